@@ -68,6 +68,13 @@ class Location:
         return {self.reference.registry} if self.reference else set()
 
     @property
+    def text_without_image(self) -> str:
+        """The text of the repository, archive or layout that has the image."""
+        if self.reference is None:
+            return self.text.removesuffix(f":{self.name}")
+        return str(replace(self.reference, tag=None, digest=None))
+
+    @property
     def description(self) -> str:
         """The archive or layout as errors name it."""
         if not self.is_stream:
@@ -414,7 +421,7 @@ def check_path_kind(location: Location) -> None:
     if location.kind == "oci":
         _check_not_file(location)
     elif location.kind in {"oci-archive", "docker-archive"}:
-        _check_not_directory(location)
+        _check_archive_path(location)
 
 
 def _check_not_file(location: Location) -> None:
@@ -423,12 +430,21 @@ def _check_not_file(location: Location) -> None:
         raise UsageError(msg, hint=f"write an archive as {_format_location('oci-archive', location)}")
 
 
-def _check_not_directory(location: Location) -> None:
+def _check_archive_path(location: Location) -> None:
     # As in `_destination_kind`: a path with a slash at its end becomes a directory.
-    has_slash = location.text.removesuffix(f":{location.name or ''}").endswith("/")
-    if not location.is_stream and (has_slash or paths.is_directory(path_of(location))):
-        msg = f"{printable(location.text)}: this is a directory, not an archive"
-        raise UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
+    if not location.is_stream and location.text_without_image.endswith("/"):
+        raise _directory_error(location)
+    _check_not_directory(location)
+
+
+def _check_not_directory(location: Location) -> None:
+    if not location.is_stream and paths.is_directory(path_of(location)):
+        raise _directory_error(location)
+
+
+def _directory_error(location: Location) -> UsageError:
+    msg = f"{printable(location.text)}: this is a directory, not an archive"
+    return UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
 
 
 def _format_location(kind: str, location: Location) -> str:
@@ -553,7 +569,7 @@ def _open_output(location: Location, context: OpenContext) -> Output:
     )
 
     path = path_of(location)
-    _check_not_directory(location)
+    _check_archive_path(location)
     if context.is_dry_run:
         return open_null_output(None if location.is_stream else path)
     if location.is_stream:

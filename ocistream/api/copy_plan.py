@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ocistream.api.copy_targets import build_prefix_target, build_rename, build_
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.layout.image_selection import (
     Selection,
+    report_replaced_names,
     select_all_by_tag,
     select_existing_images,
     select_full_names,
@@ -149,6 +151,8 @@ class CopyPlan:
 
         def rename(graph: Graph) -> Graph:
             on_resolved(graph)
+            if self.target is None and (self.destination.kind == "docker" or self.destination.name is not None):
+                report_replaced_names(graph.roots)
             if self.recompression is not None:
                 self._check_digest_stays(graph, self.recompression)
             return self.rename(graph) if self.rename is not None else graph
@@ -328,7 +332,10 @@ def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyO
         msg = "--to works only with archives and layouts"
         raise UsageError(msg, hint="copy images of registries one by one")
     target = build_prefix_target(prefix)
-    select = require_distinct_targets(target, select_full_names(options.images))
+    paths = ["FILE" if location.is_stream else printable(location.text, 1024) for location in sources]
+    inputs = " ".join(f"-i {shlex.quote(path)}" for path in paths)
+    command = f"ocistream push --image NAME {inputs} {printable(prefix).rstrip('/')}/REPOSITORY:TAG"
+    select = require_distinct_targets(target, select_full_names(options.images, command))
     return CopyPlan(
         sources=tuple(sources),
         destination=Location("docker", prefix),
@@ -401,14 +408,9 @@ def _check_repositories(sources: Sequence[Location], destination: Location, opti
         if location.name is not None or (location.reference is not None and not location.is_repository):
             option = "--all-tags" if options.all_tags else "--tags"
             msg = f"{printable(location.text)} names one image, but {option} copies several"
-            raise UsageError(msg, hint=f"to copy several images, write {_without_name(location)}; or omit {option}")
-
-
-def _without_name(location: Location) -> str:
-    """Return the location of all images where a location names one."""
-    if location.reference is None:
-        return printable(location.text.removesuffix(f":{location.name}"))
-    return printable(str(replace(location.reference, tag=None, digest=None)))
+            raise UsageError(
+                msg, hint=f"to copy several images, write {printable(location.text_without_image)}; or omit {option}"
+            )
 
 
 def _untagged_hint(source: Location, destination: Location) -> str:

@@ -92,7 +92,7 @@ def list_names(location: Location, context: OpenContext, *, max_ratio: int) -> N
     """
     if location.name is not None or (location.reference is not None and not location.is_repository):
         msg = f"{printable(location.text)} is one image, not a repository, archive or layout"
-        raise UsageError(msg, hint="omit the tag, digest or name")
+        raise UsageError(msg, hint=f"write {printable(location.text_without_image)}")
     if location.is_repository:
         return _list_tags(location, context)
     with contextlib.closing(open_source(location, context, Selection(max_ratio=max_ratio, referrers="list"))) as source:

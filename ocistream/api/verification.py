@@ -231,8 +231,13 @@ class VerifyResult:
         for descriptor in self.findings.missing:
             message = f"{prefixes.get(descriptor.digest, '')}missing {descriptor.digest}"
             errors.append(MissingContentError(message, hint=hint))
-        illegal = "is a name that is not allowed in image archives"
-        errors += [ArchiveError(f"{printable(name)!r} {illegal}") for name in self.illegal_names]
+        for name in self.illegal_names:
+            msg = f"{printable(name)!r} is a name that is not allowed in image archives"
+            is_image = any(root.name == name for root in self.findings.graph.roots)
+            rename_hint = (
+                "names have no spaces or control characters: give it another one with `ocistream copy SRC oci:DIR:NAME`"
+            )
+            errors.append(ArchiveError(msg, hint=rename_hint if is_image and not is_printable_name(name) else None))
         return errors
 
     def raise_for_findings(self) -> None:

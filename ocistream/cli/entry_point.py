@@ -350,12 +350,20 @@ def _describe_usage_error(error: click.ClickException) -> tuple[str, str | None]
         hint = suggest_option(error.option_name, command.name or "", known)
         if is_global and hint is None:
             hint = f"options follow the command: see `{_NAME} COMMAND --help`"
+        if hint is None and (others := _find_commands_with(error.option_name)):
+            hint = f"{error.option_name} is an option of {', '.join(others)}"
         if hint is not None:
             # Without the similar names that click appends: they would contradict the hint.
             return f"No such option {printable(error.option_name)!r}.", hint
     # Some messages of click have a line for each choice.
     message = " ".join(error.format_message().split())
     return message, f"see `{_NAME if context is None else context.command_path} --help`"
+
+
+def _find_commands_with(option_name: str) -> list[str]:
+    """Return the commands that have an option."""
+    commands = {name: load_command(name) for name in COMMANDS}
+    return [name for name, command in commands.items() if any(option_name in one.opts for one in command.params)]
 
 
 def _flush_streams() -> None:

@@ -20,7 +20,7 @@ from ocistream.locations import OpenContext, open_source, parse_location
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import is_digest, parse_full_name, printable
 from ocistream.sizes import format_count, format_size
-from ocistream.transfer.incomplete_indexes import find_exported_platforms
+from ocistream.transfer.incomplete_indexes import find_complete_platforms
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError
 
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ def _name_incomplete_image(error: MissingBlobsError) -> str:
 def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
     """Return a hint that names the complete platforms in an archive or layout that lacks the requested one."""
     path = printable(str(source_location.path or source_location.text), 1024)
-    hint = f"`ocistream verify {path}` lists what is missing"
+    hint = f"`ocistream inspect {path}` lists the missing blobs"
     if source_location.is_stream or source_location.path is None:
-        return "save the archive to a file: `ocistream verify FILE` lists what is missing"
+        return "save the archive to a file: `ocistream inspect FILE` lists the missing blobs"
     names = {root.origin or root.name for root in graph.roots}
     from ocistream.transfer.verify import read_graph
 
@@ -117,7 +117,7 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
         source = open_source(replace(source_location, name=None), OpenContext(), Selection(select, referrers="skip"))
         with contextlib.closing(source):
             if source.may_lack_blobs:
-                platforms = find_exported_platforms(read_graph(source), lambda blob: bool(source.is_missing(blob)))
+                platforms = find_complete_platforms(read_graph(source), lambda blob: bool(source.is_missing(blob)))
                 shown = ", ".join(map(printable, platforms[:_MAX_IN_COMMAND])) or "none"
                 return f"complete platforms: {shown}; {hint}"
     return hint

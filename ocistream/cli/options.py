@@ -38,6 +38,7 @@ from ocistream.cli.context import CommandContext
 from ocistream.cli.option_hints import SIDES
 from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber
 from ocistream.errors import UsageError
+from ocistream.oci.reference import printable
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
@@ -98,7 +99,11 @@ class Option(click.Option):
             super().add_to_parser(parser, ctx)
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
-        """Return the value and its source; raise UsageError for two values where one is allowed."""
+        """Return the value and its source; raise UsageError for a value that is no value, or one too many."""
+        if self.name in opts and not (self.is_flag or self.count or ctx.resilient_parsing):
+            given = opts[self.name]
+            for value in given if isinstance(given, list) else [given]:
+                self._check_value(value, ctx)
         if self.has_one_value and self.name in opts:
             values = opts[self.name]
             if len(set(values)) > 1 and not ctx.resilient_parsing:
@@ -106,6 +111,17 @@ class Option(click.Option):
                 raise UsageError(msg, hint="choose one of the values")
             opts = {**opts, self.name: values[-1]}
         return super().consume_value(ctx, opts)
+
+    def _check_value(self, value: str, ctx: click.Context) -> None:
+        """Raise UsageError for `--to -i app.tar`, whose value is missing, and for `-o=app.tar`."""
+        if any(value in parameter.opts for parameter in ctx.command.params):
+            msg = f"{max(self.opts, key=len)} requires an argument, but the option {value} follows"
+            raise UsageError(msg, hint=f"for a file of that name, write ./{value}")
+        short = min(self.opts, key=len)
+        if value.startswith("=") and not short.startswith("--"):
+            shown = printable(value)
+            msg = f"{short}{shown} has a = that would be a part of the value"
+            raise UsageError(msg, hint=f"write {short} {shown[1:]} or {max(self.opts, key=len)}{shown}")
 
 
 class Command(click.Command):

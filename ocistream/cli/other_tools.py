@@ -42,6 +42,7 @@ _OPTIONS: Final = (
     ("compress compress-format compression-format", "compress", "use --compress gzip|zstd|none[:LEVEL]"),
     ("compress-level compression-level", "compress", "use --compress gzip:LEVEL or --compress zstd:LEVEL"),
     ("decompress", "compress", "use --compress none"),
+    ("port p address addr bind", "listen", "use --listen HOST:PORT, such as --listen 127.0.0.1:5001"),
     ("check", "config", "use `ocistream config check [FILE]`"),
     ("require-signature", "key", "use --key FILE: each image must have a signature by this key"),
     ("key", "require-signature", "use --require-signature FILE"),

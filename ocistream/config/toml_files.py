@@ -124,8 +124,8 @@ class TomlTable:
         for name, key in self.keys.items():
             value = values.get(name, key.default)
             if value is None and key.is_required:
-                hint = f"add a line such as {name} = {key.example}" if key.example else None
-                raise self.missing_key_error(name, hint)
+                example = f"add a line such as {name} = {key.example}" if key.example else None
+                raise self.missing_key_error(name, example)
             setattr(self, key.attribute, None if value is None else key.read(self, name, value))
 
     @classmethod

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocistream import limits
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
-from ocistream.layout.index import REF_NAME, has_full_name, tag_of
+from ocistream.layout.index import REF_NAME, has_full_name, is_printable_name, tag_of
 from ocistream.notices import notify
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import parse_reference, printable
@@ -169,13 +170,16 @@ def find_named(roots: Sequence[Root], name: str) -> list[Root]:
     ]
 
 
-def select_full_names(chosen: Sequence[str]) -> ImageSelector:
-    """Return a selection of the images of --image, else of all images, that requires full names."""
-    hint = (
-        "--to needs a full name for every image; push each of these: `ocistream push HOST/REPOSITORY:TAG --image NAME`"
-    )
+def select_full_names(chosen: Sequence[str], command: str) -> ImageSelector:
+    """Return a selection of the images of --image, else of all images, that requires full names.
+
+    `command` pushes one image, for the error that names images without a full name; NAME stands for one of them.
+    """
 
     def select(roots: Sequence[Root], where: str) -> Sequence[Root]:
+        unnamed = next((root for root in roots if not has_full_name(root)), None)
+        line = command if unnamed is None else command.replace("NAME", shlex.quote(_typeable_name(unnamed)), 1)
+        hint = f"--to needs a full name for every image; push each of the others by itself: `{line}`"
         if not chosen:
             return select_all_images(select_existing_images(roots, where), f"in {where}", "full name", hint)
         return select_all_images(select_named_images(chosen, all_names=True)(roots, where), "chosen", "full name", hint)
@@ -266,6 +270,13 @@ def report_duplicate_names(graph: Graph) -> None:
         notify(f"{len(duplicates) - _MAX_NAMES} more names belong to several images each")
 
 
+def report_replaced_names(roots: Iterable[Root]) -> None:
+    """Report names that `verify` refuses, if another name replaces them."""
+    for root in itertools.islice(roots, _MAX_NAMES):
+        if root.name is not None and not is_printable_name(root.name):
+            notify(f"the name {printable(root.name)!r} is not used: names have no spaces or control characters")
+
+
 def report_untagged(roots: Iterable[Root], option: str = "--tags") -> None:
     """Report images without a tag if `option` chooses images by their tags.
 
@@ -286,6 +297,11 @@ def format_image_names(roots: Sequence[Root]) -> str:
     names = [printable(root.name) if root.name else root.descriptor.digest for root in roots]
     shown = ", ".join(names[:_MAX_NAMES]) or "none"
     return f"{shown} and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else shown
+
+
+def _typeable_name(root: Root) -> str:
+    """Return a name for a command: the image's own, or its digest if it has none that can be typed."""
+    return root.name if root.name and is_printable_name(root.name) else root.descriptor.digest
 
 
 def _digests(roots: Iterable[Root]) -> set[str]:

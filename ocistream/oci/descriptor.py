@@ -93,7 +93,9 @@ def parse_platform(text: str) -> Platform:
     """
     if not (match := _PLATFORM.match(text)):
         msg = f"malformed platform {printable(text)!r}"
-        raise InvalidNameError(msg, hint="write OS/ARCHITECTURE[/VARIANT], such as linux/arm64, or all")
+        known = text in {*_ARCHITECTURE_ALIASES, *_ARCHITECTURE_ALIASES.values()}
+        example = f"linux/{_ARCHITECTURE_ALIASES.get(text, text)}" if known else "linux/arm64"
+        raise InvalidNameError(msg, hint=f"write OS/ARCHITECTURE[/VARIANT], such as {example}, or all")
     system, version, architecture, variant = match.groups()
     return Platform(system, _ARCHITECTURE_ALIASES.get(architecture, architecture), variant or "", version or "")
 

@@ -94,9 +94,11 @@ def limit_to_exported(
     return smaller.prune(graph.all_referrers, NOT_EXPORTED)
 
 
-def find_exported_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -> tuple[str, ...]:
-    """List the platforms that the source has of the images' indexes; `lacks` says whether it lacks a blob."""
+def find_complete_platforms(graph: Graph, lacks: Callable[[Descriptor], bool]) -> tuple[str, ...]:
+    """List the platforms of the images' indexes of which the source has all blobs; `lacks` is whether it lacks one."""
     missing = {manifest.digest for manifest in find_not_exported(graph, lacks)}
+    # The layers too: one that is missing is damage, so that the platform counts as exported.
+    missing |= {digest for digest, document in graph.documents.items() if any(map(lacks, document.layers))}
     leaves = [leaf for root in graph.roots for leaf in _list_leaves(graph, root)]
     return _platform_names(
         leaf for leaf in leaves if leaf.digest not in missing and leaf.platform and attestation_subject(leaf) is None

@@ -213,6 +213,8 @@ class TestDamage:
         made.layout.file(layer).unlink()
         assertions.failure(push(), 6, layer)
         assert manifest(served.host, "app", "1") is None
+        result = ocistream("push", f"{served.host}/app:1", "-i", made.layout.path, "--platform", "linux/arm64")
+        assertions.failure(result, 6, layer, "complete platforms: linux/amd64; `ocistream inspect")
 
     @from_sorted_pipe
     def test_nothing_of_it_at_all_is_an_error(self, made: Made, push: Push, served: FaultyRegistry) -> None:
@@ -225,7 +227,7 @@ class TestDamage:
         made.remove("linux/arm64", "linux/s390x")
         result = push("--platform", "linux/arm64")
         assertions.failure(
-            result, 6, f"{NAME} for linux/arm64", made.images["linux/arm64"]["digest"], "ocistream verify"
+            result, 6, f"{NAME} for linux/arm64", made.images["linux/arm64"]["digest"], "` lists the missing blobs"
         )
 
     @pytest.mark.parametrize("keep_manifests", [False, True])
@@ -272,6 +274,7 @@ class TestOtherCommands:
         assert lines[0] == f"{NAME}@{made.index['digest']}"
         assert lines[1:3] == [f"not exported: linux/arm64 of {NAME}", f"not exported: linux/s390x of {NAME}"]
         assert lines[-1].startswith("ok: ")
+        assert lines[-1].endswith(", 2 index entries not exported (`docker save` omits other platforms)")
         assert not any(line.startswith("missing") for line in lines)
 
     def test_verify_still_finds_damage_in_one(self, made: Made, source: Callable[[], dict[str, Any]]) -> None:

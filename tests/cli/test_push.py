@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -283,9 +284,11 @@ def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
         result,
         2,
         f"2 of 4 images in {name} have no full name: plain, {nameless['digest']}",
-        "--image NAME",
+        f"`ocistream push --image plain -i {layout.path if given else 'FILE'} {served.host}/REPOSITORY:TAG`",
     )
     assert served.requests == []
+    line = result.err.partition("`ocistream ")[2].partition("`")[0].replace("REPOSITORY:TAG", "pasted:1")
+    assertions.success(ocistream(*shlex.split(line.replace("FILE", str(archive)))))
     # The way that the hint names.
     chosen = ["--image", "a.example/team/app:1", "--image", named["docker.io/library/nginx:2"]["digest"]]
     result = ocistream("push", "--to", served.host, *chosen, *given, stdin=archive if how == "pipe" else None)
@@ -332,7 +335,9 @@ def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Pa
     other = Layout(layout.path.with_name("nameless"))
     small_image(other, name="1")
     result = ocistream("push", "--to", served.host, "-i", other.path)
-    assertions.failure(result, 2, f"no image in {other.path} has a full name: 1", "--image NAME")
+    assertions.failure(
+        result, 2, f"no image in {other.path} has a full name: 1", f"push --image 1 -i {other.path} {served.host}/"
+    )
     assertions.no_image(served)
 
 

@@ -32,7 +32,7 @@ COMMANDS: Final = [
     "pull HOST/app:1 -o OUT --only PATH",
     "pull HOST/app:1 -o OUT --config PATH",
     "pull HOST/app:1 -o OUT --authfile PATH",
-    "pull HOST/app:1 -o OUT --from-byte 5 -o PATH",
+    "pull HOST/app:1 --from-byte 5 -o PATH",
     "push -i PATH HOST/new:1",
     "push -i FILE -i PATH HOST/new:1",
     "copy PATH oci:OUT",

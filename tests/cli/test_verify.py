@@ -306,7 +306,19 @@ class TestNames:
         assert result.code == 6
         assert sorted(document(result)["illegalNames"]) == sorted(names)
         assert "is a name that is not allowed in image archives" in result.err
+        assert "give it another one with `ocistream copy SRC oci:DIR:NAME`" in result.err
         assert ocistream("verify", images.path).code == 6
+
+    def test_an_illegal_one_of_an_image_that_gets_another_name_is_reported(
+        self, layout: Layout, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        layout.name(small_image(layout), "app:1\x07")
+        line = "ocistream: the name 'app:1?' is not used: names have no spaces or control characters\n"
+        source = str(layout.path)
+        for argv in (["push", "-i", source, f"{served.host}/app:1"], ["copy", source, f"oci:{tmp_path}/a:1"]):
+            result = ocistream(*argv)
+            assertions.success(result)
+            assert line in result.err
 
     def test_a_docker_archives_tags_are_to_be_names_of_images(self, layout: Layout, verify: Verify) -> None:
         legal, illegal = ["app:1", "r.example:5000/a/b:c"], ["App:1", "app:a b"]

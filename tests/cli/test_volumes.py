@@ -348,7 +348,7 @@ def test_a_dry_run_of_a_volume_does_not_say_that_it_is_stored(cut: CutOnce, targ
 @pytest.mark.parametrize("piped", [False, True])
 def test_a_dry_run_of_a_part_says_what_the_real_run_does(cut: CutOnce, target: FaultyRegistry, piped: bool) -> None:
     for path in (cut.paths[1], cut.paths[0], cut.paths[2]):
-        argv = ["push", *([] if piped else ["-i", path]), f"{target.host}/app:1"]
+        argv = ["push", *([] if piped else ["-i", str(path)]), f"{target.host}/app:1"]
         stdin = path.read_bytes() if piped else None
         dry, real = (ocistream(*argv, *option, stdin=stdin) for option in (["--dry-run"], []))
         error = real.err.splitlines()[0].replace("was not stored", "would not be stored")

@@ -401,7 +401,7 @@ FAILURES: Final = [
             "pull reads from registries; use -o PATH for the output file; `ocistream copy SRC DST` also reads files",
             _file_for_an_image),
     Failure("a malformed platform", 2, "malformed platform …",
-            "write OS/ARCHITECTURE[/VARIANT], such as linux/arm64, or all", _malformed_platform),
+            "write OS/ARCHITECTURE[/VARIANT], such as linux/amd64, or all", _malformed_platform),
     Failure("a Docker schema 1 image", 8,
             "manifest DIGEST is a Docker schema 1 manifest, which is not supported",
             "rebuild the image or push it again with a current version of Docker", _old_manifest),

@@ -64,7 +64,7 @@ _DIGEST = "sha256:" + 64 * "a"
         (["pull", "localhost:1/a:1", "--from-byte=-1"], 2, ["'-1' is not a whole number of at least 0", "--help"]),
         (["pull", "localhost:1/a:1", "--platform"], 2, ["requires an argument", "see `ocistream pull --help`"]),
         (["pull", "localhost:1/a:1", "--client-key=k"], 2, ["--client-key needs --client-cert", "certificate of that"]),
-        (["pull", "localhost:1/a:1", "-u=a", "--password-file=no"], 4, ["no such file", "check the path"]),
+        (["pull", "localhost:1/a:1", "--username=a", "--password-file=no"], 4, ["no such file", "check the path"]),
         (["verify", "localhost:1/app:1", "app.tar"], 2, ["other sources are files", "one command for registries"]),
         (["gc", "localhost:5000/app:1"], 2, ["is in a registry, but this must be a layout directory", "themselves"]),
         (["gc", "nowhere"], 4, ["no such directory", "check the path"]),
@@ -75,6 +75,15 @@ _DIGEST = "sha256:" + 64 * "a"
             2,
             ["'nosuch.toml' is neither show nor check", "write `ocistream config check nosuch.toml`"],
         ),
+        (["serve", "--port", "5001"], 2, ["No such option", "use --listen HOST:PORT, such as --listen 127.0.0.1:5001"]),
+        (["push", "--to", "-i", "a.tar"], 2, ["--to requires an argument, but the option -i follows", "write ./-i"]),
+        (["pull", "localhost:1/a:1", "-o=x"], 2, ["-o=x has a = that would be a", "write -o x or --output=x\n"]),
+        (
+            ["pull", "localhost:1/a:1", "--platform", "x86_64"],
+            2,
+            ["malformed platform 'x86_64'", "such as linux/amd64"],
+        ),
+        (["tags", "localhost:1/a:1"], 2, ["localhost:1/a:1 is one image, not a", "write localhost:1/a\n"]),
         (["config", "pull"], 2, ["'pull' is neither show nor check", "write `ocistream config show pull`"]),
         (["config", "--check"], 2, ["No such option", "use `ocistream config check [FILE]`"]),
         (["verify", "--require-signature", "k"], 2, ["No such option", "use --key FILE: each image must have a"]),
@@ -103,6 +112,8 @@ _DIGEST = "sha256:" + 64 * "a"
         (["copy", "localhost:1/a", "oci-archive:new/:b"], 2, ["new/:b: this is a directory, not an archive"]),
         (["pull", "app :1"], 2, ["is not a repository", "lower-case letters and digits"]),
         (["pull", "host.example:port/app"], 2, ["is not a registry host", "HOST[:PORT]"]),
+        (["inspect", "nowhere/"], 4, ["cannot read nowhere: no such file or directory", "check the path"]),
+        (["pull", "localhost:1/a:1", "--upload=put"], 2, ["No such option", "--upload is an option of push, copy\n"]),
         (["inspect", "oci:nowhere"], 4, ["no such directory", "check the path"]),
         (["inspect", "oci:."], 6, ["has no index.json", "name a directory"]),
         (["sync", "nowhere.toml"], 4, ["no such file", "check the path"]),
@@ -144,7 +155,7 @@ def test_an_option_with_a_default_may_be_given_again_and_any_option_with_the_sam
     layout.name(small_image(layout), "app:1")
     config = layout.path.parent / "config.toml"
     config.touch()
-    same = ["--format", "{name}", "--config", config] * 2
+    same: list[Argument] = ["--format", "{name}", "--config", config] * 2
     result = ocistream("inspect", layout.path, *same, "--retries", "1", "--retries", "2")
     assertions.success(result)
     assert result.lines() == ["app:1"]

@@ -210,6 +210,9 @@ def _format_counts(result: VerifyResult) -> list[str]:
         parts.append(f"{format_count(findings.unreferenced, 'blob')} that no image needs")
     if findings.unpacked:
         parts.append(f"{format_count(findings.unpacked, 'layer')} unpacked")
+    if count := sum(len(index.missing) for index in findings.incomplete):
+        entries = format_count(count, "index entry", "index entries")
+        parts.append(f"{entries} not exported (`docker save` omits other platforms)")
     if findings.parts:
         parts.append(format_count(findings.parts, "part of a split blob", "parts of split blobs"))
     if result.other_files:
