@@ -10,7 +10,6 @@ import click
 from ocistream import notices
 from ocistream.cli.console import sanitize_line
 from ocistream.layout.index import docker_tag
-from ocistream.oci.omitted_blobs import group_by_reason
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import classify_referrer, format_kind_counts
 from ocistream.sizes import format_count, format_size
@@ -314,6 +313,10 @@ def _report_plain_layers(console: Console, report: Report, *, is_saved: bool, ex
 
 def _report_omitted(console: Console, report: Report) -> None:
     """Print how much was omitted from the output, one line for each reason."""
+    if not report.graph.omitted_from_output:
+        return
+    from ocistream.oci.omitted_blobs import group_by_reason
+
     sizes = {blob.descriptor.digest: blob.descriptor.size for blob in report.blobs if blob.status == "omitted"}
     for reason, digests in group_by_reason(report.graph.omitted_from_output).items():
         size = format_size(sum(sizes[digest] for digest in digests))
