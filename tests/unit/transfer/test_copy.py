@@ -142,6 +142,13 @@ class TestAhead:
         assert given == ([] if memory is None else [memory])
         assert len(sink.blobs) == 11
 
+    def test_few_small_blobs_are_not_measured(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        several_layers(layout, 2)
+        monkeypatch.delattr(prefetch, "Prefetcher")
+        sink = Memory()
+        transfer.copy(LayoutSource(layout.path), sink)
+        assert len(sink.blobs) == 3
+
 
 class TestSideBySide:
     @pytest.mark.parametrize(("source", "sink", "jobs"), [(True, True, 1), (True, False, 4)])
