@@ -299,6 +299,9 @@ WRITEBACK_SIZE: Final = 16 * MIB
 PIPE_SIZE: Final = 1 * MIB
 #: Memory for prefetching, unless --memory says otherwise: the total stays below 48 MiB.
 PREFETCH_MEMORY: Final = 8 * MIB
+#: The rate of one connection is measured over this many bytes, or blobs if they are small. Less is not prefetched.
+PREFETCH_WINDOW_SIZE: Final = 4 * MIB
+PREFETCH_WINDOW_BLOBS: Final = 8
 #: The most memory that --memory may give to prefetching.
 MAX_PREFETCH_MEMORY: Final = 4096 * MIB
 #: A smaller blob is hashed faster than another thread starts.

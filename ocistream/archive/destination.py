@@ -15,7 +15,6 @@ from ocistream.archive.tar_writer import TarWriter
 from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json, docker_tag
 from ocistream.notices import notify
 from ocistream.oci.graph import is_image
-from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json
 from ocistream.oci.walk import leaves_of
@@ -135,10 +134,11 @@ def build_small_files(
 
     `entries` are the entries of the index. `annotations` are written beside the annotation of omitted blobs.
     """
-    index_annotations = {
-        **(annotations or {}),
-        **({OMITTED_ANNOTATION: format_omitted(graph.omitted_from_output)} if graph.omitted_from_output else {}),
-    }
+    index_annotations = dict(annotations or {})
+    if graph.omitted_from_output:
+        from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted
+
+        index_annotations[OMITTED_ANNOTATION] = format_omitted(graph.omitted_from_output)
     yield "index.json", build_index_json(entries, annotations=index_annotations or None)
     # Docker cannot load an archive that lacks layers, so an archive with omitted blobs has no manifest.json.
     if not graph.omitted_from_output and (images := list_docker_images(graph)):

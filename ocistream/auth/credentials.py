@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 from ocistream import notices
 from ocistream.auth.docker_config import (
     MAX_AUTH_FILE,
-    TOKEN_USERNAME,
     AuthFile,
     Credential,
     check_storable,
@@ -25,6 +24,7 @@ from ocistream.auth.docker_config import (
     normalize_host,
     with_named_source,
 )
+from ocistream.auth.tokens import TOKEN_USERNAME
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.files import atomic_file, disk_errors, locked_directory, write_all

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 #: Maximum size of an auth file and of `DOCKER_AUTH_CONFIG`, in bytes.
 MAX_AUTH_FILE: Final = 1024 * 1024
-#: The user name of a helper whose secret is an identity token.
-TOKEN_USERNAME: Final = "<token>"  # noqa: S105 - it marks a secret and is none
 #: Docker Hub's name in Docker's file and helpers.
 _HUB_SERVER: Final = "https://index.docker.io/v1/"
 _SECRET_FIELDS: Final = frozenset({"auth", "identitytoken", "registrytoken", "username", "password"})

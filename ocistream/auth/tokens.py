@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
-from ocistream.auth.docker_config import TOKEN_USERNAME
 from ocistream.errors import ArchiveError, UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +86,8 @@ def parse_challenges(values: Sequence[str]) -> list[Challenge]:
 
 
 CLIENT_ID: Final = "ocistream"
+#: The user name of a helper whose secret is an identity token.
+TOKEN_USERNAME: Final = "<token>"  # noqa: S105 - it marks a secret and is none
 #: Lifetime in seconds of a token whose server does not state it (token specification, `expires_in`).
 DEFAULT_LIFETIME: Final = 60.0
 #: Visible ASCII. Any other character in a token could end its header line, or start another one.

@@ -24,7 +24,7 @@ from ocistream.transfer.incomplete_indexes import find_complete_platforms
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.console import Console
@@ -38,16 +38,13 @@ _MAX_IN_COMMAND: Final = 20
 _MAX_LISTED: Final = 1000
 
 
-@contextlib.contextmanager
-def add_copy_hints(console: Console, plan: CopyPlan, source: Source, *, dry_run: bool) -> Iterator[None]:
+def add_copy_hint(error: OcistreamError, console: Console, plan: CopyPlan, source: Source, *, dry_run: bool) -> None:
     """Add to the error of a copy what the user can do about it."""
     location = plan.local_source
-    try:
-        yield
-    except MissingBlobsError as error:
-        if isinstance(error, MissingVolumesError):
-            _describe_needed_volumes(error, source, plan.destination, dry_run=dry_run)
-        elif error.needed is not None:
+    if isinstance(error, MissingVolumesError):
+        _describe_needed_volumes(error, source, plan.destination, dry_run=dry_run)
+    elif isinstance(error, MissingBlobsError):
+        if error.needed is not None:
             error.hint = "name all volumes in one command, or copy them one by one into a layout directory"
         elif any(missing.digest in error.graph.omitted_from_source for missing in error.missing):
             error.message = _missing_blobs_message(error, location)
@@ -55,22 +52,20 @@ def add_copy_hints(console: Console, plan: CopyPlan, source: Source, *, dry_run:
             _list_missing_blobs(console, error)
         elif error.graph.is_platform_filtered and location is not None:
             _add_platforms_hint(error, location)
-        raise
-    except NoSuchImageError as error:
+    elif isinstance(error, NoSuchImageError):
         if is_digest(error.wanted) and (images := _find_images_by_id(error.wanted, location, source)):
             shown = printable(error.wanted)
             error.hint = f"{shown} is an image ID; use the name or digest instead: {format_image_names(images)}"
-        raise
-    except IntegrityError as error:
-        if error.digest and not error.hint and location is not None and location.path:
-            name = location.description
-            error.message = f"{name}: {error.message}"
-            error.hint = (
-                "the archive is damaged: save it to a file, and check it with `ocistream verify FILE`"
-                if location.is_stream
-                else f"it is damaged, or changed during the run: check it with `ocistream verify {name}`"
-            )
-        raise
+    elif (
+        isinstance(error, IntegrityError) and error.digest and not error.hint and location is not None and location.path
+    ):
+        name = location.description
+        error.message = f"{name}: {error.message}"
+        error.hint = (
+            "the archive is damaged: save it to a file, and check it with `ocistream verify FILE`"
+            if location.is_stream
+            else f"it is damaged, or changed during the run: check it with `ocistream verify {name}`"
+        )
 
 
 def add_sync_hint(error: OcistreamError, source: str) -> None:

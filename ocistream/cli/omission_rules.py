@@ -45,15 +45,13 @@ def find_queried_registries(context: CommandContext) -> set[str]:
     return {location.reference.registry for location in locations if location.reference}
 
 
-def build_omission_rule(context: CommandContext, plan: CopyPlan) -> OmissionRule | None:
-    """Return the function that selects the blobs to omit from the destination; None to omit none.
+def build_omission_rule(context: CommandContext, plan: CopyPlan) -> OmissionRule:
+    """Return the function that selects the blobs to omit from the destination.
 
     Manifests are never omitted. Calling the function reads the lists and locations, and raises their errors. The
     platforms of the plan are also those of each --base.
     """
     have, base, only = context.omission.have, context.omission.base, context.omission.only
-    if not (have or base or only):
-        return None
     source_location, choice = plan.sources[0], plan.selection.platforms
     _check_omissions(context, plan)
     holders = [_build_have_rule(context, text, source_location) for text in have] + [

@@ -10,11 +10,9 @@ import click
 from ocistream import notices
 from ocistream.cli.console import sanitize_line
 from ocistream.layout.index import docker_tag
-from ocistream.oci.omitted_blobs import group_by_reason
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import classify_referrer, format_kind_counts
 from ocistream.sizes import format_count, format_size
-from ocistream.transfer.incomplete_indexes import read_exported_platforms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -217,8 +215,12 @@ def report_selected_platforms(roots: Iterable[Root], source: Source | None, *, i
             continue
         name = printable(root.name or root.origin or chosen.index, _MAX_NAME)
         if not chosen.explicit:
-            exported = read_exported_platforms(source, chosen.manifests) if source is not None else None
-            may_be_incomplete = exported is None and source is not None and source.may_lack_blobs
+            exported, may_be_incomplete = None, False
+            if source is not None and source.may_lack_blobs:
+                from ocistream.transfer.incomplete_indexes import read_exported_platforms
+
+                exported = read_exported_platforms(source, chosen.manifests)
+                may_be_incomplete = exported is None
             text = _describe_selected(
                 chosen, exported, may_lack=may_be_incomplete, into_docker_archive=into_docker_archive
             )
@@ -314,6 +316,10 @@ def _report_plain_layers(console: Console, report: Report, *, is_saved: bool, ex
 
 def _report_omitted(console: Console, report: Report) -> None:
     """Print how much was omitted from the output, one line for each reason."""
+    if not report.graph.omitted_from_output:
+        return
+    from ocistream.oci.omitted_blobs import group_by_reason
+
     sizes = {blob.descriptor.digest: blob.descriptor.size for blob in report.blobs if blob.status == "omitted"}
     for reason, digests in group_by_reason(report.graph.omitted_from_output).items():
         size = format_size(sum(sizes[digest] for digest in digests))

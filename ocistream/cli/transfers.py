@@ -8,12 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream.api.results import list_images
-from ocistream.cli.error_hints import add_copy_hints
-from ocistream.cli.omission_rules import build_omission_rule, find_queried_registries
 from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
 from ocistream.cli.result_document import check_result_writable, write_result
-from ocistream.errors import UsageError
+from ocistream.errors import OcistreamError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +33,11 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry
     """
     _check_registries(context, plan)
     plan = plan.with_policy(context.access.load_trust_policy())
-    omission_rule = build_omission_rule(context, plan)
+    omission_rule: OmissionRule | None = None
+    if context.omission.have or context.omission.base or context.omission.only:
+        from ocistream.cli.omission_rules import build_omission_rule
+
+        omission_rule = build_omission_rule(context, plan)
     sides = list(context.sides) or ["", ""]
 
     def open_locations() -> tuple[Source, Destination]:
@@ -51,7 +53,11 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry
 
 def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
     """Raise UsageError if options of one side contradict each other, or a credential could be for two registries."""
-    queried = find_queried_registries(context)
+    queried: set[str] = set()
+    if context.omission.have or context.omission.base:
+        from ocistream.cli.omission_rules import find_queried_registries
+
+        queried = find_queried_registries(context)
     named = plan.source_registries | plan.destination_registries
     if not context.sides:
         context.credentials.check_registries(named | queried)
@@ -103,21 +109,24 @@ def run_transfer(
             into_docker_archive = plan.destination.kind == "docker-archive"
             report_selected_platforms(graph.roots, source, into_docker_archive=into_docker_archive)
 
-        with (
-            add_copy_hints(context.console, plan, source, dry_run=dry_run),
-            context.console.show_progress("none" if dry_run else context.options.progress) as observer,
-        ):
-            report = plan.run(
-                source,
-                destination,
-                observer,
-                client=context.options,
-                find_host_jobs=context.access.find_host_jobs,
-                cancelled=context.cancelled,
-                omit=omission_rule,
-                on_resolved=announce,
-                dry_run=dry_run,
-            )
+        try:
+            with context.console.show_progress("none" if dry_run else context.options.progress) as observer:
+                report = plan.run(
+                    source,
+                    destination,
+                    observer,
+                    client=context.options,
+                    find_host_jobs=context.access.find_host_jobs,
+                    cancelled=context.cancelled,
+                    omit=omission_rule,
+                    on_resolved=announce,
+                    dry_run=dry_run,
+                )
+        except OcistreamError as error:
+            from ocistream.cli.error_hints import add_copy_hint
+
+            add_copy_hint(error, context.console, plan, source, dry_run=dry_run)
+            raise
     images = list_images(report, plan)
     cached_sizes = context.access.cached_sizes
     if result is not None:

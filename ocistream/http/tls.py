@@ -59,15 +59,8 @@ class TlsContexts:
         """Trust `bundle`, a file or directory, instead of the system's CAs; trust `fallback` if there are none."""
         self._bundle = bundle
         self._fallback = fallback
-        self._contexts = OncePerKey(self._make)
-
-    def load(self, settings: TlsSettings) -> ssl.SSLContext:
-        """Return the context for these settings.
-
-        Raises:
-            NotFoundError, LocalDiskError, UsageError: as in `check_tls_files`.
-        """
-        return self._contexts(settings)
+        #: Returns the context for some settings. Raises the errors of `check_tls_files`.
+        self.load = OncePerKey(self._make)
 
     def _make(self, settings: TlsSettings) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -5,7 +5,6 @@ Tags are always resolved by the registry. Bytes from the cache are verified like
 
 from __future__ import annotations
 
-import contextlib
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,7 @@ from ocistream.oci.descriptor import Descriptor, Manifest
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.reference import is_digest
 from ocistream.registry.repository import determine_media_type
+from ocistream.streams.chunks import closing_chunks
 from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
@@ -210,18 +210,16 @@ class _CachedBlob:
         `streams.chunks.verify_chunks` has checked these chunks, so they are not hashed again. The blob is correct after
         its last chunk.
         """
-        with contextlib.ExitStack() as stack:
-            # Close the chunks here, not when they are garbage-collected.
-            stack.callback(getattr(chunks, "close", lambda: None))
+        with closing_chunks(chunks):
             chunk = next(chunks, None)
             if self._used_cache:
                 if chunk is not None:
                     yield chunk
                 yield from chunks
                 return
-            copy = stack.enter_context(self._cache.open_writer(self._descriptor.digest))
-            while chunk is not None:
-                copy.write(chunk)
-                yield chunk
-                chunk = next(chunks, None)
-            copy.is_complete = True
+            with self._cache.open_writer(self._descriptor.digest) as copy:
+                while chunk is not None:
+                    copy.write(chunk)
+                    yield chunk
+                    chunk = next(chunks, None)
+                copy.is_complete = True

@@ -13,7 +13,6 @@ from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError, U
 from ocistream.oci.descriptor import DOCKER_LIST, OCI_INDEX, Descriptor
 from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser, check_document_type, check_schema_version
 from ocistream.oci.graph import Graph, Root
-from ocistream.oci.packed_descriptors import PackedDescriptors
 from ocistream.oci.reference import is_digest, is_tag, parse_digest, parse_full_name, parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME, SUBJECT, cosign_subject, is_fallback_tag
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, discard_item, parse_json
@@ -60,6 +59,9 @@ def parse_index_json(raw: bytes) -> LayoutIndex:
     Raises:
         ArchiveError: the file is malformed.
     """
+    # Imported here, because to write an index needs none.
+    from ocistream.oci.packed_descriptors import PackedDescriptors
+
     entries = PackedDescriptors()
     return LayoutIndex(entries, parse_entries(raw, entries.append))
 

@@ -51,16 +51,9 @@ class LayoutWriter:
         self.directory.check_usable()
         #: A lock on the blobs that tells `gc` that images are being added.
         self._blobs_lock: int | None = None
-        self._prepare_once = once(self._prepare)
+        #: Makes the directory a layout, unless it is one, and deletes files of killed processes.
+        self.prepare = once(self._prepare)
         self.index = IndexFile(self.directory, self._parse)
-
-    def prepare(self) -> None:
-        """Make the directory a layout, unless it is one, and delete files of killed processes.
-
-        Raises:
-            LocalDiskError: the layout cannot be created.
-        """
-        self._prepare_once()
 
     def _prepare(self) -> None:
         self.directory.create()

@@ -400,7 +400,7 @@ def parse_diff_ids(raw: bytes, what: str) -> tuple[str, ...]:
     Raises:
         ArchiveError: the list is missing or malformed.
     """
-    rootfs = _parse_rootfs(raw, what)
+    rootfs = check_config(raw, what)
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     # Go writes an empty list as null.
     if isinstance(rootfs, dict) and diff_ids is None:
@@ -411,16 +411,12 @@ def parse_diff_ids(raw: bytes, what: str) -> tuple[str, ...]:
     return tuple(diff_ids)
 
 
-def check_config(raw: bytes, what: str) -> None:
-    """Check that an image's config is a JSON object that all tools read alike.
+def check_config(raw: bytes, what: str) -> object:
+    """Check that an image's config is a JSON object that all tools read alike, and return its `rootfs`.
 
     Raises:
         ArchiveError: the config is malformed, ambiguous, or too large.
     """
-    _parse_rootfs(raw, what)
-
-
-def _parse_rootfs(raw: bytes, what: str) -> object:
     rootfs = parse_json(raw, what, limits.MAX_CONFIG, keys={"rootfs"}, known_keys=_CONFIG_FIELDS).get("rootfs")
     if isinstance(rootfs, dict):
         check_keys(rootfs, _ROOTFS_FIELDS, f"rootfs of {what}")

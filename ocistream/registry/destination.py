@@ -503,15 +503,11 @@ class RegistryDestination:
         if name not in self._pushers:
             repository = Repository(self._client, reference.registry, name, for_push=True)
             self._pushers[name] = BlobPusher(repository, self._strategy, self._records)
+            # The registry must report the same digest for the manifest.
             self._existing_images[name] = ExistingImages(
-                partial(_has_manifest_by_digest, repository), partial(self._check_blob, repository)
+                lambda digest: repository.find_digest(digest) == digest, partial(self._check_blob, repository)
             )
         return self._pushers[name]
-
-
-def _has_manifest_by_digest(repository: Repository, digest: str) -> bool:
-    """Return whether the registry has a manifest and reports the same digest for it."""
-    return repository.find_digest(digest) == digest
 
 
 def _push_referrer(repository: Repository, manifest: Manifest) -> bool:

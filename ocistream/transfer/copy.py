@@ -30,9 +30,7 @@ from ocistream.transfer.blob_writer import BlobWriter
 from ocistream.transfer.config_checks import ConfigChecker
 from ocistream.transfer.early_blobs import EarlyBlobWriter
 from ocistream.transfer.existing_blobs import ExistenceCheck
-from ocistream.transfer.incomplete_indexes import limit_to_exported, limit_to_source
 from ocistream.transfer.interfaces import NullObserver
-from ocistream.transfer.prefetch import Prefetcher
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
@@ -247,6 +245,11 @@ class _Copy:
     def limit_graph(self, graph: Graph) -> Graph:
         """Choose how layers are recompressed, and omit platforms that neither side has."""
         self.recompressor = self.early_blobs.choose_recompressor(graph)
+        if not self.source.may_lack_blobs:
+            return graph
+        # Imported here, because registries have complete indexes.
+        from ocistream.transfer.incomplete_indexes import limit_to_source
+
         return limit_to_source(self.source, graph, partial(self.list_stored_manifests, graph))
 
     def list_stored_manifests(self, graph: Graph, missing: Sequence[Descriptor]) -> set[str]:
@@ -360,9 +363,16 @@ class _Copy:
             self.move_from_pipe(plan, concurrency, blobs)
             return
         memory = self.prefetch_memory - self.destination.traits.buffer_size * concurrency
-        if memory <= 0 or self.jobs == 1 or are_recompressed:
+        is_short = (
+            len(wanted) < limits.PREFETCH_WINDOW_BLOBS
+            and sum(blob.size for blob in wanted) < limits.PREFETCH_WINDOW_SIZE
+        )
+        if memory <= 0 or self.jobs == 1 or are_recompressed or is_short:
             self.move_each(plan, concurrency, blobs)
             return
+        # Imported here, because small images are not prefetched.
+        from ocistream.transfer.prefetch import Prefetcher
+
         with closing(Prefetcher(self.jobs, memory, self.cancelled)) as prefetcher:
             prefetched = prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs)
             self.move_each(plan, concurrency, prefetched)
@@ -482,6 +492,9 @@ class _Copy:
             and not graph.omitted_from_output
             and not plan.recompressed
         ):
+            # Imported here, because few pipes lack blobs that their index lists.
+            from ocistream.transfer.incomplete_indexes import limit_to_exported
+
             exported = limit_to_exported(graph, lambda blob: blob.digest in unavailable_digests)
             if unavailable_digests.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
                 self.destination.begin(exported)

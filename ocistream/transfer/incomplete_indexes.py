@@ -127,7 +127,7 @@ def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tup
     Raises:
         LocalDiskError: the source cannot be read.
     """
-    if not source.may_lack_blobs or not source.concurrent:
+    if not source.concurrent:
         return None
     exported: list[Descriptor] = []
     for leaf in leaves:

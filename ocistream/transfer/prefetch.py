@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob
 
-#: One measurement takes at least this long (seconds), and this many bytes, or blobs if they are small.
+#: One measurement takes at least this long (seconds), and the bytes or blobs of `limits`.
 _WINDOW: Final = 0.25
-_WINDOW_BYTES: Final = 4 * limits.MIB
-_WINDOW_BLOBS: Final = 8
 #: The rate of one connection is the rate of its last seconds, this many. Servers that limit a connection often send the
 #: first seconds' bytes at once (nginx's limit_rate does).
 _RECENT: Final = 0.1
@@ -339,8 +337,8 @@ class _ThroughputMeter:
             self._recent_rate = self._recent_bytes / (now - self._recent_since)
             self._recent_since, self._recent_bytes = now, 0
         elapsed = now - self._began
-        min_bytes = self._round_bytes if self.is_parallel and not self._startup else _WINDOW_BYTES
-        if elapsed < _WINDOW or (self._bytes < min_bytes and self._blobs < _WINDOW_BLOBS):
+        min_bytes = self._round_bytes if self.is_parallel and not self._startup else limits.PREFETCH_WINDOW_SIZE
+        if elapsed < _WINDOW or (self._bytes < min_bytes and self._blobs < limits.PREFETCH_WINDOW_BLOBS):
             return
         rate = self._bytes / elapsed
         if not self.is_parallel:

@@ -124,6 +124,12 @@ class TestWrongBytes:
         assert [line.partition("@")[0] for line in result.lines()[:-1]] == ["both", "parts"]
         assert result.lines()[-1].startswith("NOT ok")
 
+    def test_a_layer_that_is_too_short_is_damage_too(self, images: Layout, verify: Verify) -> None:
+        digest = a_layer(images)
+        result = verify(changed(images, digest, images.file(digest).read_bytes()[:-1]))
+        assert result.code == 5
+        assert "the archive is damaged: copy or pull it again" in result.err
+
     def test_the_json_document_separates_damaged_images_and_names_one_in_each_failure(
         self, images: Layout, verify: Verify
     ) -> None:

@@ -18,8 +18,8 @@ from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.transfer import copy as transfer
+from ocistream.transfer import prefetch
 from ocistream.transfer.interfaces import Blob, CompleteSource, EarlyBlobs, Traits, VerifiedBlob
-from ocistream.transfer.prefetch import Prefetcher
 from tests.contract.image_shapes import named_in
 from tests.images import Layout
 from tests.observers import Watch
@@ -132,15 +132,22 @@ class TestAhead:
         several_layers(layout, 10)
         given = []
 
-        class Noted(Prefetcher):
+        class Noted(prefetch.Prefetcher):
             def __init__(self, connections: int, memory: int, cancelled: threading.Event) -> None:
                 given.append(memory)
                 super().__init__(connections, memory, cancelled)
 
-        monkeypatch.setattr(transfer, "Prefetcher", Noted)
+        monkeypatch.setattr(prefetch, "Prefetcher", Noted)
         transfer.copy(LayoutSource(layout.path), sink, jobs=jobs)
         assert given == ([] if memory is None else [memory])
         assert len(sink.blobs) == 11
+
+    def test_few_small_blobs_are_not_measured(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+        several_layers(layout, 2)
+        monkeypatch.delattr(prefetch, "Prefetcher")
+        sink = Memory()
+        transfer.copy(LayoutSource(layout.path), sink)
+        assert len(sink.blobs) == 3
 
 
 class TestSideBySide:
