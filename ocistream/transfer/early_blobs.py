@@ -57,6 +57,9 @@ class EarlyBlobWriter:
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
         """Copy a blob at once, or only read and verify it if the destination already has it."""
         try:
+            if blob.access is Access.REPEATABLE:
+                # It is in memory. If its bytes are wrong, send no request for it: there may be thousands.
+                self._writer.read(blob)
             self._write(self._configs.watch_early(blob), can_be_plain_layer=can_be_plain_layer)
         except IntegrityError as error:
             if not self._destination.traits.can_retry:

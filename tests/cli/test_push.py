@@ -101,6 +101,15 @@ def test_foreign_entries_of_an_archive_are_reported(
     assert "not used: 1 other file of the archive" in result.err
 
 
+def test_no_request_is_sent_for_corrupt_json_in_a_pipe(served: FaultyRegistry, layout: Layout) -> None:
+    image = small_image(layout, name="whatever")
+    corrupt = [(f"blobs/sha256/{number:064x}", b'{"number": %d}' % number) for number in range(20)]
+    result = ocistream("push", f"{served.host}/app:1", stdin=tar_of([*corrupt, *items_of(layout)]))
+    assertions.success(result)
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
+    assert served.asked(path="sha256(:|%3A)0{60}") == []
+
+
 @pytest.mark.parametrize("how", ["file", "pipe", "layout", "docker-archive"])
 def test_an_unnamed_image_beside_a_named_one_requires_a_choice(
     served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
