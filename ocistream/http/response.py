@@ -9,6 +9,7 @@ import io
 import itertools
 import re
 import socket
+import ssl
 import sys
 import time
 from typing import TYPE_CHECKING, Final
@@ -216,9 +217,7 @@ class BoundedResponse(http.client.HTTPResponse):
         super().__init__(sock, debuglevel, method)
         self.fp = _BoundedReader(_HeadReader(self.fp.detach(), beginning))
         self._is_early = is_early
-        #: None with TLS, which delivers 16 KiB at a time: the buffered reader collects them in C. Decrypting in memory
-        #: would save a quarter of the CPU time, but would need our own transport in place of urllib3's sockets.
-        self._tcp_socket = None if hasattr(sock, "version") else sock
+        self._socket = sock
 
     def begin(self) -> None:
         """Read the head of the final response, and find out where its body ends (RFC 9112, section 6.3)."""
@@ -254,13 +253,22 @@ class BoundedResponse(http.client.HTTPResponse):
             # There is nothing to read. The connection stays open.
             self.close()
             return
-        read_body = None
-        if self._tcp_socket is not None and not self.chunked:
-            self.fp.allows_short_reads = True
-            self.read_size = limits.READ_BUFFER
-            if self.length is not None and sys.platform == "linux":
-                read_body = _CollectingReader(self._tcp_socket, self.length).readinto
-        self.fp.raw.end_head(read_body)
+        self.fp.raw.end_head(self._find_body_reader())
+
+    def _find_body_reader(self) -> Callable[[WriteableBuffer], int] | None:
+        """Return what reads the body from the socket; None for the socket's own file."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            # TLS delivers 16 KiB at a time, which the buffered reader collects. The socket's file would make another
+            # Python call for each.
+            return self._socket.recv_into
+        if hasattr(self._socket, "version") or self.chunked:
+            # TLS through a proxy with TLS, or a body whose chunks http.client reads.
+            return None
+        self.fp.allows_short_reads = True
+        self.read_size = limits.READ_BUFFER
+        if self.length is None or sys.platform != "linux":
+            return None
+        return _CollectingReader(self._socket, self.length).readinto
 
     def _read_fields(self) -> dict[str, list[str]]:
         """Read header lines up to the empty one; skip malformed lines."""
