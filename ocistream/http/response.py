@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import http
 import http.client
 import io
@@ -13,7 +12,7 @@ import socket
 import ssl
 import sys
 import time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import NetworkError, PermanentNetworkError
@@ -260,9 +259,9 @@ class BoundedResponse(http.client.HTTPResponse):
     def _find_body_reader(self) -> Callable[[WriteableBuffer], int] | None:
         """Return what reads the body from the socket; None for the socket's own file."""
         if isinstance(self._socket, ssl.SSLSocket):
-            # TLS delivers 16 KiB at a time, which the buffered reader collects. The socket's file would make two more
-            # Python calls for each.
-            return functools.partial(_read_tls, self._socket)
+            # TLS delivers 16 KiB at a time, which the buffered reader collects. The socket's file would make another
+            # Python call for each.
+            return self._socket.recv_into
         if hasattr(self._socket, "version") or self.chunked:
             # TLS through a proxy with TLS, or a body whose chunks http.client reads.
             return None
@@ -366,10 +365,6 @@ class _HeadReader(io.RawIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
-
-
-def _read_tls(sock: ssl.SSLSocket, buffer: WriteableBuffer) -> int:
-    return cast("int", sock.read(memoryview(buffer).nbytes, buffer))
 
 
 class _CollectingReader:
