@@ -151,8 +151,6 @@ class CopyPlan:
 
         def rename(graph: Graph) -> Graph:
             on_resolved(graph)
-            if self.target is None and (self.destination.kind == "docker" or self.destination.name is not None):
-                report_replaced_names(graph.roots)
             if self.recompression is not None:
                 self._check_digest_stays(graph, self.recompression)
             return self.rename(graph) if self.rename is not None else graph
@@ -166,7 +164,7 @@ class CopyPlan:
             from ocistream.signatures.check import SignatureCheck
 
             check = SignatureCheck(self.signers, self._find_rules, self._find_names)
-        return transfer.copy(
+        report = transfer.copy(
             source,
             destination,
             observer,
@@ -180,6 +178,9 @@ class CopyPlan:
             check=check,
             dry_run=dry_run,
         )
+        if self.target is None and (self.destination.kind == "docker" or self.destination.name is not None):
+            report_replaced_names(report.source_graph.roots)
+        return report
 
     def with_policy(self, policy: TrustPolicy | None) -> CopyPlan:
         """Return the plan with the policy of the configuration, if there is one."""

@@ -273,8 +273,9 @@ def report_duplicate_names(graph: Graph) -> None:
 def report_replaced_names(roots: Iterable[Root]) -> None:
     """Report names that `verify` refuses, if another name replaces them."""
     for root in itertools.islice(roots, _MAX_NAMES):
-        if root.name is not None and not is_printable_name(root.name):
-            notify(f"the name {printable(root.name)!r} is not used: names have no spaces or control characters")
+        name = root.origin or root.name
+        if name is not None and not is_printable_name(name):
+            notify(f"the name {printable(name)!r} is not used: names have no spaces or control characters")
 
 
 def report_untagged(roots: Iterable[Root], option: str = "--tags") -> None:
