@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocistream import limits
 from ocistream.errors import IntegrityError
 from ocistream.registry.replay_buffer import ReplayBuffer, UploadContent
 from ocistream.streams.chunks import Chunk, verify_chunks
@@ -124,6 +126,20 @@ def test_reading_ahead_stops_at_what_can_be_held() -> None:
         assert feed.fill(800, 300) == 200
         assert gathered(feed, 800, 200) == CONTENT[800:]
         assert feed.fill(1000, 300) == 0
+
+
+def test_bytes_are_buffered_without_another_copy() -> None:
+    chunk = memoryview(bytes(limits.MIB))
+    content = UploadContent(lambda: iter([chunk, chunk]), lambda: blob_of(b""))
+    with ReplayBuffer(content, limits.MIB) as feed:
+        # The first bytes allocate the buffer.
+        feed.fill(0, limits.MIB)
+        tracemalloc.start()
+        try:
+            feed.fill(limits.MIB, limits.MIB)
+            assert tracemalloc.get_traced_memory()[1] < limits.CHUNK_SIZE
+        finally:
+            tracemalloc.stop()
 
 
 def test_of_an_empty_one_this_is_known_before_anything_is_sent() -> None:
