@@ -254,12 +254,13 @@ MAX_CLIENTS: Final = 500
 #: with one is sent from its file. Nearly all manifests are smaller.
 LARGE_MANIFEST: Final = MAX_JSON_UNSPLIT
 #: Concurrent pushes of large manifests. Each keeps the manifest's bytes in memory.
-MAX_LARGE_PUSHES: Final = 4
+MAX_LARGE_PUSHES: Final = 2
 #: Seconds that such a push waits for its turn, and seconds that it may then take to send the manifest.
 LARGE_PUSH_QUEUE_TIMEOUT: Final = 300.0
 LARGE_PUSH_TIMEOUT: Final = 60.0
-#: Manifests that are parsed at once, for answers and for pushes.
-MAX_CONCURRENT_PARSES: Final = 2
+#: Manifests that are parsed at once, for answers and for pushes. A second one would take memory, and save no time, since
+#: Python parses one at a time.
+MAX_CONCURRENT_PARSES: Final = 1
 #: Seconds that a page for browsers waits for its turn, and seconds that its client may take to read it. Only one is
 #: sent at a time: the graph of all images stays in memory meanwhile.
 PAGE_TIMEOUT: Final = 300.0

@@ -327,7 +327,11 @@ class DescriptorListParser:
             UnsupportedError: the algorithm of a digest is not registered.
         """
         if self._error is not None:
-            raise self._error
+            try:
+                raise self._error
+            finally:
+                # Otherwise its traceback and this object would keep each other in memory, and the document too.
+                self._error = None
         items = fields.get(self._key)
         # Go writes an empty list as null.
         if items is None and self._key in fields:

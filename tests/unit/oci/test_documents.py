@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import sys
 from typing import Any, Final
 
 import pytest
@@ -520,3 +522,17 @@ def test_a_manifest_of_any_size_can_be_asked_what_it_is() -> None:
     assert document_of({"schemaVersion": 2, "x": lists["layers"]}, "a/future").layers == ()
     with pytest.raises(UnsupportedError):
         document_of({"blobs": lists["layers"]}, "a/future")
+
+
+def test_the_bytes_of_a_refused_manifest_are_not_kept() -> None:
+    """Many clients may push manifests that are refused, and Python's collector may run much later."""
+    raw = json.dumps({"schemaVersion": 2, "config": GOOD, "layers": [GOOD, {}]}).encode()
+    descriptor = Descriptor(OCI_MANIFEST, f"sha256:{'0' * 64}", len(raw))
+    references = sys.getrefcount(raw)
+    gc.disable()
+    try:
+        with contextlib.suppress(ArchiveError):
+            parse_document(descriptor, raw)
+        assert sys.getrefcount(raw) == references
+    finally:
+        gc.enable()
