@@ -258,7 +258,7 @@ MAX_LARGE_PUSHES: Final = 2
 #: Seconds that such a push waits for its turn, and seconds that it may then take to send the manifest.
 LARGE_PUSH_QUEUE_TIMEOUT: Final = 300.0
 LARGE_PUSH_TIMEOUT: Final = 60.0
-#: Manifests that are parsed at once, for answers and for pushes. A second one would take memory, and save no time, since
+#: Manifests that are parsed at once, for answers and for pushes. A second one would take memory and save no time:
 #: Python parses one at a time.
 MAX_CONCURRENT_PARSES: Final = 1
 #: Seconds that a page for browsers waits for its turn, and seconds that its client may take to read it. Only one is
