@@ -42,15 +42,12 @@ _MAX_PLATFORMS: Final = 20
 
 
 def format_result_line(name: str, digest: str | None, image_id: str | None) -> str:
-    """Return `NAME@sha256:...`, or the name and the image ID of an image without a manifest.
-
-    An image from stdin without a name is called `-`, or "". Its line is the digest or the image ID alone.
-    """
-    shown = "" if name == "-" else printable(name, _MAX_NAME)
+    """Return `NAME@sha256:...`, or the name and the image ID of an image without a manifest."""
+    shown = printable(name, _MAX_NAME)
     if digest is not None:
-        return f"{shown}@{digest}" if shown else digest
+        return f"{shown}@{digest}"
     # After a dry run, the digest of a recompressed index is not known, and an index has no image ID.
-    return f"{shown} image ID {image_id}".lstrip() if image_id is not None else shown
+    return f"{shown} image ID {image_id}" if image_id is not None else shown
 
 
 def print_results(results: Iterable[ImageResult]) -> None:

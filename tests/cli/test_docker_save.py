@@ -110,7 +110,7 @@ def test_an_image_that_only_manifest_json_lists_counts_too(how: str, images: lis
         result = give(archive_of(ordered(of_docker_25(images), *first)), how, "verify", "{}")
         assertions.success(result)
         # Both manifests are in the archive, byte for byte: their digests exist there.
-        assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", digest(images[1])]
+        assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
         assert "ok: OCI archive, 2 images, 7 blobs," in result.lines()[2]
         assert f"included: an image of manifest.json {_ALSO}: an image without a name (image ID " in result.err
         assert f"(image ID {image_id(images[1])})\n" in result.err
@@ -139,7 +139,7 @@ def test_docker_25_0_lists_nothing_where_no_image_has_a_tag(
     archive = archive_of(of_docker_25(images[1:], null=True))
     result = give(archive, how, "verify", "{}")
     assertions.success(result)
-    assert result.lines()[0] == digest(images[1])
+    assert result.lines()[0] == f"-@{digest(images[1])}"
     assertions.success(give(archive, how, "push", f"{served.host}/app:1"))
     assert_pushed(served.host, "app", "1", images[1])
 
@@ -150,7 +150,7 @@ def test_without_a_manifest_it_is_called_by_its_image_id(how: str, images: list[
     manifest_file = f"blobs/sha256/{digest(images[1]).removeprefix('sha256:')}"
     result = give(archive_of([entry for entry in entries if entry[0] != manifest_file]), how, "verify", "{}")
     assertions.success(result)
-    assert result.lines()[0] == f"image ID {image_id(images[1])}"
+    assert result.lines()[0] == f"- image ID {image_id(images[1])}"
     assert "ok: OCI archive, 1 image, 3 blobs," in result.lines()[1]
     spoilt = [(name, b"{}" if name == manifest_file else content) for name, content in entries]
     result = give(archive_of(spoilt), how, "verify", "{}")
@@ -217,7 +217,7 @@ def test_as_a_docker_archive_manifest_json_counts_alone(
     assertions.success(shown)
     assert shown.lines()[:2] == [
         f"docker.io/library/app:1 image ID {image_id(images[0])}",
-        f"image ID {image_id(images[1])}",
+        f"- image ID {image_id(images[1])}",
     ]
     assert "ok: docker-archive, 2 images" in shown.lines()[2]
     result = give(archive_of(entries), how, "push", f"{served.host}/app:1", prefix="docker-archive:")

@@ -249,7 +249,7 @@ CONTENTS: Final = [
     Odd("unneeded-wrong-first", "a blob that no image needs, and that is wrong, at the beginning",
         lambda: _unneeded(b"unneeded", b"unn33ded", first=True), _LATE),
     Odd("unneeded-json-wrong-first", "a JSON blob that no image needs, and that is wrong, at the beginning",
-        lambda: _unneeded(b'{"un":"needed"}', b'{"un":"n33ded"}', first=True), _LATE),
+        lambda: _unneeded(b'{"un":"needed"}', b'{"un":"n33ded"}', first=True)),
     Odd("unneeded-wrong-6-mib", "a blob that is wrong, and 6 MiB of JSON, that no image needs, before all else",
         lambda: tar((blob(b"unneeded")[0], b"unn33ded"), *(blob(json_of({"x": str(n) * (MIB - 8)})) for n in range(6)),
                     *_NAMED[MANIFEST:], *_NAMED[:MANIFEST]), _LATE),

@@ -159,7 +159,7 @@ def _format_lines(result: VerifyResult) -> Iterator[str]:
     findings = result.findings
     for root in result.intact_images():
         digest = None if root.is_synthesized else root.descriptor.digest
-        yield format_result_line(root.name or "", digest, findings.graph.image_id(root))
+        yield format_result_line(root.name or "-", digest, findings.graph.image_id(root))
     for signature in result.signatures or ():
         if not signature.problem:
             names = f" as {', '.join(signature.names)}" if signature.names else ""
