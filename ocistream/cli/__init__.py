@@ -30,8 +30,6 @@ def run() -> NoReturn:
     for number in _TERMINATION_SIGNALS:
         if _signal.getsignal(number) != _signal.SIG_IGN:
             _signal.signal(number, _exit_on_signal)
-    if sys.argv[1:] in (["--version"], ["version"]) and sys.stdout is not None:
-        _print_version()
     import signal
 
     from ocistream.cli.entry_point import main
@@ -44,20 +42,6 @@ def run() -> NoReturn:
     # objects that such threads use: in about one of a hundred interrupted runs that was a segmentation fault in place
     # of exit code 130. `os._exit` also skips a last garbage collection.
     os._exit(code)
-
-
-def _print_version() -> None:
-    """Print the version and end the process, without click, whose import takes five times as long as Python's start.
-
-    If stdout fails, return: then click prints the version, and the failure is reported as any other.
-    """
-    from ocistream import __version__
-
-    try:
-        os.write(1, f"ocistream {__version__}\n".encode())
-    except OSError:
-        return
-    os._exit(0)
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form

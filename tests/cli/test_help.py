@@ -62,18 +62,20 @@ def imported(*argv: str) -> set[str]:
     return {row.rpartition("|")[2].strip() for row in done.stderr.splitlines() if row.startswith("import time:")}
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["push", "--help"], ["serve", "--help"]])
+@pytest.mark.parametrize("argv", [["--version"], ["--help"], ["push", "--help"], ["serve", "--help"]])
 def test_help_imports_no_unneeded_module(argv: list[str]) -> None:
     modules = imported(*argv)
     assert "click" in modules
     assert modules & HEAVY == set()
 
 
-@pytest.mark.parametrize("name", ["--version", "version"])
-def test_version_imports_only_its_package(name: str) -> None:
-    modules = imported(name)
-    assert modules & (SLOW | HEAVY | {"click", "typing"}) == set()
-    assert {module for module in modules if module.startswith("ocistream")} == {"ocistream", "ocistream.cli"}
+def test_version_imports_no_command() -> None:
+    modules = imported("--version")
+    assert modules & SLOW == set()
+    rooms = {name for name in modules if name.startswith("ocistream.cli.")}
+    assert rooms == {f"ocistream.cli.{name}" for name in ("console", "entry_point", "signals")}
+    # It starts no worker thread.
+    assert "ocistream.streams.workers" not in modules
 
 
 def test_pull_and_push_import_only_needed_modules(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
