@@ -14,9 +14,8 @@ from ocistream import notices
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.http.rate_limits import RateLimits
 from ocistream.locations import OpenContext
-from ocistream.streams.paths import exists
+from ocistream.streams.paths import exists, find_configuration_file
 from ocistream.streams.synchronization import once
-from ocistream.streams.xdg import find_configuration_file
 
 if TYPE_CHECKING:
     import threading
@@ -129,7 +128,7 @@ class RegistryAccess:
 
     def _open_upload_records(self) -> UploadRecords:
         from ocistream.registry.upload_record import UploadRecords
-        from ocistream.streams.xdg import state_home
+        from ocistream.streams.paths import state_home
 
         state = state_home(self._env, find_home(self._env) if self._env.get("HOME") else None)
         if state is None:
@@ -209,7 +208,7 @@ class RegistryAccess:
             opener = RepositoryOpener(client(), mirror_client, self.rules().find_pull_sources, self._report)
             if not self._options.cache:
                 return opener
-            from ocistream.layout.cached_repository import CachedRepository
+            from ocistream.layout.cache import CachedRepository
 
             return opener.wrapped_by(functools.partial(CachedRepository, self._cache()))
 

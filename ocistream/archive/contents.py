@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
 from ocistream.errors import ArchiveError
-from ocistream.oci.packed_records import PackedRecords, Positions
+from ocistream.oci.packed_descriptors import PackedRecords, Positions
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import checksum_name, parse_part_name, part_name
 

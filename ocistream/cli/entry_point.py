@@ -87,7 +87,7 @@ def _has_settings(arguments: Sequence[str]) -> bool:
         return True
     from pathlib import Path
 
-    from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, user_config_file
+    from ocistream.streams.paths import SYSTEM_CONFIG_FILE, user_config_file
 
     own = user_config_file(os.environ, Path(os.environ.get("HOME") or "/"))
     # A file in a directory that this user may not search counts as absent; a command that needs it reports the error.

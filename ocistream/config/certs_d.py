@@ -14,8 +14,7 @@ from ocistream.errors import UsageError
 from ocistream.http.settings import TlsSettings
 from ocistream.oci.reference import printable
 from ocistream.streams.files import disk_errors
-from ocistream.streams.paths import is_directory
-from ocistream.streams.xdg import config_home
+from ocistream.streams.paths import config_home, is_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -21,8 +21,8 @@ from ocistream.registry.profiles import PROFILES_BY_NAME
 from ocistream.registry.upload_strategy import parse_upload_method
 from ocistream.signatures.policy import TrustPolicy, TrustRule, normalize_prefix
 from ocistream.sizes import parse_size
+from ocistream.streams.paths import SYSTEM_CONFIG_FILE, find_configuration_file
 from ocistream.streams.workers import MAX_JOBS
-from ocistream.streams.xdg import SYSTEM_CONFIG_FILE, find_configuration_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,8 +18,7 @@ from ocistream.layout.index_walk import mark_if_stray
 from ocistream.oci.digest import check_content
 from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import Root
-from ocistream.oci.packed_descriptors import BuiltSequence
-from ocistream.oci.packed_records import Positions
+from ocistream.oci.packed_descriptors import BuiltSequence, Positions
 from ocistream.oci.reference import parse_reference
 from ocistream.oci.referrers import (
     REFERRER_NAME,

@@ -11,8 +11,7 @@ from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import build_index_fields, entry_name_of, may_be_referrer
 from ocistream.layout.index_file import IndexChange, IndexFile
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted, parse_omitted
-from ocistream.oci.packed_descriptors import PackedDescriptors
-from ocistream.oci.packed_records import Positions
+from ocistream.oci.packed_descriptors import PackedDescriptors, Positions
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
 from ocistream.streams.synchronization import once

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import UsageError
 from ocistream.http.origins import is_loopback
-from ocistream.serve.errors import RequestRejectedError
+from ocistream.serve.request import RequestRejectedError
 
 if TYPE_CHECKING:
     from email.message import Message

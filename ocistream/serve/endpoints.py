@@ -21,9 +21,8 @@ from ocistream.oci.descriptor import OCI_INDEX
 from ocistream.oci.reference import is_digest, is_repository, parse_digest
 from ocistream.oci.strict_json import canonical_json
 from ocistream.serve.access_control import is_from_web_page
-from ocistream.serve.errors import RequestRejectedError
 from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler, ServerResponse
-from ocistream.serve.request import parse_content_range, parse_range_header, split_target
+from ocistream.serve.request import RequestRejectedError, parse_content_range, parse_range_header, split_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

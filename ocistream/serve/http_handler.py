@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, cast
 from ocistream import limits
 from ocistream.errors import OcistreamError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
-from ocistream.serve.errors import RequestRejectedError
 from ocistream.serve.request import (
     ChunkedRequestBody,
     RequestHeadReader,
+    RequestRejectedError,
     SizedRequestBody,
     check_host,
     check_request_line,

@@ -13,7 +13,7 @@ from ocistream.layout.index import FULL_NAME, REF_NAME, entry_name_of
 from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, is_repository, is_tag, parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME
 from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
-from ocistream.serve.errors import RequestRejectedError
+from ocistream.serve.request import RequestRejectedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -1,25 +1,28 @@
 """Repositories over a storage: tags, manifests and referrers; pushing and deleting change `index.json`.
 
-A layout is flat: manifests and blobs are visible in every repository by digest, only tags belong to one.
-This module knows nothing of HTTP but error responses.
+A layout is flat: manifests and blobs are visible in every repository by digest, only tags belong to one. If the storage
+has only some platforms of an index, a smaller index is served in its place. This module knows nothing of HTTP but error
+responses.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ocistream import limits
+from ocistream import limits, notices
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME, entry_name_of
 from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import Document, guess_media_type, parse_document, parse_outline
-from ocistream.oci.graph import children_of
-from ocistream.oci.reference import is_digest, is_tag
+from ocistream.oci.graph import Root, children_of
+from ocistream.oci.reference import is_digest, is_tag, printable
 from ocistream.oci.referrers import SUBJECT, referrer_descriptor, tagged_subject
-from ocistream.serve.errors import RequestRejectedError
+from ocistream.oci.walk import Need, run_walk, walk_images
+from ocistream.serve.capacity import remember
 from ocistream.serve.image_index import (
     choose_full_name,
     describe_name_conflicts,
@@ -27,15 +30,84 @@ from ocistream.serve.image_index import (
     find_unnamed_entries,
     served_names_of,
 )
-from ocistream.serve.incomplete_indexes import IncompleteIndexes
+from ocistream.serve.request import RequestRejectedError
 from ocistream.serve.storage import DirectoryStorage
 from ocistream.streams.synchronization import Budget
+from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from ocistream.oci.graph import IncompleteIndex
     from ocistream.serve.image_index import ImageIndex
     from ocistream.serve.storage import Storage
+
+#: Cache sizes: indexes that are known to be complete, and smaller indexes that were built.
+_MAX_COMPLETE: Final = 1000
+_MAX_SYNTHESIZED: Final = 64
+
+
+class IncompleteIndexes:
+    """Smaller indexes for images whose platforms are not all in the storage. Safe for several threads."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Read from `storage` when an index is requested."""
+        self._storage = storage
+        self._complete: OrderedDict[str, None] = OrderedDict()
+        self._synthesized: OrderedDict[str, Manifest] = OrderedDict()
+
+    def find_replacement(self, index: Descriptor) -> Manifest | None:
+        """Return the manifest to serve in place of an index with missing platforms; None for any other index.
+
+        An index with a damaged part is served unchanged; the client that requests that part gets the error.
+        """
+        if index.digest in self._complete:
+            return None
+        try:
+            return self._build_smaller_index(index)
+        except OcistreamError:
+            return None
+
+    def find_synthesized(self, digest: str) -> Manifest | None:
+        """Return a smaller index that was served in place of another one."""
+        return self._synthesized.get(digest)
+
+    def _is_missing(self, blob: Descriptor) -> bool:
+        """Return whether a blob does not exist. A corrupt blob is not a reason to omit its platform."""
+        if self._storage.blob_size(blob.digest) is not None:
+            return False
+        self._storage.check_not_corrupt(blob.digest)
+        return True
+
+    def _read(self, need: Need) -> bytes | None:
+        try:
+            return self._storage.read_blob(need.descriptor)
+        except NotFoundError:
+            return None
+
+    def _build_smaller_index(self, index: Descriptor) -> Manifest | None:
+        graph = run_walk(walk_images([Root(None, index)]), self._read)
+        missing = find_not_exported(graph, self._is_missing)
+        exported = limit_to_exported(graph, self._is_missing)
+        root = exported.roots[0].descriptor
+        if root.digest == index.digest:
+            if not missing:
+                remember(self._complete, index.digest, None, _MAX_COMPLETE)
+            return None
+        for incomplete in exported.incomplete_indexes:
+            _report_incomplete(incomplete)
+        (manifest,) = (item for item in exported.manifests if item.descriptor.digest == root.digest)
+        if root.is_index:
+            # Clients request it by its digest next, and no blob has it.
+            remember(self._synthesized, root.digest, manifest, _MAX_SYNTHESIZED)
+        return manifest
+
+
+def _report_incomplete(incomplete: IncompleteIndex) -> None:
+    missing = f"; missing: {', '.join(map(printable, incomplete.missing))}" if incomplete.missing else ""
+    platforms = ", ".join(map(printable, incomplete.platforms))
+    notices.notify(f"index {incomplete.digest} is incomplete: only {platforms} is served{missing}")
+
 
 #: How many manifests without a name are read at the start, to tell images from referrers.
 _MAX_UNNAMED_READ: Final = 100

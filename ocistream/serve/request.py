@@ -1,20 +1,50 @@
 """Parse a request strictly (RFC 9112): its head, target and host, byte ranges, and body (sized or chunked).
 
-A request that a proxy could read differently is refused. A body never reads beyond its end.
+A request that a proxy could read differently is refused. A body never reads beyond its end. `RequestRejectedError` is
+the error response of the distribution-spec.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import parse_qs, unquote
 
 from ocistream import limits
-from ocistream.serve.errors import RequestRejectedError
+from ocistream.errors import RegistryError
+from ocistream.oci.strict_json import canonical_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from email.message import Message
+
+
+class RequestRejectedError(RegistryError):
+    """An error response for the client. The registry's HTTP handler catches it.
+
+    `headers` are added to the response. The body has one error for each of `details`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        details: Sequence[Mapping[str, Any]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Reject with an HTTP status and a code of distribution-spec, "Error Codes"."""
+        super().__init__(message, status=status, codes=(code,))
+        self.details = tuple(details)
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        """Return the JSON of distribution-spec, "Error Codes"."""
+        error: dict[str, Any] = {"code": self.codes[0], "message": self.message}
+        errors = [{**error, "detail": detail} for detail in self.details] or [error]
+        return canonical_json({"errors": errors})
+
 
 #: Method, target of visible characters and version, separated by one space (RFC 9112, section 3). HTTP/0.9 has no
 #: version.

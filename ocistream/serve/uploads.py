@@ -17,7 +17,7 @@ from ocistream import limits
 from ocistream.errors import LocalDiskError
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, parse_digest
 from ocistream.serve.capacity import limit_by_descriptors
-from ocistream.serve.errors import RequestRejectedError
+from ocistream.serve.request import RequestRejectedError
 from ocistream.streams import files, partial_files
 from ocistream.streams.chunks import new_hash, read_chunks
 from ocistream.streams.synchronization import Budget

@@ -1,4 +1,7 @@
-"""Check what exists at a path and where links lead, with errors instead of an `OSError`."""
+"""Check what exists at a path and where links lead, with errors instead of an `OSError`.
+
+Also the paths of configuration and state files, by the XDG Base Directory Specification.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import LocalDiskError, UsageError
 from ocistream.streams.files import disk_error, disk_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: How many characters of a path an error shows: more than any real path on a terminal.
 _MAX_SHOWN: Final = 512
@@ -124,3 +130,40 @@ def _format_path(path: str | Path) -> str:
     text = str(path)
     clean = "".join(character if character.isprintable() else "?" for character in text[:_MAX_SHOWN])
     return f"{clean}…" if len(text) > _MAX_SHOWN else clean
+
+
+#: The configuration of the machine, for users without their own.
+SYSTEM_CONFIG_FILE: Final = Path("/etc/ocistream/config.toml")
+
+
+def config_home(env: Mapping[str, str], home: Path) -> Path:
+    """Return `$XDG_CONFIG_HOME`, else `~/.config`."""
+    return _read_absolute_path(env, "XDG_CONFIG_HOME") or home / ".config"
+
+
+def user_config_file(env: Mapping[str, str], home: Path) -> Path:
+    """Return the path of the user's own configuration file, which may not exist."""
+    return config_home(env, home) / "ocistream" / "config.toml"
+
+
+def find_configuration_file(env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE) -> Path | None:
+    """Return the user's configuration file, else that of the machine; None if neither exists.
+
+    Raises:
+        LocalDiskError: a path cannot be checked.
+    """
+    return next((path for path in (user_config_file(env, home), system) if exists(path)), None)
+
+
+def state_home(env: Mapping[str, str], home: Path | None) -> Path | None:
+    """Return `$XDG_STATE_HOME`, else `~/.local/state`; None without a home directory."""
+    return _read_absolute_path(env, "XDG_STATE_HOME") or (home / ".local" / "state" if home is not None else None)
+
+
+def _read_absolute_path(env: Mapping[str, str], variable: str) -> Path | None:
+    """Return the path in a variable. A relative path is ignored (XDG Base Directory Specification).
+
+    Otherwise the working directory would decide which configuration is trusted.
+    """
+    value = env.get(variable, "")
+    return Path(value) if value.startswith("/") else None

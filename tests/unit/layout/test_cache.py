@@ -15,8 +15,7 @@ from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import open_file_output
 from ocistream.errors import IntegrityError
 from ocistream.layout import directory as blob_folders
-from ocistream.layout.cache import Cache
-from ocistream.layout.cached_repository import CachedRepository
+from ocistream.layout.cache import Cache, CachedRepository
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
 from ocistream.registry.opener import ReadableRepository, RepositoryOpener

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import parse_entry
-from ocistream.oci.packed_descriptors import PackedDescriptors
-from ocistream.oci.packed_records import Positions
+from ocistream.oci.packed_descriptors import PackedDescriptors, Positions
 from ocistream.oci.strict_json import canonical_json
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.streams.xdg import state_home
+from ocistream.streams.paths import state_home
 
 
 @pytest.mark.parametrize(
