@@ -165,10 +165,10 @@ class HttpClient:
         again if the body breaks off.
 
         Raises:
-            AuthenticationError: 401 or 403 of the registry, after a fresh token was tried.
+            AuthenticationError: 401 of the registry, after a fresh token was tried; or 403.
             NotFoundError: 404.
             RegistryError: any other status, after all retries; or 401 or 403 of another host that the registry
-                redirects to, after one more request to the registry.
+                redirects to, after one more request to the registry for 403.
             NetworkError: no response, after all retries.
         """
         timeout = (self._settings.connect_timeout, self._settings.response_timeout(bytes_to_store))
@@ -179,7 +179,7 @@ class HttpClient:
             url = self._with_scheme(endpoint, url)
             try:
                 response = self._send_authorized(request, url, scopes)
-                if response.status == HTTPStatus.BAD_REQUEST and self._can_change_scheme(request, url):
+                if response.status == HTTPStatus.BAD_REQUEST and self._has_changed_scheme(request, url):
                     response.close()
                     continue
                 endpoint.confirm_scheme(encrypted=False)
@@ -191,13 +191,14 @@ class HttpClient:
                 # This is an error of the token server, which has been retried already.
                 raise
             except NetworkError as error:
-                if request.is_started or not (self._can_change_scheme(request, url) or retries.wait_for_retry(error)):
+                if request.is_started or not (self._has_changed_scheme(request, url) or retries.wait_for_retry(error)):
                     raise
                 continue
             is_transient = response.status in _RETRIED_STATUSES
             if response.status == HTTPStatus.FORBIDDEN and _is_elsewhere(response, endpoint) and not was_asked_again:
                 # Most likely a signed URL that has expired, perhaps from a cache. The registry gives a new one.
-                was_asked_again = is_transient = Origin.from_url(url) == endpoint.origin
+                is_transient = Origin.from_url(url) == endpoint.origin
+                was_asked_again = is_transient
             if not is_transient or request.is_started or not retries.wait_for_retry(response):
                 raise self._response_error(endpoint, response)
 
@@ -289,7 +290,7 @@ class HttpClient:
     # -- other requests -----------------------------------------------------------------------------------
 
     def request_once(self, endpoint: Endpoint, method: str, url: str, *, scopes: tuple[str, ...] = ()) -> Response:
-        """Send a cleanup request whose failure does not matter, even after a cancellation.
+        """Send a cleanup request whose failure does not matter. A cancellation stops only the request for a token.
 
         The body of the response has been read and is of no interest.
 
@@ -379,8 +380,8 @@ class HttpClient:
             self._detect_scheme(endpoint)
         return endpoint.current_url(url)
 
-    def _can_change_scheme(self, request: _Request, url: str) -> bool:
-        """Return whether a request failed because it used plain HTTP and the host speaks TLS."""
+    def _has_changed_scheme(self, request: _Request, url: str) -> bool:
+        """Find out whether the host of a failed request speaks TLS; return whether the request used plain HTTP then."""
         endpoint = request.endpoint
         if endpoint.scheme_state is not SchemeState.KNOWN and Origin.from_url(url) == endpoint.origin:
             self._detect_scheme(endpoint)

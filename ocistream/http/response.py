@@ -216,7 +216,7 @@ class BoundedResponse(http.client.HTTPResponse):
         An early response arrives before the request was sent completely: its connection is not reused.
         """
         super().__init__(sock, debuglevel, method)
-        self.fp = _BoundedReader(_HeadReader(self.fp.detach(), beginning))
+        self.fp = _BoundedReader(_SocketReader(self.fp.detach(), beginning))
         self._is_early = is_early
         self._socket = sock
 
@@ -254,10 +254,10 @@ class BoundedResponse(http.client.HTTPResponse):
             # There is nothing to read. The connection stays open.
             self.close()
             return
-        self.fp.raw.end_head(self._find_body_reader())
+        self.fp.raw.end_head(self._prepare_body())
 
-    def _find_body_reader(self) -> Callable[[WriteableBuffer], int] | None:
-        """Return what reads the body from the socket; None for the socket's own file."""
+    def _prepare_body(self) -> Callable[[WriteableBuffer], int] | None:
+        """Return what reads the body from the socket, and set how much it reads at once; None for the socket's file."""
         if isinstance(self._socket, ssl.SSLSocket):
             # TLS delivers 16 KiB at a time, which the buffered reader collects. The socket's file would make another
             # Python call for each.
@@ -317,7 +317,7 @@ def _parse_length(values: Sequence[str]) -> int:
     return int(first)
 
 
-class _HeadReader(io.RawIOBase):
+class _SocketReader(io.RawIOBase):
     """The raw bytes of a socket. A head may take `limits.RESPONSE_HEAD_TIMEOUT` seconds from its first byte to its end.
 
     Otherwise a server could send a byte now and then, which is not a stall, and keep the connection forever.
@@ -425,7 +425,7 @@ class _CollectingReader:
 class _BoundedReader(io.BufferedReader):
     """A buffered reader of one response that limits its lines."""
 
-    raw: _HeadReader
+    raw: _SocketReader
     #: Return fewer bytes than requested instead of waiting for more.
     allows_short_reads = False
     _line_bytes_left = _MAX_LINE_BYTES

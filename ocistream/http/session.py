@@ -39,7 +39,7 @@ _FAILURES: Final = (
 
 
 class StreamedBody:
-    """A request body that is produced while it is sent. Its length is not stated.
+    """A request body that is produced while it is sent. Its length is not stated, but for a `FixedLengthBody`.
 
     It has `__iter__` and no `read`, because http.client sends anything with `read` in pieces of 16 KiB. `is_started`
     says whether any chunk was requested: then the body cannot be sent again. `is_finished` says whether the body was
@@ -141,7 +141,8 @@ class Session(requests.Session):
             PermanentNetworkError: the host has an address that is not allowed, or a retry is useless for another
                 reason.
             UnsupportedError: the proxy is of an unsupported kind.
-            Exception: exceptions of a `StreamedBody`'s chunks are raised unchanged.
+            Exception: exceptions of a `FixedLengthBody`'s chunks are raised unchanged. A body that can end early keeps
+                them in `failure`.
         """
         # `prepare` would decode and encode the URL, which may be signed, and look for cookies and a netrc.
         request = requests.PreparedRequest()

@@ -47,8 +47,8 @@ class HostSettings:
     has_http_fallback: bool = False
     #: Do not check the host's certificate.
     insecure: bool = False
-    #: Keys (`plain-http`, `insecure`, `client-cert`) that a sync file sets for this host. They override the command
-    #: line, which overrides the configuration.
+    #: Keys (`plain-http`, `insecure`, `ca-cert`, `client-cert`) that a sync file or a `Client` sets for this host. They
+    #: override the command line, which overrides the configuration.
     explicit_keys: frozenset[str] = frozenset()
     #: Files of CA certificates, trusted in addition to the system's.
     ca_files: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ class HttpSettings:
     #: A file or directory of CA certificates in place of the system's.
     ca_file: str | None = None
     #: TLS settings of the command line. Its CAs apply to all hosts. Its client certificates and `insecure` apply only
-    #: to registries that the command line names (`choose_tls`).
+    #: to registries that the command line names (`HttpClient.endpoint`).
     tls: TlsSettings = field(default_factory=TlsSettings)
     #: Requests per second to each host whose own settings have no limit.
     requests_per_second: float | None = None

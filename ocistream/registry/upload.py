@@ -139,8 +139,8 @@ class Upload:
         self._request: _Request | None = None
         #: Whether a new session was already answered with 404; at the second 404 the method is refused.
         self._has_excused_404 = False
-        #: Whether the upload continues bytes of an earlier request.
-        self._is_resumed = False
+        #: Whether this run has continued bytes of an earlier request.
+        self._has_continued = False
         #: Whether the registry refused to resume an upload.
         self._is_resume_disabled = False
         #: The refusal of the method; the same command would be refused again.
@@ -476,7 +476,7 @@ class Upload:
         if (offset := self._query_offset()) is None:
             self._restart(failure)
         else:
-            self._acknowledge(offset)
+            self._continue_at(offset)
 
     def _is_resume_refused(self, failure: NetworkError) -> bool:
         """Return whether the registry refuses to resume an upload, or has joined its parts wrongly."""
@@ -485,7 +485,7 @@ class Upload:
         if self._session.is_from_earlier_run and failure.status in _RESUME_REFUSALS:
             return True
         if self._request is None:
-            return self._is_resumed and not _MISMATCH_CODES.isdisjoint(failure.codes)
+            return self._has_continued and not _MISMATCH_CODES.isdisjoint(failure.codes)
         return self._request.is_resuming and failure.status in _CONTENT_RANGE_REFUSALS
 
     def _is_method_refused(self, failure: NetworkError, status: int, offset: int | None) -> bool:
@@ -533,7 +533,7 @@ class Upload:
         if offset is None or PUT in {refused.kind, method.kind}:
             self._restart(failure)
         else:
-            self._acknowledge(offset)
+            self._continue_at(offset)
         resent = sent - self.acknowledged
         self._strategy.report(
             f"{self._host}: upload method {refused} was answered with {status}; using {method}"
@@ -556,9 +556,13 @@ class Upload:
             self._restart(failure)
             self._report(f"cannot resume the upload of {{blob}}: sending {format_size(sent)} of {{size}} again", sent)
             return
-        self._is_resumed = True
-        self._acknowledge(offset)
+        self._continue_at(offset)
         self._strategy.report(f"{self._host}: the upload resumes at byte {offset}", 1)
+
+    def _continue_at(self, offset: int) -> None:
+        """Continue after bytes of an earlier request of this run, which the registry may join wrongly."""
+        self._has_continued = self._has_continued or offset > 0
+        self._acknowledge(offset)
 
     def _query_offset(self) -> int | None:
         """Ask the registry for the offset; return None if it is unknown, impossible, or cannot be sent from.
@@ -586,7 +590,7 @@ class Upload:
         # Keep `_progress_mark`: the same offset does not count as progress again. Otherwise a registry that loses every
         # session would be retried for ever.
         self.acknowledged = self._sent = self.resumed_size = 0
-        self._is_resumed = False
+        self._has_continued = False
 
 
 def _is_interruption(error: BaseException) -> bool:

@@ -251,7 +251,7 @@ def _can_store(repository: Repository, location: SessionLocation) -> bool:
 
 
 class UploadSession:
-    """The session of one upload across requests and runs: where it is, its record on disk, and its replacement.
+    """The session of one upload across requests and runs: where it is, its record on disk, and a spare one.
 
     `location` is None if no session is open. `is_from_earlier_run` says that an earlier run opened the session.
     Without a `record`, no later run can resume the upload.
@@ -261,7 +261,7 @@ class UploadSession:
         """Load the session that an earlier run recorded, if there is one."""
         self._repository = repository
         self._record = record
-        #: A session opened as a replacement while the registry did not answer about the session; not used so far.
+        #: A spare session, opened while the registry did not answer about the session; not used so far.
         self._spare: SessionLocation | None = None
         stored = record.location if record is not None else None
         self.location = stored if stored is not None and _can_store(repository, stored) else None
@@ -349,7 +349,7 @@ class UploadSession:
         return offset
 
     def _open_spare(self, retries: Retries, failure: OcistreamError) -> None:
-        """Open a replacement session, or raise `failure`: it does not show that the first session is lost."""
+        """Open a spare session, or raise `failure`: it does not show that the first session is lost."""
         # Only a newly opened session shows that the registry works now.
         self.delete_spare()
         try:
@@ -389,13 +389,13 @@ class UploadSession:
     # -- another session --------------------------------------------------------------------------------
 
     def replace(self, location: SessionLocation | None = None) -> None:
-        """Delete the session, and continue in `location`, else in the replacement, else in none."""
+        """Delete the session, and continue in `location`, else in the spare session, else in none."""
         location, self._spare = location or self._spare, None
         old, self.location, self.is_from_earlier_run = self.location, None, False
         if location is not None:
             self._move_to(location)
         if old is not None:
-            self._try_delete(old)
+            self._delete_quietly(old)
 
     def reopen(self, retries: Retries) -> None:
         """Open another session, and only then delete this one, in case the registry is down.
@@ -408,10 +408,10 @@ class UploadSession:
         self.replace()
 
     def delete_spare(self) -> None:
-        """Delete the replacement session, if there is one."""
+        """Delete the spare session, if there is one."""
         spare, self._spare = self._spare, None
         if spare is not None:
-            self._try_delete(spare)
+            self._delete_quietly(spare)
 
     # -- the end ----------------------------------------------------------------------------------------
 
@@ -458,7 +458,7 @@ class UploadSession:
         else:
             self._record.remove()
 
-    def _try_delete(self, location: SessionLocation) -> None:
+    def _delete_quietly(self, location: SessionLocation) -> None:
         """Delete a session; if that fails, leave it to the registry's own clean-up."""
         with contextlib.suppress(OcistreamError):
             delete_session(self._repository, location)

@@ -4,8 +4,8 @@ Knows no store, terminal or network. The functions `copy` and `verify` are impor
 
 A `Source` resolves a `Graph` and yields `Blob`s, each of which can be opened at any byte. A `Destination` tells with
 `stored` what it has, and stores a blob with `write`. Between them, `copy` decides what moves, and each blob becomes a
-`VerifiedBlob`: its last byte comes only if its size and digest are right. Five capabilities are optional; all else is
-the same for each store.
+`VerifiedBlob`: its last byte comes only if its size and digest are right. Three capabilities are optional: to mount, to
+store a blob of unknown digest, and to read a small blob back. All else is the same for each store.
 
 Why it is not simpler:
 
@@ -13,6 +13,8 @@ Why it is not simpler:
   A tar finds what an earlier run left of an entry when it comes to it, not when it is asked in bulk.
 - Mirrors and the cache are wrapped around a repository, not around a source: manifests and referrers pass through them
   too. `RecoverableBlob` tells them that bytes were wrong. To hash there as well would cost a second SHA-256.
-- `stored` is told whether it is asked about manifests: a registry keeps them apart from blobs of the same digest. It
-  is also told whether the source can send the blobs: a registry that lacks many is then not asked for each small one.
+- A registry that lacks many blobs is not asked for each small one: a question takes as long as a part of the upload. So
+  the first answer of `stored` may leave out small blobs. Who must be certain asks for them again.
+
+`inspection.py` and `inventory_page.py` only read: they show what a location has, as text or as a page.
 """

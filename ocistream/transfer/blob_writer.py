@@ -66,7 +66,7 @@ class BlobWriter:
         progress = BlobProgress(NullObserver(), blob.descriptor, self._cancelled)
         return use_verified(blob, lambda verified: read_all(verified.open()), can_retry=True, progress=progress)
 
-    def skip(self, blob: Blob) -> None:
+    def verify_stored(self, blob: Blob) -> None:
         """Read and verify a blob that the destination has."""
 
         def use(verified: VerifiedBlob) -> None:

@@ -152,6 +152,7 @@ class _Copy:
         wanted = self.find_wanted(graph, plan, pending, check)
         self.move(plan, wanted)
         if self.reader is not None:
+            # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
             self.reader.finish()
         self.skip_unsent(plan, wanted)
         graph = self.settle(graph, plan, wanted, missing)
@@ -438,7 +439,7 @@ class _Copy:
                 self.writer.write(blob_from_bytes(blob.descriptor, content), concurrency=concurrency)
         elif recompressor is not None and digest in recompressor.result_digests:
             # A layer was recompressed into this blob after the destination was asked for it.
-            self.writer.skip(blob)
+            self.writer.verify_stored(blob)
         elif recompressor is not None and action is Action.CHECK_COMPRESSION:
             self.writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
         elif action is Action.CHECK_JSON:

@@ -86,7 +86,7 @@ class EarlyBlobWriter:
                 self._writer.recompress(blob, recompressor)
                 return
         if self._writer.results.find(blob.descriptor.digest) is not None or self._is_stored(blob.descriptor):
-            self._writer.skip(blob)
+            self._writer.verify_stored(blob)
         else:
             self._writer.write(blob)
 

@@ -1,6 +1,6 @@
 """Ask the destination which blobs it has or can mount, before anything is sent.
 
-A blob is *absent* if the source does not have it, *missing* if neither side has it. Absent blobs are asked for first,
+A blob is *absent* if the source lacks it, *missing* if neither side has it. Absent blobs are asked for first,
 so that a transfer that cannot succeed changes nothing.
 """
 

@@ -36,7 +36,7 @@ class Access(Enum):
     worth keeping for another run?
     """
 
-    #: A file or a registry: yes to all three.
+    #: A file, a registry or memory: yes to all three.
     REPEATABLE = auto()
     #: A connection that may break (`copy --via`): this run reads it once, and a later run resumes it.
     RESUMABLE = auto()
@@ -267,8 +267,10 @@ class Traits:
 class Destination(Protocol):
     """Where images go: `expect`, then `begin`, then blobs, then `commit`, and `close` in any case.
 
-    Blobs may come before `begin`, from a source that does not know its graph yet (`Traits.accepts_early`), and blobs
-    whose digest is not known yet (`NewBlobDestination`).
+    `expect` and `begin` may be called again, with the same graph or with less of it, before the first blob or after the
+    last one: what the destination has decides which platforms are copied. Blobs may come before `begin`, from a source
+    that does not know its graph yet (`Traits.accepts_early`), and blobs whose digest is not known yet
+    (`NewBlobDestination`).
     """
 
     @property

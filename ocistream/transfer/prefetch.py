@@ -554,7 +554,7 @@ class SegmentFetcher:
                     segment.filled += count
                     if segment.is_awaited:
                         self.changed.notify_all()
-                # `is_set` also asks the kernel for signals, which costs more; the reader does that for each chunk.
+                # `is_set` of a command's event also asks the kernel for signals; the reader does that for each chunk.
                 if segment.is_dropped or self._is_closed or self._cancelled.wait(0):
                     return
 
