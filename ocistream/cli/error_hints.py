@@ -173,7 +173,7 @@ def _describe_needed_volumes(
     elif stored:
         shown = f"{stored[0]}" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes"
         verb = "would be" if dry_run else "is" if len(stored) == 1 else "are"
-        error.message = f"{shown} {verb} stored; still needed: {needed}"
+        error.message = f"incomplete: {shown} {verb} stored; still needed: {needed}"
     if dry_run:
         error.hint = "nothing was changed; name all volumes to see everything that would be copied"
         return

@@ -403,7 +403,7 @@ def test_volumes_are_pushed_one_by_one_in_any_order(cut: CutOnce, target: Faulty
     needed = set(NAMES)
     for number in order[:-1]:
         needed.remove(NAMES[number])
-        stored = f"volume {number + 1} of 3 ({NAMES[number]}) is stored; still needed: "
+        stored = f"error: incomplete: volume {number + 1} of 3 ({NAMES[number]}) is stored; still needed: "
         assertions.failure(push(target, cut.whole[number]), 10, stored + ", ".join(sorted(needed)))
         assertions.no_image(target)
     target.requests.clear()
