@@ -45,7 +45,11 @@ def add_copy_hint(error: OcistreamError, console: Console, plan: CopyPlan, sourc
         _describe_needed_volumes(error, source, plan.destination, dry_run=dry_run)
     elif isinstance(error, MissingBlobsError):
         if error.needed is not None:
-            error.hint = "name all volumes in one command, or copy them one by one into a layout directory"
+            # An archive cannot wait for the blobs of later volumes.
+            error.hint = (
+                "`copy` takes one volume: start `ocistream serve DIR`, push all volumes there with one command, then "
+                "copy oci:DIR"
+            )
         elif any(missing.digest in error.graph.omitted_from_source for missing in error.missing):
             error.message = _missing_blobs_message(error, location)
             error.hint = _fetch_hint(error, location, plan.destination)
@@ -169,7 +173,7 @@ def _describe_needed_volumes(
     elif stored:
         shown = f"{stored[0]}" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes"
         verb = "would be" if dry_run else "is" if len(stored) == 1 else "are"
-        error.message = f"{shown} {verb} stored; still needed: {needed}"
+        error.message = f"incomplete: {shown} {verb} stored; still needed: {needed}"
     if dry_run:
         error.hint = "nothing was changed; name all volumes to see everything that would be copied"
         return
@@ -178,8 +182,8 @@ def _describe_needed_volumes(
         where = printable(str(destination.path), 1024)
         error.hint = (
             f"start `ocistream serve {where}`, and run `ocistream push {options} --to localhost:5000`"
-            if refused
-            else f"{where} keeps what was written: copy the needed volumes one by one, in this order"
+            if refused or any(source.parts(blob) for blob in error.missing)
+            else f"{where} keeps what was written: copy the needed volumes one by one"
         )
         return
     target = f"{'' if destination.reference else '--to '}{printable(destination.text)}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 501})
 _REFUSED_HINT: Final = (
     "the registry is read-only, or its deletion is disabled: ask its operator "
-    "(docker-registry: REGISTRY_STORAGE_DELETE_ENABLED=true)"
+    "(distribution, registry:2: REGISTRY_STORAGE_DELETE_ENABLED=true)"
 )
 _BY_DIGEST_HINT: Final = "--by-digest deletes its manifest instead, with all tags of that manifest"
 

@@ -157,13 +157,14 @@ class ExistenceCheck:
         reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
         # Blobs in other volumes do not stop a transfer into a registry or a layout. Blobs stay there, and the rest may
         # come in a later run. An archive is not started for only a part of them.
-        volumes = sorted({reason.name for reason in reasons if reason is not None and reason.kind == VOLUME})
         if any(reason is None or reason.kind != VOLUME for reason in reasons):
             raise MissingBlobsError(missing, graph, is_untouched=not self._has_written)
-        if volumes and not self._destination.traits.keeps_blobs:
-            raise MissingBlobsError(
-                missing, graph, is_untouched=not self._has_written, needed=NeededVolumes(volumes, {})
-            )
+        if missing and not self._destination.traits.keeps_blobs:
+            volumes = {reason.name for reason in reasons if reason is not None}
+            # The reason names one volume of a split blob.
+            volumes.update(part.volume for blob in missing for part in self._source.parts(blob) if part.blob is None)
+            needed = NeededVolumes(sorted(volumes), {})
+            raise MissingBlobsError(missing, graph, is_untouched=not self._has_written, needed=needed)
 
     def list_unmountable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
         """List the blobs that the destination cannot mount."""

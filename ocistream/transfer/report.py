@@ -116,8 +116,8 @@ class MissingBlobsError(MissingContentError):
         if needed is not None:
             message = f"incomplete: still needed: {', '.join(map(printable, needed.names))}"
             hint = (
-                "the destination keeps what was written: copy these together, or one by one in the order of their "
-                "numbers"
+                "the destination keeps what was written: copy these together, or into a registry one by one in the "
+                "order of their numbers"
             )
         super().__init__(message, hint=hint)
         self.needed = needed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -189,6 +190,15 @@ def shard_of(script: str, programs: Path, env: Mapping[str, str]) -> str:
     # It is a shard: no mistake is found before the file is looked for.
     assertions.failure(ocistream("sync", "none.toml", "--shard", value), 4, "none.toml")
     return value
+
+
+def test_the_sync_file_writes_only_to_registries() -> None:
+    # A job's directory may be read-only, and is lost when the job ends.
+    file = tomllib.loads(code_block(SHARDS, "toml", "[[sync]]"))
+    assert file["credentials"]["prod"]["password-env"] == "PROD_PASSWORD"
+    locations = [entry["to"]["location"] for entry in file["sync"]]
+    assert locations
+    assert all(location.startswith("registry.example.com/") for location in locations)
 
 
 def test_the_kubernetes_job_does_each_shard_once(programs: Path) -> None:

@@ -403,8 +403,8 @@ def test_volumes_are_pushed_one_by_one_in_any_order(cut: CutOnce, target: Faulty
     needed = set(NAMES)
     for number in order[:-1]:
         needed.remove(NAMES[number])
-        stored = f"volume {number + 1} of 3 ({NAMES[number]}) is stored; still needed: {', '.join(sorted(needed))}"
-        assertions.failure(push(target, cut.whole[number]), 10, stored)
+        stored = f"error: incomplete: volume {number + 1} of 3 ({NAMES[number]}) is stored; still needed: "
+        assertions.failure(push(target, cut.whole[number]), 10, stored + ", ".join(sorted(needed)))
         assertions.no_image(target)
     target.requests.clear()
     assertions.success(push(target, cut.whole[order[-1]]))
@@ -450,6 +450,24 @@ def test_a_layout_that_cannot_store_a_part_says_so(cut: CutOnce, tmp_path: Path,
         f"start `ocistream serve {tmp_path}/copy`, and run `ocistream push -i {NAMES[0]} ",
         " --to localhost:5000`",
     )
+
+
+def test_a_layout_asks_for_one_push_if_a_missing_blob_is_split(cut: CutOnce, tmp_path: Path) -> None:
+    def copy_last(paths: Sequence[Path], needed: str, hint: str) -> None:
+        words = f"({NAMES[2]}) is stored; still needed: {needed}\n", hint
+        assertions.failure(ocistream("copy", paths[2], f"{tmp_path}/copy/"), 10, *words)
+
+    command = f"`ocistream push -i {NAMES[0]} -i {NAMES[1]} --to localhost:5000`"
+    copy_last(cut.paths, f"{NAMES[0]}, {NAMES[1]}", f"start `ocistream serve {tmp_path}/copy`, and run {command}\n")
+    copy_last(cut.whole, f"{NAMES[0]}, {NAMES[1]}", "copy keeps what was written: copy the needed volumes one by one\n")
+
+
+def test_an_archive_needs_all_volumes_of_a_split_blob(cut: CutOnce, tmp_path: Path) -> None:
+    for number, others in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1])):
+        needed = ", ".join(NAMES[other] for other in others)
+        refused = ocistream("copy", cut.paths[number], f"oci-archive:{tmp_path}/copy.tar")
+        assertions.failure(refused, 6, f"still needed: {needed}\n", "start `ocistream serve DIR`, push all volumes")
+    assertions.nothing_left(tmp_path)
 
 
 @pytest.mark.uncounted

@@ -407,7 +407,7 @@ FAILURES: Final = [
             "rebuild the image or push it again with a current version of Docker", _old_manifest),
     Failure("a registry that deletes no tags", 8, "HOST does not delete the tag IMAGE (DELETE …)",
             "--by-digest deletes its manifest instead, with all tags of that manifest, unless the registry is "
-            "read-only, or its deletion is disabled: ask its operator (docker-registry: "
+            "read-only, or its deletion is disabled: ask its operator (distribution, registry:2: "
             "REGISTRY_STORAGE_DELETE_ENABLED=true)", _no_deletion),
     Failure("a read-only registry", 8, "HOST does not accept pushes (…)",
             "it is read-only, or not a registry: push to another registry, or ask its operator", _read_only),

@@ -16,7 +16,10 @@ from tests.package.conftest import ROOT
 README: Final = (ROOT / "README.md").read_text()
 PAGES: Final = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
 #: Options of other programs that are shown, one that is said not to be there, and the word for any of them.
-OTHERS: Final = {"--check", "--htpasswd", "--new-bundle-format", "--option", "--out", "--with-default-services"}
+OTHERS: Final = {
+    *("--check", "--find-links", "--htpasswd", "--new-bundle-format", "--no-index", "--option", "--out"),
+    "--with-default-services",
+}
 
 
 def options(name: str) -> set[str]:
