@@ -47,6 +47,13 @@ class WithholdAnswer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Refuse:
+    """Process the request, and answer with this status all the same."""
+
+    status: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Reply:
     """Answer with this instead; the request's body is not read."""
 
@@ -149,6 +156,7 @@ Action: TypeAlias = (
     | Drop
     | Stall
     | WithholdAnswer
+    | Refuse
     | Reply
     | Flip
     | Resize

@@ -35,6 +35,7 @@ from tests.fault_actions import (
     IgnoreRange,
     NoContentLength,
     PauseReading,
+    Refuse,
     Reply,
     Reset,
     Resize,
@@ -66,6 +67,7 @@ __all__ = [
     "IgnoreRange",
     "NoContentLength",
     "PauseReading",
+    "Refuse",
     "Reply",
     "Request",
     "Reset",
@@ -338,6 +340,8 @@ class FaultyHandler(Handler):
                 answer = Answer(answer.status, {**answer.headers, "Content-Encoding": "gzip"}, body)
             case WithholdAnswer():
                 self.registry.released.wait()
+            case Refuse(status):
+                answer = Answer(status, {}, b"")
             case NoContentLength() | Resize(stated=False):
                 # What does not end where it says it does cannot be followed by another answer.
                 self.close_connection = True

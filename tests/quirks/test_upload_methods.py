@@ -14,7 +14,7 @@ import pytest
 
 from ocistream import limits
 from tests.archives import small_first, tar_of
-from tests.faulty_registry import Fault, Header, Reply, StopReading, refusal
+from tests.faulty_registry import Fault, Header, Refuse, Reply, StopReading, refusal
 from tests.images import Layout, tar_layer
 from tests.quirks import upload_quirks
 from tests.quirks.command_runner import WAYS, How, Mover
@@ -416,6 +416,20 @@ def test_a_refusal_of_the_coding_is_not_one_of_the_way(
     used.registry.faults = [Fault(refusal(status), "PATCH")]
     assert method_used(used, "file", *configured(used, 'profile = "distribution"'), *options) == "stream"
     assert coded(used) == [True, False]
+    assert used.is_complete()
+
+
+@quirk(61)
+def test_bytes_of_a_request_that_was_refused_are_sent_again_if_they_were_put_together_wrongly(
+    pushes: MakePushes,
+) -> None:
+    used = pushes()
+    used.registry.faults = [
+        Fault(Refuse(411), "PATCH", only_chunked_coding=True),
+        Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest="),
+    ]
+    used.push("file", *configured(used, 'profile = "distribution"'))
+    assert used.methods() == ["POST", "PATCH", "GET", "PUT", "DELETE", "POST", "PATCH", "PUT"]
     assert used.is_complete()
 
 
