@@ -16,10 +16,9 @@ from ocistream.oci.walk import GraphWalk, Need, run_walk
 from ocistream.registry.opener import RepositoryOpener
 from ocistream.registry.referrer_search import ReferrerSearch
 from ocistream.registry.repository import Repository, image_not_found_error
-from ocistream.streams.chunks import read_all
 from ocistream.streams.workers import DEFAULT_JOBS
 from ocistream.transfer.interfaces import CompleteSource
-from ocistream.transfer.verified_blobs import use_verified
+from ocistream.transfer.verified_blobs import read_verified
 
 if TYPE_CHECKING:
     import threading
@@ -190,9 +189,7 @@ class RegistrySource(CompleteSource):
         first_repository = self._repositories.setdefault(need.digest, repository)
         try:
             if need.is_config:
-                return use_verified(
-                    first_repository.blob(need.descriptor), lambda checked: read_all(checked.open()), can_retry=True
-                )
+                return read_verified(first_repository.blob(need.descriptor))
             return repository.fetch_manifest(need.descriptor)
         except NotFoundError:
             return None

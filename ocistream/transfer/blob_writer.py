@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from ocistream.errors import UnsupportedError
 from ocistream.oci.descriptor import Descriptor
-from ocistream.streams.chunks import HashedChunks, read_all
+from ocistream.streams.chunks import HashedChunks
 from ocistream.streams.hashing import count_processors
 from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, NullObserver, VerifiedBlob
 from ocistream.transfer.report import BlobResults
-from ocistream.transfer.verified_blobs import BlobProgress, use_verified
+from ocistream.transfer.verified_blobs import BlobProgress, read_verified, use_verified
 
 if TYPE_CHECKING:
     import threading
@@ -64,7 +64,7 @@ class BlobWriter:
     def read(self, blob: Blob) -> bytes:
         """Return the verified bytes of a small blob."""
         progress = BlobProgress(NullObserver(), blob.descriptor, self._cancelled)
-        return use_verified(blob, lambda verified: read_all(verified.open()), can_retry=True, progress=progress)
+        return read_verified(blob, progress)
 
     def verify_stored(self, blob: Blob) -> None:
         """Read and verify a blob that the destination has."""

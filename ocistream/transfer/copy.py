@@ -147,9 +147,9 @@ class _Copy:
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
         absent, pending = check.split_absent(graph, plan.pending)
         self.begin(graph, plan)
-        missing = check.find_missing(graph, absent)
+        missing = check.mount_absent(graph, absent)
         self.check_recompressible(plan)
-        wanted = self.find_wanted(graph, plan, pending, check)
+        wanted = self.place_existing(graph, plan, pending, check)
         self.move(plan, wanted)
         if self.reader is not None:
             # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
@@ -177,6 +177,7 @@ class _Copy:
             for piped in () if self.source.concurrent else self.open_blobs(graph.blobs):
                 if (error := discarded.write(piped)) is not None:
                     raise error
+        self.recompressor = self.early_blobs.choose_recompressor(graph)
         graph = self.select(self.limit_graph(graph))
         plan = plan_blobs(graph, (), self.recompressor, self.results)
         if self.destination.traits.begins_without_writing and not plan.recompressed:
@@ -212,6 +213,7 @@ class _Copy:
         self.start_check(
             graph, lambda blob: self.early_blobs.read_back(blob) if self.results.find(blob.digest) is not None else None
         )
+        self.recompressor = self.early_blobs.choose_recompressor(graph)
         graph = self.limit_graph(graph)
         self.early_blobs.restore_plain_layers(graph)
         return graph
@@ -244,8 +246,7 @@ class _Copy:
         return self.reader.watch(self.source.blobs([*wanted, *checked]), digests)
 
     def limit_graph(self, graph: Graph) -> Graph:
-        """Choose how layers are recompressed, and omit platforms that neither side has."""
-        self.recompressor = self.early_blobs.choose_recompressor(graph)
+        """Omit platforms that neither side has."""
         if not self.source.may_lack_blobs:
             return graph
         # Imported here, because registries have complete indexes.
@@ -329,7 +330,7 @@ class _Copy:
                 msg = f"{digest} must be recompressed, but only the destination has it"
                 raise UnsupportedError(msg, hint="omit --compress: some layers were omitted from the source")
 
-    def find_wanted(
+    def place_existing(
         self, graph: Graph, plan: BlobPlan, pending: Sequence[Descriptor], check: ExistenceCheck
     ) -> list[Descriptor]:
         """Skip or mount existing blobs, write those that are in memory, and return those that the source must send."""

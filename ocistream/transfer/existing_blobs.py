@@ -84,7 +84,7 @@ class ExistenceCheck:
         self._check_missing(graph, [*self._missing_manifests, *self.list_unmountable(unstored)])
         return absent, remaining
 
-    def find_missing(self, graph: Graph, absent: Sequence[Descriptor]) -> list[Descriptor]:
+    def mount_absent(self, graph: Graph, absent: Sequence[Descriptor]) -> list[Descriptor]:
         """Skip or mount the absent blobs; return those that only other volumes have."""
         existing = self.skip_or_mount(absent, self._stored)
         missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest not in existing)]

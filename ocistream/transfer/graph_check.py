@@ -7,8 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from ocistream.errors import NotFoundError
-from ocistream.streams.chunks import read_all
-from ocistream.transfer.verified_blobs import blob_from_bytes, use_verified
+from ocistream.transfer.verified_blobs import blob_from_bytes, read_verified
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -55,7 +54,7 @@ class GraphCheckReader:
             for blob in source.blobs(list(self.pending.values())):
                 # A registry may list a blob that it lacks.
                 with contextlib.suppress(NotFoundError):
-                    self.add(blob.descriptor.digest, _read_verified(blob))
+                    self.add(blob.descriptor.digest, read_verified(blob))
 
     def watch(self, blobs: Iterator[Blob], wanted: Collection[str]) -> Iterator[Blob]:
         """Yield the wanted blobs of a pipe, and finish the check as early as possible.
@@ -66,7 +65,7 @@ class GraphCheckReader:
         for blob in blobs:
             digest = blob.descriptor.digest
             if digest in self.pending and blob.range is None:
-                content = _read_verified(blob)
+                content = read_verified(blob)
                 self.add(digest, content)
                 if not self.pending:
                     self.finish()
@@ -85,7 +84,3 @@ class GraphCheckReader:
         if not self._is_finished:
             self._is_finished = True
             self._check.finish()
-
-
-def _read_verified(blob: Blob) -> bytes:
-    return use_verified(blob, lambda checked: read_all(checked.open()), can_retry=True)

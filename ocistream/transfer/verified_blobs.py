@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ocistream import limits
 from ocistream.errors import CancelledError, IntegrityError, PartialBlobLostError, UnsupportedError
-from ocistream.streams.chunks import check_chunks_size, chunks_from, closing_chunks, verify_chunks
+from ocistream.streams.chunks import check_chunks_size, chunks_from, closing_chunks, read_all, verify_chunks
 from ocistream.transfer.interfaces import Access, Blob, NullObserver, RecoverableBlob, VerifiedBlob
 
 if TYPE_CHECKING:
@@ -115,6 +115,11 @@ class BlobProgress:
 
 
 _T = TypeVar("_T")
+
+
+def read_verified(blob: Blob, progress: BlobProgress | None = None) -> bytes:
+    """Return the verified bytes of a small blob; the errors are those of `use_verified`."""
+    return use_verified(blob, lambda verified: read_all(verified.open()), can_retry=True, progress=progress)
 
 
 def use_verified(

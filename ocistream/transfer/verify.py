@@ -20,14 +20,14 @@ from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams import files, layer_media_types
-from ocistream.streams.chunks import HashedChunks, read_all, verify_chunks
+from ocistream.streams.chunks import HashedChunks, verify_chunks
 from ocistream.streams.compression import DecompressionError, decompress_layer, detect_codec
 from ocistream.streams.layer_media_types import codec_name, is_probably_layer
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
 from ocistream.transfer.incomplete_indexes import limit_to_exported
 from ocistream.transfer.interfaces import NullObserver
-from ocistream.transfer.verified_blobs import BlobProgress, use_verified
+from ocistream.transfer.verified_blobs import BlobProgress, read_verified
 
 if TYPE_CHECKING:
     import threading
@@ -478,7 +478,7 @@ class DiscardedBlobs(BlobChecker):
 
         def read(blob: Blob) -> None:
             try:
-                content = use_verified(blob, lambda checked: read_all(checked.open()), can_retry=True)
+                content = read_verified(blob)
             except NotFoundError:
                 return
             found.add(blob.descriptor.digest)
