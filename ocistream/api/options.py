@@ -161,13 +161,13 @@ def _check_compression(text: str | None) -> None:
 class ClientOptions:
     """Options of all requests and transfers of one client, or of one run of the command line."""
 
-    jobs: int = option(DEFAULT_JOBS, type=Whole(1, MAX_JOBS), help="Parallel blobs and connections.")
+    jobs: int = option(DEFAULT_JOBS, type=Whole(1, MAX_JOBS), help="At most N blobs, and N connections, at once.")
     memory: int = option(
         limits.PREFETCH_MEMORY,
         type=parse_memory,
         text=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
         metavar="SIZE",
-        help="Buffer for fetching a layer over several connections.",
+        help="Buffer for fetching layers over several connections, in all.",
     )
     cache: str | os.PathLike[str] | None = option(
         type=PATH,
@@ -195,7 +195,7 @@ class ClientOptions:
         type=parse_upload,
         text="auto",
         metavar="auto|stream|put|chunk=SIZE",
-        help="Upload each blob as a stream, in one PUT, or in chunks of SIZE.",
+        help="Upload blobs by a PATCH, a PUT, or chunks of SIZE; auto adapts.",
     )
 
     @property
@@ -235,7 +235,7 @@ class RegistryOptions:
         metavar="USER",
         no_default=_USE_LOGIN,
         section=ACCESS,
-        help="User name.",
+        help="User name; all images must be in one registry.",
         side_help="User name for the {}.",
     )
     password_stdin: bool = option(
@@ -302,7 +302,7 @@ class RegistryOptions:
         type=PATH,
         metavar="DIR",
         section=TLS,
-        help="Read *.crt, *.cert and *.key from DIR, not from certs.d in ~/.config and /etc.",
+        help="Read *.crt, *.cert and *.key for all hosts from DIR, not from the certs.d directories.",
     )
 
     @property
@@ -404,20 +404,20 @@ class CopyOptions:
         metavar="IDENTITY",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Fail unless each image is signed keyless by this email or URI, or by a given key.",
+        help="Fail unless each image is signed keyless by this email or URI, or by a KEY.",
     )
     certificate_oidc_issuer: str | None = option(
         metavar="URL",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="OIDC issuer; required with the identity.",
+        help="OIDC issuer of the identity, which needs it.",
     )
     trusted_root: str | None = option(
         type=PATH,
         metavar="FILE",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Sigstore's trusted root (JSON), required with the identity; no server is asked.",
+        help="Sigstore's trusted root, which the identity needs: from `cosign trusted-root create`.",
     )
     compress: str | None = option(
         metavar="gzip|zstd|none[:LEVEL]",
@@ -428,7 +428,7 @@ class CopyOptions:
     max_ratio: int = option(
         limits.MAX_RATIO,
         type=Whole(1, 1_000_000),
-        help="Abort if a layer expands more than N times, to over 1 GiB.",
+        help="Abort if a layer expands over N times and 1 GiB.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(

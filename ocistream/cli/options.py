@@ -159,7 +159,9 @@ class RunOptions(ClientOptions):
         section=ACCESS,
         help="Configuration file.  [default: ~/.config/ocistream/config.toml]",
     )
-    no_mirrors: bool = option(default=False, section=ACCESS, help="Do not use mirrors.")
+    no_mirrors: bool = option(
+        default=False, section=ACCESS, help="Ignore the mirrors of the configuration and of registries.conf."
+    )
     progress: str = option(
         "auto",
         type=click.Choice(["auto", "bar", "plain", "json", "none"]),

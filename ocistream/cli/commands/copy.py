@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC", type=FilePath())
 @click.argument("destination", metavar="DST", type=FilePath())
 @options(CopyOptions, "all_tags", "tags")
-@platform_option("all; docker-archive: as for pull")
+@platform_option("all; one for docker-archive")
 @all_platforms_option
 @options(CopyOptions, "split")
 @options(OmissionOptions)
@@ -73,8 +73,8 @@ def copy(
     """Copy images between registries, layouts and archives.
 
     SRC and DST are images, paths, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`, or - for
-    an archive on stdin or stdout. Text is a path if it starts with /, ./, ../ or ~/, if it ends in / or .tar (or .tgz,
-    .tar.gz, .tar.zst), or if such a file or directory exists.
+    an archive on stdin or stdout. An argument is a path if it starts with /, ./, ../ or ~/, if it ends in / or .tar
+    (or .tgz, .tar.gz, .tar.zst), or if such a file or directory exists.
 
     Within one registry, blobs are mounted, not sent. Uncompressed layers that `docker save` wrote become gzip.
 

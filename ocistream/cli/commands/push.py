@@ -64,13 +64,13 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
     metavar="HOST[/PREFIX]",
     no_default=SELECTS_CONTENT,
     section=SELECTION,
-    help="Push each image under its own name: nginx:1 to HOST/PREFIX/nginx:1.",
+    help="Push each image by its name, such as a.io/team/b:1 to HOST/PREFIX/team/b:1.",
 )
 @platform_option("all")
 @all_platforms_option
 @options(CopyOptions, "no_referrers", "require_signature")
 @identity_options
-@compression_options("Layers of `docker save` become gzip.")
+@compression_options("Without it, layers of `docker save` become gzip.")
 @upload_options
 @credential_options
 @transfer_options

@@ -94,9 +94,9 @@ def serve(
 ) -> None:
     """Serve PATH as a registry: a layout directory for pull and push (default: .), an archive for pull.
 
-    The first line on stdout is the address, where a browser shows a page about the images. Other machines can connect
-    only with --listen and a password. A missing directory is created as an empty layout; a missing archive is an error.
-    Stop the server with SIGINT or SIGTERM.
+    The first line on stdout is the URL; a browser shows the images there. Other machines can connect only with --listen
+    and a password; use TLS too. A PATH that does not exist becomes an empty layout, unless its name is that of an
+    archive (.tar). Stop the server with SIGINT or SIGTERM.
 
     \b
     ocistream serve images/     # docker push localhost:5000/app:1

@@ -64,7 +64,8 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     """Copy the images that a TOML FILE lists, but only what differs.
 
     A failure does not stop the other images; the exit code is that of the first failure. Re-run an interrupted command
-    to continue. Each [[sync]] table of FILE copies a repository or an image; the last example is such a file.
+    to continue. Nothing is deleted at the destinations. Each [[sync]] table of FILE copies a repository or an image;
+    the last example is such a file.
 
     \b
     ocistream sync images.toml
