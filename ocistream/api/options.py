@@ -161,13 +161,13 @@ def _check_compression(text: str | None) -> None:
 class ClientOptions:
     """Options of all requests and transfers of one client, or of one run of the command line."""
 
-    jobs: int = option(DEFAULT_JOBS, type=Whole(1, MAX_JOBS), help="Parallel blobs and connections.")
+    jobs: int = option(DEFAULT_JOBS, type=Whole(1, MAX_JOBS), help="Parallel blobs, and connections in total.")
     memory: int = option(
         limits.PREFETCH_MEMORY,
         type=parse_memory,
         text=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
         metavar="SIZE",
-        help="Buffer for fetching a layer over several connections.",
+        help="Buffer for fetching layers over several connections, in total.",
     )
     cache: str | os.PathLike[str] | None = option(
         type=PATH,
@@ -186,16 +186,16 @@ class ClientOptions:
     limit_rate: float | None = option(
         type=parse_rate,
         metavar="RATE",
-        help="Limit bytes per second in each direction, over all connections: 500k, 10M, 1G.",
+        help="Limit bytes per second in each direction, over all connections: 500k (512000), 10M.",
     )
     max_requests_per_second: float | None = option(
-        type=Positive(10_000), metavar="N", help="Maximum requests per second to each host."
+        type=Positive(10_000), metavar="N", help="Maximum requests per second to each host; default: no limit."
     )
     upload: UploadMethod | None = option(
         type=parse_upload,
         text="auto",
         metavar="auto|stream|put|chunk=SIZE",
-        help="Upload each blob as a stream, in one PUT, or in chunks of SIZE.",
+        help="Upload each blob in one PATCH (stream), one PUT, or PATCHes of SIZE.",
     )
 
     @property
@@ -235,7 +235,7 @@ class RegistryOptions:
         metavar="USER",
         no_default=_USE_LOGIN,
         section=ACCESS,
-        help="User name.",
+        help="User name for the command's only registry; with several, it is an error.",
         side_help="User name for the {}.",
     )
     password_stdin: bool = option(
@@ -258,15 +258,15 @@ class RegistryOptions:
         metavar="FILE",
         no_default=_USE_AUTH_FILE,
         section=ACCESS,
-        help="Read credentials only from FILE (Docker's format).",
-        side_help="Read credentials for the {} only from FILE.",
+        help="Read credentials from FILE, not Docker's files; else OCISTREAM_USERNAME and the configuration.",
+        side_help="The same as --authfile, for the {}.",
     )
     plain_http: bool = option(
         default=False,
         no_default=_FOR_ONE_REGISTRY,
         section=ACCESS,
-        help="Use HTTP (the default for loopback hosts), not HTTPS.",
-        side_help="Use HTTP, not HTTPS, for the {}.",
+        help="Use HTTP, not HTTPS. For loopback hosts, the scheme is detected.",
+        side_help="Use HTTP, not HTTPS, for the {} alone.",
     )
     insecure: bool = option(
         default=False,
@@ -302,7 +302,7 @@ class RegistryOptions:
         type=PATH,
         metavar="DIR",
         section=TLS,
-        help="Read *.crt, *.cert and *.key from DIR, not from certs.d in ~/.config and /etc.",
+        help="Read *.crt, *.cert and *.key directly in DIR, not in certs.d/HOST of Docker and containers.",
     )
 
     @property
@@ -404,7 +404,7 @@ class CopyOptions:
         metavar="IDENTITY",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Fail unless each image is signed keyless by this email or URI, or by a given key.",
+        help="Fail unless this email or URI (keyless) or a --require-signature KEY signed each image.",
     )
     certificate_oidc_issuer: str | None = option(
         metavar="URL",
@@ -417,7 +417,7 @@ class CopyOptions:
         metavar="FILE",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Sigstore's trusted root (JSON), required with the identity; no server is asked.",
+        help="Trusted root (`cosign trusted-root create`), required with the identity; works offline.",
     )
     compress: str | None = option(
         metavar="gzip|zstd|none[:LEVEL]",
