@@ -161,13 +161,13 @@ def _check_compression(text: str | None) -> None:
 class ClientOptions:
     """Options of all requests and transfers of one client, or of one run of the command line."""
 
-    jobs: int = option(DEFAULT_JOBS, type=Whole(1, MAX_JOBS), help="At most N blobs, and N connections, at once.")
+    jobs: int = option(DEFAULT_JOBS, type=Whole(1, MAX_JOBS), help="Parallel blobs, and connections in total.")
     memory: int = option(
         limits.PREFETCH_MEMORY,
         type=parse_memory,
         text=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
         metavar="SIZE",
-        help="Buffer for fetching layers over several connections, in all.",
+        help="Buffer for fetching layers over several connections, in total.",
     )
     cache: str | os.PathLike[str] | None = option(
         type=PATH,
@@ -186,16 +186,16 @@ class ClientOptions:
     limit_rate: float | None = option(
         type=parse_rate,
         metavar="RATE",
-        help="Limit bytes per second in each direction, over all connections: 500k, 10M, 1G.",
+        help="Limit bytes per second in each direction, over all connections: 500k (512000), 10M.",
     )
     max_requests_per_second: float | None = option(
-        type=Positive(10_000), metavar="N", help="Maximum requests per second to each host."
+        type=Positive(10_000), metavar="N", help="Maximum requests per second to each host; default: no limit."
     )
     upload: UploadMethod | None = option(
         type=parse_upload,
         text="auto",
         metavar="auto|stream|put|chunk=SIZE",
-        help="Upload blobs by a PATCH, a PUT, or chunks of SIZE; auto adapts.",
+        help="Upload each blob in one PATCH (stream), one PUT, or PATCHes of SIZE.",
     )
 
     @property
@@ -235,7 +235,7 @@ class RegistryOptions:
         metavar="USER",
         no_default=_USE_LOGIN,
         section=ACCESS,
-        help="User name; all images must be in one registry.",
+        help="User name for the command's only registry; with several, it is an error.",
         side_help="User name for the {}.",
     )
     password_stdin: bool = option(
@@ -258,15 +258,15 @@ class RegistryOptions:
         metavar="FILE",
         no_default=_USE_AUTH_FILE,
         section=ACCESS,
-        help="Read credentials only from FILE (Docker's format).",
-        side_help="Read credentials for the {} only from FILE.",
+        help="Read credentials from FILE, not Docker's files; else OCISTREAM_USERNAME and the configuration.",
+        side_help="The same as --authfile, for the {}.",
     )
     plain_http: bool = option(
         default=False,
         no_default=_FOR_ONE_REGISTRY,
         section=ACCESS,
-        help="Use HTTP (the default for loopback hosts), not HTTPS.",
-        side_help="Use HTTP, not HTTPS, for the {}.",
+        help="Use HTTP, not HTTPS. For loopback hosts, the scheme is detected.",
+        side_help="Use HTTP, not HTTPS, for the {} alone.",
     )
     insecure: bool = option(
         default=False,
@@ -302,7 +302,7 @@ class RegistryOptions:
         type=PATH,
         metavar="DIR",
         section=TLS,
-        help="Read *.crt, *.cert and *.key for all hosts from DIR, not from the certs.d directories.",
+        help="Read *.crt, *.cert and *.key directly in DIR, not in certs.d/HOST of Docker and containers.",
     )
 
     @property
@@ -404,20 +404,20 @@ class CopyOptions:
         metavar="IDENTITY",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Fail unless each image is signed keyless by this email or URI, or by a KEY.",
+        help="Fail unless this email or URI (keyless) or a --require-signature KEY signed each image.",
     )
     certificate_oidc_issuer: str | None = option(
         metavar="URL",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="OIDC issuer of the identity, which needs it.",
+        help="OIDC issuer; required with the identity.",
     )
     trusted_root: str | None = option(
         type=PATH,
         metavar="FILE",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Sigstore's trusted root, which the identity needs: from `cosign trusted-root create`.",
+        help="Trusted root (`cosign trusted-root create`), required with the identity; works offline.",
     )
     compress: str | None = option(
         metavar="gzip|zstd|none[:LEVEL]",
@@ -428,7 +428,7 @@ class CopyOptions:
     max_ratio: int = option(
         limits.MAX_RATIO,
         type=Whole(1, 1_000_000),
-        help="Abort if a layer expands over N times and 1 GiB.",
+        help="Abort if a layer expands more than N times, to over 1 GiB.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(

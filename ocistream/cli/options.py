@@ -160,7 +160,7 @@ class RunOptions(ClientOptions):
         help="Configuration file.  [default: ~/.config/ocistream/config.toml]",
     )
     no_mirrors: bool = option(
-        default=False, section=ACCESS, help="Ignore the mirrors of the configuration and of registries.conf."
+        default=False, section=ACCESS, help="Do not use the mirrors that the configuration or registries.conf names."
     )
     progress: str = option(
         "auto",
@@ -345,8 +345,15 @@ def _combine(*decorators: _Decorator) -> _Decorator:
     return lambda function: functools.reduce(lambda inner, outer: outer(inner), reversed(decorators), function)
 
 
-user_options: Final = options(RegistryOptions, "username", "password_stdin", "password_file")
-credential_options: Final = options(RegistryOptions, "username", "password_stdin", "password_file", "authfile")
+user_options: Final = _combine(
+    options(RegistryOptions, "username", help_text="User name."),
+    options(RegistryOptions, "password_stdin", "password_file"),
+)
+credential_options: Final = _combine(
+    options(RegistryOptions, "username"),
+    options(RegistryOptions, "password_stdin", help_text="{} It cannot also carry an archive or a list."),
+    options(RegistryOptions, "password_file", "authfile"),
+)
 side_options: Final = _combine(*(options(RegistryOptions, side=side) for side in SIDES))
 tls_options: Final = _combine(
     options(RegistryOptions, "ca_cert", "client_cert", "client_key", "cert_dir", "insecure", "plain_http"),

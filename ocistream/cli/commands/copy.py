@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC", type=FilePath())
 @click.argument("destination", metavar="DST", type=FilePath())
 @options(CopyOptions, "all_tags", "tags")
-@platform_option("all; one for docker-archive")
+@platform_option("all; docker-archive: linux/ARCH")
 @all_platforms_option
 @options(CopyOptions, "split")
 @options(OmissionOptions)
@@ -73,13 +73,15 @@ def copy(
     """Copy images between registries, layouts and archives.
 
     SRC and DST are images, paths, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`, or - for
-    an archive on stdin or stdout. An argument is a path if it starts with /, ./, ../ or ~/, if it ends in / or .tar
-    (or .tgz, .tar.gz, .tar.zst), or if such a file or directory exists.
+    an archive on stdin or stdout. Text is a path if it starts with /, ./, ../ or ~/, if it ends in / or .tar (or .tgz,
+    .tar.gz, .tar.zst), or if such a file or directory exists. Write docker://NAME for an image.
 
-    Within one registry, blobs are mounted, not sent. Uncompressed layers that `docker save` wrote become gzip.
+    Within one registry, blobs are mounted, not sent. Uncompressed layers that `docker save` wrote become gzip. With
+    --via, the remote side uses its own credentials and CAs for DST. --have, --base and --only need an OCI archive or a
+    layout as DST.
 
-    Registry and TLS options, such as --plain-http, apply to both sides; --src-... and --dest-... override them for one
-    side.
+    Registry and TLS options apply to both sides; --src-... and --dest-... are for one side. For HTTP on one side, use
+    only the option of that side.
 
     \b
     ocistream copy nginx:1 registry.example.com/mirror/nginx:1

@@ -40,7 +40,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
 
 
 @command
-@click.argument("sources", nargs=-1, metavar="IMAGE...")
+@click.argument("sources", nargs=-1, metavar="[IMAGE]...")
 @click.option(
     "--images",
     "lists",
@@ -69,7 +69,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     cls=Option,
     type=click.Choice(FORMATS),
     section=OUTPUT,
-    help="Output format.  [default: oci (a layout) for a directory, else oci-archive]",
+    help="Output format; oci is a layout.  [default: oci for a directory, else oci-archive]",
 )
 @click.option(
     "--from-byte",

@@ -64,7 +64,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
     metavar="HOST[/PREFIX]",
     no_default=SELECTS_CONTENT,
     section=SELECTION,
-    help="Push each image by its name, such as a.io/team/b:1 to HOST/PREFIX/team/b:1.",
+    help="Push each image under its name, without the old host: HOST/PREFIX/REPO:TAG.",
 )
 @platform_option("all")
 @all_platforms_option
@@ -80,8 +80,10 @@ def push(
 ) -> None:
     """Push the images of an archive to a registry.
 
-    IMAGE (HOST/REPO:TAG) is the destination of the archive's only image, or of --image. --to pushes all images, each
-    under its own name.
+    IMAGE (HOST/REPO:TAG) is the destination of the archive's only image, or of --image. --to pushes all images:
+    registry.example.com/team/app:1 to HOST/PREFIX/team/app:1, and docker.io/library/nginx:1 to HOST/PREFIX/nginx:1. Two
+    different images with the same new name are an error. --to reads archives of `docker save` and skopeo only from
+    uncompressed files, because these tools list the images at the end.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
     it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers.

@@ -94,13 +94,15 @@ def serve(
 ) -> None:
     """Serve PATH as a registry: a layout directory for pull and push (default: .), an archive for pull.
 
-    The first line on stdout is the URL; a browser shows the images there. Other machines can connect only with --listen
-    and a password; use TLS too. A PATH that does not exist becomes an empty layout, unless its name is that of an
-    archive (.tar). Stop the server with SIGINT or SIGTERM.
+    The first line on stdout is HOST:PORT; open it in a browser to see the images. Other machines can connect only with
+    --listen and a password; TLS is optional. A missing or empty directory, also the default one, becomes an empty
+    layout. A missing PATH that ends in .tar (or .tgz, .tar.gz, .tar.zst) is an error. An image
+    registry.example.com/app:1 of PATH is served as app:1, and under its full name. Stop the server with SIGINT or
+    SIGTERM.
 
     \b
     ocistream serve images/     # docker push localhost:5000/app:1
-    ocistream serve app.tar     # docker pull localhost:5000/app
+    ocistream serve app.tar     # docker pull localhost:5000/app:1
     ocistream serve app.tar --listen 0.0.0.0:5000 --tls-cert cert.pem \\
       -u ada --password-file password
     """

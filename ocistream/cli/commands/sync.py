@@ -57,15 +57,17 @@ _REPORT_TIMEOUT: Final = 5.0
     section=SELECTION,
     help="Copy only part I of N (I is 0 to N-1); a hash of the name assigns each image to a part.",
 )
-@options(RegistryOptions, "authfile")
+@options(
+    RegistryOptions, "authfile", help_text="Read credentials from FILE, not Docker's files; else the configuration."
+)
 @options(RunOptions, "memory")
 @transfer_options
 def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> None:
     """Copy the images that a TOML FILE lists, but only what differs.
 
     A failure does not stop the other images; the exit code is that of the first failure. Re-run an interrupted command
-    to continue. Nothing is deleted at the destinations. Each [[sync]] table of FILE copies a repository or an image;
-    the last example is such a file.
+    to continue. No tag is deleted. docs/sync.md lists all keys. Each [[sync]] table of FILE copies a
+    repository or an image; the last example is such a file.
 
     \b
     ocistream sync images.toml
@@ -75,7 +77,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     \b
     # images.toml
     [[sync]]
-    from = "nginx"                                     # a repository
+    from = "nginx"     # a repository; latest = 5: its 5 highest versions
     to = ["registry.local:5000/nginx", "oci:images"]
     tags = { versions = ">=1.25, <2", latest = 5 }     # or ["1.*", "!*-rc*"]
     [[sync]]
