@@ -428,7 +428,7 @@ class CopyOptions:
     max_ratio: int = option(
         limits.MAX_RATIO,
         type=Whole(1, 1_000_000),
-        help="Abort if a layer expands more than N times, to over 1 GiB.",
+        help="Abort if a layer expands over N times and 1 GiB.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(
