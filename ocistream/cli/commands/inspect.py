@@ -105,7 +105,10 @@ def inspect(
 
     if location is None:
         msg = "Missing argument 'LOCATION'."
-        raise UsageError(msg, hint="--config is the configuration file; --raw-config prints the config of an image")
+        hint = "write an image, a layout or an archive; - is stdin"
+        if context.options.config is not None:
+            hint = "--config is the configuration file; --raw-config prints the config of an image"
+        raise UsageError(msg, hint=hint)
     if as_json + raw + raw_config + (output_format is not None) > 1:
         msg = "--json, --format, --raw and --raw-config exclude each other"
         raise UsageError(msg, hint="use one of them")
