@@ -89,6 +89,8 @@ class TomlTable:
     sensitive_hint: ClassVar[str] = ""
     #: The hint for another unknown key, in front of the allowed ones.
     unknown_hint: ClassVar[str] = ""
+    #: Hints for some unknown keys, in place of the allowed ones.
+    known_mistakes: ClassVar[Mapping[str, str]] = {}
     #: The declared keys.
     keys: ClassVar[Mapping[str, _Key[Any]]] = {}
 
@@ -119,6 +121,7 @@ class TomlTable:
                     hint = f"did you mean {close[0]}? {hint}"
                 elif self.unknown_hint:
                     hint = f"{self.unknown_hint}; {hint}"
+                hint = self.known_mistakes.get(name, hint)
                 msg = f"{self.label}: unknown key {printable(name)!r}"
                 raise UsageError(msg, hint=hint)
         for name, key in self.keys.items():

@@ -480,6 +480,21 @@ def test_a_key_outside_of_its_table_is_told_where_keys_belong(tmp_path: Path) ->
     assertions.failure(result, 2, "unknown key 'jobs'\n", "put options under [defaults]", "allowed: defaults, ")
 
 
+@pytest.mark.parametrize(
+    ("argv", "content", "words"),
+    [
+        (["sync"], '[sync]\nfrom = "a"\n', ["sync is not a list", "write [[sync]] instead of [sync]"]),
+        (["sync"], '[[sync]]\nfrom = ["a", "b"]\nto = "c"\n', ["from is neither", "write one [[sync]] for each"]),
+        (["config", "check"], "[[sync]]\n", ["unknown key 'sync'", "a sync file", "`ocistream sync FILE --dry-run`"]),
+    ],
+)
+def test_a_mistake_in_a_toml_file_is_told_what_to_write(
+    tmp_path: Path, argv: Sequence[str], content: str, words: Sequence[str]
+) -> None:
+    tmp_path.joinpath("s.toml").write_text(content)
+    assertions.failure(ocistream(*argv, "s.toml", cwd=tmp_path), 2, *words)
+
+
 def test_a_missing_image_among_several_is_told_of_its_tags(place: Place) -> None:
     result = ocistream("pull", place.app, place.app.replace(":1", ":9"), "-o", place.out)
     assertions.failure(result, 4, "app:9 not found", "its tags are: 1\n")
