@@ -15,7 +15,7 @@ from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.errors.common_failures import PUBLIC_KEY, Place
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
+from tests.faulty_registry import Action, Drop, Fault, HangUp, Reply, refusal
 from tests.http_doubles import unused_port
 from tests.images import Layout, small_image, two_platforms
 from tests.raw_server import RawServer
@@ -493,6 +493,35 @@ def test_a_mistake_in_a_toml_file_is_told_what_to_write(
 ) -> None:
     tmp_path.joinpath("s.toml").write_text(content)
     assertions.failure(ocistream(*argv, "s.toml", cwd=tmp_path), 2, *words)
+
+
+@pytest.mark.parametrize("cut", [0, 1000])
+def test_a_blob_that_every_attempt_cuts_at_the_same_byte_is_called_damaged(place: Place, cut: int) -> None:
+    digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
+    path = f"/blobs/{digest}"
+    place.registry.faults += [Fault(Drop(cut), "GET", path, times=1), Fault(Drop(0), "GET", path, times=None)]
+    result = ocistream("pull", place.app, "-o", place.out, "--retries=2")
+    assertions.failure(result, 7, digest, "every try ended at this byte: the blob is probably damaged")
+
+
+@pytest.mark.parametrize("argv", [["verify"], ["push", "localhost:1/app:1", "-i"]])
+def test_an_archive_with_a_damaged_index_is_named(layout: Layout, tmp_path: Path, argv: Sequence[str]) -> None:
+    small_image(layout, name="app:1")
+    items = [(name, content[:-9] if name == "index.json" else content) for name, content in small_first(layout)]
+    (tmp_path / "app.tar").write_bytes(tar_of(items))
+    hint = "the archive is damaged: copy or pull it again"
+    result = ocistream(*argv, "app.tar", cwd=tmp_path)
+    assertions.failure(result, 6, "error: app.tar: index.json is not valid JSON: ", hint)
+    other = ocistream(*argv, "app.tar", *(["-i"] if "-i" in argv else []), "app.tar", cwd=tmp_path)
+    assertions.failure(other, 6, "error: app.tar: index.json is not valid JSON: ", hint)
+
+
+def test_an_image_that_both_sides_lack_blobs_of_is_named(place: Place, tmp_path: Path) -> None:
+    digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
+    items = [(name, content) for name, content in small_first(place.layout) if digest[7:] not in name]
+    (tmp_path / "miss.tar").write_bytes(tar_of(items))
+    result = ocistream("push", "-i", "miss.tar", f"{place.start().host}/new:1", cwd=tmp_path)
+    assertions.failure(result, 6, f"has {digest}, for app of miss.tar\n  get the complete image\n")
 
 
 def test_a_missing_image_among_several_is_told_of_its_tags(place: Place) -> None:
