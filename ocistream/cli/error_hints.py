@@ -63,9 +63,13 @@ def add_copy_hint(error: OcistreamError, console: Console, plan: CopyPlan, sourc
         if is_digest(error.wanted) and (images := _find_images_by_id(error.wanted, location, source)):
             shown = printable(error.wanted)
             error.hint = f"{shown} is an image ID; use the name or digest instead: {format_image_names(images)}"
-    elif (
-        isinstance(error, IntegrityError) and error.digest and not error.hint and location is not None and location.path
-    ):
+    elif location is not None:
+        add_damage_hint(error, location)
+
+
+def add_damage_hint(error: OcistreamError, location: Location) -> None:
+    """Name the archive or layout in the error of a damaged blob, and add how to check it."""
+    if isinstance(error, IntegrityError) and error.digest and not error.hint and location.path:
         name = location.description
         error.message = f"{name}: {error.message}"
         error.hint = (

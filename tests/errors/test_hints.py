@@ -516,6 +516,14 @@ def test_an_archive_with_a_damaged_index_is_named(layout: Layout, tmp_path: Path
     assertions.failure(other, 6, "error: app.tar: index.json is not valid JSON: ", hint)
 
 
+def test_inspect_names_an_archive_with_a_damaged_config(layout: Layout, tmp_path: Path) -> None:
+    config = layout.read(small_image(layout, name="app:1")["digest"])["config"]["digest"]
+    items = [(name, b"{ " + content[2:] if config[7:] in name else content) for name, content in small_first(layout)]
+    (tmp_path / "app.tar").write_bytes(tar_of(items))
+    result = ocistream("inspect", "app.tar", cwd=tmp_path)
+    assertions.failure(result, 5, "error: app.tar: digest mismatch: ", "check it with `ocistream verify app.tar`\n")
+
+
 def test_an_image_that_both_sides_lack_blobs_of_is_named(place: Place, tmp_path: Path) -> None:
     digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
     items = [(name, content) for name, content in small_first(place.layout) if digest[7:] not in name]
