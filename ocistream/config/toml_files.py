@@ -295,7 +295,10 @@ def read_file(path: Path, kind: type[_Table], home: Path, bound: int = limits.MA
         raise UsageError(msg) from error
     except tomllib.TOMLDecodeError as error:
         msg = f"{path} is not TOML: {printable(str(error))}"
-        raise UsageError(msg, hint="write text in quotes, and each key on its own line: see toml.io") from error
+        hint = "write text in quotes, and each key on its own line: see toml.io"
+        if path.suffix in {".yaml", ".yml"}:
+            hint = "this seems to be YAML, which ocistream does not read: write the same as TOML"
+        raise UsageError(msg, hint=hint) from error
     except ValueError as error:
         # Python limits the digits of a number, and tomllib does not convert that error.
         msg = f"{path} is not TOML: a number has too many digits"

@@ -55,6 +55,16 @@ _DIGEST = "sha256:" + 64 * "a"
         ),
         (["serve", "a", "b"], 2, ["extra argument (b)", "`ocistream serve [PATH]`, with one layout directory or arch"]),
         (["sync", "a", "b"], 2, ["extra argument (b)", "sync FILE`, with one TOML file; for two locations, use `oci"]),
+        (
+            ["inspect", "r.io/a:1", "-u", "a:b"],
+            2,
+            ["needs a password", "the user name contains ':': omit the password"],
+        ),
+        (
+            ["serve", "r.io/app:1"],
+            4,
+            ["no such file", "not an image: run `ocistream copy r.io/app:1 oci:DIR`, and serve"],
+        ),
         (["gc", "a", "b"], 2, ["extra argument (b)", "write `ocistream gc DIR`\n"]),
         (
             ["verify", "-i", "a.tar"],
@@ -373,6 +383,13 @@ def test_a_name_without_a_registry_that_fails_is_explained(
     assertions.failure(ocistream(*argv, "--config", config, cwd=tmp_path), 3 if status == 401 else 4, words)
 
 
+def test_rm_explains_a_name_without_a_registry(place: Place, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'[registry."docker.io"]\nurl = "{place.registry.url}"\n')
+    words = "nosuch:1 means docker.io/library/nosuch:1; write HOST/nosuch:1 for another registry"
+    assertions.failure(ocistream("rm", "nosuch:1", "--config", config, cwd=tmp_path), 4, words)
+
+
 def test_another_failure_does_not_explain_a_name_without_a_registry(tmp_path: Path) -> None:
     result = ocistream("push", "-i", "nowhere.tar", "nosuch", cwd=tmp_path)
     assertions.failure(result, 4, "nowhere.tar")
@@ -480,6 +497,17 @@ def test_a_key_outside_of_its_table_is_told_where_keys_belong(tmp_path: Path) ->
     assertions.failure(result, 2, "unknown key 'jobs'\n", "put options under [defaults]", "allowed: defaults, ")
 
 
+def test_yaml_is_told_to_be_written_as_toml(tmp_path: Path) -> None:
+    tmp_path.joinpath("s.yml").write_text("registry.test:\n  images: {}\n")
+    assertions.failure(ocistream("sync", "s.yml", cwd=tmp_path), 2, "is not TOML", "this seems to be YAML")
+
+
+def test_login_at_a_web_server_is_told_of_no_repository(place: Place) -> None:
+    host = place.start(Fault(Reply(404, {}, b"<html>"), "GET", times=None)).host
+    argv = ["login", host, "--username=me", "--password-stdin"]
+    assertions.failure(ocistream(*argv, stdin=b"x"), 4, "check that it is a registry, and its port\n")
+
+
 @pytest.mark.parametrize(
     ("argv", "content", "words"),
     [
@@ -507,7 +535,9 @@ def test_a_blob_that_every_attempt_cuts_at_the_same_byte_is_called_damaged(place
 @pytest.mark.parametrize("argv", [["verify"], ["push", "localhost:1/app:1", "-i"]])
 def test_an_archive_with_a_damaged_index_is_named(layout: Layout, tmp_path: Path, argv: Sequence[str]) -> None:
     small_image(layout, name="app:1")
-    items = [(name, content[:-9] if name == "index.json" else content) for name, content in small_first(layout)]
+    items = [
+        (name, (content or b"")[:-9] if name == "index.json" else content) for name, content in small_first(layout)
+    ]
     (tmp_path / "app.tar").write_bytes(tar_of(items))
     hint = "the archive is damaged: copy or pull it again"
     result = ocistream(*argv, "app.tar", cwd=tmp_path)
@@ -518,7 +548,9 @@ def test_an_archive_with_a_damaged_index_is_named(layout: Layout, tmp_path: Path
 
 def test_inspect_names_an_archive_with_a_damaged_config(layout: Layout, tmp_path: Path) -> None:
     config = layout.read(small_image(layout, name="app:1")["digest"])["config"]["digest"]
-    items = [(name, b"{ " + content[2:] if config[7:] in name else content) for name, content in small_first(layout)]
+    items = [
+        (name, b"{ " + (content or b"")[2:] if config[7:] in name else content) for name, content in small_first(layout)
+    ]
     (tmp_path / "app.tar").write_bytes(tar_of(items))
     result = ocistream("inspect", "app.tar", cwd=tmp_path)
     assertions.failure(result, 5, "error: app.tar: digest mismatch: ", "check it with `ocistream verify app.tar`\n")
