@@ -90,12 +90,14 @@ def _are_strings(items: object) -> bool:
     return isinstance(items, list) and all(isinstance(item, str) for item in items)
 
 
-def report_only_in_manifest_json(images: Sequence[DockerImage]) -> None:
+def report_only_in_manifest_json(label: str, images: Sequence[DockerImage]) -> None:
     """Report images that `manifest.json` lists and `index.json` does not: tools that read `index.json` miss them."""
     shown = ", ".join(map(_describe_image, images[:_MAX_SHOWN]))
     more = f" and {len(images) - _MAX_SHOWN} more" if images[_MAX_SHOWN:] else ""
     what = "an image" if len(images) == 1 else f"{len(images)} images"
-    notices.notify(f"included: {what} of manifest.json that index.json does not list: {shown}{more}")
+    archive = printable(label, 1024)
+    text = f"in {archive}, also included: {what} of manifest.json that index.json does not list: {shown}{more}"
+    notices.notify(text)
 
 
 def _describe_image(image: DockerImage) -> str:

@@ -206,7 +206,9 @@ class JoinedSource:
         try:
             index = source.read_complete_index()
         except ArchiveError as error:
-            raise ArchiveError(f"{printable(text)}: {error.message}", hint=error.hint) from error
+            if error.message.startswith(label := f"{printable(text, 1024)}: "):
+                raise
+            raise ArchiveError(f"{label}{error.message}", hint=error.hint) from error
         if source.synthesized_manifests:
             msg = f"{printable(text)} has images that only its manifest.json lists"
             raise UsageError(msg, hint="push this archive alone: it cannot be combined with others")
@@ -249,7 +251,7 @@ class JoinedSource:
                 actual = f"{volume} of {_describe_images(digests, entries)}"
                 expected = f"{printable(first_text)} is {first_volume} of {_describe_images(first_digests, entries)}"
                 msg = f"{printable(text)} does not belong to the others: it is {actual}; in another set, {expected}"
-                raise ArchiveError(msg, hint="use the volumes of one `pull --split`")
+                raise ArchiveError(msg, hint=f"omit or delete {printable(text)}: it is of another `pull --split`")
             if volume[1:] != first_volume[1:] or digests != first_digests:
                 msg = f"{printable(text)} claims to be of the same set as {printable(first_text)}, but they differ"
                 raise ArchiveError(msg)
@@ -265,7 +267,7 @@ class JoinedSource:
                 if root.descriptor.digest not in digests:
                     name = printable(root.name or "an image")
                     msg = f"{printable(text)} does not list {name} ({root.descriptor.digest}), but another archive does"
-                    raise ArchiveError(msg, hint="only archives and layouts of the same images can be combined")
+                    raise ArchiveError(msg, hint="several inputs are read as one set: run the command once for each")
 
     def _find_omitted(self, graph: Graph, annotations: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
         """Return the reasons of omitted blobs that no input has. Blobs of given volumes are missing, not omitted."""

@@ -122,13 +122,18 @@ class ArchiveSource(ABC):
         Raises:
             ArchiveError: the document is malformed.
         """
-        if entry is self.contents.index_json:
-            self._index = parse_index_json(raw)
-            self.volume = parse_volume(self._index.annotations) if self._index.annotations else None
-        elif entry is self.contents.documents.get("manifest.json"):
-            self._images = parse_manifest_json(raw)
-        else:
-            check_layout_file(raw)
+        try:
+            if entry is self.contents.index_json:
+                self._index = parse_index_json(raw)
+                self.volume = parse_volume(self._index.annotations) if self._index.annotations else None
+            elif entry is self.contents.documents.get("manifest.json"):
+                self._images = parse_manifest_json(raw)
+            else:
+                check_layout_file(raw)
+        except ArchiveError as error:
+            error.message = f"{printable(self._label, 1024)}: {error.message}"
+            error.hint = error.hint or "the archive is damaged: copy or pull it again"
+            raise
 
     def _read_document(self, extent: Extent, limit: int) -> bytes | None:
         check_document_size(extent, limit)
@@ -238,7 +243,7 @@ class ArchiveSource(ABC):
             return index
         manifests = ManifestSynthesizer(self)
         entries = manifests.build_entries(additional)
-        report_only_in_manifest_json(additional)
+        report_only_in_manifest_json(self._label, additional)
         self.synthesized_manifests = manifests.manifests
         return LayoutIndex([*index.entries, *entries], index.annotations)
 

@@ -401,7 +401,10 @@ class VolumeSetDestination(TarDestination):
             if unrelated:
                 more = f" and {len(unrelated) - 1} more" if len(unrelated) > 1 else ""
                 name = printable(str(self._directory / self._template.format_name(unrelated[0])), 1024)
-                notices.notify(f"{name}{more} existed before and is not one of the new volumes ({self._total})")
+                them = "them" if more else "it"
+                notices.notify(
+                    f"{name}{more} existed before and is not one of the new volumes ({self._total}): delete {them}"
+                )
 
 
 def _remaining_chunks(

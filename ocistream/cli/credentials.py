@@ -131,7 +131,10 @@ class ExplicitCredentials:
         if not secret:
             msg = f"{_option_name(owner, 'username')} needs a password"
             others = f"{_option_name(owner, 'password-file')} or {_option_name(owner, 'password-stdin')}"
-            raise UsageError(msg, hint=f"set {own_prefix}_PASSWORD, or use {others}")
+            hint = f"set {own_prefix}_PASSWORD, or use {others}"
+            if ":" in usernames[0][1]:
+                hint = f"the user name contains ':': omit the password there, and {hint}"
+            raise UsageError(msg, hint=hint)
         from ocistream.auth.docker_config import Credential
 
         source, username = usernames[0]

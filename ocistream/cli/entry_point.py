@@ -61,6 +61,14 @@ _HELP_OPTIONS: Final = ["-h", "--help"]
 _PRINTING_COMMANDS: Final = frozenset({"completion", "config", "digest", "have", "help", "inspect", "tags", "version"})
 #: Commands that stand for an option: `help [COMMAND]` and `version`.
 _OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
+#: The beginning of click's message about arguments that the command does not take.
+_EXTRA_ARGUMENT: Final = "Got unexpected extra argument"
+#: What to do about them, after the command with the arguments that it takes.
+_EXTRA_ARGUMENT_NOTES: Final = {
+    "copy": ", with one archive or image as SRC; `ocistream push -i 'app.*.tar' IMAGE` combines archives",
+    "serve": ", with one layout directory or archive",
+    "sync": ", with one TOML file; for two locations, use `ocistream copy SRC DST`",
+}
 #: Python's message if the system allows no more threads.
 _NO_THREAD_MESSAGE: Final = "can't start new thread"
 _THREAD_LIMIT_HINT: Final = (
@@ -201,7 +209,7 @@ def _replace_option_command(arguments: Sequence[str]) -> Sequence[str]:
     rest = [argument for argument in arguments[1:] if argument not in _HELP_OPTIONS]
     topic, extra = (rest[:1], rest[1:]) if option == "--help" else ([], rest)
     if extra:
-        msg = f"Got unexpected extra argument ({printable(extra[0])})."
+        msg = f"{_EXTRA_ARGUMENT} ({printable(extra[0])})."
         raise UsageError(msg, hint=f"write `{_NAME} help [COMMAND]` or `{_NAME} version`")
     # `help help` and `help version` are about commands that have no page of their own.
     return [*(name for name in topic if name not in _OPTION_COMMANDS), option]
@@ -357,7 +365,20 @@ def _describe_usage_error(error: click.ClickException) -> tuple[str, str | None]
             return f"No such option {printable(error.option_name)!r}.", hint
     # Some messages of click have a line for each choice.
     message = " ".join(error.format_message().split())
-    return message, f"see `{_NAME if context is None else context.command_path} --help`"
+    hint = f"see `{_NAME if context is None else context.command_path} --help`"
+    if context is not None and message.startswith(_EXTRA_ARGUMENT):
+        hint = f"write `{_usage(context)}`{_EXTRA_ARGUMENT_NOTES.get(context.command.name or '', '')}"
+    elif context is not None and isinstance(error, click.MissingParameter):
+        from ocistream.cli.parameter_types import describe_missing_key
+
+        hint = describe_missing_key(context.params.get("require_signature", ())) or hint
+    return message, hint
+
+
+def _usage(context: click.Context) -> str:
+    """Return the command with the names of its arguments, such as `ocistream copy SRC DST`."""
+    arguments = [piece for piece in context.command.collect_usage_pieces(context) if piece != "[OPTIONS]"]
+    return " ".join([context.command_path, *arguments])
 
 
 def _find_commands_with(option_name: str) -> list[str]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ocistream.cli.console import Console
     from ocistream.locations import Location
     from ocistream.oci.graph import Graph
+    from ocistream.oci.volumes import Volume
     from ocistream.transfer.interfaces import Source
 
 #: At most this many digests in an error or a command; for more, the hint is to make a new list.
@@ -56,13 +57,19 @@ def add_copy_hint(error: OcistreamError, console: Console, plan: CopyPlan, sourc
             _list_missing_blobs(console, error)
         elif error.graph.is_platform_filtered and location is not None:
             _add_platforms_hint(error, location)
+        elif location is not None and not error.message.endswith(name := _name_needing_images(error, location)):
+            error.message += name
     elif isinstance(error, NoSuchImageError):
         if is_digest(error.wanted) and (images := _find_images_by_id(error.wanted, location, source)):
             shown = printable(error.wanted)
             error.hint = f"{shown} is an image ID; use the name or digest instead: {format_image_names(images)}"
-    elif (
-        isinstance(error, IntegrityError) and error.digest and not error.hint and location is not None and location.path
-    ):
+    elif location is not None:
+        add_damage_hint(error, location)
+
+
+def add_damage_hint(error: OcistreamError, location: Location) -> None:
+    """Name the archive or layout in the error of a damaged blob, and add how to check it."""
+    if isinstance(error, IntegrityError) and error.digest and not error.hint and location.path:
         name = location.description
         error.message = f"{name}: {error.message}"
         error.hint = (
@@ -90,6 +97,18 @@ def _add_platforms_hint(error: MissingBlobsError, source_location: Location) -> 
         # Only once: several destinations may share the error.
         error.message = f"{prefix}{error.message}"
     error.hint = _complete_platforms_hint(error.graph, source_location)
+
+
+def _name_needing_images(error: MissingBlobsError, source_location: Location) -> str:
+    """Return the end of a message: the first image that needs a missing blob, and its archive or layout."""
+    missing = {descriptor.digest for descriptor in error.missing}
+    names = [
+        printable(root.origin or root.name or root.descriptor.digest)
+        for root in error.graph.roots
+        if missing & error.graph.reachable(root)
+    ]
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return f", for {names[0]}{more} of {source_location.description}" if names else ""
 
 
 def _name_incomplete_image(error: MissingBlobsError) -> str:
@@ -159,17 +178,22 @@ def _describe_needed_volumes(
     needed = ", ".join(map(printable, names))
     stored = [volume for volume in present if volume.name not in names]
     is_layout = destination.kind != "docker"
+    absent: Volume | None = None
     if refused := [volume.name for volume in present if volume.name in names]:
         if is_layout:
             reason = "a layout stores only complete blobs"
         elif error.needed.in_order:
             # A registry stores the parts of a blob in order.
-            reason = f"{printable(next(iter(error.needed.in_order.values()))[0])} must come first"
+            first = next(iter(error.needed.in_order.values()))[0]
+            reason = f"{printable(first)} must come first"
+            absent = present[0]._replace(number=present[0].template.parse_number(first) or 0)
         else:
             reason = "a pipe gives only complete blobs"
         shown = ", ".join(map(printable, sorted(refused)))
         verb = "would not be" if dry_run else "was not"
         error.message = f"part of {shown} {verb} stored: {reason}; still needed: {needed}"
+        if absent:
+            error.message = f"{absent} was not given, so {error.message}"
     elif stored:
         shown = f"{stored[0]}" if len(stored) == 1 else f"{len(stored)} of {stored[0].total} volumes"
         verb = "would be" if dry_run else "is" if len(stored) == 1 else "are"

@@ -77,6 +77,7 @@ _OPTIONS: Final = (
     ("output o", "input", "push writes to a registry: write IMAGE, or --to HOST[/PREFIX]"),
     ("input i", "via", "SRC is the input, such as SRC.tar or oci:DIR"),
     ("input i", "output", "pull reads from registries: write the images, or --images FILE for a list of them"),
+    ("input i", "", "omit the option, and write the archive or layout as an argument"),
     ("no-tty no-progress disable-progress", "progress", "use --progress none"),
     ("debug d verbosity log-level", "verbose", "use -v, or -vv for tracebacks too"),
     ("silent s", "quiet", "use -q"),

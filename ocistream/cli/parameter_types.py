@@ -20,6 +20,7 @@ from ocistream.sizes import parse_size
 from ocistream.streams import paths
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from ocistream.locations import Location
@@ -38,6 +39,15 @@ def parse_image(text: str, hint: str) -> Reference:
     if _NOT_AN_IMAGE.match(text) or is_archive_name(text):
         raise InvalidNameError(describe_path(text), hint=hint)
     return parse_image_name(text)
+
+
+def describe_missing_key(keys: Sequence[str]) -> str | None:
+    """Return a hint if an argument is missing, and the KEY of --require-signature may be that argument; or None."""
+    missing = next((key for key in keys if not paths.exists(key)), None)
+    if missing is None:
+        return None
+    shown = printable(missing)
+    return f"{shown} was read as the KEY of --require-signature: write --require-signature KEY {shown}"
 
 
 def describe_path(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 from ocistream.auth.credentials import parse_credential_source
@@ -231,6 +231,9 @@ def _trust(table: TomlTable, key: str, value: object) -> TrustRule:
 class _ConfigurationFile(TomlTable):
     sensitive_hint = _HostTable.sensitive_hint
     unknown_hint = 'put options under [defaults], and keys for one registry under [registry."HOST"]'
+    known_mistakes: ClassVar[Mapping[str, str]] = {
+        "sync": "this is a sync file, not a configuration file: `ocistream sync FILE --dry-run` checks it"
+    }
     trust = toml.optional(TomlTable.read)
     # Commands that use no registry do not parse the tables of registries.
     registry = toml.optional(TomlTable.read)

@@ -89,6 +89,8 @@ class TomlTable:
     sensitive_hint: ClassVar[str] = ""
     #: The hint for another unknown key, in front of the allowed ones.
     unknown_hint: ClassVar[str] = ""
+    #: Hints for some unknown keys, in place of the allowed ones.
+    known_mistakes: ClassVar[Mapping[str, str]] = {}
     #: The declared keys.
     keys: ClassVar[Mapping[str, _Key[Any]]] = {}
 
@@ -119,6 +121,7 @@ class TomlTable:
                     hint = f"did you mean {close[0]}? {hint}"
                 elif self.unknown_hint:
                     hint = f"{self.unknown_hint}; {hint}"
+                hint = self.known_mistakes.get(name, hint)
                 msg = f"{self.label}: unknown key {printable(name)!r}"
                 raise UsageError(msg, hint=hint)
         for name, key in self.keys.items():
@@ -292,7 +295,10 @@ def read_file(path: Path, kind: type[_Table], home: Path, bound: int = limits.MA
         raise UsageError(msg) from error
     except tomllib.TOMLDecodeError as error:
         msg = f"{path} is not TOML: {printable(str(error))}"
-        raise UsageError(msg, hint="write text in quotes, and each key on its own line: see toml.io") from error
+        hint = "write text in quotes, and each key on its own line: see toml.io"
+        if path.suffix in {".yaml", ".yml"}:
+            hint = "this seems to be YAML, which ocistream does not read: write the same as TOML"
+        raise UsageError(msg, hint=hint) from error
     except ValueError as error:
         # Python limits the digits of a number, and tomllib does not convert that error.
         msg = f"{path} is not TOML: a number has too many digits"

@@ -266,7 +266,8 @@ def _not_found_hint(method: str, url: str, body: bytes) -> str | None:
         return _LOST_BLOB_HINT
     if body.lstrip().lower().startswith(_WEB_PAGE_MARKS):
         host = printable(parts.netloc.rpartition("@")[2])
-        return f"{host} answered with a web page: check that it is a registry, its port and the repository"
+        names = "and its port" if parts.path == "/v2/" else "its port and the repository"
+        return f"{host} answered with a web page: check that it is a registry, {names}"
     return None
 
 

@@ -177,9 +177,12 @@ def select_full_names(chosen: Sequence[str], command: str) -> ImageSelector:
     """
 
     def select(roots: Sequence[Root], where: str) -> Sequence[Root]:
-        unnamed = next((root for root in roots if not has_full_name(root)), None)
-        line = command if unnamed is None else command.replace("NAME", shlex.quote(_typeable_name(unnamed)), 1)
-        hint = f"--to needs a full name for every image; push each of the others by itself: `{line}`"
+        unnamed = [root for root in roots if not has_full_name(root)]
+        line = command.replace("NAME", shlex.quote(_typeable_name(unnamed[0])), 1) if unnamed else command
+        which = "this one" if len(unnamed) == 1 else "each image without one"
+        hint = f"--to needs a full name for every image; push {which} by itself: `{line}`"
+        if len(unnamed) < len(roots):
+            hint += "; select the others with --image NAME"
         if not chosen:
             return select_all_images(select_existing_images(roots, where), f"in {where}", "full name", hint)
         return select_all_images(select_named_images(chosen, all_names=True)(roots, where), "chosen", "full name", hint)

@@ -59,9 +59,13 @@ class BlobDownload:
         """
         size, retries = self._descriptor.size, self._repository.client.start_retries()
         discardable = 0 if self._strict else offset
+        #: Where the body ended at the previous attempt.
+        failed_at = -1
         while True:
+            has_answered = False
             try:
                 response, skip = self._request_from(offset, retries, discardable)
+                has_answered = True
                 for chunk in response.chunks() if response is not None else ():
                     if skip >= len(chunk):
                         skip -= len(chunk)
@@ -83,7 +87,8 @@ class BlobDownload:
                 # The body ended early without an error, as it does with a wrong Content-Length.
                 failure = NetworkError(f"GET {redact_url(self._url)}: ended after {offset} of {size} bytes")
             if not retries.wait_for_retry(failure):
-                raise failure
+                raise _add_damage_hint(failure) if has_answered and failed_at == offset else failure
+            failed_at = offset
 
     def _request(self, offset: int, retries: Retries) -> Response:
         repository = self._repository
@@ -169,6 +174,12 @@ def read_range(
         msg = f"GET {redact_url(response.url)}: the server announced more than the requested {end - start} bytes"
         raise PermanentNetworkError(msg)
     yield from response.read_into(end - start, buffers)
+
+
+def _add_damage_hint(error: NetworkError) -> NetworkError:
+    """Return the error of a body that every attempt cut at the same byte, with a hint."""
+    error.hint = error.hint or "every try ended at this byte: the blob is probably damaged, ask the registry's operator"
+    return error
 
 
 def has_excess_length(response: Response, size: int) -> bool:

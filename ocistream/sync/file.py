@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ocistream import limits
 from ocistream.config import toml_files as toml
@@ -96,7 +96,8 @@ def _named_location(table: TomlTable, key: str, value: object) -> _NamedLocation
     if isinstance(value, str):
         return _NamedLocation(_location(table, key, value), table)
     if not isinstance(value, dict):
-        raise table.key_error(key, "is neither a location nor a table with one")
+        hint = "write one location; for several, write one [[sync]] for each" if isinstance(value, list) else None
+        raise table.key_error(key, "is neither a location nor a table with one", hint)
     named = _LocationTable.read(table, key, value)
     return _NamedLocation(named.location, named, named.credentials)
 
@@ -162,12 +163,18 @@ class _EntryTable(_DefaultsTable):
     tags = toml.optional(_tag_filter)
 
 
+def _entries(table: TomlTable, key: str, value: object) -> list[Any]:
+    if isinstance(value, dict):
+        raise table.key_error(key, "is not a list", "write [[sync]] instead of [sync]")
+    return toml.items(table, key, value)
+
+
 class _SyncFile(_SyncTable):
     credentials = toml.optional(toml.dict_of(_LoginTable.read), {})
     registry = toml.optional(toml.dict_of(_RegistryTable.read, registry_host), {})
     defaults = toml.optional(_DefaultsTable.read, {})
     #: Entries are read one by one, to save memory: there may be ten thousand.
-    sync = toml.optional(toml.items, [])
+    sync = toml.optional(_entries, [])
 
 
 # -- from tables to the plan ---------------------------------------------------------------------------------

@@ -112,7 +112,9 @@ class MissingBlobsError(MissingContentError):
         digests = [descriptor.digest for descriptor in missing]
         more = f" and {len(digests) - 5} more" if len(digests) > 5 else ""
         message = f"incomplete: neither the source nor the destination has {', '.join(digests[:5])}{more}"
-        hint = "get the complete image, or choose a complete platform with --platform"
+        hint = "get the complete image"
+        if any(root.descriptor.is_index for root in graph.roots):
+            hint += ", or choose a complete platform with --platform"
         if needed is not None:
             message = f"incomplete: still needed: {', '.join(map(printable, needed.names))}"
             hint = (

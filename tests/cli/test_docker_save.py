@@ -114,6 +114,7 @@ def test_an_image_that_only_manifest_json_lists_counts_too(how: str, images: lis
         assert "ok: OCI archive, 2 images, 7 blobs," in result.lines()[2]
         assert f"included: an image of manifest.json {_ALSO}: an image without a name (image ID " in result.err
         assert f"(image ID {image_id(images[1])})\n" in result.err
+        assert f"{'the archive on stdin' if how == 'pipe' else 'given.tar'}, also included: " in result.err
 
 
 @pytest.mark.uncounted

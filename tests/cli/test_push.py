@@ -347,6 +347,12 @@ def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Pa
     assertions.failure(
         result, 2, f"no image in {other.path} has a full name: 1", f"push --image 1 -i {other.path} {served.host}/"
     )
+    assert "push this one by itself: " in result.err
+    assert "select the others" not in result.err
+    # One image has a full name, and the way to push it is said too.
+    other.name(other.image([b"named"]), "a.example/app:1")
+    result = ocistream("push", "--to", served.host, "-i", other.path)
+    assertions.failure(result, 2, "push this one by itself: ", "`; select the others with --image NAME\n")
     assertions.no_image(served)
 
 

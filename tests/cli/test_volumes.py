@@ -231,7 +231,7 @@ def test_volumes_of_an_earlier_set_stay_and_are_reported(registry: FaultyRegistr
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%03d.tar", "--split", str(SIZE)]
     pulled = ocistream(*argv)
     assertions.success(pulled)
-    assert f"{folder / 'app.007.tar'} existed before and is not one of the new volumes (3)" in pulled.err
+    assert f"{folder / 'app.007.tar'} existed before and is not one of the new volumes (3): delete it\n" in pulled.err
     assert (folder / "app.007.tar").read_bytes() == b"of another day"
 
 
@@ -430,6 +430,7 @@ def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
         assertions.failure(
             results[order.index(1)],
             10,
+            f"error: volume 1 of 3 ({NAMES[0]}) was not given, so "
             f"part of {NAMES[1]} was not stored: {NAMES[0]} must come first; still needed: {', '.join(needed)}\n",
             f"run `ocistream push {' '.join(f'-i {name}' for name in needed)} {target.host}/app:1`, or push them one",
         )
@@ -528,6 +529,7 @@ def test_a_volume_of_another_image_is_refused_by_name(cut: CutOnce, target: Faul
             f"{cut.other} does not belong to the others: it is volume 2 of ",
             f"(other.001.tar) of {cut.registry.host}/other:1",
             f"of {cut.registry.host}/app:1",
+            f"omit or delete {cut.other}: it is of another `pull --split`",
         )
     # Nor does a volume of the same image that was cut to another size.
     cut_again = split(cut.registry, folder, size=SIZE + 4096, name="again")
@@ -553,7 +555,7 @@ def test_what_was_left_out_and_what_brings_it_are_put_together(
     assertions.success(ocistream("pull", f"{registry.host}/other:1", "-o", other))
     assertions.failure(push(target, some, other), 2, f"{registry.host}/app:1", f"{registry.host}/other:1")
     refused = push(target, some, other, argv=["--image", f"{registry.host}/other:1"])
-    assertions.failure(refused, 6, f"{some} does not list {registry.host}/other:1")
+    assertions.failure(refused, 6, f"{some} does not list {registry.host}/other:1", "run the command once for each")
 
 
 @pytest.mark.uncounted

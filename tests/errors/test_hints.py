@@ -15,7 +15,7 @@ from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.errors.common_failures import PUBLIC_KEY, Place
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Action, Fault, HangUp, Reply, refusal
+from tests.faulty_registry import Action, Drop, Fault, HangUp, Reply, refusal
 from tests.http_doubles import unused_port
 from tests.images import Layout, small_image, two_platforms
 from tests.raw_server import RawServer
@@ -48,6 +48,36 @@ _DIGEST = "sha256:" + 64 * "a"
             ["a URL is not a", "without http://: --to localhost:5000/p\n"],
         ),
         (["push", "--to", "https://me:pw@host/p"], 2, ["'https://...@host/p'", "without https://: --to ...@host/p\n"]),
+        (
+            ["copy", "a", "b", "c"],
+            2,
+            ["extra argument (c)", "`ocistream copy SRC DST`, with one archive or image as SRC"],
+        ),
+        (["serve", "a", "b"], 2, ["extra argument (b)", "`ocistream serve [PATH]`, with one layout directory or arch"]),
+        (["sync", "a", "b"], 2, ["extra argument (b)", "sync FILE`, with one TOML file; for two locations, use `oci"]),
+        (
+            ["inspect", "r.io/a:1", "-u", "a:b"],
+            2,
+            ["needs a password", "the user name contains ':': omit the password"],
+        ),
+        (
+            ["serve", "r.io/app:1"],
+            4,
+            ["no such file", "not an image: run `ocistream copy r.io/app:1 oci:DIR`, and serve"],
+        ),
+        (["gc", "a", "b"], 2, ["extra argument (b)", "write `ocistream gc DIR`\n"]),
+        (
+            ["verify", "-i", "a.tar"],
+            2,
+            ["No such option", "omit the option, and write the archive or layout as an arg"],
+        ),
+        (["inspect"], 2, ["Missing argument 'LOCATION'", "write an image, a layout or an archive; - is stdin\n"]),
+        (
+            ["pull", "--require-signature", "r.io/a:1"],
+            2,
+            ["argument 'IMAGE...'", "r.io/a:1 was read as the KEY of --r"],
+        ),
+        (["copy", "--require-signature", "r.io/a:1", "x"], 2, ["argument 'DST'", "--require-signature KEY r.io/a:1\n"]),
         (["push", "-o", "x.tar", "localhost:1/a:1"], 2, ["No such option", "write IMAGE, or --to HOST[/PREFIX]"]),
         (["pull", "-i", "x.tar"], 2, ["No such option", "write the images, or --images FILE for a list of them"]),
         (["pull", "-p", "secret", "localhost:1/a:1"], 2, ["No such option", "--password-file or --password-stdin"]),
@@ -353,6 +383,13 @@ def test_a_name_without_a_registry_that_fails_is_explained(
     assertions.failure(ocistream(*argv, "--config", config, cwd=tmp_path), 3 if status == 401 else 4, words)
 
 
+def test_rm_explains_a_name_without_a_registry(place: Place, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'[registry."docker.io"]\nurl = "{place.registry.url}"\n')
+    words = "nosuch:1 means docker.io/library/nosuch:1; write HOST/nosuch:1 for another registry"
+    assertions.failure(ocistream("rm", "nosuch:1", "--config", config, cwd=tmp_path), 4, words)
+
+
 def test_another_failure_does_not_explain_a_name_without_a_registry(tmp_path: Path) -> None:
     result = ocistream("push", "-i", "nowhere.tar", "nosuch", cwd=tmp_path)
     assertions.failure(result, 4, "nowhere.tar")
@@ -458,6 +495,73 @@ def test_a_key_outside_of_its_table_is_told_where_keys_belong(tmp_path: Path) ->
     tmp_path.joinpath("config.toml").write_text("jobs = 3")
     result = ocistream("pull", "localhost:1/app:1", "--config", tmp_path / "config.toml")
     assertions.failure(result, 2, "unknown key 'jobs'\n", "put options under [defaults]", "allowed: defaults, ")
+
+
+def test_yaml_is_told_to_be_written_as_toml(tmp_path: Path) -> None:
+    tmp_path.joinpath("s.yml").write_text("registry.test:\n  images: {}\n")
+    assertions.failure(ocistream("sync", "s.yml", cwd=tmp_path), 2, "is not TOML", "this seems to be YAML")
+
+
+def test_login_at_a_web_server_is_told_of_no_repository(place: Place) -> None:
+    host = place.start(Fault(Reply(404, {}, b"<html>"), "GET", times=None)).host
+    argv = ["login", host, "--username=me", "--password-stdin"]
+    assertions.failure(ocistream(*argv, stdin=b"x"), 4, "check that it is a registry, and its port\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "content", "words"),
+    [
+        (["sync"], '[sync]\nfrom = "a"\n', ["sync is not a list", "write [[sync]] instead of [sync]"]),
+        (["sync"], '[[sync]]\nfrom = ["a", "b"]\nto = "c"\n', ["from is neither", "write one [[sync]] for each"]),
+        (["config", "check"], "[[sync]]\n", ["unknown key 'sync'", "a sync file", "`ocistream sync FILE --dry-run`"]),
+    ],
+)
+def test_a_mistake_in_a_toml_file_is_told_what_to_write(
+    tmp_path: Path, argv: Sequence[str], content: str, words: Sequence[str]
+) -> None:
+    tmp_path.joinpath("s.toml").write_text(content)
+    assertions.failure(ocistream(*argv, "s.toml", cwd=tmp_path), 2, *words)
+
+
+@pytest.mark.parametrize("cut", [0, 1000])
+def test_a_blob_that_every_attempt_cuts_at_the_same_byte_is_called_damaged(place: Place, cut: int) -> None:
+    digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
+    path = f"/blobs/{digest}"
+    place.registry.faults += [Fault(Drop(cut), "GET", path, times=1), Fault(Drop(0), "GET", path, times=None)]
+    result = ocistream("pull", place.app, "-o", place.out, "--retries=2")
+    assertions.failure(result, 7, digest, "every try ended at this byte: the blob is probably damaged")
+
+
+@pytest.mark.parametrize("argv", [["verify"], ["push", "localhost:1/app:1", "-i"]])
+def test_an_archive_with_a_damaged_index_is_named(layout: Layout, tmp_path: Path, argv: Sequence[str]) -> None:
+    small_image(layout, name="app:1")
+    items = [
+        (name, (content or b"")[:-9] if name == "index.json" else content) for name, content in small_first(layout)
+    ]
+    (tmp_path / "app.tar").write_bytes(tar_of(items))
+    hint = "the archive is damaged: copy or pull it again"
+    result = ocistream(*argv, "app.tar", cwd=tmp_path)
+    assertions.failure(result, 6, "error: app.tar: index.json is not valid JSON: ", hint)
+    other = ocistream(*argv, "app.tar", *(["-i"] if "-i" in argv else []), "app.tar", cwd=tmp_path)
+    assertions.failure(other, 6, "error: app.tar: index.json is not valid JSON: ", hint)
+
+
+def test_inspect_names_an_archive_with_a_damaged_config(layout: Layout, tmp_path: Path) -> None:
+    config = layout.read(small_image(layout, name="app:1")["digest"])["config"]["digest"]
+    items = [
+        (name, b"{ " + (content or b"")[2:] if config[7:] in name else content) for name, content in small_first(layout)
+    ]
+    (tmp_path / "app.tar").write_bytes(tar_of(items))
+    result = ocistream("inspect", "app.tar", cwd=tmp_path)
+    assertions.failure(result, 5, "error: app.tar: digest mismatch: ", "check it with `ocistream verify app.tar`\n")
+
+
+def test_an_image_that_both_sides_lack_blobs_of_is_named(place: Place, tmp_path: Path) -> None:
+    digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
+    items = [(name, content) for name, content in small_first(place.layout) if digest[7:] not in name]
+    (tmp_path / "miss.tar").write_bytes(tar_of(items))
+    result = ocistream("push", "-i", "miss.tar", f"{place.start().host}/new:1", cwd=tmp_path)
+    assertions.failure(result, 6, f"has {digest}, for app of miss.tar\n  get the complete image\n")
 
 
 def test_a_missing_image_among_several_is_told_of_its_tags(place: Place) -> None:

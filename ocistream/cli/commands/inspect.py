@@ -24,7 +24,7 @@ from ocistream.cli.options import (
     platform_option,
 )
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
-from ocistream.errors import UsageError
+from ocistream.errors import IntegrityError, UsageError
 from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count, format_size
@@ -105,7 +105,10 @@ def inspect(
 
     if location is None:
         msg = "Missing argument 'LOCATION'."
-        raise UsageError(msg, hint="--config is the configuration file; --raw-config prints the config of an image")
+        hint = "write an image, a layout or an archive; - is stdin"
+        if context.options.config is not None:
+            hint = "--config is the configuration file; --raw-config prints the config of an image"
+        raise UsageError(msg, hint=hint)
     if as_json + raw + raw_config + (output_format is not None) > 1:
         msg = "--json, --format, --raw and --raw-config exclude each other"
         raise UsageError(msg, hint="use one of them")
@@ -130,13 +133,19 @@ def inspect(
     if template is not None and parsed.is_repository:
         # A line is for an image, not for a repository.
         parsed = replace(parsed, is_repository=False)
-    document = inspect_location(
-        parsed,
-        open_context,
-        platforms=platforms,
-        max_ratio=context.copy.max_ratio,
-        report=context.console.info,
-    )
+    try:
+        document = inspect_location(
+            parsed,
+            open_context,
+            platforms=platforms,
+            max_ratio=context.copy.max_ratio,
+            report=context.console.info,
+        )
+    except IntegrityError as error:
+        from ocistream.cli.error_hints import add_damage_hint
+
+        add_damage_hint(error, parsed)
+        raise
     if template is not None:
         # Render all lines first: if one fails, none is printed.
         for line in [template.render(image) for image in document["images"]]:

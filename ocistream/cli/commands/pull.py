@@ -24,7 +24,7 @@ from ocistream.cli.options import (
     platform_option,
     transfer_options,
 )
-from ocistream.cli.parameter_types import FilePath, WholeNumber, parse_image
+from ocistream.cli.parameter_types import FilePath, WholeNumber, describe_missing_key, parse_image
 from ocistream.cli.standard_streams import resolve_stdout
 from ocistream.cli.transfers import run_plan
 from ocistream.errors import InvalidNameError, UsageError
@@ -116,7 +116,8 @@ def pull(
     images = [Location("docker", text, reference=parse_image(text, _OUTPUT_HINT)) for text in sources]
     if not images and not lists:
         msg = "Missing argument 'IMAGE...'."
-        raise UsageError(msg, hint="name images, or a list of images with --images FILE")
+        hint = describe_missing_key(context.copy.require_signature)
+        raise UsageError(msg, hint=hint or "name images, or a list of images with --images FILE")
     if [*lists, *context.omission.have].count("-") > 1:
         msg = "only one list can come from stdin"
         raise UsageError(msg, hint="write the other one into a file")

@@ -8,7 +8,7 @@ import click
 
 from ocistream.api.options import SELECTS_CONTENT
 from ocistream.cli.options import Option, command, credential_options, dry_run_option, network_options
-from ocistream.cli.parameter_types import FilePath
+from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.cli.report import format_result_line
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.locations import layout_path_of, parse_location
@@ -73,7 +73,7 @@ def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_
 
 
 def _parse_image(text: str) -> Reference:
-    location = parse_location(text)
+    location = parse_location_argument(text)
     reference = location.reference
     if reference is None or location.is_repository:
         msg = f"{printable(text)!r} is not an image in a registry, as the first one is"

@@ -187,9 +187,10 @@ def _parse_served_location(text: str) -> Location:
     if location.kind == "path" and ":" in text and not text.startswith((".", "/", "~")) and not paths.exists(path):
         # `app.tar:1` or `localhost:5000/app` would otherwise become a layout directory of that name.
         msg = f"{printable(text)}: no such file or directory"
-        raise NotFoundError(
-            msg, hint=f"serve takes a path, not an image; for a new layout directory, write ./{printable(text)}"
-        )
+        hint = f"serve takes a path, not an image; for a new layout directory, write ./{printable(text)}"
+        if "/" in text:
+            hint = f"serve takes a path, not an image: run `ocistream copy {printable(text)} oci:DIR`, and serve DIR"
+        raise NotFoundError(msg, hint=hint)
     return location
 
 
