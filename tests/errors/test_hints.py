@@ -396,6 +396,18 @@ def test_a_layout_that_lost_a_blob_is_told_what_brings_it_back(layout: Layout) -
     assert "\n  pull the image again, or push it to a registry that already has these blobs\n" in result.err
 
 
+@pytest.mark.parametrize("argv", [["inspect", "made/"], ["push", "-i", "made/", "localhost:1/app:1"]])
+def test_a_layout_of_an_interrupted_pull_is_called_unfinished(
+    layout: Layout, tmp_path: Path, argv: Sequence[str]
+) -> None:
+    small_image(layout, name="app:1")
+    layout.path.joinpath("index.json").unlink()
+    result = ocistream(*argv, cwd=tmp_path)
+    assertions.failure(
+        result, 6, "made is an unfinished OCI layout: it has no index.json", "re-run the command", "pull"
+    )
+
+
 def test_blobs_that_neither_side_has_are_told_with_who_left_them_out(place: Place, tmp_path: Path) -> None:
     assertions.success(
         ocistream("pull", place.app, "--have", place.app.removesuffix(":1"), "-o", "d.tar", cwd=tmp_path)
