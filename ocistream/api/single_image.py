@@ -100,7 +100,8 @@ class SingleImage:
             if document is None:
                 raise self._missing_error(root.descriptor)
             if document.config is None:
-                platforms = ", ".join(map(printable, list_platforms(document.manifests)))
+                existing = [child for child in document.manifests if child.digest in graph.documents]
+                platforms = ", ".join(map(printable, list_platforms(existing)))
                 msg = f"{self._describe(root)} is an index: each of its platforms has a config"
                 raise UsageError(msg, hint=f"add --platform: {platforms}" if platforms else None)
             if (content := graph.embedded.get(document.config.digest)) is not None:

@@ -66,7 +66,15 @@ def verify_source(
         OcistreamError: reading cannot continue, or the file of a signer cannot be used.
     """
     check = _build_signature_check(signers) if signers else None
-    findings = verification.verify(source, observer, deep=deep, max_ratio=max_ratio, check=check, cancelled=cancelled)
+    try:
+        findings = verification.verify(
+            source, observer, deep=deep, max_ratio=max_ratio, check=check, cancelled=cancelled
+        )
+    except IntegrityError as error:
+        if error.digest and not error.hint and (kind := _describe_source(source)[0]) != "registry":
+            error.message = f"{_format_target(paths)}: {error.message}"
+            error.hint = _format_damage_hint(kind)
+        raise
     kind, other_files, illegal = _describe_source(source)
     is_legal = _is_docker_name if kind == _DOCKER_ARCHIVE else is_printable_name
     names = dict.fromkeys(root.name for root in findings.graph.roots if root.name)
@@ -221,7 +229,7 @@ class VerifyResult:
             kind = IntegrityError if isinstance(failure.error, IntegrityError) else ArchiveError
             hint = failure.error.hint
             if hint is None and isinstance(failure.error, IntegrityError) and failure.error.digest:
-                hint = f"the {'layout' if self.format == _LAYOUT else 'archive'} is damaged: copy or pull it again"
+                hint = _format_damage_hint(self.format)
             errors.append(kind(f"{prefixes.get(failure.digest, '')}{failure.error.message}", hint=hint))
         errors += [signature.to_error() for signature in self.unsigned]
         if self.signatures == ():
@@ -249,7 +257,7 @@ class VerifyResult:
         """
         if errors := self.errors():
             error = errors[0]
-            target = "the archive on stdin" if self.paths == ("-",) else printable(" ".join(self.paths), 1024)
+            target = _format_target(self.paths)
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             # An image in a registry is its own target.
             name = target.removeprefix("docker://")
@@ -308,6 +316,14 @@ class VolumeSet(NamedTuple):
 def format_paths(paths: tuple[str, ...]) -> str | list[str]:
     """Return the paths as the JSON document shows them: a string for one path, a list for several."""
     return paths[0] if len(paths) == 1 else list(paths)
+
+
+def _format_target(paths: Sequence[str]) -> str:
+    return "the archive on stdin" if tuple(paths) == ("-",) else printable(" ".join(paths), 1024)
+
+
+def _format_damage_hint(kind: str) -> str:
+    return f"the {'layout' if kind == _LAYOUT else 'archive'} is damaged: copy or pull it again"
 
 
 def _is_docker_name(name: str) -> bool:

@@ -34,7 +34,8 @@ class IndexComparison(StreamedWalk[None]):
     """The images of an `index.json`, compared with the images of a `manifest.json`.
 
     This is a walk to the manifests below the entries. The images are compared as far as their manifests are known. A
-    document that is corrupt or malformed counts as missing: the images that use the document report that.
+    document that is malformed counts as missing: the images that use the document report that. A document with wrong
+    bytes is an error if images of `manifest.json` are not found, since the document may list them.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class IndexComparison(StreamedWalk[None]):
         #: The digests of manifests and indexes without an answer, and those that the walk has not yielded yet.
         self._unanswered: set[str] = set()
         self._unyielded: list[Need] = []
+        #: The first manifest or index with wrong bytes. Its images are unknown, so no difference is a contradiction.
+        self._damage: IntegrityError | None = None
         self._known: set[str] = set()
         self._children: dict[str, tuple[str, ...]] = {}
         #: By the digest of a manifest: the digest of its config, and its layers as `_layers_key` returns them.
@@ -75,9 +78,13 @@ class IndexComparison(StreamedWalk[None]):
             need, raw = yield new
             self._unanswered.remove(need.digest)
             if raw is not None:
-                document = self._find_document(need.digest) or _parse(need.descriptor, raw)
-                if document is not None:
-                    self._add_document(need.descriptor, document)
+                try:
+                    document = self._find_document(need.digest) or _parse(need.descriptor, raw)
+                except IntegrityError as error:
+                    self._damage = self._damage or error
+                else:
+                    if document is not None:
+                        self._add_document(need.descriptor, document)
 
     def _add_document(self, descriptor: Descriptor, document: Document) -> None:
         digest = descriptor.digest
@@ -130,6 +137,8 @@ class IndexComparison(StreamedWalk[None]):
                 first = self._manifests[config][0].digest
                 msg = f"manifest.json lists other layers for the image {config} than its manifest {first}"
                 raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
+        if additional and self._damage is not None and not self._unanswered:
+            raise self._damage
         if additional and len(additional) == len(images) and self._configs and not self._unanswered:
             image_id = parse_blob_name(additional[0].config)
             msg = f"manifest.json and index.json list different images ({image_id} is only in manifest.json)"
@@ -177,6 +186,8 @@ class IndexComparison(StreamedWalk[None]):
             if config in configs or not is_known:
                 return
         if entries:
+            if self._damage is not None:
+                raise self._damage
             msg = f"{printable(tag)} is one image in manifest.json and another in index.json"
             hint = "tools read different images from this archive: get it again from a source that you trust"
             raise ArchiveError(msg, hint=hint)
@@ -203,10 +214,10 @@ class IndexComparison(StreamedWalk[None]):
 
 
 def _parse(descriptor: Descriptor, raw: bytes) -> Document | None:
+    check_content(descriptor, raw)
     try:
-        check_content(descriptor, raw)
         return parse_document(descriptor, raw)
-    except (ArchiveError, IntegrityError, UnsupportedError):
+    except (ArchiveError, UnsupportedError):
         return None
 
 

@@ -71,15 +71,18 @@ class Authenticator:
         find: Callable[[str], Credential | None],
         send: Callable[[TokenRequest], TokenResponse],
         *,
+        format_hint: Callable[[str], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Authenticate to `registry` ("docker.io", "localhost:5000"); no request is sent yet.
 
         `find(repository)` returns the credential, or None for anonymous. It is called once for each repository, when a
-        challenge needs it. `send` sends a token request and returns the response. `clock` counts seconds.
+        challenge needs it. `send` sends a token request and returns the response. `format_hint` completes a command
+        that a hint advises to run. `clock` counts seconds.
         """
         self._registry = registry
         self._send = send
+        self._format_hint = format_hint
         self._clock = clock
         self._find = find
         #: The locks under which one thread sends a secret (its header is the key), fetches a token (its scopes), or
@@ -255,7 +258,7 @@ class Authenticator:
             hint = f"the user name or password is wrong; stored logins are ignored while {credential.source} is given"
         elif credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
             hint = f"check the user name and password from {credential.source}: they take precedence over `{hint}`"
-        return AuthenticationError(message, hint=hint)
+        return AuthenticationError(message, hint=self._format_hint(hint))
 
     # -- tokens -----------------------------------------------------------------------------------------
 

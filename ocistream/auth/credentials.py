@@ -104,7 +104,7 @@ class Keychain:
         ("--authfile"). It replaces all other such files, as in skopeo: to use another file would be
         a choice that the user does not see.
         """
-        self._auth_file = auth_file
+        self.auth_file = auth_file
         self._env = env
         self._home = home
         self._explicit = explicit
@@ -120,8 +120,8 @@ class Keychain:
             LocalDiskError: the file cannot be read.
             AuthenticationError: the file does not exist.
         """
-        if self._auth_file is not None:
-            file = self._load_named(*self._auth_file)
+        if self.auth_file is not None:
+            file = self._load_named(*self.auth_file)
             file.find_helper("")
             file.list_entries("")
 
@@ -143,8 +143,8 @@ class Keychain:
         is_named = self._named is None or host in self._named
         if is_named and self._explicit is not None:
             return self._explicit
-        if self._auth_file is not None:
-            path, named_by = self._auth_file
+        if self.auth_file is not None:
+            path, named_by = self.auth_file
             if (credential := self._from_file(self._load_named(path, named_by), host, repository)) is not None:
                 return with_named_source(credential, named_by)
         if is_named and (credential := self._from_environment()) is not None:
@@ -278,7 +278,7 @@ class Keychain:
             yield f"docker-credential-{default_helper}", False
 
     def _files(self) -> Iterator[AuthFile]:
-        if self._auth_file is not None:
+        if self.auth_file is not None:
             # `find` has read this file already.
             return
         inline = self._env.get("DOCKER_AUTH_CONFIG")
@@ -318,8 +318,8 @@ class Keychain:
         return CredentialHelper(name, self._env, configured_in)
 
     def _docker_path(self) -> Path:
-        if self._auth_file is not None:
-            return self._auth_file[0]
+        if self.auth_file is not None:
+            return self.auth_file[0]
         directory = self._env.get("DOCKER_CONFIG")
         return (Path(directory) if directory else self._home / ".docker") / "config.json"
 

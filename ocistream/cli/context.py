@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream.api.registries import RegistryAccess, find_home, load_configuration
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
-from ocistream.cli.option_hints import build_hint_translator
+from ocistream.cli.option_hints import build_hint_translator, name_auth_file
 from ocistream.cli.standard_streams import (
     is_visible_on_stdout,
     open_stdin,
@@ -107,6 +107,11 @@ class CommandContext:
         """
         # One keychain for both clients: stdin can be read for a password only once.
         keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
+        translate = hint or build_hint_translator(self.registry, side)
+
+        def format_hint(text: str) -> str:
+            auth_file = keychain().auth_file if "ocistream login" in text else None
+            return name_auth_file(translate(text), auth_file[0] if auth_file is not None else None)
 
         def create_client(is_for_mirrors: bool) -> HttpClient:
             if build_keychain is not None or self.credentials.are_given(side):
@@ -117,7 +122,7 @@ class CommandContext:
                 self.registry_options(side),
                 lambda registry, repository: keychain().find(registry, repository),
                 is_for_mirrors=is_for_mirrors,
-                format_hint=hint or build_hint_translator(self.registry, side),
+                format_hint=format_hint,
                 on_retry=self._report_retry,
                 cancelled=self.cancelled,
             )

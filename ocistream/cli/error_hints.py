@@ -80,10 +80,11 @@ def add_damage_hint(error: OcistreamError, location: Location) -> None:
 
 
 def add_sync_hint(error: OcistreamError, source: str) -> None:
-    """Add to an error of `sync` how to get an image that is incomplete on both sides.
+    """Add to an error of `sync` how to get an image that is incomplete on both sides; name keys, not options.
 
     `source` is the location text of the image's source.
     """
+    error.hint = error.hint and error.hint.replace("--platform", "`platforms`")
     if not isinstance(error, MissingBlobsError) or error.needed is not None:
         return
     if error.graph.is_platform_filtered:

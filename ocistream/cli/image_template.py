@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ocistream.cli.console import sanitize_line
-from ocistream.errors import UnsupportedError, UsageError
+from ocistream.errors import MissingContentError, UnsupportedError, UsageError
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
@@ -100,18 +101,23 @@ def _read_entry(name: str, key: str, image: Mapping[str, Any]) -> str:
 
 
 def _require_one_image(image: Mapping[str, Any], field: str) -> None:
+    if image.get("missing"):
+        platform = printable(image.get("platform", image["digest"]))
+        msg = f"{printable(image['name'] or 'the image')} lacks the manifest of {platform}"
+        raise MissingContentError(msg, hint="choose a complete platform, or pull the image again")
     if image.get("kind") != "index":
         return
-    platforms = ", ".join(_list_platforms(image))
+    platforms = ", ".join(_list_platforms(image, only_existing=True))
     msg = f"{printable(image['name'] or image['digest'])} is an index: {{{printable(field)}}} belongs to one platform"
     raise UsageError(msg, hint=f"add --platform: {printable(platforms, 1024)}" if platforms else None)
 
 
-def _list_platforms(manifest: Mapping[str, Any]) -> list[str]:
+def _list_platforms(manifest: Mapping[str, Any], *, only_existing: bool = False) -> list[str]:
     if "manifests" not in manifest:
-        platform = manifest.get("platform")
+        platform = None if only_existing and manifest.get("missing") else manifest.get("platform")
         return [platform] if platform and not platform.startswith("unknown/") else []
-    return list(dict.fromkeys(platform for child in manifest["manifests"] for platform in _list_platforms(child)))
+    platforms = [_list_platforms(child, only_existing=only_existing) for child in manifest["manifests"]]
+    return list(dict.fromkeys(itertools.chain.from_iterable(platforms)))
 
 
 def _sum_blobs(manifest: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
@@ -11,15 +12,19 @@ import click
 from click.core import ParameterSource
 
 from ocistream.api.options import RegistryOptions
+from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 #: The sides of `copy`: the prefix of their options, and their names.
 SIDES: Final = {"src": "source", "dest": "destination"}
 #: Options of one registry that a hint may name.
 _OPTION_IN_HINT: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
+#: A command to run now, not a mention of stored logins that are ignored.
+_LOGIN_IN_HINT: Final = re.compile(r"(?:^|; `)ocistream login ")
 _SYNC_FILE_TABLE: Final = '[registry."HOST"] of the sync file'
 
 
@@ -65,3 +70,11 @@ def build_sync_hint_translator(options: RegistryOptions) -> Callable[[str], str]
         return f"{keys} ({'a key' if len(matches) == 1 else 'keys'} of {_SYNC_FILE_TABLE}){hint[end:]}"
 
     return named
+
+
+def name_auth_file(hint: str, auth_file: Path | None) -> str:
+    """Add the file that replaces all stored logins to a hint that says to log in: another login has no effect."""
+    if auth_file is None:
+        return hint
+    option = f"--authfile {shlex.quote(printable(str(auth_file), 1024))} "
+    return _LOGIN_IN_HINT.sub(lambda match: f"{match[0]}{option}", hint)

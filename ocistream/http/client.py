@@ -137,6 +137,7 @@ class HttpClient:
             registry,
             lambda repository: self._find(registry, repository),
             lambda request: self._token_client._send_token_request(endpoint, request),  # noqa: SLF001 - same class
+            format_hint=self._settings.format_hint,
         )
         return endpoint
 

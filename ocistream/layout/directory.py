@@ -367,6 +367,9 @@ class LayoutDirectory(BlobDirectory):
                 msg = f"{self.path}: no such directory"
             raise NotFoundError(msg, hint=hint)
         if not paths.exists(self.path / "index.json"):
+            if self.exists():
+                msg = f"{self.path} is an unfinished OCI layout: it has no index.json"
+                raise ArchiveError(msg, hint="re-run the command that writes it, such as `ocistream pull`, to resume")
             msg = f"{self.path} is not an OCI layout: it has no index.json"
             hint = "name a directory that `ocistream pull -o DIR/` or `skopeo copy ... oci:DIR` wrote"
             raise ArchiveError(msg, hint=hint)

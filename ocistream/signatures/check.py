@@ -46,7 +46,7 @@ _UNSUPPORTED: Final = "its signature has a type that is not supported"
 #: Layers of images, with any compression, encryption or place of distribution.
 _LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _HINTS: Final = {
-    _NO_SIGNATURE: "sign this digest, or, if its index is signed, copy all platforms (--platform all)",
+    _NO_SIGNATURE: "sign this digest, or use the index that lists it, if the index is signed",
     _KEYLESS_TAG: "sign the image with cosign 3, or with cosign 2.6 and --new-bundle-format",
     _SYNTHESIZED: "check the image in its registry, or use an OCI archive, which can have signatures",
 }
@@ -105,6 +105,8 @@ class ImageSignature:
             return f"sign the index {self.root.chosen_platforms.index}: then each of its platforms counts as signed"
         if self.problem == _NO_SIGNATURE and self.root.descriptor.is_index:
             return "sign this digest: then each platform of the index counts as signed"
+        if self.problem == _NO_SIGNATURE and self.root.default_platform is not None:
+            return "sign this digest, or, if its index is signed, copy all platforms (--platform all)"
         return _HINTS.get(self.problem or "")
 
 

@@ -107,7 +107,8 @@ def test_an_authfile_replaces_other_credential_files(user: User) -> None:
         {"DOCKER_AUTH_CONFIG": user.auth_file.read_text()},
     ]
     for env in others:
-        assertions.failure(user.pull("--authfile", empty, **env), 3, "none were found")
+        hint = f"\n  ocistream login --authfile {empty} {user.registry.host}\n"
+        assertions.failure(user.pull("--authfile", empty, **env), 3, "none were found", hint)
     assert {request.headers["Authorization"] for request in user.registry.requests} == {None}
 
 

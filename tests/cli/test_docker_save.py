@@ -319,6 +319,22 @@ def test_a_contradiction_that_comes_last_in_a_pipe_is_refused(
     assertions.failure(give(archive, "pipe", "verify", "{}", prefix="docker-archive:"), 6, "app:1", "manifest.json")
 
 
+@both
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_damaged_manifest_is_not_called_a_contradiction(
+    how: str, count: int, images: list[Saved], give: Give, served: FaultyRegistry
+) -> None:
+    name = f"blobs/sha256/{digest(images[0]).removeprefix('sha256:')}"
+    entries = [
+        (path, content[:-1] + b" " if path == name else content) for path, content in of_docker_25(images[:count])
+    ]
+    for argv in (["verify", "{}"], ["verify", "--deep", "{}"], ["push", f"{served.host}/app:1"]):
+        result = give(archive_of(entries), how, *argv)
+        words = ["the archive on stdin" if how == "pipe" else "given.tar", "digest mismatch", digest(images[0])]
+        assertions.failure(result, 5, *words, "damaged")
+    assertions.no_image(served)
+
+
 # Layers that docker save left plain -----------------------------------------------------------------------------
 
 

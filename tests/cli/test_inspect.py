@@ -288,6 +288,17 @@ class TestTemplates:
         assert chosen.code == 0
         assert chosen.lines()[0].startswith(layout.read(index["digest"])["manifests"][1]["digest"])
 
+    @pytest.mark.parametrize("option", ["--format={imageId}", "--raw-config"])
+    def test_a_missing_platform_is_not_offered(self, layout: Layout, option: str) -> None:
+        index = two_platforms(layout, name="both")
+        missing = layout.read(index["digest"])["manifests"][1]["digest"]
+        layout.file(missing).unlink()
+        inspect = ["inspect", f"oci:{layout.path}", option]
+        assertions.failure(ocistream(*inspect), 2, "add --platform: linux/amd64\n")
+        assertions.success(ocistream(*inspect, "--platform=linux/amd64"))
+        words = ["lacks", "linux/arm64/v8" if "Id" in option else missing]
+        assertions.failure(ocistream(*inspect, "--platform=linux/arm64"), 6, *words)
+
     @pytest.mark.parametrize(
         ("template", "problem"),
         [

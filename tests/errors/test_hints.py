@@ -407,6 +407,26 @@ def test_an_unsigned_index_is_told_which_digest_to_sign(place: Place, layout: La
     assertions.failure(ocistream(*pull, "--all"), 5, index["digest"], hint)
 
 
+def test_an_unsigned_image_is_not_told_of_platforms_where_none_can_be_chosen(place: Place) -> None:
+    key = place.made("cosign.pub", PUBLIC_KEY.encode())
+    pull: list[Argument] = ["pull", place.app, "--require-signature", key, "-o", place.out]
+    for argv in (["verify", "--key", key, place.app], [*pull, "--platform=all"], [*pull, "--platform=linux/amd64"]):
+        result = ocistream(*argv)
+        assert result.code == 5
+        assert "it has no signature\n  sign this digest, or use the index that lists it" in result.err
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_a_platform_that_an_image_lacks_is_a_key_of_the_sync_file(layout: Layout, tmp_path: Path, name: str) -> None:
+    small_image(layout, name="one")
+    two_platforms(layout, name="two")
+    file = tmp_path / "sync.toml"
+    file.write_text(f"[[sync]]\nfrom = 'oci:made:{name}'\nto = 'oci:new'\nplatforms = ['linux/s390x']\n")
+    result = ocistream("sync", file, cwd=tmp_path)
+    assert result.code == 4
+    assert ("omit `platforms`" if name == "one" else "choose one with `platforms`") in result.err
+
+
 def test_a_compressed_archive_that_ends_early_is_called_truncated(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="app:1")
     cut = gzip.compress(tar_of(small_first(layout)))[:-100]
@@ -431,6 +451,18 @@ def test_a_layout_that_lost_a_blob_is_told_what_brings_it_back(layout: Layout) -
     result = ocistream("verify", layout.path)
     assert result.code == 6
     assert "\n  pull the image again, or push it to a registry that already has these blobs\n" in result.err
+
+
+@pytest.mark.parametrize("argv", [["inspect", "made/"], ["push", "-i", "made/", "localhost:1/app:1"]])
+def test_a_layout_of_an_interrupted_pull_is_called_unfinished(
+    layout: Layout, tmp_path: Path, argv: Sequence[str]
+) -> None:
+    small_image(layout, name="app:1")
+    layout.path.joinpath("index.json").unlink()
+    result = ocistream(*argv, cwd=tmp_path)
+    assertions.failure(
+        result, 6, "made is an unfinished OCI layout: it has no index.json", "re-run the command", "pull"
+    )
 
 
 def test_blobs_that_neither_side_has_are_told_with_who_left_them_out(place: Place, tmp_path: Path) -> None:

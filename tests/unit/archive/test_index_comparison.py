@@ -11,7 +11,7 @@ import pytest
 from ocistream import limits
 from ocistream.archive.docker_archive import DockerImage
 from ocistream.archive.index_comparison import IndexComparison
-from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.documents import parse_descriptor
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of
@@ -147,11 +147,16 @@ def test_a_config_that_is_no_blob_cannot_be_compared() -> None:
 
 
 @pytest.mark.parametrize("raw", [A + b" ", b"{}", A.replace(b"a", b"b", 1)])
-def test_a_corrupt_or_malformed_manifest_is_lacking(raw: bytes) -> None:
-    comparison = IndexComparison([entry(A, "app:1")])
-    comparison.finish(lambda _: raw)
-    unnamed = listed(b"a", b"1", b"2")
-    assert comparison.find_only_in_manifest_json([unnamed]) == [unnamed]
+@pytest.mark.parametrize("tags", [(), ("app:1",)])
+def test_a_corrupt_manifest_is_an_error_if_an_image_is_not_found(raw: bytes, tags: Sequence[str]) -> None:
+    comparison = IndexComparison([entry(A, "app:1"), entry(B)])
+    comparison.finish(lambda need: raw if need.digest == digest_of(A) else B)
+    assert comparison.find_only_in_manifest_json([LISTED_B]) == []
+    with pytest.raises(IntegrityError, match=digest_of(A)):
+        comparison.find_only_in_manifest_json([listed(b"a", b"1", b"2", tags=tags), LISTED_B])
+
+
+def test_a_malformed_manifest_is_lacking() -> None:
     malformed = b'{"schemaVersion":2,"layers":1}'
     assert compared([entry(malformed)], malformed).find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
 
