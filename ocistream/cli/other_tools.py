@@ -24,6 +24,7 @@ _OPTIONS: Final = (
     ("override-os override-arch override-variant", "platform", "use --platform OS/ARCH[/VARIANT]"),
     ("os arch variant platforms", "platform", "use --platform OS/ARCH[/VARIANT]"),
     ("p", "platform", "use --platform for a platform, and --password-file or --password-stdin for a password"),
+    ("p", "listen", "use --listen HOST:PORT; for a password, use --password-file"),
     ("p", "password-stdin", "a process list shows command lines: use --password-file or --password-stdin"),
     ("multi-arch all-platforms", "platform", "use --platform all, or --platform OS/ARCH for one platform"),
     ("a", "all-tags", "use --all for all platforms, --all-tags for all tags"),
@@ -53,7 +54,11 @@ _OPTIONS: Final = (
     ("format f", "deep", "omit the option: the format of an archive is detected; --json prints a JSON document"),
     ("format f", "via", "the location says the format: oci:DIR, oci-archive:FILE or docker-archive:FILE"),
     ("additional-tag", "", "run the command again for each name: blobs that exist are not sent again"),
-    ("preserve-digests", "", "omit the option: manifests are copied byte for byte"),
+    (
+        "preserve-digests",
+        "",
+        "omit the option: manifests are copied byte for byte; a notice names an image of `docker save` that is not",
+    ),
     ("remove-signatures", "no-referrers", "use --no-referrers"),
     (
         "referrers digest-tags recursive r include-external force-recursive",

@@ -127,7 +127,9 @@ def choose_manifests(leaves: Sequence[Descriptor], choice: PlatformChoice, name:
         if not matches:
             platform_names = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in available))
             msg = f"{name} has no platform {wanted}" + ("" if choice.explicit else ", which is this machine's")
-            hint = f"its platforms are: {platform_names or 'none with a name'}; choose one with --platform, or all"
+            hint = f"its platforms are: {platform_names}; choose one with --platform, or all"
+            if not available:
+                hint = "its platforms are: none with a name (it may be a build cache): omit --platform"
             raise NotFoundError(msg, hint=hint)
         best, _ = _best_match(wanted, matches)
         selected[best.digest] = best

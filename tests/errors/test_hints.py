@@ -106,6 +106,8 @@ _DIGEST = "sha256:" + 64 * "a"
             ["'nosuch.toml' is neither show nor check", "write `ocistream config check nosuch.toml`"],
         ),
         (["serve", "--port", "5001"], 2, ["No such option", "use --listen HOST:PORT, such as --listen 127.0.0.1:5001"]),
+        (["serve", "app.tar", "-p", "5001"], 2, ["No such option", "use --listen HOST:PORT; for a password, use"]),
+        (["copy", "a", "b", "--preserve-digests"], 2, ["No such option", "a notice names an image of `docker save`"]),
         (["push", "--to", "-i", "a.tar"], 2, ["--to requires an argument, but the option -i follows", "write ./-i"]),
         (["pull", "localhost:1/a:1", "-o=x"], 2, ["-o=x has a = that would be a", "write -o x or --output=x\n"]),
         (
@@ -405,6 +407,13 @@ def test_an_unsigned_index_is_told_which_digest_to_sign(place: Place, layout: La
     assertions.failure(ocistream(*pull, "--platform=linux/amd64"), 5, "it has no signature\n", hint)
     hint = "\n  sign this digest: then each platform of the index counts as signed\n"
     assertions.failure(ocistream(*pull, "--all"), 5, index["digest"], hint)
+
+
+def test_an_index_without_platforms_offers_none(layout: Layout, tmp_path: Path) -> None:
+    image = {key: value for key, value in small_image(layout).items() if key != "platform"}
+    layout.index([image], name="cache")
+    result = ocistream("copy", "oci:made:cache", "oci:new", "--platform=linux/amd64", cwd=tmp_path)
+    assertions.failure(result, 4, "none with a name (it may be a build cache): omit --platform\n")
 
 
 def test_an_unsigned_image_is_not_told_of_platforms_where_none_can_be_chosen(place: Place) -> None:
