@@ -326,7 +326,8 @@ def test_a_damaged_manifest_is_not_called_a_contradiction(
 ) -> None:
     name = f"blobs/sha256/{digest(images[0]).removeprefix('sha256:')}"
     entries = [
-        (path, content[:-1] + b" " if path == name else content) for path, content in of_docker_25(images[:count])
+        (path, content[:-1] + b" " if path == name and isinstance(content, bytes) else content)
+        for path, content in of_docker_25(images[:count])
     ]
     for argv in (["verify", "{}"], ["verify", "--deep", "{}"], ["push", f"{served.host}/app:1"]):
         result = give(archive_of(entries), how, *argv)
