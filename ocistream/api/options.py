@@ -258,14 +258,14 @@ class RegistryOptions:
         metavar="FILE",
         no_default=_USE_AUTH_FILE,
         section=ACCESS,
-        help="Read credentials from FILE, not Docker's files; else OCISTREAM_USERNAME and the configuration.",
+        help="Read credentials from FILE, not Docker's files; if it has none, from OCISTREAM_USERNAME.",
         side_help="The same as --authfile, for the {}.",
     )
     plain_http: bool = option(
         default=False,
         no_default=_FOR_ONE_REGISTRY,
         section=ACCESS,
-        help="Use HTTP, not HTTPS. For loopback hosts, the scheme is detected.",
+        help="Use HTTP for all registries of this command (loopback hosts: detected).",
         side_help="Use HTTP, not HTTPS, for the {} alone.",
     )
     insecure: bool = option(
@@ -280,7 +280,7 @@ class RegistryOptions:
         metavar="FILE",
         section=TLS,
         help="Also trust the CAs in FILE (PEM).",
-        side_help="Trust the CAs in FILE (PEM) for the {}, not those of --ca-cert.",
+        side_help="Also trust the CAs in FILE (PEM) for the {}; replaces --ca-cert there.",
     )
     client_cert: str | None = option(
         type=PATH,
@@ -404,7 +404,7 @@ class CopyOptions:
         metavar="IDENTITY",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Fail unless this email or URI (keyless) or a --require-signature KEY signed each image.",
+        help="Fail unless signed keyless by this email or URI, or by a key of --require-signature.",
     )
     certificate_oidc_issuer: str | None = option(
         metavar="URL",

@@ -350,12 +350,16 @@ def _describe_usage_error(error: click.ClickException) -> tuple[str, str | None]
     """Return the message and the hint of an error that click raised."""
     context = getattr(error, "ctx", None)
     if isinstance(error, click.NoSuchOption) and context is not None:
+        from ocistream.cli.option_hints import SIDES
         from ocistream.cli.other_tools import suggest_option
 
         is_global = context.command is cli
         command = load_command("copy") if is_global else context.command
         known = [name for parameter in command.params for name in parameter.opts]
         hint = suggest_option(error.option_name, command.name or "", known)
+        side, dash, name = error.option_name.removeprefix("--").partition("-")
+        if hint is None and dash and side in SIDES and f"--{name}" in known:
+            hint = f"{context.command_path} reaches one registry: use --{name}"
         if is_global and hint is None:
             hint = f"options follow the command: see `{_NAME} COMMAND --help`"
         if hint is None and (others := _find_commands_with(error.option_name)):

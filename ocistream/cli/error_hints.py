@@ -212,10 +212,9 @@ def _describe_needed_volumes(
         )
         return
     target = f"{'' if destination.reference else '--to '}{printable(destination.text)}"
-    error.hint = (
-        f"the registry keeps what was sent: run `ocistream push {options} {target}`, or push them one by one in this "
-        "order"
-    )
+    error.hint = f"the registry keeps what was sent: run `ocistream push {options} {target}`"
+    if len(names) > 1:
+        error.hint += ", or push them one by one in this order"
 
 
 def _format_input_options(names: Sequence[str]) -> str:

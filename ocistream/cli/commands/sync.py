@@ -66,8 +66,8 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     """Copy the images that a TOML FILE lists, but only what differs.
 
     A failure does not stop the other images; the exit code is that of the first failure. Re-run an interrupted command
-    to continue. No tag is deleted. docs/sync.md lists all keys. Each [[sync]] table of FILE copies a
-    repository or an image; the last example is such a file.
+    to continue. No tag is deleted. docs/sync.md lists all keys. Each [[sync]] table of FILE copies a repository or an
+    image; the last example is such a file.
 
     \b
     ocistream sync images.toml
@@ -77,9 +77,9 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     \b
     # images.toml
     [[sync]]
-    from = "nginx"     # a repository; latest = 5: its 5 highest versions
+    from = "nginx"                                     # a repository
     to = ["registry.local:5000/nginx", "oci:images"]
-    tags = { versions = ">=1.25, <2", latest = 5 }     # or ["1.*", "!*-rc*"]
+    tags = { versions = ">=1.25, <2", latest = 5 }     # the 5 highest of these
     [[sync]]
     from = "registry.example.com/app:2"
     to = "registry.local:5000/app:2"
