@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
+from ocistream import notices
 from ocistream.api.options import (
     ACCESS,
     FOR_ONE_RUN,
@@ -84,10 +85,10 @@ class Option(click.Option):
 
     @property
     def has_one_value(self) -> bool:
-        """Whether a second, different value is an error.
+        """Whether a second, different value is reported.
 
-        Of an option with a default, such as --jobs, the last value counts, so that a script can append one. Other
-        options decide what is copied, where to, and as whom: a value must not be dropped silently.
+        The last value counts, so that a script can append one. But options without a default decide what is copied,
+        where to, and as whom: a value must not be dropped silently.
         """
         return bool(self.no_default) and not (self.is_flag or self.multiple or self.count)
 
@@ -99,7 +100,7 @@ class Option(click.Option):
             super().add_to_parser(parser, ctx)
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
-        """Return the value and its source; raise UsageError for a value that is no value, or one too many."""
+        """Return the value and its source; raise UsageError for a value that is no value, and report one too many."""
         if self.name in opts and not (self.is_flag or self.count or ctx.resilient_parsing):
             given = opts[self.name]
             for value in given if isinstance(given, list) else [given]:
@@ -107,8 +108,8 @@ class Option(click.Option):
         if self.has_one_value and self.name in opts:
             values = opts[self.name]
             if len(set(values)) > 1 and not ctx.resilient_parsing:
-                msg = f"{max(self.opts, key=len)} is given {len(values)} times, with different values"
-                raise UsageError(msg, hint="choose one of the values")
+                name = max(self.opts, key=len)
+                notices.notify(f"{name} is given {len(values)} times: {printable(values[-1], 1024)}, the last, counts")
             opts = {**opts, self.name: values[-1]}
         return super().consume_value(ctx, opts)
 
@@ -118,7 +119,7 @@ class Option(click.Option):
             msg = f"{max(self.opts, key=len)} requires an argument, but the option {value} follows"
             raise UsageError(msg, hint=f"for a file of that name, write ./{value}")
         short = min(self.opts, key=len)
-        if value.startswith("=") and not short.startswith("--"):
+        if value.startswith("=") and short == "-o":
             shown = printable(value)
             msg = f"{short}{shown} has a = that would be a part of the value"
             raise UsageError(msg, hint=f"write {short} {shown[1:]} or {max(self.opts, key=len)}{shown}")

@@ -186,8 +186,13 @@ def test_a_404_for_an_image_that_still_exists_is_an_error(served: FaultyRegistry
 
 class TestArguments:
     def test_a_name_without_tag_and_digest_is_never_deleted_from_a_registry(self, host: str) -> None:
-        told = [f"{host}/app is a repository", f"write {host}/app:TAG or {host}/app@DIGEST", f"tags {host}/app` lists"]
-        assertions.failure(ocistream("rm", f"{host}/app"), 2, *told)
+        told = [
+            "no such directory",
+            "a complete repository is never deleted",
+            "HOST/REPO:TAG",
+            f"tags {host}/app` lists",
+        ]
+        assertions.failure(ocistream("rm", f"{host}/app"), 4, *told)
         assertions.failure(ocistream("rm", "app"), 4, "no such directory", "HOST/REPO:TAG")
         assertions.failure(ocistream("rm", f"{host}/app:1", f"{host}/app"), 2, "is not an image in a registry")
         assert sorted(tags(host, "app")) == ["1", "2", "3"]

@@ -63,9 +63,9 @@ def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_
         paths.is_existing_path(location.text)
         shown = printable(location.text)
         if location.text.startswith(("docker://", f"{location.reference.registry}/")):
-            msg = f"{shown} is a repository: rm deletes images, and never a complete repository"
-            hint = f"write {shown}:TAG or {shown}@DIGEST; `ocistream tags {shown}` lists the tags"
-            raise InvalidNameError(msg, hint=hint)
+            msg = f"{shown}: no such directory, and a complete repository is never deleted"
+            hint = f"write an image as HOST/REPO:TAG or HOST/REPO@DIGEST; `ocistream tags {shown}` lists the tags"
+            raise NotFoundError(msg, hint=hint)
         msg = f"{shown}: no such directory"
         raise NotFoundError(msg, hint="an image in a registry needs a tag or a digest: HOST/REPO:TAG")
     names = texts[1:] if location.name is None else (location.name, *texts[1:])
