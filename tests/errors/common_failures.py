@@ -393,7 +393,7 @@ FAILURES: Final = [
             _to_a_terminal),
     Failure("no `-i`, and no pipe", 2, "an archive is expected on stdin, which is a terminal",
             "pipe an archive into stdin, or name a file or directory (`push -i PATH`)", _from_a_terminal),
-    Failure("several images for one name", 2, "FILE has … images",
+    Failure("an archive of several images, pushed to one name", 2, "FILE has … images",
             "choose one with --image: …", _several_images),
     Failure("a malformed name", 2, "malformed image name …: … is not a repository",
             "repository names are lower case", _upper_case),
