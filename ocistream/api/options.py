@@ -258,14 +258,14 @@ class RegistryOptions:
         metavar="FILE",
         no_default=_USE_AUTH_FILE,
         section=ACCESS,
-        help="Read credentials from FILE, not Docker's files; if it has none, from OCISTREAM_USERNAME.",
+        help="Read credentials from FILE instead of Docker's files.",
         side_help="The same as --authfile, for the {}.",
     )
     plain_http: bool = option(
         default=False,
         no_default=_FOR_ONE_REGISTRY,
         section=ACCESS,
-        help="Use HTTP for all registries of this command (loopback hosts: detected).",
+        help="Use HTTP for all registries. Loopback hosts do not need it.",
         side_help="Use HTTP, not HTTPS, for the {} alone.",
     )
     insecure: bool = option(
@@ -404,7 +404,7 @@ class CopyOptions:
         metavar="IDENTITY",
         no_default=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Fail unless signed keyless by this email or URI, or by a key of --require-signature.",
+        help="Also accept (without a key: require) keyless signatures of this email or URI.",
     )
     certificate_oidc_issuer: str | None = option(
         metavar="URL",
@@ -428,7 +428,7 @@ class CopyOptions:
     max_ratio: int = option(
         limits.MAX_RATIO,
         type=Whole(1, 1_000_000),
-        help="Abort if a layer expands over N times and 1 GiB.",
+        help="Abort if a layer expands to over 1 GiB and over N times.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(

@@ -186,7 +186,10 @@ def test_what_is_mistyped_is_said_and_what_to_type(
             ["copy", "a.tar", "oci:b", "--dest-username", "a", "--dest-username", "b"],
             "--dest-username is given 2 times: b",
         ),
-        (["tags", "localhost:1/app", "--config", "a.toml", "--config", "b.toml", "--retries=0"], "--config is given 2 times: b.toml"),
+        (
+            ["tags", "localhost:1/app", "--config", "a.toml", "--config", "b.toml", "--retries=0"],
+            "--config is given 2 times: b.toml",
+        ),
     ],
 )
 def test_the_last_of_two_values_counts_and_stderr_says_so(tmp_path: Path, argv: Sequence[str], told: str) -> None:

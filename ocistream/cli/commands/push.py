@@ -80,10 +80,10 @@ def push(
 ) -> None:
     """Push the images of an archive to a registry.
 
-    IMAGE (HOST/REPO:TAG) is the destination of the archive's only image, or of --image. --to pushes all images, or
-    those of --image: registry.example.com/team/app:1 to HOST/PREFIX/team/app:1, and docker.io/library/nginx:1 to
-    HOST/PREFIX/nginx:1. Two different images with the same new name are an error. Archives of `docker save` and skopeo
-    list their images at the end: --to needs them as uncompressed files, not from stdin.
+    IMAGE (HOST/REPO:TAG) is the destination of the archive's only image, or of --image. --to pushes all images (or
+    those of --image) and renames them: registry.example.com/team/app:1 becomes HOST/PREFIX/team/app:1, and nginx:1
+    becomes HOST/PREFIX/nginx:1. Two different images with the same new name are an error. With --to, give an archive of
+    `docker save` or skopeo by -i, as an uncompressed file: it lists its images at the end.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
     it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers.

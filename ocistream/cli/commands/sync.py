@@ -57,9 +57,7 @@ _REPORT_TIMEOUT: Final = 5.0
     section=SELECTION,
     help="Copy only part I of N (I is 0 to N-1); a hash of the name assigns each image to a part.",
 )
-@options(
-    RegistryOptions, "authfile", help_text="Read credentials from FILE, not Docker's files; else the configuration."
-)
+@options(RegistryOptions, "authfile", help_text="Read credentials from FILE instead of Docker's files.")
 @options(RunOptions, "memory")
 @transfer_options
 def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> None:
