@@ -121,7 +121,7 @@ def parse_location(
         msg = f"{printable(text)!r}: the transport {prefix} is not supported"
         hint = "`docker save IMAGE | ocistream push DST` reads from Docker, `ocistream pull IMAGE | docker load` writes"
         if prefix != "docker-daemon":
-            hint = f"`skopeo copy` copies between {prefix}:... and oci-archive:FILE, which ocistream reads and writes"
+            hint = f"write oci:DIR or oci-archive:FILE; `skopeo copy` copies between {prefix}:... and oci-archive:FILE"
         raise UnsupportedError(msg, hint=hint)
     is_path = _PATH_START.match(text) is not None or is_archive_name(text) or (text.endswith("/") and "://" not in text)
     is_path = is_path or (bare_is_path and not text.startswith("docker://"))

@@ -415,7 +415,7 @@ class TarReader:
             hint = "the program that wrote it probably failed: create it again"
             if self._what == ARCHIVE_ON_STDIN:
                 hint = (
-                    "the program that writes the archive probably failed: check its messages (in a shell, use "
+                    "name the archive, or check why the program that writes it failed (in a shell, use "
                     "`set -o pipefail`)"
                 )
             return TruncatedError(f"{self._what} is empty", hint=hint)

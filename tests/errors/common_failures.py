@@ -381,7 +381,7 @@ FAILURES: Final = [
     Failure("a truncated archive", 6, "FILE is truncated: it ends at byte …",
             "the program that wrote it failed or was interrupted: pull or copy it again", _cut),
     Failure("nothing on stdin", 6, "the archive on stdin is empty",
-            "the program that writes the archive probably failed: check its messages (in a shell, use "
+            "name the archive, or check why the program that writes it failed (in a shell, use "
             "`set -o pipefail`)",
             _nothing_on_stdin),
     Failure("a damaged archive", 5, "FILE: digest mismatch: expected DIGEST, got DIGEST",
