@@ -100,7 +100,7 @@ class Option(click.Option):
             super().add_to_parser(parser, ctx)
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
-        """Return the value and its source; raise UsageError for a value that is no value, and report one too many."""
+        """Return the value and its source. Raise UsageError if the value is missing; report a second value."""
         if self.name in opts and not (self.is_flag or self.count or ctx.resilient_parsing):
             given = opts[self.name]
             for value in given if isinstance(given, list) else [given]:
