@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -43,7 +42,6 @@ class ClientRegistries:
         self._closed = closed
         #: Registries that calls named, as keys; a mirror from the configuration is none of them.
         self._named: dict[str, None] = {}
-        self._resources = contextlib.ExitStack()
         #: The client for registries, and the one for mirrors.
         self._clients = [
             once(functools.partial(self._create_client, is_for_mirrors)) for is_for_mirrors in (False, True)
@@ -51,7 +49,7 @@ class ClientRegistries:
 
     def close(self) -> None:
         """Close all idle connections."""
-        self._resources.close()
+        self._access.close()
 
     def build_context(self, registries: Collection[str], cancelled: threading.Event) -> OpenContext:
         """Return the context of a call that names these registries.
@@ -71,11 +69,9 @@ class ClientRegistries:
             raise UsageError(msg, hint="run `ocistream login` for each registry, or pass credentials by host")
 
     def _create_client(self, is_for_mirrors: bool) -> HttpClient:
-        client = self._access.create_client(
+        return self._access.create_client(
             self._options, self._find_credential, is_for_mirrors=is_for_mirrors, cancelled=self._closed
         )
-        self._resources.callback(client.close)
-        return client
 
     def _find_credential(self, registry: str, repository: str) -> Credential | None:
         from ocistream.auth.credentials import Keychain

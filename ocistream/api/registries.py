@@ -78,6 +78,7 @@ class RegistryAccess:
         self.upload_records = once(self._open_upload_records)
         self._cache = once(self._open_cache)
         self._rate_limits = RateLimits(options.limit_rate)
+        self._clients: list[HttpClient] = []
 
     def load_trust_policy(self) -> TrustPolicy | None:
         """Return the policy about signatures in our configuration file; None without a file.
@@ -179,7 +180,7 @@ class RegistryAccess:
             from ocistream.registry.mirrors import shorten_timeouts
 
             settings = shorten_timeouts(settings)
-        return HttpClient(
+        client = HttpClient(
             settings,
             find_credential,
             find_host_settings=_build_host_settings_lookup(
@@ -190,6 +191,13 @@ class RegistryAccess:
             rate_limits=self._rate_limits,
             observers=self._observers,
         )
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        """Close the connections of all clients."""
+        for client in self._clients:
+            client.close()
 
     def build_context(self, create_client: Callable[[bool], HttpClient], cancelled: threading.Event) -> OpenContext:
         """Return what opening a location needs.

@@ -6,6 +6,7 @@ options by name. Options of a single command are declared with `cls=Option` besi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -321,7 +322,8 @@ def command(function: Callable[..., None]) -> click.Command:
         )
         context.credentials.check_password_stdin()
         return_large_blocks()
-        function(context, **values)
+        with contextlib.closing(context.access):
+            function(context, **values)
 
     made = click.command(cls=Command)(run)
     made.params += make_options(MessageOptions)

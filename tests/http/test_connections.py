@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from pathlib import Path
 from typing import Final
@@ -68,6 +69,18 @@ def sockets_to(port: int) -> list[list[str]]:
     """Return the lines of /proc/net/tcp of connections to a port of this machine, as seen by their clients."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [line for line in lines if line[2].endswith(f":{port:04X}") and line[3] == "01"]
+
+
+@pytest.mark.parametrize(("path", "code"), [("/never", 0), ("/manifests/1$", 4)], ids=["success", "failure"])
+def test_a_finished_command_leaves_no_connection_open(raw: RawRegistry, run: Run, path: str, code: int) -> None:
+    raw.says(path, answer(status="404 Not Found"))
+    # The garbage collector would close connections that nothing refers to.
+    gc.disable()
+    try:
+        assert run("inspect", raw.image, *ONCE).code == code
+        assert sockets_to(int(raw.host.rpartition(":")[2])) == []
+    finally:
+        gc.enable()
 
 
 def test_a_connection_that_waits_is_kept_alive_every_minute(raw: RawRegistry, run: Run) -> None:
