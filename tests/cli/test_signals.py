@@ -38,7 +38,8 @@ def stalling(start: Callable[..., FaultyRegistry], layout: Layout) -> FaultyRegi
     registry = start()
     seed(layout, image, registry.host, "app", "1")
     layer = layout.read(image["digest"])["layers"][0]["digest"]
-    registry.faults = [Fault(Stall(after=MIB + 1), "GET", f"/blobs/{layer}", times=None)]
+    # The client collects up to 64 KiB before it writes them, and the tests wait for 1 MiB.
+    registry.faults = [Fault(Stall(after=MIB + MIB // 8), "GET", f"/blobs/{layer}", times=None)]
     return registry
 
 
