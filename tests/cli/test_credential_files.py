@@ -109,6 +109,8 @@ def test_an_authfile_replaces_other_credential_files(user: User) -> None:
     for env in others:
         hint = f"\n  ocistream login --authfile {empty} {user.registry.host}\n"
         assertions.failure(user.pull("--authfile", empty, **env), 3, "none were found", hint)
+    hint = f"\n  ocistream login --plain-http --insecure --authfile {empty} {user.registry.host}\n"
+    assertions.failure(user.pull("--authfile", empty, "--insecure", "--plain-http"), 3, "none were found", hint)
     assert {request.headers["Authorization"] for request in user.registry.requests} == {None}
 
 
