@@ -148,7 +148,8 @@ def check_repository(text: str) -> None:
     if _REGISTRY_ALONE.fullmatch(name) and not is_archive_name(name.partition(":")[0]):
         msg = f"{printable(name)} is a registry, not an image"
         shown = printable(name)
-        raise InvalidNameError(msg, hint=f"write {shown}/REPOSITORY[:TAG]")
+        hint = f"write {shown}/REPOSITORY, or {shown}/REPOSITORY:TAG for one image; no command lists the repositories"
+        raise InvalidNameError(msg, hint=hint)
 
 
 def _check_not_registry(text: str, folder: Path) -> None:

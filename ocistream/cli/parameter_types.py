@@ -165,23 +165,32 @@ class PositiveNumber(click.FloatRange):
 
 
 class FilePath(click.Path):
-    """The text of a path, or of an image in its place. The shell completes file names; the file need not exist."""
+    """The text of a path, or of an image in its place. The shell completes file names; the file need not exist.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
-        """Return the text as it is."""
-        return value
+    With `path_type`, the value is a path, and an empty one is an error: `Path("")` is the current directory.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text as it is, or the path."""
+        if self.type is None:
+            return value
+        if value == "" and param is not None:
+            raise empty_value_error(param.metavar or "" if isinstance(param, click.Argument) else param.opts[-1])
+        return super().convert(value, param, ctx)
 
 
-class ResultPath(click.Path):
+def empty_value_error(name: str) -> UsageError:
+    """Return the error for an option or argument whose value is "", which is no default."""
+    return UsageError(f"{name} is empty", hint="is a shell variable unset?")
+
+
+class ResultPath(FilePath):
     """The path of --result; stdout is an error."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path. A `Path` drops the `./` of a file called `./-`, so the text is checked."""
         if value == "-":
             raise result_on_stdout_error(value)
-        if value == "":
-            msg = "--result '' is not a path"
-            raise UsageError(msg)
         return super().convert(value, param, ctx)
 
 

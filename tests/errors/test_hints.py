@@ -346,7 +346,7 @@ def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: st
         result,
         2,
         f"{name} is a registry, not an image\n",
-        f"\n  write {name}/REPOSITORY[:TAG]\n",
+        f"\n  write {name}/REPOSITORY, or {name}/REPOSITORY:TAG for one image; no command lists the repositories\n",
     )
 
 
@@ -658,3 +658,24 @@ def test_what_exists_here_does_not_decide_what_a_remote_destination_is(layout: L
     small_image(layout, name="app")
     result = ocistream("copy", "./made", "made", "--via", "true", cwd=tmp_path)
     assert "is the directory" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["sync", ""], "FILE"),
+        (["config", "check", ""], "FILE"),
+        (["config", "show", "--config="], "--config"),
+        (["pull", "--images="], "--images"),
+        (["pull", "--have=", "app:1"], "--have"),
+        (["pull", "--result=", "app:1"], "--result"),
+        (["push", "-i", "", "app:1"], "--input"),
+        (["serve", "--tls-cert="], "--tls-cert"),
+        (["verify", "--key=", "app.tar"], "--key"),
+        (["login", "--authfile=", "registry.example.com"], "--authfile"),
+    ],
+)
+def test_the_empty_name_of_a_file_is_an_error_of_the_command_line(tmp_path: Path, argv: list[str], name: str) -> None:
+    result = ocistream(*argv, cwd=tmp_path)
+    assertions.failure(result, 2, f"error: {name} is empty\n  is a shell variable unset?\n")
+    assert not list(tmp_path.iterdir())
