@@ -77,7 +77,7 @@ def optional(read: Reader[Any], default: object = None, *, key: str = "") -> _Ke
 
 
 class TomlTable:
-    """One table of a file. `label` names it in errors: "FILE" or "FILE: registry: x".
+    """One table of a file. `label` names it in errors: "FILE" or "FILE, registry, x".
 
     A class without declared keys accepts all keys; their values are in `values`. Relative paths begin in `folder`, and
     `~/` is `home`.
@@ -140,7 +140,7 @@ class TomlTable:
         """
         if not isinstance(value, dict):
             raise parent.key_error(key, "is not a table")
-        return cls(f"{parent.label}: {printable(key)}", value, parent.folder, parent.home)
+        return cls(f"{parent.label}, {printable(key)}", value, parent.folder, parent.home)
 
     def key_error(self, key: str, problem: str, hint: str | None = None) -> UsageError:
         """Build the error for a key of this table."""

@@ -78,7 +78,7 @@ def _location(table: TomlTable, key: str, value: object) -> Location:
     try:
         location = parse_location(toml.text(table, key, value), folder=table.folder)
     except (InvalidNameError, UnsupportedError) as error:
-        raise table.key_error(key, f"is not a location: {error.message}", error.hint) from error
+        raise table.key_error(key, f"is not a location ({error.message})", error.hint) from error
     if location.is_stream or location.kind not in _LOCATION_KINDS:
         problem = "is stdin or stdout" if location.is_stream else "is a docker-archive"
         raise table.key_error(

@@ -393,8 +393,8 @@ def test_8_for_an_unsupported_compression_of_an_archive(served: FaultyRegistry) 
 @pytest.mark.parametrize(("tool", "magic"), [("xz", b"\xfd7zXZ\0"), ("lz4", b"\x04\x22\x4d\x18"), ("bzip2", b"BZh9")])
 def test_8_for_an_unsupported_compression_names_the_file_and_its_tool(tool: str, magic: bytes, tmp_path: Path) -> None:
     (tmp_path / "my app").write_bytes(magic + os.urandom(2048))
-    for command in ("verify", "inspect", "serve"):
-        result = ocistream(command, "./my app", cwd=tmp_path)
+    for name in ("verify", "inspect", "serve"):
+        result = ocistream(name, "./my app", cwd=tmp_path)
         hint = (
             f"with {tool}, which is not supported\n  decompress it: `{tool} -dc 'my app' > NEW.tar`, and use NEW.tar\n"
         )
