@@ -117,12 +117,7 @@ def parse_location(
         # A directory cannot be streamed: `oci:-` is a directory called `-`.
         is_stream = path == "-" and prefix != "oci"
         return Location(prefix, text, path=_expand_user(path), name=name or None, is_stream=is_stream)
-    if colon and prefix in _FOREIGN_TRANSPORTS:
-        msg = f"{printable(text)!r}: the transport {prefix} is not supported"
-        hint = "`docker save IMAGE | ocistream push DST` reads from Docker, `ocistream pull IMAGE | docker load` writes"
-        if prefix != "docker-daemon":
-            hint = f"write oci:DIR or oci-archive:FILE; `skopeo copy` copies between {prefix}:... and oci-archive:FILE"
-        raise UnsupportedError(msg, hint=hint)
+    check_transport(text)
     is_path = _PATH_START.match(text) is not None or is_archive_name(text) or (text.endswith("/") and "://" not in text)
     is_path = is_path or (bare_is_path and not text.startswith("docker://"))
     if not bare_is_path and not is_remote:
@@ -140,6 +135,17 @@ def parse_location(
         reference=parse_reference(text),
         is_repository=reference.tag is None and reference.digest is None,
     )
+
+
+def check_transport(text: str) -> None:
+    """Raise UnsupportedError for a location of another tool, such as `docker-daemon:app:1`."""
+    prefix, colon, _ = text.partition(":")
+    if colon and prefix in _FOREIGN_TRANSPORTS:
+        msg = f"{printable(text)!r}: the transport {prefix} is not supported"
+        hint = "`docker save IMAGE | ocistream push DST` reads from Docker, `ocistream pull IMAGE | docker load` writes"
+        if prefix != "docker-daemon":
+            hint = f"write oci:DIR or oci-archive:FILE; `skopeo copy` copies between {prefix}:... and oci-archive:FILE"
+        raise UnsupportedError(msg, hint=hint)
 
 
 def check_repository(text: str) -> None:

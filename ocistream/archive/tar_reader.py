@@ -140,7 +140,7 @@ _OTHER_FORMATS: Final = {
     b"{": "this looks like JSON (for a layout, name the directory)",
     b"\x7fELF": "this is a program",
 }
-_DAMAGED_HINT: Final = "it is damaged: fetch or write it again"
+DAMAGED_HINT: Final = "it is damaged: fetch or write it again"
 #: Type 7 is "other": GNU tar and Python read a file, skopeo refuses the archive.
 _KINDS: Final = {
     tarfile.REGTYPE: "file",
@@ -359,7 +359,7 @@ class TarReader:
                 raise _compression_error(kind, self._what) from None
             offset = self._file.position - tarfile.BLOCKSIZE
             msg = f"no tar header at byte {offset} of {self._what}: {printable(str(error))}"
-            raise ArchiveError(msg, hint=_DAMAGED_HINT if offset else _build_format_hint(block)) from error
+            raise ArchiveError(msg, hint=DAMAGED_HINT if offset else _build_format_hint(block)) from error
         if info.size < 0:
             msg = f"{printable(info.name)!r} in the archive has a negative size"
             raise ArchiveError(msg)

@@ -252,6 +252,8 @@ def _describe_selected(
         )
     if may_lack and available_count > 1:
         return f"only {selected} of {available_count} platforms in the index{advice}, if the archive has the others"
+    if not available_count:
+        return f"only {selected} of {listed_count} platforms in the index; the source has none of them completely"
     if available_count == listed_count:
         return (
             f"{selected}, the only platform of an index{advice}"
