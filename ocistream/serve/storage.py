@@ -325,7 +325,7 @@ class ArchiveStorage:
         index = self._source.read_complete_index()
         self._synthesized = self._source.synthesized_manifests
         # A missing blob would be noticed only in the middle of a pull, so an incomplete archive is not served.
-        reason = ""
+        reason = hint = ""
         if VOLUME_ANNOTATION in index.annotations:
             reason = "is one of several volumes"
             hint = (
