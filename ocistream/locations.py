@@ -117,12 +117,7 @@ def parse_location(
         # A directory cannot be streamed: `oci:-` is a directory called `-`.
         is_stream = path == "-" and prefix != "oci"
         return Location(prefix, text, path=_expand_user(path), name=name or None, is_stream=is_stream)
-    if colon and prefix in _FOREIGN_TRANSPORTS:
-        msg = f"{printable(text)!r}: the transport {prefix} is not supported"
-        hint = "`docker save IMAGE | ocistream push DST` reads from Docker, `ocistream pull IMAGE | docker load` writes"
-        if prefix != "docker-daemon":
-            hint = f"write oci:DIR or oci-archive:FILE; `skopeo copy` copies between {prefix}:... and oci-archive:FILE"
-        raise UnsupportedError(msg, hint=hint)
+    check_transport(text)
     is_path = _PATH_START.match(text) is not None or is_archive_name(text) or (text.endswith("/") and "://" not in text)
     is_path = is_path or (bare_is_path and not text.startswith("docker://"))
     if not bare_is_path and not is_remote:
@@ -142,13 +137,25 @@ def parse_location(
     )
 
 
+def check_transport(text: str) -> None:
+    """Raise UnsupportedError for a location of another tool, such as `docker-daemon:app:1`."""
+    prefix, colon, _ = text.partition(":")
+    if colon and prefix in _FOREIGN_TRANSPORTS:
+        msg = f"{printable(text)!r}: the transport {prefix} is not supported"
+        hint = "`docker save IMAGE | ocistream push DST` reads from Docker, `ocistream pull IMAGE | docker load` writes"
+        if prefix != "docker-daemon":
+            hint = f"write oci:DIR or oci-archive:FILE; `skopeo copy` copies between {prefix}:... and oci-archive:FILE"
+        raise UnsupportedError(msg, hint=hint)
+
+
 def check_repository(text: str) -> None:
     """Raise InvalidNameError for the name of an image that is only a registry, such as `localhost:5000`."""
     name = text.removeprefix("docker://")
     if _REGISTRY_ALONE.fullmatch(name) and not is_archive_name(name.partition(":")[0]):
         msg = f"{printable(name)} is a registry, not an image"
         shown = printable(name)
-        raise InvalidNameError(msg, hint=f"write {shown}/REPOSITORY[:TAG]")
+        hint = f"write {shown}/REPOSITORY, or {shown}/REPOSITORY:TAG for one image; no command lists the repositories"
+        raise InvalidNameError(msg, hint=hint)
 
 
 def _check_not_registry(text: str, folder: Path) -> None:

@@ -163,7 +163,9 @@ class CopyPlan:
         if self.signers or self.policy is not None:
             from ocistream.signatures.check import SignatureCheck
 
-            check = SignatureCheck(self.signers, self._find_rules, self._find_names)
+            check = SignatureCheck(
+                self.signers, self._find_rules, self._find_names, is_local=self.local_source is not None
+            )
         report = transfer.copy(
             source,
             destination,

@@ -65,7 +65,7 @@ def verify_source(
     Raises:
         OcistreamError: reading cannot continue, or the file of a signer cannot be used.
     """
-    check = _build_signature_check(signers) if signers else None
+    check = _build_signature_check(signers, is_local=source.may_lack_blobs) if signers else None
     try:
         findings = verification.verify(
             source, observer, deep=deep, max_ratio=max_ratio, check=check, cancelled=cancelled
@@ -90,12 +90,12 @@ def verify_source(
     )
 
 
-def _build_signature_check(signers: Sequence[Signer]) -> SignatureCheck:
+def _build_signature_check(signers: Sequence[Signer], *, is_local: bool) -> SignatureCheck:
     # Imported here, because few runs check signatures.
     from ocistream.signatures.check import SignatureCheck
     from ocistream.signatures.verifier_process import load_signers
 
-    return SignatureCheck(load_signers(signers))
+    return SignatureCheck(load_signers(signers), is_local=is_local)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

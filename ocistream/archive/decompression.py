@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from ocistream.archive.tar_reader import TRUNCATED_HINT
+from ocistream.archive.tar_reader import DAMAGED_HINT, TRUNCATED_HINT
 from ocistream.errors import ArchiveError, TruncatedError
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
@@ -100,7 +100,7 @@ class _DecompressedInput:
             raise TruncatedError(msg, hint=TRUNCATED_HINT) from error
         except ArchiveError as error:
             msg = f"{self._what}: {error.message}"
-            raise ArchiveError(msg, hint=error.hint) from error
+            raise ArchiveError(msg, hint=error.hint or DAMAGED_HINT) from error
 
     def close(self) -> None:
         self._file.close()

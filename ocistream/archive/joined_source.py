@@ -211,7 +211,7 @@ class JoinedSource:
             raise ArchiveError(f"{label}{error.message}", hint=error.hint) from error
         if source.synthesized_manifests:
             msg = f"{printable(text)} has images that only its manifest.json lists"
-            raise UsageError(msg, hint="push this archive alone: it cannot be combined with others")
+            raise UsageError(msg, hint="name this archive alone: it cannot be combined with others")
         return index
 
     @staticmethod

@@ -6,6 +6,7 @@ This module knows nothing of images and never opens a file.
 
 from __future__ import annotations
 
+import shlex
 import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -123,7 +124,13 @@ _ZEROS: Final = bytes(tarfile.BLOCKSIZE)
 _PAX_KEYS: Final = frozenset({"path", "linkpath", "size"})
 _PAX_SPARSE: Final = "GNU.sparse"
 #: The first bytes of compressed files.
-_COMPRESSION_MAGICS: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+_COMPRESSION_MAGICS: Final = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ": "xz",
+    b"BZh": "bzip2",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 _NOT_AN_ARCHIVE_HINT: Final = "use an archive from `ocistream pull`, `docker save` or skopeo"
 #: The first bytes of other files that users pass by mistake.
 _OTHER_FORMATS: Final = {
@@ -133,7 +140,7 @@ _OTHER_FORMATS: Final = {
     b"{": "this looks like JSON (for a layout, name the directory)",
     b"\x7fELF": "this is a program",
 }
-_DAMAGED_HINT: Final = "it is damaged: fetch or write it again"
+DAMAGED_HINT: Final = "it is damaged: fetch or write it again"
 #: Type 7 is "other": GNU tar and Python read a file, skopeo refuses the archive.
 _KINDS: Final = {
     tarfile.REGTYPE: "file",
@@ -349,10 +356,10 @@ class TarReader:
             if self._file.position == tarfile.BLOCKSIZE and (
                 kind := next((k for m, k in _COMPRESSION_MAGICS.items() if block.startswith(m)), None)
             ):
-                raise _compression_error(kind) from None
+                raise _compression_error(kind, self._what) from None
             offset = self._file.position - tarfile.BLOCKSIZE
             msg = f"no tar header at byte {offset} of {self._what}: {printable(str(error))}"
-            raise ArchiveError(msg, hint=_DAMAGED_HINT if offset else _build_format_hint(block)) from error
+            raise ArchiveError(msg, hint=DAMAGED_HINT if offset else _build_format_hint(block)) from error
         if info.size < 0:
             msg = f"{printable(info.name)!r} in the archive has a negative size"
             raise ArchiveError(msg)
@@ -454,16 +461,17 @@ def _choose_size(info: TarHeader, pax_size: str | None, name: str) -> int:
     return size
 
 
-def _compression_error(kind: str) -> UnsupportedError:
+def _compression_error(kind: str, what: str) -> UnsupportedError:
     """Return the error for an archive that begins like a file of this compression."""
     if kind in {"gzip", "zstd"}:
         # One layer of these was removed before (`archive.decompression`).
-        msg = f"the archive is compressed twice: with {kind}, inside gzip or zstd"
-        return UnsupportedError(
-            msg, hint="decompress it once in the pipe: `gzip -dc FILE | ocistream push ...`, or zstd -dc"
-        )
-    msg = f"the archive is compressed with {kind}, which is not supported"
-    return UnsupportedError(msg, hint=f"decompress it in the pipe: `{kind} -dc FILE | ocistream push ...`")
+        msg = f"{what} is compressed twice: with {kind}, inside gzip or zstd"
+    else:
+        msg = f"{what} is compressed with {kind}, which is not supported"
+    if what == ARCHIVE_ON_STDIN:
+        return UnsupportedError(msg, hint=f"decompress it in the pipe: `... | {kind} -dc | ocistream ...`")
+    file = shlex.quote(printable(what, 1024))
+    return UnsupportedError(msg, hint=f"decompress it: `{kind} -dc {file} > NEW.tar`, and use NEW.tar")
 
 
 def _is_other_format(start: bytes | bytearray) -> bool:

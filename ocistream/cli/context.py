@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream.api.registries import RegistryAccess, find_home, load_configuration
 from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
-from ocistream.cli.option_hints import build_hint_translator, name_auth_file
+from ocistream.cli.option_hints import add_login_options, build_hint_translator
 from ocistream.cli.standard_streams import (
     is_visible_on_stdout,
     open_stdin,
@@ -110,8 +110,12 @@ class CommandContext:
         translate = hint or build_hint_translator(self.registry, side)
 
         def format_hint(text: str) -> str:
-            auth_file = keychain().auth_file if "ocistream login" in text else None
-            return name_auth_file(translate(text), auth_file[0] if auth_file is not None else None)
+            translated = translate(text)
+            if "ocistream login" not in text:
+                return translated
+            auth_file = keychain().auth_file
+            path = auth_file[0] if auth_file is not None else None
+            return add_login_options(translated, path, self.registry_options(side))
 
         def create_client(is_for_mirrors: bool) -> HttpClient:
             if build_keychain is not None or self.credentials.are_given(side):

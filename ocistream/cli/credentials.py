@@ -77,9 +77,6 @@ class ExplicitCredentials:
         for owner in dict.fromkeys((side, "")):
             if (path := self._options[owner].authfile) is not None:
                 option = _option_name(owner, "authfile")
-                if not path:
-                    msg = f"{option} is empty"
-                    raise UsageError(msg, hint="is a shell variable unset?")
                 if not exists(path):
                     msg = f"{option} {printable(path, 1024)}: no such file"
                     hint = "check the path; `ocistream login --authfile FILE` creates such a file"

@@ -72,9 +72,20 @@ def build_sync_hint_translator(options: RegistryOptions) -> Callable[[str], str]
     return named
 
 
-def name_auth_file(hint: str, auth_file: Path | None) -> str:
-    """Add the file that replaces all stored logins to a hint that says to log in: another login has no effect."""
-    if auth_file is None:
-        return hint
-    option = f"--authfile {shlex.quote(printable(str(auth_file), 1024))} "
-    return _LOGIN_IN_HINT.sub(lambda match: f"{match[0]}{option}", hint)
+def add_login_options(hint: str, auth_file: Path | None, options: RegistryOptions) -> str:
+    """Add the options that the login needs too to a hint that says to log in.
+
+    `auth_file` replaces all stored logins, so that another login has no effect; `options` are those of the registry.
+    """
+    added = [f"--{name.replace('_', '-')}" for name in ("plain_http", "insecure") if getattr(options, name)]
+    added += [
+        f"--{name} {shlex.quote(printable(str(path), 1024))}"
+        for name, path in (
+            ("authfile", auth_file),
+            ("ca-cert", options.ca_cert),
+            ("client-cert", options.client_cert),
+            ("client-key", options.client_key),
+        )
+        if path
+    ]
+    return _LOGIN_IN_HINT.sub(lambda match: " ".join([match[0].rstrip(), *added, ""]), hint)

@@ -38,7 +38,7 @@ from ocistream.api.options import (
 )
 from ocistream.cli.context import CommandContext
 from ocistream.cli.option_hints import SIDES
-from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber
+from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber, empty_value_error
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.memory import return_large_blocks
@@ -116,6 +116,9 @@ class Option(click.Option):
 
     def _check_value(self, value: str, ctx: click.Context) -> None:
         """Raise UsageError for `--to -i app.tar`, whose value is missing, and for `-o=app.tar`."""
+        if value == "" and self.no_default and isinstance(self.type, click.Path):
+            # The empty value of another option removes its default.
+            raise empty_value_error(max(self.opts, key=len))
         if any(value in parameter.opts for parameter in ctx.command.params):
             msg = f"{max(self.opts, key=len)} requires an argument, but the option {value} follows"
             raise UsageError(msg, hint=f"for a file of that name, write ./{value}")
@@ -155,7 +158,7 @@ class RunOptions(ClientOptions):
     """Options of all requests and transfers of one run."""
 
     config: Path | None = option(
-        type=click.Path(path_type=Path),
+        type=FilePath(path_type=Path),
         metavar="FILE",
         no_default="a file cannot name another one; the variable OCISTREAM_CONFIG can",
         section=ACCESS,

@@ -13,7 +13,13 @@ import click
 
 from ocistream.cli.standard_streams import result_on_stdout_error
 from ocistream.errors import InvalidNameError, LocalDiskError, UsageError
-from ocistream.locations import check_not_archive, check_repository, is_archive_name, parse_location
+from ocistream.locations import (
+    check_not_archive,
+    check_repository,
+    check_transport,
+    is_archive_name,
+    parse_location,
+)
 from ocistream.notices import add_failure_hint
 from ocistream.oci.reference import DEFAULT_REGISTRY, parse_reference, printable
 from ocistream.sizes import parse_size
@@ -63,7 +69,11 @@ def parse_image_name(text: str) -> Reference:
         msg = "malformed image name '': it is empty"
         raise InvalidNameError(msg, hint="is a shell variable empty?")
     check_repository(text)
-    reference = parse_reference(text)
+    try:
+        reference = parse_reference(text)
+    except InvalidNameError:
+        check_transport(text)
+        raise
     check_not_archive(text, reference)
     _advise_ambiguous_name(text, reference, may_be_path=False)
     return reference
@@ -95,9 +105,11 @@ def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool
     """
     shown = printable(text)
     if _HOST.match(text):
-        add_failure_hint(
+        no_file = f"no file is called {shown}; " if may_be_path else ""
+        meaning = (
             f"{shown} means the image {reference.name}: write {shown}/REPOSITORY[:TAG] for an image in that registry"
         )
+        add_failure_hint(no_file + meaning)
     elif reference.registry == DEFAULT_REGISTRY and not _HUB_HOST.match(text):
         may_be_path = may_be_path and reference.digest is None
         hint = f"write HOST/{shown} for another registry" + (f", or ./{shown} for a path" if may_be_path else "")
@@ -165,23 +177,32 @@ class PositiveNumber(click.FloatRange):
 
 
 class FilePath(click.Path):
-    """The text of a path, or of an image in its place. The shell completes file names; the file need not exist."""
+    """The text of a path, or of an image in its place. The shell completes file names; the file need not exist.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
-        """Return the text as it is."""
-        return value
+    With `path_type`, the value is a path, and an empty one is an error: `Path("")` is the current directory.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text as it is, or the path."""
+        if self.type is None:
+            return value
+        if value == "" and param is not None:
+            raise empty_value_error(param.metavar or "" if isinstance(param, click.Argument) else param.opts[-1])
+        return super().convert(value, param, ctx)
 
 
-class ResultPath(click.Path):
+def empty_value_error(name: str) -> UsageError:
+    """Return the error for an option or argument whose value is "", which is no default."""
+    return UsageError(f"{name} is empty", hint="is a shell variable unset?")
+
+
+class ResultPath(FilePath):
     """The path of --result; stdout is an error."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path. A `Path` drops the `./` of a file called `./-`, so the text is checked."""
         if value == "-":
             raise result_on_stdout_error(value)
-        if value == "":
-            msg = "--result '' is not a path"
-            raise UsageError(msg)
         return super().convert(value, param, ctx)
 
 

@@ -11,7 +11,7 @@ from ocistream import notices
 from ocistream.cli.console import sanitize_line
 from ocistream.layout.index import docker_tag
 from ocistream.oci.reference import printable
-from ocistream.oci.referrers import classify_referrer, format_kind_counts
+from ocistream.oci.referrers import TAG_EXISTS, classify_referrer, format_kind_counts
 from ocistream.sizes import format_count, format_size
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ _DRY_RUN_WORDS: Final = {
 }
 #: The most platforms that a line names.
 _MAX_PLATFORMS: Final = 20
+#: The most tags in a command.
+_MAX_TAGS: Final = 5
 
 
 def format_result_line(name: str, digest: str | None, image_id: str | None) -> str:
@@ -95,7 +97,9 @@ def report_copy(
         archives = list_archives(source)
     _report_resumed(console, report)
     _report_summary(console, plan, report, cached)
-    report_incomplete_indexes(console, report.graph.incomplete_indexes, report.origins)
+    report_incomplete_indexes(
+        console, report.graph.incomplete_indexes, report.origins, into_docker_archive=into_docker_archive
+    )
     if not into_docker_archive:
         _report_new_digests(console, report, is_requested=plan.options.compress is not None)
     if plan.options.compress is None and not into_docker_archive:
@@ -139,7 +143,9 @@ def report_dry_run(console: Console, plan: CopyPlan, report: Report, images: Seq
         )
     if report.undetermined and any(image.digest is None for image in images):
         console.info("layers would be recompressed: the digests of these images are known only afterwards")
-    report_incomplete_indexes(console, report.graph.incomplete_indexes)
+    report_incomplete_indexes(
+        console, report.graph.incomplete_indexes, into_docker_archive=plan.destination.kind == "docker-archive"
+    )
     _report_omitted(console, report)
     report_skipped_referrers(console, report.graph.skipped_referrers)
 
@@ -246,6 +252,8 @@ def _describe_selected(
         )
     if may_lack and available_count > 1:
         return f"only {selected} of {available_count} platforms in the index{advice}, if the archive has the others"
+    if not available_count:
+        return f"only {selected} of {listed_count} platforms in the index; the source has none of them completely"
     if available_count == listed_count:
         return (
             f"{selected}, the only platform of an index{advice}"
@@ -320,23 +328,29 @@ def _report_omitted(console: Console, report: Report) -> None:
     sizes = {blob.descriptor.digest: blob.descriptor.size for blob in report.blobs if blob.status == "omitted"}
     for reason, digests in group_by_reason(report.graph.omitted_from_output).items():
         size = format_size(sum(sizes[digest] for digest in digests))
-        console.info(f"omitted {format_count(len(digests), 'blob')}, {size}: {reason}")
+        console.info(f"omitted {format_count(len(digests), 'blob')}, {size}: {reason.describe()}")
 
 
 def report_incomplete_indexes(
-    console: Console, incomplete: Iterable[IncompleteIndex], origins: Mapping[str, str] | None = None
+    console: Console,
+    incomplete: Iterable[IncompleteIndex],
+    origins: Mapping[str, str] | None = None,
+    *,
+    into_docker_archive: bool = False,
 ) -> None:
     """Print which indexes were copied with only some platforms, because the source lacks the others.
 
     `origins` maps the digests of recompressed manifests to the original ones.
     """
     new_digests = {old: new for new, old in (origins or {}).items()}
+    # A docker-archive cannot have several platforms of an image.
+    advice = "" if into_docker_archive else "; to keep all platforms, copy the image from its registry"
     for index in incomplete:
         name = printable(index.name or index.digest, _MAX_NAME)
         console.info(
             f"{name}: the source has only {_format_platforms(index.platforms)} of this index, "
             f"not {_format_platforms(index.missing)}: "
-            f"copied as {new_digests.get(index.instead, index.instead)} instead of {index.digest}"
+            f"copied as {new_digests.get(index.instead, index.instead)} instead of {index.digest}{advice}"
         )
 
 
@@ -357,7 +371,13 @@ def report_skipped_referrers(console: Console, skipped: Iterable[SkippedReferrer
             if skipped_referrer.kind
             for kind in [skipped_referrer.kind] * (skipped_referrer.count or 1)
         )
-        console.info(f"not copied: {kinds or 'referrers of the images, if there are any'}; {printable(reason)}")
+        advice = ""
+        if reason == TAG_EXISTS:
+            tags = [f"--tags {tag}" for tag in dict.fromkeys(referrer.tag for referrer in referrers) if tag]
+            more = " ..." if len(tags) > _MAX_TAGS else ""
+            advice = f" (`ocistream copy {' '.join(tags[:_MAX_TAGS])}{more} SRC DST` replaces it)"
+        what = kinds or "referrers of the images, if there are any"
+        console.info(f"not copied: {what}; {printable(reason)}{advice}")
 
 
 def _report_unused_entries(console: Console, archives: Sequence[ArchiveSource]) -> None:

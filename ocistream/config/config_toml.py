@@ -118,6 +118,7 @@ def _mirror(table: TomlTable, key: str, value: object) -> Mirror:
 class ConnectionTable(TomlTable):
     """How a registry is reached: keys of `[registry."HOST"]` in our configuration and in a sync file."""
 
+    not_a_table_hint: ClassVar[str] = 'name the registry: [registry."HOST"]'
     plain_http = toml.optional(toml.flag, False)
     insecure = toml.optional(toml.flag)
     ca_cert = toml.optional(_ca_files, [])

@@ -77,7 +77,7 @@ def optional(read: Reader[Any], default: object = None, *, key: str = "") -> _Ke
 
 
 class TomlTable:
-    """One table of a file. `label` names it in errors: "FILE" or "FILE: registry: x".
+    """One table of a file. `label` names it in errors: "FILE" or "FILE, registry, x".
 
     A class without declared keys accepts all keys; their values are in `values`. Relative paths begin in `folder`, and
     `~/` is `home`.
@@ -89,6 +89,8 @@ class TomlTable:
     sensitive_hint: ClassVar[str] = ""
     #: The hint for another unknown key, in front of the allowed ones.
     unknown_hint: ClassVar[str] = ""
+    #: The hint for a value in place of such a table.
+    not_a_table_hint: ClassVar[str] = ""
     #: Hints for some unknown keys, in place of the allowed ones.
     known_mistakes: ClassVar[Mapping[str, str]] = {}
     #: The declared keys.
@@ -139,8 +141,8 @@ class TomlTable:
             UsageError: the value is not a table, or a key of it is wrong.
         """
         if not isinstance(value, dict):
-            raise parent.key_error(key, "is not a table")
-        return cls(f"{parent.label}: {printable(key)}", value, parent.folder, parent.home)
+            raise parent.key_error(key, "is not a table", cls.not_a_table_hint or None)
+        return cls(f"{parent.label}, {printable(key)}", value, parent.folder, parent.home)
 
     def key_error(self, key: str, problem: str, hint: str | None = None) -> UsageError:
         """Build the error for a key of this table."""
@@ -292,7 +294,7 @@ def read_file(path: Path, kind: type[_Table], home: Path, bound: int = limits.MA
         values = tomllib.loads(raw.decode())
     except UnicodeDecodeError as error:
         msg = f"{path} is not TOML: byte {error.start} is not UTF-8"
-        raise UsageError(msg) from error
+        raise UsageError(msg, hint="this seems not to be text: name a TOML file") from error
     except tomllib.TOMLDecodeError as error:
         msg = f"{path} is not TOML: {printable(str(error))}"
         hint = "write text in quotes, and each key on its own line: see toml.io"

@@ -18,6 +18,8 @@ from ocistream.http.errors import network_error
 from ocistream.http.origins import Origin, redact_url
 from ocistream.http.rate_limits import BlockingThrottle
 from ocistream.http.response import EndlessResponseError, Response
+from ocistream.notices import add_failure_hint
+from ocistream.oci.reference import printable
 from ocistream.streams.memory import ReadBuffers
 
 if TYPE_CHECKING:
@@ -170,6 +172,10 @@ class Session(requests.Session):
         self._answered.add(route.origin)
         release = functools.partial(self._adapter.release, response)
         raw = cast("BoundedResponse", response.raw)
+        if "content-encoding" in raw.fields and method == "GET":
+            # Not an error: storage may call the compression of a layer its coding, and send the layer as it is.
+            cause = f"{printable(Origin.from_url(url).host)} sent a Content-Encoding, which changes blobs"
+            add_failure_hint(f"{cause}: check its proxy, or ask its operator")
         throttle = BlockingThrottle(route.limits.download, self._sleep) if route.limits.download else None
         return Response(raw, method, url, release, self._read_buffers, throttle)
 

@@ -107,6 +107,11 @@ def select_only_image(roots: Sequence[Root], where: str) -> Sequence[Root]:
     candidates = [root for root in select_existing_images(roots, where) if not root.is_stray] or list(roots)
     if (count := len({root.descriptor.digest for root in candidates})) > 1:
         msg = f"{where} has {count} images"
+        if len({root.name for root in candidates}) < count:
+            digests = list(dict.fromkeys(root.descriptor.digest for root in candidates))
+            more = f" and {count - _MAX_NAMES} more" if count > _MAX_NAMES else ""
+            hint = f"choose one with --image, by its digest: {', '.join(digests[:_MAX_NAMES])}{more}"
+            raise UsageError(msg, hint=hint)
         # --to needs full names to tell where each image goes.
         which = "one with --image, or all with --to" if all(map(has_full_name, candidates)) else "one with --image"
         raise UsageError(msg, hint=f"choose {which}: {format_image_names(candidates)}")

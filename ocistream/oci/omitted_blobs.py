@@ -53,6 +53,10 @@ class OmissionReason(NamedTuple):
         }
         return texts.get(self.kind, f"{printable(self.kind)} {name}".rstrip())
 
+    def describe(self) -> str:
+        """Return the reason with why the place of the blobs matters, for one blob or many."""
+        return f"{self}, so not copied again" if self.kind in {HAVE, BASE} else str(self)
+
     @property
     def repositories(self) -> tuple[str, ...]:
         """The repositories, without registry, that may have the blob: candidates to mount it from."""

@@ -50,7 +50,7 @@ def glob_filter(globs: Sequence[str]) -> TagFilter:
             for tag in tags
             if _matches(tag, included or ["*"]) and not any(fnmatchcase(tag, glob) for glob in excluded)
         ]
-        return require_some(chosen, tags)
+        return require_some(chosen, tags, f"matches {' '.join(map(repr, globs))}")
 
     return choose
 
@@ -76,7 +76,9 @@ def version_filter(within: str | None = None, *, latest: int | None = None, suff
         # tags.
         versions.sort(key=lambda pair: (pair[0], len(pair[1]), pair[1]))
         selected = {tag for _, tag in (versions if latest is None else versions[-latest:])}
-        return require_some([tag for tag in tags if tag in selected], tags)
+        wanted = f"is a version {within if within is not None else 'of a release'}"
+        wanted += f" with the suffix {suffix}" if suffix else ""
+        return require_some([tag for tag in tags if tag in selected], tags, wanted)
 
     return choose
 
@@ -85,15 +87,15 @@ def _matches(tag: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(tag, glob) and (not is_digest_tag(tag) or glob[:3] == tag[:3]) for glob in globs)
 
 
-def require_some(chosen: list[str], tags: Sequence[str]) -> list[str]:
-    """Return the selected tags.
+def require_some(chosen: list[str], tags: Sequence[str], condition: str) -> list[str]:
+    """Return the selected tags. `condition` is what none of them fulfills in the error, such as "matches 'v*'".
 
     Raises:
         NotFoundError: no tag is selected.
     """
     if not chosen:
         shown = ", ".join(tags[:10]) + (f" and {len(tags) - 10} more" if len(tags) > 10 else "")
-        msg = f"none of {len(tags)} tags matches" if tags else "no tags exist"
+        msg = f"no tag {printable(condition, 200)}" if tags else "no tags exist"
         raise NotFoundError(msg, hint=f"the tags are: {shown}" if tags else None)
     return chosen
 

@@ -23,6 +23,7 @@ _REFUSED_HINT: Final = (
     "the registry is read-only, or its deletion is disabled: ask its operator "
     "(distribution, registry:2: REGISTRY_STORAGE_DELETE_ENABLED=true)"
 )
+_READ_ONLY_HINT: Final = "nothing can be deleted there: ask its operator"
 _BY_DIGEST_HINT: Final = "--by-digest deletes its manifest instead, with all tags of that manifest"
 
 
@@ -87,7 +88,8 @@ class ImageDeleter:
                     raise
                 if not self._by_digest:
                     msg = f"{repository.endpoint.registry} does not delete the tag {reference.name} ({error.message})"
-                    raise UnsupportedError(msg, hint=f"{_BY_DIGEST_HINT}, unless {_REFUSED_HINT}") from error
+                    hint = f"{_BY_DIGEST_HINT}, unless {_REFUSED_HINT}"
+                    raise UnsupportedError(msg, hint=_READ_ONLY_HINT if _is_read_only(error) else hint) from error
             else:
                 return image
         try:
@@ -96,9 +98,15 @@ class ImageDeleter:
             if error.status not in _UNSUPPORTED_STATUSES:
                 raise
             msg = f"{repository.endpoint.registry} does not delete {repository}@{image.digest} ({error.message})"
-            raise UnsupportedError(msg, hint=_REFUSED_HINT) from error
+            hint = _READ_ONLY_HINT if _is_read_only(error) else _REFUSED_HINT
+            raise UnsupportedError(msg, hint=hint) from error
         self._deleted.add((str(repository), image.digest))
         return replace(image, with_all_tags=True)
+
+
+def _is_read_only(error: RegistryError) -> bool:
+    """Return whether the registry says that it is read-only, as `ocistream serve` does."""
+    return "registry is read-only" in error.message
 
 
 def _find_digest(repository: Repository, reference: Reference) -> str:

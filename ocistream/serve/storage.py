@@ -325,14 +325,17 @@ class ArchiveStorage:
         index = self._source.read_complete_index()
         self._synthesized = self._source.synthesized_manifests
         # A missing blob would be noticed only in the middle of a pull, so an incomplete archive is not served.
-        if VOLUME_ANNOTATION in index.annotations or OMITTED_ANNOTATION in index.annotations:
-            reason = (
-                "is one of several volumes"
-                if VOLUME_ANNOTATION in index.annotations
-                else "was made without some of its blobs"
+        reason = hint = ""
+        if VOLUME_ANNOTATION in index.annotations:
+            reason = "is one of several volumes"
+            hint = (
+                "start `ocistream serve DIR` for a new DIR, and push all volumes there: -i 'GLOB' --to localhost:5000"
             )
-            msg = f"{self._what} {reason}: the missing blobs could not be served"
+        elif OMITTED_ANNOTATION in index.annotations:
+            reason = "was made without some of its blobs"
             hint = "push it to a registry that has the missing blobs, such as `ocistream serve DIR`"
+        if reason:
+            msg = f"{self._what} {reason}: the missing blobs could not be served"
             raise ArchiveError(msg, hint=hint)
         return [*index.entries]
 

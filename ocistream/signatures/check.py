@@ -13,10 +13,15 @@ from ocistream.oci.documents import MANIFEST_FIELDS, DescriptorListParser
 from ocistream.oci.graph import Root, is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import (
+    LIST_TRUNCATED,
+    LISTING_DENIED,
+    NOT_FOUND,
     REFERRER_NAME,
     SIGSTORE_BUNDLE,
     SIMPLE_SIGNING,
     SUBJECT,
+    SUBJECT_MISMATCH,
+    UNREADABLE,
     UNSUPPORTED_TYPE,
     cosign_subject,
     is_signature,
@@ -43,10 +48,12 @@ _KEYLESS_TAG: Final = "its keyless signature is not in a Sigstore bundle, which 
 _SYNTHESIZED: Final = "a docker-archive has no manifest that can be signed"
 _MISSING: Final = "the payload of its signature is missing"
 _UNSUPPORTED: Final = "its signature has a type that is not supported"
+_NOT_READ: Final = "its signatures were not read: "
+#: Beginnings of the reasons why signatures may exist that cannot be checked.
+_LOST: Final = (NOT_FOUND, SUBJECT_MISMATCH, LISTING_DENIED, LIST_TRUNCATED, UNREADABLE)
 #: Layers of images, with any compression, encryption or place of distribution.
 _LAYERS: Final = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 _HINTS: Final = {
-    _NO_SIGNATURE: "sign this digest, or use the index that lists it, if the index is signed",
     _KEYLESS_TAG: "sign the image with cosign 3, or with cosign 2.6 and --new-bundle-format",
     _SYNTHESIZED: "check the image in its registry, or use an OCI archive, which can have signatures",
 }
@@ -62,7 +69,8 @@ class ImageSignature:
     """Whether an image is signed: by which `signers`, or the `problem`.
 
     `names` are the names that signers wrote into valid signatures. They prove nothing about the registry.
-    `is_rejected` says that the policy rejects the image with any signatures.
+    `is_rejected` says that the policy rejects the image with any signatures. `is_local` says that an archive or a
+    layout has the image, whose signatures may not have been copied into it.
     """
 
     root: Root
@@ -70,6 +78,7 @@ class ImageSignature:
     names: tuple[str, ...] = ()
     problem: str | None = None
     is_rejected: bool = False
+    is_local: bool = False
 
     def document(self) -> dict[str, Any]:
         """Return the result as JSON."""
@@ -101,13 +110,25 @@ class ImageSignature:
         """Return what to sign, or what to check instead."""
         if self.is_rejected:
             return 'it is the rule "reject" of [trust]; `ocistream config show IMAGE` prints it'
-        if self.problem == _NO_SIGNATURE and self.root.chosen_platforms is not None:
-            return f"sign the index {self.root.chosen_platforms.index}: then each of its platforms counts as signed"
-        if self.problem == _NO_SIGNATURE and self.root.descriptor.is_index:
-            return "sign this digest: then each platform of the index counts as signed"
-        if self.problem == _NO_SIGNATURE and self.root.default_platform is not None:
-            return "sign this digest, or, if its index is signed, copy all platforms (--platform all)"
+        if self.problem == _NO_SIGNATURE:
+            return self._unsigned_hint()
+        if (self.problem or "").startswith(f"{_NOT_READ}{LISTING_DENIED}"):
+            return "check the permissions of your login"
+        if (self.problem or "").startswith(_NOT_READ):
+            return "copy the image with its signatures again from the registry in which it was signed, or sign it again"
         return _HINTS.get(self.problem or "")
+
+    def _unsigned_hint(self) -> str:
+        if self.is_local:
+            bring = "if it is signed in its registry, bring the signatures: `ocistream pull --all IMAGE -o FILE`"
+            return f"{bring}, without --no-referrers; otherwise sign this digest"
+        if self.root.chosen_platforms is not None:
+            return f"sign the index {self.root.chosen_platforms.index}: then each of its platforms counts as signed"
+        if self.root.descriptor.is_index:
+            return "sign this digest: then each platform of the index counts as signed"
+        if self.root.default_platform is not None:
+            return "sign this digest, or, if its index is signed, copy all platforms (--platform all)"
+        return "sign this digest, or use the index that lists it, if the index is signed"
 
 
 class _Claim(NamedTuple):
@@ -142,11 +163,14 @@ class SignatureCheck:
         signers: Mapping[Signer, str] = MappingProxyType({}),
         find_rules: Callable[[Root], Sequence[TrustRule]] = lambda _root: (),
         find_names: Callable[[Root], Sequence[str]] = lambda _root: (),
+        *,
+        is_local: bool = False,
     ) -> None:
-        """Take what must hold."""
+        """Take what must hold. `is_local` says that the images come from an archive or a layout."""
         self._signers = signers
         self._find_rules = find_rules
         self._find_names = find_names
+        self._is_local = is_local
         #: The signers of the rules that hold for images of the graph, with the contents of their files.
         self._rule_signers: dict[Signer, str] = {}
         self._rules: dict[int, Sequence[TrustRule]] = {}
@@ -212,7 +236,7 @@ class SignatureCheck:
                 self._refuse(claim.subject, _MISSING)
         self._claims.clear()
         return [
-            self._check_root(self._graph, root)
+            replace(self._check_root(self._graph, root), is_local=self._is_local)
             for root in self._graph.roots
             if not self._is_artifact(self._graph, root) or self._find_rejection(root) is not None
         ]
@@ -346,6 +370,9 @@ class SignatureCheck:
         if reasons:
             # Payloads are read in several threads, in any order.
             return "; ".join(sorted(reasons)[:_MAX_SHOWN])
+        for skipped in graph.skipped_referrers:
+            if skipped.subject in digests and skipped.kind in {"signature", None} and skipped.reason.startswith(_LOST):
+                return f"{_NOT_READ}{printable(skipped.reason, _MAX_REASON)}"
         document = graph.documents.get(root.descriptor.digest)
         unsigned = [child for child in (document.manifests if document else ()) if signed.find(child.digest) is None]
         if document is None or len(unsigned) in {0, len(document.manifests)}:

@@ -45,6 +45,7 @@ _POLL_INTERVAL: Final = 100
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.1
 _PATH_HINT = "check the path; relative paths start at the current directory"
+_PERMISSIONS_HINT = "check the permissions of this path and of its directories"
 #: Hints for a missing file, by the operation in the message.
 _NOT_FOUND_HINTS = {
     "cannot write": "check the path, or create the directory with mkdir -p",
@@ -57,8 +58,8 @@ _HINTS = {
         "the file system does not allow larger files: `pull --split` splits an archive (FAT32 allows 4294967295 bytes)"
     ),
     errno.EROFS: "the file system is read-only",
-    errno.EACCES: "check the permissions",
-    errno.EPERM: "check the permissions",
+    errno.EACCES: _PERMISSIONS_HINT,
+    errno.EPERM: _PERMISSIONS_HINT,
     errno.ELOOP: "a symbolic link refers to itself: `ls -l` shows the targets",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EISDIR: "this is a directory: name a file",

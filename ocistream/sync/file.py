@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ocistream import limits
 from ocistream.config import toml_files as toml
@@ -19,6 +19,9 @@ from ocistream.oci.tag_filters import TagFilter, glob_filter, version_filter
 from ocistream.registry.configuration import HostRule
 from ocistream.sync.plan import Login, SyncEntry, SyncLocation, SyncPlan, is_layout_location, is_single_image
 from ocistream.sync.tag_regex import regex_filter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _ROOT: Final = Path("/")
 _CREDENTIAL_PREFIXES: Final = ("env:", "helper:", "file:")
@@ -78,7 +81,7 @@ def _location(table: TomlTable, key: str, value: object) -> Location:
     try:
         location = parse_location(toml.text(table, key, value), folder=table.folder)
     except (InvalidNameError, UnsupportedError) as error:
-        raise table.key_error(key, f"is not a location: {error.message}", error.hint) from error
+        raise table.key_error(key, f"is not a location ({error.message})", error.hint) from error
     if location.is_stream or location.kind not in _LOCATION_KINDS:
         problem = "is stdin or stdout" if location.is_stream else "is a docker-archive"
         raise table.key_error(
@@ -170,6 +173,9 @@ def _entries(table: TomlTable, key: str, value: object) -> list[Any]:
 
 
 class _SyncFile(_SyncTable):
+    known_mistakes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("from", "to", "tags", "platforms", "referrers"), "write [[sync]] above the keys of each copy"
+    )
     credentials = toml.optional(toml.dict_of(_LoginTable.read), {})
     registry = toml.optional(toml.dict_of(_RegistryTable.read, registry_host), {})
     defaults = toml.optional(_DefaultsTable.read, {})

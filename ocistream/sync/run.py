@@ -344,6 +344,7 @@ class ImageCopier:
         return SignatureCheck(
             find_rules=lambda root: self._policy.find_for(root, image_names_of(root.descriptor), references),
             find_names=lambda _: [*filter(None, names)],
+            is_local=comparison.copy.source.reference is None,
         )
 
     def _open_branches(

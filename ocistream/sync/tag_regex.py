@@ -55,7 +55,8 @@ def regex_filter(pattern: str) -> TagFilter:
         raise UsageError(msg) from error
 
     def choose(tags: Sequence[str]) -> list[str]:
-        return require_some(_match(pattern, [tag for tag in tags if is_tag(tag) and not is_digest_tag(tag)]), tags)
+        matching = _match(pattern, [tag for tag in tags if is_tag(tag) and not is_digest_tag(tag)])
+        return require_some(matching, tags, f"matches the regular expression {pattern!r}")
 
     return choose
 

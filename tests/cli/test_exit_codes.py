@@ -390,6 +390,17 @@ def test_8_for_an_unsupported_compression_of_an_archive(served: FaultyRegistry) 
     assertions.failure(ocistream("push", f"{served.host}/app:1", stdin=lzma.compress(os.urandom(10240))), 8, "xz -dc")
 
 
+@pytest.mark.parametrize(("tool", "magic"), [("xz", b"\xfd7zXZ\0"), ("lz4", b"\x04\x22\x4d\x18"), ("bzip2", b"BZh9")])
+def test_8_for_an_unsupported_compression_names_the_file_and_its_tool(tool: str, magic: bytes, tmp_path: Path) -> None:
+    (tmp_path / "my app").write_bytes(magic + os.urandom(2048))
+    for name in ("verify", "inspect", "serve"):
+        result = ocistream(name, "./my app", cwd=tmp_path)
+        hint = (
+            f"with {tool}, which is not supported\n  decompress it: `{tool} -dc 'my app' > NEW.tar`, and use NEW.tar\n"
+        )
+        assertions.failure(result, 8, "my app is compressed", hint)
+
+
 def test_8_for_an_archive_that_is_compressed_twice(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
@@ -402,7 +413,7 @@ def test_8_for_an_archive_that_is_compressed_twice(
         (["verify", "app.tar.gz"], None),
     ):
         result = ocistream(*argv, stdin=stdin, cwd=tmp_path)
-        assertions.failure(result, 8, "compressed twice: with gzip", "gzip -dc FILE")
+        assertions.failure(result, 8, "is compressed twice: with gzip", "gzip -dc ")
     assertions.success(ocistream("verify", stdin=gzip.decompress(twice)))
 
 

@@ -308,20 +308,20 @@ def test_a_fifo_is_read_and_written_once(copy: Callable[..., Result], tmp_path: 
 
 @pytest.mark.usefixtures("image")
 @pytest.mark.parametrize(
-    "argv",
+    ("argv", "words"),
     [
-        ["verify", ""],
-        ["inspect", ""],
-        ["copy", "", "out.tar"],
-        ["copy", "oci:made", ""],
-        ["push", "127.0.0.1:1/app:1", "-i", ""],
-        ["pull", "127.0.0.1:1/app:1", "-o", ""],
-        ["verify", "oci-archive:"],
+        (["verify", ""], "malformed location"),
+        (["inspect", ""], "malformed location"),
+        (["copy", "", "out.tar"], "malformed location"),
+        (["copy", "oci:made", ""], "malformed location"),
+        (["push", "127.0.0.1:1/app:1", "-i", ""], "--input is empty"),
+        (["pull", "127.0.0.1:1/app:1", "-o", ""], "--output is empty"),
+        (["verify", "oci-archive:"], "malformed location"),
     ],
 )
-def test_an_empty_location_is_refused(tmp_path: Path, argv: list[str]) -> None:
+def test_an_empty_location_is_refused(tmp_path: Path, argv: list[str], words: str) -> None:
     before = sorted(tmp_path.iterdir())
-    assertions.failure(ocistream(*argv, cwd=tmp_path), 2, "malformed location")
+    assertions.failure(ocistream(*argv, cwd=tmp_path), 2, words)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -115,7 +115,7 @@ class TestWhatIsLeftOut:
         # The index has the reason, and so has the report.
         assert said_in(archive).splitlines() == [f"# have {releases.far.host}/app", *sorted(releases.shared)]
         size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
-        assert f"omitted 2 blobs, {size} B: in {releases.far.host}/app" in result.err
+        assert f"omitted 2 blobs, {size} B: in {releases.far.host}/app, so not copied again\n" in result.err
         written = json.loads(report.read_bytes())
         assert written["bytes"]["omitted"] == size
         left = {blob["digest"]: blob["reason"] for blob in written["blobs"] if blob["status"] == "omitted"}
@@ -307,7 +307,9 @@ class TestVerify:
         ):
             assertions.success(result)
             size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
-            assert f"omitted 2 blobs, {size} B: in {releases.far.host}/app" in result.out.decode()
+            assert (
+                f"omitted 2 blobs, {size} B: in {releases.far.host}/app, so not copied again\n" in result.out.decode()
+            )
             assert result.lines()[-1].startswith("ok, but incomplete (2 blobs omitted): OCI archive, 1 image, 3 blobs")
         found = json.loads(ocistream("verify", "--json", tmp_path / "delta.tar").out)
         assert (found["ok"], found["missing"]) == (True, [])

@@ -135,8 +135,10 @@ class TestUnsupported:
         small_image(layout, name="127.0.0.1/app:1")
         with started_fork("serve", layout.path, "--read-only", "--listen", "127.0.0.1:0") as process:
             host = process.stdout.readline().decode().strip()
-            result = ocistream("rm", f"{host}/app:1")
-            assertions.failure(result, 8, "does not delete the tag", "unless the registry is read-only")
+            for options, words in (([], "does not delete the tag"), (["--by-digest"], "does not delete 127.0.0.1")):
+                result = ocistream("rm", f"{host}/app:1", *options)
+                hint = "this registry is read-only)\n  nothing can be deleted there: ask its operator\n"
+                assertions.failure(result, 8, words, hint)
 
 
 class TestPermission:

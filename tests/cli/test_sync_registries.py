@@ -183,7 +183,7 @@ def test_a_mistake_is_named_with_the_file_the_table_and_the_key(tmp_path: Path, 
     )
     result = ocistream("sync", file)
     table = "other.example" if "other.example" in keys else "r.example"
-    assertions.failure(result, 2, f"{file}: registry: {table}: ", *words)
+    assertions.failure(result, 2, f"{file}, registry, {table}: ", *words)
     assert "hunter2" not in result.err
 
 

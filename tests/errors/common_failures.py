@@ -371,7 +371,7 @@ FAILURES: Final = [
     Failure("a full disk", 9, "cannot write FILE: No space left on device",
             "free some space and re-run the command…", _disk_full),
     Failure("no permission to write", 9, "cannot write FILE: Permission denied",
-            "check the permissions", _no_permission),
+            "check the permissions of this path and of its directories", _no_permission),
     Failure("a file that is not an archive", 6, "no tar header at byte 0 of FILE: …",
             "this looks like HTML: use an archive from `ocistream pull`, `docker save` or skopeo",
             _no_archive),

@@ -15,7 +15,7 @@ from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.errors.common_failures import PUBLIC_KEY, Place
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Action, Drop, Fault, HangUp, Reply, refusal
+from tests.faulty_registry import Action, Drop, Fault, Gzip, HangUp, Reply, refusal
 from tests.http_doubles import unused_port
 from tests.images import Layout, small_image, two_platforms
 from tests.raw_server import RawServer
@@ -346,7 +346,7 @@ def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: st
         result,
         2,
         f"{name} is a registry, not an image\n",
-        f"\n  write {name}/REPOSITORY[:TAG]\n",
+        f"\n  write {name}/REPOSITORY, or {name}/REPOSITORY:TAG for one image; no command lists the repositories\n",
     )
 
 
@@ -658,3 +658,75 @@ def test_what_exists_here_does_not_decide_what_a_remote_destination_is(layout: L
     small_image(layout, name="app")
     result = ocistream("copy", "./made", "made", "--via", "true", cwd=tmp_path)
     assert "is the directory" not in result.err
+
+
+# A blob that became shorter is a response that was cut.
+@pytest.mark.parametrize(("path", "codes"), [("/manifests/", {6}), ("/blobs/", {5, 7})])
+def test_an_answer_that_was_compressed_on_its_way_is_named(place: Place, path: str, codes: set[int]) -> None:
+    place.registry.faults = [Fault(Gzip(), "GET", path, times=None)]
+    result = ocistream("pull", place.app, "-o", place.out, "--retries=0")
+    assert result.code in codes, result.err
+    assert "127.0.0.1 sent a Content-Encoding, which changes blobs: check its proxy, or ask its operator" in result.err
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (b"from = 'a/b'\nto = 'oci:x'\n", "write [[sync]] above the keys of each copy\n"),
+        (b"[registry]\nplain-http = true\n", 'name the registry: [registry."HOST"]\n'),
+        (b"\xff\xfe\0", "this seems not to be text: name a TOML file\n"),
+    ],
+)
+def test_a_sync_file_without_its_tables_is_told_which_to_write(tmp_path: Path, text: bytes, hint: str) -> None:
+    (tmp_path / "s.toml").write_bytes(text)
+    assertions.failure(ocistream("sync", "s.toml", cwd=tmp_path), 2, "s.toml", f"\n  {hint}")
+
+
+def test_a_transport_of_another_tool_is_named_where_only_images_are_allowed(tmp_path: Path) -> None:
+    words = "the transport docker-daemon is not supported\n  `docker save IMAGE | ocistream push DST`"
+    assertions.failure(ocistream("pull", "docker-daemon:app:1", cwd=tmp_path), 8, words)
+
+
+def test_a_missing_file_whose_name_looks_like_a_host_is_called_missing(tmp_path: Path) -> None:
+    proxy = f"http://127.0.0.1:{unused_port()}"
+    result = ocistream("have", "none.txt", "--retries=0", cwd=tmp_path, env={"HTTPS_PROXY": proxy})
+    assertions.failure(result, 7, "no file is called none.txt; none.txt means the image docker.io/library/none.txt")
+
+
+def test_a_damaged_compressed_archive_is_told_what_to_do(layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="app")
+    packed = bytearray(gzip.compress(tar_of(small_first(layout))))
+    packed[-8] ^= 1
+    (tmp_path / "app.tgz").write_bytes(packed)
+    result = ocistream("verify", "app.tgz", cwd=tmp_path)
+    assertions.failure(
+        result, 6, "app.tgz: the gzip stream is malformed", "\n  it is damaged: fetch or write it again\n"
+    )
+
+
+def test_images_of_one_name_are_chosen_by_their_digests(layout: Layout, tmp_path: Path) -> None:
+    images = [layout.image([size], name="app:1") for size in (4000, 5000)]
+    result = ocistream("push", "-i", layout.path, "localhost:1/app:1", cwd=tmp_path)
+    digests = ", ".join(image["digest"] for image in images)
+    assertions.failure(result, 2, "has 2 images\n", f"choose one with --image, by its digest: {digests}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["sync", ""], "FILE"),
+        (["config", "check", ""], "FILE"),
+        (["config", "show", "--config="], "--config"),
+        (["pull", "--images="], "--images"),
+        (["pull", "--have=", "app:1"], "--have"),
+        (["pull", "--result=", "app:1"], "--result"),
+        (["push", "-i", "", "app:1"], "--input"),
+        (["serve", "--tls-cert="], "--tls-cert"),
+        (["verify", "--key=", "app.tar"], "--key"),
+        (["login", "--authfile=", "registry.example.com"], "--authfile"),
+    ],
+)
+def test_the_empty_name_of_a_file_is_an_error_of_the_command_line(tmp_path: Path, argv: list[str], name: str) -> None:
+    result = ocistream(*argv, cwd=tmp_path)
+    assertions.failure(result, 2, f"error: {name} is empty\n  is a shell variable unset?\n")
+    assert not list(tmp_path.iterdir())

@@ -236,14 +236,19 @@ class TestUnsuitableFiles:
             Registry(tmp_path / "missing.tar", read_only=True)
 
     @pytest.mark.parametrize(
-        ("note", "text", "match"),
+        ("note", "text", "match", "hint"),
         [
-            ("vnd.ocistream.omitted", f"# have x\n{digest_of(b'x')}", "without some of its blobs"),
-            ("vnd.ocistream.volume", f"0 2 {digest_of(b'plan')} app.%03d.tar", "one of several volumes"),
+            (
+                "vnd.ocistream.omitted",
+                f"# have x\n{digest_of(b'x')}",
+                "without some of its blobs",
+                "a registry that has",
+            ),
+            ("vnd.ocistream.volume", f"0 2 {digest_of(b'plan')} app.%03d.tar", "one of several volumes", "all volumes"),
         ],
     )
     def test_an_incomplete_archive_is_refused(
-        self, layout: Layout, tmp_path: Path, note: str, text: str, match: str
+        self, layout: Layout, tmp_path: Path, note: str, text: str, match: str, hint: str
     ) -> None:
         small_image(layout, name="v1")
         items = dict(small_first(layout))
@@ -251,5 +256,6 @@ class TestUnsuitableFiles:
         items["index.json"] = json.dumps({**index, "annotations": {note: text}}).encode()
         path = tmp_path / "app.tar"
         path.write_bytes(tar_of(items.items()))
-        with pytest.raises(ArchiveError, match=match):
+        with pytest.raises(ArchiveError, match=match) as caught:
             Registry(path)
+        assert hint in (caught.value.hint or "")

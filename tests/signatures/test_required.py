@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,7 @@ import pytest
 from tests import registry_http
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
-from tests.faulty_registry import FaultyRegistry
+from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Descriptor, Layout, two_platforms
 from tests.runner import Result, ocistream, pipe
 from tests.signed_image import cosign_tag
@@ -163,6 +164,23 @@ class TestSignaturesThatAreNotCopied:
         assert "not copied: 1 signature; --no-referrers" in result.err
         assert registry_http.manifest_digest(other.host, "app", cosign_tag(pushed)) is None
 
+    @pytest.mark.parametrize("sign", ["dsse"], indirect=True)
+    def test_a_listed_signature_that_cannot_be_read_is_in_the_error(
+        self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
+    ) -> None:
+        sign(pushed, trusted)
+        pull = ("pull", *required(trusted), f"{served.host}/app:1", "-o", tmp_path / "x.tar")
+        _, listed = registry_http.get(served.host, f"/v2/app/referrers/{pushed['digest']}")
+        (signature,) = json.loads(listed)["manifests"]
+        lost = Fault(refusal(404, "MANIFEST_UNKNOWN"), "GET", signature["digest"], times=None)
+        denied = Fault(refusal(403, "DENIED"), "GET", "/referrers/", times=None)
+        for fault, words in (
+            (lost, "were not read: they are listed, but do not exist\n  copy the image with its signatures again"),
+            (denied, "were not read: the registry does not list them: "),
+        ):
+            served.faults = [fault]
+            refused(ocistream(*pull), pushed["digest"], words)
+
     @pytest.mark.parametrize("sign", FORMS, indirect=True)
     def test_those_of_an_index_count_for_a_platform_of_it(
         self, served: FaultyRegistry, index: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
@@ -200,6 +218,21 @@ class TestSignaturesThatAreNotCopied:
 
 
 class TestArchives:
+    def test_an_archive_without_the_signatures_is_told_how_to_bring_them(
+        self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
+    ) -> None:
+        sign(pushed, trusted)
+        archive = tmp_path / "x.tar"
+        assertions.success(ocistream("pull", "--no-referrers", f"{served.host}/app:1", "-o", archive))
+        hint = "\n  if it is signed in its registry, bring the signatures: `ocistream pull --all IMAGE -o FILE`"
+        refused(ocistream("push", *required(trusted), f"{served.host}/new:1", "-i", archive), "no signature", hint)
+        refused(ocistream("push", *required(trusted), f"{served.host}/new:1", stdin=archive), "no signature", hint)
+        verified = ocistream("verify", "--key", trusted.path, archive)
+        assert verified.code == 5
+        assert hint in verified.err
+        assertions.success(ocistream("pull", "--all", f"{served.host}/app:1", "-o", archive))
+        assertions.success(ocistream("push", *required(trusted), f"{served.host}/new:1", "-i", archive))
+
     @pytest.mark.parametrize("sign", FORMS, indirect=True)
     def test_through_an_archive_and_a_pipe(
         self,

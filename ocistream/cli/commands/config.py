@@ -11,7 +11,7 @@ import click
 from ocistream.api.registries import find_home
 from ocistream.cli.entry_point import COMMANDS, load_command
 from ocistream.cli.options import RunOptions, command, json_option, options
-from ocistream.cli.parameter_types import FilePath, is_path
+from ocistream.cli.parameter_types import FilePath, empty_value_error, is_path
 from ocistream.cli.settings import (
     check_all_defaults,
     configurable_options,
@@ -89,6 +89,8 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
         if as_json:
             msg = "--json is only for `config show`"
             raise UsageError(msg)
+        if of == "":
+            raise empty_value_error("FILE")
         _check_file(console, of, config_file)
         return
     if of is not None and is_missing_image(parse_location(of, bare_is_path=True)):

@@ -191,10 +191,13 @@ def _document_lines(document: Mapping[str, Any]) -> Iterator[str]:
     for image in document["images"]:
         yield from _manifest_lines(image, printable(image["name"] or "(no name)"), "")
         yield ""
+    # Their digests are in the lines of the images.
+    if not_exported := sum("notExported" in descriptor for descriptor in document["missing"]):
+        yield f"{format_count(not_exported, 'missing digest')} not exported (`docker save` omits other platforms)"
     for descriptor in document["missing"]:
-        note = f" ({printable(descriptor['omitted'])})" if "omitted" in descriptor else ""
-        note += " (not exported)" if "notExported" in descriptor else ""
-        yield f"missing {descriptor['digest']}{note}"
+        if "notExported" not in descriptor:
+            note = f" ({printable(descriptor['omitted'])})" if "omitted" in descriptor else ""
+            yield f"missing {descriptor['digest']}{note}"
     totals = document["totals"]
     parts = [format_count(totals[f"{noun}s"], noun) for noun in ("image", "manifest", "blob")]
     line = f"{', '.join(parts)}, {format_size(totals['bytes'])}"

@@ -81,9 +81,6 @@ def _open_keychain(context: CommandContext) -> Keychain:
     from ocistream.auth.credentials import Keychain
 
     path = context.registry.authfile
-    if path == "":
-        msg = "--authfile is empty"
-        raise UsageError(msg, hint="is a shell variable unset?")
     return Keychain(os.environ, home=find_home(os.environ), auth_file=(Path(path), "--authfile") if path else None)
 
 

@@ -43,7 +43,7 @@ _DEFAULT_ADDRESS: Final = "127.0.0.1:5000"
 _MAX_LOGGED: Final = 2000
 _MAX_PORT: Final = 65535
 _MAX_PORT_DIGITS: Final = 5
-_PATH_TYPE: Final = click.Path(path_type=Path)
+_PATH_TYPE: Final = FilePath(path_type=Path)
 
 
 @command

@@ -19,6 +19,7 @@ from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.option_hints import build_sync_hint_translator
 from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
+from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
 from ocistream.cli.result_document import check_result_writable, write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
@@ -45,7 +46,7 @@ _REPORT_TIMEOUT: Final = 5.0
 
 
 @command
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE", type=FilePath(path_type=Path))
 @dry_run_option("Print the images and bytes that would be copied; change nothing.")
 @click.option(
     "--shard",

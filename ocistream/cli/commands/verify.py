@@ -174,7 +174,7 @@ def _format_lines(result: VerifyResult) -> Iterator[str]:
         if result.volumes and reason.kind == VOLUME:
             continue
         size = sum(sizes[digest] for digest in digests)
-        yield f"omitted {format_count(len(digests), 'blob')}, {format_size(size)}: {reason}"
+        yield f"omitted {format_count(len(digests), 'blob')}, {format_size(size)}: {reason.describe()}"
     for index in findings.incomplete:
         name = printable(index.name or index.digest)
         yield from _limit_lines([f"not exported: {printable(missing)} of {name}" for missing in index.missing])

@@ -133,6 +133,6 @@ def test_a_pattern_chooses_no_tag_of_a_signature() -> None:
 @pytest.mark.parametrize("choose", [version_filter(">9999"), glob_filter(["x"])])
 def test_nothing_that_is_chosen_is_an_error_that_says_what_there_is(choose: object) -> None:
     assert callable(choose)
-    with pytest.raises(NotFoundError, match="none of 9 tags") as caught:
+    with pytest.raises(NotFoundError, match=r"no tag (is a version >9999|matches .x.)$") as caught:
         choose(TAGS)
     assert "latest" in str(caught.value.hint)

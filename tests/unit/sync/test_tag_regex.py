@@ -20,7 +20,7 @@ def test_it_chooses_the_tags_that_python_matches_completely(pattern: str) -> Non
     if expected:
         assert regex_filter(pattern)(TAGS) == expected
     else:
-        with pytest.raises(NotFoundError, match="none of"):
+        with pytest.raises(NotFoundError, match="no tag matches the regular expression"):
             regex_filter(pattern)(TAGS)
 
 
