@@ -156,7 +156,7 @@ def test_an_image_without_a_manifest_is_named_by_its_image_id(how: str, images: 
     spoilt = [(name, b"{}" if name == manifest_file else content) for name, content in entries]
     result = give(archive_of(spoilt), how, "verify", "{}")
     assert result.code == 5
-    # Only an intact image has a line of its own.
+    # Only an intact image has its own line.
     assert result.lines()[0].startswith("NOT ok: OCI archive, 1 image, 4 blobs,")
     assert f"digest mismatch: expected {digest(images[1])}, got " in result.err
 

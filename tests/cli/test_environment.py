@@ -30,7 +30,7 @@ NO_PROXIES = dict.fromkeys(
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return a small image, called `app` in the layout."""
+    """Return a small image, named `app` in the layout."""
     return small_image(layout, name="app")
 
 

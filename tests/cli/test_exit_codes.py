@@ -29,13 +29,13 @@ EMPTY_LAYOUT = ["blobs", "index.json", "oci-layout"]
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return an image with a layer of 2 MiB, called `app` in the layout."""
+    """Return an image with a layer of 2 MiB, named `app` in the layout."""
     return layout.image([2 * MIB, b"a second one"], name="app")
 
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served
@@ -229,7 +229,7 @@ def test_5_for_a_blob_that_does_not_match_its_digest(
     assertions.no_image(other)
 
 
-def test_5_on_both_sides_of_a_pipe(registry: FaultyRegistry, start: Callable[..., FaultyRegistry]) -> None:
+def test_5_for_pull_and_6_for_push_in_a_pipe(registry: FaultyRegistry, start: Callable[..., FaultyRegistry]) -> None:
     registry.faults = [Fault(Flip(MIB), "GET", "/blobs/", skip=1)]
     other = start()
     pull = ocistream("pull", f"{registry.host}/app:1")
@@ -255,7 +255,7 @@ def test_5_for_a_corrupt_unreferenced_blob_that_was_already_written_to_a_pipe(
     # The output is recognized as incomplete.
     (folder / "cut.tar").write_bytes(result.out)
     assert ocistream("verify", folder / "cut.tar").code == 6
-    # A file can be rewound, so there the blob does no harm.
+    # A file can be rewound, so it does not keep the blob.
     assertions.success(ocistream("copy", "-", folder / "app.tar", stdin=piped))
     files = files_in((folder / "app.tar").read_bytes())
     assert stray not in check_blobs(files)
@@ -270,7 +270,7 @@ def test_5_for_a_manifest_with_another_digest(registry: FaultyRegistry, image: D
 
 
 @pytest.mark.parametrize("source", ["file", "pipe", "layout"])
-def test_5_for_a_byte_changed_in_a_pipe(
+def test_5_for_a_changed_byte_in_the_source(
     served: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, source: str
 ) -> None:
     archive = folder / "app.tar"

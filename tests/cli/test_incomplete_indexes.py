@@ -422,7 +422,7 @@ class TestSync:
         assertions.success(again)
         assert "1 unchanged" in again.err
 
-    def test_a_destination_with_the_whole_index_is_unchanged(
+    def test_a_destination_with_the_complete_index_is_unchanged(
         self, made: Made, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "1")

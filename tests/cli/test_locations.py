@@ -22,7 +22,7 @@ FULL_NAME = "io.containerd.image.name"
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return a small image, called `app` in the layout `made`."""
+    """Return a small image, named `app` in the layout `made`."""
     return small_image(layout, name="app")
 
 

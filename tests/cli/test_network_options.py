@@ -60,7 +60,7 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Ids:
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return a small image, called `app` in the layout."""
+    """Return a small image, named `app` in the layout."""
     return small_image(layout, name="app")
 
 

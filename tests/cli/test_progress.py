@@ -38,7 +38,7 @@ def total(layout: Layout, image: Descriptor) -> int:
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     return served
 
@@ -97,9 +97,7 @@ def test_a_restarted_download_is_not_counted_twice(
     check(events("push", "-i", tmp_path / "app.tar", f"{other.host}/app:1"), total, {"copied"})
 
 
-def test_an_image_without_blobs_of_its_own_has_a_total_too(
-    served: FaultyRegistry, layout: Layout, tmp_path: Path
-) -> None:
+def test_an_image_without_blobs_has_a_total_too(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     seed(layout, layout.index([]), served.host, "empty", "1")
     (first, last) = events("pull", f"{served.host}/empty:1", "--platform=all", "-o", tmp_path / "empty.tar")
     assert (first["total"], first["blobs"]) == (0, 0)

@@ -32,7 +32,7 @@ def index(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor, index: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1` and the index as `multi:1`."""
+    """Return a registry that has the image as `app:1` and the index as `multi:1`."""
     seed(layout, image, served.host, "app", "1")
     seed(layout, index, served.host, "multi", "1")
     served.requests.clear()

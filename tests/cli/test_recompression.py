@@ -40,7 +40,7 @@ codecs = pytest.mark.parametrize("codec", CODECS)
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
-    """Return a registry that holds an image with a layer of each kind as `app:1`."""
+    """Return a registry that has an image with a layer of each kind as `app:1`."""
     image = all_kinds(layout, name="1")
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()

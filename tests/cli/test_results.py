@@ -24,13 +24,13 @@ MINE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine(
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return a small image, called `app` in the layout."""
+    """Return a small image, named `app` in the layout."""
     return small_image(layout, name="app")
 
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served

@@ -53,7 +53,7 @@ def image(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     return served
 
@@ -127,7 +127,7 @@ def test_no_line_is_printed_during_a_password_prompt_if_the_transfer_waits(regis
     assert seen.screen.startswith("password: \r\n")
 
 
-def test_no_line_is_printed_beside_a_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_no_progress_line_is_printed_with_a_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
     # The pull takes longer than the time between two lines.
     argv = ("pull", f"{registry.host}/app:1", "--limit-rate=800k", "-o", tmp_path / "app.tar")
     seen = on_terminal(*argv, size=(24, 80))

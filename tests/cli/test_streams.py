@@ -19,7 +19,7 @@ from tests.runner import command, ocistream, real, run, started_fork
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
-    """Return a registry that holds `app:1`, and `multi:1` of two platforms."""
+    """Return a registry that has `app:1`, and `multi:1` of two platforms."""
     seed(layout, small_image(layout, name="app"), served.host, "app", "1")
     seed(layout, two_platforms(layout, name="multi"), served.host, "multi", "1")
     return served

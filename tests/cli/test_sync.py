@@ -857,7 +857,7 @@ def test_the_progress_total_excludes_a_failed_image(
     assert 100_000 < planned[-1]["total"] < 102_000
 
 
-def test_result_lines_are_complete_beside_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+def test_result_lines_are_complete_with_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/app", f"{target.host}/app"))
     seen = on_terminal("sync", str(file))

@@ -1,4 +1,4 @@
-"""`ocistream sync` of images that neither side has completely fails, as --dry-run does, and reports what exists."""
+"""`ocistream sync` of an incomplete image: the run and its --dry-run fail and report which platforms are complete."""
 
 from __future__ import annotations
 
