@@ -138,7 +138,7 @@ def test_referrers_of_a_remaining_image_stay(layout: Layout) -> None:
     entered(layout, signature)
     assertions.success(ocistream("rm", layout.path, "registry.example/inner:1"))
     assert listed(layout.path) == [index["digest"], signature["digest"]]
-    # Now no remaining image has its subject.
+    # Now its subject is in no remaining image.
     assertions.success(ocistream("rm", layout.path, "registry.example/index:1"))
     assert listed(layout.path) == []
 
