@@ -1,9 +1,9 @@
-"""A TCP proxy that adds a round-trip time, for the jobs of `scripts/bench` beside a distant registry.
+"""A TCP proxy that adds a round-trip time, for the jobs of `scripts/bench` with a distant registry.
 
     distant_proxy.py PORT SECONDS
 
-Connections to a free port go on to PORT of this machine. Each connection and each byte arrives later by half of
-SECONDS in each direction. The throughput is not limited. The address is printed to stdout.
+The proxy listens on a free port, prints its address to stdout, and forwards connections to PORT of this machine. It
+delays each connection and each byte by half of SECONDS in each direction. It does not limit the throughput.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from functools import partial
 
 _CHUNK = 256 * 1024
-#: Chunks in flight in one direction. A sender waits when so many have not arrived.
+#: Chunks in flight in one direction. A sender waits while this many have not arrived.
 _WINDOW = 256
 
 

@@ -42,7 +42,7 @@ class Place:
 class Job:
     """One job.
 
-    `goal` is the highest good ratio: our median time divided by that of the fastest peer, or of `against`. If
+    `goal` is the highest acceptable ratio: our median time divided by that of the fastest peer, or of `against`. If
     `is_goal_in_seconds`, the goal is our median time.
     """
 
@@ -51,7 +51,7 @@ class Job:
     works: dict[str, Callable[[Place], Work | None]] = field(default_factory=dict)
     against: str | None = None
     is_goal_in_seconds: bool = False
-    #: Bytes that are moved; 0 if a rate would mean nothing.
+    #: Bytes that are copied; 0 if a rate would be meaningless.
     size: int = 0
 
     @property
@@ -66,7 +66,6 @@ class Places:
     """Creates a `Place` for each run, and deletes its contents."""
 
     def __init__(self, folder: Path, servers: Servers) -> None:
-        """Start with number 0."""
         self._folder = folder
         self._servers = servers
         self._numbers = itertools.count()
@@ -205,7 +204,7 @@ def _pipes(
 
 
 def _distant(ours: Ocistream, many: Image, job: Callable[..., Job], servers: Servers) -> Iterator[Job]:
-    """Yield the jobs with registries at the end of a long round trip."""
+    """Yield the jobs with registries that have a long round-trip time."""
     source = f"{servers.distant}/{many.name}:v1"
 
     def target(place: Place) -> str:

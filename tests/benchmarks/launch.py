@@ -1,7 +1,7 @@
 """Run pipelines one after the other and print measurements: a JSON document as argument, and one on stdout.
 
-This is a small process of its own, because on Linux the peak memory of a program starts with that of its parent
-process. So it imports as little as possible, and never `tests.benchmarks`.
+This is a separate small process, because on Linux the peak memory of a program starts with that of its parent process.
+So it imports as little as possible, and never `tests.benchmarks`.
 
 In:  {"steps": [[{"argv": [...], "env": {...}, "stdin": PATH or null, "stdout": PATH or null}, ...], ...]}
 Out: {"seconds": S, "cpu": S, "peaks": {PROGRAM: BYTES}, "codes": [...]}

@@ -1,4 +1,4 @@
-"""Measure how `ocistream sync` scales with the number of images, each of them small: time and peak memory."""
+"""Measure how `ocistream sync` scales with the number of small images: time and peak memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _measure_each(ours: Ocistream, folder: Path, count: int, only: str) -> Itera
         if "registry" in only or not only:
             registry = stack.enter_context(docker_registry(folder / "registry"))
             sources["a registry"] = repository = f"{registry.host}/images"
-            # The first one fills the registry.
+            # The first sync fills the registry.
             yield from _measure(ours, folder, count, "a layout to a registry", sources["a layout"], repository)
         for name, source in sources.items():
             job = f"{name} to a layout"
@@ -77,7 +77,7 @@ def _measure(
 
 
 def _write_layout(path: Path, count: int) -> None:
-    """Write images with a layer, a config and a manifest of their own."""
+    """Write images that each have their own layer, config and manifest."""
     blobs = path / "blobs" / "sha256"
     blobs.mkdir(parents=True)
 

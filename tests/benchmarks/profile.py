@@ -35,7 +35,6 @@ class Clocks:
     """CPU seconds and elapsed seconds, by activity. Safe for several threads."""
 
     def __init__(self) -> None:
-        """Start with empty counters."""
         self._lock = threading.Lock()
         self.cpu: defaultdict[str, float] = defaultdict(float)
         self.wall: defaultdict[str, float] = defaultdict(float)

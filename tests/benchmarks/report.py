@@ -28,7 +28,7 @@ class Line:
     #: The median times of the other tools, divided by ours, and their median CPU seconds.
     others: dict[str, float]
     others_cpu: dict[str, float]
-    #: Bytes that are moved; 0 if a rate would mean nothing.
+    #: Bytes that are copied; 0 if a rate would be meaningless.
     size: int
     #: Our bytes per second, CPU seconds, and the peak memory of each of our processes in bytes.
     throughput: float
@@ -89,6 +89,6 @@ def _format_goal(line: Line, unit: str) -> str:
     """Return the goal of a job, and whether the run missed it; "" if the job has no goal."""
     if line.goal is None:
         return ""
-    # As the table shows both: 0.704 does not miss 0.70.
+    # Rounded as in the table: 0.704 does not miss 0.70.
     is_missed = round(line.ratio, 2) > round(line.goal, 2)
     return f"{line.goal:.2f}{unit}{', **missed**' if is_missed else ''}"

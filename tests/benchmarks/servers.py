@@ -36,7 +36,7 @@ class Servers:
     limited: str
     encrypted: str
     ca: Path
-    #: Both registries at the end of a round trip of `ROUND_TRIP`.
+    #: Both registries through proxies that add a round-trip time of `ROUND_TRIP`.
     distant: str
     other_distant: str
     #: The data directories of both registries.

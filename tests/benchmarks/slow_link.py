@@ -19,7 +19,7 @@ _CHUNK = 64 * 1024
 
 
 def main() -> int:
-    """Run the command, and end as it does."""
+    """Run the command and return its exit code."""
     rate, count, *command = sys.argv[1:]
     passed = [0, 0]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -42,7 +42,7 @@ def _pass(source: int, sink: int, rate: int, passed: list[int], place: int) -> N
     due = time.monotonic()
     while chunk := os.read(source, _CHUNK):
         passed[place] += len(chunk)
-        # What is behind is not made up for: a line has no memory.
+        # Delays are not made up for: unused capacity is lost.
         due = max(due, time.monotonic()) + len(chunk) / rate
         time.sleep(max(0.0, due - time.monotonic()))
         view = memoryview(chunk)

@@ -64,7 +64,6 @@ class Ocistream(Tool):
     name = "ocistream"
 
     def __init__(self, command: str) -> None:
-        """Run `command`."""
         self._command = command
 
     def run(self, verb: str, *arguments: str) -> tuple[str, ...]:
@@ -72,23 +71,18 @@ class Ocistream(Tool):
         return (self._command, verb, "--quiet", *arguments)
 
     def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
-        """Write an archive to stdout."""
         return one(*self.run("pull", reference, *(["--ca-cert", str(ca)] if ca else [])))
 
     def pull_file(self, reference: str, out: Path) -> Work:
-        """Write an archive to a file."""
         return one(*self.run("pull", reference, "-o", str(out)))
 
     def pull_directory(self, reference: str, out: Path) -> Work:
-        """Write a layout directory."""
         return one(*self.run("pull", reference, "-o", f"{out}/"))
 
     def push_directory(self, image: Image, reference: str) -> Work:
-        """Push a layout directory."""
         return one(*self.run("push", reference, "-i", str(image.layout)))
 
     def push_file(self, archive: Path, reference: str) -> Work:
-        """Push an OCI archive."""
         return one(*self.run("push", reference, "-i", str(archive)))
 
     def push_stdin(self, archive: Path, reference: str) -> Work:
@@ -100,13 +94,10 @@ class Ocistream(Tool):
         return [[Command(self.run("pull", source)), Command(self.run("push", target))]]
 
     def copy(self, source: str, target: str) -> Work:
-        """Copy from registry to registry."""
         return one(*self.run("copy", source, target))
 
 
 class Skopeo(Tool):
-    """skopeo."""
-
     name = "skopeo"
 
     def _copy(self, source: str, target: str) -> Work:
@@ -114,23 +105,18 @@ class Skopeo(Tool):
         return one("skopeo", "--insecure-policy", "copy", "--quiet", *tls, source, target)
 
     def pull_file(self, reference: str, out: Path) -> Work:
-        """Write an archive to a file."""
         return self._copy(f"docker://{reference}", f"oci-archive:{out}:v1")
 
     def pull_directory(self, reference: str, out: Path) -> Work:
-        """Write a layout directory."""
         return self._copy(f"docker://{reference}", f"oci:{out}:v1")
 
     def push_directory(self, image: Image, reference: str) -> Work:
-        """Push a layout directory."""
         return self._copy(f"oci:{image.layout}:v1", f"docker://{reference}")
 
     def push_file(self, archive: Path, reference: str) -> Work:
-        """Push an OCI archive."""
         return self._copy(f"oci-archive:{archive}", f"docker://{reference}")
 
     def copy(self, source: str, target: str) -> Work:
-        """Copy from registry to registry."""
         return self._copy(f"docker://{source}", f"docker://{target}")
 
     def by_file(self, source: str, file: Path, target: str) -> Work:
@@ -144,23 +130,18 @@ class Crane(Tool):
     name = "crane"
 
     def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
-        """Write an archive to stdout."""
         return one("crane", "pull", reference, "/dev/stdout", env={"SSL_CERT_FILE": str(ca)} if ca else {})
 
     def pull_file(self, reference: str, out: Path) -> Work:
-        """Write an archive to a file."""
         return one("crane", "pull", reference, str(out))
 
     def pull_directory(self, reference: str, out: Path) -> Work:
-        """Write a layout directory."""
         return one("crane", "pull", "--format=oci", reference, str(out))
 
     def push_directory(self, image: Image, reference: str) -> Work:
-        """Push a layout directory."""
         return one("crane", "push", str(image.layout), reference)
 
     def copy(self, source: str, target: str) -> Work:
-        """Copy from registry to registry."""
         return one("crane", "copy", source, target)
 
     def by_file(self, source: str, file: Path, target: str) -> Work:
@@ -179,45 +160,34 @@ class Regctl(Tool):
         return one("regctl", "--host", f"reg={host},{tls}", *arguments)
 
     def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
-        """Write an archive to stdout."""
         return self._run("image", "export", reference, ca=ca)
 
     def pull_file(self, reference: str, out: Path) -> Work:
-        """Write an archive to a file."""
         return self._run("image", "export", reference, str(out))
 
     def pull_directory(self, reference: str, out: Path) -> Work:
-        """Write a layout directory."""
         return self._run("image", "copy", reference, f"ocidir://{out}:v1")
 
     def push_directory(self, image: Image, reference: str) -> Work:
-        """Push a layout directory."""
         return self._run("image", "copy", f"ocidir://{image.layout}:v1", reference)
 
     def push_file(self, archive: Path, reference: str) -> Work:
-        """Push an OCI archive."""
         return self._run("image", "import", reference, str(archive))
 
 
 class Oras(Tool):
-    """oras."""
-
     name = "oras"
 
     def pull_directory(self, reference: str, out: Path) -> Work:
-        """Write a layout directory."""
         return one("oras", "copy", "--from-plain-http", reference, "--to-oci-layout", f"{out}:v1")
 
     def push_directory(self, image: Image, reference: str) -> Work:
-        """Push a layout directory."""
         return one("oras", "copy", "--from-oci-layout", f"{image.layout}:v1", "--to-plain-http", reference)
 
     def push_file(self, archive: Path, reference: str) -> Work:
-        """Push an OCI archive."""
         return one("oras", "copy", "--from-oci-layout", f"{archive}:v1", "--to-plain-http", reference)
 
     def copy(self, source: str, target: str) -> Work:
-        """Copy from registry to registry."""
         return one("oras", "copy", "--from-plain-http", source, "--to-plain-http", target)
 
 
@@ -227,11 +197,9 @@ class Curl(Tool):
     name = "curl over one connection"
 
     def __init__(self, image: Image) -> None:
-        """Take the digests from the image."""
         self._image = image
 
     def pull_stdout(self, reference: str, ca: Path | None = None) -> Work:
-        """Fetch the layers."""
         host, _, repository = reference.rpartition(":")[0].partition("/")
         base = f"{'https' if ca else 'http'}://{host}/v2/{repository}/blobs"
         urls = [f"{base}/{digest}" for digest in self._image.layers]

@@ -1,1 +1,1 @@
-"""Tests of the command line, as a user runs it: in a process of its own."""
+"""Tests of the command line as a user runs it: in its own process."""

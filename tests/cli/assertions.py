@@ -57,7 +57,7 @@ def wait_for(condition: Callable[[], object]) -> None:
     """Wait until `condition` is true."""
     end = time.monotonic() + _PATIENCE
     while not condition():
-        assert time.monotonic() < end, "it never happened"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.01)
 
 

@@ -1,4 +1,4 @@
-"""A proxy that tunnels (CONNECT), whatever host it is asked for, to one place on this machine."""
+"""A proxy whose tunnels (CONNECT) lead to one port of this machine, for any requested host."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _PIECE = 1 << 16
 class Proxy(socketserver.ThreadingTCPServer):
     """`asked` has the HOST:PORT of each CONNECT, in order.
 
-    `authorizations` are what each of them said in Proxy-Authorization, `certificates` what its client showed of itself
-    in TLS (DER). With a `password`, "USER:PASSWORD", it wants that.
+    `authorizations` has the Proxy-Authorization header of each, and `certificates` the certificate of its client in TLS
+    (DER). With a `password`, "USER:PASSWORD", the proxy requires it.
     """
 
     daemon_threads = True
@@ -38,7 +38,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 
     @property
     def url(self) -> str:
-        """Where it is, as HTTPS_PROXY has it."""
+        """The URL of the proxy, for HTTPS_PROXY."""
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.server_address[1]}"
 
     def get_request(self) -> tuple[socket.socket, object]:
@@ -48,7 +48,7 @@ class Proxy(socketserver.ThreadingTCPServer):
         return self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a client may not like our certificate."""
+        """Print nothing: a client may reject the certificate."""
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def tunnelling_to(
 ) -> Iterator[Proxy]:
     """Run a proxy whose tunnels all lead to `target`, HOST:PORT, while the block runs.
 
-    With `tls` it is an https:// proxy, which asks for a certificate of `client_authority` but wants none.
+    With `tls` it is an https:// proxy, which asks for a certificate of `client_authority` but does not require one.
     """
     context = None
     if tls is not None:

@@ -1,4 +1,4 @@
-"""Runs ocistream on a terminal: a pty that stands for some or all of its streams."""
+"""Run ocistream on a terminal: a pty as some or all of its streams."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from typing import Final
 from tests.runner import TIMEOUT, Argument, forking_command
 
 _SIZE: Final = (24, 100)
-#: Seconds until a moment must have come: far more than it takes.
+#: Seconds to wait for a moment; every moment takes much less.
 _PATIENCE: Final = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """How a run ended: `screen` is what appeared on the terminal, echoes included, `out` what its stdout pipe got."""
+    """The result of a run: `screen` is the text on the terminal, with echoes; `out` is that in the stdout pipe."""
 
     code: int
     screen: str
@@ -43,12 +43,12 @@ def on_terminal(
 ) -> Seen:
     """Run `ocistream *argv` in a fork with a terminal as its `streams`; the others are a pipe (stdout) or nothing.
 
-    With `piped_into` it is `ocistream *argv | ocistream *piped_into`, as a shell has it, on one terminal; with
-    `piped_into_program` the second is any other program.
+    With `piped_into`, run `ocistream *argv | ocistream *piped_into` in a shell on one terminal; with
+    `piped_into_program` the second command is any other program.
 
-    `dialogue` is what is typed, each time once its prompt is on the screen. `size` is in lines and columns.
-    Each of the `moments`, in order, is a text that is to appear (behind that of the one before), and what is then done,
-    with the terminal's descriptor.
+    `dialogue` has prompts, and the text to type when each is on the screen. `size` is in lines and columns. Each of the
+    `moments`, in order, is a text to wait for (after the previous one) and a function to call with the terminal's
+    descriptor.
     """
     ours, theirs = pty.openpty()
     resize(theirs, *size)
@@ -62,9 +62,9 @@ def on_terminal(
         stdin=theirs if "stdin" in streams else subprocess.DEVNULL,
         stdout=theirs if "stdout" in streams else subprocess.PIPE,
         stderr=theirs if "stderr" in streams else subprocess.DEVNULL,
-        # A person's terminal, wherever the tests run.
+        # A user's terminal, even if the tests run in CI.
         env={**os.environ, "CI": "", **(env or {})},
-        # The terminal is not theirs to control: who asks for a password finds it at stdin.
+        # The process has no controlling terminal, so a password prompt uses stdin.
         start_new_session=True,
     )
     os.close(theirs)
@@ -80,7 +80,7 @@ def on_terminal(
             while (found := screen.find(text.encode(), position)) < 0 and (shown := _read(terminal.fileno())):
                 screen += shown
                 if time.monotonic() > end:
-                    # It draws on for as long as it is left alone.
+                    # The process might draw forever.
                     process.kill()
             assert found >= 0, (text, screen.decode())
             position = found + len(text.encode())
@@ -92,19 +92,19 @@ def on_terminal(
 
 
 def resize(descriptor: int, lines: int, columns: int) -> None:
-    """Give a terminal another size."""
+    """Change the size of a terminal."""
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
 
 class Screen:
-    """What a terminal of so many columns shows: its `lines`, and those that were too long for it (`broken`)."""
+    """The content of a terminal with this number of columns: its `lines`, and those that were too long (`broken`)."""
 
     def __init__(self, columns: int, text: str) -> None:
         self._columns = columns
         self._rows: list[list[str]] = [[]]
         self._row = self._column = 0
         self.broken: list[str] = []
-        #: The rows that go on with the line of the row before, and whether the cursor has just come to a row so.
+        #: The rows that continue the line of the previous row, and whether the cursor has just wrapped to a row.
         self._continued: set[int] = set()
         self._is_wrapping = False
         for piece in re.findall(r"\x1b\[[0-9;]*[A-Za-z]|[^\x1b]", text):
@@ -112,12 +112,12 @@ class Screen:
 
     @property
     def lines(self) -> list[str]:
-        """The lines, without blanks at their ends."""
+        """The lines without trailing blanks."""
         return ["".join(row).rstrip() for row in self._rows]
 
     @property
     def written(self) -> list[str]:
-        """The lines as they were written: those that were too long for a row are one again."""
+        """The lines as they were written: wrapped rows are joined."""
         found: list[str] = []
         for number, row in enumerate(self._rows):
             if number in self._continued:
@@ -153,7 +153,7 @@ class Screen:
             self._column = 0
             self._rows[self._row : self._row + 1] = [[]]
             self._is_wrapping = True
-        # Blanks alone, with which a program makes sure of an empty row, are no line that goes on.
+        # Blanks, with which a program makes sure that a row is empty, do not continue a line.
         if self._is_wrapping and character != " ":
             self._is_wrapping = False
             self._continued.add(self._row)
@@ -167,5 +167,5 @@ def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 1 << 16)
     except OSError:
-        # EIO: nobody has the other side open any more.
+        # EIO: no process has the other side open.
         return b""

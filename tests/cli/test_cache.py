@@ -22,13 +22,13 @@ MIB: Final = 1 << 20
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return an image of two layers, one of some chunks."""
+    """Return an image of two layers, one of several chunks."""
     return layout.image([b"small", 2 * MIB])
 
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that has it as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served
@@ -36,7 +36,7 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """Return where the cache is to be; it is not there yet."""
+    """Return the path of a cache that does not exist yet."""
     return tmp_path / "deep" / "cache"
 
 
@@ -55,12 +55,12 @@ def pull(registry: FaultyRegistry, *argv: Argument, env: Environment | None = No
 
 
 def fetched(registry: FaultyRegistry) -> list[str]:
-    """Return the digests of the blobs that were asked for, and what manifests were fetched, as they were named."""
+    """Return the digests of the requested blobs, and the tags or digests of the requested manifests."""
     return [request.path.rpartition("/")[2] for request in registry.asked("GET", "/(blobs|manifests)/")]
 
 
 def one_by_one(registry: FaultyRegistry, cache: Path) -> list[Argument]:
-    """Return the arguments of a pull of one blob after the other, but for where to."""
+    """Return the arguments of a sequential pull, without its destination."""
     return ["pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "--cache", cache, "-o"]
 
 
@@ -72,13 +72,13 @@ def files_in(cache: Path) -> set[str]:
     return {f"sha256:{path.name}" for path in (cache / "blobs" / "sha256").iterdir()}
 
 
-# What is there is not fetched ----------------------------------------------------------------------------------
+# Cached blobs are not fetched ----------------------------------------------------------------------------------
 
 
 def test_using_a_blob_updates_its_time(
     registry: FaultyRegistry, image: Descriptor, blobs: list[str], cache: Path, tmp_path: Path
 ) -> None:
-    # `gc --older-than` and `--max-size` go by the last use.
+    # `gc --older-than` and `--max-size` depend on the last use.
     pull(registry, "--cache", cache, "-o", tmp_path / "first")
     files = [file_of(cache, digest) for digest in (image["digest"], *blobs)]
     for file in files:
@@ -185,7 +185,7 @@ def test_the_option_overrides_the_variable(registry: FaultyRegistry, cache: Path
     assert "1" in fetched(registry)
 
 
-# What the registry is asked all the same -----------------------------------------------------------------------
+# Requests to the registry in spite of the cache ----------------------------------------------------------------
 
 
 def test_a_moved_tag_is_resolved_by_the_registry(
@@ -198,7 +198,7 @@ def test_a_moved_tag_is_resolved_by_the_registry(
     assert [entry["digest"] for entry in assertions.index_of(tmp_path / "x.tar")] == [moved["digest"]]
 
 
-def test_what_the_registry_does_not_give_the_cache_does_not_give(
+def test_an_image_that_the_registry_refuses_is_not_read_from_the_cache(
     registry: FaultyRegistry, image: Descriptor, cache: Path
 ) -> None:
     pull(registry, "--cache", cache)
@@ -230,7 +230,7 @@ def test_a_mirror_is_read_through_the_cache(
     assert (fetched(mirror), registry.requests) == ([], [])
 
 
-# What is wrong in it --------------------------------------------------------------------------------------------
+# Damaged caches -------------------------------------------------------------------------------------------------
 
 
 DAMAGE: Final[dict[str, Callable[[bytes], bytes]]] = {
@@ -244,12 +244,12 @@ DAMAGE: Final[dict[str, Callable[[bytes], bytes]]] = {
 @pytest.mark.parametrize(
     ("damage", "to"),
     [
-        # Only an archive that is written sequentially must know of the damage before it has written the blob.
+        # Only an archive that is written sequentially must detect the damage before it writes the blob.
         *((damage, "-") for damage in (*DAMAGE, "a folder", "a link", "gone")),
         *(("flipped at its end", "FILE"), ("flipped", "DIR/"), ("longer", "DIR/")),
     ],
 )
-def test_what_is_wrong_there_is_fetched_and_mended(
+def test_a_damaged_blob_is_fetched_and_replaced(
     registry: FaultyRegistry, cache: Path, tmp_path: Path, blobs: list[str], image: Descriptor, damage: str, to: str
 ) -> None:
     plain = pull(registry, "--cache", cache).out
@@ -278,7 +278,7 @@ def test_what_is_wrong_there_is_fetched_and_mended(
         assert fetched(registry) == []
 
 
-def test_an_entry_that_is_not_a_file_costs_only_its_own_blob(
+def test_an_entry_that_is_not_a_file_affects_only_its_own_blob(
     registry: FaultyRegistry, cache: Path, blobs: list[str]
 ) -> None:
     file_of(cache, blobs[0]).parent.mkdir(parents=True)
@@ -315,7 +315,7 @@ def test_a_wrong_descriptor_does_not_damage_a_cached_blob(
     pull(registry, "--cache", cache)
     liar = layout.image([{**layout.read(image["digest"])["layers"][1], "size": 17}])
     content = file_of(cache, blobs[2]).read_bytes()
-    # No registry would take it by a push.
+    # No registry would accept a push of this image.
     for digest in (liar["digest"], layout.read(liar["digest"])["config"]["digest"]):
         registry.layout.blob_path(digest).write_bytes(layout.file(digest).read_bytes())
     result = ocistream("pull", f"{registry.host}/app@{liar['digest']}", "--no-referrers", "--cache", cache)
@@ -327,13 +327,13 @@ def test_from_byte_uses_verified_cached_blobs(registry: FaultyRegistry, cache: P
     whole = pull(registry, "--cache", cache).out
     path = file_of(cache, blobs[2])
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    # In the middle of the last layer, of which only the size could be checked.
+    # The start is in the middle of the last layer, whose cached file has the right size but wrong content.
     start = len(whole) - MIB
     assert pull(registry, "--cache", cache, "--from-byte", str(start)).out == whole[start:]
     assert fetched(registry) == [blobs[2]]
 
 
-# What cannot be kept --------------------------------------------------------------------------------------------
+# Unusable caches ------------------------------------------------------------------------------------------------
 
 
 def test_a_directory_with_other_files_is_refused_before_any_request(registry: FaultyRegistry, tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_an_unreadable_cache_is_only_reported(registry: FaultyRegistry, cache: P
     assert "nothing more is stored in the cache" in result.err
 
 
-# Several at once, and what breaks off ---------------------------------------------------------------------------
+# Parallel and interrupted pulls ---------------------------------------------------------------------------------
 
 
 @pytest.mark.uncounted
@@ -395,7 +395,7 @@ def test_two_parallel_pulls_of_one_image_succeed(
 ) -> None:
     plain = pull(registry).out
     registry.requests.clear()
-    # Both are in the middle of the same blob, and have a chunk of it.
+    # Both pulls stall in the middle of the same blob, after at least one chunk.
     registry.faults = [Fault(Stall(after=MIB), "GET", blobs[2], times=2)]
     argv = one_by_one(registry, cache)
     with started_fork(*argv, tmp_path / "one") as one, started_fork(*argv, tmp_path / "two") as two:
@@ -416,7 +416,7 @@ def test_an_interrupted_pull_leaves_no_partial_blob_in_the_cache(
     registry.requests.clear()
     registry.faults = [Fault(Stall(after=MIB), "GET", blobs[2])]
     with started_fork(*one_by_one(registry, cache), tmp_path / "x") as process:
-        # Files before that one have unfinished ones too, for a moment.
+        # The earlier blobs have partial files for a moment, too.
         before = [file_of(cache, digest) for digest in blobs[:2]]
         assertions.wait_for(
             lambda: (
@@ -448,7 +448,7 @@ def test_a_resumed_blob_is_not_fetched_again_for_the_cache(
     assert (tmp_path / "x").read_bytes() == pull(registry).out
 
 
-# What is said ----------------------------------------------------------------------------------------------------
+# Messages --------------------------------------------------------------------------------------------------------
 
 
 def test_the_bytes_from_the_cache_are_reported(

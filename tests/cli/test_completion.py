@@ -20,8 +20,8 @@ from tests.cli.commands import commands
 from tests.peers import need
 from tests.runner import forking_command, ocistream
 
-#: How each begins without files of its user's, and what loads the script there. What is typed is shown by the terminal
-#: as it is, so the prompt is something that only a shell can have made up.
+#: Options that start each shell without the user's files, and the line that loads the script. The terminal echoes what
+#: is typed, so the prompt is a text that only the shell can have produced.
 SHELLS: Final = {
     "bash": (["--norc", "--noprofile", "-i"], 'eval "$(ocistream completion bash)"; PS1=rea"dy>"'),
     "zsh": (["-f", "-i"], 'autoload -U compinit; compinit -u -D; eval "$(ocistream completion zsh)"; PS1=rea"dy>"'),
@@ -34,7 +34,7 @@ _SECONDS: Final = 60
 
 
 def typed(shell: str, folder: Path, dialogue: Sequence[tuple[str, str]]) -> None:
-    """Type keys in a shell, each time until its terminal shows what is wanted, and take back what was typed."""
+    """Type keys in a shell, wait until the terminal shows the wanted text, and clear the line, for each pair."""
     need(shell)
     options, setup = SHELLS[shell]
     terminal, theirs = pty.openpty()
@@ -42,7 +42,7 @@ def typed(shell: str, folder: Path, dialogue: Sequence[tuple[str, str]]) -> None
     program = folder / "bin" / "ocistream"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(forking_command())} "$@"\n')
     program.chmod(0o755)
-    # "dumb": no colours, and nothing is drawn in advance. setsid makes the terminal the shell's own, and becomes it.
+    # "dumb": no colours and no suggestions. setsid makes the terminal control the shell, and executes the shell.
     environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "TERM": "dumb", "HISTFILE": ""}
     line = ["setsid", "--ctty", shell, *options]
     process = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
@@ -53,7 +53,7 @@ def typed(shell: str, folder: Path, dialogue: Sequence[tuple[str, str]]) -> None
         for keys, wanted in dialogue:
             os.write(terminal, keys.encode())
             until(terminal, wanted)
-            # Ctrl-U takes the line back.
+            # Ctrl-U clears the line.
             os.write(terminal, b"\x15")
     finally:
         process.kill()
@@ -62,7 +62,7 @@ def typed(shell: str, folder: Path, dialogue: Sequence[tuple[str, str]]) -> None
 
 
 def until(terminal: int, wanted: str) -> None:
-    """Read until something is on the screen; the end of the shell, or of all patience, fails the test."""
+    """Read until a text is on the screen; fail the test if the shell exits or the time is over."""
     screen = b""
     signal.alarm(_SECONDS)
     try:
@@ -75,7 +75,7 @@ def until(terminal: int, wanted: str) -> None:
 
 
 def plain(screen: bytes) -> str:
-    """Take away what moves the cursor and chooses colours."""
+    """Remove the control sequences for the cursor and for colours."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>(].?|\r|\x08", "", screen.decode(errors="replace"))
 
 
@@ -106,7 +106,7 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
 
 
 def asked(words: str, at: int, **env: str) -> list[str]:
-    """Return what bash's script would be told."""
+    """Return the answer to bash's completion script."""
     result = ocistream(
         env={"_OCISTREAM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at), **env},
     )
@@ -129,7 +129,7 @@ def test_every_command_is_offered_and_none_is_imported() -> None:
     )
 
 
-def test_options_of_the_group_and_of_no_command_are_offered() -> None:
+def test_options_of_the_group_and_of_commands_are_offered() -> None:
     assert asked("ocistream --v", 1) == ["plain,--version"]
     assert asked("ocistream gc --m", 2) == ["plain,--max-size"]
 

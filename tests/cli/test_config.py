@@ -18,7 +18,7 @@ SECRET = "hunter2"
 
 
 class User:
-    """Somebody with a HOME and files in it."""
+    """A user with a HOME and configuration files."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -104,7 +104,7 @@ def test_the_output_of_show_is_an_equivalent_file(user: User) -> None:
         'profile = "harbor"',
     )
     user.write(".config/ocistream/auth.json", "{}")
-    # What drives a terminal or ends a string stays within it.
+    # Control characters and quotes must be escaped.
     env = {"OCISTREAM_VIA_PROGRAM": 'a"\\ \x1b[31m \u202e é\u2028'}
     shown = user.show(**env)
     assert "\x1b" not in shown
@@ -159,7 +159,7 @@ def test_registries_are_shown_without_secrets(user: User) -> None:
         "certificates": None,
         "credentials": ["CI_USERNAME"],
     }
-    # A helper that is not there would be an error if it were run.
+    # The helper does not exist: to run it would be an error.
     assert registries["b.example"]["credentials"] == ["~/.docker/config.json"]
     assert registries["c.example:5000"]["credentials"] == ["docker-credential-gone"]
     assert registries["c.example:5000"]["certificates"] == f"{user.home}/.config/containers/certs.d/c.example:5000"
@@ -202,7 +202,7 @@ def test_check_finds_too_deep_nesting(user: User) -> None:
     file = user.write("other.toml", "x = " + 5000 * "[")
     result = user.run("check", file)
     assertions.failure(result, 2, str(file))
-    # What is too much for Python's parser depends on its version.
+    # The limit of Python's parser depends on its version.
     assert re.search("is nested too deeply|is not TOML", result.err)
 
 
@@ -217,7 +217,7 @@ def test_check_names_the_valid_file(user: User) -> None:
     assertions.failure(user.run("check", "--json"), 2, "--json is only for `config show`")
 
 
-def test_another_file_is_checked_even_if_the_own_file_is_invalid(user: User) -> None:
+def test_another_file_is_checked_even_if_the_default_file_is_invalid(user: User) -> None:
     user.configure("[defaults")
     assertions.success(user.run("check", user.write("other.toml", "[defaults]")))
     assertions.success(user.run("show", "--config", user.home / "other.toml"))

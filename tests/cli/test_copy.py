@@ -22,7 +22,7 @@ ENDS = ["registry", "layout", "archive", "stream"]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """An end of any kind, with a file, a folder or a repository of its own; what is in it is called `x:1`."""
+    """A location of any kind, with its own file, folder or repository; its image is named `x:1`."""
 
     kind: str
     registry: FaultyRegistry
@@ -30,7 +30,7 @@ class Place:
 
     @property
     def end(self) -> str:
-        """How it is written on the command line."""
+        """The location on the command line."""
         return {
             "registry": f"{self.registry.host}/{self.path.name}:1",
             "layout": f"oci:{self.path}:x:1",
@@ -39,7 +39,7 @@ class Place:
         }[self.kind]
 
     def fill(self, image: Callable[[Layout], Descriptor]) -> str:
-        """Put an image there, and return its digest."""
+        """Store an image in the location, and return its digest."""
         layout = Layout(self.path if self.kind == "layout" else self.path.with_suffix(".layout"))
         descriptor = image(layout)
         layout.name(descriptor, "x:1")
@@ -50,7 +50,7 @@ class Place:
         return str(descriptor["digest"])
 
     def digest(self) -> str | None:
-        """Return the digest of what is there."""
+        """Return the digest of the image in the location."""
         if self.kind == "registry":
             return manifest_digest(self.registry.host, self.path.name, "1")
         assert assertions.names_in(self.path) == ["x:1"]
@@ -59,7 +59,9 @@ class Place:
 
 # tests/contract has every pair.
 @pytest.mark.parametrize(("source", "target"), list(zip(ENDS, [*ENDS[1:], ENDS[0]], strict=True)))
-def test_from_any_end_to_any_end(served: FaultyRegistry, tmp_path: Path, source: str, target: str) -> None:
+def test_copy_between_any_two_kinds_of_locations(
+    served: FaultyRegistry, tmp_path: Path, source: str, target: str
+) -> None:
     first, second = Place(source, served, tmp_path / "from"), Place(target, served, tmp_path / "to")
     digest = first.fill(two_platforms)
     stdin = first.path if source == "stream" else None
@@ -115,7 +117,7 @@ def test_within_one_registry_blobs_are_mounted_and_not_sent(
 ) -> None:
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
-    # Here every repository sees every blob, so it must be denied that they are there.
+    # In this registry every repository has every blob, so the HEAD requests must fail.
     served.faults = [Fault(refusal(404), "HEAD", "/v2/other/blobs/", times=None)]
     assertions.success(ocistream("copy", f"{served.host}/app:1", f"{served.host}/other:1"))
     mounts = served.asked("POST", "mount=sha256:[0-9a-f]{64}&from=app$")
@@ -165,7 +167,7 @@ def test_each_side_has_its_own_credential(
     )
 
 
-def test_nothing_is_kept_of_a_truncated_archive_from_a_pipe(layout: Layout, tmp_path: Path) -> None:
+def test_a_truncated_archive_from_a_pipe_leaves_no_files(layout: Layout, tmp_path: Path) -> None:
     layout.image([700_000, 600_000, 500_000], name="v1")
     archive = ocistream("copy", layout.path, "-").out
     folder = tmp_path / "out"
@@ -176,7 +178,7 @@ def test_nothing_is_kept_of_a_truncated_archive_from_a_pipe(layout: Layout, tmp_
 
 
 class TestDestinationNames:
-    """A NAME behind a layout or an archive."""
+    """The NAME of a layout or an archive as the destination."""
 
     @pytest.mark.parametrize("name", ["a b", "a\nb", "a\x1b[2J", "a\tb"])
     def test_a_name_with_blanks_or_control_characters_is_refused(
@@ -190,7 +192,7 @@ class TestDestinationNames:
     @pytest.mark.parametrize(
         ("key", "name"), [("org.opencontainers.image.ref.name", "a\x1b[2J"), ("io.containerd.image.name", "a b")]
     )
-    def test_nor_is_one_written_that_the_image_brings_along(
+    def test_an_invalid_name_from_the_source_is_not_written(
         self, layout: Layout, tmp_path: Path, key: str, name: str
     ) -> None:
         image = small_image(layout)

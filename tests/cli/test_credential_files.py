@@ -20,7 +20,7 @@ SECRET = "hunter2-secret"
 
 
 class User:
-    """Somebody with a registry that wants a password, files that have it, and a Docker's file that is wrong."""
+    """A user with a registry that requires a password, files with it, and Docker's file with a wrong one."""
 
     def __init__(self, registry: FaultyRegistry, layout: Layout, home: Path) -> None:
         self.registry, self.home, self.layout = registry, home, layout.path
@@ -47,7 +47,7 @@ class User:
         return result
 
     def each(self, *options: str | Path) -> None:
-        """Run every command that asks a registry, and have it succeed."""
+        """Run every command that connects to a registry, and check that it succeeds."""
         host = self.registry.host
         for argv in (
             ["pull", f"{host}/app:1", "-o", str(self.home / "x.tar")],
@@ -67,7 +67,7 @@ def user(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -
     return User(start(auth=Basic("me", SECRET)), layout, tmp_path / "home")
 
 
-def test_every_command_that_logs_in_has_them() -> None:
+def test_every_command_that_logs_in_has_these_options() -> None:
     found = {name: set(options(name)) for name in commands()}
     logging_in = {name for name, there in found.items() if "--username" in there}
     assert logging_in >= {"pull", "push", "copy", "inspect", "have", "serve", "login"}
@@ -76,11 +76,11 @@ def test_every_command_that_logs_in_has_them() -> None:
         assert "--authfile" in found[name] or name == "serve", name
 
 
-def test_a_password_from_a_file(user: User) -> None:
+def test_a_password_is_read_from_a_file(user: User) -> None:
     user.each("-u", "me", "--password-file", user.password)
 
 
-def test_credentials_from_an_authfile(user: User) -> None:
+def test_credentials_are_read_from_an_authfile(user: User) -> None:
     user.each("--authfile", user.auth_file)
 
 
@@ -151,7 +151,7 @@ def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
     assert (user.home / "docker/config.json").read_bytes() == before
 
 
-def test_a_registry_is_served_with_a_password_out_of_a_file(user: User) -> None:
+def test_serve_reads_its_password_from_a_file(user: User) -> None:
     argv = ["serve", str(user.layout), "--listen=127.0.0.1:0", "-u", "ada", "--password-file", str(user.password)]
     with started_fork(*argv) as process:
         assert process.stdout is not None
@@ -215,7 +215,7 @@ def test_mistakes_are_reported_before_any_request(
         (["gc", "--creds=me:hunter2"], "see `ocistream gc --help`"),
     ],
 )
-def test_options_of_other_tools_are_answered_with_the_option_of_ocistream(argv: list[str], hint: str) -> None:
+def test_options_of_other_tools_get_a_hint_with_the_option_of_ocistream(argv: list[str], hint: str) -> None:
     result = ocistream(*argv)
     assertions.failure(result, 2, "No such option", hint)
     assert "hunter2" not in result.err

@@ -17,7 +17,7 @@ from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
 from tests.runner import Result, ocistream
 
-#: The options that have no default of the user's, by the reason for it.
+#: The options for which a user cannot set a default, by the reason.
 REFUSED = {
     "it decides what is copied": [
         *("output", "input", "image", "to", "tags", "all", "all-tags", "via", "have", "base", "only", "among"),
@@ -50,7 +50,7 @@ def variable_of(option: str) -> str:
 
 
 class User:
-    """Somebody with a configuration file, a registry that has `app:1`, and the same image in a layout."""
+    """A user with a configuration file, a registry that has `app:1`, and the same image in a layout."""
 
     def __init__(self, registry: FaultyRegistry, layout: Layout, home: Path) -> None:
         self.registry, self.home, self.layout = registry, home, layout.path
@@ -77,7 +77,7 @@ def user(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> User:
     return User(served, layout, tmp_path / "home")
 
 
-# -- which of them counts -----------------------------------------------------------------------------------------
+# -- precedence ---------------------------------------------------------------------------------------------------
 
 
 def test_the_order_is_option_variable_command_table_general_table(user: User) -> None:
@@ -189,7 +189,7 @@ def test_a_dry_run_that_is_a_default_changes_nothing(user: User, argv: list[str]
     assert given.out == user.run(*words, "--dry-run").out != b""
     assert "has no effect" not in given.err
     assert state() == before
-    # A run that is meant to change something can say so.
+    # The variable can disable the default for one run.
     assertions.success(user.run(*words, OCISTREAM_DRY_RUN="0"))
     assert state() != before
 
@@ -227,7 +227,7 @@ def test_a_variable_names_the_configuration_file(user: User, tmp_path: Path) -> 
     other.write_text('[defaults]\ncache = "kept"')
     assertions.success(user.pull(OCISTREAM_CONFIG=str(other)))
     assert (tmp_path / "kept").exists()
-    # The flag comes before it, also where the file is of no other use.
+    # The flag overrides the variable, even if the command does not use the file.
     assertions.success(user.pull("--config", other, OCISTREAM_CONFIG=str(user.file)))
     assertions.success(user.run("verify", user.home / "app.tar", OCISTREAM_CONFIG=str(other)))
     assertions.failure(user.pull(), 2, str(user.file))
@@ -251,7 +251,7 @@ def test_a_json_log_format_by_default_applies_to_usage_errors(user: User) -> Non
     assert line["exit_code"] == 2
 
 
-# -- what is wrong ------------------------------------------------------------------------------------------------
+# -- invalid defaults ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,7 @@ def test_a_json_log_format_by_default_applies_to_usage_errors(user: User) -> Non
         ("defaults.pull", "max-ratio = 0", "--max-ratio=0"),
     ],
 )
-def test_what_the_flag_refuses_a_default_refuses_in_the_same_words(
-    user: User, line: str, flag: str, table: str
-) -> None:
+def test_an_invalid_default_has_the_same_error_as_the_flag(user: User, line: str, flag: str, table: str) -> None:
     key = line.partition(" ")[0]
     said = user.pull(flag).err.splitlines()[0].removeprefix("ocistream: error: ")
     # The default is named by its variable or its place in the file, not by the option.
@@ -313,7 +311,7 @@ def test_an_invalid_variable_is_named(user: User, variable: str, value: str) -> 
 
 
 @pytest.mark.uncounted
-def test_what_has_no_default_is_refused_with_the_reason(user: User) -> None:
+def test_a_default_of_an_option_without_defaults_is_refused_with_the_reason(user: User) -> None:
     for turn, name in enumerate(REASONS):
         user.configure(("[defaults]", "[defaults.push]")[turn % 2], f'{name} = "x"')
         assertions.failure(user.push(), 2, f": {name} has no default", REASONS[name])
@@ -362,10 +360,10 @@ def test_an_unused_variable_is_reported_as_other_lines_are(user: User) -> None:
         assert result.err.count(UNUSED) == 1
 
 
-def test_variables_that_something_uses_are_not_reported(user: User) -> None:
+def test_variables_with_a_use_are_not_reported(user: User) -> None:
     user.configure(f'[registry."{user.registry.host}"]', 'credentials = "env:OCISTREAM_CI"')
     used = {
-        # Of the registry's table, of other commands, of the tests, and of Kubernetes for a Service "ocistream".
+        # Used by the registry's table, other commands, the tests, and Kubernetes for a Service named "ocistream".
         "OCISTREAM_CI_USERNAME": "me",
         "OCISTREAM_CI_PASSWORD": "x",
         "OCISTREAM_DEEP": "1",
@@ -418,7 +416,7 @@ def test_the_configuration_names_the_source_of_a_password(
     result = user.run(*argv, "-v", **env)
     assertions.success(result)
     assert "CI_USERNAME, which the configuration names" in result.err
-    # Without the variables another place is asked, and that is not silent.
+    # Without the variables, other sources are used, and this is reported.
     lacking = f"{guarded.host}: env:CI of the configuration has no credential for it"
     assert lacking in user.run(*argv).err
     assert lacking not in result.err
@@ -434,20 +432,20 @@ def test_the_configuration_names_the_source_of_a_password(
 def test_the_configuration_sets_the_profile_of_a_registry(start: Callable[..., FaultyRegistry], user: User) -> None:
     registry = start(Fault(refusal(405), "PATCH", times=None))
     argv = ["push", "-i", str(user.layout), f"{registry.host}/app:1"]
-    # Of that kind it is known that a PUT with a body is not taken, and so it is not tried.
+    # This profile states that the registry does not accept a PUT with a body, so the client does not try it.
     user.configure(f'[registry."{registry.host}"]', 'profile = "artifactory"')
     assertions.failure(user.run(*argv), 7, "405")
     user.configure("")
     assertions.success(user.run(*argv))
 
 
-# -- what there is ------------------------------------------------------------------------------------------------
+# -- documentation ------------------------------------------------------------------------------------------------
 
 
 def with_default() -> dict[str, list[str]]:
     """Return every option that may have a default, with the commands that have it.
 
-    --format of `inspect` is another option than that of `pull`: it decides what is printed.
+    --format of `inspect` differs from that of `pull`: it decides what is printed.
     """
     found: dict[str, list[str]] = {}
     for name in commands():
@@ -459,7 +457,7 @@ def with_default() -> dict[str, list[str]]:
 
 
 def test_the_page_lists_every_option_and_its_variable() -> None:
-    # `config` and `completion` move nothing, and say nothing.
+    # `config` and `completion` copy nothing and print no messages.
     count = len(commands()) - 2
     expected = [
         f"| `{key}` | `{variable_of(key)}` | {', '.join(names) if len(names) < count else 'all'} |"

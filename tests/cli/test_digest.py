@@ -1,4 +1,4 @@
-"""`ocistream digest`: one line with the digest of an image, wherever it is."""
+"""`ocistream digest`: one line with the digest of an image in any location."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def index(layout: Layout) -> Descriptor:
 class TestRegistry:
     @pytest.fixture
     def image(self, served: FaultyRegistry, layout: Layout, index: Descriptor) -> str:
-        """Push the index as app:1; return its name, and forget the requests."""
+        """Push the index as app:1; return its name, and clear the recorded requests."""
         seed(layout, index, served.host, "app", "1")
         served.requests.clear()
         return f"{served.host}/app:1"
@@ -77,10 +77,10 @@ class TestRegistry:
         seed(layout, index, served.host, "app", "latest")
         assert ocistream("digest", f"{served.host}/app").lines() == [index["digest"]]
 
-    def test_a_missing_tag_is_an_error_with_the_existing_ones(self, image: str) -> None:
+    def test_a_missing_tag_is_an_error_with_similar_tags(self, image: str) -> None:
         assertions.failure(ocistream("digest", f"{image}2"), 4, "not found", "did you mean 1?")
 
-    def test_refused_access_is_an_error_of_permission(self, served: FaultyRegistry, image: str) -> None:
+    def test_refused_access_is_a_permission_error(self, served: FaultyRegistry, image: str) -> None:
         served.faults.append(Fault(refusal(403, "DENIED"), times=None))
         assertions.failure(ocistream("digest", image), 3, "403")
 

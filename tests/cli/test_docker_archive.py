@@ -56,7 +56,7 @@ def one(images: list[Saved]) -> Saved:
 
 @pytest.fixture
 def give(tmp_path: Path) -> Callable[..., Result]:
-    """Return what runs a command that reads an archive with -i, or from a pipe."""
+    """Return a function that runs a command with an archive as -i or from a pipe."""
 
     def run(content: bytes, how: str, *argv: Argument, **options: Any) -> Result:
         if how == "pipe":
@@ -76,7 +76,7 @@ def blob(host: str, repository: str, digest: str) -> bytes:
 
 
 def pushed(host: str, repository: str, tag: str, image: Saved) -> list[str]:
-    """Assert that a registry has an image, as its config says it has to be; return its layers' media types."""
+    """Assert that a registry has the image with the layers that its config lists; return the layers' media types."""
     document = json.loads(manifest(host, repository, tag) or b"{}")
     schemas.validate(document, "manifest")
     assert blob(host, repository, document["config"]["digest"]) == image.config
@@ -87,7 +87,7 @@ def pushed(host: str, repository: str, tag: str, image: Saved) -> list[str]:
     return [layer["mediaType"] for layer in document["layers"]]
 
 
-# In ----------------------------------------------------------------------------------------------------------
+# Read --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -220,7 +220,7 @@ def test_a_push_needs_no_temporary_space(served: FaultyRegistry, one: Saved, tmp
     pushed(served.host, "app", "1", one)
 
 
-# In, and wrong -----------------------------------------------------------------------------------------------
+# Read malformed archives -------------------------------------------------------------------------------------
 
 
 def cut(image: Saved) -> bytes:
@@ -259,7 +259,7 @@ def nothing_like_it(image: Saved) -> bytes:
 def test_a_wrong_archive_is_refused_and_nothing_is_visible(
     served: FaultyRegistry, one: Saved, give: Callable[..., Result]
 ) -> None:
-    # tests/hostile has archives like these by every way.
+    # tests/hostile tests archives like these with every kind of input.
     for broken, how, code, words in (
         (cut, "pipe", 6, "truncated"),
         (in_the_middle_of_a_layer, "file", 6, "truncated"),
@@ -274,11 +274,11 @@ def test_a_wrong_archive_is_refused_and_nothing_is_visible(
     assert tags(served.host, "app") == []
 
 
-# Out ---------------------------------------------------------------------------------------------------------
+# Write -------------------------------------------------------------------------------------------------------
 
 
 def read_back(content: bytes) -> list[Saved]:
-    """Read a docker-archive as other tools do, after checking that each file is called by what is in it."""
+    """Read a docker-archive as other tools do, and check that the name of each file is its digest."""
     files = files_in(content)
     for name, found in files.items():
         assert name == "manifest.json" or name.partition(".")[0] == hex_of(found), name
@@ -307,7 +307,7 @@ KINDS = [("app", "gzip"), ("app", "zstd"), ("app", "plain"), ("library/docker", 
 
 
 def as_saved(registry: FaultyRegistry, repository: str, tag: str, name: str | None = None) -> Saved:
-    """Return what a docker-archive is to hold of an image of the registry."""
+    """Return an image of the registry as a docker-archive must contain it."""
     document = json.loads(manifest(registry.host, repository, tag) or b"")
     layers = tuple(plain(blob(registry.host, repository, layer["digest"])) for layer in document["layers"])
     config = blob(registry.host, repository, document["config"]["digest"])
@@ -340,14 +340,14 @@ def test_shared_layers_are_stored_once(registry: FaultyRegistry, tmp_path: Path)
     ("name", "tag"),
     [("nginx", "nginx:latest"), ("docker.io/library/nginx:1", "nginx:1"), ("a.example:5000/b/c:d", None)],
 )
-def test_copy_names_it_as_docker_shows_it(layout: Layout, name: str, tag: str | None, tmp_path: Path) -> None:
+def test_copy_names_the_image_as_docker_shows_it(layout: Layout, name: str, tag: str | None, tmp_path: Path) -> None:
     small_image(layout, name="v1")
     assertions.success(ocistream("copy", layout.path, f"docker-archive:out.tar:{name}", cwd=tmp_path))
     (image,) = read_back((tmp_path / "out.tar").read_bytes())
     assert image.tags == (tag or name,)
 
 
-def test_the_digest_that_is_printed_is_the_one_in_the_registry_and_the_image_id_the_one_in_the_archive(
+def test_the_printed_digest_is_that_in_the_registry_and_the_image_id_that_in_the_archive(
     registry: FaultyRegistry, tmp_path: Path
 ) -> None:
     repository, tag = "app", "gzip"
@@ -399,7 +399,7 @@ def test_verify_and_inspect_show_the_image_id_that_docker_shows(images: list[Sav
     assert f"  image ID {ids[1]}" in ocistream("inspect", path, **given).lines()
 
 
-def test_between_docker_archives_there_is_no_digest_to_print(images: list[Saved], tmp_path: Path) -> None:
+def test_a_copy_between_docker_archives_prints_no_digest(images: list[Saved], tmp_path: Path) -> None:
     source, path = tmp_path / "saved.tar", tmp_path / "result.json"
     source.write_bytes(archive_of(of_docker(images[1:])))
     result = ocistream("copy", source, f"docker-archive:{tmp_path}/out.tar:new:1", "--result", path)
@@ -421,7 +421,7 @@ def test_an_image_without_a_name_for_docker_is_reported(layout: Layout, tmp_path
         (["copy", f"oci:{layout.path}:v1", end], "v1"),
         (["copy", f"oci:{layout.path}:{image['digest']}", end], "v1"),
         (["copy", f"oci:{layout.path}:v1", f"{end}:app:1"], None),
-        # It has another name.
+        # The image has a name for Docker too, but another one was selected.
         (["copy", f"oci:{layout.path}:app", end], "app"),
         (["copy", f"oci:{layout.path}:app:1", end], None),
     ):
@@ -465,7 +465,7 @@ def test_a_written_archive_can_be_read(registry: FaultyRegistry) -> None:
     assert as_saved(registry, "again", "1") == dataclasses.replace(expected, tags=(f"{registry.host}/again:1",))
 
 
-def test_its_layers_are_plain(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_layers_of_a_docker_archive_are_uncompressed(registry: FaultyRegistry, tmp_path: Path) -> None:
     name = f"{registry.host}/app:gzip"
     for compress in ("gzip", "zstd:3"):
         registry.requests.clear()
@@ -506,7 +506,7 @@ def test_an_index_is_refused_and_one_of_its_images_is_written(
     assert read_back((folder / "out.tar").read_bytes()) == [saved(layout, arm, name)]
 
 
-def test_copy_takes_this_machines_image_of_an_index_as_pull_does(
+def test_copy_selects_the_platform_of_this_machine_as_pull_does(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     name, folder = f"{registry.host}/app:index", tmp_path / "folder"
@@ -553,7 +553,7 @@ def test_a_config_with_other_layers_leaves_no_file(layout: Layout, tmp_path: Pat
 
 
 @both
-def test_the_digest_of_an_image_without_a_tag_that_is_printed_exists(
+def test_the_printed_digest_of_an_image_without_a_tag_exists(
     images: list[Saved], how: str, served: FaultyRegistry, tmp_path: Path
 ) -> None:
     archive = archive_of(of_docker([images[0], dataclasses.replace(images[1], tags=())]))

@@ -1,4 +1,4 @@
-"""Archives of Docker 25 and later on the command line: `manifest.json` beside `index.json`, and plain layers."""
+"""Archives of Docker 25 and later on the command line: `manifest.json` beside `index.json`, uncompressed layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.runner import Argument, Result, ocistream
 both = pytest.mark.parametrize("how", ["file", "pipe"])
 Give = Callable[..., Result]
 
-#: Why a run says something of what only manifest.json lists.
+#: Part of the message about images that only manifest.json lists.
 _ALSO: Final = "that index.json does not list"
 
 
@@ -47,7 +47,7 @@ def images(layout: Layout) -> list[Saved]:
 
 @pytest.fixture
 def give(tmp_path: Path) -> Give:
-    """Return what runs a command that takes an archive with -i, or as an argument `{}`, or from a pipe."""
+    """Return a function that runs a command with an archive as -i, as the argument `{}`, or from a pipe."""
 
     def run(content: bytes, how: str, *argv: Argument, prefix: str = "") -> Result:
         path = tmp_path / "given.tar"
@@ -63,7 +63,7 @@ def give(tmp_path: Path) -> Give:
 
 
 def digest(image: Saved) -> str:
-    """Return the digest of the manifest that Docker writes of an image."""
+    """Return the digest of the manifest that Docker writes for an image."""
     return digest_of(json.dumps(plain_manifest(image), separators=(",", ":")).encode())
 
 
@@ -83,7 +83,7 @@ def small_of(image: Saved) -> list[str]:
 
 
 def late(entries: dict[str, Any], *first: str) -> list[Entry]:
-    """Return entries of which `first` come first, and manifest.json and `repositories` last."""
+    """Return entries in another order: `first` first, manifest.json and `repositories` last."""
     last = ("manifest.json", "repositories")
     middle = [name for name in entries if name not in {*first, *last}]
     return [(name, entries[name]) for name in (*first, *middle, *last)]
@@ -100,12 +100,12 @@ def assert_pushed(host: str, repository: str, tag: str, image: Saved, suffix: st
 
 # Images that only manifest.json lists ---------------------------------------------------------------------------
 
-#: Where index.json and manifest.json may stand.
+#: Entries that come first in the archive.
 ORDERS: Final = [(), ("manifest.json",), ("manifest.json", "index.json"), ("index.json", "manifest.json", "oci-layout")]
 
 
 @both
-def test_an_image_that_only_manifest_json_lists_counts_too(how: str, images: list[Saved], give: Give) -> None:
+def test_an_image_that_only_manifest_json_lists_is_included(how: str, images: list[Saved], give: Give) -> None:
     for first in ORDERS:
         result = give(archive_of(ordered(of_docker_25(images), *first)), how, "verify", "{}")
         assertions.success(result)
@@ -119,7 +119,7 @@ def test_an_image_that_only_manifest_json_lists_counts_too(how: str, images: lis
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize(("how", "first"), [("file", ()), *(("pipe", first) for first in ORDERS)])
-def test_it_is_one_of_several_to_push(
+def test_push_requires_a_choice_if_only_manifest_json_lists_an_image(
     how: str, first: tuple[str, ...], images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     archive = archive_of(ordered(of_docker_25(images), *first))
@@ -134,7 +134,7 @@ def test_it_is_one_of_several_to_push(
 
 
 @both
-def test_docker_25_0_lists_nothing_where_no_image_has_a_tag(
+def test_images_without_tags_of_docker_25_0_are_found_in_manifest_json(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     archive = archive_of(of_docker_25(images[1:], null=True))
@@ -146,7 +146,7 @@ def test_docker_25_0_lists_nothing_where_no_image_has_a_tag(
 
 
 @both
-def test_without_a_manifest_it_is_called_by_its_image_id(how: str, images: list[Saved], give: Give) -> None:
+def test_an_image_without_a_manifest_is_named_by_its_image_id(how: str, images: list[Saved], give: Give) -> None:
     entries = of_docker_25(images[1:], null=True)
     manifest_file = f"blobs/sha256/{digest(images[1]).removeprefix('sha256:')}"
     result = give(archive_of([entry for entry in entries if entry[0] != manifest_file]), how, "verify", "{}")
@@ -156,14 +156,16 @@ def test_without_a_manifest_it_is_called_by_its_image_id(how: str, images: list[
     spoilt = [(name, b"{}" if name == manifest_file else content) for name, content in entries]
     result = give(archive_of(spoilt), how, "verify", "{}")
     assert result.code == 5
-    # Only an intact image has a line of its own.
+    # Only an intact image has its own line.
     assert result.lines()[0].startswith("NOT ok: OCI archive, 1 image, 4 blobs,")
     assert f"digest mismatch: expected {digest(images[1])}, got " in result.err
 
 
 @pytest.mark.uncounted
 @both
-def test_inspect_copy_and_have_know_it(how: str, images: list[Saved], give: Give, tmp_path: Path) -> None:
+def test_inspect_copy_and_have_include_an_image_of_manifest_json(
+    how: str, images: list[Saved], give: Give, tmp_path: Path
+) -> None:
     archive = archive_of(of_docker_25(images))
     shown = give(archive, how, "inspect", "{}", "--json")
     described = [image["digest"] for image in json.loads(shown.out)["images"]]
@@ -175,12 +177,12 @@ def test_inspect_copy_and_have_know_it(how: str, images: list[Saved], give: Give
     copied = give(archive, how, "copy", "{}", f"oci:{tmp_path / 'out'}")
     assertions.success(copied)
     entries = assertions.index_of(tmp_path / "out")
-    # Its layers were compressed: only where it went there is an image of this digest.
+    # Its layers were compressed: only the destination has an image with this digest.
     assert copied.lines()[1] == f"oci:{tmp_path / 'out'}@{entries[1]['digest']}"
     assert len(entries) == 2
 
 
-def test_serve_has_it(images: list[Saved], tmp_path: Path) -> None:
+def test_serve_includes_an_image_of_manifest_json(images: list[Saved], tmp_path: Path) -> None:
     (tmp_path / "both.tar").write_bytes(archive_of(of_docker_25(images)))
     with serving(tmp_path / "both.tar") as (_, host):
         assert manifest_digest(host, "library/app", "1") == digest(images[0])
@@ -191,13 +193,13 @@ def test_serve_has_it(images: list[Saved], tmp_path: Path) -> None:
         assert manifest_digest(host, "one", "latest") == digest(images[1])
 
 
-def test_serve_says_that_there_is_no_image(layout: Layout, tmp_path: Path) -> None:
+def test_serve_refuses_an_archive_without_images(layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "empty.tar").write_bytes(tar_of(items_of(layout)))
     result = ocistream("serve", tmp_path / "empty.tar", "--listen", "127.0.0.1:0")
     assertions.failure(result, 4, "empty.tar has no images")
 
 
-def test_from_a_pipe_it_must_be_known_before_the_layers(
+def test_push_from_a_pipe_needs_manifest_json_before_the_layers(
     images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     entries = of_docker_25(images)
@@ -210,7 +212,7 @@ def test_from_a_pipe_it_must_be_known_before_the_layers(
 
 
 @both
-def test_as_a_docker_archive_manifest_json_counts_alone(
+def test_as_a_docker_archive_only_manifest_json_counts(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     entries = of_docker_25(images, index=[])
@@ -223,7 +225,7 @@ def test_as_a_docker_archive_manifest_json_counts_alone(
     assert "ok: docker-archive, 2 images" in shown.lines()[2]
     result = give(archive_of(entries), how, "push", f"{served.host}/app:1", prefix="docker-archive:")
     assertions.failure(result, 2, " has 2 images\n", digest(images[1]))
-    # Docker 25.0.0 has the layers of its manifests in any order: it is manifest.json that is right.
+    # Docker 25.0.0 lists the layers in its manifests in any order; manifest.json has the right order.
     image = images[0]
     mixed = dict(plain_manifest(image), layers=plain_manifest(image)["layers"][::-1])
     raw = json.dumps(mixed).encode()
@@ -250,7 +252,7 @@ def test_as_a_docker_archive_without_manifest_json_it_is_read_as_oci(how: str, i
     assert "no manifest.json" in result.err
 
 
-def test_of_a_directory_index_json_alone_counts_and_that_is_said(images: list[Saved], tmp_path: Path) -> None:
+def test_in_a_directory_only_index_json_counts_and_this_is_reported(images: list[Saved], tmp_path: Path) -> None:
     for name, content in of_docker_25(images[1:], null=True):
         if isinstance(content, bytes):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +266,7 @@ def test_of_a_directory_index_json_alone_counts_and_that_is_said(images: list[Sa
 
 
 def same_name(images: list[Saved]) -> list[Entry]:
-    """Return an archive in which app:1 is one image in index.json, and another one in manifest.json, which has both."""
+    """Return an archive in which app:1 is one image in index.json and another in manifest.json, which lists both."""
 
     def swapped(listed: Any) -> Any:
         return [{**listed[1], "RepoTags": ["app:1"]}, {**listed[0], "RepoTags": None}]
@@ -273,7 +275,7 @@ def same_name(images: list[Saved]) -> list[Entry]:
 
 
 def other_name(images: list[Saved]) -> list[Entry]:
-    """Return an archive in which manifest.json lists another image alone."""
+    """Return an archive in which manifest.json lists only another image."""
     return with_file(of_docker_25(images), "manifest.json", lambda listed: [listed[1]])
 
 
@@ -285,7 +287,7 @@ def other_layers(images: list[Saved]) -> list[Entry]:
 
 
 def no_blob(images: list[Saved]) -> list[Entry]:
-    """Return an archive in which manifest.json has the config in a file of its own."""
+    """Return an archive in which manifest.json names a separate file as the config."""
     entries = with_file(of_docker_25(images), "manifest.json", lambda listed: [{**listed[0], "Config": "x.json"}])
     return [*entries, ("x.json", images[1].config)]
 
@@ -315,7 +317,7 @@ def test_a_contradiction_that_comes_last_in_a_pipe_is_refused(
     archive = archive_of([*late, ("manifest.json", dict(entries)["manifest.json"])])
     assertions.failure(give(archive, "pipe", "push", f"{served.host}/app:1"), 6, "app:1", "manifest.json")
     assertions.no_image(served)
-    # The name that it contradicts itself about is one there as well.
+    # The prefix docker-archive: does not hide the contradiction.
     assertions.failure(give(archive, "pipe", "verify", "{}", prefix="docker-archive:"), 6, "app:1", "manifest.json")
 
 
@@ -336,11 +338,11 @@ def test_a_damaged_manifest_is_not_called_a_contradiction(
     assertions.no_image(served)
 
 
-# Layers that docker save left plain -----------------------------------------------------------------------------
+# Uncompressed layers of docker save -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sources", [True, False], ids=["LayerSources", "repositories"])
-def test_plain_layers_of_docker_save_are_compressed_and_the_new_digest_is_said(
+def test_plain_layers_of_docker_save_are_compressed_and_the_new_digest_is_reported(
     sources: bool, images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     archive = archive_of(of_docker_25(images[:1], sources=sources))
@@ -353,7 +355,7 @@ def test_plain_layers_of_docker_save_are_compressed_and_the_new_digest_is_said(
 
 
 @both
-def test_they_stay_plain_if_that_is_asked_for(
+def test_layers_stay_uncompressed_with_compress_none(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     result = give(archive_of(of_docker_25(images[:1])), how, "push", f"{served.host}/app:1", "--compress", "none")
@@ -363,7 +365,7 @@ def test_they_stay_plain_if_that_is_asked_for(
 
 
 @pytest.mark.parametrize(("how", "to"), [("file", "oci:{out}"), ("pipe", "{host}/copied:1")])
-def test_a_copy_compresses_them_too(
+def test_a_copy_compresses_layers_too(
     how: str, to: str, images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
 ) -> None:
     archive = archive_of(of_docker_25(images[:1]))
@@ -379,7 +381,7 @@ def test_a_copy_compresses_them_too(
         assert_pushed(served.host, "copied", "1", images[0])
 
 
-def test_into_an_archive_from_a_pipe_they_stay_plain_and_that_is_said(
+def test_layers_stay_uncompressed_from_a_pipe_into_an_archive_and_this_is_reported(
     images: list[Saved], give: Give, tmp_path: Path
 ) -> None:
     archive = archive_of(of_docker_25(images[:1]))
@@ -392,7 +394,7 @@ def test_into_an_archive_from_a_pipe_they_stay_plain_and_that_is_said(
 
 
 @both
-def test_where_blobs_are_left_out_by_their_digests_they_stay_plain_and_that_is_said(
+def test_layers_stay_uncompressed_if_blobs_are_omitted_and_this_is_reported(
     how: str, images: list[Saved], give: Give, tmp_path: Path
 ) -> None:
     archive = archive_of(of_docker_25(images[:1]))
@@ -404,10 +406,10 @@ def test_where_blobs_are_left_out_by_their_digests_they_stay_plain_and_that_is_s
 
 
 @pytest.mark.uncounted
-def test_layers_that_stay_plain_since_manifest_json_comes_late_are_counted(
+def test_layers_that_stay_uncompressed_because_manifest_json_is_late_are_counted(
     images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
 ) -> None:
-    # The graph is known with the second layer: until then nothing says that `docker save` wrote the archive.
+    # The graph is known at the second layer, before manifest.json shows that `docker save` wrote the archive.
     entries = dict(of_docker_25(images[:1]))
     documents = ("oci-layout", "index.json", *(f"blobs/sha256/{one.partition(':')[2]}" for one in small_of(images[0])))
     archive = archive_of(late(entries, *documents))
@@ -442,7 +444,7 @@ def test_layers_of_several_archives_are_compressed_too(
 
 @pytest.mark.uncounted
 @both
-def test_plain_layers_of_other_tools_stay_as_they_are(
+def test_plain_layers_of_other_tools_stay_unchanged(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
 ) -> None:
     # BuildKit's `compression=uncompressed` has neither LayerSources nor a file named repositories.
@@ -478,14 +480,14 @@ def test_compressed_layers_of_docker_save_stay_byte_for_byte(
     assertions.success(result)
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert "docker save" not in result.err
-    # The manifest that is there is the one, too, where manifest.json says which images there are.
+    # The existing manifest is used, too, if manifest.json lists the images.
     result = give(archive, how, "push", f"{served.host}/app:2", prefix="docker-archive:")
     assertions.success(result)
     assert manifest_digest(served.host, "app", "2") == image["digest"]
 
 
 @both
-def test_an_attestation_in_the_index_vouches_for_the_new_image_as_with_compress(
+def test_an_attestation_in_the_index_refers_to_the_new_image_as_with_compress(
     how: str, layout: Layout, give: Give, served: FaultyRegistry
 ) -> None:
     image = layout.image([tar_layer({"a": b"plain"}, compression="")])
@@ -510,7 +512,7 @@ def test_an_attestation_in_the_index_vouches_for_the_new_image_as_with_compress(
 
 
 @both
-def test_a_layer_that_neither_side_has_is_missed_before_any_blob_of_the_image_is_written(
+def test_a_missing_layer_is_reported_before_any_blob_of_the_image_is_written(
     how: str, images: list[Saved], give: Give, tmp_path: Path
 ) -> None:
     lost = digest_of(images[0].layers[1])

@@ -1,4 +1,4 @@
-"""`--dry-run` of pull, push and copy: it says what the real run then does, and changes nothing."""
+"""`--dry-run` of pull, push and copy: it reports what the real run does, and changes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.runner import Result, forking_command, ocistream
 from tests.schemas import validate_ours
 
 OTHER = f"sha256:{'0' * 64}"
-#: Of the document of --result: what a dry run cannot have as the real run has it.
+#: Fields of the --result document that differ between a dry run and the real run.
 _OWN = ("dryRun", "seconds", "retried", "upload")
 
 
@@ -34,7 +34,7 @@ def index(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def host(served: FaultyRegistry, layout: Layout, index: Descriptor) -> str:
-    """Return the host of a registry that has the index as app:1; its requests are forgotten."""
+    """Return the host of a registry that has the index as app:1; clear the recorded requests."""
     seed(layout, index, served.host, "app", "1")
     served.requests.clear()
     return served.host
@@ -46,7 +46,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def results(dry: Result) -> list[str]:
-    """Return the result lines in the lines of a dry run, which are as those of `sync --dry-run`."""
+    """Return the result lines in the lines of a dry run, which have the form of `sync --dry-run`."""
     found = []
     for line in dry.lines():
         action, size, _, result = line.split(" ", 3)
@@ -59,9 +59,9 @@ def results(dry: Result) -> list[str]:
 def both(
     tmp_path: Path, arguments: Sequence[str | Path], *, stdin: bytes | None = None, served: FaultyRegistry
 ) -> tuple[Result, Result, dict[str, Any]]:
-    """Run dry, and check that nothing changed; then run really. Return both results, and the document of the dry run.
+    """Do a dry run and check that nothing changed, then the real run. Return both results and the dry run's document.
 
-    The documents are equal, but for what a dry run cannot know.
+    The documents must be equal, except for what a dry run cannot know.
     """
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
@@ -89,7 +89,9 @@ def both(
 
 class TestPull:
     @pytest.mark.parametrize("output", ["app.tar", "layout/"])
-    def test_a_file_and_a_layout(self, tmp_path: Path, served: FaultyRegistry, host: str, output: str) -> None:
+    def test_a_pull_into_a_file_or_a_layout(
+        self, tmp_path: Path, served: FaultyRegistry, host: str, output: str
+    ) -> None:
         dry, done, document = both(
             tmp_path, ["pull", f"{host}/app:1", "--platform", "all", "-o", output], served=served
         )
@@ -113,7 +115,7 @@ class TestPull:
         assert ", to stdout\n" in dry.err
         assert "of 2 platforms; use --platform all to copy all" in dry.err
 
-    def test_each_blob_is_named_with_v(self, host: str, layout: Layout, index: Descriptor) -> None:
+    def test_verbose_names_each_blob(self, host: str, layout: Layout, index: Descriptor) -> None:
         dry = ocistream("pull", f"{host}/app:1", "--platform", "linux/arm64", "--dry-run", "-v")
         manifest = layout.read(layout.read(index["digest"])["manifests"][1]["digest"])
         for blob in (manifest["config"], *manifest["layers"]):
@@ -146,7 +148,7 @@ class TestPull:
             assert "digest" not in document["images"][0]
             assert document["bytes"]["converted"] > 0
 
-    def test_blobs_that_are_omitted_are_not_moved(self, host: str, served: FaultyRegistry, tmp_path: Path) -> None:
+    def test_omitted_blobs_are_not_copied(self, host: str, served: FaultyRegistry, tmp_path: Path) -> None:
         (tmp_path / "work").mkdir()
         assertions.success(ocistream("have", f"{host}/app", stdout=tmp_path / "have.txt"))
         arguments: list[str | Path] = [
@@ -164,7 +166,7 @@ class TestPull:
         assert "would copy 0 blobs" in dry.err
         assert "omitted 5 blobs" in dry.err
 
-    def test_what_an_earlier_run_has_stored_is_not_counted(
+    def test_bytes_that_an_earlier_run_stored_are_resumed(
         self, start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path
     ) -> None:
         layer, _ = layout.random_layer(4 << 20, seed=1)
@@ -189,7 +191,7 @@ class TestPull:
         assertions.success(dry)
         assert not (tmp_path / "cache").exists()
 
-    def test_what_would_fail_at_once_fails(self, host: str, tmp_path: Path) -> None:
+    def test_errors_before_the_transfer_are_reported(self, host: str, tmp_path: Path) -> None:
         missing = ("pull", f"{host}/app:1", "-o", tmp_path / "none/x.tar", "--dry-run")
         assertions.failure(ocistream(*missing), 4, "no such file or directory")
         assertions.failure(ocistream("pull", f"{host}/app:2", "--dry-run"), 4, "app:2 not found")
@@ -197,7 +199,7 @@ class TestPull:
         assertions.failure(ocistream(*combined), 2, "--from-byte")
 
     def test_a_directory_that_may_not_be_written_is_an_error(self, host: str, tmp_path: Path) -> None:
-        # Also readable by the user that the test becomes.
+        # The unprivileged user must be able to read it.
         tmp_path.chmod(0o555)
         arguments = ("pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--dry-run")
         assertions.failure(ocistream(*arguments, unprivileged=True), 9, "ermission denied")
@@ -205,7 +207,7 @@ class TestPull:
 
 class TestPush:
     @pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
-    def test_only_questions_reach_the_registry(
+    def test_the_registry_gets_only_read_requests(
         self, tmp_path: Path, served: FaultyRegistry, layout: Layout, index: Descriptor, how: str
     ) -> None:
         archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
@@ -234,7 +236,7 @@ class TestPush:
             (line,) = ocistream("copy", source, destination, "--dry-run").lines()
             assert line.split()[2:] == [shown, f"{name}@{index['digest']}"]
 
-    def test_to_a_prefix(self, tmp_path: Path, served: FaultyRegistry, layout: Layout) -> None:
+    def test_push_to_a_prefix(self, tmp_path: Path, served: FaultyRegistry, layout: Layout) -> None:
         small_image(layout, name="example.com/one:1")
         small_image(layout, name="example.com/two:2", annotations={"a": "b"})
         arguments: list[str | Path] = ["push", "-i", layout.path, "--to", f"{served.host}/mirror"]
@@ -307,7 +309,7 @@ class TestCopy:
         assert {blob["status"] for blob in document["blobs"]} == {"mounted"}
         assert "5 mounted from another repository" in dry.err
 
-    def test_all_tags(self, tmp_path: Path, served: FaultyRegistry, host: str, layout: Layout) -> None:
+    def test_copy_of_all_tags(self, tmp_path: Path, served: FaultyRegistry, host: str, layout: Layout) -> None:
         seed(layout, small_image(layout), host, "app", "2")
         arguments = ["copy", "--all-tags", f"{host}/app", f"oci:{tmp_path / 'work/mirror'}"]
         dry, done, _ = both(tmp_path, arguments, served=served)
@@ -345,7 +347,7 @@ class TestCopy:
         assert "omitted 5 blobs" in dry.err
 
 
-def test_a_program_can_run_dry_too(host: str, tmp_path: Path, index: Descriptor) -> None:
+def test_the_python_api_has_dry_runs_too(host: str, tmp_path: Path, index: Descriptor) -> None:
     result = api.copy(f"{host}/app:1", tmp_path / "x.tar", dry_run=True)
     assert [image.digest for image in result.images] == [index["digest"]]
     assert {blob.status for blob in result.blobs} == {"copied"}

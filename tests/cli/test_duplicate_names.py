@@ -19,7 +19,7 @@ READERS = "skopeo takes the first one, `docker load`, `ctr image import` and `oc
 
 @pytest.fixture
 def images(layout: Layout) -> list[Descriptor]:
-    """Return two images of one name."""
+    """Return two images with one name."""
     found = [layout.image([b"a" * size]) for size in (100, 200)]
     for image in found:
         layout.name(image, NAME)
@@ -40,7 +40,9 @@ def run(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Calla
     return started
 
 
-def test_every_reader_says_it(images: list[Descriptor], run: Callable[..., Result], tmp_path: Path) -> None:
+def test_every_command_that_reads_the_images_reports_them(
+    images: list[Descriptor], run: Callable[..., Result], tmp_path: Path
+) -> None:
     said = f"ocistream: 2 images have the name {NAME!r}: {images[0]['digest']}, {images[1]['digest']}; {READERS}\n"
     for argv in (["verify", "{}"], ["inspect", "{}"], ["copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"]):
         result = run(*argv)
@@ -48,7 +50,7 @@ def test_every_reader_says_it(images: list[Descriptor], run: Callable[..., Resul
         assert result.err.count(said) == 1
 
 
-def test_at_most_ten_names_are_said(images: list[Descriptor], layout: Layout) -> None:
+def test_at_most_ten_names_are_reported(images: list[Descriptor], layout: Layout) -> None:
     for number in range(11):
         for image in images:
             layout.name(image, f"registry.example.com/app:more{number}")
@@ -58,7 +60,7 @@ def test_at_most_ten_names_are_said(images: list[Descriptor], layout: Layout) ->
     assert "ocistream: 2 more names belong to several images each\n" in result.err
 
 
-def test_an_image_that_is_chosen_by_its_digest_is_the_only_one(
+def test_an_image_that_is_selected_by_its_digest_is_not_reported(
     images: list[Descriptor], layout: Layout, tmp_path: Path
 ) -> None:
     result = ocistream("copy", f"oci:{layout.path}:{images[0]['digest']}", f"oci-archive:{tmp_path / 'out.tar'}")
@@ -66,7 +68,9 @@ def test_an_image_that_is_chosen_by_its_digest_is_the_only_one(
     assert "have the name" not in result.err
 
 
-def test_of_a_docker_archive_the_image_ids_are_said(images: list[Descriptor], layout: Layout, tmp_path: Path) -> None:
+def test_the_image_ids_of_a_docker_archive_are_reported(
+    images: list[Descriptor], layout: Layout, tmp_path: Path
+) -> None:
     path = tmp_path / "saved.tar"
     both = [saved(layout, image, "app:1") for image in images]
     path.write_bytes(archive_of(of_docker(both)))

@@ -22,7 +22,7 @@ from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import basic, manifest_digest, seed
 from tests.runner import Result, ocistream
 
-#: No variable for a proxy, in either spelling.
+#: Unsets the variables for proxies, in both spellings.
 NO_PROXIES = dict.fromkeys(
     spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper())
 )
@@ -30,29 +30,29 @@ NO_PROXIES = dict.fromkeys(
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return a small image, called `app` in the layout."""
+    """Return a small image, named `app` in the layout."""
     return small_image(layout, name="app")
 
 
-# Proxies and authorities ---------------------------------------------------------------------------------------
+# Proxies and certificate authorities ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def distant(start: Callable[..., FaultyRegistry], certificate: Certificate) -> Iterator[Proxy]:
-    """Return a proxy behind which a registry called `registry.test` speaks TLS."""
+    """Return a proxy to a registry with TLS named `registry.test`."""
     with tunnelling_to(start(tls=certificate).host) as proxy:
         yield proxy
 
 
 def there_and_back(layout: Layout, folder: Path, *argv: str, env: dict[str, str | None]) -> tuple[Result, Result]:
-    """Push to `registry.test`, and pull from there."""
+    """Push to `registry.test`, and pull from it."""
     push = ocistream("push", "-i", layout.path, "registry.test/app:1", *argv, env=env)
     pull = ocistream("pull", "registry.test/app:1", "-o", folder / "back.tar", *argv, env=env)
     return push, pull
 
 
 @pytest.mark.parametrize("variable", ["https_proxy", "ALL_PROXY"])
-def test_a_registry_is_reached_through_a_proxy_and_trusted_by_its_authority(
+def test_a_registry_is_connected_through_a_proxy_and_trusted_by_its_ca(
     distant: Proxy, certificate: Certificate, layout: Layout, image: Descriptor, tmp_path: Path, variable: str
 ) -> None:
     env = {**NO_PROXIES, variable: distant.url, "SSL_CERT_FILE": str(certificate.file)}
@@ -62,18 +62,18 @@ def test_a_registry_is_reached_through_a_proxy_and_trusted_by_its_authority(
     assert set(distant.asked) == {"registry.test:443"}
 
 
-def test_a_certificate_that_nobody_vouches_for_is_not_trusted(
+def test_a_certificate_of_an_unknown_ca_is_not_trusted(
     distant: Proxy, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     del image
     env = {**NO_PROXIES, "HTTPS_PROXY": distant.url, "SSL_CERT_FILE": None}
     for result in there_and_back(layout, tmp_path, "--jobs=1", env=env):
         assertions.failure(result, 7, "the certificate is not trusted", "SSL_CERT_FILE")
-    # Trying again would be of no use.
+    # A retry would not help.
     assert len(distant.asked) == 2
 
 
-def test_hosts_in_no_proxy_are_asked_themselves(distant: Proxy, tmp_path: Path) -> None:
+def test_hosts_in_no_proxy_are_connected_directly(distant: Proxy, tmp_path: Path) -> None:
     pull = ["pull", "registry.test/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0"]
     for listed in ("registry.test", "a.example,.test"):
         env = {**NO_PROXIES, "HTTPS_PROXY": distant.url, "no_proxy": listed}
@@ -81,16 +81,16 @@ def test_hosts_in_no_proxy_are_asked_themselves(distant: Proxy, tmp_path: Path) 
     assert distant.asked == []
 
 
-def test_this_machine_is_never_behind_a_proxy(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
+def test_loopback_never_uses_a_proxy(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
     del image
     env = {**NO_PROXIES, "HTTP_PROXY": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1"}
     assertions.success(ocistream("push", "-i", layout.path, f"{served.host}/app:1", env=env))
 
 
-def test_plain_http_is_spoken_to_other_hosts_only_where_it_is_asked_for(
+def test_other_hosts_use_http_only_with_plain_http(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
-    # Without TLS a proxy is sent whole URLs, and the registry takes them as any server must.
+    # Without TLS a proxy gets complete URLs. The registry accepts them, as any server must, and acts as the proxy.
     env = {**NO_PROXIES, "HTTP_PROXY": f"http://{served.host}"}
     for result in there_and_back(layout, tmp_path, "--plain-http", env=env):
         assertions.success(result)
@@ -101,7 +101,7 @@ def test_plain_http_is_spoken_to_other_hosts_only_where_it_is_asked_for(
         assertions.failure(result, 7, "https://registry.test/v2/app/")
 
 
-def test_a_proxy_that_is_not_there_is_told_without_its_password(tmp_path: Path) -> None:
+def test_an_unreachable_proxy_is_reported_without_its_password(tmp_path: Path) -> None:
     env = {**NO_PROXIES, "HTTPS_PROXY": "http://me:hunter2@127.0.0.1:1"}
     for argv in (["--retries=0"], ["--retries=1", "-vv"]):
         result = ocistream("pull", "registry.test/app:1", "-o", tmp_path / "x.tar", *argv, env=env)
@@ -122,7 +122,7 @@ def test_source_date_epoch_is_the_date_of_every_entry(layout: Layout, image: Des
 
 
 @pytest.mark.parametrize("date", ["yesterday", "-1", "1.5", "9" * 20])
-def test_a_source_date_epoch_that_is_none_is_a_usage_error(
+def test_an_invalid_source_date_epoch_is_a_usage_error(
     layout: Layout, image: Descriptor, tmp_path: Path, date: str
 ) -> None:
     del image
@@ -132,10 +132,10 @@ def test_a_source_date_epoch_that_is_none_is_a_usage_error(
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}])
-def test_there_are_no_colours(layout: Layout, image: Descriptor, tmp_path: Path, env: dict[str, str]) -> None:
+def test_output_has_no_colours(layout: Layout, image: Descriptor, tmp_path: Path, env: dict[str, str]) -> None:
     del image
     for argv in (["copy", "-v", str(layout.path), str(tmp_path / "x.tar")], ["pull", "-x"]):
-        # What moves a bar about is no colour.
+        # The control sequences of a bar are not colours.
         assert re.search(r"\x1b\[[0-9;]*m", on_terminal(*argv, env=env).screen) is None
 
 
@@ -149,7 +149,7 @@ def auths(host: str, password: str) -> str:
 
 @pytest.fixture
 def guarded(start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry with `app:1`, open to one user."""
+    """Return a registry with `app:1` that one user may access."""
     registry = start(auth=Basic("me", "right"))
     seed(layout, image, registry.host, "app", "1", headers=basic("me", "right"))
     return registry
@@ -179,7 +179,9 @@ def test_an_error_of_a_credentials_file_names_the_variable_that_names_the_file(
     assertions.failure(result, code, text.format(path=path))
 
 
-def test_options_beat_the_environment_and_the_environment_beats_files(guarded: FaultyRegistry, tmp_path: Path) -> None:
+def test_options_override_the_environment_and_the_environment_overrides_files(
+    guarded: FaultyRegistry, tmp_path: Path
+) -> None:
     pull = ["pull", f"{guarded.host}/app:1", "-o", str(tmp_path / "x.tar")]
     env = {"DOCKER_AUTH_CONFIG": auths(guarded.host, "wrong")}
     assertions.failure(ocistream(*pull, env=env), 3)

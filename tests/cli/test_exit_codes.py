@@ -23,19 +23,19 @@ from tests.runner import Argument, command, ocistream, run
 
 MIB = 1 << 20
 NO_DIGEST = f"sha256:{'0' * 64}"
-#: What a registry keeps that has seen no push.
+#: The files of a registry before the first push.
 EMPTY_LAYOUT = ["blobs", "index.json", "oci-layout"]
 
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return an image with a layer of 2 MiB, called `app` in the layout."""
+    """Return an image with a layer of 2 MiB, named `app` in the layout."""
     return layout.image([2 * MIB, b"a second one"], name="app")
 
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served
@@ -60,7 +60,7 @@ def test_0_only_if_the_image_is_complete(registry: FaultyRegistry, folder: Path,
 
 # 1 -----------------------------------------------------------------------------------------------------------
 
-#: A mistake of ours, since none is known: a command that is not there.
+#: An artificial bug, because no real one is known: a command whose module does not exist.
 MISTAKE = "import sys; from ocistream import cli; cli.COMMANDS['pull'] = ('nowhere:pull', ''); sys.exit(cli.main(%s))"
 
 
@@ -142,7 +142,7 @@ def test_2_for_a_directory_with_other_files(registry: FaultyRegistry, folder: Pa
 # 4 -----------------------------------------------------------------------------------------------------------
 
 
-def test_4_for_an_image_that_is_not_there(registry: FaultyRegistry, folder: Path) -> None:
+def test_4_for_an_image_that_does_not_exist(registry: FaultyRegistry, folder: Path) -> None:
     name = f"{registry.host}/app@{NO_DIGEST}"
     assertions.failure(ocistream("pull", name, "-o", folder / "app.tar"), 4, f"{name} not found")
     assertions.nothing_left(folder)
@@ -221,7 +221,7 @@ def test_5_for_a_blob_that_does_not_match_its_digest(
     other = start()
     end = {"file": f"{folder}/app.tar", "layout": f"oci:{folder}", "registry": f"{other.host}/app:1"}[target]
     result = ocistream("copy", f"{registry.host}/app:1", end, "--retries", "0")
-    # A body that is shorter than the blob may also be one that was cut, so it is asked for again first.
+    # A body that is too short may be a truncated one, so the client requests it again first.
     assertions.failure(result, 7 if fault == Resize(-1, stated=True) else 5, layer)
     assertions.no_partial_files(folder)
     assert not (folder / "app.tar").exists()
@@ -229,7 +229,7 @@ def test_5_for_a_blob_that_does_not_match_its_digest(
     assertions.no_image(other)
 
 
-def test_5_on_both_sides_of_a_pipe(registry: FaultyRegistry, start: Callable[..., FaultyRegistry]) -> None:
+def test_5_for_pull_and_6_for_push_in_a_pipe(registry: FaultyRegistry, start: Callable[..., FaultyRegistry]) -> None:
     registry.faults = [Fault(Flip(MIB), "GET", "/blobs/", skip=1)]
     other = start()
     pull = ocistream("pull", f"{registry.host}/app:1")
@@ -242,7 +242,7 @@ def test_5_on_both_sides_of_a_pipe(registry: FaultyRegistry, start: Callable[...
 def test_5_for_a_corrupt_unreferenced_blob_that_was_already_written_to_a_pipe(
     layout: Layout, image: Descriptor, folder: Path, content: bytes
 ) -> None:
-    """The index comes last, so the blob is passed on before it is known that no image needs it."""
+    """The index comes last, so the blob is written before the index shows that no image needs it."""
     stray = layout.blob(content, "application/octet-stream")["digest"]
     layout.file(stray).write_bytes(content.replace(b"stray", b"other"))
     items = items_of(layout)
@@ -252,10 +252,10 @@ def test_5_for_a_corrupt_unreferenced_blob_that_was_already_written_to_a_pipe(
     assert result.code == 5, result.err
     assert stray in result.err
     assert "Traceback" not in result.err
-    # What did arrive is recognized as unfinished.
+    # The output is recognized as incomplete.
     (folder / "cut.tar").write_bytes(result.out)
     assert ocistream("verify", folder / "cut.tar").code == 6
-    # A file can be rewound, so there the blob does no harm.
+    # A file can be rewound, so it does not keep the blob.
     assertions.success(ocistream("copy", "-", folder / "app.tar", stdin=piped))
     files = files_in((folder / "app.tar").read_bytes())
     assert stray not in check_blobs(files)
@@ -270,7 +270,7 @@ def test_5_for_a_manifest_with_another_digest(registry: FaultyRegistry, image: D
 
 
 @pytest.mark.parametrize("source", ["file", "pipe", "layout"])
-def test_5_for_a_byte_changed_in_a_pipe(
+def test_5_for_a_changed_byte_in_the_source(
     served: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, source: str
 ) -> None:
     archive = folder / "app.tar"
@@ -310,7 +310,7 @@ def test_6_for_an_archive_that_ends_early(
     assertions.no_image(served)
 
 
-def test_6_for_a_directory_that_is_no_layout(served: FaultyRegistry, folder: Path) -> None:
+def test_6_for_a_directory_that_is_not_a_layout(served: FaultyRegistry, folder: Path) -> None:
     assertions.failure(ocistream("push", "-i", folder, f"{served.host}/app:1"), 6, "not an OCI layout")
 
 
@@ -339,7 +339,7 @@ def test_6_for_a_missing_layer_before_anything_is_written(
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """Return a port on which nobody listens, and nobody else will."""
+    """Return a port that is reserved, but on which no process listens."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -504,7 +504,7 @@ def test_9_for_an_unreadable_file(layout: Layout, image: Descriptor, served: Fau
     assertions.no_image(served)
 
 
-# Words ---------------------------------------------------------------------------------------------------------
+# Messages ------------------------------------------------------------------------------------------------------
 
 
 def test_a_traceback_is_printed_only_with_vv(closed_port: int) -> None:

@@ -1,4 +1,4 @@
-"""`ocistream gc`: unneeded blobs are deleted, needed ones never, and other processes lose nothing."""
+"""`ocistream gc`: unneeded blobs are deleted, needed ones stay, and parallel processes lose nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def image(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def stray(layout: Layout, image: Descriptor) -> list[str]:
-    """Return blobs that nobody needs, of 10 KiB each, the first of which was used last."""
+    """Return blobs of 10 KiB that no image needs; the first one was used most recently."""
     digests = [str(layout.blob(bytes([number]) * 10 * KIB, "x/y")["digest"]) for number in range(4)]
     for number, digest in enumerate(digests):
         age(layout, digest, DAY * (number + 1))
@@ -221,12 +221,12 @@ def test_invalid_options_are_refused(layout: Layout, tmp_path: Path, argv: list[
     assertions.failure(ocistream(*argv, cwd=tmp_path), code, words)
 
 
-# Beside others ---------------------------------------------------------------------------------------------------
+# Parallel processes ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout) -> Iterator[FaultyRegistry]:
-    """Return a registry that has an image as `app:1`, and falls silent in its last layer."""
+    """Return a registry that has an image as `app:1` and stalls in its last layer."""
     image = layout.image([b"first", 2048 * KIB])
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
@@ -247,7 +247,7 @@ def test_a_pull_into_the_same_layout_loses_nothing(registry: FaultyRegistry, tmp
     pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target}/"]
     with started_fork(*pull) as process:
         assertions.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)
-        # There are no images yet, so that nothing is needed.
+        # The layout lists no images yet, so no blob is needed.
         (target / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
         result = ocistream("gc", target, *argv)
         assertions.success(result)
@@ -259,7 +259,7 @@ def test_a_pull_into_the_same_layout_loses_nothing(registry: FaultyRegistry, tmp
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("argv", [[], ["--max-size=0"], ["--older-than=0"]])
-def test_nothing_is_deleted_beside_the_first_pull(registry: FaultyRegistry, tmp_path: Path, argv: list[str]) -> None:
+def test_nothing_is_deleted_during_the_first_pull(registry: FaultyRegistry, tmp_path: Path, argv: list[str]) -> None:
     target = tmp_path / "out"
     with started_fork("pull", f"{registry.host}/app:1", "--no-referrers", "--jobs=1", "-o", f"{target}/") as process:
         assertions.wait_for(lambda: is_stalled(registry) and len(there(target)) == 2)

@@ -26,7 +26,7 @@ OTHER = digest_of(b"nobody has this")
 
 
 def listed(result: Result, *origins: str) -> set[str]:
-    """Return the digests of a list, after a look at all else that is in it."""
+    """Return the digests of a list, after a check of its header."""
     assertions.success(result)
     header = [line for line in result.lines() if line.startswith("#")]
     digests = [line for line in result.lines() if not line.startswith("#")]
@@ -46,7 +46,7 @@ def everything(layout: Layout) -> set[str]:
 
 
 class End:
-    """The content of a layout as an end of any kind: its argument, what is on stdin, and how it is called."""
+    """The content of a layout in a location of any kind: its argument, its stdin, and its name in the list."""
 
     def __init__(self, kind: str, layout: Layout, registry: FaultyRegistry, folder: Path) -> None:
         archive = tar_of(small_first(layout) if kind.endswith("first") else items_of(layout))
@@ -129,7 +129,7 @@ class TestRegistries:
         methods = {request.method for request in served.requests if "/blobs/" in request.path}
         assert methods == {"HEAD"}
 
-    def test_more_tags_than_are_looked_at_together(
+    def test_more_tags_than_one_batch_are_listed(
         self, layout: Layout, start: Callable[..., FaultyRegistry], tmp_path: Path
     ) -> None:
         base = layout.blob(b"shared", OCI_LAYER)
@@ -141,7 +141,7 @@ class TestRegistries:
         asked = [request.path for request in served.requests if "/blobs/" in request.path]
         assert len(asked) == len(set(asked))
 
-    def test_an_unreadable_tag_fails(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_an_unreadable_tag_is_reported(self, layout: Layout, served: FaultyRegistry) -> None:
         kept, lost = small_image(layout), layout.image([b"another"])
         for tag, descriptor in (("kept", kept), ("lost", lost)):
             seed(layout, descriptor, served.host, "app", tag)
@@ -191,7 +191,7 @@ class TestRegistries:
             ocistream("have", "--among", "-", f"{served.host}/app", "--retries", "0", stdin=f"{OTHER}\n".encode()), 7
         )
 
-    def test_read_permission_is_enough(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_a_refused_request_is_an_error(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         served.faults.append(Fault(refusal(401, "UNAUTHORIZED"), path="/v2/app/", times=None))
         assertions.failure(ocistream("have", f"{served.host}/app"), 3)
@@ -206,7 +206,7 @@ class TestRegistries:
 
 
 class TestFiles:
-    def test_one_image_of_many(self, layout: Layout, tmp_path: Path) -> None:
+    def test_one_image_of_many_lists_its_blobs(self, layout: Layout, tmp_path: Path) -> None:
         image = layout.image([b"one"], name="v1")
         layout.image([b"two"], name="v2")
         document = layout.read(image["digest"])

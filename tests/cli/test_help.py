@@ -20,9 +20,9 @@ from tests.registry_http import seed
 from tests.runner import ocistream
 
 HEAVY = {"requests", "urllib3", "tqdm", "zstandard", "http.client", "ssl", "ocistream.http.client", "ocistream.serve"}
-#: What Python itself has for others than those who ask for the version.
+#: Modules of the standard library that --version does not need.
 SLOW = {"hashlib", "ipaddress", "json", "secrets", "tempfile", "pathlib"}
-#: What an image that just moves does without, whichever way.
+#: Modules that neither a plain pull nor a plain push needs.
 RARE = {
     "tqdm",
     "zstandard",
@@ -41,7 +41,7 @@ RARE = {
     "ocistream.registry.mirrors",
     "ocistream.registry.tags",
 }
-#: What only a pull needs, and what only a push.
+#: Modules that only a pull needs, and those that only a push needs.
 PULLING = {
     "ocistream.registry.opener",
     "ocistream.registry.referrer_search",
@@ -98,12 +98,12 @@ def test_a_configuration_file_with_defaults_is_read(monkeypatch: pytest.MonkeyPa
     (tmp_path / "ocistream/config.toml").write_text("[defaults]\njobs = 8")
     read = imported(*verified)
     assert read >= {"tomllib", "ocistream.cli.settings"}
-    # What another command has for an option is known without a look at all of them (which have this in common).
+    # Options of other commands are known without an import of the commands, which all import this module.
     assert "ocistream.cli.transfers" not in read
 
 
 def test_the_process_exits_without_joining_threads() -> None:
-    """Python takes away beneath its threads what they work with, which now and then is a segmentation fault."""
+    """At exit Python destroys objects that its threads still use, which sometimes causes a segmentation fault."""
     script = (
         "import atexit, sys; from ocistream.cli import run; "
         "atexit.register(print, 'taken apart'); sys.argv[1:] = ['--version']; run()"
@@ -128,7 +128,7 @@ def test_help_lists_every_command() -> None:
     assertions.success(result)
     for name, (_, line) in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(line.split()[0])}", result.out.decode(), re.MULTILINE)
-    # These two stand for an option.
+    # These two commands are aliases of options.
     for name in ("help", "version"):
         assert f"`ocistream {name}`" in result.out.decode()
     assert ocistream("-h").out == result.out
@@ -172,7 +172,7 @@ def test_help_fits_80_columns_and_has_two_lines_for_each_option(argv: list[str])
     for line in lines[first_section:]:
         if option := re.match(r"  (-\S.*?)(?:  +(\S)|$)", line):
             row = option[1]
-            # A long spelling has a line of its own.
+            # A long spelling has its own line.
             help_lines[row] = 0 if option[2] is None else 1
         elif not line.startswith("   "):
             row = ""

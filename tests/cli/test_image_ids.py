@@ -1,4 +1,4 @@
-"""An image ID (the digest of a config, which `docker images` shows) where the name or digest of an image belongs."""
+"""An image ID (the digest of a config, which `docker images` shows) instead of the name or digest of an image."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def image_id(image: Saved) -> str:
 
 
 @pytest.mark.parametrize(("prefix", "make"), [("", of_docker), ("docker-archive:", of_docker_25)])
-def test_a_docker_archive_has_images_by_their_ids(
+def test_images_of_a_docker_archive_can_be_selected_by_image_id(
     prefix: str, make: Callable[[Sequence[Saved]], list[Entry]], images: list[Saved], push: Push, served: FaultyRegistry
 ) -> None:
     for image in images:

@@ -1,7 +1,7 @@
-"""Archives and layouts that keep an image's whole index and have only some of its platforms.
+"""Archives and layouts that contain a complete index, but only some of its platforms.
 
-`docker save` (25 and later) and `ctr image export` write them. The same is taken and said of them, from a file, from a
-pipe in either order, and from a directory.
+`docker save` (25 and later) and `ctr image export` write them. The results and messages must be the same for a file,
+for a pipe in either order, and for a directory.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Made:
         layout.name(self.index, NAME)
 
     def remove(self, *platforms: str, keep_manifests: bool = False) -> None:
-        """Leave platforms out, as an exporter does that does not have them."""
+        """Remove platforms, as an exporter omits those that it does not have."""
         for platform in platforms:
             image = self.layout.read(self.images[platform]["digest"])
             gone = [image["config"], image["layers"][1]]
@@ -80,7 +80,7 @@ def made(layout: Layout) -> Made:
 
 @pytest.fixture(params=WAYS)
 def source(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Callable[[], dict[str, Any]]:
-    """Return a function that gives the layout as an archive or directory: the arguments of a run that reads it."""
+    """Return a function that provides the layout as an archive or directory and returns the arguments to read it."""
 
     def given() -> dict[str, Any]:
         if request.param == "directory":
@@ -98,7 +98,7 @@ def source(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Ca
 
 @pytest.fixture
 def push(source: Callable[[], dict[str, Any]], served: FaultyRegistry) -> Push:
-    """Return a function that pushes the layout to app:1, with more options."""
+    """Return a function that pushes the layout to app:1 with the given options."""
 
     def run(*options: str | Path) -> Result:
         given = source()
@@ -108,7 +108,7 @@ def push(source: Callable[[], dict[str, Any]], served: FaultyRegistry) -> Push:
 
 
 class TestOnePlatform:
-    def test_its_manifest_goes_byte_for_byte_with_its_attestation_and_that_is_said(
+    def test_its_manifest_and_attestation_are_copied_byte_for_byte_and_reported(
         self, made: Made, push: Push, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         made.remove("linux/arm64", keep_manifests=True)
@@ -137,13 +137,13 @@ class TestOnePlatform:
             "missing": ["linux/arm64", "linux/s390x"],
             "instead": image,
         }
-        # As a list of referrers describes it, and not as the index does.
+        # As the referrers list describes it, not as the index does.
         (referrer,) = document["referrers"]
         assert referrer["artifactType"] == "application/vnd.docker.attestation.manifest.v1+json"
         assert referrer["kind"] == "attestation"
 
     @from_sorted_pipe
-    def test_one_that_names_no_subject_is_left_behind_and_that_is_said(
+    def test_an_attestation_without_a_subject_is_skipped_and_reported(
         self, layout: Layout, push: Push, served: FaultyRegistry
     ) -> None:
         made = Made(layout, subjects=False)
@@ -154,11 +154,11 @@ class TestOnePlatform:
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
     @from_directory
-    def test_quiet_says_nothing(self, made: Made, push: Push) -> None:
+    def test_quiet_prints_nothing(self, made: Made, push: Push) -> None:
         made.remove("linux/arm64", "linux/s390x")
         assert push("-q").err == ""
 
-    def test_the_digest_that_is_requested_is_that_of_the_platform(self, made: Made, served: FaultyRegistry) -> None:
+    def test_a_push_by_digest_needs_the_digest_of_the_platform(self, made: Made, served: FaultyRegistry) -> None:
         made.remove("linux/arm64", "linux/s390x")
         push = ["push", "-i", str(made.layout.path)]
         result = ocistream(*push, f"{served.host}/app@{made.index['digest']}")
@@ -168,7 +168,7 @@ class TestOnePlatform:
 
 
 class TestSeveralPlatforms:
-    def test_they_are_the_index_that_a_choice_of_them_makes(
+    def test_they_become_the_same_index_as_with_platform_options(
         self, made: Made, push: Push, served: FaultyRegistry
     ) -> None:
         chosen = ocistream(
@@ -191,7 +191,9 @@ class TestSeveralPlatforms:
 
 
 class TestAttestations:
-    def test_one_that_was_not_exported_is_named(self, made: Made, push: Push, served: FaultyRegistry) -> None:
+    def test_an_attestation_that_was_not_exported_is_named(
+        self, made: Made, push: Push, served: FaultyRegistry
+    ) -> None:
         for descriptor in made.attestations.values():
             made.layout.file(descriptor["digest"]).unlink()
         result = push()
@@ -206,7 +208,7 @@ class TestAttestations:
 
 
 class TestDamage:
-    def test_a_layer_that_is_missing_beside_its_config_is_no_choice(
+    def test_a_platform_with_a_config_and_a_missing_layer_is_damaged(
         self, made: Made, push: Push, served: FaultyRegistry
     ) -> None:
         made.remove("linux/s390x")
@@ -218,13 +220,13 @@ class TestDamage:
         assertions.failure(result, 6, layer, "complete platforms: linux/amd64; `ocistream inspect")
 
     @from_sorted_pipe
-    def test_nothing_of_it_at_all_is_an_error(self, made: Made, push: Push, served: FaultyRegistry) -> None:
+    def test_an_index_without_any_platform_is_an_error(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         made.remove(*PLATFORMS)
         assertions.failure(push(), 6, made.images["linux/amd64"]["digest"])
         assert manifest(served.host, "app", "1") is None
 
     @from_small_first_pipe
-    def test_a_platform_that_was_asked_for_is_not_replaced(self, made: Made, push: Push) -> None:
+    def test_a_requested_platform_is_not_replaced(self, made: Made, push: Push) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = push("--platform", "linux/arm64")
         assertions.failure(
@@ -232,7 +234,7 @@ class TestDamage:
         )
 
     @pytest.mark.parametrize("keep_manifests", [False, True])
-    def test_from_a_directory_the_platforms_that_are_there_are_named(
+    def test_the_error_names_the_complete_platforms_of_a_directory(
         self, made: Made, tmp_path: Path, served: FaultyRegistry, keep_manifests: bool
     ) -> None:
         made.remove("linux/arm64", keep_manifests=keep_manifests)
@@ -243,7 +245,7 @@ class TestDamage:
         assertions.failure(result, 6, "complete platforms: linux/amd64, linux/s390x")
 
     @from_file
-    def test_an_image_that_is_no_index_and_lacks_its_config_is_incomplete(
+    def test_a_single_image_without_its_config_is_an_error(
         self, layout: Layout, push: Push, served: FaultyRegistry
     ) -> None:
         image = layout.image([tar_layer({"a": b"b"})], name=NAME)
@@ -252,8 +254,10 @@ class TestDamage:
         assert manifest(served.host, "app", "1") is None
 
 
-class TestWhatTheOtherSideHas:
-    def test_goes_as_the_whole_index(self, made: Made, push: Push, served: FaultyRegistry) -> None:
+class TestPlatformsAtTheDestination:
+    def test_the_complete_index_is_pushed_if_the_registry_has_the_missing_platforms(
+        self, made: Made, push: Push, served: FaultyRegistry
+    ) -> None:
         seed(made.layout, made.index, served.host, "app", "before")
         made.remove("linux/arm64", "linux/s390x")
         result = push()
@@ -263,7 +267,7 @@ class TestWhatTheOtherSideHas:
 
 
 class TestOtherCommands:
-    def test_verify_calls_it_ok_and_lists_what_is_missing(
+    def test_verify_succeeds_and_lists_the_missing_platforms(
         self, made: Made, source: Callable[[], dict[str, Any]]
     ) -> None:
         made.remove("linux/arm64", keep_manifests=True)
@@ -278,7 +282,9 @@ class TestOtherCommands:
         assert lines[-1].endswith(", 2 index entries not exported (`docker save` omits other platforms)")
         assert not any(line.startswith("missing") for line in lines)
 
-    def test_verify_still_finds_damage_in_one(self, made: Made, source: Callable[[], dict[str, Any]]) -> None:
+    def test_verify_finds_damage_in_an_exported_platform(
+        self, made: Made, source: Callable[[], dict[str, Any]]
+    ) -> None:
         made.remove("linux/s390x")
         layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
         made.layout.file(layer).unlink()
@@ -299,7 +305,7 @@ class TestOtherCommands:
         for target in (f"oci:{tmp_path / 'copied'}", f"oci-archive:{tmp_path / 'copied.tar'}"):
             result = ocistream("copy", path, target, stdin=given.get("stdin"))
             if given["path"] == "-" and "archive" in target and "linux" not in result.err:
-                # The index was written before it was known that something is missing.
+                # The index was written before the missing platforms were known.
                 assertions.failure(result, 6)
                 continue
             assertions.success(result)
@@ -307,7 +313,7 @@ class TestOtherCommands:
         index = json.loads((tmp_path / "copied" / "index.json").read_bytes())
         assert index["manifests"][0]["digest"] == made.images["linux/amd64"]["digest"]
 
-    def test_a_docker_archive_takes_the_platform_that_is_there(
+    def test_a_docker_archive_gets_the_only_exported_platform(
         self, made: Made, source: Callable[[], dict[str, Any]], tmp_path: Path
     ) -> None:
         made.remove("linux/arm64", keep_manifests=True)
@@ -327,7 +333,7 @@ class TestOtherCommands:
             which = "linux/amd64, the only platform that the source has of the 3 in the index"
         assert f"ocistream: {NAME}: {which}\n" in result.err
 
-    def test_of_two_platforms_that_are_there_one_is_taken(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_docker_archive_gets_one_of_two_exported_platforms(self, layout: Layout, tmp_path: Path) -> None:
         made = Made(layout, subjects=False)
         made.remove("linux/s390x")
         result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
@@ -336,11 +342,11 @@ class TestOtherCommands:
             "only linux/amd64 of the 2 platforms that the source has; the index lists 3; choose another with --platform"
         )
         assert f"ocistream: {NAME}: {which}\n" in result.err
-        # A docker-archive holds no attestation, whatever the platforms.
+        # A docker-archive cannot contain attestations, whatever the platforms.
         assert "not copied: 1 attestation; a docker-archive cannot contain them\n" in result.err
 
     @pytest.mark.parametrize(("keep_manifests", "is_file"), [(False, True), (True, False)])
-    def test_all_platforms_of_which_there_is_one_are_a_docker_archive_of_that_one(
+    def test_a_docker_archive_of_all_platforms_gets_the_only_exported_one(
         self, made: Made, tmp_path: Path, keep_manifests: bool, is_file: bool
     ) -> None:
         made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
@@ -358,7 +364,7 @@ class TestOtherCommands:
         assert document["config"]["digest"].partition(":")[2] in entry["Config"]
         assert len(entry["Layers"]) == len(document["layers"])
 
-    def test_recompressed_the_digest_that_is_said_exists(
+    def test_the_reported_digest_of_a_recompressed_image_exists(
         self, layout: Layout, served: FaultyRegistry, made: Made
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
@@ -367,7 +373,7 @@ class TestOtherCommands:
         digest = manifest_digest(served.host, "app", "1")
         assert f"copied as {digest} instead of {made.index['digest']}" in result.err
 
-    def test_without_referrers_the_attestation_is_left_behind_for_that_reason(
+    def test_no_referrers_skips_the_attestation_and_is_the_reported_reason(
         self, layout: Layout, served: FaultyRegistry, made: Made
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
@@ -377,7 +383,7 @@ class TestOtherCommands:
             assert "not copied: 1 attestation; --no-referrers" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
-    def test_inspect_and_have_know_what_was_not_exported(self, made: Made) -> None:
+    def test_inspect_and_have_recognize_platforms_that_were_not_exported(self, made: Made) -> None:
         made.remove("linux/arm64", "linux/s390x")
         missing = made.images["linux/arm64"]["digest"]
         inspected = [line.strip() for line in ocistream("inspect", made.layout.path).lines()]
@@ -391,7 +397,7 @@ class TestOtherCommands:
 
 class TestSync:
     @pytest.mark.uncounted
-    def test_says_what_is_missing_and_then_finds_it_unchanged(
+    def test_missing_platforms_are_reported_and_a_second_run_copies_nothing(
         self, made: Made, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
@@ -411,7 +417,7 @@ class TestSync:
         assertions.success(again)
         assert "0 images copied, 0 B; 1 unchanged" in again.err
 
-    def test_attestations_in_an_index_are_not_missed_in_a_layout(
+    def test_an_index_with_attestations_in_a_layout_is_unchanged(
         self, made: Made, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "1")
@@ -421,7 +427,7 @@ class TestSync:
         assertions.success(again)
         assert "1 unchanged" in again.err
 
-    def test_a_destination_with_the_whole_index_is_unchanged(
+    def test_a_destination_with_the_complete_index_is_unchanged(
         self, made: Made, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "1")
@@ -432,7 +438,7 @@ class TestSync:
         assert "1 unchanged" in result.err
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
 
-    def test_a_plan_says_what_is_then_done_where_the_destination_has_the_rest(
+    def test_a_dry_run_matches_the_real_run_if_the_destination_has_the_rest(
         self, made: Made, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "before")
@@ -445,7 +451,7 @@ class TestSync:
 
 
 class TestServed:
-    """`serve` of a directory and of an archive: what is asked for by its tag is complete."""
+    """`serve` of a directory and of an archive: an image that is requested by tag is complete."""
 
     @pytest.fixture(params=["directory", "archive"])
     def serve(self, request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Iterator[Callable[[], str]]:
@@ -463,7 +469,7 @@ class TestServed:
             yield serve
 
     @pytest.mark.parametrize("keep_manifests", [False, True])
-    def test_one_platform_is_its_manifest(
+    def test_one_platform_is_served_as_its_manifest(
         self, made: Made, serve: Callable[[], str], tmp_path: Path, keep_manifests: bool
     ) -> None:
         made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
@@ -476,7 +482,7 @@ class TestServed:
             made.attestations["linux/amd64"]["digest"]
         ]
 
-    def test_several_are_a_smaller_index_by_tag_and_by_digest(
+    def test_several_platforms_are_served_as_a_smaller_index_by_tag_and_by_digest(
         self, made: Made, serve: Callable[[], str], tmp_path: Path
     ) -> None:
         made.remove("linux/arm64")
@@ -487,7 +493,7 @@ class TestServed:
         assert manifest(host, "app", digest_of(smaller)) == smaller
         assertions.success(ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar"))
 
-    def test_that_is_said_once(self, made: Made, layout: Layout) -> None:
+    def test_an_incomplete_index_is_reported_once(self, made: Made, layout: Layout) -> None:
         made.remove("linux/arm64", "linux/s390x")
         with started_fork("serve", layout.path, "--listen=127.0.0.1:0") as process:
             assert process.stdout is not None
@@ -501,17 +507,15 @@ class TestServed:
         )
         assert err.decode().count(said) == 1
 
-    def test_a_complete_index_and_a_damaged_one_are_served_as_they_are(
-        self, made: Made, serve: Callable[[], str]
-    ) -> None:
+    def test_a_damaged_index_is_served_unchanged(self, made: Made, serve: Callable[[], str]) -> None:
         layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
         made.layout.file(layer).unlink()
         assert manifest_digest(serve(), "app", "1") == made.index["digest"]
 
 
-class TestAChosenPlatform:
+class TestSelectedPlatform:
     @from_sorted_pipe
-    def test_takes_its_attestation_along(self, made: Made, push: Push, served: FaultyRegistry) -> None:
+    def test_its_attestation_is_copied(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         result = push("--platform", "linux/arm64")
         assertions.success(result)
         _, listed = get(served.host, f"/v2/app/referrers/{made.images['linux/arm64']['digest']}")
@@ -520,13 +524,15 @@ class TestAChosenPlatform:
         ]
 
     @from_file
-    def test_says_where_that_cannot_be(self, layout: Layout, push: Push) -> None:
+    def test_an_attestation_without_a_subject_is_reported(self, layout: Layout, push: Push) -> None:
         Made(layout, subjects=False)
         result = push("--platform", "linux/arm64")
         assertions.success(result)
         assert "not copied: 1 attestation; only some platforms of the index were copied" in result.err
 
-    def test_says_it_of_a_registry_too(self, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> None:
+    def test_an_attestation_without_a_subject_is_reported_for_a_registry(
+        self, layout: Layout, served: FaultyRegistry, tmp_path: Path
+    ) -> None:
         made = Made(layout, subjects=False)
         seed(layout, made.index, served.host, "app", "1")
         result = ocistream("pull", f"{served.host}/app:1", "--platform", "linux/arm64", "-o", tmp_path / "a.tar")
@@ -551,7 +557,7 @@ class TestBlobsInAnIndex:
         return index
 
     @pytest.mark.uncounted
-    def test_go_byte_for_byte(
+    def test_they_are_copied_byte_for_byte(
         self, cache: Descriptor, layout: Layout, push: Push, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         assertions.success(push())
@@ -564,7 +570,7 @@ class TestBlobsInAnIndex:
         verified = ocistream("verify", tmp_path / "cache.tar")
         assert verified.code == 0, verified.err
 
-    def test_a_registry_with_one_works_for_its_other_images(
+    def test_a_registry_with_such_an_index_can_be_verified_inspected_and_cleaned(
         self, cache: Descriptor, layout: Layout, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         layout.image([b"of its own"], name="registry.example.com/other:1")
@@ -581,14 +587,14 @@ class TestBlobsInAnIndex:
         del cache
 
     @from_sorted_pipe
-    def test_one_that_is_missing_is_damage(self, cache: Descriptor, layout: Layout, push: Push) -> None:
+    def test_a_missing_blob_is_an_error(self, cache: Descriptor, layout: Layout, push: Push) -> None:
         gone = layout.read(cache["digest"])["manifests"][1]["digest"]
         layout.file(gone).unlink()
         assertions.failure(push(), 6, gone)
 
 
-class TestContentInADescriptor:
-    def test_needs_no_blob(self, layout: Layout, push: Push, served: FaultyRegistry) -> None:
+class TestEmbeddedData:
+    def test_content_in_a_descriptor_needs_no_blob(self, layout: Layout, push: Push, served: FaultyRegistry) -> None:
         artifact = layout.artifact(b"a chart")
         layout.name(artifact, NAME)
         empty = layout.read(artifact["digest"])["config"]["digest"]
@@ -597,7 +603,9 @@ class TestContentInADescriptor:
         assert get(served.host, f"/v2/app/blobs/{empty}") == (200, b"{}")
 
     @from_small_first_pipe
-    def test_is_not_missing_to_verify(self, layout: Layout, source: Callable[[], dict[str, Any]]) -> None:
+    def test_verify_does_not_report_embedded_content_as_missing(
+        self, layout: Layout, source: Callable[[], dict[str, Any]]
+    ) -> None:
         artifact = layout.artifact(b"a chart")
         layout.name(artifact, NAME)
         layout.file(layout.read(artifact["digest"])["config"]["digest"]).unlink()
@@ -605,7 +613,7 @@ class TestContentInADescriptor:
         result = ocistream("verify", given["path"], stdin=given.get("stdin"))
         assert (result.code, result.err) == (0, "")
 
-    def test_that_is_something_else_does_not_count(self, layout: Layout, served: FaultyRegistry) -> None:
+    def test_wrong_embedded_data_is_ignored(self, layout: Layout, served: FaultyRegistry) -> None:
         changed = layout.read(layout.artifact(b"a chart")["digest"])
         empty = changed["config"]["digest"]
         layout.file(empty).unlink()

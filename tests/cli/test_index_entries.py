@@ -1,7 +1,7 @@
-"""What stands at the top of the index.json that we write, so that others see the images in it and nothing else.
+"""Entries of the index.json that ocistream writes: other tools must find the images in it, and nothing else.
 
-docs/images.md has the rule as a table. containerd's part of it is a model (tests/containerd_model.py); what skopeo,
-podman, Docker and containerd of Debian make of such archives is in tests/interop.
+docs/images.md has the rule as a table. tests/containerd_model.py is a model of containerd; tests/interop tests such
+archives with skopeo, podman, Docker and containerd of Debian.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def with_attestations(layout: Layout, served: FaultyRegistry) -> Made:
 def pulled(
     request: pytest.FixtureRequest, tmp_path: Path, served: FaultyRegistry
 ) -> Callable[..., list[dict[str, Any]]]:
-    """Return a function that pulls images, and returns the entries of the index.json that was written."""
+    """Return a function that pulls images and returns the entries of the written index.json."""
 
     def pull(image: str, *options: str) -> list[dict[str, Any]]:
         target = tmp_path / {"archive": "a.tar", "layout": "layout/", "volume": "v.000.tar"}[request.param]
@@ -75,7 +75,7 @@ def pulled(
 
 
 class TestImagesAlone:
-    def test_referrers_and_cosigns_are_no_images(
+    def test_referrers_and_cosign_signatures_are_not_images(
         self, found: Signed, served: FaultyRegistry, pulled: Callable[..., list[dict[str, Any]]]
     ) -> None:
         entries = pulled("app:1")
@@ -88,7 +88,7 @@ class TestImagesAlone:
             found.cosign["digest"]: found.image["digest"],
         }
 
-    def test_what_an_index_lists_is_not_listed_again(
+    def test_manifests_of_an_index_are_not_listed_again(
         self, with_attestations: Made, pulled: Callable[..., list[dict[str, Any]]]
     ) -> None:
         (entry,) = pulled("built:1", "--platform", "linux/amd64", "--platform", "linux/arm64")
@@ -96,7 +96,7 @@ class TestImagesAlone:
         *_, entry = pulled("built:1", "--platform", "all")
         assert entry["digest"] == with_attestations.index["digest"]
 
-    def test_of_one_platform_the_attestation_is_a_referrer(
+    def test_the_attestation_of_one_platform_is_a_referrer(
         self, with_attestations: Made, served: FaultyRegistry, pulled: Callable[..., list[dict[str, Any]]]
     ) -> None:
         image = with_attestations.images["linux/arm64"]["digest"]
@@ -106,7 +106,7 @@ class TestImagesAlone:
 
 
 class TestServedDirectory:
-    def test_what_is_pushed_and_refers_to_an_image_is_no_image(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_pushed_referrer_is_not_an_image(self, layout: Layout, tmp_path: Path) -> None:
         with serve.Registry(tmp_path / "store") as registry:
             found = push_signed(layout, registry.host)
         entries = assertions.index_of(tmp_path / "store")
@@ -120,8 +120,8 @@ class TestServedDirectory:
         }
 
 
-class TestEntriesOfOthers:
-    """What containerd 2.2 and Docker export: referrers at the top, with the annotation, perhaps with a name."""
+class TestEntriesOfOtherTools:
+    """Entries as containerd 2.2 and Docker export them: referrers with the annotation, perhaps with a name."""
 
     @pytest.fixture
     def archive(self, layout: Layout, tmp_path: Path) -> Callable[..., Path]:
@@ -138,7 +138,7 @@ class TestEntriesOfOthers:
 
         return written
 
-    def test_are_referrers_even_with_a_name(
+    def test_entries_with_a_name_are_referrers(
         self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
     ) -> None:
         made = signed(layout)
@@ -153,7 +153,7 @@ class TestEntriesOfOthers:
         _, listed = get(served.host, f"/v2/app/referrers/{made.image['digest']}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [made.signature["digest"]]
 
-    def test_whose_manifest_says_nothing_of_it_are_left_behind_with_a_word(
+    def test_entries_whose_manifest_names_no_subject_are_skipped_and_reported(
         self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
     ) -> None:
         made = signed(layout)
@@ -164,7 +164,7 @@ class TestEntriesOfOthers:
         assert "not copied: 1 SBOM; they are listed, but do not name this image as their subject" in result.err
         assert manifest(served.host, "app", other["digest"]) is None
 
-    def test_that_are_not_there_are_left_behind_with_a_word(
+    def test_entries_that_do_not_exist_are_skipped_and_reported(
         self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
     ) -> None:
         made = signed(layout)
@@ -174,7 +174,7 @@ class TestEntriesOfOthers:
         assertions.success(result)
         assert "not copied: 1 SBOM; they are listed, but do not exist" in result.err
 
-    def test_with_no_digest_in_the_annotation_are_images(
+    def test_entries_without_a_digest_in_the_annotation_are_images(
         self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
     ) -> None:
         image = layout.image([b"one"])
@@ -197,12 +197,12 @@ class TestEntriesOfOthers:
         ]
 
 
-class TestEntriesThatAreNoManifests:
+class TestEntriesThatAreNotManifests:
     """The example of image-layout.md in the image-spec lists an XML file beside the images."""
 
     @pytest.fixture
     def other(self, layout: Layout) -> Descriptor:
-        """Return the entry of an XML file in a layout whose other entry is an image called v1."""
+        """Return the entry of an XML file in a layout whose other entry is the image v1."""
         image = layout.image([b"one"], name="v1")
         made = {**layout.blob(b"<component/>", "application/xml"), "annotations": {"org.example.type": "AppStream"}}
         index = json.loads((layout.path / "index.json").read_bytes())
@@ -212,7 +212,9 @@ class TestEntriesThatAreNoManifests:
         return made
 
     @pytest.mark.parametrize("piped", [False, True])
-    def test_are_copied_with_the_images(self, piped: bool, layout: Layout, other: Descriptor, tmp_path: Path) -> None:
+    def test_they_are_copied_with_the_images(
+        self, piped: bool, layout: Layout, other: Descriptor, tmp_path: Path
+    ) -> None:
         archive = tmp_path / "a.tar"
         assertions.success(ocistream("copy", f"oci:{layout.path}", f"oci-archive:{archive}"))
         files = files_in(archive.read_bytes())
@@ -235,7 +237,7 @@ class TestEntriesThatAreNoManifests:
         assert shown["artifactType"] == "application/xml"
 
     @pytest.mark.parametrize("command", ["push", "copy"])
-    def test_only_the_images_go_to_a_registry_and_a_line_says_so(
+    def test_only_images_are_copied_to_a_registry_and_this_is_reported(
         self, command: str, layout: Layout, served: FaultyRegistry, other: Descriptor
     ) -> None:
         arguments = ["-i", layout.path] if command == "push" else ["--all-tags", f"oci:{layout.path}"]

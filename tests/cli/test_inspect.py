@@ -21,7 +21,7 @@ ENDS = ["layout", "file", "pipe", "pipe, index first"]
 
 
 def inspected(layout: Layout, how: str, folder: Path, *options: str) -> tuple[dict[str, Any], str]:
-    """Return the JSON document about a layout, and what is shown to people."""
+    """Return the JSON document and the text output about a layout."""
     archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
     end = {"layout": f"oci:{layout.path}", "file": f"oci-archive:{folder / 'x.tar'}"}.get(how, "-")
     (folder / "x.tar").write_bytes(archive)
@@ -109,7 +109,7 @@ class TestArchives:
             assert f"label org.example.for: {platform}" in text
         assert text.count("created 2024-01-01T00:00:00Z") == 2
 
-    def test_a_referrer_with_a_tag_of_cosigns_is_named_with_its_image(
+    def test_a_referrer_with_a_cosign_tag_is_named_with_its_image(
         self, how: str, layout: Layout, image: Descriptor, tmp_path: Path
     ) -> None:
         tag = f"{image['digest'].replace(':', '-')}.sig"
@@ -121,7 +121,7 @@ class TestArchives:
         assert (referrer["digest"], referrer["tag"]) == (signature["digest"], tag)
         assert f"referred to by {signature['digest']}" in text
 
-    def test_each_compression_is_told(self, how: str, layout: Layout, tmp_path: Path) -> None:
+    def test_each_compression_is_shown(self, how: str, layout: Layout, tmp_path: Path) -> None:
         kinds = ("gzip", "zstd", "")
         layers = [tar_layer({"a": kind.encode()}, compression=kind) for kind in kinds]  # type: ignore[arg-type]
         layout.image(layers, name="mixed")
@@ -139,7 +139,7 @@ class TestArchives:
         assert "linux/arm64/v8  missing" in text
 
     @pytest.mark.parametrize(("part", "more"), [("config", 0), ("layers", 1)], ids=["gone", "of another size"])
-    def test_a_config_or_layer_that_is_missing_is_too(
+    def test_a_missing_config_or_layer_is_listed(
         self, how: str, layout: Layout, tmp_path: Path, part: str, more: int
     ) -> None:
         manifest = layout.read(small_image(layout)["digest"])
@@ -170,7 +170,7 @@ class TestArchives:
 
 
 @pytest.mark.parametrize("form", ["--json", pytest.param("text", marks=pytest.mark.nightly)])
-def test_an_image_of_ten_thousand_layers_is_described_within_what_is_promised(
+def test_an_image_of_ten_thousand_layers_is_described_within_the_promised_memory(
     layout: Layout, image: Descriptor, tmp_path: Path, form: str
 ) -> None:
     config = layout.read(image["digest"])["config"]
@@ -320,7 +320,7 @@ class TestTemplates:
         assert problem in result.err
         assert "{digest}, {mediaType}, {size}, {bytes}" in result.err
 
-    def test_json_may_be_asked_for_in_two_ways_but_not_beside_a_template(self, layout: Layout) -> None:
+    def test_json_may_be_requested_in_two_ways_but_not_with_a_template(self, layout: Layout) -> None:
         small_image(layout, name="v1")
         end = f"oci:{layout.path}"
         one, other = ocistream("inspect", end, "--format", "json"), ocistream("inspect", end, "--json")
@@ -345,7 +345,7 @@ class TestTemplates:
         result = ocistream("inspect", f"{served.host}/app", "--format", "{name} {digest}")
         assert result.lines() == [f"{served.host}/app:latest {image['digest']}"]
 
-    def test_a_label_cannot_make_a_second_line(self, layout: Layout) -> None:
+    def test_a_label_cannot_add_a_line(self, layout: Layout) -> None:
         small_image(layout, name="v1", config={"Labels": {"a": "b\n::error::c\x1b[2J"}})
         result = ocistream("inspect", f"oci:{layout.path}", "--format", "{labels.a}")
         assert len(result.lines()) == 1
@@ -396,7 +396,7 @@ class TestRaw:
         layout.file(config).unlink()
         assertions.failure(ocistream("inspect", f"oci:{layout.path}", "--raw-config"), 6, config)
 
-    def test_a_terminal_is_not_controlled(self, layout: Layout) -> None:
+    def test_raw_output_cannot_control_a_terminal(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         manifest = layout.read(image["digest"])
         manifest["config"] = layout.blob(b"\x1b[2J", manifest["config"]["mediaType"])
@@ -405,18 +405,18 @@ class TestRaw:
         assert seen.code == 0
         assert "\x1b" not in seen.screen
 
-    def test_one_kind_of_output_is_chosen(self, layout: Layout) -> None:
+    def test_two_kinds_of_output_are_refused(self, layout: Layout) -> None:
         small_image(layout, name="v1")
         assertions.failure(
             ocistream("inspect", f"oci:{layout.path}", "--raw", "--json"), 2, "--json, --format, --raw and --raw-config"
         )
 
     @pytest.mark.parametrize(("file", "code"), [("example.com/app:1", 4), ("/dev/null", 2)])
-    def test_config_of_skopeo_is_answered_with_the_option_for_it(self, file: str, code: int) -> None:
+    def test_the_config_option_of_skopeo_gets_a_hint(self, file: str, code: int) -> None:
         assertions.failure(ocistream("inspect", "--config", file), code, "--raw-config prints the config of an image")
 
 
-def test_labels_beyond_a_bound_are_not_shown_and_this_is_said(layout: Layout, tmp_path: Path) -> None:
+def test_labels_beyond_a_bound_are_not_shown_and_this_is_reported(layout: Layout, tmp_path: Path) -> None:
     for number in range(4):
         small_image(layout, name=f"v{number}", config={"Labels": {str(number): "x" * 400_000}})
     document, _ = inspected(layout, "layout", tmp_path)
@@ -424,7 +424,7 @@ def test_labels_beyond_a_bound_are_not_shown_and_this_is_said(layout: Layout, tm
     assert "the labels of 2 images are not shown" in ocistream("inspect", f"oci:{layout.path}").err
 
 
-def test_a_config_that_the_registry_has_lost_does_not_hide_the_others(served: FaultyRegistry, layout: Layout) -> None:
+def test_a_missing_config_in_a_registry_does_not_hide_the_others(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout)
     seed(layout, index, served.host, "app", "v1")
     lost = layout.read(layout.read(index["digest"])["manifests"][1]["digest"])["config"]["digest"]

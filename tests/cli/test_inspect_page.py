@@ -1,4 +1,4 @@
-"""`ocistream inspect --format html`: a page for people about what a location has."""
+"""`ocistream inspect --format html`: an HTML page about the content of a location."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ FULL_NAME = "io.containerd.image.name"
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return a small image, called `app` in the layout `made`."""
+    """Return a small image, named `app` in the layout `made`."""
     return small_image(layout, name="app")
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Callable[..., Result]:
-    """Return what runs `copy` in the folder in which the layout `made` is."""
+    """Return a function that runs `copy` in the folder of the layout `made`."""
 
     def run(*argv: Argument, stdin: bytes | None = None) -> Result:
         result = ocistream("copy", *argv, stdin=stdin, cwd=tmp_path, env={"HOME": str(tmp_path / "home")})
@@ -50,7 +50,7 @@ def test_a_name_that_ends_in_a_slash_is_a_layout(copy: Callable[..., Result], tm
 
 
 @pytest.mark.usefixtures("image")
-def test_an_archive_with_the_name_of_a_compressed_file_is_a_plain_tar_and_said_to_be(
+def test_an_archive_named_like_a_compressed_file_is_an_uncompressed_tar_and_this_is_reported(
     copy: Callable[..., Result], tmp_path: Path
 ) -> None:
     for name, path in (("app.tar.gz", "app.tar.gz"), ("oci-archive:new.TGZ:app", "new.TGZ")):
@@ -74,7 +74,7 @@ def test_a_path_to_an_archive_with_a_tag_is_refused(tmp_path: Path) -> None:
 # Registries --------------------------------------------------------------------------------------------------
 
 
-def test_a_name_may_say_docker_and_have_a_tag_and_a_digest(
+def test_a_name_may_have_the_prefix_docker_and_a_tag_and_a_digest(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     seed(layout, image, served.host, "some/app", "latest")
@@ -97,7 +97,7 @@ def test_a_digest_overrides_the_tag(served: FaultyRegistry, layout: Layout, imag
 
 def test_a_sha512_digest_is_accepted(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout, algorithm="sha512")
-    # By its digest: under a tag a registry gives it a digest of its own choice.
+    # The image has no tag: for a tag, the registry chooses the digest algorithm.
     seed(layout, image, served.host, "app")
     assertions.success(ocistream("pull", f"{served.host}/app@{image['digest']}", "-o", tmp_path / "app.tar"))
     assert assertions.index_of(tmp_path / "app.tar")[0]["digest"] == image["digest"]
@@ -113,8 +113,8 @@ def test_a_sha512_digest_is_accepted(served: FaultyRegistry, layout: Layout, tmp
         ("[fd00::1]:5000/x", "https://[fd00::1]:5000/v2/x/manifests/latest"),
     ],
 )
-def test_short_names_expand_as_with_docker_and_hosts_speak_tls(name: str, url: str, tmp_path: Path) -> None:
-    # No proxy is there, so nothing leaves this machine: it is enough to see what would have been asked for.
+def test_short_names_expand_as_with_docker_and_use_https(name: str, url: str, tmp_path: Path) -> None:
+    # The proxy does not exist, so no request leaves this machine; the error shows the URL.
     env = {"HTTPS_PROXY": "http://127.0.0.1:1"}
     assertions.failure(ocistream("pull", name, "-o", tmp_path / "x.tar", "--retries=0", env=env), 7, f"GET {url}: ")
 
@@ -123,7 +123,7 @@ def test_short_names_expand_as_with_docker_and_hosts_speak_tls(name: str, url: s
 
 
 @pytest.mark.parametrize("source", ["oci:made", "oci:made:app", "./made", "made/../made/", "oci:./made"])
-def test_a_layout(copy: Callable[..., Result], tmp_path: Path, image: Descriptor, source: str) -> None:
+def test_a_layout_is_read(copy: Callable[..., Result], tmp_path: Path, image: Descriptor, source: str) -> None:
     if source.startswith("made"):
         source = str(tmp_path / source)
     copy(source, "oci:copied:renamed")
@@ -132,7 +132,9 @@ def test_a_layout(copy: Callable[..., Result], tmp_path: Path, image: Descriptor
 
 
 @pytest.mark.parametrize("target", ["oci-archive:x.tar", "./x.tar", "../PARENT/x.tar", "ABSOLUTE/x.tar"])
-def test_an_archive(copy: Callable[..., Result], tmp_path: Path, image: Descriptor, target: str) -> None:
+def test_an_archive_is_written_and_read(
+    copy: Callable[..., Result], tmp_path: Path, image: Descriptor, target: str
+) -> None:
     written = target.replace("PARENT", tmp_path.name).replace("ABSOLUTE", str(tmp_path))
     copy("oci:made", written)
     copy(written, "oci:back")
@@ -140,7 +142,9 @@ def test_an_archive(copy: Callable[..., Result], tmp_path: Path, image: Descript
         assert assertions.index_of(tmp_path / name)[0]["digest"] == image["digest"]
 
 
-def test_a_name_in_an_archive(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
+def test_a_name_in_an_archive_is_written_and_selected(
+    copy: Callable[..., Result], tmp_path: Path, image: Descriptor
+) -> None:
     del image
     copy("oci:made", "oci-archive:x.tar:a.example/app:2")
     (entry,) = assertions.index_of(tmp_path / "x.tar")
@@ -156,7 +160,7 @@ def test_a_name_in_an_archive(copy: Callable[..., Result], tmp_path: Path, image
     ("stdin", "stdout"),
     [("-", "oci-archive:-"), ("oci-archive:-", "-"), ("oci-archive:-:app", "oci-archive:-:new"), ("/dev/stdin", "-")],
 )
-def test_standard_input_and_output(
+def test_stdin_and_stdout_are_archives(
     copy: Callable[..., Result], layout: Layout, tmp_path: Path, image: Descriptor, stdin: str, stdout: str
 ) -> None:
     result = copy(stdin, stdout, stdin=tar_of(small_first(layout)))
@@ -165,7 +169,7 @@ def test_standard_input_and_output(
     assert assertions.names_in(tmp_path / "y.tar") == ["new" if stdout.endswith("new") else "app"]
 
 
-def test_a_file_or_a_directory_that_is_called_dash(copy: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_file_or_a_directory_may_be_named_dash(copy: Callable[..., Result], tmp_path: Path) -> None:
     small_image(Layout(tmp_path / "made"), name="app")
     assert copy("oci:made", "./-").lines() != []
     assert (tmp_path / "-").is_file()
@@ -173,11 +177,11 @@ def test_a_file_or_a_directory_that_is_called_dash(copy: Callable[..., Result], 
     (tmp_path / "-").unlink()
     assert copy("oci:made", "oci:-").lines() != []
     assert (tmp_path / "-" / "index.json").is_file()
-    # Even so, a dash alone is no directory.
+    # A dash alone is still stdout.
     assert copy("oci:made", "-").out.startswith(b"oci-layout")
 
 
-def test_the_home_directory(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
+def test_a_tilde_is_the_home_directory(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
     (tmp_path / "home").mkdir()
     copy("oci:made", "~/x.tar")
     copy("~/x.tar", "oci:~/layout")
@@ -216,7 +220,7 @@ def test_output_and_input_accept_transport_prefixes(
 @pytest.mark.parametrize(
     "location", ["oci:made", "oci:./made", "made", "oci-archive:app.tar", "./app.tar", "docker-archive:app.tar"]
 )
-def test_serve_takes_each_way_to_write_a_layout_or_an_archive(
+def test_serve_accepts_every_form_of_a_layout_or_an_archive(
     copy: Callable[..., Result], layout: Layout, tmp_path: Path, location: str
 ) -> None:
     index = two_platforms(layout, name="127.0.0.1/app:1")
@@ -240,7 +244,7 @@ def test_serve_creates_the_layout_directory_that_a_prefix_names(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("location", ["oci:made", "oci:./made", "made", "~/../made"])
-def test_rm_and_gc_take_each_way_to_write_a_layout(tmp_path: Path, image: Descriptor, location: str) -> None:
+def test_rm_and_gc_accept_every_form_of_a_layout(tmp_path: Path, image: Descriptor, location: str) -> None:
     (tmp_path / "home").mkdir()
     for argv in (["rm", location, "app"], ["gc", location, "--older-than=0"]):
         assertions.success(ocistream(*argv, cwd=tmp_path, env={"HOME": str(tmp_path / "home")}))
@@ -281,7 +285,7 @@ def test_a_command_for_a_layout_or_an_archive_refuses_other_locations(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_image_is_chosen_within_the_one_that_a_location_names(
+def test_a_location_with_a_name_limits_the_choice_of_images(
     served: FaultyRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     for name in ("app", "other"):
@@ -303,7 +307,7 @@ def test_a_fifo_is_read_and_written_once(copy: Callable[..., Result], tmp_path: 
     assert (tmp_path / "fifo").is_fifo()
 
 
-# What is no end ----------------------------------------------------------------------------------------------
+# Invalid locations -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("image")

@@ -19,13 +19,13 @@ from tests.runner import Result, ocistream
 
 @pytest.fixture
 def registry(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
-    """Return a registry that is open to one user."""
+    """Return a registry that one user may access."""
     return start(auth=Basic("me", "right"))
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the file in which credentials are kept for the test; it is not there yet."""
+    """Return the path of the test's credentials file, which does not exist yet."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     return tmp_path / "docker" / "config.json"
 
@@ -48,7 +48,7 @@ def test_a_stored_credential_is_used_until_logout(registry: FaultyRegistry, conf
     assert str(config) in result.err
     assert kept(config) == {registry.host: {"auth": base64.b64encode(b"me:right").decode()}}
     assert config.stat().st_mode & 0o777 == 0o600
-    # There is no such image, but who asks is known.
+    # The credential is accepted; the image does not exist.
     assertions.failure(ocistream(*pull), 4)
     result = ocistream("logout", registry.host)
     assert (result.code, result.out) == (0, b"")
@@ -94,7 +94,7 @@ def test_the_user_may_come_from_the_environment(
     assert set(kept(config)) == {registry.host}
 
 
-def test_a_token_server_is_asked(start: Callable[..., FaultyRegistry], config: Path) -> None:
+def test_a_token_server_checks_the_credential(start: Callable[..., FaultyRegistry], config: Path) -> None:
     registry = start(auth=Bearer(users={"me": "right"}))
     assertions.failure(login(registry, "-u", "me", password=b"wrong"), 3)
     assert not config.exists()
@@ -108,7 +108,7 @@ def test_a_registry_may_be_written_as_a_url(registry: FaultyRegistry, config: Pa
     assert set(kept(config)) == {registry.host}
 
 
-def test_quiet_says_nothing(registry: FaultyRegistry, config: Path) -> None:
+def test_quiet_prints_nothing(registry: FaultyRegistry, config: Path) -> None:
     assert login(registry, "-q", "-u", "me").err == ""
     assert ocistream("logout", "-q", registry.host).err == ""
     assert kept(config) == {}
@@ -135,10 +135,10 @@ def test_an_unreadable_file_is_not_overwritten(registry: FaultyRegistry, config:
     assert config.read_text() == "{ broken"
 
 
-# At a terminal -------------------------------------------------------------------------------------------------
+# Prompts on a terminal -----------------------------------------------------------------------------------------
 
 
-def test_a_terminal_is_asked_and_shows_no_password(registry: FaultyRegistry, config: Path) -> None:
+def test_prompts_on_a_terminal_do_not_show_the_password(registry: FaultyRegistry, config: Path) -> None:
     dialogue = [("Username: ", "me\n"), ("Password: ", "right\n")]
     seen = on_terminal("login", registry.host, dialogue=dialogue)
     assert seen.code == 0, seen.screen
@@ -146,7 +146,7 @@ def test_a_terminal_is_asked_and_shows_no_password(registry: FaultyRegistry, con
     assert set(kept(config)) == {registry.host}
 
 
-def test_a_terminal_is_asked_only_for_what_is_not_known(registry: FaultyRegistry, config: Path) -> None:
+def test_there_are_prompts_only_for_missing_values(registry: FaultyRegistry, config: Path) -> None:
     seen = on_terminal("login", "-u", "me", registry.host, dialogue=[("Password: ", "right\n")])
     assert seen.code == 0
     assert "Username" not in seen.screen
@@ -154,14 +154,16 @@ def test_a_terminal_is_asked_only_for_what_is_not_known(registry: FaultyRegistry
 
 
 @pytest.mark.parametrize("dialogue", [[("Username: ", "\n")], [("Username: ", "me\n"), ("Password: ", "\x04")]])
-def test_no_answer_is_no_login(registry: FaultyRegistry, config: Path, dialogue: list[tuple[str, str]]) -> None:
+def test_no_input_at_a_prompt_is_an_error(
+    registry: FaultyRegistry, config: Path, dialogue: list[tuple[str, str]]
+) -> None:
     seen = on_terminal("login", registry.host, dialogue=dialogue)
     assert seen.code == 2
     assert "no input" in seen.screen
     assert not config.exists()
 
 
-def test_prompts_are_no_data(registry: FaultyRegistry, config: Path) -> None:
+def test_prompts_are_not_written_to_stdout(registry: FaultyRegistry, config: Path) -> None:
     dialogue = [("Username: ", "me\n"), ("Password: ", "right\n")]
     seen = on_terminal("login", registry.host, dialogue=dialogue, streams=["stdin", "stderr"])
     assert (seen.code, seen.out) == (0, b"")

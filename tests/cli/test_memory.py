@@ -1,7 +1,7 @@
-"""Memory grows neither with the image nor with the documents in an archive.
+"""Memory does not grow with the image or with the documents in an archive.
 
-A usual run moves one image in each way. A nightly run compares images of 64 MiB, of 8 GiB and of 1,000 layers. The
-layers are zeros, which cost their registry (`tests.zero_layer_registry`) and a file with holes next to nothing.
+A usual run copies one image in each way. A nightly run compares images of 64 MiB, of 8 GiB and of 1,000 layers. The
+layers are zeros, which cost almost nothing in their registry (`tests.zero_layer_registry`) and in a sparse file.
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layout,
 from tests.runner import Argument, Result, command, measured, measured_pipe, ocistream, run
 from tests.zero_layer_registry import MIB, Endless, Image
 
-#: What no process may have at its peak, in bytes, at the default settings.
+#: The maximum peak memory of a process with default settings, in bytes.
 BUDGET: Final = 48 * MIB
-#: What documents may cost beyond a small image: a copy between files takes less than a push, for which `BUDGET` is.
+#: Memory that documents may need beyond a small image. A copy between files needs less than a push, as in `BUDGET`.
 ALLOWED: Final = 15 * MIB
-#: How much more a large image may take than a small one.
+#: How much more memory a large image may need than a small one.
 FLAT: Final = 1 * MIB
-#: How much more each layer may take, in bytes, for its descriptor in several tables.
+#: Bytes that each layer may add for its descriptor in several tables.
 DESCRIPTOR: Final = 2 << 10
-#: Bytes of the layers of an image: of the one that a usual run moves, and that others are compared with, and of those.
+#: Total sizes of layers: the usual image, with which a nightly run compares the larger ones.
 USUAL: Final = 64 * MIB
 LARGE: Final = 128 * MIB
 HUGE: Final = 8192 * MIB
-#: How many bytes each image of a sync may take all the time: for its name, and for its entry in the index of a layout.
+#: Bytes that each image of a sync may need until the end: for its name, and for its entry in the index of a layout.
 NAME: Final = 30
 ENTRY: Final = 170
-#: How many bytes of a layout's `index.json` an image has, which are in memory while the file is parsed.
+#: Bytes of one image in a layout's `index.json`, which is in memory while it is parsed.
 INDEX_JSON: Final = 250
-#: The images of three syncs. The first one imports what the others need.
+#: Numbers of images in three syncs. The first sync imports the modules that the others need.
 COUNTS: Final = (2, 100, 600)
-#: How much each blob of an archive may take, in bytes: for its digest, and its place in the file.
+#: Bytes that each blob of an archive may need: for its digest and its offset in the file.
 PLACE: Final = 200
 TRACED: Final = Path(__file__).parents[1] / "traced_memory.py"
 #: Seconds that a slow registry takes for each MiB on each connection.
 SLOW: Final = 0.02
-#: How often an image is measured at most. Which threads have most at the same moment is luck: peaks of four layers that
-#: are copied at the same time are up to 1.5 MiB apart at any size. What grows with the image does so every time.
+#: The maximum number of measurements of an image. Peaks of four layers that are copied in parallel vary by chance, by
+#: up to 1.5 MiB at any size. Memory that grows with the image grows in every measurement.
 TIMES_SMALL: Final = 8
 TIMES: Final = 2
 
 nightly = pytest.mark.nightly
-#: Moves an image, with a new folder for its files, and returns the result of each process.
+#: Copies an image, with a new folder for its files, and returns the result of each process.
 Move = Callable[[Image, Path], Sequence[Result]]
 
 
 def peak(result: Result, code: int = 0) -> int:
-    """Assert how a run ended, and that its peak is within `BUDGET`; return the peak."""
+    """Assert the exit code and that the peak memory is within `BUDGET`; return the peak."""
     assert result.code == code, result.err
     assert result.peak is not None
     assert result.peak < BUDGET, f"{result.peak / MIB:.1f} MiB: {result.argv}"
@@ -112,7 +112,7 @@ def out_of_an_archive(image: Image, folder: Path, *options: Argument) -> Sequenc
 
 
 def through_a_remote_command(image: Image, folder: Path) -> Sequence[Result]:
-    # The peak is the larger one of both sides: a process counts those that it has started.
+    # The peak is the larger one of both sides: the peak of a process includes its children.
     return out_of_an_archive(image, folder, "--via", remote(folder / "bin", command()))
 
 
@@ -152,7 +152,7 @@ def one_layer(size: int) -> Image:
 
 
 def four_layers(size: int) -> Image:
-    """Return an image whose layers are moved at once where both ends allow it; no two are the same."""
+    """Return an image with four different layers, which are copied in parallel if both sides allow it."""
     return Image([size // 4 + 512 * number for number in range(4)])
 
 
@@ -161,7 +161,7 @@ def four_layers(size: int) -> Image:
     [
         (through_a_pipe, one_layer, USUAL),
         pytest.param(from_registry_to_registry, four_layers, USUAL, marks=nightly),
-        # Layers that end before the client opens further connections would show nothing.
+        # Smaller layers would end before the client opens further connections.
         (from_a_slow_registry, four_layers, 4 * USUAL),
         pytest.param(through_a_pipe_from_a_slow_registry, one_layer, 4 * USUAL, marks=nightly),
         (through_a_remote_command, four_layers, USUAL),
@@ -178,7 +178,7 @@ def test_large_layers_are_moved_within_the_budget(
 
 
 def thousand_layers(_: int) -> Image:
-    """Return the usual image with so many more layers that it has 1,000."""
+    """Return the usual image with 996 additional small layers."""
     return Image([*four_layers(USUAL).layers.values(), *range(4096, 4096 + 996)])
 
 
@@ -226,7 +226,7 @@ def traced(folder: Path, *commands: Sequence[Argument]) -> list[tuple[int, int]]
 
 
 def write_index(folder: Path, image: Image, names: Sequence[str]) -> None:
-    """Write a layout that lists an image under many names, and has none of its blobs."""
+    """Write a layout that lists an image under many names but has no blobs."""
     entry = descriptor(image.manifest, OCI_MANIFEST)
     entries = [{**entry, "annotations": {"io.containerd.image.name": name}} for name in names]
     (folder / "blobs").mkdir(parents=True)
@@ -235,7 +235,7 @@ def write_index(folder: Path, image: Image, names: Sequence[str]) -> None:
 
 
 def each_further(measured: Sequence[tuple[int, int]]) -> list[float]:
-    """Return for two syncs of different numbers of images what one image adds to the peak, and to what is kept."""
+    """Return how many bytes each further image of a sync adds to the peak and to the memory that is kept."""
     return [(more - less) / (COUNTS[2] - COUNTS[1]) for less, more in zip(*measured[1:], strict=True)]
 
 
@@ -243,8 +243,8 @@ def each_further(measured: Sequence[tuple[int, int]]) -> list[float]:
 def test_each_further_image_of_a_sync_takes_only_the_memory_of_its_name_and_its_entry(
     tmp_path: Path, *, into_layout: bool
 ) -> None:
-    # One image under many names, all but one of which are unchanged: that takes a fraction of the time of copies, and
-    # a layout's index is written all the same.
+    # One image under many names, of which only one is copied: that is much faster than copies of all, and still writes
+    # the layout's index.
     image = Image([512])
     commands: list[Sequence[Argument]] = []
     with Endless() as source, Endless() as target:
@@ -295,7 +295,7 @@ def test_each_further_image_of_a_layout_or_an_archive_takes_only_the_memory_of_i
 # Many blobs -------------------------------------------------------------------------------------------------------
 
 
-def test_each_further_blob_of_an_archive_takes_only_the_memory_of_its_digest_and_its_place(tmp_path: Path) -> None:
+def test_each_further_blob_of_an_archive_takes_only_the_memory_of_its_digest_and_its_offset(tmp_path: Path) -> None:
     commands: list[Sequence[Argument]] = []
     counts = (10, 2_000, 12_000)
     for count in counts:
@@ -319,7 +319,7 @@ def document(media_type: str, **fields: Any) -> bytes:
 
 
 def archive(root: bytes, media_type: str, *others: bytes) -> bytes:
-    """Return an archive of our own order with one root and whatever belongs to it."""
+    """Return an archive in ocistream's order with one root and its blobs."""
     blobs = [(blob_name(str(descriptor(content, "")["digest"])), content) for content in (root, *others)]
     index = document(OCI_INDEX, manifests=[descriptor(root, media_type)])
     return tar_of([("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'), ("index.json", index), *blobs])
@@ -343,14 +343,14 @@ def many_layers() -> bytes:
 
 
 def most_layers() -> bytes:
-    """Return an index of two manifests with as many layers as a list may have."""
+    """Return an index of two manifests, each with the maximum number of layers."""
     images = [manifest(absent(limits.MAX_LIST_ENTRIES - 1, start)) for start in (0, limits.MAX_LIST_ENTRIES)]
     index = document(OCI_INDEX, manifests=[descriptor(content, OCI_MANIFEST) for content in images])
     return archive(index, OCI_INDEX, *images, b"{}")
 
 
 def wide_characters() -> bytes:
-    """Return three long texts, together as large as they may be, with an emoji that makes them four times as large."""
+    """Return three long strings of the maximum total size; an emoji makes each four times as large in memory."""
     wide = "x" * (limits.MAX_WIDE_JSON_PART // 3 - limits.KIB) + "\U0001f600"
     return archive(manifest(annotations={"a": wide}, b=wide, c={"d": wide}), OCI_MANIFEST, b"{}")
 
@@ -370,7 +370,7 @@ def tiny_members() -> bytes:
 
 
 def thousands_of_images(count: int = 3000) -> bytes:
-    """Return images of their own layer each, in an index with their platforms and an annotation."""
+    """Return an index of images with one layer each, with platforms and annotations."""
     images, blobs = [], []
     for number in range(count):
         layer = b"layer %d" % number
@@ -421,7 +421,7 @@ def test_no_document_costs_more_memory_than_is_allowed(
 def test_a_manifest_of_megabytes_is_pulled_within_the_budget(
     tmp_path: Path, usual: int, served: FaultyRegistry
 ) -> None:
-    # Layers that are never moved, so that there may be thousands of them.
+    # Nondistributable layers are not copied, so the test can have thousands of them.
     kind = "application/vnd.oci.image.layer.nondistributable.v1.tar"
     raw = manifest([{**layer, "mediaType": kind} for layer in absent(9000)])
     assert len(raw) > limits.MIB
@@ -449,7 +449,7 @@ def test_layers_with_large_windows_are_verified_within_the_budget_of_decompressi
     result = measured("verify", "--deep", layout.path)
     assertions.success(result)
     assert result.peak is not None
-    # Each of two threads keeps a window of 8 MiB, and at times a third one is not freed yet. README promises 72 MiB for
+    # Two threads have a window of 8 MiB each, and sometimes a third window is not freed yet. README promises 72 MiB for
     # decompression.
     assert result.peak < 56 * MIB
 
@@ -479,7 +479,7 @@ def long_names(image: Saved) -> bytes:
 
 
 def short_names(image: Saved) -> bytes:
-    """Return as many names as there may be, each with a document that is kept in memory."""
+    """Return the maximum number of names, each with a document that is kept in memory."""
     return archive_of([*((f"{n:x}", b"{}") for n in range(45_000)), *of_docker([image])])
 
 
@@ -489,7 +489,7 @@ def large_documents(image: Saved) -> bytes:
 
 
 def large_configs(image: Saved) -> bytes:
-    """Return images with configs as large as they may be: all of them do not fit into `BUDGET` beside the program."""
+    """Return images with configs of the maximum size: with the program, all of them together exceed `BUDGET`."""
     entries: list[Entry] = [(f"{number}.tar", layer) for number, layer in enumerate(image.layers)]
     listed = []
     for number in range(4):
@@ -500,7 +500,7 @@ def large_configs(image: Saved) -> bytes:
 
 
 def many_listed(image: Saved) -> bytes:
-    """Return a list as long as it may be, of images with as many layers as they may have."""
+    """Return a list of the maximum length, of images with the maximum number of layers."""
     entries = of_podman([image])
     first = listed_in({name: content for name, content in entries if isinstance(content, bytes)})[0]
     others = [{"Config": "x", "Layers": ["y"] * 9_000}] * 14
@@ -521,7 +521,7 @@ def tiny_layers(image: Saved) -> bytes:
         (large_configs, True, 0),
         (many_listed, True, 0),
         (tiny_layers, False, 0),
-        # A pipe takes seconds for what a file has in a moment.
+        # A pipe takes seconds, a file takes a moment.
         pytest.param(tiny_layers, True, 0, marks=nightly),
         *(pytest.param(make, True, 6, marks=nightly) for make in (unused_files, short_names)),
         *(pytest.param(make, False, 6, marks=nightly) for make in (unused_files, long_names, short_names)),
@@ -537,7 +537,7 @@ def test_memory_does_not_grow_with_the_files_of_a_docker_archive(
     result = measured(*push, stdin=path) if piped else measured(*push, "-i", path)
     peak(result, code)
     if code:
-        # It has more files than are kept track of.
+        # The archive has more files than the limit.
         assertions.failure(result, 6)
         assertions.no_image(served)
 

@@ -1,4 +1,4 @@
-"""Mirrors and configuration files as a user meets them: what is read where, what is told, and who gets to see what."""
+"""Mirrors and configuration files on the command line: sources, messages, and which host gets which credentials."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USER, PASSWORD = "me", "correct-horse"
 
 
 class Machine:
-    """A registry that has an image as `team/app:1`, a mirror that has it below `hub/`, and a user's HOME."""
+    """A registry with an image `team/app:1`, a mirror with the same image below `hub/`, and a user's HOME."""
 
     def __init__(self, start: Start, layout: Layout, home: Path) -> None:
         self.registry, self.mirror = start(), start()
@@ -41,14 +41,14 @@ class Machine:
         return ocistream(*argv, env={**self.env, **(env or {})}, stdin=stdin)
 
     def configure(self, text: str = "") -> Path:
-        """Write our own configuration; by default the one mirror."""
+        """Write ocistream's configuration; by default with the mirror."""
         return self.write("ocistream/config.toml", text or self.own(f'mirrors = ["{self.mirror.host}/hub"]'))
 
     def own(self, *lines: str) -> str:
         return "\n".join([f'[registry."{self.registry.host}"]', *lines, ""])
 
     def containers(self, *lines: str) -> Path:
-        """Write the user's registries.conf, with an entry of the registry."""
+        """Write the user's registries.conf with an entry for the registry."""
         text = "\n".join(["[[registry]]", f'location = "{self.registry.host}"', *lines, ""])
         return self.write("containers/registries.conf", text)
 
@@ -59,11 +59,11 @@ class Machine:
         return path
 
     def asked_for(self) -> list[str]:
-        """Return what the registry itself was asked for of the image, and not of what hangs on it."""
+        """Return the paths that the registry itself was asked for, except for referrers."""
         return [request.path for request in self.registry.asked(path=r"/(manifests/(?!sha256-)|blobs/)")]
 
     def log_in(self, *hosts: str) -> None:
-        """Keep USER's password for these hosts, or parts of them, in Docker's file."""
+        """Store USER's password for these hosts, or paths on them, in Docker's file."""
         auth = basic(USER, PASSWORD)["Authorization"].removeprefix("Basic ")
         path = self.home / ".docker/config.json"
         path.parent.mkdir(exist_ok=True)
@@ -84,7 +84,7 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
-# -- where it is read from ----------------------------------------------------------------------------------
+# -- sources ------------------------------------------------------------------------------------------------
 
 
 def test_an_image_comes_from_the_mirror_and_keeps_its_name(machine: Machine, out: Path) -> None:
@@ -98,14 +98,14 @@ def test_an_image_comes_from_the_mirror_and_keeps_its_name(machine: Machine, out
     assert machine.mirror.host not in json.dumps(entry)
 
 
-def test_the_archive_does_not_depend_on_where_it_came_from(machine: Machine, out: Path) -> None:
+def test_the_archive_is_the_same_from_a_mirror_and_from_the_registry(machine: Machine, out: Path) -> None:
     machine.configure()
     for name, options in (("one.tar", []), ("two.tar", ["--no-mirrors"])):
         assertions.success(machine.run("pull", machine.name, "-o", out / name, *options))
     assert (out / "one.tar").read_bytes() == (out / "two.tar").read_bytes()
 
 
-def test_no_mirrors_asks_the_registry_itself_only(machine: Machine, out: Path) -> None:
+def test_no_mirrors_reads_only_from_the_registry(machine: Machine, out: Path) -> None:
     machine.configure()
     assertions.success(machine.run("pull", "--no-mirrors", machine.name, "-o", out / "app.tar"))
     assert machine.mirror.requests == []
@@ -117,14 +117,14 @@ def test_containers_mirrors_are_used(machine: Machine, out: Path) -> None:
     assert machine.asked_for() == []
 
 
-def test_our_own_mirrors_count_for_more(machine: Machine, out: Path) -> None:
+def test_mirrors_in_config_toml_take_precedence(machine: Machine, out: Path) -> None:
     machine.containers("[[registry.mirror]]", f'location = "{machine.mirror.host}/hub"')
     machine.configure(machine.own("mirrors = []"))
     assertions.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
     assert machine.mirror.requests == []
 
 
-def test_another_location_is_read_and_the_name_kept(machine: Machine, out: Path) -> None:
+def test_an_image_from_another_location_keeps_its_name(machine: Machine, out: Path) -> None:
     machine.write(
         "containers/registries.conf",
         f'[[registry]]\nprefix = "apps.example"\nlocation = "{machine.registry.host}/team"\n',
@@ -135,7 +135,7 @@ def test_another_location_is_read_and_the_name_kept(machine: Machine, out: Path)
     assert f"apps.example/app is read from {machine.registry.host}/team/app, its location in " in pulled.err
 
 
-def test_how_a_host_is_reached_is_taken_from_our_configuration(machine: Machine, out: Path) -> None:
+def test_config_toml_sets_the_url_of_a_registry(machine: Machine, out: Path) -> None:
     machine.configure(f'[registry."apps.example"]\nurl = "{machine.registry.url}"\n')
     assertions.success(machine.run("pull", "apps.example/team/app:1", "-o", out / "app.tar"))
     assert machine.registry.asked("GET", "/v2/team/app/manifests/1")
@@ -147,7 +147,7 @@ def test_other_commands_read_from_mirrors_too(command: str, machine: Machine, st
     other = start()
     argv = [machine.name] if command == "inspect" else [machine.name, f"{other.host}/copy:1"]
     assertions.success(machine.run(command, *argv))
-    # What refers to an image is asked for in the registry too, where a mirror knows of nothing.
+    # The registry itself is asked for referrers, if the mirror has none.
     assert not machine.registry.asked(path="/(manifests/[^s]|blobs/)")
     assert machine.mirror.asked("GET", "/hub/team/app/manifests/1")
 
@@ -161,15 +161,15 @@ def test_nothing_is_pushed_to_a_mirror(machine: Machine, out: Path) -> None:
     assert machine.mirror.requests == []
 
 
-# -- what is told -------------------------------------------------------------------------------------------
+# -- messages -----------------------------------------------------------------------------------------------
 
 
-def test_a_mirror_that_works_is_not_spoken_of(machine: Machine, out: Path) -> None:
+def test_a_mirror_that_works_is_not_reported(machine: Machine, out: Path) -> None:
     machine.configure()
     assert machine.mirror.host not in machine.run("pull", machine.name, "-o", out / "app.tar").err
 
 
-def test_that_a_mirror_lacks_an_image_is_told_to_those_who_want_to_know(machine: Machine, out: Path) -> None:
+def test_verbose_reports_that_a_mirror_lacks_an_image(machine: Machine, out: Path) -> None:
     machine.configure(machine.own(f'mirrors = ["{machine.mirror.host}/empty"]'))
     for number, (options, told) in enumerate({(): False, ("-v",): True}.items()):
         pulled = machine.run("pull", *options, machine.name, "-o", out / f"{number}.tar")
@@ -177,11 +177,11 @@ def test_that_a_mirror_lacks_an_image_is_told_to_those_who_want_to_know(machine:
         assert (f"the mirror {machine.mirror.host}/empty/team/app: " in pulled.err) == told
 
 
-# -- files that make no sense -------------------------------------------------------------------------------
+# -- invalid files ------------------------------------------------------------------------------------------
 
 
 def commands(machine: Machine, layout: Layout, out: Path) -> list[list[str]]:
-    """Return command lines that read from the registry, and that write to it."""
+    """Return command lines that read from the registry or write to it."""
     return [
         ["pull", machine.name, "-o", f"{out}/app.tar"],
         ["push", machine.name, "-i", str(layout.path)],
@@ -192,7 +192,7 @@ def commands(machine: Machine, layout: Layout, out: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["ours", "containers'"])
-def test_2_for_a_malformed_file_before_anything_moves(kind: str, machine: Machine, layout: Layout, out: Path) -> None:
+def test_2_for_a_malformed_file_before_any_request(kind: str, machine: Machine, layout: Layout, out: Path) -> None:
     path = machine.configure(machine.own("mirors = []")) if kind == "ours" else machine.containers("blocked = 1")
     for argv in commands(machine, layout, out):
         assertions.failure(machine.run(*argv), 2, str(path), "mirors" if kind == "ours" else "blocked")
@@ -200,12 +200,12 @@ def test_2_for_a_malformed_file_before_anything_moves(kind: str, machine: Machin
     assert machine.registry.requests == machine.mirror.requests == []
 
 
-def test_4_for_a_configuration_that_is_named_and_not_there(machine: Machine, out: Path) -> None:
+def test_4_for_a_missing_configuration_file(machine: Machine, out: Path) -> None:
     result = machine.run("pull", "--config", out / "gone.toml", machine.name, "-o", out / "app.tar")
     assertions.failure(result, 4, "--config", "gone.toml")
 
 
-def test_the_configuration_that_is_named_is_the_one_that_counts(machine: Machine, out: Path) -> None:
+def test_config_replaces_the_default_configuration_file(machine: Machine, out: Path) -> None:
     machine.configure("malformed")
     named = machine.home / "named.toml"
     named.write_text(machine.own(f'mirrors = ["{machine.mirror.host}/hub"]'))
@@ -213,7 +213,9 @@ def test_the_configuration_that_is_named_is_the_one_that_counts(machine: Machine
     assert machine.asked_for() == []
 
 
-def test_who_asks_no_registry_does_not_care_what_is_said_of_them(machine: Machine, layout: Layout, out: Path) -> None:
+def test_malformed_tables_of_registries_do_not_affect_commands_without_a_registry(
+    machine: Machine, layout: Layout, out: Path
+) -> None:
     machine.configure(machine.own("mirrors = 'malformed'"))
     machine.containers("malformed")
     small_image(layout, name="app")
@@ -223,7 +225,7 @@ def test_who_asks_no_registry_does_not_care_what_is_said_of_them(machine: Machin
     assertions.success(machine.run("pull", "--help"))
 
 
-def test_a_blocked_mirror_is_not_asked_and_that_is_said_to_who_wants_to_know_more(machine: Machine, out: Path) -> None:
+def test_a_blocked_mirror_is_not_asked_and_verbose_reports_it(machine: Machine, out: Path) -> None:
     path = machine.containers(
         *("[[registry.mirror]]", f'location = "{machine.mirror.host}/hub"'),
         *("[[registry]]", f'location = "{machine.mirror.host}"', "blocked = true"),
@@ -234,10 +236,10 @@ def test_a_blocked_mirror_is_not_asked_and_that_is_said_to_who_wants_to_know_mor
     assert f"the mirror {machine.mirror.host}/hub/team/app is not used: {path} blocks it" in pulled.err
 
 
-# -- what is blocked ----------------------------------------------------------------------------------------
+# -- blocked registries -------------------------------------------------------------------------------------
 
 
-def test_3_where_a_registry_is_blocked(machine: Machine, layout: Layout, out: Path) -> None:
+def test_3_for_a_blocked_registry(machine: Machine, layout: Layout, out: Path) -> None:
     path = machine.containers("blocked = true")
     small_image(layout, name=machine.name)
     push_to = ["push", "--to", machine.registry.host, "-i", str(layout.path)]
@@ -247,16 +249,16 @@ def test_3_where_a_registry_is_blocked(machine: Machine, layout: Layout, out: Pa
     assertions.nothing_left(out)
 
 
-# -- who gets to see which password -------------------------------------------------------------------------
+# -- credentials --------------------------------------------------------------------------------------------
 
 
 def shown(registry: FaultyRegistry) -> str:
-    """Return all that a registry was shown: each request's first line, headers, and what it says of its token."""
+    """Return all requests to a registry: the first line and the headers of each."""
     return "\n".join(f"{request.method} {request.target}\n{request.headers}" for request in registry.requests)
 
 
 def assert_shown_nothing(registry: FaultyRegistry) -> None:
-    assert registry.requests, "it was not even asked"
+    assert registry.requests, "the registry got no request"
     seen = shown(registry)
     assert "Authorization" not in seen
     assert PASSWORD not in seen
@@ -270,13 +272,13 @@ WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("way", "scheme"), list(zip(WAYS, ("basic", "bearer", "bearer"), strict=True)))
-def test_the_registrys_password_is_not_for_its_mirror(way: str, scheme: str, machine: Machine, out: Path) -> None:
+def test_a_mirror_does_not_get_the_password_of_the_registry(way: str, scheme: str, machine: Machine, out: Path) -> None:
     machine.configure()
     options, env = WAYS[way]
     if way == "by Docker's file":
         machine.log_in(machine.registry.host)
     machine.registry.auth = Basic(USER, PASSWORD) if scheme == "basic" else Bearer(users={USER: PASSWORD}, anonymous=())
-    # It asks for a password, of which it is to see none.
+    # The mirror asks for a password and must not get one.
     machine.mirror.auth = Basic("another", "password")
     pulled = machine.run(
         "pull", *options, machine.name, "-o", out / "app.tar", env=env, stdin=PASSWORD.encode() if options else None
@@ -286,7 +288,7 @@ def test_the_registrys_password_is_not_for_its_mirror(way: str, scheme: str, mac
     assert PASSWORD not in pulled.err
 
 
-def test_nor_is_it_for_another_location(machine: Machine, out: Path) -> None:
+def test_another_location_does_not_get_the_password_of_the_registry(machine: Machine, out: Path) -> None:
     machine.write(
         "containers/registries.conf",
         f'[[registry]]\nprefix = "apps.example"\nlocation = "{machine.registry.host}/team"\n',
@@ -296,7 +298,9 @@ def test_nor_is_it_for_another_location(machine: Machine, out: Path) -> None:
     assert_shown_nothing(machine.registry)
 
 
-def test_nor_are_the_client_certificate_and_insecure(machine: Machine, start: Start, out: Path, tmp_path: Path) -> None:
+def test_another_location_gets_neither_the_client_certificate_nor_insecure(
+    machine: Machine, start: Start, out: Path, tmp_path: Path
+) -> None:
     authority = make_certificate(tmp_path / "authority", "an authority")
     client = authority.issue(tmp_path / "client", common_name="me")
     curious = start(tls=authority.issue(tmp_path / "server"), client_authority=authority, asks_only=True)
@@ -316,7 +320,7 @@ def test_nor_are_the_client_certificate_and_insecure(machine: Machine, start: St
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_a_part_of_a_registry_that_is_insecure_leaves_the_rest_checked(
+def test_an_insecure_repository_leaves_the_rest_of_the_registry_checked(
     ours: bool, machine: Machine, start: Start, out: Path, certificate: Certificate
 ) -> None:
     registry = start(tls=certificate, auth=Basic(USER, PASSWORD))
@@ -335,11 +339,11 @@ def test_a_part_of_a_registry_that_is_insecure_leaves_the_rest_checked(
     assert registry.requests
 
 
-def test_the_mirrors_password_is_not_for_the_registry(machine: Machine, out: Path) -> None:
+def test_the_registry_does_not_get_the_password_of_the_mirror(machine: Machine, out: Path) -> None:
     machine.configure()
     machine.log_in(machine.mirror.host)
     machine.mirror.auth = Basic(USER, PASSWORD)
-    # What the mirror does not have, the registry is asked for.
+    # The registry is asked for blobs that the mirror does not deliver.
     machine.mirror.faults.append(Fault(HangUp(), path="/blobs/", times=None))
     assertions.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
     assert "Authorization" in shown(machine.mirror)
@@ -347,7 +351,7 @@ def test_the_mirrors_password_is_not_for_the_registry(machine: Machine, out: Pat
 
 
 @pytest.mark.parametrize(("scope", "good"), [("hub", True), ("hub/team/app", True), ("team", False), ("hub/te", False)])
-def test_a_password_for_a_part_of_a_mirror_is_for_that_part(
+def test_a_password_for_a_path_of_a_mirror_is_sent_only_for_that_path(
     scope: str, good: bool, machine: Machine, out: Path
 ) -> None:
     machine.configure()
@@ -373,7 +377,7 @@ def test_each_side_of_a_copy_has_its_mirrors_and_its_own_password(machine: Machi
     assert_shown_nothing(machine.mirror)
 
 
-def test_an_image_of_the_same_name_elsewhere_is_none_of_a_mirrors_business(
+def test_an_image_of_the_same_name_in_another_registry_is_not_read_from_the_mirror(
     machine: Machine, start: Start, layout: Layout, out: Path
 ) -> None:
     machine.configure()

@@ -1,4 +1,4 @@
-"""The network's options as a user gives them: certificates from files and folders, proxies, names, limits."""
+"""Network options on the command line: certificates from files and folders, proxies, host names, limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result, measured, ocistream
 
-#: No variable for a proxy, in either spelling.
+#: Unsets the variables for proxies, in both spellings.
 NO_PROXIES: dict[str, str | None] = dict.fromkeys(
     spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper())
 )
@@ -27,7 +27,7 @@ Start = Callable[..., FaultyRegistry]
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-    """An authority that nobody knows, a registry's certificate by it, and a client's."""
+    """An unknown certificate authority, and its certificates for a registry and for a client."""
 
     authority: Certificate
     server: Certificate
@@ -42,7 +42,7 @@ class Ids:
         return [f"--client-cert={self.client.file}", f"--client-key={self.client.key_file}"]
 
     def folder(self, path: Path, *, client: bool = True) -> Path:
-        """Make a folder as `certs.d` has them."""
+        """Make a folder like those in `certs.d`."""
         path.mkdir(parents=True)
         (path / "ca.crt").write_bytes(self.authority.file.read_bytes())
         if client:
@@ -60,13 +60,13 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Ids:
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return a small image, called `app` in the layout."""
+    """Return a small image, named `app` in the layout."""
     return small_image(layout, name="app")
 
 
 @pytest.fixture
 def mutual(start: Start, ids: Ids) -> FaultyRegistry:
-    """Return a registry that speaks TLS and wants a client certificate."""
+    """Return a registry that uses TLS and requires a client certificate."""
     return start(tls=ids.server, client_authority=ids.authority)
 
 
@@ -77,7 +77,7 @@ def push(layout: Layout, registry: FaultyRegistry, *argv: str, env: dict[str, st
 # Certificates --------------------------------------------------------------------------------------------------
 
 
-def test_an_own_ca_and_a_client_certificate_by_options(
+def test_options_set_a_private_ca_and_a_client_certificate(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     assertions.success(push(layout, mutual, ids.ca, *ids.shown))
@@ -104,7 +104,7 @@ def test_without_the_ca_the_error_names_the_option(
 
 
 @pytest.mark.uncounted
-def test_own_cas_do_not_take_the_place_of_ssl_cert_file(
+def test_private_cas_do_not_replace_ssl_cert_file(
     start: Start, ids: Ids, certificate: Certificate, layout: Layout, image: Descriptor
 ) -> None:
     one, other = start(tls=certificate), start(tls=ids.server)
@@ -118,7 +118,7 @@ def test_own_cas_do_not_take_the_place_of_ssl_cert_file(
     assert result.lines() == [f"{other.host}/app:1@{image['digest']}"]
 
 
-def test_from_a_plain_registry_to_one_with_tls_on_this_machine_with_one_ca(
+def test_a_copy_between_a_local_http_registry_and_a_local_tls_registry_uses_one_ca(
     served: FaultyRegistry, start: Start, ids: Ids, layout: Layout, image: Descriptor
 ) -> None:
     encrypted = start(tls=ids.server)
@@ -141,7 +141,7 @@ def test_certs_d_of_the_user_is_read(
     assertions.success(push(layout, mutual, env={variable: str(base)}))
 
 
-def test_what_certs_d_has_and_nothing_reads_is_said_to_who_wants_to_know_more(
+def test_verbose_reports_unused_files_in_certs_d(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     del image
@@ -152,7 +152,7 @@ def test_what_certs_d_has_and_nothing_reads_is_said_to_who_wants_to_know_more(
     assert f"{folder}: old.pem not used: only *.crt, *.cert and *.key are read" in result.err
 
 
-def test_certs_d_that_is_wrong_is_an_error_before_anything_is_sent(
+def test_invalid_files_in_certs_d_are_an_error_before_any_request(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     del image
@@ -165,7 +165,7 @@ def test_certs_d_that_is_wrong_is_an_error_before_anything_is_sent(
     assert mutual.requests == []
 
 
-def test_a_folder_may_be_named_in_place_of_certs_d(
+def test_cert_dir_replaces_certs_d(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     del image
@@ -176,7 +176,9 @@ def test_a_folder_may_be_named_in_place_of_certs_d(
     assertions.success(push(layout, mutual, f"--cert-dir={folder}", env={"HOME": str(tmp_path)}))
 
 
-def test_unchecked(start: Start, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path) -> None:
+def test_insecure_accepts_an_invalid_certificate_without_a_warning(
+    start: Start, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
+) -> None:
     del image
     registry = start(tls=ids.authority.issue(tmp_path / "expired", names=["other.example"], days=(-3, -2)))
     assertions.failure(push(layout, registry, ids.ca), 7, "not trusted")
@@ -201,7 +203,7 @@ def test_unchecked(start: Start, ids: Ids, layout: Layout, image: Descriptor, tm
         (["--cert-dir=text"], 9, ["text"]),
     ],
 )
-def test_files_that_cannot_be_used_are_told_before_anything_moves(
+def test_unusable_files_are_reported_before_any_request(
     served: FaultyRegistry,
     ids: Ids,
     layout: Layout,
@@ -224,7 +226,7 @@ def test_files_that_cannot_be_used_are_told_before_anything_moves(
 
 
 @pytest.mark.uncounted
-def test_login_has_them_too(start: Start, ids: Ids, tmp_path: Path) -> None:
+def test_login_accepts_the_certificate_options_too(start: Start, ids: Ids, tmp_path: Path) -> None:
     registry = start(tls=ids.server, client_authority=ids.authority, auth=Basic("me", "right"))
     login = ["login", registry.host, "-u", "me", "--password-stdin"]
     env: dict[str, str | None] = {"HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path)}
@@ -249,7 +251,7 @@ def test_tls_stays_within_the_promised_memory(
 # Proxies -------------------------------------------------------------------------------------------------------
 
 
-def test_through_a_proxy_with_a_password_with_an_own_ca_and_a_client_certificate(
+def test_push_through_a_proxy_with_a_password_uses_a_private_ca_and_a_client_certificate(
     mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor
 ) -> None:
     del image
@@ -262,11 +264,11 @@ def test_through_a_proxy_with_a_password_with_an_own_ca_and_a_client_certificate
         result = ocistream(*argv, env=wrong)
     assertions.failure(result, 7, "407 Proxy Authentication Required", "USER:PASSWORD")
     assert "wrong-hunter" not in result.err
-    # Trying again would be of no use, and might lock the account.
+    # A retry would not help and might lock the account.
     assert len([one for one in proxy.authorizations if one != proxy.authorization]) == 1
 
 
-def test_a_proxy_may_speak_tls_itself(mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor) -> None:
+def test_a_proxy_may_use_tls_itself(mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor) -> None:
     del image
     with tunnelling_to(mutual.host, tls=ids.server, client_authority=ids.authority) as proxy:
         env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url}
@@ -274,20 +276,20 @@ def test_a_proxy_may_speak_tls_itself(mutual: FaultyRegistry, ids: Ids, layout: 
     assert set(proxy.certificates) == {None}
 
 
-def test_a_proxy_of_another_kind_is_told(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
+def test_an_unsupported_kind_of_proxy_is_an_error(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
     del image
     env = {**NO_PROXIES, "ALL_PROXY": "socks5h://me:hunter2@127.0.0.1:1080"}
     result = ocistream("push", "-i", layout.path, "registry.test/app:1", env=env)
     assertions.failure(result, 8, "socks5h", "ALL_PROXY")
     assert "hunter2" not in result.err
-    # What needs no proxy is not disturbed by it.
+    # A push that needs no proxy succeeds.
     assertions.success(push(layout, served, env=env))
 
 
 @pytest.mark.parametrize(
     ("no_proxy", "direct"),
     [
-        # tests/unit/http/test_origins.py has more of them.
+        # tests/unit/http/test_origins.py has more cases.
         ("registry.test:5000", False),
         ("REGISTRY.TEST", True),
     ],
@@ -315,7 +317,7 @@ def test_no_proxy_with_addresses(tmp_path: Path, host: str, no_proxy: str, direc
     assert ("HTTPS_PROXY" in result.err) != direct
 
 
-# Names ---------------------------------------------------------------------------------------------------------
+# Host names ----------------------------------------------------------------------------------------------------
 
 
 def test_an_ipv6_address_is_a_registry(ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path) -> None:
@@ -330,7 +332,7 @@ def test_an_ipv6_address_is_a_registry(ids: Ids, layout: Layout, image: Descript
         assert result.lines() == [f"{registry.host}/app:1@{image['digest']}"]
 
 
-def test_an_internationalised_name_is_asked_for_as_the_dns_has_it(
+def test_an_internationalised_name_is_requested_in_its_dns_form(
     start: Start, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     server = ids.authority.issue(tmp_path / "server", names=["xn--bcher-kva.example"])
@@ -346,7 +348,7 @@ def test_an_internationalised_name_is_asked_for_as_the_dns_has_it(
     "name",
     ["\N{CYRILLIC SMALL LETTER A}pple.example/x", "a℀.example/x", "x.example./a", "[fe80::1%eth0]:5/a", "[::g]:5/a"],
 )
-def test_names_that_are_none_or_look_like_others_are_usage_errors(tmp_path: Path, name: str) -> None:
+def test_invalid_and_confusable_host_names_are_usage_errors(tmp_path: Path, name: str) -> None:
     assertions.failure(ocistream("pull", name, "-o", tmp_path / "x.tar"), 2, "is not a registry host")
 
 
@@ -366,7 +368,7 @@ def test_names_that_are_none_or_look_like_others_are_usage_errors(tmp_path: Path
         ("--stall-timeout=nan", "--stall-timeout"),
     ],
 )
-def test_a_limit_that_makes_no_sense_is_a_usage_error(tmp_path: Path, option: str, words: str) -> None:
+def test_an_invalid_limit_is_a_usage_error(tmp_path: Path, option: str, words: str) -> None:
     assertions.failure(ocistream("pull", "a.example/x", "-o", tmp_path / "x.tar", option), 2, words)
 
 
@@ -380,7 +382,7 @@ def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, i
         assertions.success(ocistream(*argv, cwd=layout.path.parent))
 
 
-def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(
+def test_a_silent_registry_times_out_after_the_stall_timeout(
     start: Start, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     registry = start(Fault(Stall(), path="manifests", times=None))
@@ -391,6 +393,6 @@ def test_a_registry_that_falls_silent_is_given_up_after_the_stall_timeout(
 
 
 @pytest.mark.parametrize("size", ["0", "1023k", "5G", "-1", "much", "", "٤MiB"])
-def test_memory_that_is_no_size_or_of_no_use_is_refused(size: str, tmp_path: Path) -> None:
+def test_an_invalid_or_unusable_memory_size_is_refused(size: str, tmp_path: Path) -> None:
     result = ocistream("pull", "127.0.0.1:1/app", "-o", tmp_path / "x.tar", f"--memory={size}")
     assertions.failure(result, 2, "--memory", "from 1MiB to 4GiB")

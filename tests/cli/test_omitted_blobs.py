@@ -1,4 +1,4 @@
-"""Archives without omitted blobs: which blobs are omitted and reported, and what a push checks first."""
+"""Archives that omit blobs: which blobs are omitted and reported, and what a push checks first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTE = "vnd.ocistream.omitted"
 
 @dataclasses.dataclass(frozen=True)
 class Releases:
-    """Two releases of an image that share two layers, here and, of the old one, there."""
+    """Two releases of an image that share two layers: `near` has both, `far` has only the old one."""
 
     layout: Layout
     old: Descriptor
@@ -42,13 +42,13 @@ class Releases:
 
     @property
     def delta(self) -> set[str]:
-        """Everything of the new one that the remote side lacks, its manifest included."""
+        """The manifest and the blobs of the new release that the far registry lacks."""
         return self.blobs(self.new) - self.shared | {self.new["digest"]}
 
 
 @pytest.fixture
 def releases(layout: Layout, start: Callable[..., FaultyRegistry]) -> Releases:
-    """Return the releases, the new one in a registry here, the old one in both."""
+    """Return the releases in the registries."""
     shared = [tar_layer({"base": b"the same " * 2000}), tar_layer({"lib": b"the same, too " * 1000})]
     old = layout.image([*shared, tar_layer({"app": b"old"})], config={"Cmd": ["old"]})
     new = layout.image([*shared, tar_layer({"app": b"new"})], config={"Cmd": ["new"]})
@@ -61,7 +61,7 @@ def releases(layout: Layout, start: Callable[..., FaultyRegistry]) -> Releases:
 
 @pytest.fixture
 def listed(releases: Releases, tmp_path: Path) -> Path:
-    """Return the list of what the far registry has."""
+    """Return the list of the blobs in the far registry."""
     result = ocistream("have", f"{releases.far.host}/app")
     assertions.success(result)
     path = tmp_path / "have.txt"
@@ -86,9 +86,11 @@ def pulled(releases: Releases, archive: Path, *options: str | Path, **run: Any) 
     return ocistream("pull", f"{releases.near.host}/app:2", "-o", archive, *options, **run)
 
 
-class TestAnotherDigest:
+class TestWrongDigest:
     @pytest.mark.uncounted
-    def test_is_refused_before_the_registry_changes(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+    def test_a_wrong_digest_is_refused_before_the_registry_changes(
+        self, releases: Releases, listed: Path, tmp_path: Path
+    ) -> None:
         """The registry could mount the omitted blobs from another of its repositories."""
         archive = tmp_path / "delta.tar"
         assertions.success(pulled(releases, archive, "--have", listed))
@@ -103,8 +105,8 @@ class TestAnotherDigest:
         assert len(releases.far.asked("POST", "mount=")) == len(releases.shared)
 
 
-class TestWhatIsLeftOut:
-    def test_is_what_the_list_has_and_is_not_fetched(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+class TestOmittedBlobs:
+    def test_listed_blobs_are_omitted_and_not_fetched(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         archive, report = tmp_path / "delta.tar", tmp_path / "result.json"
         result = pulled(releases, archive, "--have", listed, "--result", report)
         assertions.success(result)
@@ -112,7 +114,7 @@ class TestWhatIsLeftOut:
         assert result.lines() == [f"{releases.near.host}/app:2@{releases.new['digest']}"]
         for digest in releases.shared:
             assert not releases.near.asked(path=f".*/blobs/{digest}")
-        # The index has the reason, and so has the report.
+        # The index and the report state the reason.
         assert said_in(archive).splitlines() == [f"# have {releases.far.host}/app", *sorted(releases.shared)]
         size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
         assert f"omitted 2 blobs, {size} B: in {releases.far.host}/app, so not copied again\n" in result.err
@@ -126,7 +128,7 @@ class TestWhatIsLeftOut:
         assert (tmp_path / "again.tar").read_bytes() == archive.read_bytes()
 
     @pytest.mark.uncounted
-    def test_is_the_same_by_list_on_stdin_by_looking_and_by_an_image(
+    def test_a_list_on_stdin_a_repository_and_an_image_omit_the_same_blobs(
         self, releases: Releases, listed: Path, tmp_path: Path
     ) -> None:
         assertions.success(pulled(releases, tmp_path / "stdin.tar", "--have", "-", stdin=listed))
@@ -135,7 +137,7 @@ class TestWhatIsLeftOut:
             assert blobs_in(tmp_path / f"{number}.tar") == releases.delta
         assert blobs_in(tmp_path / "stdin.tar") == releases.delta
 
-    def test_is_what_a_layout_or_an_archive_has(self, releases: Releases, tmp_path: Path) -> None:
+    def test_blobs_of_a_layout_or_an_archive_are_omitted(self, releases: Releases, tmp_path: Path) -> None:
         old = f"{releases.near.host}/app:1"
         assertions.success(ocistream("pull", old, "-o", tmp_path / "old.tar"))
         assertions.success(ocistream("pull", old, "-o", f"{tmp_path / 'old'}/"))
@@ -143,12 +145,12 @@ class TestWhatIsLeftOut:
             assertions.success(pulled(releases, tmp_path / f"{number}.tar", "--have", end))
             assert blobs_in(tmp_path / f"{number}.tar") == releases.delta
 
-    def test_is_what_a_base_image_has(self, releases: Releases, tmp_path: Path) -> None:
+    def test_blobs_of_a_base_image_are_omitted(self, releases: Releases, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--base", f"{releases.near.host}/app:1"))
         assert blobs_in(tmp_path / "delta.tar") == releases.delta
         assert said_in(tmp_path / "delta.tar").startswith(f"# base {releases.near.host}/app:1\n")
 
-    def test_is_nothing_where_the_list_is_of_something_else(self, releases: Releases, tmp_path: Path) -> None:
+    def test_a_list_of_other_blobs_omits_nothing(self, releases: Releases, tmp_path: Path) -> None:
         (tmp_path / "have.txt").write_text(f"sha256:{'0' * 64}\n")
         result = pulled(releases, tmp_path / "all.tar", "--have", tmp_path / "have.txt")
         assertions.success(result)
@@ -156,12 +158,12 @@ class TestWhatIsLeftOut:
         assert blobs_in(tmp_path / "all.tar") == releases.blobs(releases.new) | {releases.new["digest"]}
         assert said_in(tmp_path / "all.tar") == ""
 
-    def test_may_be_everything(self, releases: Releases, tmp_path: Path) -> None:
+    def test_all_blobs_may_be_omitted(self, releases: Releases, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "none.tar", "--base", f"{releases.near.host}/app:2"))
         assert blobs_in(tmp_path / "none.tar") == {releases.new["digest"]}
         assertions.success(ocistream("verify", tmp_path / "none.tar"))
 
-    def test_only_what_is_asked_for_can_be_had(self, releases: Releases, tmp_path: Path) -> None:
+    def test_only_selects_the_blobs_of_the_archive(self, releases: Releases, tmp_path: Path) -> None:
         one, *_ = sorted(releases.shared)
         assertions.success(pulled(releases, tmp_path / "one.tar", "--only", one))
         assert blobs_in(tmp_path / "one.tar") == {one, releases.new["digest"]}
@@ -173,7 +175,7 @@ class TestWhatIsLeftOut:
         assert blobs_in(tmp_path / "two.tar") == {*releases.shared, releases.new["digest"]}
 
     @pytest.mark.uncounted
-    def test_copy_does_it_too(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+    def test_copy_omits_listed_blobs_too(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(ocistream("pull", f"{releases.near.host}/app:2", "-o", tmp_path / "all.tar"))
         copied = ocistream("copy", tmp_path / "all.tar", f"oci-archive:{tmp_path / 'delta.tar'}", "--have", listed)
         assertions.success(copied)
@@ -187,10 +189,10 @@ class TestWhatIsLeftOut:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("to", ["oci-archive:{}", "oci:{}:2"])
-    def test_is_not_what_came_before_it_was_known(
+    def test_blobs_that_precede_the_index_in_a_pipe_are_not_omitted(
         self, releases: Releases, listed: Path, tmp_path: Path, to: str
     ) -> None:
-        # Without its index a layout has no images.
+        # The index of `releases.layout` lists no images.
         assertions.success(ocistream("copy", f"{releases.near.host}/app:2", f"oci:{tmp_path / 'all'}:2"))
         result = ocistream(
             *("copy", "-", to.format(tmp_path / "x"), "--have", listed, "--result", tmp_path / "r.json"),
@@ -202,7 +204,9 @@ class TestWhatIsLeftOut:
         assert "omitted" not in result.err
         assert json.loads((tmp_path / "r.json").read_bytes())["bytes"]["omitted"] == 0
 
-    def test_a_layout_says_what_it_still_lacks(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+    def test_a_layout_lists_the_blobs_that_it_still_lacks(
+        self, releases: Releases, listed: Path, tmp_path: Path
+    ) -> None:
         assertions.success(pulled(releases, tmp_path / "layout/", "--have", listed, "--format", "oci"))
         assert blobs_in(tmp_path / "layout") == releases.delta
         assert set(said_in(tmp_path / "layout").splitlines()[1:]) == releases.shared
@@ -212,7 +216,7 @@ class TestWhatIsLeftOut:
         assertions.success(pulled(releases, tmp_path / "layout"))
         assert "annotations" not in json.loads((tmp_path / "layout" / "index.json").read_bytes())
 
-    def test_what_hangs_on_an_image_is_no_exception(self, releases: Releases, tmp_path: Path) -> None:
+    def test_blobs_of_referrers_are_omitted_too(self, releases: Releases, tmp_path: Path) -> None:
         signature = releases.layout.artifact(b"signed", subject=releases.new)
         seed(releases.layout, signature, releases.near.host, "app")
         assertions.success(pulled(releases, tmp_path / "first.tar"))
@@ -220,13 +224,13 @@ class TestWhatIsLeftOut:
         assert blobs_in(tmp_path / "delta.tar") == {releases.new["digest"], signature["digest"]}
 
 
-class TestRefused:
-    def test_before_anything_is_written(self, releases: Releases, tmp_path: Path) -> None:
+class TestRefusals:
+    def test_invalid_options_are_refused_before_anything_is_written(self, releases: Releases, tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
         one, base = f"{releases.near.host}/app:2", ("--base", f"{releases.near.host}/app:1")
         pull, from_stdin = ("pull", one, "-o", "x.tar"), ("--have", "-")
         for argv, code, words in (
-            # A docker-archive, a registry and new layers have no place to say what is omitted.
+            # A docker-archive, a registry and recompressed layers cannot state what is omitted.
             ((*pull, *base, "--format", "docker-archive"), 2, "docker-archive"),
             (("copy", one, f"{releases.far.host}/app:2", *base), 2, "registry"),
             ((*pull, *base, "--compress", "zstd"), 2, "--compress"),
@@ -246,19 +250,19 @@ class TestRefused:
             assertions.failure(result, code, words)
         assertions.nothing_left(tmp_path, "made", "other", "served-0", "served-1")
 
-    def test_a_list_that_is_cut_short(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+    def test_a_truncated_list_is_refused(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         whole = listed.read_bytes()
         for cut in (60, 150, 250):
             listed.write_bytes(whole[:-cut])
             assertions.failure(pulled(releases, tmp_path / "x.tar", "--have", listed), 6, str(listed))
             assert not (tmp_path / "x.tar").exists()
-        # The end of the last line says nothing.
+        # The last newline may be missing.
         listed.write_bytes(whole[:-1])
         assertions.success(pulled(releases, tmp_path / "x.tar", "--have", listed))
 
 
 class TestCredentials:
-    """Of registries that are asked what they have."""
+    """Credentials of the registries in --have and --base."""
 
     @pytest.fixture
     def guarded(self, layout: Layout, start: Callable[..., FaultyRegistry]) -> tuple[str, str]:
@@ -270,7 +274,9 @@ class TestCredentials:
         return hosts[0], hosts[1]
 
     @pytest.mark.parametrize("option", ["--have", "--base"])
-    def test_each_side_of_a_copy_has_its_own(self, guarded: tuple[str, str], tmp_path: Path, option: str) -> None:
+    def test_each_side_of_a_copy_has_its_own_credentials(
+        self, guarded: tuple[str, str], tmp_path: Path, option: str
+    ) -> None:
         near, far = guarded
         names = ("--src-username", "me", "--dest-username", "you")
         secrets = {"OCISTREAM_SRC_PASSWORD": "meme", "OCISTREAM_DEST_PASSWORD": "youyou"}
@@ -281,7 +287,9 @@ class TestCredentials:
         same = {"OCISTREAM_SRC_PASSWORD": "meme", "OCISTREAM_DEST_PASSWORD": "meme"}
         assertions.failure(ocistream(*copied, f"{far}/app:1", env=same), 3, far)
 
-    def test_a_destinations_is_not_for_two(self, guarded: tuple[str, str], layout: Layout, tmp_path: Path) -> None:
+    def test_credentials_of_the_destination_are_not_for_two_registries(
+        self, guarded: tuple[str, str], layout: Layout, tmp_path: Path
+    ) -> None:
         asked: list[str | Path] = [word for host in guarded for word in ("--have", f"{host}/app")]
         argv = ("copy", layout.path, f"oci-archive:{tmp_path / 'x.tar'}", *asked)
         env = {"OCISTREAM_DEST_PASSWORD": "meme"}
@@ -299,7 +307,7 @@ class TestCredentials:
 
 class TestVerify:
     @pytest.mark.uncounted
-    def test_calls_it_complete_without_them(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+    def test_an_archive_with_omitted_blobs_is_ok(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         for result in (
             ocistream("verify", tmp_path / "delta.tar"),
@@ -317,7 +325,9 @@ class TestVerify:
         assert {blob["reason"] for blob in found["omitted"]} == {f"in {releases.far.host}/app"}
 
     @pytest.mark.uncounted
-    def test_finds_what_is_missing_beside_them(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+    def test_a_missing_blob_that_is_not_omitted_is_found(
+        self, releases: Releases, listed: Path, tmp_path: Path
+    ) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         (lost, *_) = sorted(releases.delta - {releases.new["digest"]})
         kept = [(name, raw) for name, raw in assertions.entries(tmp_path / "delta.tar") if lost[7:] not in name]
@@ -327,7 +337,7 @@ class TestVerify:
         assert f"missing {lost}" in result.err
 
     @pytest.mark.parametrize("nonsense", ["# have x\nsha256:12", 5])
-    def test_refuses_what_says_nonsense_of_them(self, layout: Layout, tmp_path: Path, nonsense: object) -> None:
+    def test_a_malformed_annotation_is_refused(self, layout: Layout, tmp_path: Path, nonsense: object) -> None:
         layout.image([tar_layer({"a": b"b"})], name="app")
         index = json.loads((layout.path / "index.json").read_bytes())
         index["annotations"] = {NOTE: nonsense}
@@ -340,7 +350,7 @@ class TestVerify:
 class TestPush:
     @pytest.mark.uncounted
     @pytest.mark.parametrize("how", ["file", "pipe", "layout"])
-    def test_asks_first_and_sends_only_what_is_new(
+    def test_push_asks_first_and_sends_only_new_blobs(
         self, releases: Releases, listed: Path, tmp_path: Path, how: str
     ) -> None:
         archive = tmp_path / ("delta/" if how == "layout" else "delta.tar")
@@ -357,7 +367,7 @@ class TestPush:
             assert any(digest in path for path in asked[:first_upload])
 
     @pytest.mark.uncounted
-    def test_refuses_what_the_registry_lacks_before_anything_is_sent(
+    def test_omitted_blobs_that_the_registry_lacks_are_reported_before_anything_is_sent(
         self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
     ) -> None:
         empty, archive, layout = start(), tmp_path / "delta.tar", tmp_path / "delta"
@@ -370,7 +380,7 @@ class TestPush:
         assert tags(empty.host, "app") == []
 
     @pytest.mark.uncounted
-    def test_lists_just_what_is_missing_with_a_command_that_fetches_it(
+    def test_the_error_lists_only_missing_blobs_with_a_command_that_fetches_them(
         self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
     ) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
@@ -388,7 +398,7 @@ class TestPush:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize(("said", "how"), [("# volume ../../etc/passwd", "file"), ("# volume app.001.tar", "pipe")])
-    def test_of_what_is_said_to_be_in_a_volume_of_nothing_is_refused_before_anything_is_sent(
+    def test_an_archive_that_refers_to_an_unknown_volume_is_refused_before_anything_is_sent(
         self, releases: Releases, listed: Path, tmp_path: Path, said: str, how: str
     ) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
@@ -409,7 +419,7 @@ class TestPush:
         assert not releases.far.asked("POST")
 
     @pytest.mark.uncounted
-    def test_gives_a_command_that_a_shell_can_run(
+    def test_the_error_gives_commands_that_a_shell_can_run(
         self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
     ) -> None:
         empty = start()
@@ -423,7 +433,9 @@ class TestPush:
             assert shlex.split(push)[-3] == str(tmp_path / name)
             assert shlex.split(push)[-1] == shlex.split(pull)[-1] != name
 
-    def test_into_another_archive_says_what_can_be_done(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+    def test_the_hint_for_a_copy_into_another_archive_suggests_no_push(
+        self, releases: Releases, listed: Path, tmp_path: Path
+    ) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         result = ocistream("copy", tmp_path / "delta.tar", f"oci-archive:{tmp_path / 'x.tar'}:other:1")
         assertions.failure(result, 6, f"`ocistream pull {releases.near.host}/app:2`", "--have")
@@ -435,8 +447,8 @@ class TestPush:
         return dict(next(layer for layer in layers if layer["digest"] == digest))
 
     @pytest.mark.uncounted
-    def test_of_a_lie_is_refused(self, releases: Releases, tmp_path: Path) -> None:
-        # The list says that the registry has all of the new release.
+    def test_a_wrong_list_is_detected_before_anything_is_sent(self, releases: Releases, tmp_path: Path) -> None:
+        # The list claims that the registry has all blobs of the new release.
         lie = ocistream("have", f"{releases.near.host}/app:2").out
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", "-", stdin=lie))
         releases.far.requests.clear()
@@ -445,13 +457,13 @@ class TestPush:
         assert not releases.far.asked("POST")
         assert tags(releases.far.host, "app") == ["1"]
 
-    def test_with_layers_made_anew_is_refused(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
+    def test_recompression_is_refused(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         result = ocistream("push", f"{releases.far.host}/app:2", "-i", tmp_path / "delta.tar", "--compress", "zstd")
         assertions.failure(result, 8, "--compress")
         assert tags(releases.far.host, "app") == ["1"]
 
-    def test_many_missing_are_listed_apart(
+    def test_many_missing_blobs_are_listed_one_per_line(
         self, layout: Layout, tmp_path: Path, start: Callable[..., FaultyRegistry]
     ) -> None:
         near, far = start(), start()
@@ -465,7 +477,7 @@ class TestPush:
         document = layout.read(image["digest"])
         assert missing == [blob["digest"] for blob in (document["config"], *document["layers"])]
 
-    def test_a_platform_of_which_all_is_there_can_be_pushed(
+    def test_an_index_whose_platform_is_omitted_is_refused(
         self, layout: Layout, tmp_path: Path, start: Callable[..., FaultyRegistry]
     ) -> None:
         near, far = start(), start()
@@ -479,7 +491,7 @@ class TestPush:
         assert ocistream("push", f"{far.host}/app:1", "-i", tmp_path / "delta.tar").code == 6
 
 
-def test_both_halves_in_one_pipe(releases: Releases) -> None:
+def test_pull_with_have_is_piped_into_push(releases: Releases) -> None:
     there = f"{releases.far.host}/app"
     first, second = pipe(
         ["pull", f"{releases.near.host}/app:2", "--have", there],
@@ -490,7 +502,7 @@ def test_both_halves_in_one_pipe(releases: Releases) -> None:
     assert manifest_digest(releases.far.host, "app", "2") == releases.new["digest"]
 
 
-def test_what_another_tool_left_out_is_asked_for_first_as_well(
+def test_blobs_that_another_tool_omitted_are_asked_for_first_as_well(
     layout: Layout, tmp_path: Path, served: FaultyRegistry
 ) -> None:
     image = layout.image([tar_layer({"a": b"b"}), tar_layer({"c": b"d"})], name="app")

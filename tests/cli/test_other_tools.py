@@ -34,7 +34,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyRegistr
 
 
 @pytest.mark.parametrize(("line", "code", "words", "verdict"), ROWS, ids=[row[0] for row in ROWS])
-def test_a_line_of_another_tool_does_its_job_or_is_told_the_line_to_type(
+def test_a_command_line_of_another_tool_works_or_gets_a_hint_with_the_right_one(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path, line: str, code: int, words: str, verdict: str
 ) -> None:
     small_image(layout, name="app:1")

@@ -1,4 +1,4 @@
-"""A link that another user has put into a shared directory is not written through (fs.protected_symlinks)."""
+"""Output does not follow a link that another user created in a shared directory (fs.protected_symlinks)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.peers import need
 from tests.registry_http import get
 from tests.runner import ocistream, started_fork
 
-#: What is run; LINK is where it writes.
+#: Commands that write to LINK.
 WRITERS: Final = [
     "copy LAYOUT LINK",
     "copy LAYOUT oci-archive:LINK",
@@ -29,7 +29,7 @@ _OTHER: Final = 65534
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """Return a directory as /tmp is."""
+    """Return a directory with the permissions of /tmp."""
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o1777)
@@ -38,7 +38,7 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def words(layout: Layout, tmp_path: Path) -> Callable[[str, Path], list[str]]:
-    """Return what makes an argument list of a command and a link."""
+    """Return a function that makes the arguments of a command with a link."""
     layout.image([b"layer"], name="app:1")
 
     def filled(line: str, link: Path) -> list[str]:
@@ -91,14 +91,14 @@ def test_an_access_log_is_not_written_through_another_users_link(shared: Path, t
     link = shared / "access.log"
     link.symlink_to(victim)
     os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
-    # It must end by itself; a server that starts does not.
+    # The command must exit by itself, unlike a server that starts.
     result = ocistream("serve", tmp_path / "images", "--listen=127.0.0.1:0", "--access-log", link, timeout=60)
     assertions.failure(result, 9, f"cannot write {link}", "another user's symbolic link")
     assert result.out == b""
     assert victim.read_text() == "mine"
 
 
-def test_an_access_log_follows_ones_own_link(shared: Path, tmp_path: Path) -> None:
+def test_an_access_log_follows_the_users_own_link(shared: Path, tmp_path: Path) -> None:
     link, log = shared / "access.log", tmp_path / "log"
     link.symlink_to(log)
     log.write_text("before\n")
@@ -114,7 +114,7 @@ def test_an_access_log_follows_ones_own_link(shared: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("line", WRITERS)
-def test_ones_own_link_is_followed_and_stays(
+def test_the_users_own_link_is_followed_and_stays(
     line: str, words: Callable[[str, Path], list[str]], shared: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -127,8 +127,8 @@ def test_ones_own_link_is_followed_and_stays(
     assert (tmp_path / "target").stat().st_size > 0
 
 
-def test_the_result_goes_into_a_pipe_that_is_named_by_a_link(layout: Layout, tmp_path: Path) -> None:
-    # As `--result >(command)` of a shell has it.
+def test_the_result_is_written_to_a_pipe_that_is_named_by_a_link(layout: Layout, tmp_path: Path) -> None:
+    # Like `--result >(command)` in a shell.
     layout.image([b"layer"], name="app:1")
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as got:

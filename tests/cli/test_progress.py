@@ -31,27 +31,27 @@ def image(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def total(layout: Layout, image: Descriptor) -> int:
-    """Return the sizes of all blobs of the image together."""
+    """Return the total size of all blobs of the image."""
     manifest = layout.read(image["digest"])
     return sum(blob["size"] for blob in [manifest["config"], *manifest["layers"]])
 
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     return served
 
 
 def events(*argv: object, stdin: bytes | None = None) -> list[dict[str, Any]]:
-    """Run with progress as JSON, and return everything that was said on stderr."""
+    """Run with progress as JSON, and return all objects from stderr."""
     result = ocistream(*map(str, argv), "--progress", "json", stdin=stdin)
     assertions.success(result)
     return assertions.json_lines(result.err)
 
 
 def check(lines: list[dict[str, Any]], total: int, how: set[str]) -> None:
-    """Check that totals are stated first, that bytes get there and no further, and what became of each blob."""
+    """Check that totals come first, that the bytes reach the total and do not exceed it, and each blob's status."""
     first, *rest = [line for line in lines if "event" in line]
     assert (first["event"], first["total"], first["blobs"]) == ("planned", total, 4)
     blobs = [line for line in rest if line["event"] == "blob"]
@@ -82,7 +82,7 @@ def test_progress_of_a_pipe_adds_up_in_every_order(
     served: FaultyRegistry, start: Callable[..., FaultyRegistry], layout: Layout, total: int
 ) -> None:
     check(events("push", f"{served.host}/app:1", stdin=tar_of(small_first(layout))), total, {"copied"})
-    # Blobs that come before the index are moved before the total is known.
+    # Blobs that precede the index are copied before the total is known.
     lines = events("push", f"{start().host}/app:1", stdin=tar_of(items_of(layout)))
     done = [line for line in lines if line.get("event") == "progress"]
     assert done[-1] == {"event": "progress", "bytes": total, "total": total}
@@ -97,9 +97,7 @@ def test_a_restarted_download_is_not_counted_twice(
     check(events("push", "-i", tmp_path / "app.tar", f"{other.host}/app:1"), total, {"copied"})
 
 
-def test_an_image_without_blobs_of_its_own_has_a_total_too(
-    served: FaultyRegistry, layout: Layout, tmp_path: Path
-) -> None:
+def test_an_image_without_blobs_has_a_total_too(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     seed(layout, layout.index([]), served.host, "empty", "1")
     (first, last) = events("pull", f"{served.host}/empty:1", "--platform=all", "-o", tmp_path / "empty.tar")
     assert (first["total"], first["blobs"]) == (0, 0)
@@ -107,7 +105,7 @@ def test_an_image_without_blobs_of_its_own_has_a_total_too(
 
 
 @pytest.mark.parametrize("columns", [40, 200])
-def test_a_terminal_gets_a_bar_that_is_gone_at_the_end(
+def test_a_terminal_gets_a_bar_that_is_erased_at_the_end(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, columns: int
 ) -> None:
     large = [layer["digest"] for layer in layout.read(image["digest"])["layers"] if layer["size"] > MIB]
@@ -116,12 +114,12 @@ def test_a_terminal_gets_a_bar_that_is_gone_at_the_end(
         *("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layers/"),
         streams=["stderr"],
         size=(24, columns),
-        # Two layers are stopped in their middle; the small ones are there.
+        # The two large layers have stalled; the small blobs are copied.
         moments=[("2 of 4 blobs: 2 copied", lambda _: registry.release())],
     )
     assert seen.code == 0
     assert all(re.search(rf"{digest[7:19]} +[0-9]+%\|", seen.screen) for digest in large)
-    # The last that is drawn is all of it.
+    # The last drawing shows the complete size.
     *_, last = re.findall(r"([0-9]+)%\|[^|]*\| ([^\r\n\x1b]*)\x1b", seen.screen)
     assert last[0] == "100"
     assert last[1].startswith("5.2 MB of 5.2 MB")
@@ -135,7 +133,7 @@ def test_a_bar_follows_the_size_of_its_terminal(
 ) -> None:
     largest = max(layout.read(image["digest"])["layers"], key=lambda layer: layer["size"])
     registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", largest["digest"], times=None)]
-    narrow = "of 3.1 MB\x1b[K"  # the rate has no room
+    narrow = "of 3.1 MB\x1b[K"  # the rate does not fit
 
     seen = on_terminal(
         *("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layers/"),
@@ -177,7 +175,7 @@ def test_both_sides_of_a_pipe_share_one_bar(registry: FaultyRegistry, start: Cal
         *("pull", "-v", f"{registry.host}/app:1", "--progress=bar"),
         piped_into=["push", "-v", f"{start().host}/app:1", "--progress=bar"],
         size=(24, 120),
-        # What the second side says, while the first one draws on.
+        # The second side prints messages while the first one still draws.
         moments=[("ocistream: copied ", lambda _: None), ("%|", lambda _: registry.release())],
     )
     assert seen.code == 0
@@ -186,7 +184,7 @@ def test_both_sides_of_a_pipe_share_one_bar(registry: FaultyRegistry, start: Cal
     assert [line for line in lines if not re.match(r"ocistream: |127\.0\.0\.1:[0-9]+/app:1@sha256:", line)] == []
     assert len([line for line in lines if line.startswith("ocistream: copied sha256:")]) == 8
     assert len([line for line in lines if line.startswith("ocistream: copied 4 blobs")]) == 2
-    # At no time are there two bars.
+    # There are never two bars.
     drawings = [found.end() for found in re.finditer(r"\x1b\[[0-9]+A", seen.screen)]
     assert drawings
     for end in drawings[-30:]:
@@ -211,7 +209,7 @@ def test_a_broken_pipe_shows_the_cause_on_the_shared_terminal(
 
 
 @pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"CI": "1"}])
-def test_a_dumb_terminal_and_that_of_a_ci_are_not_drawn_on(
+def test_no_bar_is_drawn_on_a_dumb_terminal_or_in_ci(
     registry: FaultyRegistry, tmp_path: Path, env: dict[str, str]
 ) -> None:
     argv = ["pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar"]
@@ -219,7 +217,7 @@ def test_a_dumb_terminal_and_that_of_a_ci_are_not_drawn_on(
     assert len(seen.screen.splitlines()) == 1
 
 
-def test_where_there_is_no_terminal_there_are_no_control_characters(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_without_a_terminal_no_control_characters_are_printed(registry: FaultyRegistry, tmp_path: Path) -> None:
     for kind in ("auto", "plain", "json", "none"):
         result = ocistream("pull", "-v", f"{registry.host}/app:1", f"--progress={kind}", "-o", f"{tmp_path}/layout/")
         assertions.success(result)
@@ -304,7 +302,7 @@ GITLAB = r"\x1b\[0Ksection_{}:[0-9]+:ocistream_[0-9]+_[0-9]+{}\r\x1b\[0K{}"
         ),
     ],
 )
-def test_a_ci_s_log_has_a_section_with_a_line_for_each_blob(
+def test_the_log_of_a_ci_has_a_section_with_a_line_for_each_blob(
     registry: FaultyRegistry, tmp_path: Path, variable: str, begin: str, end: str, option: list[str]
 ) -> None:
     argv = ["pull", f"{registry.host}/app:1", *option, "-o", f"{tmp_path}/layers/"]
@@ -318,7 +316,7 @@ def test_a_ci_s_log_has_a_section_with_a_line_for_each_blob(
     assert len(result.err.split("\n")) == 8
 
 
-def test_nothing_else_has_sections(registry: FaultyRegistry, tmp_path: Path) -> None:
+def test_other_kinds_of_output_have_no_sections(registry: FaultyRegistry, tmp_path: Path) -> None:
     for option in ("--progress=json", "--progress=none", "-q", "--log-format=json", "--progress=bar"):
         argv = ["pull", f"{registry.host}/app:1", option, "-o", f"{tmp_path}/app.tar"]
         result = ocistream(*argv, env={"GITHUB_ACTIONS": "true", "GITLAB_CI": "true"})
@@ -335,24 +333,24 @@ def test_a_push_from_a_pipe_has_no_section(served: FaultyRegistry, layout: Layou
 
 
 @pytest.mark.parametrize("name", ["::add-mask::x", "##[add-mask]x", "###teamcity[b]"])
-def test_no_name_of_strangers_is_a_command_to_a_ci_s_runner(layout: Layout, tmp_path: Path, name: str) -> None:
+def test_an_image_name_cannot_be_a_command_to_a_ci_runner(layout: Layout, tmp_path: Path, name: str) -> None:
     layout.image([b"layer"], name=name)
     out = ocistream("copy", layout.path, f"oci:{tmp_path}/out", env={"GITHUB_ACTIONS": "true"})
     assertions.success(out)
-    # An error that names it, twice: in a list of those there are, and where JSON is asked for.
+    # Errors that name the image, as text and as JSON.
     argv = ["copy", f"oci:{layout.path}:gone", f"oci:{tmp_path}/other"]
     errors = [ocistream(*argv), ocistream(*argv, "--log-format=json")]
     assert json.loads(errors[1].err)["message"] or json.loads(errors[1].err)["hint"]
     shown = [ocistream(*command, layout.path) for command in (["verify"], ["inspect"])]
     for result in [out, *errors, *shown]:
-        # The lines of a section's ends are ours.
+        # ocistream itself writes the lines that begin and end a section.
         lines = re.sub(r"::(end)?group::.*", "", result.out.decode() + result.err).splitlines()
         assert [line for line in lines if line.lstrip().startswith("::") or re.search(r"##[a-z]*\[", line)] == []
         assert "add-mask" in "".join(lines) or "b]" in "".join(lines)
 
 
 @pytest.mark.uncounted
-def test_json_says_what_a_stranger_said_all_the_same(layout: Layout, tmp_path: Path) -> None:
+def test_json_keeps_names_that_look_like_commands(layout: Layout, tmp_path: Path) -> None:
     name = "##vso[x]"
     layout.image([b"layer"], name=name)
     result = tmp_path / "result.json"
@@ -361,7 +359,7 @@ def test_json_says_what_a_stranger_said_all_the_same(layout: Layout, tmp_path: P
     assert json.loads(result.read_text())["images"][0]["name"] == name
     shown = [ocistream(*command, layout.path, "--json").out.decode() for command in (["verify"], ["inspect"])]
     assert [json.loads(text)["images"][0]["name"] for text in shown] == [name, name]
-    # Whoever logs them runs no command.
+    # A CI runner that logs these documents runs no command.
     assert name not in "".join([result.read_text(), *shown])
 
 

@@ -32,7 +32,7 @@ def index(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor, index: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1` and the index as `multi:1`."""
+    """Return a registry that has the image as `app:1` and the index as `multi:1`."""
     seed(layout, image, served.host, "app", "1")
     seed(layout, index, served.host, "multi", "1")
     served.requests.clear()
@@ -40,7 +40,7 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor, index: D
 
 
 def pull(registry: FaultyRegistry, *argv: Argument) -> list[str]:
-    """Pull from the registry: names without a host are there. Return the result lines."""
+    """Pull from the registry, with its host before known names. Return the result lines."""
     there = {"app:1", "multi:1", "gone:1"}
     result = ocistream("pull", *(f"{registry.host}/{word}" if word in there else word for word in argv))
     assertions.success(result)
@@ -51,7 +51,7 @@ def digests_in(target: Path) -> list[str]:
     return [str(entry["digest"]) for entry in assertions.index_of(target)]
 
 
-# Where to --------------------------------------------------------------------------------------------------
+# Outputs ---------------------------------------------------------------------------------------------------
 
 
 def test_output_is_a_layout_for_a_directory_and_a_tar_otherwise(
@@ -112,7 +112,7 @@ def test_several_images_in_one_archive_share_blobs(
     assert len(registry.asked("GET", f"/blobs/{shared['digest']}")) == 2
 
 
-# What is there already ---------------------------------------------------------------------------------------
+# Existing outputs --------------------------------------------------------------------------------------------
 
 
 def test_an_existing_file_is_replaced_only_on_success(
@@ -239,14 +239,14 @@ def test_all_overrides_a_default_and_contradicts_a_platform(
     assert digests_in(target) == [index["digest"]]
 
 
-def test_a_list_of_platforms_has_commas_and_no_gap(registry: FaultyRegistry, index: Descriptor, tmp_path: Path) -> None:
+def test_a_malformed_list_of_platforms_is_refused(registry: FaultyRegistry, index: Descriptor, tmp_path: Path) -> None:
     assert index["digest"]
     for wanted in ("linux/amd64,", ",", "linux/amd64,,linux/arm64", "linux/amd64 linux/arm64"):
         line = ["pull", f"{registry.host}/multi:1", "--platform", wanted, "-o", tmp_path / "x.tar"]
         assertions.failure(ocistream(*line), 2, "malformed platform")
 
 
-def test_one_platform_is_its_manifest_and_nothing_else(
+def test_one_platform_is_pulled_as_its_manifest(
     registry: FaultyRegistry, layout: Layout, index: Descriptor, tmp_path: Path
 ) -> None:
     amd64, arm64 = layout.read(index["digest"])["manifests"]
@@ -290,7 +290,7 @@ def test_jobs_bounds_the_parallel_blobs(registry: FaultyRegistry, layout: Layout
     target = f"{tmp_path}/layout/"
     with started_fork("pull", f"{registry.host}/many:1", f"--jobs={jobs}", "-o", target) as process:
         assertions.wait_for(lambda: len(registry.asked("GET", "/blobs/")) >= jobs)
-        # None of them is answered, so whoever else wanted to ask has had the time to.
+        # No request is answered, so another job would have had the time to send one.
         assertions.wait_for(lambda: registry.asked("GET", "/blobs/")[-1].fault)
         assert len(registry.asked("GET", "/blobs/")) == jobs
         registry.release()

@@ -1,4 +1,4 @@
-"""The same command once more: a pull that was killed goes on where it stopped; and the rest of a pipe by itself."""
+"""Resume an interrupted pull with the same command, and pull the rest of an archive with --from-byte."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.runner import Argument, Result, ocistream, started_fork
 
 MIB: Final = 1 << 20
 SIZES: Final = [3 * MIB, 2 * MIB + 1000, 1 * MIB]
-#: Where a pull comes to a halt: in which layer, after how many bytes of it.
+#: Where a pull stalls: the number of the layer, and the bytes of it that arrived.
 HALTS: Final = [(0, 1 * MIB + 1), (2, 1 * MIB - 1)]
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -35,13 +35,13 @@ def image(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def layers(layout: Layout, image: Descriptor) -> list[str]:
-    """Return the digests of its layers."""
+    """Return the digests of the image's layers."""
     return [layer["digest"] for layer in layout.read(image["digest"])["layers"]]
 
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that has it as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served
@@ -49,7 +49,7 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
 
 @pytest.fixture
 def whole(registry: FaultyRegistry, tmp_path: Path) -> bytes:
-    """Return its archive as an undisturbed run writes it."""
+    """Return the image's archive as an uninterrupted run writes it."""
     path = tmp_path / "undisturbed.tar"
     assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", path))
     registry.requests.clear()
@@ -70,7 +70,7 @@ def pull(registry: FaultyRegistry, *argv: Argument, env: dict[str, str] | None =
 
 
 def asked(registry: FaultyRegistry, layers: list[str]) -> dict[int, list[str | None]]:
-    """Return for each layer that was asked for, by its number, from where on it was."""
+    """Return the Range headers of the requests for each layer, by the layer's number."""
     found: dict[int, list[str | None]] = {}
     for request in registry.asked("GET", "/blobs/"):
         digest = request.path.rpartition("/")[2]
@@ -84,7 +84,7 @@ def halting(registry: FaultyRegistry, layer: str, after: int) -> None:
 
 
 def killed(registry: FaultyRegistry, *argv: Argument, until: Callable[[], bool], number: int = signal.SIGKILL) -> str:
-    """Pull until a blob has come to a halt, and something is so; then send a signal. Return what was said."""
+    """Pull until a blob has stalled and `until` is true, then send a signal. Return stderr."""
     with started_fork("pull", f"{registry.host}/app:1", *argv) as process:
         assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
         assertions.wait_for(until)
@@ -98,7 +98,7 @@ def size_of(path: Path) -> int:
 
 
 def held_of(layers: list[str], archive: bytes, size: int) -> dict[int, list[str | None]]:
-    """Return what is still to be asked for of each layer, where an archive has come to `size` bytes."""
+    """Return the Range headers that a resumed pull must send, if the partial archive has `size` bytes."""
     expected: dict[int, list[str | None]] = {}
     for number, digest in enumerate(layers):
         begin = archive.index(f"blobs/sha256/{digest[7:]}".encode().ljust(100, b"\0")) + 512
@@ -108,16 +108,16 @@ def held_of(layers: list[str], archive: bytes, size: int) -> dict[int, list[str 
     return expected
 
 
-# Into a file -----------------------------------------------------------------------------------------------------
+# Pull into a file ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("layer", "after"), HALTS)
-def test_a_pull_into_a_file_that_was_killed_goes_on_there(
+def test_a_killed_pull_into_a_file_is_resumed(
     registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path, layer: int, after: int
 ) -> None:
     halting(registry, layers[layer], after)
     partial = folder / ".app.tar.partial"
-    # What a chunk lacks of being one is lost.
+    # An incomplete chunk is lost.
     there = sum(SIZES[:layer]) + after - 2 * 262_144
     killed(registry, "-o", folder / "app.tar", until=lambda: size_of(partial) >= there)
     assertions.nothing_left(folder, ".app.tar.partial")
@@ -128,14 +128,14 @@ def test_a_pull_into_a_file_that_was_killed_goes_on_there(
     assertions.nothing_left(folder, "app.tar")
 
 
-def test_it_can_be_killed_as_often_as_one_likes(
+def test_a_pull_that_is_killed_several_times_is_resumed(
     registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path
 ) -> None:
     partial = folder / ".app.tar.partial"
     for layer, after in ((0, MIB), (0, 2 * MIB), (1, 600_000)):
         before = size_of(partial)
         registry.requests.clear()
-        # What there is to wait for is in the answer to a request for the rest.
+        # The resumed request returns only the rest, so the stall comes after fewer bytes of it.
         halting(registry, layers[layer], after if layer else after - before)
         killed(registry, "-o", folder / "app.tar", until=lambda before=before: size_of(partial) > before)  # type: ignore[misc]
     assertions.success(pull(registry, "-o", folder / "app.tar"))
@@ -144,7 +144,7 @@ def test_it_can_be_killed_as_often_as_one_likes(
 
 
 @pytest.mark.parametrize("fault", [Reset(after=1_500_000), Drop(1_500_000)])
-def test_a_network_that_fails_leaves_what_has_come_and_says_where(
+def test_a_network_failure_keeps_the_partial_file_and_reports_its_path(
     registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path, fault: Reset | Drop
 ) -> None:
     registry.faults = [Fault(fault, "GET", f"/blobs/{layers[1]}", times=None)]
@@ -166,7 +166,7 @@ def test_a_network_that_fails_leaves_what_has_come_and_says_where(
     assert "resumed from an earlier run" in result.err
 
 
-def test_progress_reaches_the_total_when_it_goes_on(
+def test_progress_of_a_resumed_pull_reaches_the_total(
     registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path
 ) -> None:
     (folder / ".app.tar.partial").write_bytes(whole[: len(whole) // 2])
@@ -192,13 +192,13 @@ def test_recompression_does_not_skip_the_bytes_of_an_earlier_pull(registry: Faul
     assertions.nothing_left(folder, "app.tar")
 
 
-def test_a_blob_that_was_wrong_leaves_nothing(registry: FaultyRegistry, layers: list[str], folder: Path) -> None:
+def test_a_corrupt_blob_leaves_no_files(registry: FaultyRegistry, layers: list[str], folder: Path) -> None:
     registry.faults = [Fault(Flip(1000), "GET", f"/blobs/{layers[1]}", times=None)]
     assertions.failure(pull(registry, "-o", folder / "app.tar"), 5, layers[1])
     assertions.nothing_left(folder)
 
 
-def test_a_full_disk_leaves_what_fits_and_it_goes_on_when_there_is_room(
+def test_a_pull_onto_a_full_disk_is_resumed_when_there_is_space(
     registry: FaultyRegistry, layers: list[str], whole: bytes, tmp_path: Path
 ) -> None:
     need("mount", root=True)
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_what_fits_and_it_goes_on_when_there_is_room(
 
 
 @pytest.mark.parametrize("kind", ["hard link", "fifo"])
-def test_what_has_the_name_and_is_not_ours_is_left_alone(
+def test_a_foreign_file_with_the_name_of_the_partial_file_is_not_changed(
     registry: FaultyRegistry, whole: bytes, folder: Path, tmp_path: Path, kind: str
 ) -> None:
     precious, partial = tmp_path / "precious", folder / ".app.tar.partial"
@@ -243,11 +243,11 @@ def test_what_has_the_name_and_is_not_ours_is_left_alone(
     assertions.nothing_left(folder, ".app.tar.partial", "app.tar")
 
 
-# Into a directory ------------------------------------------------------------------------------------------------
+# Pull into a directory -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("layer", "after"), HALTS)
-def test_a_pull_into_a_directory_that_was_killed_goes_on_in_each_blob(
+def test_a_killed_pull_into_a_directory_is_resumed_in_each_blob(
     registry: FaultyRegistry, layers: list[str], folder: Path, layer: int, after: int
 ) -> None:
     out = folder / "out"
@@ -269,7 +269,7 @@ def test_a_pull_into_a_directory_that_was_killed_goes_on_in_each_blob(
     assertions.success(ocistream("verify", out))
 
 
-def test_several_blobs_are_gone_on_with_side_by_side(registry: FaultyRegistry, layers: list[str], folder: Path) -> None:
+def test_a_pull_resumes_several_blobs_at_once(registry: FaultyRegistry, layers: list[str], folder: Path) -> None:
     out = folder / "out"
     registry.faults = [Fault(Stall(after=600_000), "GET", f"/blobs/{layer}") for layer in layers]
     partials = [out / "blobs" / "sha256" / f".{digest[7:]}.partial" for digest in layers]
@@ -281,7 +281,7 @@ def test_several_blobs_are_gone_on_with_side_by_side(registry: FaultyRegistry, l
     assertions.success(ocistream("verify", out))
 
 
-def test_two_pulls_into_one_directory_at_once_both_end_well(
+def test_two_parallel_pulls_into_one_directory_succeed(
     registry: FaultyRegistry, layers: list[str], folder: Path
 ) -> None:
     out = folder / "out"
@@ -296,18 +296,18 @@ def test_two_pulls_into_one_directory_at_once_both_end_well(
     assertions.success(ocistream("verify", out))
 
 
-# From some byte on -----------------------------------------------------------------------------------------------
+# --from-byte -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def spots(layers: list[str], whole: bytes) -> Iterator[int]:
-    """Return bytes to begin at: in headers, in blobs, at the ends of both."""
+    """Return first bytes: in headers, in blobs, and at the ends of both."""
     begin = [whole.index(f"blobs/sha256/{digest[7:]}".encode().ljust(100, b"\0")) for digest in layers]
     inside = begin[1] + 512 + 1_000_000
     return iter([1, begin[0] + 100, begin[1] - 1, inside, begin[2] + 512, len(whole)])
 
 
-def test_from_any_byte_on_the_rest_is_written_and_no_more_asked_for_than_that(
+def test_from_byte_writes_and_requests_only_the_rest(
     registry: FaultyRegistry, layers: list[str], whole: bytes, spots: Iterator[int]
 ) -> None:
     for spot in spots:
@@ -317,7 +317,7 @@ def test_from_any_byte_on_the_rest_is_written_and_no_more_asked_for_than_that(
         assert asked(registry, layers) == held_of(layers, whole, spot), spot
 
 
-def test_a_byte_behind_the_end_is_a_mistake_and_the_length_is_said(
+def test_a_first_byte_beyond_the_end_is_an_error_with_the_length(
     registry: FaultyRegistry, layers: list[str], whole: bytes
 ) -> None:
     assertions.failure(pull(registry, "--from-byte", str(len(whole) + 1)), 2, f"{len(whole)} bytes")
@@ -325,7 +325,7 @@ def test_a_byte_behind_the_end_is_a_mistake_and_the_length_is_said(
 
 
 @pytest.mark.parametrize("argv", [["--compress=zstd"], ["--format=docker-archive"]])
-def test_so_it_is_of_an_archive_that_is_made_on_the_way(registry: FaultyRegistry, argv: list[str]) -> None:
+def test_from_byte_works_with_generated_archives_too(registry: FaultyRegistry, argv: list[str]) -> None:
     whole = pull(registry, *argv).out
     assert len(whole) > MIB
     for spot in (len(whole) // 2, len(whole)):
@@ -335,21 +335,21 @@ def test_so_it_is_of_an_archive_that_is_made_on_the_way(registry: FaultyRegistry
     assertions.failure(pull(registry, *argv, "--from-byte", str(len(whole) + 1)), 2, f"{len(whole)} bytes")
 
 
-def test_a_byte_is_digits_and_no_more_than_a_file_can_have() -> None:
+def test_a_first_byte_must_be_a_number_of_digits_within_the_limit_of_files() -> None:
     for number in ("1_000", " 5", "5 ", "+5", "\u0663", "1e3", "", "-", "9" * 5000, "x" * 5000):
         result = ocistream("pull", "registry.invalid/app:1", "--from-byte", number)
         assertions.failure(result, 2, "--from-byte")
         assert len(result.err) < 200
 
 
-def test_it_can_go_into_a_fifo(registry: FaultyRegistry, whole: bytes, folder: Path) -> None:
+def test_from_byte_writes_into_a_fifo(registry: FaultyRegistry, whole: bytes, folder: Path) -> None:
     os.mkfifo(folder / "fifo")
     with started_fork("pull", f"{registry.host}/app:1", "--from-byte", "1000", "-o", folder / "fifo") as process:
         assert (folder / "fifo").read_bytes() == whole[1000:]
         assert process.wait(60) == 0
 
 
-def test_a_file_or_a_layout_is_not_written_from_a_byte_on(registry: FaultyRegistry, folder: Path) -> None:
+def test_from_byte_is_refused_for_files_and_layouts(registry: FaultyRegistry, folder: Path) -> None:
     (folder / "there.tar").write_bytes(b"there")
     for argv in (["-o", "app.tar"], ["-o", "there.tar"], ["-o", "out/"], ["-o", "x", "--format=oci"]):
         result = ocistream("pull", f"{registry.host}/app:1", "--from-byte", "0", *argv, cwd=folder)

@@ -26,13 +26,13 @@ from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import forking_command, ocistream, pipe, started_fork
 
 MIB = 1 << 20
-#: A writer that notices whether all of what it wrote was read.
+#: A writer that fails if its output is not read to the end.
 WRITER = "import sys, shutil; shutil.copyfileobj(open(sys.argv[1], 'rb'), sys.stdout.buffer); sys.stdout.flush()"
 
 
 @pytest.fixture
 def named(layout: Layout) -> dict[str, Descriptor]:
-    """Return the images of a layout, by the names that they have there."""
+    """Return the images of a layout by name."""
     images = {
         "a.example/team/app:1": small_image(layout),
         "docker.io/library/nginx:2": two_platforms(layout),
@@ -45,7 +45,7 @@ def named(layout: Layout) -> dict[str, Descriptor]:
 
 @pytest.fixture
 def full_names(layout: Layout) -> dict[str, Descriptor]:
-    """Return the images of a layout of which each has a full name, by that name."""
+    """Return the images of a layout by name, all with full names."""
     images = {"a.example/team/app:1": small_image(layout), "docker.io/library/nginx:2": two_platforms(layout)}
     for name, descriptor in images.items():
         layout.name(descriptor, name)
@@ -54,7 +54,7 @@ def full_names(layout: Layout) -> dict[str, Descriptor]:
 
 @pytest.fixture
 def archive(layout: Layout, named: dict[str, Descriptor], tmp_path: Path) -> Path:
-    """Return an archive of those images."""
+    """Return an archive of the `named` images."""
     del named
     path = tmp_path / "all.tar"
     path.write_bytes(tar_of(small_first(layout)))
@@ -62,13 +62,13 @@ def archive(layout: Layout, named: dict[str, Descriptor], tmp_path: Path) -> Pat
 
 
 def enter(layout: Layout, *descriptors: Descriptor) -> None:
-    """Enter manifests into index.json, under no name."""
+    """Add manifests to index.json without names."""
     index = json.loads((layout.path / "index.json").read_bytes())
     index["manifests"] += descriptors
     (layout.path / "index.json").write_text(json.dumps(index))
 
 
-# Which images go where ----------------------------------------------------------------------------------------
+# Selection of images ------------------------------------------------------------------------------------------
 
 
 def test_one_image_is_in_a_registry_even_if_a_path_of_that_name_exists(
@@ -144,7 +144,7 @@ def test_nothing_is_sent_if_the_index_lists_several_images(served: FaultyRegistr
     layout.name(small_image(layout), "v1")
     layout.name(layout.image([b"another"]), "v2")
     enter(layout, layout.image([b"nameless"]))
-    # The index comes first, then what is not JSON: the manifest of the entry without a name comes after layers.
+    # The index comes first, then the layers: the manifest of the unnamed entry comes after them.
     items = sorted(items_of(layout), key=lambda item: (item[0] != "index.json", (item[1] or b"").startswith(b"{")))
     result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items))
     assertions.failure(result, 2, "the archive on stdin has 2 images\n", "v1, v2")
@@ -233,7 +233,7 @@ def test_image_selects_by_digest(served: FaultyRegistry, named: dict[str, Descri
 
 
 @pytest.mark.parametrize(("prefix", "before"), [("", ""), ("/a/b/", "a/b/")])
-def test_to_sends_every_image_to_its_own_place(
+def test_to_pushes_every_image_to_its_own_repository(
     served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout, prefix: str, before: str
 ) -> None:
     app, nginx = (descriptor["digest"] for descriptor in full_names.values())
@@ -273,14 +273,14 @@ def test_to_refuses_a_pipe_with_a_late_index_before_it_sends(
     result = ocistream("push", "--to", served.host, *options, stdin=archive)
     assertions.failure(result, 8, "lists its images only at its end", "--to", "nothing was sent", "-i FILE", "--image")
     assert served.requests == []
-    # Both ways that the hint names.
+    # Both commands that the hint suggests work.
     assertions.success(ocistream("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive))
     assert manifest_digest(served.host, "one", "1") == app
     assert len(ocistream("push", "--to", served.host, "-i", archive).lines()) == 2
 
 
 @pytest.mark.parametrize("how", ["pipe", "layout"])
-def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
+def test_to_sends_nothing_if_an_image_has_no_full_name(
     served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor], archive: Path, how: str
 ) -> None:
     nameless = layout.image([b"nameless"])
@@ -298,7 +298,7 @@ def test_to_refuses_before_anything_moves_if_an_image_has_no_full_name(
     assert served.requests == []
     line = result.err.partition("`ocistream ")[2].partition("`")[0].replace("REPOSITORY:TAG", "pasted:1")
     assertions.success(ocistream(*shlex.split(line.replace("FILE", str(archive)))))
-    # The way that the hint names.
+    # The command that the hint suggests works.
     chosen = ["--image", "a.example/team/app:1", "--image", named["docker.io/library/nginx:2"]["digest"]]
     result = ocistream("push", "--to", served.host, *chosen, *given, stdin=archive if how == "pipe" else None)
     assert len(result.lines()) == 2, result.err
@@ -349,7 +349,7 @@ def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Pa
     )
     assert "push this one by itself: " in result.err
     assert "select the others" not in result.err
-    # One image has a full name, and the way to push it is said too.
+    # With one full name, the error also says how to push that image.
     other.name(other.image([b"named"]), "a.example/app:1")
     result = ocistream("push", "--to", served.host, "-i", other.path)
     assertions.failure(result, 2, "push this one by itself: ", "`; select the others with --image NAME\n")
@@ -380,7 +380,7 @@ def test_to_refuses_two_images_with_one_destination(served: FaultyRegistry, layo
     assertions.no_image(served)
 
 
-# What is not sent ---------------------------------------------------------------------------------------------
+# Blobs that are not sent --------------------------------------------------------------------------------------
 
 
 @pytest.mark.uncounted
@@ -404,13 +404,13 @@ def test_blobs_that_the_registry_has_are_not_sent(
     assert {request.method for request in served.requests} == {"HEAD"}
 
 
-class TestSmallBlobsOfARepositoryThatLacksOthers:
-    """After eight missing blobs in a row, small ones are sent without asking; what may be large is asked for."""
+class TestSmallBlobsAfterMissingBlobs:
+    """After eight missing blobs in a row, push sends small blobs without asking first, and asks for larger ones."""
 
     @pytest.fixture
     def push(self, served: FaultyRegistry, layout: Layout) -> Callable[[list[Descriptor]], list[str]]:
         def push_layers(layers: list[Descriptor]) -> list[str]:
-            """Push an image with these layers by one connection; return the digests that are asked for."""
+            """Push an image with these layers over one connection; return the digests that are asked for."""
             name = f"with-{len(layers)}"
             layout.image(layers, name=name)
             served.requests.clear()
@@ -420,14 +420,14 @@ class TestSmallBlobsOfARepositoryThatLacksOthers:
 
         return push_layers
 
-    def test_they_are_not_asked_for(
+    def test_small_blobs_are_not_asked_for(
         self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
     ) -> None:
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(20)]
         assert len(push(layers)) == 8
         assert len(served.asked("POST", "/uploads/")) == len(served.asked("PUT", "/uploads/")) == 21
 
-    def test_those_that_an_interrupted_push_has_sent_are_not_sent_again(
+    def test_blobs_of_an_interrupted_push_are_not_sent_again(
         self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
     ) -> None:
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(20)]
@@ -436,7 +436,7 @@ class TestSmallBlobsOfARepositoryThatLacksOthers:
         # The config and eight layers.
         assert len(served.asked("PUT", "/uploads/")) == 9
 
-    def test_a_larger_one_is_asked_for(
+    def test_a_larger_blob_is_asked_for(
         self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
     ) -> None:
         large = layout.random_layer(100_000)[0]
@@ -445,20 +445,20 @@ class TestSmallBlobsOfARepositoryThatLacksOthers:
         assert large["digest"] in asked
         assert len(served.asked("PUT", "/uploads/")) == 20
 
-    def test_a_blob_that_it_has_resets_the_count(
+    def test_an_existing_blob_resets_the_count(
         self, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
     ) -> None:
         known = layout.random_layer(4000)[0]
         push([known])
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(1, 20)]
         asked = push([*layers[:6], known, *layers[6:]])
-        # The config is the first.
+        # The config is asked for first.
         assert asked[1:] == [layer["digest"] for layer in [*layers[:6], known, *layers[6:14]]]
 
-    def test_one_that_a_pipe_does_not_have_is_asked_for(
+    def test_a_blob_that_a_pipe_lacks_is_asked_for(
         self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
     ) -> None:
-        """The archive does not say that it omits the blob."""
+        """The archive does not list the blob as omitted."""
         small = layout.random_layer(4000)[0]
         push([small])
         image = layout.image([*(layout.random_layer(4000, seed=number)[0] for number in range(1, 20)), small])
@@ -468,10 +468,10 @@ class TestSmallBlobsOfARepositoryThatLacksOthers:
         assertions.success(ocistream("push", f"{served.host}/app:1", "--jobs=1", stdin=tar_of(items)))
         assert len(served.asked("HEAD", "/blobs/")) == 9
 
-    def test_those_that_the_source_lacks_are_all_asked_for(
+    def test_all_blobs_that_the_source_lacks_are_asked_for(
         self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
     ) -> None:
-        """The last one is found in the repository, the others are mounted."""
+        """The repository has the last blob; the others are mounted."""
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(10)]
         push(layers[9:])
         layout.image(layers[:9], name="base")
@@ -502,7 +502,7 @@ def test_without_platform_all_platforms_are_pushed(served: FaultyRegistry, layou
         assert manifest_digest(served.host, "app", "1") == index["digest"]
 
 
-# In what order ------------------------------------------------------------------------------------------------
+# Order of writes ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["file", "foreign"])
@@ -545,7 +545,7 @@ def test_if_one_of_two_images_fails_neither_appears(
     assertions.no_image(served)
 
 
-# A pipe -------------------------------------------------------------------------------------------------------
+# Pipes --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("present", [False, True])
@@ -554,7 +554,7 @@ def test_a_pipe_is_read_to_its_end_even_if_no_blob_is_needed(
 ) -> None:
     image = layout.image([3 * MIB], name="app")
     path = tmp_path / "app.tar"
-    # More zeros at the end than a tar in records of 10 KiB has.
+    # More zeros at the end than a tar with records of 10 KiB has.
     path.write_bytes(tar_of(small_first(layout)) + bytes(5 * MIB))
     if present:
         seed(layout, image, served.host, "app", "1")
@@ -605,7 +605,7 @@ def test_small_layers_from_a_pipe_do_not_wait_for_each_other(
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
 
-def test_a_small_layer_of_a_pipe_has_the_size_that_its_manifest_states(served: FaultyRegistry, layout: Layout) -> None:
+def test_a_small_layer_of_a_pipe_with_a_wrong_size_is_refused(served: FaultyRegistry, layout: Layout) -> None:
     image = layout.image([b"one", b"two"], name="app")
     name = blob_name(layout.read(image["digest"])["layers"][0]["digest"])
     items = [(each, content if each != name else bytes(3 * MIB)) for each, content in small_first(layout)]
@@ -627,11 +627,11 @@ def test_pull_into_push_copies_the_image(
 
 
 @pytest.mark.parametrize("cut", [50, 99])
-def test_a_pipe_that_is_cut_leaves_nothing(start: Callable[..., FaultyRegistry], layout: Layout, cut: int) -> None:
+def test_a_truncated_pipe_creates_no_image(start: Callable[..., FaultyRegistry], layout: Layout, cut: int) -> None:
     one, two = start(), start()
     seed(layout, layout.image([2 * MIB, 2 * MIB]), one.host, "app", "1")
     pull, push = pipe(["pull", f"{one.host}/app:1"], ["push", f"{two.host}/app:1"], cut=4 * MIB * cut // 100)
-    # What is left fits into the pipe when the end is near, and then the first does not see that nobody reads it.
+    # Near the end the rest fits into the pipe's buffer, so pull does not see that the reader closed.
     assert pull.code in ({141} if cut < 99 else {0, 141})
     assert push.code == 6
     assert "Traceback" not in pull.err + push.err
@@ -645,7 +645,7 @@ def test_the_first_failure_is_reported_and_not_the_cancellation_that_it_causes(
     archive = tmp_path / "app.tar"
     assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
     served.faults = [
-        # The config comes first. Its upload opens only when the layer is on its way, and is then refused.
+        # The config comes first. Its upload opens only after the layer's upload began, and is then refused.
         Fault(WithholdAnswer(), "POST", "uploads"),
         Fault(refusal(403, "DENIED"), "PATCH|PUT", "uploads", skip=1, times=None),
     ]

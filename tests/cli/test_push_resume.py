@@ -21,13 +21,13 @@ from tests.registry_http import manifest_digest
 from tests.runner import Argument, command, ocistream, run, started_fork
 
 MIB = 1 << 20
-#: More than what waits in the kernels on both sides.
+#: More than the socket buffers on both sides.
 LAYER = 16 * MIB
-#: What the registry takes of it before the push is ended; no multiple of a chunk.
+#: Bytes of the layer that the registry reads before the push is stopped; not a multiple of a chunk.
 HALF = 5 * MIB // 2
-#: The same for chunks of 8 MiB. The rest of the second one is more than what waits in the kernels, so it breaks off.
+#: The same for chunks of 8 MiB. The rest of the second chunk exceeds the socket buffers, so it is interrupted.
 HALF_OF_LARGE_CHUNKS = 17 * MIB // 2
-#: What is said of a request that was torn.
+#: The message about an interrupted request.
 MAY_HAVE = "may have stored a part of 1 blob: re-run the same command; it reports what it resumes"
 Start = Callable[..., FaultyRegistry]
 
@@ -36,20 +36,20 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test a state directory of its own: ports are used again."""
+    """Give each test its own state directory, because ports are reused."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return tmp_path / "state"
 
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return an image with one layer of some size."""
+    """Return an image with one large layer."""
     return layout.image([LAYER], name="v1")
 
 
 @pytest.fixture
 def source(request: pytest.FixtureRequest, layout: Layout, image: Descriptor, tmp_path: Path) -> Path:
-    """Return where that image is read from: a layout directory, unless the test asks for an archive."""
+    """Return the location of the image: a layout directory, unless the test requests an archive."""
     del image
     if getattr(request, "param", "layout") == "layout":
         return layout.path
@@ -67,7 +67,7 @@ def records(state: Path) -> list[Path]:
 
 
 def sessions(served: FaultyRegistry) -> list[Path]:
-    """Return what lies in the registry of uploads that are neither closed nor deleted."""
+    """Return the files of open uploads in the registry."""
     return list((served.layout.path / "blobs").glob("*/*.upload.partial"))
 
 
@@ -76,7 +76,7 @@ def received(served: FaultyRegistry) -> int:
 
 
 def halfway(served: FaultyRegistry, arguments: Sequence[Argument] = ()) -> int:
-    """Have the registry take so much of a layer and no more, until whoever sends it is gone; return how much."""
+    """Make the registry stop reading in the middle of a layer, until `gone`; return how many bytes it reads."""
     chunk = next((size for size in (1, 8) if f"chunk={size}MiB" in arguments), LAYER // MIB) * MIB
     size = HALF_OF_LARGE_CHUNKS if chunk == 8 * MIB else HALF
     served.faults = [Fault(PauseReading(size % chunk), "PATCH", larger_than=MIB // 2, skip=size // chunk)]
@@ -84,7 +84,7 @@ def halfway(served: FaultyRegistry, arguments: Sequence[Argument] = ()) -> int:
 
 
 def has_half(served: FaultyRegistry, size: int = HALF) -> bool:
-    """Say whether it has taken that."""
+    """Return whether the registry has read that many bytes."""
     return sum(request.received for request in served.asked("PATCH") if _is_layers(request)) >= size
 
 
@@ -93,15 +93,15 @@ def _is_layers(request: Request) -> bool:
 
 
 def gone(served: FaultyRegistry) -> None:
-    """Let the registry go on, and wait until it has noticed that nobody sends any more."""
+    """Let the registry continue, and wait until it has noticed that the client closed its connections."""
     served.release()
     assertions.wait_for(lambda: served.open_connections == 0)
 
 
 def ended(served: FaultyRegistry, number: signal.Signals, arguments: list[Argument]) -> tuple[int, str]:
-    """Run a push until the registry has half of it, end it by a signal, and wait until the registry noticed."""
+    """Run a push until the registry has half of it, stop it with a signal, and wait until the registry noticed."""
     size = halfway(served, arguments)
-    # One job: else the config's upload may be under way as well.
+    # One job: otherwise the upload of the config may be active, too.
     with started_fork(*arguments, "--jobs", "1") as process:
         assertions.wait_for(lambda: has_half(served, size))
         process.send_signal(number)
@@ -130,7 +130,7 @@ def blobs(layout: Layout, image: Descriptor) -> list[Descriptor]:
     ],
     indirect=["source"],
 )
-def test_what_the_registry_has_is_not_sent_again(
+def test_stored_bytes_are_not_sent_again(
     served: FaultyRegistry,
     source: Path,
     image: Descriptor,
@@ -145,7 +145,7 @@ def test_what_the_registry_has_is_not_sent_again(
     if number != signal.SIGKILL:
         first, second = [line for line in err.splitlines() if "MB/s" not in line]
         assert first == f"ocistream: error: {'terminated' if number == signal.SIGTERM else 'interrupted'}"
-        # The request was torn, and nobody can know what the registry keeps of it.
+        # The request was interrupted, so the client does not know how much of it the registry keeps.
         assert second.strip() == f"{served.host} {MAY_HAVE}"
     assertions.no_image(served)
     assert len(records(state)) == 1
@@ -160,7 +160,7 @@ def test_what_the_registry_has_is_not_sent_again(
 
 
 @pytest.mark.parametrize(("is_answered", "size"), [(False, "2.1"), (True, "3.1")])
-def test_confirmed_chunks_are_reported_as_stored_if_no_request_breaks_off(
+def test_confirmed_chunks_are_reported_as_stored_if_no_request_is_interrupted(
     served: FaultyRegistry, source: Path, state: Path, is_answered: bool, size: str
 ) -> None:
     served.faults = [Fault(WithholdAnswer(), "PATCH", larger_than=MIB // 2, skip=2)]
@@ -168,7 +168,7 @@ def test_confirmed_chunks_are_reported_as_stored_if_no_request_breaks_off(
         assertions.wait_for(lambda: received(served) >= 3 * MIB)
         process.send_signal(signal.SIGTERM)
         if is_answered:
-            # The push must know of the signal first. The next chunk is then not sent.
+            # The push must handle the signal first. Then it does not send the next chunk.
             time.sleep(1)
             served.release()
         _, err = process.communicate(timeout=60)
@@ -179,7 +179,7 @@ def test_confirmed_chunks_are_reported_as_stored_if_no_request_breaks_off(
     assert len(records(state)) == 1
 
 
-def test_from_a_pipe_it_goes_on_after_a_kill_as_well(
+def test_a_killed_push_from_a_pipe_is_resumed(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path
 ) -> None:
     archive = tmp_path / "image.tar"
@@ -196,7 +196,7 @@ def test_from_a_pipe_it_goes_on_after_a_kill_as_well(
 
 
 @pytest.mark.parametrize("kind", ["stdin", "fifo"])
-def test_one_that_is_ended_while_its_pipe_is_silent_ends_its_request_all_the_same(
+def test_a_push_that_is_stopped_while_its_pipe_is_silent_completes_its_request(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path, kind: str
 ) -> None:
     archive, configuration = tmp_path / "image.tar", tmp_path / "config.toml"
@@ -214,7 +214,7 @@ def test_one_that_is_ended_while_its_pipe_is_silent_ends_its_request_all_the_sam
         pipe.flush()
         assertions.wait_for(lambda: received(served) > 3 * MIB)
         process.send_signal(signal.SIGTERM)
-        # The pipe stays open, and nothing more comes.
+        # The pipe stays open and silent.
         first, hint = process.stderr.read().decode().splitlines()[-2:]
         assert process.wait(60) == 143
     assert first == "ocistream: error: terminated"
@@ -231,14 +231,14 @@ def test_one_that_is_ended_while_its_pipe_is_silent_ends_its_request_all_the_sam
     check_whole(served, image, state)
 
 
-def test_from_a_pipe_that_broke_off_it_goes_on_as_well(
+def test_a_push_from_a_truncated_pipe_is_resumed(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path
 ) -> None:
     archive = tmp_path / "image.tar"
     assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
     arguments = ["push", f"{served.host}/app:1", "--upload", "chunk=1MiB"]
     broken = ocistream(*arguments, stdin=archive.read_bytes()[: HALF + 100])
-    # A chunk has its proper end, and the registry has said what it has.
+    # The chunk is complete, and the registry has confirmed its bytes.
     hint = "has stored 2.6 MB of 1 unfinished blob: re-run the same command to resume"
     assertions.failure(broken, 6, "truncated", f"{served.host} {hint}")
     assertions.no_image(served)
@@ -252,9 +252,7 @@ def test_from_a_pipe_that_broke_off_it_goes_on_as_well(
     check_whole(served, image, state)
 
 
-def test_a_session_that_is_gone_is_begun_anew(
-    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
-) -> None:
+def test_an_expired_session_is_restarted(served: FaultyRegistry, source: Path, image: Descriptor, state: Path) -> None:
     ended(served, signal.SIGKILL, push(served, source))
     served.uploads.close()
     before = received(served)
@@ -263,7 +261,7 @@ def test_a_session_that_is_gone_is_begun_anew(
     check_whole(served, image, state)
 
 
-def test_what_came_there_another_way_meanwhile_leaves_no_session_behind(
+def test_a_blob_that_another_push_completed_leaves_no_session(
     served: FaultyRegistry, source: Path, image: Descriptor, state: Path, tmp_path: Path
 ) -> None:
     ended(served, signal.SIGKILL, push(served, source))
@@ -281,7 +279,7 @@ def test_the_hint_to_resume_is_missing_after_a_digest_mismatch(served: FaultyReg
     content[-1] ^= 1
     damaged.write_bytes(content)
     for _ in range(10):
-        # Only the other layer is large enough to be paused. It must be in its middle when the damage is found.
+        # Only the other layer is large enough to be paused. Its upload must be incomplete when the damage is found.
         served.faults = [Fault(PauseReading(after=HALF), "PATCH", times=2)]
         failed = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--jobs", "2")
         assert failed.code == 5, failed.err
@@ -291,7 +289,7 @@ def test_the_hint_to_resume_is_missing_after_a_digest_mismatch(served: FaultyReg
     assert len(sessions(served)) == 1
 
 
-def test_a_registry_that_fails_for_good_is_gone_on_with_later_and_the_error_says_so(
+def test_a_push_that_failed_at_the_registry_is_resumed_and_the_error_says_so(
     served: FaultyRegistry, source: Path, image: Descriptor, state: Path
 ) -> None:
     served.faults = [Fault(refusal(503), "PATCH", skip=3, times=None)]
@@ -304,7 +302,7 @@ def test_a_registry_that_fails_for_good_is_gone_on_with_later_and_the_error_says
     check_whole(served, image, state)
 
 
-def test_of_a_wrong_source_nothing_is_left(
+def test_a_damaged_source_leaves_no_session_and_no_record(
     served: FaultyRegistry, layout: Layout, image: Descriptor, state: Path
 ) -> None:
     file = layout.file(layout.read(image["digest"])["layers"][0]["digest"])
@@ -315,9 +313,7 @@ def test_of_a_wrong_source_nothing_is_left(
     assertions.wait_for(lambda: not sessions(served))
 
 
-def test_two_pushes_of_one_image_at_once_both_end_well(
-    start: Start, source: Path, image: Descriptor, state: Path
-) -> None:
+def test_two_parallel_pushes_of_one_image_succeed(start: Start, source: Path, image: Descriptor, state: Path) -> None:
     served = start(Fault(Stall(), "PUT", "/uploads/", times=2))
     with started_fork(*push(served, source)) as first:
         assertions.wait_for(lambda: [request for request in served.requests if request.fault])
@@ -332,7 +328,7 @@ def test_a_record_that_cannot_be_written_is_removed_and_reported(
     served: FaultyRegistry, source: Path, image: Descriptor, state: Path
 ) -> None:
     argv = [*command(), *map(str, push(served, source, "-v"))]
-    # A process that counts coverage writes a file.
+    # Coverage would write a file.
     env = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
     result = run(["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *argv], env=env)
     assertions.success(result)
@@ -363,7 +359,7 @@ def test_no_credential_is_ever_in_the_state_directory(start: Start, source: Path
         assert secret.encode() not in kept
 
 
-def test_copy_goes_on_as_well(start: Start, layout: Layout, image: Descriptor, state: Path) -> None:
+def test_copy_resumes_too(start: Start, layout: Layout, image: Descriptor, state: Path) -> None:
     served = start()
     copy: list[Argument] = ["copy", f"oci:{layout.path}:v1", f"{served.host}/app:1"]
     ended(served, signal.SIGKILL, copy)
@@ -373,7 +369,7 @@ def test_copy_goes_on_as_well(start: Start, layout: Layout, image: Descriptor, s
     check_whole(served, image, state)
 
 
-def test_compressed_anew_it_begins_anew_and_leaves_no_session(
+def test_a_push_with_recompression_restarts_and_leaves_no_session(
     served: FaultyRegistry, source: Path, state: Path
 ) -> None:
     arguments = push(served, source, "--compress", "zstd", "--upload", "chunk=1MiB")

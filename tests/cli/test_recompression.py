@@ -1,4 +1,4 @@
-"""`--compress` on pull, push and copy: what is written, what is said of it, and what it takes."""
+"""`--compress` on pull, push and copy: the output, the messages, and the memory and disk space that it needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import command, measured, ocistream, pipe, run
 
 MIB: Final = 1 << 20
-#: Point 4 of the issue that this is for, in bytes: what recompression may take at its peak.
+#: Point 4 of the issue about recompression: its maximum peak memory, in bytes.
 BUDGET: Final = 64 * MIB
 
 codecs = pytest.mark.parametrize("codec", CODECS)
@@ -40,7 +40,7 @@ codecs = pytest.mark.parametrize("codec", CODECS)
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
-    """Return a registry that holds an image with a layer of each kind as `app:1`."""
+    """Return a registry that has an image with a layer of each kind as `app:1`."""
     image = all_kinds(layout, name="1")
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
@@ -81,7 +81,7 @@ class TestDirections:
             ("zstd", "gzip"),
         ],
     )
-    def test_push_from_everything(
+    def test_push_from_every_kind_of_source(
         self, served: FaultyRegistry, layout: Layout, tmp_path: Path, codec: str, how: str
     ) -> None:
         all_kinds(layout, name="1")
@@ -99,7 +99,7 @@ class TestDirections:
         compare(layout, Layout(served.layout.path), codec)
         assert result.lines() == [f"{name}@{manifest_digest(served.host, 'app', '1')}"]
 
-    def test_what_is_lost_and_what_stays_as_it_is_is_said(self, layout: Layout, tmp_path: Path) -> None:
+    def test_lost_annotations_and_unchanged_layers_are_reported(self, layout: Layout, tmp_path: Path) -> None:
         manifest = layout.read(small_image(layout)["digest"])
         manifest["layers"][0]["annotations"] = {"containerd.io/snapshot/stargz/toc.digest": "sha256:" + "0" * 64}
         strange = layout.blob(b"x", "application/vnd.example.layer+xz")
@@ -112,7 +112,7 @@ class TestDirections:
         assert result.err.count("recompressed layers lose their annotations for lazy pulling") == 1
         assert f"{strange['digest']} is not recompressed: layers of the type {strange['mediaType']}" in result.err
 
-    def test_copy_between_ends_without_a_registry(self, layout: Layout, tmp_path: Path) -> None:
+    def test_copy_without_a_registry(self, layout: Layout, tmp_path: Path) -> None:
         codec = "zstd"
         all_kinds(layout, name="1")
         assertions.success(ocistream("copy", layout.path, tmp_path / "a.tar", "--compress", codec))
@@ -120,7 +120,7 @@ class TestDirections:
         compare(layout, unpacked(archive, tmp_path / "a"), codec)
         through = ocistream("copy", "-", "-", "--compress", codec, stdin=tar_of(small_first(layout)))
         compare(layout, unpacked(through.out, tmp_path / "b"), codec)
-        # What has been converted once stays as it is.
+        # Recompressed layers are not recompressed again.
         assertions.success(ocistream("copy", tmp_path / "a.tar", tmp_path / "c.tar", "--compress", codec))
         compare(unpacked(archive, tmp_path / "d"), unpacked((tmp_path / "c.tar").read_bytes(), tmp_path / "c"), codec)
 
@@ -137,14 +137,14 @@ class TestDirections:
         assertions.success(again)
         assert "became" not in again.err
 
-    def test_copy_within_a_registry_mounts_what_stays(self, registry: FaultyRegistry, layout: Layout) -> None:
+    def test_copy_within_a_registry_mounts_unchanged_layers(self, registry: FaultyRegistry, layout: Layout) -> None:
         result = ocistream("copy", f"{registry.host}/app:1", f"{registry.host}/new:1", "--compress", "zstd")
         assertions.success(result)
         assert manifest_digest(registry.host, "new", "1") != manifest_digest(registry.host, "app", "1")
         assert len([r for r in registry.requests if r.method == "PATCH"]) == 2
         assert layout.path.exists()
 
-    def test_push_to_sends_each_image_to_its_own_place(
+    def test_push_to_sends_each_image_to_its_own_repository(
         self, served: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         shared = tar_layer({"shared": b"x" * 3000})
@@ -161,7 +161,7 @@ class TestDirections:
         refused = ocistream("push", "--to", served.host, "--compress", "zstd", stdin=tar_of(items_of(layout)))
         assertions.failure(refused, 8, "lists its images only at its end", "--to cannot read it from a pipe")
 
-    def test_an_index_goes_through_a_pipe_of_ours(self, served: FaultyRegistry, start: Any, layout: Layout) -> None:
+    def test_an_index_is_piped_from_pull_into_push(self, served: FaultyRegistry, start: Any, layout: Layout) -> None:
         seed(layout, two_platforms(layout, media="docker", name="2"), served.host, "app", "2")
         other = start()
         first = ["pull", f"{served.host}/app:2", "--platform", "all", "--compress", "zstd"]
@@ -210,9 +210,7 @@ class TestResult:
         }
         assert "2 of them recompressed" in result.err
 
-    def test_nothing_is_from_anything_where_nothing_changed(
-        self, served: FaultyRegistry, layout: Layout, tmp_path: Path
-    ) -> None:
+    def test_an_unchanged_image_has_no_from_field(self, served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="1")
         path = tmp_path / "result.json"
         argv = ["push", f"{served.host}/app:1", "--compress", "gzip", "--result", str(path)]
@@ -222,7 +220,9 @@ class TestResult:
         assert document(path)["bytes"]["converted"] == 0
         assert "recompressed" not in result.err
 
-    def test_progress_counts_what_is_read(self, registry: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    def test_progress_counts_the_bytes_that_are_read(
+        self, registry: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
         argv = ["pull", f"{registry.host}/app:1", "--compress", "zstd", "--progress", "json"]
         lines = assertions.json_lines(ocistream(*argv, "-o", tmp_path / "out.tar").err)
         image = layout.read(named(layout)["1"]["digest"])
@@ -232,7 +232,7 @@ class TestResult:
 
 
 class TestUsage:
-    def test_what_is_no_compression_is_an_error_of_usage_before_anything_is_done(self, tmp_path: Path) -> None:
+    def test_an_unknown_compression_or_level_is_a_usage_error(self, tmp_path: Path) -> None:
         pull = ["pull", "127.0.0.1:1/app:1", "-o", f"{tmp_path}/out.tar"]
         push = ["push", "127.0.0.1:1/app:1", "-i", str(tmp_path)]
         copy = ["copy", "127.0.0.1:1/app:1", f"{tmp_path}/out.tar"]
@@ -248,7 +248,7 @@ class TestUsage:
         assertions.failure(result, 2, "--max-ratio")
 
     @pytest.mark.parametrize("verb", ["pull", "push", "copy"])
-    def test_help_says_what_it_does_and_takes(self, verb: str) -> None:
+    def test_help_explains_compress_and_its_disk_space(self, verb: str) -> None:
         words = " ".join(ocistream(verb, "--help").out.decode().split())
         assert "--compress gzip|zstd|none[:LEVEL]" in words
         assert "--max-ratio" in words
@@ -275,13 +275,13 @@ class TestUploads:
             mounts = [r for r in served.asked("POST", "mount=") if layer["digest"] in unquote(r.target)]
             assert {request.target.split("/")[2] for request in mounts} == others
 
-    def test_a_layer_that_becomes_the_same_as_a_later_one_is_sent_once(
+    def test_a_layer_that_becomes_identical_to_a_later_one_is_sent_once(
         self, served: FaultyRegistry, layout: Layout
     ) -> None:
         plain = gzip.decompress(tar_layer({"a": b"b"}))
         layers = [gzip.compress(plain, mtime=0), plain]
         layout.image(layers, name="1")
-        # From a pipe, layers before the index are sent before it is known what needs them.
+        # Layers that precede the index in a pipe are sent before their manifest is known.
         names = [f"blobs/{digest_of(layer).replace(':', '/')}" for layer in layers]
         items = sorted(items_of(layout), key=lambda item: [*names, item[0]].index(item[0]))
         push = ["push", f"{served.host}/app:1", "--compress", "none"]
@@ -295,7 +295,7 @@ class TestUploads:
         assertions.success(ocistream("push", "-i", layout.path, "--to", served.host, "--compress", "zstd"))
         assert self.sent_to(served) == ["a", "a", "b", "b"]
 
-    def test_an_upload_that_breaks_off_is_made_again(self, start: Any, layout: Layout) -> None:
+    def test_an_interrupted_upload_is_repeated(self, start: Any, layout: Layout) -> None:
         # The config, which comes first, is too small for the fault.
         served = start(Fault(StopReading(MIB), "PATCH", times=2))
         layout.image([3 * MIB], name="1")
@@ -325,7 +325,7 @@ class TestUploads:
         assert not served.asked("POST", "/blobs/uploads/")
         assertions.success(ocistream("push", target, "--compress", "gzip", stdin=archive))
 
-    def test_a_digest_that_was_asked_for_is_that_of_the_result(self, served: FaultyRegistry, layout: Layout) -> None:
+    def test_a_requested_digest_must_be_that_of_the_result(self, served: FaultyRegistry, layout: Layout) -> None:
         image = layout.image([tar_layer({"a": b"b"})], name="1")
         push: list[str | Path] = ["push", "-i", layout.path, "--compress", "zstd"]
         result = ocistream(*push, f"{served.host}/app:1@{image['digest']}")
@@ -337,7 +337,7 @@ class TestUploads:
 
 
 class TestRefusals:
-    def test_a_wrong_diff_id_is_an_error_of_integrity(self, served: FaultyRegistry, layout: Layout) -> None:
+    def test_a_wrong_diff_id_is_an_integrity_error(self, served: FaultyRegistry, layout: Layout) -> None:
         image = layout.image([tar_layer({"a": b"b"})])
         changed = layout.read(image["digest"])
         config = layout.read(changed["config"]["digest"])
@@ -350,7 +350,7 @@ class TestRefusals:
         assertions.no_image(served)
         assert tags(served.host, "app") == []
 
-    def test_another_number_of_layers_or_a_broken_one_is_a_malformed_archive(
+    def test_a_wrong_number_of_layers_or_a_truncated_layer_is_a_malformed_archive(
         self, layout: Layout, tmp_path: Path
     ) -> None:
         image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
@@ -365,7 +365,7 @@ class TestRefusals:
         assertions.nothing_left(tmp_path, "made")
 
     @pytest.mark.parametrize("behind", [b"g", bytes(600) + b"garbage"])
-    def test_bytes_behind_a_layers_last_gzip_member_are_named(
+    def test_bytes_after_the_last_gzip_member_of_a_layer_are_reported(
         self, layout: Layout, tmp_path: Path, behind: bytes
     ) -> None:
         image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
@@ -376,13 +376,17 @@ class TestRefusals:
         assertions.failure(result, 6, "something else follows its last member")
         assertions.nothing_left(tmp_path, "made")
 
-    def test_what_looked_like_a_layer_in_a_pipe_and_was_none(self, served: FaultyRegistry, layout: Layout) -> None:
+    def test_a_blob_in_a_pipe_that_only_looks_like_a_layer_is_an_error(
+        self, served: FaultyRegistry, layout: Layout
+    ) -> None:
         layout.artifact(gzip.compress(b"a chart"), name="chart")
         result = ocistream("push", f"{served.host}/app:1", "--compress", "zstd", stdin=tar_of(items_of(layout)))
         assertions.failure(result, 8, "looked like a layer", "from a file")
         assertions.no_image(served)
 
-    def test_a_layer_that_expands_too_far(self, layout: Layout, tmp_path: Path, low_expansion: Path) -> None:
+    def test_a_layer_that_expands_too_much_is_refused(
+        self, layout: Layout, tmp_path: Path, low_expansion: Path
+    ) -> None:
         image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
         image["layers"] = [layout.blob(gzip.compress(bytes(2 * MIB), 9, mtime=0), image["layers"][0]["mediaType"])]
         layout.document(image, name="1")
@@ -391,12 +395,12 @@ class TestRefusals:
         assertions.failure(result, 6, "expands to more than 200 times", "--max-ratio")
         assert not (tmp_path / "out" / "index.json").exists()
         assertions.no_partial_files(tmp_path / "out")
-        # Allowed to expand, it is read to its end, and then found to be another layer than the config says.
+        # With a higher limit the layer is read to its end, and then does not match the config.
         result = ocistream(*argv, "--max-ratio", "2000", machine=low_expansion)
         assertions.failure(result, 5, "the config of its image says")
 
     @pytest.mark.parametrize("percent", [50, 99])
-    def test_a_pipe_that_is_cut_leaves_no_image(
+    def test_a_truncated_pipe_leaves_no_image(
         self, served: FaultyRegistry, start: Any, layout: Layout, percent: int
     ) -> None:
         image = layout.image([MIB, MIB + 1], name="1")
@@ -417,27 +421,27 @@ def uncovered() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def plain() -> list[bytes]:
-    """Return large layers."""
+    """Return large uncompressed layers."""
     return [tar_layer({f"{n}": os.urandom(2 * MIB) + b"many words " * (MIB // 2)}, compression="") for n in range(4)]
 
 
 @pytest.fixture(scope="module")
 def packed(plain: list[bytes]) -> list[bytes]:
-    """Return the same in gzip."""
+    """Return the same layers compressed with gzip."""
     return [gzip.compress(content, 1) for content in plain]
 
 
 class TestSpace:
-    """Only a pipe that is written to takes temporary space."""
+    """Only output to a pipe needs temporary disk space."""
 
     @pytest.fixture
     def no_files(self) -> list[str]:
-        """Return what to put before a command so that it cannot write a byte into any file, root or not."""
+        """Return a command prefix that prevents all writes to files, even by root."""
         need("prlimit")
         return ["prlimit", "--fsize=0"]
 
     @pytest.mark.parametrize(("verb", "order"), [(["push"], items_of), (["copy", "-"], small_first)])
-    def test_from_a_pipe_into_a_registry_needs_none(
+    def test_a_copy_from_a_pipe_into_a_registry_needs_no_space(
         self, served: FaultyRegistry, layout: Layout, no_files: list[str], verb: list[str], order: Any, tmp_path: Path
     ) -> None:
         layout.image([tar_layer({"a": b"words " * 100_000}), MIB], name="1")
@@ -447,7 +451,7 @@ class TestSpace:
         assertions.success(result)
         compare(layout, Layout(served.layout.path), "zstd")
 
-    def test_from_a_registry_into_a_pipe_needs_it(self, registry: FaultyRegistry, no_files: list[str]) -> None:
+    def test_a_pull_into_a_pipe_needs_space(self, registry: FaultyRegistry, no_files: list[str]) -> None:
         line = [*no_files, *command(), "pull", f"{registry.host}/app:1", "--compress", "zstd"]
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=uncovered()) as process:
             out, err = process.communicate()
@@ -487,18 +491,18 @@ class TestSpace:
         assert result.peak < BUDGET, f"{result.peak / MIB:.1f} MiB"
 
 
-def test_an_image_is_what_it_was_after_two_conversions(layout: Layout, tmp_path: Path) -> None:
+def test_an_image_is_unchanged_after_two_conversions(layout: Layout, tmp_path: Path) -> None:
     original: Descriptor = layout.image([tar_layer({"a": b"b" * 5000}, compression="")], name="1")
     document = layout.read(original["digest"])
     assertions.success(ocistream("copy", layout.path, tmp_path / "a.tar", "--compress", "zstd"))
     assertions.success(ocistream("copy", tmp_path / "a.tar", f"{tmp_path}/out/", "--compress", "none"))
     after = Layout(tmp_path / "out")
-    # The same but for how the manifest is laid out.
+    # Only the formatting of the manifest's JSON may differ.
     assert after.read(named(after)["1"]["digest"]) == document
 
 
-class TestWhatIsCalledOtherwiseThanItIs:
-    """Layers whose media type says another compression than their bytes have."""
+class TestWrongMediaType:
+    """Layers whose media type names another compression than their bytes have."""
 
     @pytest.fixture
     def mislabelled(self, layout: Layout) -> Layout:
@@ -507,7 +511,7 @@ class TestWhatIsCalledOtherwiseThanItIs:
         return layout
 
     @pytest.mark.parametrize("ends", [["oci:x"], ["oci-archive:x.tar"], ["-"]])
-    def test_they_are_not_taken_for_what_was_asked_for(
+    def test_they_are_not_accepted_as_already_compressed(
         self, mislabelled: Layout, tmp_path: Path, ends: list[str]
     ) -> None:
         result = ocistream("copy", f"oci:{mislabelled.path}", *ends, "--compress", "gzip", cwd=tmp_path)
@@ -516,18 +520,18 @@ class TestWhatIsCalledOtherwiseThanItIs:
         assert not (tmp_path / "x" / "index.json").exists()
         assert not (tmp_path / "x.tar").exists()
 
-    def test_verify_finds_them(self, mislabelled: Layout) -> None:
+    def test_verify_deep_finds_them(self, mislabelled: Layout) -> None:
         assert ocistream("verify", mislabelled.path).code == 0
         result = ocistream("verify", mislabelled.path, "--deep")
         assert result.code == 6
         assert "its compression is zstd" in result.err
 
-    def test_they_are_copied_as_they_are(self, mislabelled: Layout, tmp_path: Path) -> None:
+    def test_they_are_copied_unchanged(self, mislabelled: Layout, tmp_path: Path) -> None:
         result = ocistream("copy", f"oci:{mislabelled.path}", f"oci:{tmp_path / 'out'}")
         assert result.code == 0, result.err
 
 
-def test_a_layer_that_cannot_be_unpacked_is_named(layout: Layout, tmp_path: Path) -> None:
+def test_a_layer_that_cannot_be_decompressed_is_named(layout: Layout, tmp_path: Path) -> None:
     layer = layout.blob(gzip.compress(b"x" * 1000)[:-4], f"{OCI_LAYER}+gzip")
     config = layout.blob(json.dumps({"rootfs": {"type": "layers", "diff_ids": [digest_of(b"")]}}).encode(), OCI_CONFIG)
     layout.document({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}, name="v1")
@@ -536,7 +540,7 @@ def test_a_layer_that_cannot_be_unpacked_is_named(layout: Layout, tmp_path: Path
     assert layer["digest"] in result.err
 
 
-def test_what_only_says_how_a_layer_was_compressed_is_left_out(layout: Layout, tmp_path: Path) -> None:
+def test_annotations_about_the_old_compression_are_removed(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout)
     document = layout.read(image["digest"])
     for layer in document["layers"]:

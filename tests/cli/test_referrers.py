@@ -36,8 +36,8 @@ def other(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
 
 
 @pytest.fixture
-def archive(served: FaultyRegistry, found: Signed, tmp_path: Path) -> Path:  # noqa: ARG001 - it is there
-    """Return the image with all that hangs on it, as pulled."""
+def archive(served: FaultyRegistry, found: Signed, tmp_path: Path) -> Path:  # noqa: ARG001 - seeds the registry
+    """Return an archive of the image with its referrers, as pulled."""
     path = tmp_path / "signed.tar"
     done("pull", f"{served.host}/app:1", "-o", path)
     return path
@@ -82,7 +82,7 @@ class TestCopied:
         is_all_there(found, other)
 
     @pytest.mark.parametrize(("items", "name"), [(small_first, None), (items_of, "v1")])
-    def test_out_of_a_pipe_of_any_order_and_beside_an_image_without_a_name(
+    def test_referrers_are_pushed_from_a_pipe_in_any_order_with_a_named_or_unnamed_image(
         self, layout: Layout, other: FaultyRegistry, items: Callable[[Layout], Any], name: str | None
     ) -> None:
         found = signed(layout)
@@ -91,7 +91,7 @@ class TestCopied:
         is_all_there(found, other)
 
     @pytest.mark.uncounted
-    def test_copy_carries_it_from_anywhere_to_anywhere(
+    def test_copy_copies_referrers_between_all_kinds_of_locations(
         self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         one, two = f"oci:{tmp_path / 'one'}", f"oci-archive:{tmp_path / 'two'}"
@@ -146,7 +146,7 @@ class TestCopied:
         assert registry_http.manifest_digest(other.host, "signature", "3") == found.cosign["digest"]
 
     def test_a_referrers_list_in_a_layout_is_read(self, layout: Layout, other: FaultyRegistry) -> None:
-        """As tools leave it that know registries without the API only."""
+        """Tools that do not know the referrers API write such lists."""
         found = signed(layout)
         layout.name(found.image, "v1")
         for subject, referring in found.subjects().items():
@@ -199,7 +199,7 @@ class TestCopied:
 
 
 class TestPipeToSeveralDestinations:
-    """What comes before the graph is known cannot be taken: nobody knows where it belongs."""
+    """Blobs that arrive before the graph is known cannot be pushed: their repository is not known."""
 
     @pytest.fixture
     def image(self, layout: Layout) -> Descriptor:
@@ -208,7 +208,7 @@ class TestPipeToSeveralDestinations:
 
     @pytest.fixture
     def candidate(self, layout: Layout, image: Descriptor) -> Descriptor:
-        """Return an entry of the index without a name, which may be what hangs on the image, and does."""
+        """Return an unnamed entry of the index that refers to the image."""
         made = referrer(layout, image, "a/b", b"one")
         document = json.loads((layout.path / "index.json").read_bytes())
         document["manifests"].append(made)
@@ -216,7 +216,7 @@ class TestPipeToSeveralDestinations:
         return made
 
     @pytest.mark.parametrize(("chosen", "stray"), [([], True), (["--image", "r.example.com/app:1"], False)])
-    def test_an_entry_of_something_that_never_comes_is_not_waited_for(
+    def test_an_entry_without_a_manifest_does_not_block_the_push(
         self,
         layout: Layout,
         image: Descriptor,
@@ -230,7 +230,7 @@ class TestPipeToSeveralDestinations:
         layout.file(candidate["digest"]).unlink()
         items = small_first(layout)
         if stray:
-            # What passes when nothing is waited for any more may be nothing that anybody needs.
+            # A blob that no image needs comes first.
             blob = layout.blob(random.Random(2).randbytes(2 * limits.CHUNK_SIZE), "a/b")
             first = next(place for place, (name, _) in enumerate(items) if name == blob_name(layers[0]))
             items.insert(first, (blob_name(blob["digest"]), layout.file(blob["digest"]).read_bytes()))
@@ -246,7 +246,7 @@ class TestPipeToSeveralDestinations:
         result = ocistream("push", "--to", f"{other.host}/mirror", stdin=tar_of([*items, late]))
         assertions.failure(result, 8, candidate["digest"], "may refer to an image")
         assertions.no_image(other)
-        # To one image all of it can go, in whatever order it comes.
+        # A push to one repository accepts every order.
         done("push", f"{other.host}/one:1", stdin=tar_of([*items, late]))
         _, raw = registry_http.get(other.host, f"/v2/one/referrers/{image['digest']}")
         assert [one["digest"] for one in json.loads(raw)["manifests"]] == [candidate["digest"]]
@@ -313,7 +313,7 @@ class TestSkipped:
         assert "2 signatures, 1 SBOM; " in note
         assert "--platform all" in note
         assert notes(done("pull", "--platform", "all", name, "-o", target)) == []
-        # The same out of the archive.
+        # A copy of the archive reports the same.
         (note,) = notes(done("copy", "--platform", "linux/amd64", target, f"oci-archive:{tmp_path / 'one.tar'}"))
         assert f"{KINDS}; " in note
         assert len(assertions.index_of(tmp_path / "one.tar")) == 1
@@ -358,7 +358,7 @@ class TestSkipped:
         assert done("push", "-q", "--no-referrers", f"{other.host}/app:1", "-i", archive).err == ""
 
 
-class TestFailing:
+class TestFailures:
     def test_a_refused_referrer_leaves_no_tag_and_gives_a_hint(
         self, start: Callable[..., FaultyRegistry], archive: Path, found: Signed
     ) -> None:
@@ -408,7 +408,7 @@ class TestResults:
             key=lambda one: str(one["digest"]),
         )
         assert document["skippedReferrers"] == []
-        # An image is as large as it is without what hangs on it.
+        # The size of an image does not include its referrers.
         own = layout.read(found.image["digest"])
         assert document["images"][0]["size"] == sum(blob["size"] for blob in (own["config"], *own["layers"]))
 

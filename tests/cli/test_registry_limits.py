@@ -70,7 +70,7 @@ def test_jobs_limits_the_parallel_blobs_of_one_registry(
     registry.faults.append(Fault(Stall(), method=method, path=path, times=None))
     with started_fork(*argv, "--jobs=8", "--config", str(config)) as process:
         assertions.wait_for(lambda: len(registry.asked(method, path)) == jobs)
-        # Others would come now.
+        # Further requests would arrive now.
         time.sleep(0.3)
         assert len(registry.asked(method, path)) == jobs
         registry.faults.clear()
@@ -80,7 +80,7 @@ def test_jobs_limits_the_parallel_blobs_of_one_registry(
 
 
 def test_a_rate_is_for_one_registry_only(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
-    # Of 400 kB, one second moves 100 kB.
+    # 400 kB take about 4 seconds at 100 kB per second.
     config = limited(tmp_path, source.host, 'limit-rate = "100k"')
     argv: list[str | Path] = ["--jobs=1", "--config", config]
     pulled = ocistream("pull", f"{source.host}/app:1", "-o", tmp_path / "a.tar", *argv, no_waits=True)
@@ -106,7 +106,7 @@ def test_a_rate_is_for_one_registry_only(source: FaultyRegistry, target: FaultyR
         ("limit-rate = inf", "limit-rate is not a rate in bytes per second"),
     ],
 )
-def test_a_limit_that_is_none_is_named(text: str, words: str, tmp_path: Path) -> None:
+def test_an_invalid_limit_is_named(text: str, words: str, tmp_path: Path) -> None:
     config = limited(tmp_path, "r.example", text)
     assertions.failure(ocistream("config", "check", config), 2, "r.example", words)
     file = tmp_path / "sync.toml"

@@ -24,20 +24,20 @@ MINE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine(
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return a small image, called `app` in the layout."""
+    """Return a small image, named `app` in the layout."""
     return small_image(layout, name="app")
 
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served
 
 
 def document(path: Path) -> dict[str, Any]:
-    """Return what --result wrote, which is what docs/result.schema.json says."""
+    """Return the document of --result, after a check against docs/result.schema.json."""
     found = json.loads(path.read_bytes())
     validate_ours(found, "result")
     return dict(found)
@@ -46,7 +46,7 @@ def document(path: Path) -> dict[str, Any]:
 # Result lines ------------------------------------------------------------------------------------------------
 
 
-def test_a_line_is_a_name_and_a_digest(registry: FaultyRegistry, image: Descriptor, tmp_path: Path) -> None:
+def test_a_result_line_is_a_name_and_a_digest(registry: FaultyRegistry, image: Descriptor, tmp_path: Path) -> None:
     host, digest = registry.host, image["digest"]
     for argv, line in (
         (["pull", f"{host}/app:1", "-o", "PATH/1.tar"], f"{host}/app:1@{digest}"),
@@ -74,11 +74,11 @@ def test_the_digest_is_that_of_the_pulled_image(served: FaultyRegistry, layout: 
         assert result.lines() == [f"{name}@{digest['digest']}"]
 
 
-# Which platforms were taken ----------------------------------------------------------------------------------
+# Platforms ---------------------------------------------------------------------------------------------------
 
 
 class TestPlatforms:
-    """What is said of a choice of platforms that the user did not make."""
+    """Messages about platforms that the user did not choose."""
 
     @pytest.fixture
     def name(self, served: FaultyRegistry, layout: Layout) -> str:
@@ -88,7 +88,7 @@ class TestPlatforms:
         return f"{served.host}/app:1"
 
     def notes(self, result: Result, name: str) -> list[str]:
-        """Return what stderr says of an image, other than its ID."""
+        """Return the messages on stderr about an image, except for its ID."""
         assertions.success(result)
         lines = [line for line in result.err.splitlines() if line.startswith(f"ocistream: {name}: ")]
         return [line for line in lines if "image ID" not in line]
@@ -156,7 +156,7 @@ class TestPlatforms:
             f"ocistream: {name}: only {MINE}/v12 of 2 platforms; use --platform all to copy all",
             f"ocistream: {name}: {MINE} matches {MINE}/v12; not copied: {MINE}/v13",
         ]
-        # Even if the platform was asked for: the variant was not.
+        # This is reported for a requested platform, too: the variant was not requested.
         assert self.notes(ocistream("pull", name, "--platform", MINE), name) == [
             f"ocistream: {name}: {MINE} matches {MINE}/v12; not copied: {MINE}/v13",
         ]
@@ -311,7 +311,7 @@ def test_the_result_document_follows_links_and_is_written_to_devices(registry: F
         assertions.success(ocistream(*pull, tmp_path / "link.json"))
         assert (tmp_path / "link.json").is_symlink()
         assert document(tmp_path / "real.json")["retried"] == 0
-    # A FIFO stands for a device: a mistake here, made by root, would replace the machine's own.
+    # The test uses a FIFO instead of a device: a bug, run as root, would replace the machine's device.
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as reader:

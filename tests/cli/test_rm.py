@@ -16,7 +16,7 @@ HUNG = "vnd.ocistream.image.name"
 
 
 def entered(layout: Layout, *descriptors: Descriptor, name: str | None = None) -> None:
-    """Add entries that are no images to a layout's index.json; `name` is that of what hangs on one."""
+    """Add entries that are not named images to a layout's index.json; `name` is the name of a referrer."""
     path = layout.path / "index.json"
     index = json.loads(path.read_bytes())
     entries = [{**one, "annotations": {HUNG: name}} if name else one for one in descriptors]
@@ -64,7 +64,7 @@ def test_several_images_are_removed_or_none(layout: Layout, images: list[Descrip
     assert listed(layout.path) == [images[2]["digest"]]
 
 
-def test_a_name_that_means_several_is_refused(layout: Layout, images: list[Descriptor]) -> None:
+def test_a_name_of_several_images_is_refused(layout: Layout, images: list[Descriptor]) -> None:
     layout.name(images[1], "registry.example/a:1")
     before = (layout.path / "index.json").read_bytes()
     assertions.failure(
@@ -73,7 +73,7 @@ def test_a_name_that_means_several_is_refused(layout: Layout, images: list[Descr
     assert (layout.path / "index.json").read_bytes() == before
 
 
-def test_an_exact_name_comes_before_a_tag_or_a_short_name(layout: Layout, tmp_path: Path) -> None:
+def test_an_exact_name_takes_precedence_over_a_tag_or_a_short_name(layout: Layout, tmp_path: Path) -> None:
     images = {name: layout.image([name.encode()], name=name) for name in ("v1", "docker.io/library/v1:latest")}
     full = layout.image([b"full"])
     path = layout.path / "index.json"
@@ -90,14 +90,12 @@ def test_an_exact_name_comes_before_a_tag_or_a_short_name(layout: Layout, tmp_pa
         assertions.success(copied)
         assert copied.out.decode().endswith(f"@{digest}\n")
     assert ocistream("rm", layout.path, "v1").out.decode() == f"v1@{images['v1']['digest']}\n"
-    # Now the short name is a full one, and the tag is only a tag.
+    # Next the short name of a full name matches, and last the tag.
     assert ocistream("rm", layout.path, "v1").lines()[0].startswith("docker.io/library/v1:latest@")
     assert ocistream("rm", layout.path, "v1").lines()[0].startswith("registry.example/app:v1@")
 
 
-def test_after_rm_gc_says_what_it_keeps_for_an_hour_and_how_to_delete_it(
-    layout: Layout, images: list[Descriptor]
-) -> None:
+def test_after_rm_gc_reports_recent_blobs_and_how_to_delete_them(layout: Layout, images: list[Descriptor]) -> None:
     assertions.success(ocistream("rm", layout.path, "registry.example/a:1"))
     kept = ocistream("gc", layout.path)
     assertions.success(kept)
@@ -106,7 +104,7 @@ def test_after_rm_gc_says_what_it_keeps_for_an_hour_and_how_to_delete_it(
     assert images[0]["digest"] in ocistream("gc", layout.path, "--older-than", "0").lines()
 
 
-def test_a_name_takes_itself_away_and_a_digest_all_names(layout: Layout) -> None:
+def test_a_name_removes_itself_and_a_digest_removes_all_names(layout: Layout) -> None:
     image = layout.image([b"x"], name="registry.example/a:1")
     layout.name(image, "registry.example/a:latest", "registry.example/b:latest")
     assertions.failure(ocistream("rm", layout.path, "nothing"), 4)
@@ -140,7 +138,7 @@ def test_referrers_of_a_remaining_image_stay(layout: Layout) -> None:
     entered(layout, signature)
     assertions.success(ocistream("rm", layout.path, "registry.example/inner:1"))
     assert listed(layout.path) == [index["digest"], signature["digest"]]
-    # Nothing else leads to it now.
+    # Now its subject is in no remaining image.
     assertions.success(ocistream("rm", layout.path, "registry.example/index:1"))
     assert listed(layout.path) == []
 

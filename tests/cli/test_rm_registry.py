@@ -15,9 +15,9 @@ from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import ocistream, started_fork
 
-#: What distribution 2.8 answers to the deletion of a tag.
+#: The answer of distribution 2.8 to the deletion of a tag.
 NO_TAGS = refusal(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
-#: What it answers if deletion is not enabled.
+#: The answer of distribution if deletion is not enabled.
 DISABLED = refusal(405, "UNSUPPORTED", "The operation is unsupported.")
 
 
@@ -28,7 +28,7 @@ def image(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def host(served: FaultyRegistry, layout: Layout, image: Descriptor) -> str:
-    """Fill a registry with app:1 and app:2, which are one image, and app:3; forget the requests."""
+    """Fill a registry with app:1 and app:2, which are one image, and app:3; clear the recorded requests."""
     fill(served.host, layout, image)
     served.requests.clear()
     return served.host
@@ -66,7 +66,7 @@ def test_a_tag_is_deleted_and_other_tags_of_the_image_stay(registry: str, image:
     assert manifest_digest(registry, "app", image["digest"]) == image["digest"]
 
 
-def test_a_digest_is_deleted_with_all_its_tags_and_this_is_said(registry: str, image: Descriptor) -> None:
+def test_a_digest_is_deleted_with_all_its_tags_and_this_is_reported(registry: str, image: Descriptor) -> None:
     result = ocistream("rm", f"{registry}/app@{image['digest']}")
     assertions.success(result)
     assert result.lines() == [f"{registry}/app@{image['digest']}"]
@@ -108,22 +108,24 @@ class TestUnsupported:
         assertions.failure(result, 8, "does not delete the tag", "--by-digest", "REGISTRY_STORAGE_DELETE_ENABLED=true")
         assert sorted(tags(host, "app")) == ["1", "2", "3"]
 
-    def test_with_by_digest_it_is_with_all_its_tags(self, served: FaultyRegistry, host: str, image: Descriptor) -> None:
+    def test_by_digest_deletes_the_manifest_with_all_its_tags(
+        self, served: FaultyRegistry, host: str, image: Descriptor
+    ) -> None:
         served.faults.append(Fault(NO_TAGS, method="DELETE", path="/manifests/[0-9]$", times=None))
         result = ocistream("rm", "--by-digest", f"{host}/app:1", f"{host}/app:2")
         assertions.success(result)
         assert result.lines() == [f"{host}/app:{tag}@{image['digest']}" for tag in "12"]
         assert result.err.count("deleted the manifest with all its tags") == 2
         assert tags(host, "app") == ["3"]
-        # The second tag went with the first one.
+        # The first request deleted the second tag, too.
         assert len(served.asked("DELETE")) == 2
 
-    def test_by_digest_deletes_only_the_tag_where_that_is_supported(self, host: str) -> None:
+    def test_by_digest_deletes_only_the_tag_if_the_registry_supports_that(self, host: str) -> None:
         assertions.success(ocistream("rm", "--by-digest", f"{host}/app:1"))
         assert sorted(tags(host, "app")) == ["2", "3"]
 
     @pytest.mark.parametrize("options", [[], ["--by-digest"]])
-    def test_a_registry_that_does_not_delete_is_named_with_what_to_configure(
+    def test_the_error_for_a_registry_that_does_not_delete_names_its_setting(
         self, served: FaultyRegistry, host: str, image: Descriptor, options: list[str]
     ) -> None:
         served.faults.append(Fault(DISABLED, method="DELETE", times=None))
@@ -142,7 +144,7 @@ class TestUnsupported:
 
 
 class TestPermission:
-    def test_the_token_is_asked_for_with_the_right_to_delete(
+    def test_the_token_is_requested_with_the_permission_to_delete(
         self, start: Callable[..., FaultyRegistry], layout: Layout
     ) -> None:
         auth = Bearer({"ada": "lovelace"}, anonymous=())
@@ -154,7 +156,7 @@ class TestPermission:
         assert [request.scopes for request in auth.requests] == [("repository:app:pull,delete",)]
 
     @pytest.mark.parametrize("status", [401, 403])
-    def test_a_refused_deletion_is_an_error_of_permission(self, served: FaultyRegistry, host: str, status: int) -> None:
+    def test_a_refused_deletion_is_a_permission_error(self, served: FaultyRegistry, host: str, status: int) -> None:
         served.faults.append(Fault(refusal(status, "DENIED"), method="DELETE", times=None))
         assertions.failure(ocistream("rm", f"{host}/app:1"), 3, str(status))
         assert sorted(tags(host, "app")) == ["1", "2", "3"]
@@ -174,7 +176,7 @@ class TestDigests:
         assert ocistream("rm", f"{host}/app:1").lines() == [f"{host}/app:1@{image['digest']}"]
 
 
-def test_a_lost_answer_to_a_deletion_is_no_failure(served: FaultyRegistry, host: str) -> None:
+def test_a_lost_answer_to_a_deletion_is_not_a_failure(served: FaultyRegistry, host: str) -> None:
     # The registry had deleted the tag before, and answers 404 to the next attempt.
     served.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), method="DELETE", times=None))
     served.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), method="HEAD", skip=1, times=None))
@@ -215,7 +217,7 @@ class TestArguments:
         assertions.failure(ocistream("rm", f"oci-archive:{layout.path}", "v2"), 2, "is an archive")
 
 
-def test_a_program_deletes_images_too(host: str, image: Descriptor) -> None:
+def test_the_python_api_deletes_images_too(host: str, image: Descriptor) -> None:
     deleted = api.delete([f"{host}/app:1", api.Reference(host, "app", "3")])
     assert [result.name for result in deleted] == [f"{host}/app:1", f"{host}/app:3"]
     assert deleted[0].digest == image["digest"]

@@ -1,4 +1,4 @@
-"""The runner of the command line, proven to measure and to cut as it says, on processes whose ways are known."""
+"""The test runner of the command line measures processes and truncates pipes correctly."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-S", "-c", code]
 
 
-def test_the_peak_is_the_processs_own_even_when_the_tests_are_large() -> None:
+def test_the_peak_is_that_of_the_process_even_if_the_tests_use_much_memory() -> None:
     ballast = bytearray(200 * MIB)
     ballast[::4096] = bytes(len(ballast[::4096]))
     assert 5 * MIB < (run.run_measured(python("pass")).peak or 0) < 20 * MIB
 
 
-def test_the_peak_counts_memory_that_was_given_back() -> None:
+def test_the_peak_counts_memory_that_was_freed() -> None:
     result = run.run_measured(python(f"x = bytearray({100 * MIB}); x[::4096] = bytes({100 * 256}); del x"))
     assert 100 * MIB < (result.peak or 0) < 130 * MIB
 
@@ -47,12 +47,12 @@ def test_a_measured_process_keeps_its_streams_and_its_status() -> None:
     assert (result.code, result.out, result.err) == (6, b"WORDS", "seen")
 
 
-def test_a_signal_that_ends_a_measured_process_is_told() -> None:
+def test_a_signal_that_ends_a_measured_process_is_reported() -> None:
     result = run.run_measured(python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     assert result.code == -signal.SIGKILL
 
 
-def test_an_environment_variable_can_be_set_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_variable_can_be_set_and_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GONE", "1")
     code = "import os; print(os.environ.get('GONE'), os.environ.get('SET'))"
     assert run.run(python(code), env={"GONE": None, "SET": "2"}).out == b"None 2\n"
@@ -84,7 +84,7 @@ def code_as_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("code_as_command")
-def test_a_pipe_carries_everything_and_measures_both() -> None:
+def test_a_pipe_passes_all_bytes_and_both_processes_are_measured() -> None:
     first, second = run.measured_pipe([WRITER], [COUNTER])
     assert (first.code, second.code, second.out) == (0, 0, b"%d\n" % (4 * MIB))
     assert first.peak
@@ -92,19 +92,19 @@ def test_a_pipe_carries_everything_and_measures_both() -> None:
 
 
 @pytest.mark.usefixtures("code_as_command")
-def test_a_cut_pipe_ends_for_both() -> None:
+def test_a_truncated_pipe_ends_both_processes() -> None:
     first, second = run.measured_pipe([WRITER], [COUNTER], cut=MIB + 1)
     assert (first.code, second.out) == (-signal.SIGPIPE, b"%d\n" % (MIB + 1))
 
 
 @pytest.mark.usefixtures("code_as_command")
-def test_the_first_sees_the_second_go() -> None:
+def test_the_writer_notices_that_the_reader_exits() -> None:
     first, second = run.measured_pipe([WRITER], ["pass"])
     assert (first.code, second.code) == (-signal.SIGPIPE, 0)
 
 
 @pytest.mark.usefixtures("code_as_command")
-def test_what_is_started_is_ended_with_the_block() -> None:
+def test_a_started_process_is_terminated_at_the_end_of_the_block() -> None:
     with run.started("import time; print('ready', flush=True); time.sleep(600)") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
@@ -121,7 +121,7 @@ def test_a_fork_ends_as_a_real_process_does(argv: list[str], tmp_path: Path) -> 
     assert forked == real
 
 
-def test_a_fork_has_the_environment_that_is_given_and_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_fork_has_only_the_given_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OCISTREAM_LOG_FORMAT", "json")
     assert run.ocistream("verify", tmp_path / "absent").err.startswith("{")
     assert run.ocistream("verify", tmp_path / "absent", env={"OCISTREAM_LOG_FORMAT": None}).err.startswith("ocistream")
@@ -129,7 +129,7 @@ def test_a_fork_has_the_environment_that_is_given_and_no_other(monkeypatch: pyte
     assert run.ocistream("verify", tmp_path / "absent").err.startswith("ocistream")
 
 
-def test_a_variable_that_counts_at_start_has_a_process_of_its_own(tmp_path: Path) -> None:
+def test_a_variable_that_python_reads_at_start_needs_a_new_process(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os; os._exit(77)")
     assert run.ocistream("--version", env={"PYTHONPATH": str(tmp_path)}).code == 77
 
@@ -151,7 +151,7 @@ def test_a_fork_reads_a_pipe_or_a_file_and_writes_a_pipe_or_a_file(archive: Path
     assert (tmp_path / "out").read_bytes() == content
 
 
-def test_a_fork_that_reads_nothing_does_not_hold_the_writer_up() -> None:
+def test_a_fork_that_reads_nothing_does_not_block_the_writer() -> None:
     assert run.ocistream("--version", stdin=bytes(8 * MIB)).code == 0
 
 
@@ -189,7 +189,7 @@ def test_a_fork_can_delete_its_working_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "gone").exists()
 
 
-def test_forks_make_a_pipe_that_can_be_cut(archive: Path) -> None:
+def test_a_pipe_of_forks_can_be_truncated(archive: Path) -> None:
     first, second = run.pipe(["copy", archive, "-"], ["verify"])
     assert (first.code, second.code) == (0, 0)
     assert b"ok: OCI archive" in second.out
@@ -231,7 +231,7 @@ def test_a_program_that_starts_a_fork_sees_it_stop_reading() -> None:
             pipe.write(b"x")
 
 
-def test_a_fork_that_is_left_running_can_be_fed_asked_and_ended(archive: Path, tmp_path: Path) -> None:
+def test_a_running_fork_can_be_written_to_polled_and_terminated(archive: Path, tmp_path: Path) -> None:
     with run.started_fork("verify", stdin=subprocess.PIPE) as process:
         assert process.stdin
         process.stdin.write(archive.read_bytes())
@@ -274,12 +274,12 @@ def serving(folder: Path) -> Iterator[fork_runner.Fork]:
 
 
 def descriptors(pid: int) -> list[str]:
-    """Return what kinds of open descriptors a process has."""
-    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115 - it is no path
+    """Return the kinds of the open descriptors of a process."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115 - not a path
     return sorted(link.partition(":")[0] for link in links)
 
 
-def test_a_signal_that_ends_a_fork_is_told(tmp_path: Path) -> None:
+def test_a_signal_that_ends_a_fork_is_reported(tmp_path: Path) -> None:
     with serving(tmp_path) as fork:
         os.kill(fork.pid, signal.SIGTERM)
         while fork.read():
@@ -296,12 +296,12 @@ def test_a_fork_has_no_descriptors_of_another_one(tmp_path: Path) -> None:
         assert real.stdout.readline()
         with serving(tmp_path) as second:
             assert descriptors(first.pid) == descriptors(second.pid)
-            # One more than a real one: by it the run tells how long it would sleep.
+            # One more than a real process: the fork reports its pauses through it.
             assert len(descriptors(second.pid)) == len(descriptors(real.pid)) + 1
             assert os.getsid(second.pid) == second.pid != os.getsid(first.pid)
 
 
-def test_the_pauses_of_a_fork_are_told_and_need_not_be_slept(
+def test_the_pauses_of_a_fork_are_reported_and_can_be_skipped(
     start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(Fault(too_many_requests(retry_after=60), "GET|HEAD", "/manifests/"))
@@ -310,7 +310,7 @@ def test_the_pauses_of_a_fork_are_told_and_need_not_be_slept(
     assert (result.code, result.waits) == (0, (60.0,))
 
 
-def test_names_of_a_fork_lead_where_the_test_wants(
+def test_a_test_sets_the_addresses_of_host_names_in_a_fork(
     start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path
 ) -> None:
     registry = start()
@@ -330,7 +330,7 @@ def test_names_of_a_fork_lead_where_the_test_wants(
     assert (for_ever.code, for_ever.connected) == (7, {"registry.test": 2})
 
 
-def test_a_fork_runs_on_a_machine_of_the_tests(tmp_path: Path) -> None:
+def test_a_fork_runs_the_sitecustomize_of_a_test(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import ocistream\nocistream.__version__ = '7.7.7'\n")
     assert run.ocistream("--version", machine=tmp_path).lines() == ["ocistream 7.7.7"]
     assert run.ocistream("--version").lines() == [f"ocistream {ocistream.__version__}"]

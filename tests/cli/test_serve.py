@@ -31,14 +31,14 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 def serving(
     *argv: Argument, listen: str = "127.0.0.1:0", cwd: Path | None = None, env: Environment | None = None
 ) -> Iterator[tuple[Running, str]]:
-    """Run `ocistream serve` in a fork, and give the process and the address that it says."""
+    """Run `ocistream serve` in a fork, and yield the process and the address that it prints."""
     with started_fork("serve", *argv, "--listen", listen, cwd=cwd, env=env) as process:
         yield process, process.stdout.readline().decode().rstrip("\n")
 
 
 @contextlib.contextmanager
 def really_serving(*argv: Argument, env: Environment | None = None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Do the same in a real process, whose memory and descriptors count."""
+    """Run `ocistream serve` in a real process, to measure its memory and descriptors."""
     with started("serve", *argv, "--listen=127.0.0.1:0", env=env) as process:
         assert process.stdout
         yield process, process.stdout.readline().decode().rstrip("\n")
@@ -59,7 +59,7 @@ def test_the_first_line_is_the_address_and_the_registry_works(layout: Layout, tm
     )
     assert (process.returncode, out, err.decode()) == (143, b"", said)
     assert assertions.index_of(tmp_path / "x.tar")[0]["digest"] == image["digest"]
-    # What was pushed is in the directory, and there for the next one.
+    # The next server has the pushed image.
     with serving(tmp_path / "store") as (_, host):
         assert manifest_digest(host, "app", "1") == image["digest"]
 
@@ -184,9 +184,9 @@ def test_a_confirmed_manifest_is_in_the_index_after_a_kill(tmp_path: Path) -> No
     listed = json.loads((tmp_path / "store" / "index.json").read_bytes())["manifests"]
     tags = {entry["annotations"]["org.opencontainers.image.ref.name"] for entry in listed}
     assert set(answered) <= tags
-    # At most the push of each thread whose answer was lost.
+    # Each thread may have one more push, whose answer was lost.
     assert len(tags) <= len(answered) + 8
-    # The next server starts over what the killed one left.
+    # The next server has the images of the killed one.
     with serving(tmp_path / "store") as (_, host), Client(host) as ask:
         assert ask("GET", "/v2/app/tags/list").json()["tags"] == sorted(tags)
 
@@ -221,7 +221,7 @@ def test_a_directory_with_other_files_is_not_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["app.tar", "app.tar.gz", "app.tgz", "app.tar.zst"])
-def test_an_archive_that_is_not_there_becomes_no_directory(tmp_path: Path, name: str) -> None:
+def test_a_missing_archive_does_not_become_a_directory(tmp_path: Path, name: str) -> None:
     assertions.failure(ocistream("serve", tmp_path / name, "--listen", "127.0.0.1:0"), 4, "no such file", "oci:")
     assertions.nothing_left(tmp_path)
 

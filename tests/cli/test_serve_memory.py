@@ -1,4 +1,4 @@
-"""The memory of `ocistream serve` does not grow with the number of its clients, nor much with that of its images."""
+"""The memory of `ocistream serve` does not grow with the number of clients, and grows little with that of images."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from tests.html_page import Page
 from tests.images import OCI_INDEX, Layout, thousands_of_images
 from tests.raw_http import Client, connect
 
-# tests/serve/test_large_manifests.py shows in each run that few are in memory at once.
+# tests/serve/test_large_manifests.py tests in each run that few manifests are in memory at once.
 pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("interruptible")]
 
 MIB: Final = 1 << 20
 CLIENTS: Final = 14
-#: The server takes some 75 MiB for any number of clients, and 90 MiB or more if it keeps every client's manifest.
+#: The server needs about 75 MiB for any number of clients, and 90 MiB or more if it keeps every client's manifest.
 BOUND: Final = 84 * MIB
 
 
 def index(note: str) -> bytes:
-    """Return an index without manifests, of nearly the greatest size."""
+    """Return an index without manifests, of nearly the maximum size."""
     fields = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "annotations": {"note": note}}
     padding = "x" * (limits.MAX_MANIFEST - len(json.dumps(fields)) - 100)
     return json.dumps({**fields, "padding": padding}).encode()
 
 
 def peak(pid: int) -> int:
-    """Return the most memory that a process has had, in bytes."""
+    """Return the peak memory of a process, in bytes."""
     match = re.search(r"^VmHWM:\s*(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert match
     return int(match[1]) * 1024
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-def test_of_many_large_manifests_at_once_few_are_in_memory(tmp_path: Path) -> None:
+def test_few_of_many_parallel_large_manifests_are_in_memory(tmp_path: Path) -> None:
     bodies = [index(str(number)) for number in range(CLIENTS)]
     together = Barrier(CLIENTS)
 

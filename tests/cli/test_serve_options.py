@@ -29,7 +29,7 @@ PASSWORD = "an-engine-of-1843"
 
 @pytest.fixture
 def archive(layout: Layout, tmp_path: Path) -> Path:
-    """Return an archive with app:1, as registry.example has it."""
+    """Return an archive of registry.example/app:1."""
     small_image(layout, name="registry.example/app:1")
     path = tmp_path / "app.tar"
     path.write_bytes(tar_of(small_first(layout)))
@@ -37,7 +37,7 @@ def archive(layout: Layout, tmp_path: Path) -> Path:
 
 
 @pytest.mark.uncounted
-def test_an_archive_is_pulled_from_and_not_pushed_to(archive: Path, tmp_path: Path) -> None:
+def test_an_archive_accepts_pulls_and_refuses_pushes(archive: Path, tmp_path: Path) -> None:
     before = archive.read_bytes()
     with serving(archive) as (_, host):
         assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
@@ -48,7 +48,7 @@ def test_an_archive_is_pulled_from_and_not_pushed_to(archive: Path, tmp_path: Pa
     assertions.success(ocistream("verify", tmp_path / "x.tar"))
 
 
-def test_what_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None:
     packed = tmp_path / "app.tar.gz"
     packed.write_bytes(gzip.compress(archive.read_bytes()))
     os.mkfifo(tmp_path / "pipe")
@@ -62,7 +62,7 @@ def test_what_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.uncounted
-def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Path) -> None:
+def test_requests_without_the_password_are_refused(archive: Path, tmp_path: Path) -> None:
     env = {"OCISTREAM_PASSWORD": PASSWORD}
     with started_fork("serve", archive, "--listen=127.0.0.1:0", "--username=ada", env=env) as process:
         host = process.stdout.readline().decode().strip()
@@ -73,7 +73,7 @@ def test_with_a_password_only_who_knows_it_is_served(archive: Path, tmp_path: Pa
         assertions.success(ocistream(*pull, env={"OCISTREAM_USERNAME": "ada", **env}))
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
-    # On loopback nobody is on the way.
+    # On loopback there is no warning that TLS is missing.
     assert err == b"ocistream: terminated\n"
 
 
@@ -100,7 +100,7 @@ def test_a_new_layout_is_reported(tmp_path: Path) -> None:
         assert err == notice + b"ocistream: new has no images yet\nocistream: terminated\n"
 
 
-def test_a_password_may_come_on_stdin_and_then_every_address_will_do(archive: Path) -> None:
+def test_with_a_password_from_stdin_every_address_is_accepted(archive: Path) -> None:
     for address in ("0.0.0.0:0", "192.0.2.1:0"):
         assertions.failure(
             ocistream("serve", archive, "--listen", address), 2, "other machines could connect", "--username"
@@ -136,7 +136,7 @@ def test_options_that_need_another_are_refused_without_it(archive: Path, tmp_pat
     assertions.failure(ocistream("serve", archive, listen, "--access-log", tmp_path / "no/log"), 4, "access log")
 
 
-def test_tls(archive: Path, tmp_path: Path) -> None:
+def test_tls_uses_the_given_certificate(archive: Path, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path / "tls")
     with serving(archive, "--tls-cert", certificate.file, "--tls-key", certificate.key_file) as (_, host):
         pull: list[str | Path] = ["pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--retries=0"]
@@ -145,7 +145,7 @@ def test_tls(archive: Path, tmp_path: Path) -> None:
 
 
 class TestAccessLog:
-    def test_a_line_a_request_in_the_common_log_format(self, archive: Path, tmp_path: Path) -> None:
+    def test_each_request_is_a_line_in_the_common_log_format(self, archive: Path, tmp_path: Path) -> None:
         log = tmp_path / "access.log"
         env = {"OCISTREAM_PASSWORD": PASSWORD}
         argv: list[str | Path] = ["serve", archive, "--listen=127.0.0.1:0", "--username=ada", "--access-log", log]
@@ -163,7 +163,7 @@ class TestAccessLog:
         )
         found = [match.groups() for line in lines if (match := pattern.fullmatch(line))]
         assert len(found) == len(lines)
-        # A line is written when its answer was sent, so another request may have its line first.
+        # A line is written after its answer was sent, so the order of the lines may differ.
         assert sorted((user, request, status) for user, request, status, _ in found) == [
             ("-", "GET /v2/ HTTP/1.1", "401"),
             ("ada", f"GET /v2/app/blobs/{digest_of(b'none')} HTTP/1.1", "404"),
@@ -171,7 +171,7 @@ class TestAccessLog:
         ]
         assert PASSWORD not in log.read_text()
 
-    def test_as_json_on_stderr(self, archive: Path) -> None:
+    def test_each_request_is_an_object_on_stderr_with_log_format_json(self, archive: Path) -> None:
         with serving(archive, "--access-log=-", "--log-format=json") as (process, host):
             get(host, "/v2/?x=y")
             process.terminate()
@@ -190,7 +190,7 @@ class TestAccessLog:
             "seconds": 0,
         }
 
-    def test_it_is_appended_to(self, archive: Path, tmp_path: Path) -> None:
+    def test_an_existing_log_is_appended_to(self, archive: Path, tmp_path: Path) -> None:
         log = tmp_path / "access.log"
         for _ in range(2):
             with serving(archive, "--access-log", log) as (_, host):

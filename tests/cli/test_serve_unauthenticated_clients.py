@@ -1,4 +1,4 @@
-"""`ocistream serve` with a password: clients that do not know it do not keep out those that do."""
+"""`ocistream serve` with a password: clients without it do not block clients with it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.runner import ocistream, started
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
-#: As many connections as the process may have, and some more.
+#: The number of connections that the process may have.
 PLACES = 5
 
 
-def test_a_push_succeeds_while_strangers_hold_every_connection(layout: Layout, tmp_path: Path) -> None:
+def test_a_push_succeeds_while_unauthenticated_clients_use_every_connection(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="app")
     env = {"OCISTREAM_PASSWORD": "engine-of-1843"}
     argv: list[str | Path] = ["serve", tmp_path / "store", "--listen=127.0.0.1:0", "--username=ada"]
@@ -43,7 +43,7 @@ def test_clients_wait_in_a_queue_as_long_as_the_number_of_connections(tmp_path: 
     with started("serve", tmp_path / "store", "--listen=127.0.0.1:0") as process, contextlib.ExitStack() as stack:
         assert process.stdout
         host = process.stdout.readline().decode().strip()
-        # As if it had been busy with others all the time: the kernel alone answers.
+        # A stopped process is like a busy one: only the kernel accepts connections.
         process.send_signal(signal.SIGSTOP)
         stack.callback(process.send_signal, signal.SIGCONT)
         for _ in range(limits.MAX_CLIENTS):

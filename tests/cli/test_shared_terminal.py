@@ -1,4 +1,4 @@
-"""One terminal, two programs that write to it: no line of either is cut or overwritten."""
+"""Two programs write to one terminal: no line of either is truncated or overwritten."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.registry_http import seed
 from tests.runner import command, ocistream
 
 MIB = 1 << 20
-#: Reads its input slowly and talks: complete lines at moments of its own, and, as ssh does, a prompt without an end of
-#: line that stays for a while.
+#: A program that reads its input and writes to the terminal: complete lines at random times, and prompts without a
+#: newline that stay for a while, as those of ssh.
 TALKER = r"""
 import os, random, sys, threading, time
 rest = random.Random(int(sys.argv[1]))
@@ -53,7 +53,7 @@ def image(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that holds the image as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     return served
 
@@ -67,16 +67,16 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
         ),
     ],
 )
-def test_no_line_is_cut_or_overwritten_beside_a_program_that_talks(
+def test_no_line_is_truncated_or_overwritten_with_a_second_program(
     registry: FaultyRegistry, settings: Sequence[tuple[int, list[str]]]
 ) -> None:
-    # At once: each takes longer than a line of progress is away, and does next to nothing.
+    # In parallel: each run takes longer than the time between two progress lines, but little CPU time.
     with ThreadPoolExecutor(len(settings)) as threads:
         list(threads.map(lambda setting: beside_a_program_that_talks(registry, *setting), settings))
 
 
 def beside_a_program_that_talks(registry: FaultyRegistry, columns: int, options: list[str]) -> None:
-    """Pull into a program that talks, on a terminal of so many columns, and check each line of both."""
+    """Pull into `TALKER` on a terminal with this number of columns, and check each line of both programs."""
     seen = on_terminal(
         *("pull", f"{registry.host}/app:1", "--limit-rate=800k", *options),
         piped_into_program=[sys.executable, "-c", TALKER, str(columns)],
@@ -97,13 +97,13 @@ def beside_a_program_that_talks(registry: FaultyRegistry, columns: int, options:
     ]
     assert [line for line in ours if not re.fullmatch("ocistream: (" + "|".join(whole) + ")", line)] == []
     (seconds,) = re.findall(r"copied 4 blobs, 5\.2 MB, in ([0-9.]+) s", "\n".join(ours))
-    # One line in five seconds.
+    # One line every five seconds.
     assert 1 <= len([line for line in ours if " of 5.2 MB" in line]) <= 1 + float(seconds) / 5
     assert "%|" not in seen.screen
 
 
 @pytest.mark.parametrize("length", [1, 60, 80])
-def test_a_prompt_that_stays_while_bytes_move_keeps_its_row(registry: FaultyRegistry, length: int) -> None:
+def test_a_prompt_keeps_its_row_during_a_transfer(registry: FaultyRegistry, length: int) -> None:
     prompt = "?" * length
     asks = f"import os; os.write(2, b'{prompt}')\nwhile os.read(0, 65536): pass"
     seen = on_terminal(
@@ -116,7 +116,7 @@ def test_a_prompt_that_stays_while_bytes_move_keeps_its_row(registry: FaultyRegi
     assert lines[-1].startswith("ocistream: copied 4 blobs")
 
 
-def test_no_line_is_printed_while_a_program_asks_for_a_password_and_nothing_moves(registry: FaultyRegistry) -> None:
+def test_no_line_is_printed_during_a_password_prompt_if_the_transfer_waits(registry: FaultyRegistry) -> None:
     asks = (
         "import os, time; os.write(2, b'password: '); time.sleep(6); os.write(2, b'\\n')\nwhile os.read(0, 65536): pass"
     )
@@ -127,8 +127,8 @@ def test_no_line_is_printed_while_a_program_asks_for_a_password_and_nothing_move
     assert seen.screen.startswith("password: \r\n")
 
 
-def test_no_line_is_printed_beside_a_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
-    # Longer than the time between two lines.
+def test_no_progress_line_is_printed_with_a_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
+    # The pull takes longer than the time between two lines.
     argv = ("pull", f"{registry.host}/app:1", "--limit-rate=800k", "-o", tmp_path / "app.tar")
     seen = on_terminal(*argv, size=(24, 80))
     assert seen.code == 0
@@ -136,7 +136,7 @@ def test_no_line_is_printed_beside_a_bar(registry: FaultyRegistry, tmp_path: Pat
     assert re.findall(r"[0-9]+ %, ", seen.screen) == []
 
 
-def test_a_bar_that_is_asked_for_is_drawn_beside_any_program(registry: FaultyRegistry) -> None:
+def test_a_requested_bar_is_drawn_with_any_second_program(registry: FaultyRegistry) -> None:
     seen = on_terminal(
         *("pull", f"{registry.host}/app:1", "--progress=bar"),
         piped_into_program=[sys.executable, "-c", "import os\nwhile os.read(0, 65536): pass"],
@@ -146,7 +146,7 @@ def test_a_bar_that_is_asked_for_is_drawn_beside_any_program(registry: FaultyReg
     assert "100%|" in seen.screen
 
 
-def test_a_pipe_of_two_ocistreams_has_a_bar_without_being_asked(
+def test_a_pipe_of_two_ocistreams_has_a_bar_by_default(
     registry: FaultyRegistry, start: Callable[..., FaultyRegistry]
 ) -> None:
     seen = on_terminal(
@@ -162,10 +162,10 @@ def test_a_pipe_of_two_ocistreams_has_a_bar_without_being_asked(
     ] == []
 
 
-def test_a_prompt_of_the_command_of_via_is_not_drawn_over(
+def test_a_prompt_of_the_via_command_is_not_overwritten(
     registry: FaultyRegistry, start: Callable[..., FaultyRegistry], tmp_path: Path
 ) -> None:
-    # As ssh does: it asks at the terminal, and reads its input once it is connected.
+    # Like ssh, it asks at the terminal and reads its input after it is connected.
     remote = tmp_path / "remote"
     remote.write_text(
         "#!/bin/sh\nprintf 'password: ' >/proc/$PPID/fd/2\nsleep 1\necho >/proc/$PPID/fd/2\nexec \"$@\"\n"
@@ -178,14 +178,14 @@ def test_a_prompt_of_the_command_of_via_is_not_drawn_over(
     )
     assert seen.code == 0
     assert seen.screen.count("password: \r\n") == 2
-    # Then the bar comes.
+    # The bar is drawn after the prompt.
     assert "%|" in seen.screen.rpartition("password: ")[2]
     lines = Screen(80, seen.screen).lines
     assert lines.count("password:") == 2
 
 
 @pytest.mark.parametrize("options", [[], ["--log-format=json"], ["--progress=none"]])
-def test_the_receiving_side_of_a_pipe_without_a_terminal_prints_its_result_alone(
+def test_the_receiving_side_of_a_pipe_without_a_terminal_prints_only_its_result(
     served: FaultyRegistry, layout: Layout, image: Descriptor, options: list[str]
 ) -> None:
     del image
@@ -196,7 +196,7 @@ def test_the_receiving_side_of_a_pipe_without_a_terminal_prints_its_result_alone
 
 
 @pytest.mark.parametrize("option", ["-v", "--progress=plain"])
-def test_the_receiving_side_of_a_pipe_says_more_if_it_is_asked_to(
+def test_the_receiving_side_of_a_pipe_prints_a_summary_on_request(
     served: FaultyRegistry, layout: Layout, image: Descriptor, option: str
 ) -> None:
     del image
@@ -205,7 +205,7 @@ def test_the_receiving_side_of_a_pipe_says_more_if_it_is_asked_to(
     assert result.err.splitlines()[-1].startswith("ocistream: copied 4 blobs")
 
 
-def test_what_reads_a_file_without_a_terminal_says_what_it_moved(
+def test_a_push_from_a_directory_without_a_terminal_prints_a_summary(
     served: FaultyRegistry, layout: Layout, image: Descriptor
 ) -> None:
     del image

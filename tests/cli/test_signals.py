@@ -23,7 +23,7 @@ from tests.registry_http import seed, tags
 from tests.runner import Argument, command, ocistream, real, run, started, started_fork
 
 MIB = 1 << 20
-#: How a run is ended -> its exit code.
+#: Signals that end a run, and its exit codes.
 ENDED = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 #: How a process starts the command line: as the console script does, and as `python -m ocistream`.
 _RUN, _MODULE = "from ocistream.cli import run; run()", "runpy.run_module('ocistream', run_name='__main__')"
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 @pytest.fixture
 def stalling(start: Callable[..., FaultyRegistry], layout: Layout) -> FaultyRegistry:
-    """Return a registry with an image `app:1`, one layer of which comes to a halt in its middle."""
+    """Return a registry with an image `app:1`, whose first layer stalls in its middle."""
     image = layout.image([3 * MIB, 2 * MIB])
     registry = start()
     seed(layout, image, registry.host, "app", "1")
@@ -52,7 +52,7 @@ def uncounted() -> dict[str, str | None]:
 def stopped_in_the_middle(
     registry: FaultyRegistry, number: signal.Signals, *argv: Argument, until: Callable[[], bool] = lambda: True
 ) -> Iterator[Callable[[], tuple[int, bytes, str]]]:
-    """Send a signal once a transfer has come to a halt, and something is so, and give the way to how it ended."""
+    """Send a signal when the transfer has stalled and `until` is true; yield a function that returns the outcome."""
     with started_fork(*argv) as process:
         assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
         assertions.wait_for(until)
@@ -84,7 +84,7 @@ def test_a_stopped_pull_into_a_layout_keeps_partial_blobs(
     folder = tmp_path / "pulled"
     layer = stalling.faults[0].path.rpartition(":")[2]
     partial = folder / "blobs" / "sha256" / f".{layer}.partial"
-    # The other layer has two: in its middle it would be kept as well.
+    # The other layer has 2 MiB: a partial file of it would be kept as well.
     (other,) = (path.name for path in layout.file(f"sha256:{layer}").parent.iterdir() if path.stat().st_size == 2 * MIB)
     pull = ("pull", f"{stalling.host}/app:1", "-o", f"{folder}/")
 
@@ -116,7 +116,7 @@ def _has(path: Path, size: int) -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), ENDED[:2])
-def test_a_stopped_pull_to_stdout_writes_no_end_mark(
+def test_a_stopped_pull_to_stdout_writes_no_end_of_archive(
     stalling: FaultyRegistry, number: signal.Signals, code: int
 ) -> None:
     with stopped_in_the_middle(stalling, number, "pull", f"{stalling.host}/app:1") as end:
@@ -137,7 +137,7 @@ def test_a_stopped_push_leaves_no_image(
     with stopped_in_the_middle(registry, number, "push", "-i", layout.path, f"{registry.host}/app:1") as end:
         got, out, err = end()
     assert (got, out) == (code, b"")
-    # How much had left this machine by then is not known here; tests/cli/test_push_resume.py looks at that.
+    # How much was sent by then is not known here; tests/cli/test_push_resume.py tests that.
     first, *kept = err.splitlines()
     assert first.startswith("ocistream: error: ")
     assert kept in (
@@ -189,7 +189,7 @@ def test_a_closed_reader_ends_a_pull(stalling: FaultyRegistry) -> None:
         "serve made --listen=127.0.0.1:0",
     ],
 )
-def test_output_that_nobody_reads_ends_every_command_without_a_message(
+def test_a_closed_stdout_ends_every_command_without_a_message(
     served: FaultyRegistry, layout: Layout, tmp_path: Path, line: str
 ) -> None:
     seed(layout, layout.image([b"layer"], name="app"), served.host, "app", "1")
@@ -204,7 +204,7 @@ def test_output_that_nobody_reads_ends_every_command_without_a_message(
 
 
 def test_push_fails_when_pull_is_killed(stalling: FaultyRegistry, served: FaultyRegistry) -> None:
-    """`pull | push`, and the pull dies of SIGKILL, so that it cannot say anything any more."""
+    """In `pull | push`, a pull that is killed by SIGKILL cannot report it."""
     with (
         started_fork("pull", f"{stalling.host}/app:1") as pull,
         started_fork("push", f"{served.host}/app:1", stdin=pull.stdout.fileno()) as push,
@@ -220,7 +220,7 @@ def test_push_fails_when_pull_is_killed(stalling: FaultyRegistry, served: Faulty
 
 @pytest.mark.parametrize(("option", "shown"), [("-v", False), ("-vv", True)])
 def test_unraisable_exceptions_are_shown_only_with_vv(option: str, shown: bool, tmp_path: Path) -> None:
-    # As a half-made object of a library does, where a signal struck while it was made.
+    # A library's object does this if a signal arrives during its construction.
     program = """
 import sys
 from ocistream.cli import main
@@ -259,14 +259,14 @@ def stopped_again_and_again(process: subprocess.Popen[bytes], first: signal.Sign
 def test_signals_that_follow_the_first_do_no_harm(
     stalling: FaultyRegistry, tmp_path: Path, first: signal.Signals, others: signal.Signals, end: str
 ) -> None:
-    """So a wrapper may pass on what the terminal has sent already."""
+    """A wrapper may forward a signal that the terminal has already sent."""
     (tmp_path / "new").mkdir()
     stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
     to = end if end == "-" else f"{tmp_path}/new/{end}"
     with started("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to, env=uncounted()) as process:
         assertions.wait_for(lambda: [request for request in stalling.requests if request.fault])
         said = stopped_again_and_again(process, first, others)
-    # Of two that are there at once, nobody can tell which came first.
+    # If two signals are pending, either may be handled first.
     number = others if process.returncode == 128 + others else first
     word = "interrupted" if number == signal.SIGINT else "terminated"
     assert (process.returncode, said) == (128 + number, f"ocistream: error: {word}\n")
@@ -277,9 +277,9 @@ def test_a_second_signal_during_the_deletion_of_an_upload_does_no_harm(
     start: Callable[..., FaultyRegistry], layout: Layout
 ) -> None:
     layout.image([300_000], name="app")
-    # What is sent is too little to be kept, so the upload is deleted; that is never answered.
+    # The upload is too small to be kept, so the client deletes it; the registry never answers that.
     registry = start(Fault(Stall(), "DELETE", times=None))
-    # To send the layer takes seconds at this rate: the signal comes in the middle.
+    # The layer takes seconds at this rate, so the signal arrives during the upload.
     push = ("push", "--jobs=1", "--stall-timeout=1000", "--limit-rate=60k", "-i", layout.path, f"{registry.host}/app:1")
     with started(*push, env=uncounted()) as process:
         assertions.wait_for(lambda: registry.asked("PATCH"))
@@ -295,7 +295,7 @@ def test_a_signal_at_the_password_prompt_restores_the_echo(number: signal.Signal
     terminal, theirs = pty.openpty()
     try:
         line = [*command(), "login", "-u", "me", "registry.test"]
-        # In a session of its own the process has no other terminal.
+        # In its own session the process has no other terminal.
         with subprocess.Popen(
             line, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         ) as process:
@@ -366,7 +366,7 @@ def test_a_wait_before_a_retry_can_be_interrupted(stalling: FaultyRegistry, tmp_
         assert (code, err.splitlines()[-1]) == (130, "ocistream: error: interrupted")
 
 
-# Of these, any two values are together in some run: one function handles all signals.
+# Any two of these values are together in some run: one function handles all signals.
 @pytest.mark.parametrize(
     ("number", "code", "begin", "module", "in_json"),
     [
@@ -403,12 +403,12 @@ sys.meta_path.insert(0, Struck())
         assert said == f"ocistream: error: {word}"
 
 
-# At each place one of the signals, which take turns; a nightly run has each at each place.
+# The signals take turns at these places; a nightly run tests each signal at each place.
 @pytest.mark.parametrize(
     "first", [0, pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.nightly)]
 )
 @pytest.mark.parametrize(("verb", "places"), [("--version", (0, 1, 3, 9, 20, 40)), ("pull", (0, 90, 200))])
-def test_one_that_comes_at_any_import_has_its_exit_code(
+def test_a_signal_at_any_import_has_its_exit_code(
     served: FaultyRegistry,
     layout: Layout,
     tmp_path: Path,
@@ -424,7 +424,7 @@ def test_one_that_comes_at_any_import_has_its_exit_code(
         strike = {"STRIKE_WITH": str(int(number)), "STRIKE_AT": str(place), "STRIKE_TELLS": str(told)}
         path = str(Path(__file__).with_name("signal_on_import"))
         ended = real(*argv, env={"PYTHONPATH": path, **strike, **uncounted()})
-        assert told.exists(), "there are fewer imports by now"
+        assert told.exists(), "there are fewer imports than this"
         assert (place, ended.code) == (place, code), ended.err
         assert "Traceback" not in ended.err
 

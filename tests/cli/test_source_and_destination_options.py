@@ -1,4 +1,4 @@
-"""`copy` between registries that are reached in different ways: each side has its own options."""
+"""`copy` between registries with different connection options: each side has its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_from_https_to_plain_http_and_back_each_with_its_own_password(world: Wor
     assert shown_to(world.plain) == {None, basic("you", PASSWORDS[1])["Authorization"]}
 
 
-def test_hints_name_the_option_of_the_side_and_lead_to_the_end(world: World) -> None:
+def test_hints_name_the_option_of_the_side(world: World) -> None:
     no_ca = world.there()
     assertions.failure(no_ca, 7, world.https, "not trusted", "--src-ca-cert")
     no_http = world.there(world.ca_of("src"))
@@ -59,7 +59,7 @@ def test_hints_name_the_option_of_the_side_and_lead_to_the_end(world: World) -> 
 
 
 @pytest.mark.parametrize("given", ["--dest-insecure", "--src-insecure", "--insecure"])
-def test_a_side_is_not_checked_only_where_that_is_asked_for(world: World, given: str) -> None:
+def test_insecure_affects_only_its_side(world: World, given: str) -> None:
     result = world.there("--dest-plain-http", given)
     if given == "--dest-insecure":
         assertions.failure(result, 7, world.https, "the certificate is not trusted")
@@ -68,7 +68,7 @@ def test_a_side_is_not_checked_only_where_that_is_asked_for(world: World, given:
         assertions.success(result)
 
 
-def test_the_destination_is_checked_where_the_source_is_not(world: World) -> None:
+def test_an_insecure_source_does_not_affect_the_destination(world: World) -> None:
     assertions.failure(
         world.back("--src-plain-http", "--src-insecure"), 7, world.https, "the certificate is not trusted"
     )
@@ -76,7 +76,7 @@ def test_the_destination_is_checked_where_the_source_is_not(world: World) -> Non
     assertions.success(world.back("--src-plain-http", "--dest-insecure"))
 
 
-def test_the_ca_of_a_side_comes_before_the_one_for_both(world: World) -> None:
+def test_the_ca_of_a_side_overrides_the_one_for_both(world: World) -> None:
     world.open_both()
     wrong = f"--ca-cert={world.fake.file}"
     assertions.success(world.there(wrong, world.ca_of("src"), "--dest-plain-http", credentials=False))
@@ -102,7 +102,7 @@ def test_the_ca_of_a_side_may_be_set_by_variable_and_configuration(world: World)
 
 
 class Mutual(World):
-    """The registry with TLS wants a client certificate."""
+    """Two registries; the one with TLS requires a client certificate."""
 
     def __init__(self, start: Start, layout: Layout, folder: Path) -> None:
         super().__init__(start, layout, folder)
@@ -138,14 +138,14 @@ def test_a_client_certificate_is_for_its_side(mutual: Mutual) -> None:
     assertions.success(mutual.back(*back, *mutual.shown("dest-"), credentials=False))
 
 
-def test_a_client_certificate_of_a_side_comes_first_and_with_its_own_key(mutual: Mutual) -> None:
+def test_a_client_certificate_of_a_side_overrides_the_one_for_both_and_its_key(mutual: Mutual) -> None:
     there = [mutual.ca, "--dest-plain-http", *mutual.shown("", mutual.other)]
     assertions.failure(mutual.there(*there, credentials=False), 7, "TLS failed")
     assertions.success(mutual.there(*there, *mutual.shown("src-"), credentials=False))
     both = mutual.folder / "both.pem"
     both.write_bytes(mutual.client.file.read_bytes() + mutual.client.key_file.read_bytes())
     assertions.success(mutual.there(*there, f"--src-client-cert={both}", credentials=False))
-    # The key for both sides is none of that certificate's.
+    # The key for both sides is not used with this certificate.
     alone = mutual.there(*there, f"--src-client-cert={mutual.client.file}", credentials=False)
     assertions.failure(alone, 2, "is not a client certificate with its key", "or use --src-client-key")
 
@@ -157,7 +157,7 @@ def test_a_key_without_its_certificate_is_refused(side: str, layout: Layout, tmp
     assertions.failure(result, 2, f"--{side}-client-key needs --{side}-client-cert")
 
 
-def test_options_of_a_side_that_is_not_in_a_registry_are_told_to_have_no_effect(
+def test_options_of_a_side_that_is_not_in_a_registry_are_reported(
     served: FaultyRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     seed(layout, small_image(layout, name="app"), served.host, "app", "1")
@@ -197,7 +197,7 @@ def test_one_registry_may_be_reached_in_two_ways_and_blobs_are_mounted(world: Wo
 
 
 @pytest.mark.parametrize("side", ["src", "dest"])
-def test_a_mirror_is_reached_as_the_source_is(world: World, side: str) -> None:
+def test_options_of_the_source_apply_to_its_mirror(world: World, side: str) -> None:
     world.open_both()
     mirror = world.start()
     seed(world.layout, world.image, mirror.host, "app", "1")
@@ -216,7 +216,7 @@ def test_a_mirror_is_reached_as_the_source_is(world: World, side: str) -> None:
 # -- user names and passwords -------------------------------------------------------------------------------------
 
 
-def test_a_short_name_of_docker_hub_is_in_the_registry_of_the_full_name(
+def test_a_short_name_of_docker_hub_is_in_the_same_registry_as_a_full_name(
     start: Start, layout: Layout, tmp_path: Path
 ) -> None:
     hub = start()
@@ -236,7 +236,7 @@ def test_a_user_name_for_both_sides_is_for_one_registry(world: World) -> None:
     refused = world.there(*ways, *me, credentials=False)
     assertions.failure(refused, 2, "--username cannot be used for", "--src-username and --dest-username")
     assert world.secure.requests == world.plain.requests == []
-    # With one of its own for the destination, it is the source's.
+    # If the destination has its own user name, --username is for the source.
     assertions.success(world.there(*ways, *me, *you, credentials=False))
     within = [f"{world.https}/app:1", f"{world.https}/within:1"]
     assertions.success(world.run("copy", *within, *me, world.ca))
@@ -245,7 +245,7 @@ def test_a_user_name_for_both_sides_is_for_one_registry(world: World) -> None:
     )
 
 
-def test_the_password_for_both_sides_is_not_shown_with_the_user_name_of_one(world: World) -> None:
+def test_the_password_for_both_sides_is_not_sent_with_the_user_name_of_one(world: World) -> None:
     both = ["--username=me", f"--password-file={world.folder / 'one'}", "--dest-username=you"]
     result = world.there(world.ca, "--dest-plain-http", *both, credentials=False)
     assertions.failure(result, 2, "--dest-username needs a password", "--dest-password-file", "OCISTREAM_DEST_PASSWORD")
@@ -280,10 +280,10 @@ def test_an_authfile_for_each_side_or_for_both(world: World) -> None:
     assertions.failure(refused, 3, world.https, "wrong.json, which --src-authfile names")
 
 
-# -- which there are ----------------------------------------------------------------------------------------------
+# -- completeness -------------------------------------------------------------------------------------------------
 
 
-def test_side_options_are_as_complete_on_one_side_as_on_the_other() -> None:
+def test_both_sides_have_the_same_options() -> None:
     found = options_of("copy")
     source, destination = (
         [name.removeprefix(f"--{side}") for name in found if name.startswith(f"--{side}-")] for side in ("src", "dest")

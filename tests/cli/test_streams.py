@@ -19,7 +19,7 @@ from tests.runner import command, ocistream, real, run, started_fork
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout) -> FaultyRegistry:
-    """Return a registry that holds `app:1`, and `multi:1` of two platforms."""
+    """Return a registry that has `app:1`, and `multi:1` of two platforms."""
     seed(layout, small_image(layout, name="app"), served.host, "app", "1")
     seed(layout, two_platforms(layout, name="multi"), served.host, "multi", "1")
     return served
@@ -263,7 +263,7 @@ def test_a_result_that_cannot_be_written_is_a_failure_unless_the_command_has_ano
         elif argv[0] != "serve":
             assertions.success(ocistream(*words, closed=[1]))
         return
-    # Opened to read: each write fails.
+    # Opened for reading, so each write fails.
     stdout = os.open(os.devnull, os.O_RDONLY)
     try:
         assertions.failure(ocistream(*words, stdout=stdout), 9, "cannot write to stdout")
@@ -271,7 +271,7 @@ def test_a_result_that_cannot_be_written_is_a_failure_unless_the_command_has_ano
         os.close(stdout)
 
 
-def test_a_stream_that_is_needed_and_closed_is_a_mistake_of_whoever_called(registry: FaultyRegistry) -> None:
+def test_a_needed_stream_that_is_closed_is_a_usage_error(registry: FaultyRegistry) -> None:
     for argv, closed in ((["pull", f"{registry.host}/app:1"], 1), (["push", f"{registry.host}/new:1"], 0)):
         assertions.failure(ocistream(*argv, closed=[closed]), 2, "closed")
     assert tags(registry.host, "new") == []
@@ -294,7 +294,7 @@ def test_no_secret_and_no_signed_query_is_printed(
 
 def test_a_full_disk_for_stderr_does_not_change_the_exit_code(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="app:1")
-    # Without that variable, which some machines set, Python keeps what it could not write, and tries again at exit.
+    # Without this variable, which some machines set, Python keeps what it could not write and retries at exit.
     line = ["env", "-u", "PYTHONUNBUFFERED", "sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command()]
     copied = run([*line, "copy", str(layout.path), str(tmp_path / "app.tar")])
     assert (copied.code, copied.out.count(b"@sha256:")) == (0, 1)

@@ -26,7 +26,7 @@ from tests.schemas import validate_ours
 
 Start = Callable[..., FaultyRegistry]
 TAGS = ["1.0", "1.1", "1.2-rc.1", "2.0", "latest"]
-#: One password, which would be shown to two registries.
+#: One password that two registries would receive.
 ONE_FOR_TWO = """
 [credentials.x]
 username = 'x'
@@ -63,7 +63,7 @@ def sync(folder: Path, text: str, *argv: str | Path, **options: Any) -> Result:
 
 
 def entry(source: str, *targets: str, **keys: Any) -> str:
-    """Write one [[sync]]."""
+    """Return one [[sync]] table as text."""
     lines = [
         "[[sync]]",
         f"from = {json.dumps(source)}",
@@ -73,7 +73,7 @@ def entry(source: str, *targets: str, **keys: Any) -> str:
 
 
 def fetched(registry: FaultyRegistry) -> Counter[str]:
-    """Count how often each blob was asked for."""
+    """Count the requests for each blob."""
     return Counter(request.target for request in registry.asked("GET", "/blobs/sha256:"))
 
 
@@ -101,7 +101,7 @@ class TestCopies:
         assert chosen.lines() == [f"{target.host}/app:1@{image['digest']}"], chosen.err
         assert f"{nameless['digest']} is skipped: it has no tag, and `tags` copies tags only" in chosen.err
         assert f"not copied: {lost['digest']} in {source}; subject not in the source" in chosen.err
-        # The way that the hint names.
+        # The command that the hint suggests works.
         one = sync(tmp_path, entry(f"{source}:{nameless['digest']}", f"{target.host}/app:nameless"))
         assert one.lines() == [f"{target.host}/app:nameless@{nameless['digest']}"], one.err
 
@@ -169,7 +169,7 @@ class TestCopies:
         source.requests.clear()
         assertions.success(sync(tmp_path, text))
         assert source.asked("HEAD|GET", ".sig") == []
-        # One that has come since is noticed.
+        # A signature that was added since is copied.
         digest = manifest_digest(source.host, "app", "1.0")
         assert digest is not None
         signature = digest.replace(":", "-") + ".sig"
@@ -202,7 +202,7 @@ class TestCopies:
         assert "1 image copied" in result.err
         assert "4 unchanged" in result.err
         assert len(result.lines()) == len(TAGS)
-        # Of an image that is there, two questions are all.
+        # An unchanged image costs two requests: one HEAD at each registry.
         for tag in TAGS[:-1]:
             assert [r.method for r in source.asked(path=f"/manifests/{re.escape(tag)}$")] == ["HEAD"]
             assert [r.method for r in target.asked(path=f"/manifests/{re.escape(tag)}$")] == ["HEAD"]
@@ -392,7 +392,7 @@ class TestSeveralDestinations:
     def test_an_unreachable_registry_is_skipped_after_some_images(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
-        """Each of ten thousand would cost all retries, and the other destination all that waiting."""
+        """Otherwise each of ten thousand images costs all retries, and the other destination waits."""
         gone = unused_port()
         text = entry(f"{source.host}/app", f"127.0.0.1:{gone}/app", f"{target.host}/app")
         result = sync(tmp_path, text, "--jobs", "1", "--retries", "0")
@@ -447,10 +447,10 @@ class TestFailures:
         text = entry(f"{source.host}/closed", f"{target.host}/a") + entry(f"{source.host}/none", f"{target.host}/b")
         assert sync(tmp_path, text).code == 3
 
-    def test_an_upload_that_fails_side_by_side_with_others(
+    def test_a_failed_upload_does_not_stop_parallel_uploads(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
-        """What ends the transfer of one image ends none of the next, though all have the same connections."""
+        """A failed image does not stop the transfer of another, although both use the same connections."""
         layout = Layout(tmp_path / "many")
         seed(layout, layout.image([50_000, 60_000, 70_000, 80_000]), source.host, "app", "0")
         target.faults.append(Fault(Reply(403), method="POST", path="/uploads/", times=1))
@@ -478,7 +478,7 @@ class TestFailures:
         assert manifest_digest(target.host, "indexes", signature["digest"]) == signature["digest"]
 
     def test_manifests_are_requested_once(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
-        """And of several images side by side, before the first of them is moved."""
+        """The manifests of all images are requested in parallel, before the first blob."""
         source.requests.clear()
         assertions.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app")))
         assert len(source.asked("GET", "/manifests/1.0")) == 1
@@ -498,7 +498,7 @@ class TestFailures:
         result = sync(tmp_path, text)
         assert result.code == 9
         assert "1 image copied" in result.err
-        # A directory by two names is one.
+        # `oci:` and `./` name the same directory: one copy.
         assert "4 failed" in result.err
         assert "internal" not in result.err
 
@@ -568,7 +568,7 @@ class TestCredentials:
         )
         env = {"ONE_USERNAME": "one", "ONE_PASSWORD": "first"}
         env |= {"OCISTREAM_TWO_USERNAME": "two", "OCISTREAM_TWO_PASSWORD": "second"}
-        # One that no registry stands beside is for none of these.
+        # Variables without a registry in their name apply to none of these.
         env |= {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "secret"}
         text = entry(f"{source.host}/app:1.0", f"{one.host}/app", f"{two.host}/app")
         result = sync(tmp_path, text, "--config", configuration, env=env)
@@ -841,7 +841,9 @@ def test_progress_has_one_total_from_the_first_byte(
     assert [(e["done"], e["images"]) for e in events if e.get("event") == "images"] == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_progress_does_not_wait_for_what_failed(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+def test_the_progress_total_excludes_a_failed_image(
+    source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+) -> None:
     layout = Layout(tmp_path / "big")
     seed(layout, layout.image([100_000]), source.host, "big", "0")
     image = layout.image([100_001])
@@ -855,14 +857,14 @@ def test_progress_does_not_wait_for_what_failed(source: FaultyRegistry, target: 
     assert 100_000 < planned[-1]["total"] < 102_000
 
 
-def test_result_lines_are_complete_beside_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
+def test_result_lines_are_complete_with_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/app", f"{target.host}/app"))
     seen = on_terminal("sync", str(file))
     assert seen.code == 0
     for tag in TAGS:
         line = f"{target.host}/app:{tag}@{manifest_digest(source.host, 'app', tag)}"
-        # Where a line begins nothing is drawn: it was erased.
+        # The bar is erased before a line is printed.
         assert re.search(rf"(^|\n|\x1b\[2K|\x1b\[[0-9]+A){re.escape(line)}\r\n", seen.screen), seen.screen
 
 
@@ -874,7 +876,7 @@ def test_several_images_are_examined_in_parallel(
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
     with started_fork("sync", str(file), "--jobs", "3", *options) as process:
-        # None of them has had its answer.
+        # No request has been answered yet.
         assertions.wait_for(lambda: len(source.asked("GET", "/app/manifests/")) == 3)
         source.release()
         _, err = process.communicate(timeout=60)

@@ -1,7 +1,7 @@
-"""What is said of `ocistream sync` is valid: a Kubernetes Job, and two CI matrices.
+"""The documented examples of `ocistream sync` in shards are valid: a Kubernetes Job and two CI matrices.
 
-Of each engine, what its documentation asks for is held against the example, and the command in it is run by a shell for
-each part of the work: together they have to be all shards.
+A schema checks each example against the documentation of its engine. A shell runs its command for each part of the
+work; together the parts must be all shards.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.runner import ocistream
 ROOT: Final = Path(__file__).parents[2]
 SHARDS: Final = (ROOT / "docs/ci.md").read_text().partition("\n## Sync in shards\n")[2]
 NAME: Final = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}
-#: kubernetes.io, "Job" and "Indexed Job": with an own limit for each index, pods are never restarted in place.
+#: kubernetes.io, "Job" and "Indexed Job": with a limit for each index, pods are never restarted in place.
 JOB: Final = {
     "type": "object",
     "additionalProperties": False,
@@ -161,7 +161,7 @@ PIPELINE: Final = {
 
 
 def document(word: str, schema: Mapping[str, Any]) -> Any:
-    # YAML 1.1 takes a bare `on` for true, as no reader of workflows does.
+    # YAML 1.1 reads a bare `on` as true; GitHub does not.
     found = yaml.safe_load(re.sub(r"^on:", '"on":', code_block(SHARDS, "yaml", word), flags=re.MULTILINE))
     jsonschema.Draft202012Validator(schema).validate(found)
     return found
@@ -174,20 +174,20 @@ def programs(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "ocistream").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (folder / "ocistream").chmod(0o755)
-    # Where it is kept in the repository.
+    # The CI examples have it in the repository.
     (folder / "ocistream.pyz").write_text("import sys\nprint(*sys.argv[1:], sep='\\n')\n")
     return folder
 
 
 def shard_of(script: str, programs: Path, env: Mapping[str, str]) -> str:
-    """Return the shard that a script asks for."""
+    """Return the shard that a script requests."""
     environment = {**env, "PATH": f"{programs}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["sh", "-c", script], env=environment, cwd=programs, capture_output=True, text=True, check=True
     )
     command, file, option, value, *_ = done.stdout.splitlines()
     assert (command, Path(file).suffix, option) == ("sync", ".toml", "--shard")
-    # It is a shard: no mistake is found before the file is looked for.
+    # The shard is valid: the only error is the missing file.
     assertions.failure(ocistream("sync", "none.toml", "--shard", value), 4, "none.toml")
     return value
 

@@ -1,4 +1,4 @@
-"""`ocistream sync` copies several images at once: the results keep their order, and each failure stays alone."""
+"""`ocistream sync` copies several images at once: results keep their order, and a failure affects only its image."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_an_interruption_ends_all_images_that_are_being_copied(
     assert set(tags(target.host, "app")) == {"a", "b", "c"}
 
 
-def test_the_exit_code_is_that_of_the_first_image_that_failed_and_not_of_the_first_failure(
+def test_the_exit_code_is_that_of_the_first_failed_image_in_order(
     source: FaultyRegistry, target: FaultyRegistry, layers: dict[str, Descriptor], tmp_path: Path
 ) -> None:
     source.faults += [
@@ -134,7 +134,7 @@ def test_each_image_of_a_layout_is_visible_when_its_name_is_printed(
         return {entry["annotations"]["org.opencontainers.image.ref.name"] for entry in entries}
 
     with started_fork("sync", str(file)) as process:
-        # An image that waits does not keep the finished ones invisible.
+        # A waiting image does not delay the finished ones.
         assertions.wait_for(lambda: listed() == {"a", "b"})
         source.release()
         _, err = process.communicate(timeout=60)
@@ -143,7 +143,7 @@ def test_each_image_of_a_layout_is_visible_when_its_name_is_printed(
 
 
 @pytest.mark.usefixtures("layers")
-def test_images_that_an_index_has_no_room_for_fail_alone(source: FaultyRegistry, tmp_path: Path) -> None:
+def test_only_images_beyond_the_limit_of_an_index_fail(source: FaultyRegistry, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "full")
     image = layout.image([3072])
     entries = [

@@ -1,4 +1,4 @@
-"""`ocistream sync` of images that neither side has whole: the copy fails, --dry-run too, and both say what exists."""
+"""`ocistream sync` of an incomplete image: the run and its --dry-run fail and report which platforms are complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def index(layout: Layout) -> Descriptor:
 
 @pytest.fixture(params=["layout", "archive", "registry"])
 def sync(request: pytest.FixtureRequest, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> Sync:
-    """Return a function that copies the layout's image to a destination of each kind, with more keys and options."""
+    """Return a function that copies the layout's image to a destination of each kind, with these keys and options."""
     target = {"layout": f"oci:{tmp_path / 'out'}", "archive": f"{tmp_path / 'out.tar'}"}
     plan = tmp_path / "plan.toml"
 
@@ -35,7 +35,7 @@ def sync(request: pytest.FixtureRequest, layout: Layout, served: FaultyRegistry,
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_a_platform_that_is_missing(index: Descriptor, sync: Sync, layout: Layout, options: list[str]) -> None:
+def test_a_missing_platform_is_an_error(index: Descriptor, sync: Sync, layout: Layout, options: list[str]) -> None:
     arm = layout.read(index["digest"])["manifests"][1]
     layout.file(arm["digest"]).unlink()
     result = sync('platforms = ["linux/arm64"]', *options)
@@ -49,7 +49,7 @@ def test_a_platform_that_is_missing(index: Descriptor, sync: Sync, layout: Layou
     assertions.success(sync('platforms = ["linux/amd64"]', *options))
 
 
-def test_a_platform_that_is_missing_at_two_destinations(index: Descriptor, layout: Layout, tmp_path: Path) -> None:
+def test_a_missing_platform_is_an_error_for_each_destination(index: Descriptor, layout: Layout, tmp_path: Path) -> None:
     layout.file(layout.read(index["digest"])["manifests"][1]["digest"]).unlink()
     plan = tmp_path / "plan.toml"
     to = f'["oci:{tmp_path / "one"}", "oci:{tmp_path / "two"}"]'
@@ -60,7 +60,7 @@ def test_a_platform_that_is_missing_at_two_destinations(index: Descriptor, layou
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_a_layer_that_is_missing(index: Descriptor, sync: Sync, layout: Layout, options: list[str]) -> None:
+def test_a_missing_layer_is_an_error(index: Descriptor, sync: Sync, layout: Layout, options: list[str]) -> None:
     image = layout.read(index["digest"])["manifests"][0]
     layer = layout.read(image["digest"])["layers"][1]["digest"]
     layout.file(layer).unlink()

@@ -1,4 +1,4 @@
-"""`sync` between registries that are reached in different ways: each has a table in the file."""
+"""`sync` between registries with different connection options: each has a table in the file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def shown_to(world: World) -> list[set[str | None]]:
     ]
 
 
-def test_each_registry_is_reached_as_its_table_says(world: World) -> None:
+def test_each_registry_is_connected_as_its_table_states(world: World) -> None:
     result = sync(world, "-vv")
     assertions.success(result)
     assert result.lines() == [f"{world.http}/copied:1@{world.image['digest']}"]
@@ -71,7 +71,7 @@ def test_hints_name_the_key_and_the_table(world: World) -> None:
 
 
 @pytest.mark.uncounted
-def test_a_table_comes_before_the_options_and_the_configuration(world: World) -> None:
+def test_a_table_overrides_the_options_and_the_configuration(world: World) -> None:
     plain_by_option = sync(world, "--plain-http", secure=f"{CA}\nplain-http = false", plain="")
     assertions.success(plain_by_option)
     checked = sync(world, "--insecure", secure="insecure = false")
@@ -86,14 +86,14 @@ def test_a_table_comes_before_the_options_and_the_configuration(world: World) ->
     assertions.success(sync(world, "--config", str(config), secure=f"insecure = false\n{CA}"))
 
 
-def test_insecure_is_for_the_one_registry(world: World) -> None:
+def test_insecure_in_a_table_affects_only_its_registry(world: World) -> None:
     assert sync(world, secure="", plain="plain-http = true\ninsecure = true").code == 7
     assert world.secure.requests == []
     assertions.success(sync(world, secure="insecure = true"))
 
 
 @pytest.mark.uncounted
-def test_a_client_certificate_is_for_the_one_registry_and_comes_before_the_option(world: World) -> None:
+def test_a_client_certificate_in_a_table_overrides_the_option(world: World) -> None:
     client = world.authority.issue(world.folder / "client", common_name="me")
     other = world.fake.issue(world.folder / "other", common_name="other")
     mutual = world.start(tls=world.authority.issue(world.folder / "server"), client_authority=world.authority)
@@ -109,7 +109,7 @@ def test_a_client_certificate_is_for_the_one_registry_and_comes_before_the_optio
     assertions.success(sync(world, *wrong, text=text, secure=keys))
 
 
-def test_credentials_are_those_of_the_end_then_of_its_registry(world: World) -> None:
+def test_credentials_of_a_location_override_those_of_its_registry(world: World) -> None:
     (world.folder / "auth.json").write_text(
         json.dumps({"auths": {world.https: {"username": "me", "password": PASSWORDS[0]}}})
     )
@@ -136,7 +136,7 @@ def test_credentials_are_those_of_the_end_then_of_its_registry(world: World) -> 
 
 
 @pytest.mark.uncounted
-def test_a_registry_s_table_is_not_for_its_mirror(world: World) -> None:
+def test_the_table_of_a_registry_does_not_apply_to_its_mirror(world: World) -> None:
     world.open_both()
     mirror = world.start()
     seed(world.layout, world.image, mirror.host, "app", "1")
@@ -187,7 +187,7 @@ def test_a_mistake_is_named_with_the_file_the_table_and_the_key(tmp_path: Path, 
     assert "hunter2" not in result.err
 
 
-def test_a_table_that_no_entry_needs_is_told_with_v(layout: Layout, tmp_path: Path) -> None:
+def test_verbose_reports_a_table_that_no_entry_needs(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="app")
     file = tmp_path / "sync.toml"
     file.write_text(f"[registry.'r.exmaple']\n[[sync]]\nfrom = 'oci:{layout.path}:app'\nto = 'oci:out'\n")
@@ -196,7 +196,7 @@ def test_a_table_that_no_entry_needs_is_told_with_v(layout: Layout, tmp_path: Pa
     assert note in ocistream("sync", file, "-v").err
 
 
-def test_a_table_of_no_registry_is_refused(tmp_path: Path) -> None:
+def test_a_table_that_names_no_registry_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "sync.toml"
     file.write_text("[registry.'r.example/a']\n[[sync]]\nfrom = 'r.example/a:1'\nto = 'oci:x'\n")
     assertions.failure(ocistream("sync", file), 2, "registry: r.example/a is not a registry's HOST[:PORT]")

@@ -1,4 +1,4 @@
-"""Whole repositories: their tags listed by `inspect` and `tags`, and all of them, or some, moved by `copy`."""
+"""Repositories: `inspect` and `tags` list the tags, and `copy` copies all or some of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAGS = ["1.0", "1.1", "1.1-rc1", "2.0", "latest"]
 
 @pytest.fixture
 def images(served: FaultyRegistry, layout: Layout) -> dict[str, Descriptor]:
-    """Fill the repository `app`, and return what each tag stands for; two stand for the same."""
+    """Fill the repository `app` and return the image of each tag; two tags have the same image."""
     made = {tag: small_image(layout, annotations={"tag": tag}) for tag in TAGS}
     made["latest"] = made["2.0"]
     for tag, image in made.items():
@@ -37,7 +37,7 @@ def other(tmp_path: Path) -> Iterator[FaultyRegistry]:
 
 @pytest.mark.usefixtures("images")
 class TestTags:
-    def test_a_repository_is_its_tags_one_a_line(self, served: FaultyRegistry) -> None:
+    def test_tags_are_printed_one_per_line(self, served: FaultyRegistry) -> None:
         result = ocistream("tags", f"{served.host}/app")
         assert (result.code, sorted(result.lines()), result.err) == (0, TAGS, "")
 
@@ -69,7 +69,7 @@ class TestTags:
         else:
             assert result.lines() == ["1", "2"]
 
-    def test_what_names_one_image_is_refused(self, served: FaultyRegistry, layout: Layout) -> None:
+    def test_a_location_with_one_image_is_refused(self, served: FaultyRegistry, layout: Layout) -> None:
         small_image(layout, name="v1")
         for end in (f"{served.host}/app:1.0", f"oci:{layout.path}:v1"):
             assertions.failure(ocistream("tags", end), 2, "is one image")
@@ -77,7 +77,7 @@ class TestTags:
     def test_a_missing_repository_is_an_error(self, served: FaultyRegistry) -> None:
         assertions.failure(ocistream("tags", f"{served.host}/gone"), 4, "gone not found")
 
-    def test_no_tags_are_no_lines(self, served: FaultyRegistry) -> None:
+    def test_a_repository_without_tags_prints_no_lines(self, served: FaultyRegistry) -> None:
         served.faults.append(Fault(Reply(200, {}, b'{"tags": null}'), path="/tags/list"))
         result = ocistream("tags", f"{served.host}/app")
         assert (result.code, result.out) == (0, b"")
@@ -243,7 +243,7 @@ class TestCopy:
         result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=archive)
         assertions.failure(result, 2, nameless["digest"], "omit --all-tags")
         assert not (tmp_path / "copy").exists()
-        # The ways that the hints name.
+        # The commands that the hints suggest work.
         result = ocistream("copy", f"oci:{layout.path}:{nameless['digest']}", f"{other.host}/app:nameless")
         assert result.lines() == [f"{other.host}/app:nameless@{nameless['digest']}"], result.err
         assertions.success(ocistream("copy", source, f"oci:{tmp_path}/copy", stdin=archive))
@@ -260,7 +260,7 @@ class TestCopy:
 
     @staticmethod
     def one_without_a_name(layout: Layout) -> tuple[Descriptor, Descriptor]:
-        """Enter an image and another one without a name into index.json."""
+        """Add an image with a name and an image without a name to index.json."""
         image, nameless = small_image(layout, name="1"), layout.image([b"nameless"])
         index = json.loads((layout.path / "index.json").read_bytes())
         (layout.path / "index.json").write_text(json.dumps({**index, "manifests": [nameless, *index["manifests"]]}))
@@ -270,7 +270,7 @@ class TestCopy:
     @pytest.mark.parametrize(
         ("glob", "shown"), [("9*", "the tags are: 1.0, 1.1, 1.1-rc1, 2.0, latest"), ("!*", "the tags are")]
     )
-    def test_nothing_that_matches_is_not_found(
+    def test_a_pattern_without_a_match_is_an_error(
         self, served: FaultyRegistry, other: FaultyRegistry, glob: str, shown: str
     ) -> None:
         result = ocistream("copy", "--tags", glob, f"{served.host}/app", f"{other.host}/app")
@@ -304,10 +304,10 @@ class TestCopy:
         assert result.code == 8
         assert other.requests == []
 
-    def test_referrer_tags_need_a_pattern_of_their_own(
+    def test_referrer_tags_need_their_own_pattern(
         self, served: FaultyRegistry, other: FaultyRegistry, images: dict[str, Descriptor], layout: Layout
     ) -> None:
-        # Of an image that is gone: a signature that nothing would bring along.
+        # The signature of an image that does not exist, so it is not copied as a referrer.
         orphan = f"sha256-{'1' * 64}.sig"
         seed(layout, images["1.0"], served.host, "app", orphan)
         assert ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app").code == 0

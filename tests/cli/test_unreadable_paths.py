@@ -19,7 +19,7 @@ from tests.images import Descriptor, Layout
 from tests.registry_http import seed
 from tests.runner import Argument, ocistream
 
-#: What is run: HOST has app:1, LAYOUT and FILE hold it, OUT may be written, and PATH is what cannot be examined.
+#: Commands: HOST has app:1, LAYOUT and FILE have the image, OUT is writable, and PATH cannot be examined.
 COMMANDS: Final = [
     "pull HOST/app:1 -o PATH",
     "pull HOST/app:1 -o PATH/",
@@ -63,7 +63,7 @@ def image(layout: Layout) -> Descriptor:
 def words(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> Callable[[str, Argument], list[str]]:
-    """Return what makes an argument list of a command and a path."""
+    """Return a function that makes the arguments of a command with a path."""
     seed(layout, image, served.host, "app", "1")
     file = tmp_path / "file.tar"
     file.write_bytes(tar_of(items_of(layout)))
@@ -94,7 +94,7 @@ def test_rm_of_a_relative_path_below_a_closed_directory(tmp_path: Path) -> None:
     assertions.failure(result, 9, "closed/x", os.strerror(errno.EACCES), "check the permissions")
 
 
-def test_a_link_that_leads_back_to_itself(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
+def test_a_symbolic_link_to_itself(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     for line in COMMANDS:
@@ -103,7 +103,7 @@ def test_a_link_that_leads_back_to_itself(words: Callable[[str, Argument], list[
 
 @pytest.mark.parametrize(
     ("variable", "code"),
-    # Without its cache a run does its work all the same, and says so.
+    # A run continues without its cache, and reports it.
     [("SSL_CERT_FILE", 9), ("OCISTREAM_CONFIG", 9), ("OCISTREAM_CACHE", 0)],
 )
 def test_a_variable_that_names_a_path_below_a_closed_directory(
@@ -125,7 +125,7 @@ def test_a_variable_that_names_a_path_below_a_closed_directory(
 
 def test_a_working_directory_that_was_deleted(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
     for line in COMMANDS:
-        # There is neither the path nor a directory in which to make it.
+        # Neither the path nor a directory for it exists.
         (tmp_path / "gone").mkdir()
         result = ocistream(*words(line, "./x"), cwd=tmp_path / "gone", deletes_cwd=True)
         is_misused = "--from-byte" in line
@@ -143,7 +143,7 @@ def test_a_name_that_is_too_long(words: Callable[[str, Argument], list[str]], tm
         assert "internal error" not in result.err
 
 
-def test_that_no_thread_can_be_started_is_said_in_a_line(
+def test_a_thread_that_cannot_be_started_is_reported_in_a_line(
     words: Callable[[str, Argument], list[str]], tmp_path: Path
 ) -> None:
     machine = tmp_path / "machine"
@@ -158,7 +158,7 @@ def test_that_no_thread_can_be_started_is_said_in_a_line(
 
 
 def test_paths_are_examined_in_one_place() -> None:
-    # Elsewhere `Path.exists` and its family would raise what is no error of ours.
+    # Elsewhere `Path.exists` and similar methods would raise an error that is not an OcistreamError.
     examining = {"exists", "is_dir", "is_file", "is_symlink", "is_fifo", "is_socket", "cwd", "resolve", "absolute"}
     found = []
     for path in (ROOT / "ocistream").rglob("*.py"):
@@ -167,5 +167,5 @@ def test_paths_are_examined_in_one_place() -> None:
                 continue
             if node.func.attr in examining and not node.args and not node.keywords:
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
-    # These are ours, and no `Path`'s.
+    # These are methods of ocistream's classes, not of `Path`.
     assert [one for one in found if not one.endswith((": self.exists()", "_cache.exists()", ".layout.exists()"))] == []

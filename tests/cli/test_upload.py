@@ -19,7 +19,7 @@ Start = Callable[..., FaultyRegistry]
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test a state directory of its own: ports are used again."""
+    """Give each test its own state directory, because ports are reused."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return tmp_path / "state"
 
@@ -32,7 +32,7 @@ def image(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def archive(layout: Layout, image: Descriptor, tmp_path: Path) -> Path:
-    """Return an archive of that image."""
+    """Return an archive of the image."""
     del image
     path = tmp_path / "image.tar"
     assertions.success(ocistream("copy", f"oci:{layout.path}:v1", path))
@@ -48,7 +48,7 @@ def bodies(registry: FaultyRegistry) -> list[tuple[str, int | None, str]]:
 
 
 class TestUpload:
-    def test_a_malformed_one_is_a_usage_error(self) -> None:
+    def test_a_malformed_upload_method_is_a_usage_error(self) -> None:
         push, copy = ["push", "localhost:1/app"], ["copy", "./no.tar", "localhost:1/app"]
         for argv, texts in ((push, ("", "x", "chunk", "chunk=0")), (copy, ("chunk=4T", "put=1"))):
             for text in texts:
@@ -91,7 +91,7 @@ class TestUpload:
 class TestLearning:
     @pytest.fixture
     def bounded(self, start: Start) -> FaultyRegistry:
-        """Return a registry that takes no more than 1 MiB in one request."""
+        """Return a registry that accepts at most 1 MiB per request."""
         return start(Fault(refusal(413), "PATCH|PUT", larger_than=MIB, times=None))
 
     def test_the_second_layer_uses_the_accepted_method(self, bounded: FaultyRegistry, layout: Layout) -> None:
@@ -111,10 +111,10 @@ class TestLearning:
         assert [path for path in state.rglob("*") if path.is_file()] == []
 
     @pytest.mark.parametrize("home", [None, "/nonexistent/home"])
-    def test_without_a_home_nothing_is_kept_and_nothing_fails(
+    def test_a_push_without_a_home_succeeds(
         self, bounded: FaultyRegistry, archive: Path, home: str | None, tmp_path: Path
     ) -> None:
-        # Not even root can make a folder below a file.
+        # Not even root can create a folder below a file.
         where = home if home != "/nonexistent/home" else str(archive / "home")
         env = {"XDG_STATE_HOME": None, "HOME": where, "DOCKER_CONFIG": str(tmp_path / "docker")}
         assertions.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive, env=env))
@@ -130,7 +130,7 @@ def sorted_largest(registry: FaultyRegistry) -> str:
 class TestMountFrom:
     @pytest.mark.uncounted
     @pytest.mark.parametrize(("source", "to"), [("base/image", True), ("HOST/base/image", False)])
-    def test_what_is_there_already_is_mounted_and_said_so(
+    def test_existing_blobs_are_mounted_and_reported(
         self, start: Start, archive: Path, layout: Layout, tmp_path: Path, source: str, to: bool
     ) -> None:
         served = start()
@@ -189,7 +189,7 @@ class TestMountFrom:
 
 
 class TestBrokenPipes:
-    def test_a_large_upload_that_breaks_twice_goes_on_in_bounded_memory(
+    def test_a_large_upload_that_is_interrupted_twice_is_resumed_in_bounded_memory(
         self, start: Start, layout: Layout, tmp_path: Path
     ) -> None:
         layout.image([tar_layer({"zeros": bytes(64 * MIB)}, compression="")], name="v1")
@@ -205,6 +205,6 @@ class TestBrokenPipes:
         assert pushed.peak < 48 * MIB, pushed.peak
         received = sum(patch.received for patch in served.asked("PATCH") if int(patch.headers["Content-Length"]) > MIB)
         size = served.layout.blob_path(sorted_largest(served)).stat().st_size
-        # What the registry had was not sent again, though it came from a pipe.
+        # Stored bytes were not sent again, although the source is a pipe.
         assert received == size
         assert len(served.asked("PATCH", "")) == 3

@@ -53,11 +53,11 @@ def test_plain_http_that_registries_conf_allows(served: FaultyRegistry, layout: 
     env = configured(tmp_path, "containers/registries.conf", text)
     said = f"{served.host} does not support TLS: using plain HTTP, as registries.conf allows (insecure = true)"
     assert said in told(ocistream("inspect", f"{served.host}/app:1", "-v", env=env))
-    # On this machine HTTP is what is expected.
+    # On loopback HTTP is the default.
     assert said not in told(ocistream("inspect", f"{served.host}/app:1", "-v"))
 
 
-def test_mounts_that_are_refused_or_lead_to_nothing(start: Start, layout: Layout) -> None:
+def test_mounts_that_are_refused_or_unsuccessful(start: Start, layout: Layout) -> None:
     layout.image([tar_layer({"number": str(number).encode()}) for number in range(8)], name="app")
     registry = start(Fault(refusal(403), "POST", "from=secret", times=None))
     for source, said in (
@@ -78,7 +78,7 @@ def test_mounts_that_are_refused_or_lead_to_nothing(start: Start, layout: Layout
         assert said in told(ocistream(*argv, "-v"))
 
 
-def test_a_tag_where_the_list_of_referrers_belongs(start: Start, layout: Layout, tmp_path: Path) -> None:
+def test_an_image_under_the_tag_of_a_referrers_list(start: Start, layout: Layout, tmp_path: Path) -> None:
     registry = start(Fault(refusal(404), "GET", "/referrers/", times=None))
     image, other = small_image(layout), layout.image([b"other"])
     seed(layout, image, registry.host, "app", "1")
@@ -111,7 +111,7 @@ def test_other_ca_certificates_than_those_of_openssl(start: Start, tmp_path: Pat
     assert "no CA certificates where OpenSSL searches: using those in /etc/ssl/certs/ca-certificates.crt" in said(
         *hidden
     )
-    # Of certifi's certificates some are in every installation.
+    # certifi is installed with ocistream, so its certificates exist.
     assert "the system has no CA certificates: using those of the Python package certifi" in said(
         *hidden, "/etc/ssl", "/etc/pki"
     )
@@ -134,7 +134,7 @@ def test_one_image_without_a_platform_in_manifest_json(layout: Layout, tmp_path:
 
 
 def test_fewer_clients_of_serve_than_usual(layout: Layout, tmp_path: Path) -> None:
-    # Without an image it ends at once.
+    # Without an image the server exits at once.
     (tmp_path / "none.tar").write_bytes(tar_of(items_of(layout)))
     argv = [*command(), "serve", str(tmp_path / "none.tar"), "--listen=127.0.0.1:0"]
     result = run(["sh", "-c", 'ulimit -n 464; exec "$@"', "sh", *argv])
@@ -143,7 +143,7 @@ def test_fewer_clients_of_serve_than_usual(layout: Layout, tmp_path: Path) -> No
     assert f"ocistream: {said}\n" in result.err
 
 
-def test_no_home_to_keep_state_in(served: FaultyRegistry, layout: Layout) -> None:
+def test_no_home_for_upload_records(served: FaultyRegistry, layout: Layout) -> None:
     small_image(layout, name="app")
     env: dict[str, str | None] = {"HOME": None, "XDG_STATE_HOME": None}
     argv: list[Argument] = ["push", "-i", layout.path, f"{served.host}/app:1", "-v"]

@@ -28,7 +28,7 @@ Verify = Callable[..., Result]
 
 @pytest.fixture(params=["file", "pipe"])
 def verify(request: pytest.FixtureRequest, tmp_path: Path) -> Verify:
-    """Return a function that verifies the bytes of an archive, from a file and from a pipe."""
+    """Return a function that verifies the bytes of an archive from a file or from a pipe."""
 
     def run(archive: bytes, *options: str) -> Result:
         if request.param == "pipe":
@@ -42,7 +42,7 @@ def verify(request: pytest.FixtureRequest, tmp_path: Path) -> Verify:
 
 @pytest.fixture
 def images(layout: Layout) -> Layout:
-    """Return a layout of an image, an index of two, and an artifact that refers to the first."""
+    """Return a layout of an image, an index of two images, and an artifact that refers to the first image."""
     image = small_image(layout, name="v1")
     two_platforms(layout, name="both")
     layout.artifact(b"a list of parts", subject=image, name="parts")
@@ -56,7 +56,7 @@ def changed(layout: Layout, digest: str, content: bytes | None) -> bytes:
 
 
 def a_layer(layout: Layout) -> str:
-    """Return the digest of a layer of the image that is called v1."""
+    """Return the digest of a layer of the image v1."""
     image = json.loads((layout.path / "index.json").read_bytes())["manifests"][0]
     return str(layout.read(image["digest"])["layers"][0]["digest"])
 
@@ -73,9 +73,9 @@ def names_in(found: dict[str, Any], key: str) -> list[str]:
     return [image["name"] for image in found[key]]
 
 
-class TestWhole:
+class TestComplete:
     @pytest.mark.parametrize(("order", "options"), [(items_of, ("--deep",)), (small_first, ())])
-    def test_a_whole_archive_is_said_to_be(
+    def test_a_complete_archive_is_ok(
         self, images: Layout, verify: Verify, order: Callable[[Layout], list[Any]], options: tuple[str, ...]
     ) -> None:
         result = verify(tar_of(order(images)), *options)
@@ -96,11 +96,11 @@ class TestWhole:
         assert found["ok"] is True
         assert found["blobs"] == len(blobs)
         assert found["bytes"] == sum(path.stat().st_size for path in blobs)
-        # The layers of the three images, of which two share one.
+        # The layers of all images; two images share one.
         assert found["unpacked"] == 5
         assert found["missing"] == found["failures"] == found["illegalNames"] == []
 
-    def test_an_archive_inside_gzip_is_looked_into(self, images: Layout, verify: Verify) -> None:
+    def test_an_archive_inside_gzip_is_verified(self, images: Layout, verify: Verify) -> None:
         assert verify(gzip.compress(tar_of(items_of(images)))).code == 0
 
     def test_other_files_are_counted(self, images: Layout, verify: Verify) -> None:
@@ -124,7 +124,7 @@ class TestWrongBytes:
         assert [line.partition("@")[0] for line in result.lines()[:-1]] == ["both", "parts"]
         assert result.lines()[-1].startswith("NOT ok")
 
-    def test_a_layer_that_is_too_short_is_damage_too(self, images: Layout, verify: Verify) -> None:
+    def test_a_layer_that_is_too_short_is_damaged(self, images: Layout, verify: Verify) -> None:
         digest = a_layer(images)
         result = verify(changed(images, digest, images.file(digest).read_bytes()[:-1]))
         assert result.code == 5
@@ -199,7 +199,7 @@ class TestWrongBytes:
         image = layout.read(small_image(layout)["digest"])
         layout.document({**image, "layers": [*image["layers"], layer]}, name="app:1")
         gc = ocistream("gc", layout.path, "--older-than=0")
-        # The image without this layer is gone.
+        # gc deletes only the manifest without this layer.
         assert len(gc.lines()) == 1
         for result in (ocistream("verify", layout.path), verify(tar_of(items_of(layout)))):
             assert result.code == 0
@@ -216,7 +216,7 @@ class TestWrongBytes:
     ("verify", "order"), [("file", small_first), ("pipe", items_of), ("pipe", small_first)], indirect=["verify"]
 )
 def test_a_config_that_is_not_json_is_named(layout: Layout, verify: Verify, order: Callable[[Layout], Any]) -> None:
-    # The second one is larger than what is buffered of JSON.
+    # The second and third configs are larger than the buffer for JSON.
     large = b'{"x":"' + b"x" * (3 << 20) + b'","z":"' + b"z" * (3 << 20) + b'"'
     image = layout.read(small_image(layout)["digest"])
     for number, content in enumerate((b"\x7fELF", large + b',"x":"y"}', large + b',"y":"y"}')):
@@ -247,7 +247,7 @@ class TestIncomplete:
         ]
         assert names_in(document(result), "damagedImages") == ["v1"]
 
-    def test_a_cut_archive(self, images: Layout, verify: Verify) -> None:
+    def test_a_truncated_archive_is_reported(self, images: Layout, verify: Verify) -> None:
         for less in (1, 512, 1024, 1500, 5000):
             result = verify(tar_of(items_of(images))[:-less], "--json")
             assert result.code == 6
@@ -255,7 +255,7 @@ class TestIncomplete:
             assert found == {"path": found["path"], "ok": False, "error": found["error"]}
             assert "truncated" in result.err
 
-    def test_a_cut_volume_hides_the_results_of_the_others(self, images: Layout, tmp_path: Path) -> None:
+    def test_a_truncated_volume_hides_the_results_of_the_others(self, images: Layout, tmp_path: Path) -> None:
         good, layer = tar_of(items_of(images)), a_layer(images)
         damaged = changed(images, layer, b"x" * images.file(layer).stat().st_size)
         files = {"good.tar": good, "damaged.tar": damaged, "cut.tar": good[: len(good) // 2]}
@@ -263,12 +263,11 @@ class TestIncomplete:
             (tmp_path / name).write_bytes(content)
         readable = ocistream("verify", tmp_path / "good.tar", tmp_path / "damaged.tar")
         assert (readable.code, "digest mismatch" in readable.err) == (5, True)
-        # stdout is empty.
         result = ocistream("verify", *(tmp_path / name for name in files))
         assertions.failure(result, 6, "cut.tar is truncated")
         assert "digest mismatch" not in result.err
 
-    def test_no_archive(self, verify: Verify) -> None:
+    def test_input_that_is_not_an_archive_is_refused(self, verify: Verify) -> None:
         for content in (b"", b"no tar at all" * 100, END):
             assert verify(content).code == 6
 
@@ -283,7 +282,7 @@ class TestIncomplete:
             (f"app@sha256:{'1' * 64}", f"docker.io/library/app@sha256:{'1' * 64}"),
         ],
     )
-    def test_a_name_without_a_host_is_told_how_to_name_an_image_in_a_registry(
+    def test_a_name_without_a_host_gets_a_hint_with_the_full_name(
         self, tmp_path: Path, name: str, full_name: str
     ) -> None:
         words = (name, "no such file or directory", "check the path", f"in a registry, write its host too: {full_name}")
@@ -292,20 +291,20 @@ class TestIncomplete:
         assert json.loads(result.out)["error"] == f"cannot read {name}: no such file or directory"
 
     @pytest.mark.parametrize("name", ["gone.tar", "./nginx", "/gone/nginx", "Gone", "oci:nginx"])
-    def test_a_path_that_cannot_be_the_name_of_an_image_is_only_a_path(self, tmp_path: Path, name: str) -> None:
+    def test_a_path_that_cannot_be_an_image_name_gets_no_hint_about_registries(self, tmp_path: Path, name: str) -> None:
         result = ocistream("verify", name, cwd=tmp_path)
         assertions.failure(result, 4)
         assert "registry" not in result.err
 
 
 class TestNames:
-    def test_an_illegal_one(self, images: Layout, verify: Verify) -> None:
+    def test_an_illegal_file_name_is_reported(self, images: Layout, verify: Verify) -> None:
         for name in ("../../etc/passwd", "/etc/passwd", "blobs/sha256/abc", "blobs/md5/" + "0" * 32):
             result = verify(tar_of([*items_of(images), (name, b"x")]))
             assert result.code == 6
             assert f"{name!r} is a name that is not allowed in image archives" in result.err
 
-    def test_illegal_ones_of_images(self, images: Layout, verify: Verify) -> None:
+    def test_illegal_image_names_are_reported(self, images: Layout, verify: Verify) -> None:
         names = ["a b", "app:1\n", "v\x1b[2J1", "\u202eapp:1"]
         images.name(images.image([tar_layer({"a": b"1"})]), *names)
         result = verify(tar_of(items_of(images)), "--json")
@@ -315,7 +314,7 @@ class TestNames:
         assert "give it another one with `ocistream copy SRC oci:DIR:NAME`" in result.err
         assert ocistream("verify", images.path).code == 6
 
-    def test_an_illegal_one_of_an_image_that_gets_another_name_is_reported(
+    def test_an_illegal_name_of_an_image_that_gets_another_name_is_reported(
         self, layout: Layout, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         layout.name(small_image(layout), "app:1\x07")
@@ -326,13 +325,13 @@ class TestNames:
             assertions.success(result)
             assert line in result.err
 
-    def test_a_docker_archives_tags_are_to_be_names_of_images(self, layout: Layout, verify: Verify) -> None:
+    def test_tags_of_a_docker_archive_must_be_image_names(self, layout: Layout, verify: Verify) -> None:
         legal, illegal = ["app:1", "r.example:5000/a/b:c"], ["App:1", "app:a b"]
         image = saved(layout, small_image(layout), *legal, *illegal)
         result = verify(archive_of(of_docker([image])), "--json")
         assert (result.code, document(result)["illegalNames"]) == (6, illegal)
 
-    def test_what_tools_call_their_images_is_legal(self, images: Layout, verify: Verify) -> None:
+    def test_image_names_of_common_tools_are_legal(self, images: Layout, verify: Verify) -> None:
         names = ("app", "v1.0", "docker.io/library/app:1", "UPPER", "a@b", "caf\u00e9")
         images.name(images.image([tar_layer({"a": b"1"})]), *names)
         assert verify(tar_of(items_of(images))).code == 0
@@ -363,14 +362,14 @@ class TestDeep:
         )
         return tar_of(items_of(layout))
 
-    def test_a_layer_that_does_not_match_the_config(self, layout: Layout, verify: Verify) -> None:
+    def test_a_layer_that_does_not_match_the_config_is_reported(self, layout: Layout, verify: Verify) -> None:
         archive = self.made(layout, tar_layer({"a": b"1"}), [digest_of(b"another")])
         assert verify(archive).code == 0
         result = verify(archive, "--deep")
         assert result.code == 5
         assert digest_of(b"another") in result.err
 
-    def test_a_layer_that_cannot_be_decompressed(self, layout: Layout, verify: Verify) -> None:
+    def test_a_layer_that_cannot_be_decompressed_is_reported(self, layout: Layout, verify: Verify) -> None:
         whole = tar_layer({"a": b"1"})
         archive = self.made(layout, whole[:-4], [digest_of(gzip.decompress(whole))])
         assert verify(archive).code == 0
@@ -378,11 +377,11 @@ class TestDeep:
         assert result.code == 6
         assert digest_of(whole[:-4]) in result.err
 
-    def test_a_config_with_a_different_number_of_layers(self, layout: Layout, verify: Verify) -> None:
+    def test_a_config_with_a_different_number_of_layers_is_reported(self, layout: Layout, verify: Verify) -> None:
         plain = digest_of(gzip.decompress(tar_layer({"a": b"1"})))
         assert verify(self.made(layout, tar_layer({"a": b"1"}), [plain, plain]), "--deep").code == 6
 
-    def test_a_layer_that_expands_too_far(self, layout: Layout, low_expansion: Path) -> None:
+    def test_a_layer_that_expands_too_much_is_reported(self, layout: Layout, low_expansion: Path) -> None:
         archive = self.made(layout, gzip.compress(bytes(2 << 20), mtime=0), [digest_of(b"")])
         for path, stdin in ((layout.path, None), ("-", archive)):
             result = ocistream("verify", path, "--deep", "--max-ratio", "10", stdin=stdin, machine=low_expansion)
@@ -392,7 +391,7 @@ class TestDeep:
 
 class TestManySmallBlobs:
     def test_json_beyond_the_memory_bound_is_buffered_in_a_file(self, images: Layout) -> None:
-        # All the room there is for JSON is taken before anything comes that is needed.
+        # Unneeded blobs fill the buffer for JSON before the needed ones arrive.
         size = limits.MAX_BUFFERED_JSON // 8
         strays = [b'{"number": %d, "filling": "' % number for number in range(8)]
         strays = [stray + b"-" * (size - len(stray) - 2) + b'"}' for stray in strays]
@@ -412,7 +411,7 @@ def test_a_fifo_is_read_once(images: Layout, tmp_path: Path) -> None:
     assert result.code == 0, result.err
 
 
-def test_all_platforms_of_an_image_in_a_registry(tmp_path: Path) -> None:
+def test_all_platforms_of_an_image_in_a_registry_are_verified(tmp_path: Path) -> None:
     with FaultyRegistry(tmp_path / "served") as served:
         layout = Layout(tmp_path / "made")
         index = two_platforms(layout)
@@ -432,6 +431,6 @@ def test_all_platforms_of_an_image_in_a_registry(tmp_path: Path) -> None:
 
 
 def _layers(layout: Layout) -> list[str]:
-    """Return the digests of all layers of gzip."""
+    """Return the digests of all gzip layers."""
     files = [path for path in (layout.path / "blobs/sha256").iterdir() if path.read_bytes()[:2] == b"\x1f\x8b"]
     return [f"sha256:{path.name}" for path in files]

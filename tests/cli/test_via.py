@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Two versions of an image in a registry here; the second has one layer more."""
+    """Two versions of an image in a local registry; the second has one more layer."""
 
     registry: FaultyRegistry
     layout: Layout
@@ -58,13 +58,13 @@ def images(start: Callable[..., FaultyRegistry], layout: Layout) -> Images:
 
 
 @pytest.fixture
-def there(start: Callable[..., FaultyRegistry], images: Images) -> FaultyRegistry:  # noqa: ARG001 - that one is first
+def there(start: Callable[..., FaultyRegistry], images: Images) -> FaultyRegistry:  # noqa: ARG001 - starts first
     """Return the registry of the remote side."""
     return start()
 
 
 def remote(folder: Path, ocistream: list[str]) -> str:
-    """Return a command that runs what is appended to it, with this ocistream in its PATH."""
+    """Return a --via command that runs the appended command with this ocistream in its PATH."""
     folder.mkdir()
     script = folder / "ocistream"
     script.write_text(f'#!/bin/sh\nexec {shlex.join(ocistream)} "$@"\n')
@@ -74,13 +74,13 @@ def remote(folder: Path, ocistream: list[str]) -> str:
 
 @pytest.fixture
 def far(tmp_path: Path) -> str:
-    """Return a command that runs what is appended to it, with the ocistream of these tests in its PATH."""
+    """Return a --via command that runs the appended command with the tested ocistream in its PATH."""
     return remote(tmp_path / "bin", forking_command())
 
 
 @pytest.fixture
 def faked(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that gives a command behind which ocistream is a shell script."""
+    """Return a function that makes a --via command whose ocistream is a shell script."""
 
     def make(**verbs: str) -> str:
         folder = tmp_path / "fake"
@@ -107,7 +107,7 @@ def copy(source: Argument, destination: Argument, via: str, *options: Argument, 
 
 
 def failed(result: Result, code: int, *words: str) -> None:
-    """Assert that a run failed, whatever else was said before."""
+    """Assert that a run failed with one error, which other messages may precede."""
     assert result.code == code, (result.code, result.err)
     assert result.out == b""
     lines = result.err.splitlines()
@@ -120,7 +120,7 @@ def failed(result: Result, code: int, *words: str) -> None:
 
 
 def uploaded(registry: FaultyRegistry) -> int:
-    """Return how many bytes of blobs came to a registry."""
+    """Return how many bytes of blobs a registry received."""
     return sum(request.received for request in registry.requests if "/uploads/" in request.path)
 
 
@@ -136,7 +136,7 @@ def is_json(path: Path) -> bool:
 
 class TestSentBlobs:
     @pytest.mark.uncounted
-    def test_an_image_arrives_as_it_is_and_only_what_is_lacking_is_sent(
+    def test_an_image_arrives_unchanged_and_only_missing_blobs_are_sent(
         self, images: Images, there: FaultyRegistry, far: str, tmp_path: Path
     ) -> None:
         result = copy(images.v1, f"{there.host}/app:v1", far)
@@ -149,7 +149,7 @@ class TestSentBlobs:
         assert manifest_digest(there.host, "app", "v2") == images.second["digest"]
         config = images.layout.read(images.second["digest"])["config"]
         assert uploaded(there) == MIB // 2 + config["size"]
-        # Nor is it fetched.
+        # The other blobs are not fetched either.
         fetched = {r.path.rpartition("/")[2] for r in images.registry.requests if "/blobs/" in r.path}
         assert fetched == {images.more, config["digest"]}
         document = json.loads((tmp_path / "r.json").read_text())
@@ -162,7 +162,7 @@ class TestSentBlobs:
         assert {request.method for request in there.requests} == {"HEAD"}
 
     @pytest.mark.uncounted
-    def test_into_a_layout(self, images: Images, far: str, tmp_path: Path) -> None:
+    def test_a_layout_gets_only_missing_blobs(self, images: Images, far: str, tmp_path: Path) -> None:
         assertions.success(ocistream("copy", images.v1, f"oci:{tmp_path}/out:v1"))
         images.registry.requests.clear()
         result = copy(images.v2, f"{tmp_path}/out/", far)
@@ -173,7 +173,7 @@ class TestSentBlobs:
         assert len(fetched) == 2
         assertions.success(ocistream("verify", "--deep", tmp_path / "out"))
 
-    def test_into_an_archive_all_of_it(self, images: Images, far: str, tmp_path: Path) -> None:
+    def test_an_archive_gets_all_blobs(self, images: Images, far: str, tmp_path: Path) -> None:
         assertions.success(copy(images.v2, f"oci-archive:{tmp_path}/out.tar:app", far))
         assert assertions.names_in(tmp_path / "out.tar") == ["app"]
         assertions.success(ocistream("verify", tmp_path / "out.tar"))
@@ -185,7 +185,7 @@ class TestSentBlobs:
     ) -> None:
         there = start()
         image = two_platforms(layout, name="both") if kind != "docker" else small_image(layout)
-        # What comes from a pipe whose index is last is on its way before anybody can be asked.
+        # If the index is last in a pipe, the layers are sent before the remote side can be asked.
         archive = tmp_path / "x.tar"
         archive.write_bytes(
             archive_of(of_docker([saved(layout, image, "app:1")])) if kind == "docker" else tar_of(items_of(layout))
@@ -202,7 +202,7 @@ class TestSentBlobs:
             == {
                 "layout": 0,
                 "pipe": sum(layers.values()),
-                # It is made anew, to the same.
+                # The layers are compressed again, with the same result.
                 "docker": sizes["converted"] + sizes["copied"],
             }[kind]
         )
@@ -231,10 +231,10 @@ class TestSentBlobs:
 class TestMessages:
     @pytest.mark.uncounted
     def test_remote_messages_have_a_prefix(self, images: Images, there: FaultyRegistry, far: str) -> None:
-        # What it has moved is what was sent, and said by this side.
+        # The remote side copied what this side sent, so only this side reports it.
         assertions.success(quiet := copy(images.v1, f"{there.host}/app:v0", far))
         assert [line for line in quiet.err.splitlines() if "remote: " in line] == []
-        # Of the next version a layer and the config are not there yet.
+        # The registry lacks a layer and the config of the second version.
         result = copy(images.v2, f"{there.host}/app:v2", far, "-v")
         lines = result.err.splitlines()
         for side in ("", "remote: "):
@@ -330,13 +330,13 @@ class TestRefusals:
         assertions.failure(result, 2, "to the remote side: a shell there might interpret it")
         assert not (tmp_path / "ran").exists()
 
-    def test_so_is_a_program_that_a_shell_might_interpret(self, tmp_path: Path) -> None:
+    def test_a_program_that_a_shell_might_interpret_is_refused(self, tmp_path: Path) -> None:
         result = copy("registry.local/app:1", "oci:x", f"touch {tmp_path}/ran", "--via-program", "a;b")
         assertions.failure(result, 2, "'a;b'")
         assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("end", ["-", "out.tar/../x", "./out", "docker-archive:x.tar", "oci-archive:-"])
-    def test_what_it_is_there_has_to_be_known(self, end: str, tmp_path: Path) -> None:
+    def test_an_ambiguous_or_unsupported_destination_is_refused(self, end: str, tmp_path: Path) -> None:
         result = copy("registry.local/app:1", end, f"touch {tmp_path}/ran")
         assert result.code == 2, result.err
         assert not (tmp_path / "ran").exists()
@@ -360,13 +360,13 @@ class TestRefusals:
         ],
         ids=lambda options: str(options[0]),
     )
-    def test_options_that_have_no_meaning_there(self, options: list[str], tmp_path: Path) -> None:
+    def test_options_without_meaning_on_the_remote_side_are_refused(self, options: list[str], tmp_path: Path) -> None:
         result = copy("registry.local/app:1", "oci:x", f"touch {tmp_path}/ran", *options, stdin=b"secret")
         assertions.failure(result, 2, options[0], "--via")
         assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("via", ["", "  ", "ssh 'host", "''"])
-    def test_what_is_no_command(self, via: str) -> None:
+    def test_an_invalid_command_is_refused(self, via: str) -> None:
         assertions.failure(copy("registry.local/app:1", "oci:x", via), 2, "--via")
 
     def test_a_password_in_a_command_is_not_shown(self, images: Images, tmp_path: Path) -> None:
@@ -402,12 +402,14 @@ class TestFailures:
         result = copy(images.v1, "registry.local/app:v1", via, *program)
         assertions.failure(result, code, *words)
 
-    def test_a_remote_version_that_is_too_old(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_a_remote_version_that_is_too_old_is_reported(self, images: Images, faked: Callable[..., str]) -> None:
         error = {"level": "error", "message": "No such command 'have'.", "hint": "see `--help`", "exit_code": 2}
         via = faked(have=f"echo '{json.dumps(error).replace(chr(39), chr(39) + chr(92) + chr(39) * 2)}' >&2; exit 2")
         assertions.failure(copy(images.v1, "registry.local/app:v1", via), 8, "No such command 'have'", "same version")
 
-    def test_a_command_that_does_not_pass_stdin_on(self, images: Images, there: FaultyRegistry, far: str) -> None:
+    def test_a_command_that_does_not_forward_stdin_is_reported(
+        self, images: Images, there: FaultyRegistry, far: str
+    ) -> None:
         folder = shlex.split(far)[1].removeprefix("PATH=").partition(":")[0]
         via = """sh -c 'exec "$0" "$@" </dev/null'"""
         result = copy(images.v1, f"{there.host}/app:v1", via, "--via-program", f"{folder}/ocistream")
@@ -436,13 +438,13 @@ class TestFailures:
         images.registry.faults.append(Fault(Flip(MIB // 4), path=f"/blobs/{images.more}", times=None))
         result = copy(images.v2, f"{there.host}/app:v2", far)
         failed(result, 5, images.more)
-        # What the remote side says of a stream without end is no news.
+        # The remote side's error about the truncated stream is not shown.
         assert "remote" not in result.err
         assert tags(there.host, "app") == []
         images.registry.faults.clear()
         there.requests.clear()
         assertions.success(copy(images.v2, f"{there.host}/app:v2", far))
-        # What has arrived whole is not sent again.
+        # Blobs that arrived completely are not sent again.
         assert uploaded(there) < MIB
 
     def test_the_remote_error_after_a_local_failure_is_not_shown(
@@ -475,18 +477,18 @@ class TestFailures:
         via = faked(have=NOTHING, push=f"echo '{error}' >&2; exit 3")
         assertions.failure(copy(images.v2, "registry.local/app:v2", via), 7, "exit status 3")
 
-    def test_a_remote_side_that_exits_early_with_0(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_a_remote_side_that_exits_early_with_0_is_an_error(self, images: Images, faked: Callable[..., str]) -> None:
         via = faked(have=NOTHING, push=f"head -c 100 >/dev/null; echo app@{images.second['digest']}")
         assertions.failure(copy(images.v2, "registry.local/app:v2", via), 7, "ended before it had the complete archive")
 
     @pytest.mark.parametrize("printed", ["", f"echo app@{digest_of(b'other')}", "echo app"])
-    def test_a_remote_side_that_wrote_another_image(
+    def test_a_remote_side_that_wrote_another_image_is_an_error(
         self, printed: str, images: Images, faked: Callable[..., str]
     ) -> None:
         via = faked(have=NOTHING, push=f"cat >/dev/null; {printed}")
         assertions.failure(copy(images.v1, "registry.local/app:v1", via), 5, images.first["digest"])
 
-    def test_a_remote_side_that_claims_blobs_that_it_lacks(
+    def test_a_remote_side_that_claims_blobs_that_it_lacks_is_an_error(
         self, images: Images, there: FaultyRegistry, far: str, faked: Callable[..., str]
     ) -> None:
         digests = [blob["digest"] for blob in images.layout.read(images.second["digest"])["layers"]]
@@ -519,7 +521,7 @@ class TestFailures:
         assert {"event": "x", "self": 1, "side": "remote"} in said_lines
         assert "Traceback" not in result.err
 
-    def test_long_remote_output_is_cut(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_long_remote_output_is_truncated(self, images: Images, faked: Callable[..., str]) -> None:
         via = faked(have="cat >/dev/null; head -c 60000 /dev/zero | tr '\\0' a >&2; exit 9")
         result = copy(images.v1, "registry.local/app:v1", via)
         failed(result, 7, "aaaa")
@@ -528,7 +530,7 @@ class TestFailures:
 
 class TestInterruption:
     @pytest.mark.usefixtures("interruptible")
-    # It does not depend on the signal which command is ended.
+    # One signal for each command is enough: they do not depend on each other.
     @pytest.mark.parametrize(("number", "verb"), [(signal.SIGINT, "have"), (signal.SIGTERM, "push")])
     def test_nothing_is_left_running(
         self, verb: str, number: signal.Signals, images: Images, faked: Callable[..., str], tmp_path: Path
@@ -538,7 +540,7 @@ class TestInterruption:
         with started_fork("copy", images.v2, "registry.local/app:v2", "--via", via) as process:
             assertions.wait_for((tmp_path / "pid").exists)
             pid = int((tmp_path / "pid").read_text())
-            # It alone: what a terminal would have told both.
+            # Only this process gets the signal; a terminal would send it to both.
             process.send_signal(number)
             out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (128 + number, b"")

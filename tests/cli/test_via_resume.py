@@ -19,9 +19,9 @@ from tests.runner import Argument, Result, ocistream
 
 MIB = 1 << 20
 LAYER = 6 * MIB
-#: Where the line breaks, beyond what is in the archive before the layer.
+#: The number of bytes after which the connection breaks, inside the layer.
 CUT = 5 * MIB
-#: Manifests, configs, the heads and ends of tars, and the least that is sent of a blob.
+#: More than manifests, configs, tar headers and ends, and the smallest part of a blob that is sent.
 SMALL = 64 * 1024
 
 
@@ -40,7 +40,7 @@ def copy(layout: Layout, destination: Argument, line: Line, *options: Argument) 
 
 
 def cut(layout: Layout, destination: Argument, line: Line, after: int = CUT) -> Result:
-    """Copy until the line breaks."""
+    """Copy until the connection breaks."""
     line.breaks_after(after)
     result = copy(layout, destination, line)
     assert result.code == 7, (result.code, result.err)
@@ -53,7 +53,7 @@ def cut(layout: Layout, destination: Argument, line: Line, after: int = CUT) -> 
 
 @contextlib.contextmanager
 def wrong(layout: Layout, image: Descriptor, at: int) -> Iterator[None]:
-    """Have a byte of the layer be another one."""
+    """Change a byte of the layer temporarily."""
     (layer,) = layout.read(image["digest"])["layers"]
     path = layout.path / "blobs" / "sha256" / str(layer["digest"]).removeprefix("sha256:")
     with path.open("r+b") as file:
@@ -105,7 +105,7 @@ class TestIntoARegistry:
         assert [(verb, code) for verb, _, code in line.passed()] == [("have", 0), ("push", 7), ("have", 0), ("push", 0)]
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
-    def test_from_a_pipe_the_next_command_sends_them(
+    def test_lost_bytes_from_a_pipe_are_sent_by_the_next_command(
         self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
     ) -> None:
         cut(layout, f"{served.host}/app:1", line)
@@ -125,7 +125,7 @@ class TestIntoARegistry:
         self, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, old: bool
     ) -> None:
         cut(layout, f"{served.host}/app:1", line)
-        # Or that what is there is more than there can be.
+        # The other case: the remote side reports more bytes than the blob has.
         line.edits(r"/^# partial/d" if old else r"s/^\(# partial .*\) .*/\1 99999999999/")
         assertions.success(copy(layout, f"{served.host}/app:1", line))
         assert [(verb, size > LAYER, code) for verb, size, code in line.passed()] == [
@@ -171,7 +171,7 @@ class TestCorruption:
             assertions.success(ocistream("verify", tmp_path / "there"))
 
     @pytest.mark.parametrize(("where", "at"), [("registry", LAYER - 1), ("layout", MIB)])
-    def test_a_source_that_is_wrong_by_now_completes_nothing(
+    def test_a_source_that_is_damaged_meanwhile_completes_no_image(
         self, where: str, at: int, served: FaultyRegistry, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
     ) -> None:
         end = f"{served.host}/app:1" if where == "registry" else f"oci:{tmp_path / 'there'}:v1"
@@ -183,7 +183,7 @@ class TestCorruption:
         assert line.sent() < LAYER - CUT + SMALL
         assertions.no_image(served)
         assert not (tmp_path / "there/index.json").exists() or where == "registry"
-        # Nor is what was right lost by it.
+        # The valid bytes at the destination are not lost.
         assertions.success(copy(layout, end, line))
 
 
@@ -197,7 +197,7 @@ class TestIntoAnArchive:
         line.breaks_after(CUT)
         broken = copy(layout, end, line)
         assert broken.code == 7, broken.err
-        # A far archive is written from its beginning, so nobody asks what it has.
+        # A remote archive is always written from its beginning, so `have` is not run.
         assert line.passed() == [("copy", CUT, 6)]
         (partial,) = folder.iterdir()
         assert partial.name != "image.tar"

@@ -23,14 +23,14 @@ from tests.volume_archives import OMITTED, Cut, notes_in, read_volumes
 
 MIB: Final = 1 << 20
 KIB: Final = 1 << 10
-#: The second does not fit into a volume of `SIZE`: it begins in the first and ends in the second.
+#: The second layer does not fit into one volume of `SIZE`: it begins in the first volume and ends in the second.
 LAYERS: Final = [100 * KIB, 300 * KIB, 120 * KIB, 60 * KIB]
 SIZE: Final = 256 * KIB
-#: Volumes, of which none has less than one whole blob.
+#: With this volume size no blob is split.
 WHOLE: Final = 320 * KIB
 NAMES: Final = ["app.000.tar", "app.001.tar", "app.002.tar"]
 ORDERS: Final = list(itertools.permutations(range(3)))
-#: Orders in which each of the three is the first, and the last.
+#: Orders in which each volume is once the first and once the last.
 SOME_ORDERS: Final = [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -38,13 +38,12 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return an image."""
     return layout.image(LAYERS)
 
 
 @pytest.fixture
 def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that has it as `app:1`."""
+    """Return a registry that has the image as `app:1`."""
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served
@@ -52,7 +51,7 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
 
 @dataclasses.dataclass(frozen=True)
 class CutOnce:
-    """The image, cut into three volumes: `paths` of `SIZE` and `whole` of `WHOLE` bytes. Not to be written to.
+    """The image in three volumes: `paths` of `SIZE` bytes and `whole` of `WHOLE` bytes. Do not change the files.
 
     `other` is the second volume of another image, `other:1`.
     """
@@ -67,7 +66,7 @@ class CutOnce:
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CutOnce]:
-    """Return what is cut once for the tests of every order."""
+    """Split the images once for all tests."""
     folder = tmp_path_factory.mktemp("cut")
     layout = Layout(folder / "made")
     image = layout.image(LAYERS)
@@ -130,7 +129,7 @@ def layer(layout: Layout, image: Descriptor, number: int) -> str:
     return digest
 
 
-# Out -------------------------------------------------------------------------------------------------------------
+# Pull ------------------------------------------------------------------------------------------------------------
 
 
 def test_each_volume_is_a_layout_and_together_they_are_the_image(
@@ -141,7 +140,7 @@ def test_each_volume_is_a_layout_and_together_they_are_the_image(
     together = read_volumes(paths[::-1])
     for digest in (image["digest"], *blobs_of(layout, image)):
         assert together[f"blobs/{digest.replace(':', '/')}"] == layout.file(digest).read_bytes()
-    # One of the layers goes on.
+    # The second layer is split between the first two volumes.
     parts = [[name for name in files_in(path.read_bytes()) if name.startswith("parts/")] for path in paths]
     assert [len(names) for names in parts] == [2, 2, 0]
 
@@ -274,7 +273,7 @@ def test_omitted_blobs_are_in_no_volume(
     is_there(target, image, layout)
 
 
-# Going on --------------------------------------------------------------------------------------------------------
+# Resume ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -290,7 +289,7 @@ def test_omitted_blobs_are_in_no_volume(
 def test_an_interrupted_pull_resumes_without_fetching_volumes_again(
     served: FaultyRegistry, layout: Layout, folder: Path, number: int, kind: int
 ) -> None:
-    # Of each at least a MiB is there when it halts, less than which is not kept.
+    # At least 1 MiB of the blob has arrived when it stalls: a shorter partial blob is not kept.
     sizes = [3 * MIB, 5 * MIB, 3 * MIB, 3 * MIB + 7]
     image = layout.image(sizes)
     seed(layout, image, served.host, "app", "1")
@@ -319,7 +318,7 @@ def test_an_interrupted_pull_resumes_without_fetching_volumes_again(
     for before in range(number):
         assert layer(layout, image, before) not in fetched
     begin = int((fetched[halted] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-    # What was waited for has headers and manifests, too.
+    # The size of the files includes tar headers and manifests.
     assert begin >= after - MIB - 64 * KIB
 
 
@@ -327,7 +326,7 @@ def size_of(path: Path) -> int:
     return path.stat().st_size
 
 
-# In --------------------------------------------------------------------------------------------------------------
+# Push ------------------------------------------------------------------------------------------------------------
 
 
 def test_volumes_are_pushed_in_every_order(cut: CutOnce, start: Callable[..., FaultyRegistry]) -> None:
@@ -372,14 +371,12 @@ def test_a_quoted_glob_means_all_its_files(cut: CutOnce, target: FaultyRegistry,
     assertions.success(ocistream(*line, "app.0*.tar", cwd=folder))
     is_there(target, cut.image, cut.layout)
     assertions.failure(ocistream(*line, "none.*.tar", cwd=folder), 4, "no file matches none.*.tar")
-    # A file of that very name is meant, and no other.
+    # A file whose name is exactly the glob takes precedence.
     (folder / "app.[0-9]*.tar").write_bytes(b"")
     assertions.failure(ocistream(*line, "app.[0-9]*.tar", cwd=folder), 6, "app.[0-9]*.tar")
 
 
-def test_volumes_without_an_option_of_their_own_are_answered_with_the_line_to_type(
-    cut: CutOnce, target: FaultyRegistry
-) -> None:
+def test_a_volume_without_its_own_option_gets_a_hint_with_the_command(cut: CutOnce, target: FaultyRegistry) -> None:
     host, [first, second, third] = target.host, [f"{path}" for path in cut.paths]
     assertions.failure(
         ocistream("push", "-i", first, second, f"{host}/app:1"),
@@ -413,9 +410,7 @@ def test_volumes_are_pushed_one_by_one_in_any_order(cut: CutOnce, target: Faulty
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("order", SOME_ORDERS)
-def test_a_blob_that_goes_on_is_pushed_volume_by_volume_too(
-    cut: CutOnce, target: FaultyRegistry, order: Sequence[int]
-) -> None:
+def test_a_split_blob_is_pushed_volume_by_volume(cut: CutOnce, target: FaultyRegistry, order: Sequence[int]) -> None:
     results = [push(target, cut.paths[number]) for number in order]
     if order.index(0) < order.index(1):
         assert [result.code for result in results] == [10, 10, 0]
@@ -505,7 +500,7 @@ def test_a_missing_volume_is_named(
             assertions.failure(refused, 10, stored, f"-i {NAMES[number]}")
             assertions.no_image(target)
             assert push(target, *others).err == refused.err
-    # What they had stays: all that is lacking now is in the first one.
+    # The registry keeps the blobs of the others: only the first volume is needed now.
     assertions.success(push(target, paths[0]))
     is_there(target, image, layout)
 
@@ -531,14 +526,14 @@ def test_a_volume_of_another_image_is_refused_by_name(cut: CutOnce, target: Faul
             f"of {cut.registry.host}/app:1",
             f"omit or delete {cut.other}: it is of another `pull --split`",
         )
-    # Nor does a volume of the same image that was cut to another size.
+    # A volume of the same image with another volume size does not belong either.
     cut_again = split(cut.registry, folder, size=SIZE + 4096, name="again")
     refused = push(target, cut.paths[0], cut_again[1], cut.paths[2])
     assertions.failure(refused, 6, "again.001.tar does not belong to the others")
     assert not target.asked("POST", "/uploads/")
 
 
-def test_what_was_left_out_and_what_brings_it_are_put_together(
+def test_an_archive_and_the_archive_of_its_omitted_blobs_are_combined(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
     some, rest, other = folder / "some.tar", folder / "rest.tar", folder / "other.tar"
@@ -594,7 +589,7 @@ def test_one_volume_alone_may_come_from_a_pipe(
     is_there(target, image, layout)
 
 
-def test_the_part_of_a_blob_in_a_pipe_is_not_stored_and_that_is_reported(
+def test_a_part_of_a_blob_from_a_pipe_is_reported_as_not_stored(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
 ) -> None:
     paths = split(registry, folder)
@@ -631,7 +626,7 @@ def test_a_name_in_a_volume_cannot_control_the_terminal(layout: Layout, folder: 
         assert "\u202e" not in said
 
 
-# Looked at -------------------------------------------------------------------------------------------------------
+# Verify and inspect ----------------------------------------------------------------------------------------------
 
 
 def test_verify_names_the_volume(registry: FaultyRegistry, folder: Path) -> None:
@@ -646,7 +641,7 @@ def test_verify_names_the_volume(registry: FaultyRegistry, folder: Path) -> None
         assertions.success(ocistream("verify", stdin=path))
         shown = ocistream("inspect", path)
         assertions.success(shown)
-        # What goes on from the first to the second is looked for in the other of them.
+        # The rest of the split blob is in the other of the first two volumes.
         assert f"(in the volume {NAMES[(1, 0, 0)[number]]})" in shown.out.decode()
         assert f"(in the volume {path.name})" not in shown.out.decode()
 

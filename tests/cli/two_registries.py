@@ -1,4 +1,4 @@
-"""Two registries that are reached in different ways, for tests of what holds for one of them."""
+"""Two registries with different connection options, for tests of options that apply to one of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.registry_http import seed
 from tests.runner import Argument, Result, ocistream
 
 Start = Callable[..., FaultyRegistry]
-#: The names that lead to this machine.
+#: Host names that resolve to this machine.
 NAMES: Mapping[str, int | None] = {"registry.test": None, "other.test": None}
 PASSWORDS = ("first-secret", "second-secret")
 
@@ -23,7 +23,7 @@ PASSWORDS = ("first-secret", "second-secret")
 class World:
     """A registry with a certificate of its own CA, `registry.test`, and one without TLS, `other.test`.
 
-    Each wants a user name and a password of its own. The first has `app:1`.
+    Each requires its own user name and password. The first has `app:1`.
     """
 
     def __init__(self, start: Start, layout: Layout, folder: Path) -> None:
@@ -45,7 +45,7 @@ class World:
             (folder / name).write_text(f"{password}\n")
 
     def start_with_image(self, **options: Any) -> FaultyRegistry:
-        """Start a registry that has `app:1`, whoever may read it."""
+        """Start a registry with these options that has `app:1`."""
         registry = self.start(**options)
         shutil.copytree(self.plain.layout.path, registry.layout.path, dirs_exist_ok=True)
         return registry
@@ -58,7 +58,7 @@ class World:
         return f"--{side}-ca-cert={(authority or self.authority).file}"
 
     def credentials(self, secure: str, plain: str) -> list[str]:
-        """Return the options by which each registry sees its user; `secure` and `plain` are their sides."""
+        """Return the options with the user of each registry; `secure` and `plain` are the sides of the registries."""
         return [
             f"--{secure}-username=me",
             f"--{secure}-password-file={self.folder / 'one'}",
@@ -92,5 +92,5 @@ class World:
         return self.run("copy", *ends, "--retries=0", *shown, *argv, **options)
 
     def open_both(self) -> None:
-        """Let anybody in."""
+        """Disable authentication in both registries."""
         self.secure.auth = self.plain.auth = None

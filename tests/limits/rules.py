@@ -234,7 +234,7 @@ LIMITS: Final[dict[int, Limit]] = {
         archives=("docker-and-index-*",),
         tests=(
             "cli/test_docker_save.py::test_two_lists_that_contradict_each_other_are_refused",
-            "cli/test_docker_save.py::test_an_image_that_only_manifest_json_lists_counts_too",
+            "cli/test_docker_save.py::test_an_image_that_only_manifest_json_lists_is_included",
         ),
     ),
     24: Limit(

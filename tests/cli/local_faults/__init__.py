@@ -1,1 +1,1 @@
-"""The command line where this machine fails."""
+"""Tests of the command line on a machine with faults."""

@@ -1,4 +1,4 @@
-"""Fixtures of the faults of this machine, and their table at the end of a run."""
+"""The table of machine faults that pytest prints at the end of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def note(request: pytest.FixtureRequest, fault: str, command: str, outcome: obje
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table: a line for each fault, a column for each command. A cell of a nightly run alone is empty."""
+    """Print a line for each fault with a column for each command. A cell is empty if only a nightly run tests it."""
     cells: dict[str, dict[str, str]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):

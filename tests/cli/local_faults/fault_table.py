@@ -1,6 +1,6 @@
-"""The table of what can go wrong on this machine: each fault by each command, and how that ends.
+"""The table of machine faults: the outcome of each command with each fault.
 
-What only one side does (a `verify` writes nothing) has a reason in place of an outcome, so that no cell is empty.
+A cell without an outcome has a reason (`verify` writes nothing), so that no cell is empty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PUSH_FILE, PUSH_DIR, PUSH_IN = "push -i FILE", "push -i DIR", "push < FILE"
 COPY_FILE, COPY_DIR = "copy DIR FILE", "copy FILE DIR"
 VERIFY_FILE, VERIFY_DIR = "verify FILE", "verify DIR"
 
-#: Command -> its arguments: HOST has the image as app:1, TO nothing, MADE and FILE hold it, and DISK is written to.
+#: Arguments by command: HOST has the image as app:1, TO is empty, MADE and FILE have the image, DISK is written to.
 COMMANDS: Final[Mapping[str, str]] = {
     PULL_FILE: "pull HOST/app:1 -o DISK/out.tar",
     PULL_DIR: "pull HOST/app:1 -o DISK/out/",
@@ -33,26 +33,26 @@ PULLS: Final = (PULL_FILE, PULL_DIR, PULL_OUT)
 FROM_DIR: Final = (PUSH_DIR, COPY_FILE, VERIFY_DIR)
 WRITING: Final = (PULL_FILE, PULL_DIR, PULL_OUT, COPY_FILE, COPY_DIR)
 
-#: The exit code with which a cell ends, UNSEEN, or why there is nothing to see.
+#: The exit code, UNSEEN if the fault has no effect, or the reason why there is no outcome.
 Outcome = int | str
 UNSEEN: Final = "unseen"
 WRITES_NOTHING: Final = "writes nothing"
 READS_NO_FILE: Final = "reads no file"
-#: One of the commands that read a registry, a pipe, a file and a directory, and that write each of them.
+#: Commands that together read and write a registry, a pipe, a file and a directory.
 SOME: Final = frozenset({PULL_DIR, PULL_OUT, PUSH_IN, COPY_FILE, VERIFY_FILE})
 THE_SHELLS: Final = "the shell's"
 ALONE: Final = "no layout"
-#: What is no outcome, but says why there is none.
+#: Reasons why a cell has no outcome.
 REASONS: Final = frozenset({WRITES_NOTHING, READS_NO_FILE, THE_SHELLS, ALONE})
 
 
 @dataclasses.dataclass(frozen=True)
 class Trouble:
-    """One fault. `plan` is for faulty_machine/sitecustomize.py, `disk` says what DISK is.
+    """One fault. `plan` is for faulty_machine/sitecustomize.py, `disk` is the kind of DISK.
 
-    `closed` is a stream (0, 1 or 2) that is closed. With `unread` the reader of stdout has gone. `together` names what
-    a second run does at the same time. `visible` is whether the work is done although it ends with a code: only its
-    last line was lost. A `rare` fault has the effect of another one: a usual run has it for `SOME` of the commands, a
+    `closed` is a stream (0, 1 or 2) that is closed. With `unread`, the reader of stdout has closed it. `together` is
+    what a second run does at the same time. With `visible`, the work is done although the command fails: only its last
+    line was lost. A `rare` fault has the effect of another one: a usual run tests it for `SOME` of the commands, a
     nightly run for all.
     """
 
@@ -75,7 +75,7 @@ def _by(*pairs: tuple[Outcome, tuple[str, ...]], others: Outcome = UNSEEN) -> di
 
 
 def _interrupted(name: str, number: str, code: Outcome, after: int, *, rare: bool = False) -> list[Trouble]:
-    """A signal at a moment: of those that write when so much is written, of the others when so much is read."""
+    """Return a signal after `after` bytes: written by commands that write, read by the others."""
     written, read = _by((code, WRITING), others=""), _by(("", WRITING), others=code)
     return [
         Trouble(name, {command: outcome for command, outcome in outcomes.items() if outcome != ""},
@@ -108,7 +108,7 @@ TROUBLES: Final = [
     *_interrupted("SIGINT midway", "SIGINT", 130, MIB),
     *_interrupted("SIGTERM midway", "SIGTERM", 143, MIB, rare=True),
     *_interrupted("SIGPIPE midway", "SIGPIPE", UNSEEN, MIB, rare=True),
-    # Who writes to one file of the shell's twice has only one to blame.
+    # Two runs that write to one file of the shell overwrite each other's output.
     Trouble("two at once", _by((THE_SHELLS, (PULL_OUT,))), together="TWICE"),
     Trouble("two images", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), together="TWO IMAGES"),
     Trouble("two of one name", _by((UNSEEN, (PULL_DIR, COPY_DIR)), others=ALONE), together="ONE NAME"),

@@ -1,6 +1,6 @@
-"""What happens where this machine fails: every command ends with the right code, or sees nothing of it.
+"""Faults of the machine: every command ends with the right exit code, or is not affected.
 
-What has failed shows nothing, leaves nothing but what is gone on with, and the same command succeeds afterwards.
+A failed command creates no image, leaves only files that can be resumed, and succeeds when it is re-run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Return the image that places have copies of."""
+    """Return the image that each place copies."""
     return make(tmp_path_factory.mktemp("made"))
 
 
@@ -51,12 +51,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def place(
     start: Callable[..., FaultyRegistry], made: Made, layout: Layout, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Place:
-    """Return a place where nothing is wrong yet."""
+    """Return a place without a fault."""
     return place_of(start(), start(), made, layout, tmp_path, request.node.callspec.params["name"])
 
 
 def cells(*, together: bool) -> list[Any]:
-    """Return the cells in which something is to be seen, as parameters of a test: one run's, or those of two."""
+    """Return the cells with an outcome as parameters of a test: those of one run, or of two parallel runs."""
     return [
         pytest.param(
             *(trouble, name, outcome),
@@ -82,7 +82,7 @@ def test_no_cell_is_empty(request: pytest.FixtureRequest) -> None:
 
 @contextlib.contextmanager
 def disk_of(trouble: Trouble, place: Place) -> Iterator[None]:
-    """Make the place's disk a small or a read-only one while the block runs."""
+    """Make the place's disk small or read-only while the block runs."""
     if trouble.disk == "folder":
         yield
         return
@@ -96,7 +96,7 @@ def disk_of(trouble: Trouble, place: Place) -> Iterator[None]:
 
 
 def run_in(trouble: Trouble, name: str, place: Place) -> Result:
-    """Run a command as its user does, in trouble."""
+    """Run a command with the fault."""
     argv = place.argv(name)
     stdin = place.file if name == PUSH_IN else None
     stdout = place.disk / "out.tar" if name == PULL_OUT else None
@@ -114,7 +114,7 @@ def run_in(trouble: Trouble, name: str, place: Place) -> Result:
 
 
 @pytest.mark.parametrize(("trouble", "name", "outcome"), cells(together=False))
-def test_a_run_in_trouble_ends_as_the_table_has_it(
+def test_a_run_with_a_fault_has_the_outcome_in_the_table(
     trouble: Trouble, name: str, outcome: int | str, place: Place, request: pytest.FixtureRequest
 ) -> None:
     note(request, trouble.name, name, outcome)
@@ -142,7 +142,7 @@ def test_a_run_in_trouble_ends_as_the_table_has_it(
 
 
 def check_again(name: str, place: Place) -> None:
-    """Run the same command where nothing is wrong: all of it is done, and nothing else is there."""
+    """Run the same command without the fault: it completes the work and leaves no other files."""
     place.restore()
     again = ocistream(
         *place.argv(name),
@@ -155,7 +155,7 @@ def check_again(name: str, place: Place) -> None:
 
 
 @pytest.mark.parametrize(("trouble", "name", "outcome"), cells(together=True))
-def test_two_runs_at_once_do_not_see_each_other(
+def test_two_parallel_runs_do_not_affect_each_other(
     trouble: Trouble, name: str, outcome: str, place: Place, layout: Layout, request: pytest.FixtureRequest
 ) -> None:
     note(request, trouble.name, name, outcome)
@@ -169,7 +169,7 @@ def test_two_runs_at_once_do_not_see_each_other(
         to = f"oci:{place.disk}/out" + (":one" if trouble.together == "ONE NAME" else "")
         first, second = ["copy", first[1], to], ["copy", f"{place.registry.host}/{image}", to]
     if name == PULL_DIR:
-        # Both are in the middle of it before either ends.
+        # Both pulls are in the middle before either ends.
         place.registry.faults = [Fault(Stall(after=1000), "GET", "/blobs/", times=2, skip=0)]
     with (
         started_fork(*first, stdin=_source(place, name)) as one,
@@ -194,5 +194,5 @@ def test_two_runs_at_once_do_not_see_each_other(
 
 
 def _source(place: Place, name: str) -> int:
-    """Return what is on a command's stdin, as a descriptor."""
+    """Return a descriptor for a command's stdin."""
     return os.open(place.file if name == PUSH_IN else os.devnull, os.O_RDONLY)

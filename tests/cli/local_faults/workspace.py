@@ -1,4 +1,4 @@
-"""Where a run takes place: an image in a registry, in a layout and in a file, and a disk to write to."""
+"""The files of a run: an image in a registry, in a layout and in a file, and a disk to write to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed
 
-#: Interrupted work of at least so many bytes may be kept, to be gone on with.
+#: A partial file of at least this size may be kept, to be resumed.
 _KEPT: Final = MIB
 _TARGETS: Final = {
     PULL_FILE: "out.tar",
@@ -41,7 +41,7 @@ _TARGETS: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """`file` and the layout `made` hold the image `digest`, `registry` has it as app:1, and `target` is empty."""
+    """`file` and the layout `made` have the image `digest`, `registry` has it as app:1, and `target` is empty."""
 
     registry: FaultyRegistry
     target: FaultyRegistry
@@ -66,13 +66,13 @@ class Place:
         return line.split()
 
     def restore(self) -> None:
-        """Make the image's files again what they were."""
+        """Restore the image's files."""
         for path, content in self.sound.items():
             if path.read_bytes() != content:
                 path.write_bytes(content)
 
     def shown(self, name: str) -> str | None:
-        """Return the digest of the image that can be seen where a command puts it; None: there is none."""
+        """Return the digest of the image at a command's destination; None if there is none."""
         if name in {PUSH_FILE, PUSH_DIR, PUSH_IN}:
             listed = json.loads((self.target.layout.path / "index.json").read_bytes())["manifests"]
             return str(listed[0]["digest"]) if listed else None
@@ -86,7 +86,7 @@ class Place:
         return str(assertions.index_of(path)[0]["digest"])
 
     def check_done(self, name: str) -> None:
-        """Assert that a command's work is done, and all of it is whole."""
+        """Assert that a command's work is done and complete."""
         if name not in _TARGETS:
             assert self.shown(name) == (self.digest if name.startswith("push") else None)
             return
@@ -100,9 +100,9 @@ class Place:
         assert all(hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name for blob in blobs)
 
     def strays(self, *, done: bool = False) -> list[str]:
-        """Return what is left on the disk and in the registry that is neither whole nor kept to be gone on with.
+        """Return the partial files on the disk and in the registry that cannot be resumed.
 
-        Once the work is done nothing is. A registry's session is kept while the client remembers it.
+        If the work is `done`, return all of them. A registry keeps an upload session while the client has its record.
         """
         found = [path for folder in (self.disk, self.target.layout.path) for path in folder.rglob(".*.partial")]
         sessions = [path for path in found if path.name.endswith(".upload.partial")]
@@ -111,7 +111,7 @@ class Place:
         return [str(path) for path in found if path not in sessions and path.stat().st_size < _KEPT]
 
     def remembered(self) -> list[Path]:
-        """Return the records of uploads to the target that are to be gone on with."""
+        """Return the records of uploads to the target that can be resumed."""
         state = Path.home() / ".local" / "state" / "ocistream" / "uploads"
         records = list(state.rglob("*")) if state.is_dir() else []
         return [path for path in records if path.is_file() and self.target.host in path.read_text()]
@@ -119,7 +119,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """An image with a large and a small layer, in a layout and in a file: places have copies of it."""
+    """An image with a large and a small layer, in a layout and in a file. Each place copies it."""
 
     layout: Layout
     image: Descriptor

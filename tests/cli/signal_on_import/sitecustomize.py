@@ -1,4 +1,4 @@
-"""Sends this process a signal at the Nth import after `ocistream.cli` itself: Python imports this file first."""
+"""Send this process a signal at the Nth import after `ocistream.cli` itself; Python imports this file first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 _number = int(os.environ["STRIKE_WITH"])
 _left = int(os.environ["STRIKE_AT"])
 _has_begun = False
-#: What has to be imported to install a handler at all.
+#: Modules that must be imported before a handler can be installed.
 _BEFORE = {"ocistream.cli", "ocistream", "__future__"}
 
 
@@ -20,11 +20,11 @@ def _strike(event: str, arguments: tuple[Any, ...]) -> None:
         _has_begun = _has_begun or event == "import"
         return
     _left -= _has_begun
-    # Once: what measures coverage imports more while the process ends.
+    # Only once: coverage imports more modules while the process ends.
     if _has_begun and _left == -1:
         Path(os.environ["STRIKE_TELLS"]).touch()
         os.kill(os.getpid(), _number)
 
 
-# The hook is called for each module that is not imported yet, and not for what this file has imported.
+# The hook is called for each module that is not imported yet, so not for the imports of this file.
 sys.addaudithook(_strike)

@@ -1,7 +1,7 @@
-"""A machine that fails: Python imports this first where PYTHONPATH leads here, and the process runs on it.
+"""A machine that fails: Python imports this file first if PYTHONPATH has its folder.
 
-The variable OCISTREAM_TEST_MACHINE is JSON: `at` is "read" or "write"; again than `after` bytes of one file went
-that way, `do` happens: an error number, or "signal", "shrink", "grow", "replace" of that file.
+The variable OCISTREAM_TEST_MACHINE is JSON. `at` is "read" or "write". After more than `after` bytes of one file, the
+process gets the error `errno`, or `do` happens: "signal", or "shrink", "grow" or "replace" of that file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _NOTHING = '{"at": ""}'
 
 
 def _plan() -> Any:
-    """Read what is to happen: not before it may happen, since a fork has its own plan."""
+    """Read the plan at each use, because a fork has its own plan."""
     return json.loads(os.environ.get("OCISTREAM_TEST_MACHINE") or _NOTHING)
 
 
 def _note(way: str, descriptor: int, count: int) -> None:
-    """Count bytes of one file, and let happen what is to happen, once; an error happens from then on."""
+    """Count bytes of one file, and do what the plan says: an action once, an error each time from then on."""
     plan = _plan()
     if way != plan["at"]:
         return
@@ -68,7 +68,7 @@ _ACTIONS = {"signal": _signal, "shrink": _shrink, "grow": _grow, "replace": _rep
 
 
 class _FileIO(io.FileIO):
-    """The kernel's side of a file, as far as it is to fail."""
+    """A file whose reads and writes can fail."""
 
     def write(self, data: Any, /) -> int:
         _note("write", self.fileno(), len(data))
