@@ -148,7 +148,7 @@ class Verifier:
 
 
 def _lead_home(addresses: set[str]) -> None:
-    """Have connections to these addresses lead to this machine, and be to these addresses as far as they can tell."""
+    """Route connections to these addresses to this machine; `getpeername` returns the original addresses."""
     connect, peer = socket.socket.connect, socket.socket.getpeername
     peers: dict[Any, tuple[str, int]] = {}
 
@@ -169,7 +169,7 @@ def _lead_home(addresses: set[str]) -> None:
 
 
 def _send(to: socket.socket, **message: Any) -> None:
-    # The client may have given the run up.
+    # The client may have closed the connection.
     with contextlib.suppress(OSError):
         to.sendall(json.dumps(message).encode() + b"\n")
 
