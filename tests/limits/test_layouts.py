@@ -1,4 +1,4 @@
-"""Links in a layout that lead out of it: nothing is read through them, and nothing written."""
+"""Links in a layout that lead out of it: nothing is read or written through them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.limits.rules import limit
 
 Run = Callable[[Sequence[object]], int]
 _SECRET: Final = b"a file of the reader's\n"
-#: What may be a link in a layout.
+#: Parts of a layout that may be links.
 _LINKS: Final = ["oci-layout", "index.json", "blobs", "blobs/sha256", "manifest", "layer"]
 
 
 def linked(layout: Path, what: str, target: Path) -> None:
-    """Put a link in the place of something in a layout; what stood there is where it leads."""
+    """Replace a part of a layout with a link to the moved part."""
     names = {"manifest": image()[MANIFEST][0], "layer": image()[LAYER][0]}
     path = layout / names.get(what, what)
     if path.exists():
@@ -33,7 +33,7 @@ def linked(layout: Path, what: str, target: Path) -> None:
 
 
 def written(folder: Path) -> Path:
-    """Write the sound image as a layout."""
+    """Write the valid image as a layout."""
     for name, content in image():
         path = folder / str(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def written(folder: Path) -> Path:
 
 
 def contents(place: Path) -> object:
-    """Return all that is in a file or a folder."""
+    """Return the contents of a file or a folder."""
     if place.is_dir():
         return {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
     return place.read_bytes()

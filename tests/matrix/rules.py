@@ -1,4 +1,4 @@
-"""How each cell is to end, by reasoning and not by what was seen: the first rule that fits counts."""
+"""The expected outcome of each cell, by reasoning and not by observation: the first matching rule applies."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 from tests.matrix.request_faults import Trouble
 from tests.matrix.request_rows import Step
 
-#: All is as if nothing had happened.
+#: The result is the same as without a fault.
 ABSORBED: Final = "+"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One request, one fault, once or for ever."""
+    """One request, one fault, once or lasting."""
 
     step: Step
     trouble: Trouble
@@ -23,7 +23,7 @@ class Cell:
 
     @property
     def in_body(self) -> bool:
-        """Whether it comes after the headers."""
+        """Whether the fault comes after the headers."""
         return "body" in self.trouble.name or "last byte" in self.trouble.name
 
 
