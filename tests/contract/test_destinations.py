@@ -114,7 +114,7 @@ class TestVisibility:
         destination.commit(listing)
         assert_all_visible(store, layout)
 
-    def test_close_drops_what_was_not_committed(self, store: Store, layout: Layout) -> None:
+    def test_close_discards_uncommitted_content(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
         listing = listed(layout)
         destination = store.destination()
@@ -126,7 +126,7 @@ class TestVisibility:
         # Only complete blobs may remain; the next run does not copy them again.
         assert store.blobs() <= set(parts_of(layout).blobs)
 
-    def test_close_keeps_what_was_committed(self, store: Store, layout: Layout) -> None:
+    def test_close_keeps_committed_content(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
         listing = listed(layout)
         destination = store.destination()

@@ -244,7 +244,7 @@ class TestDestination:
         destination.close()
         assert store.images() == seen_as(images)
 
-    def test_close_drops_what_was_not_committed(self, store: Store, layout: Layout, tmp_path: Path) -> None:
+    def test_close_discards_uncommitted_content(self, store: Store, layout: Layout, tmp_path: Path) -> None:
         fill(layout)
         plain = plainly(layout, tmp_path / "plain")
         listing = listed(plain)

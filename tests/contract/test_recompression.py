@@ -355,7 +355,7 @@ def test_a_higher_level_makes_smaller_layers(layout: Layout, tmp_path: Path) -> 
     assert sizes[0] > sizes[1]
 
 
-def test_zlib_and_zstd_read_what_is_written(layout: Layout, tmp_path: Path) -> None:
+def test_zlib_and_zstd_read_recompressed_layers(layout: Layout, tmp_path: Path) -> None:
     layout.image([TAR], name="v1")
     for codec in ("gzip", "zstd"):
         after, _ = copied(layout, tmp_path / codec, codec)

@@ -55,7 +55,7 @@ RULES: Final = (
         lambda cell: cell.trouble.sort in {"unknown", "plain"} and cell.step.first == 1,
         "7",
     ),
-    # What is wrong -------------------------------------------------------------------------------------------
+    # Wrong content -------------------------------------------------------------------------------------------
     Rule(
         "nobody needs the body of a 401",
         lambda cell: cell.step.before_token and (cell.in_body or cell.trouble.sort in {"flipped", "longer"}),
@@ -84,7 +84,7 @@ RULES: Final = (
         _sort("flipped", "longer"),
         "5",
     ),
-    # What ends -----------------------------------------------------------------------------------------------
+    # Lasting failures of tokens ------------------------------------------------------------------------------
     Rule(
         "what hangs on an image does not stop it where one may not ask",
         lambda cell: _sort("token")(cell) and cell.lasting and cell.step.what in {"referrers", "signature by tag"},
@@ -96,7 +96,7 @@ RULES: Final = (
         "7",
     ),
     Rule("no token is good enough", lambda cell: _sort("token")(cell) and cell.lasting, "3"),
-    # What passes, and what does not --------------------------------------------------------------------------
+    # Other faults --------------------------------------------------------------------------------------------
     Rule(
         "what goes on where it broke is shorter each time, until it has no such middle any more",
         lambda cell: cell.lasting and cell.in_body and cell.step.kind in {"GET config", "GET layer"},

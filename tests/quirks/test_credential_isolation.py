@@ -315,7 +315,7 @@ def test_a_copy_does_not_send_the_source_s_password_to_the_destination(
     assert_silent(second.heard, registry)
 
 
-# What is printed ------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------
 
 
 #: Failures that make the commands print messages.

@@ -96,7 +96,7 @@ def pulls(start: Start, mover: Move, layout: Layout) -> Callable[..., Pulls]:
 MakePulls = Callable[..., Pulls]
 
 
-# Downloads that break -------------------------------------------------------------------------------------------
+# Broken downloads -----------------------------------------------------------------------------------------------
 
 
 @quirk(30)

@@ -60,7 +60,7 @@ def lost(*digests: str) -> list[Fault]:
     return [Fault(refusal(404), "HEAD", digest, times=None) for digest in digests]
 
 
-# What is sent ---------------------------------------------------------------------------------------------------
+# Sent content ---------------------------------------------------------------------------------------------------
 
 
 @quirk(64)

@@ -180,7 +180,7 @@ TOKENS_END: Final = Quirk("all tokens end with the first PATCH", outward=_expire
 UPLOADS_ELSEWHERE: Final = Quirk("uploads are on another host", elsewhere=True, outward=relocating(_to_storage))
 
 
-# What a second server does --------------------------------------------------------------------------------------
+# Quirks of the second server ------------------------------------------------------------------------------------
 
 
 def _one_mechanism(handler: QuirkyHandler) -> Answer | None:
