@@ -120,7 +120,7 @@ class TestSource:
         with pytest.raises(UnsupportedError, match=f"more than {len(images) - 1} images"):
             store.source().list()
 
-    def test_a_config_of_the_largest_size_is_read_without_memory_for_it(
+    def test_a_config_of_the_maximum_size_is_not_buffered(
         self, store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         SHAPES["single"](layout, "single")

@@ -84,7 +84,7 @@ def test_a_link_in_a_blobs_place_is_replaced_by_the_blob(ocistream: Run, tmp_pat
 
 
 @limit(17)
-def test_a_layout_of_links_to_devices_and_fifos_is_not_waited_for(ocistream: Run, tmp_path: Path) -> None:
+def test_a_fifo_in_the_place_of_a_blob_does_not_block(ocistream: Run, tmp_path: Path) -> None:
     layout = written(tmp_path / "layout")
     blob = layout / "blobs" / "sha256" / digest_of(LAYERS[0]).partition(":")[2]
     blob.unlink()

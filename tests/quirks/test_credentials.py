@@ -200,7 +200,7 @@ def test_an_entry_is_read_as_docker_reads_it(home: Home) -> None:
     assert found == [expected for _, expected in ENTRIES]
 
 
-# Files and variables that are wrong -----------------------------------------------------------------------------
+# Malformed files and variables ----------------------------------------------------------------------------------
 
 MALFORMED: Final = (
     ("{", "is not valid JSON"),

@@ -88,7 +88,7 @@ def test_a_login_replaces_older_entries_of_the_host_but_keeps_their_other_fields
 
 @quirk(56)
 @pytest.mark.parametrize("dangles", [True, False])
-def test_a_file_that_is_a_symbolic_link_stays_one(dangles: bool, member: Home, tmp_path: Path) -> None:
+def test_a_symbolic_link_to_the_file_is_kept(dangles: bool, member: Home, tmp_path: Path) -> None:
     target = tmp_path / "dotfiles" / "docker.json"
     others = {} if dangles else {"other.example": entry("bob")}
     if dangles:

@@ -25,7 +25,7 @@ Start = Callable[..., QuirkyRegistry]
 
 _SIGNATURE: Final = "application/vnd.cncf.notary.signature"
 _SUFFIXES: Final = ("sig", "att", "sbom")
-#: Registries of many quirks, without those that cost a real wait for each request.
+#: Registries of many quirks, except quirks with a real wait for each request.
 _KINDS: Final = [
     (kind.name, [habit for habit in kind.quirks if "once each" not in habit.name], kind.auth)
     for kind in KINDS

@@ -254,7 +254,7 @@ def test_a_server_error_ends_one_deletion_of_an_abandoned_session_and_another_fa
     assert len(all_layers.records()) == (1 if deletions > 1 else 3)
 
 
-# Sources that fail ----------------------------------------------------------------------------------------------
+# Failing sources ------------------------------------------------------------------------------------------------
 
 
 @quirk(50)
