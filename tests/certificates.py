@@ -1,4 +1,4 @@
-"""Certificates, created in each run: for registries, for who shows them one, and for signing tokens."""
+"""Certificates, created in each run: for registries, for clients, and for signing tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
-#: What a certificate is for unless something else is said.
+#: The names in a certificate, unless the caller gives others.
 NAMES = ("localhost", "registry.test", "127.0.0.1", "::1")
 
 
@@ -34,7 +34,7 @@ class Certificate:
     _certificate: x509.Certificate = dataclasses.field(repr=False)
 
     def sign(self, message: bytes) -> bytes:
-        """Sign as RS256 does (RFC 7518, section 3.3)."""
+        """Return the RS256 signature of a message (RFC 7518, section 3.3)."""
         return self._key.sign(message, padding.PKCS1v15(), hashes.SHA256())
 
     def issue(
@@ -45,23 +45,23 @@ class Certificate:
         days: tuple[int, int] = (-1, 1),
         common_name: str = "issued",
     ) -> Certificate:
-        """Make a certificate of which this one is the authority, valid between so many days from now."""
+        """Make a certificate that this one issues; `days` are the start and the end of its validity, from now."""
         return _make(folder, common_name, names, days, issuer=self)
 
     def encrypted_key(self, path: Path, password: bytes = b"secret") -> Path:
-        """Write the key so that it needs a password."""
+        """Write the key, encrypted with a password."""
         path.write_bytes(_pem(self._key, serialization.BestAvailableEncryption(password)))
         return path
 
 
 def make_certificate(folder: Path, common_name: str = "localhost") -> Certificate:
-    """Write a self-signed one, valid for a day: `certificate.pem` and `key.pem` in `folder`."""
+    """Write a self-signed certificate, valid for a day: `certificate.pem` and `key.pem` in `folder`."""
     return _make(folder, common_name, NAMES, (-1, 1), issuer=None)
 
 
 @functools.cache
 def _key(owner: str) -> rsa.RSAPrivateKey:
-    """Make a key, which takes a while, or return the one that was made for this owner."""
+    """Return the key of this owner; make it on first use, because that takes long."""
     del owner
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 

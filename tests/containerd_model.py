@@ -1,7 +1,7 @@
-"""Which images containerd makes of an archive's index.json, as a model: Debian's versions are older than its rule.
+"""A model of the images that containerd makes of an archive's index.json: Debian's versions are older than its rule.
 
-containerd 2.2 and later, and with it Docker's containerd image store, make an image of each entry, under its full name
-if it has one and without a name otherwise; an entry that says what it refers to is kept as a referrer, not an image.
+containerd 2.2 and later, and so Docker's containerd image store, makes an image of each entry, under its full name if
+it has one and without a name otherwise. It keeps an entry with an annotation for its subject as a referrer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-#: The annotations that containerd reads of an entry.
+#: The annotations of an entry that containerd reads.
 NAME: Final = "io.containerd.image.name"
 SUBJECT: Final = "io.containerd.manifest.subject"
 

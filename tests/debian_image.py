@@ -36,7 +36,7 @@ class DebianImage:
 
 
 def debian_rootfs_image(cache: Path) -> DebianImage:
-    """Return the image below `cache`; make it on first use: a quarter of a minute, as root, from Debian's archive."""
+    """Return the image below `cache`. The first use makes it: 15 seconds, as root, from Debian's archive."""
     suite = _suite()
     finished = cache / f"debian-{suite}-{_PACKAGES}"
     if not finished.exists():
@@ -52,7 +52,7 @@ def debian_rootfs_image(cache: Path) -> DebianImage:
 
 
 def _suite() -> str:
-    """Return this machine's release, whose keys and mirrors are at hand."""
+    """Return this machine's release: its keys and mirrors are configured."""
     with contextlib.suppress(OSError):
         release = platform.freedesktop_os_release()
         if release["ID"] == "debian" and "VERSION_CODENAME" in release:
@@ -61,7 +61,7 @@ def _suite() -> str:
 
 
 def _mirrors(suite: str) -> list[str]:
-    """Return the mirror of `suite` that this machine's apt uses, if any; else mmdebstrap knows one."""
+    """Return the mirror of `suite` that this machine's apt uses; if it has none, mmdebstrap uses its default."""
     listed = subprocess.run(
         [
             "apt-get",
@@ -98,7 +98,7 @@ def _make(layout: Layout, suite: str) -> None:
 
 
 def _split(rootfs: IO[bytes], paths: Sequence[Path]) -> Sequence[Path]:
-    """Spread a root file system over gzip layers: folders and links in the first, files over the others."""
+    """Distribute a root file system over gzip layers: folders and links in the first, files over the others."""
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(tarfile.open(fileobj=rootfs, mode="r|"))
         layers = [stack.enter_context(_writer(path)) for path in paths]
@@ -108,10 +108,10 @@ def _split(rootfs: IO[bytes], paths: Sequence[Path]) -> Sequence[Path]:
             if member.isreg():
                 layer = home[member.name] = min(layers[1:], key=lambda one: one.offset)
             elif member.islnk():
-                # A hard link must lie in the layer of what it links to.
+                # A hard link must be in the layer of its target.
                 layer = home[member.linkname]
             layer.addfile(member, source.extractfile(member) if member.isreg() else None)
-        # The pipe is read to its end: mmdebstrap fails on one that closes early.
+        # Read the pipe to its end: mmdebstrap fails if it closes early.
         while rootfs.read(1 << 20):
             pass
     return paths

@@ -1,7 +1,7 @@
-"""docker-archives as the tools of others write them, made by Python's `tarfile` alone, of the images of a layout.
+"""docker-archives as other tools write them, made from images of a layout with Python's `tarfile` alone.
 
-Each dialect is a list of entries, which a test may put in any order, leave away or add to, and `archive_of` makes the
-tar. What such an archive stands for is worked out here too, without a line of ocistream.
+Each dialect is a list of entries, which a test may reorder, remove or add to; `archive_of` makes the tar. The OCI
+manifests that such an archive stands for are computed here too, without ocistream's code.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from tests.images import Descriptor, Layout
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A link, symbolic or hard, and where it points as it is written there."""
+    """A symbolic or hard link, and its target as written in the archive."""
 
     target: str
     hard: bool = False
 
 
-#: A name, and the content of a file, a link, or None for a directory.
+#: A name, and the content of a file, a link, or None for a folder.
 Entry = tuple[str, bytes | Link | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """An image as these archives have it: its config, its plain layers, its tags as Docker writes them."""
+    """An image as these archives contain it: its config, its plain layers, and its tags as Docker writes them."""
 
     config: bytes
     layers: tuple[bytes, ...]
@@ -43,12 +43,12 @@ class Saved:
 
     @property
     def diff_ids(self) -> list[str]:
-        """What the config says of the layers."""
+        """The diff_ids in the config."""
         return list(json.loads(self.config)["rootfs"]["diff_ids"])
 
 
 def saved(layout: Layout, image: Descriptor, *tags: str) -> Saved:
-    """Take an image of a layout apart."""
+    """Read an image of a layout."""
     document = layout.read(image["digest"])
     layers = tuple(plain(layout.file(layer["digest"]).read_bytes()) for layer in document["layers"])
     return Saved(layout.file(document["config"]["digest"]).read_bytes(), layers, tags)
@@ -64,14 +64,14 @@ def plain(layer: bytes) -> bytes:
 
 
 def hex_of(content: bytes) -> str:
-    """Return the hex of a SHA-256."""
+    """Return the hex SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
 
 
 def manifest_json(
     images: Sequence[Saved], config: Callable[[Saved], str], layers: Callable[[Saved], list[str]]
 ) -> Entry:
-    """Return the file that names the images."""
+    """Return the entry of `manifest.json`, which lists the images."""
     listed = [{"Config": config(one), "RepoTags": list(one.tags) or None, "Layers": layers(one)} for one in images]
     return ("manifest.json", json.dumps(listed).encode() + b"\n")
 
@@ -91,7 +91,7 @@ def _repositories(images: Sequence[Saved]) -> Entry:
 
 
 def of_docker(images: Sequence[Saved], *, hard: bool = False) -> list[Entry]:
-    """`docker save` of 1.10 to 24: sorted names, a layer that was there already as a link to where it was."""
+    """`docker save` of 1.10 to 24: sorted names; a repeated layer is a link to its first occurrence."""
     entries: dict[str, bytes | Link | None] = {}
     first: dict[str, str] = {}
     for image in images:
@@ -114,12 +114,12 @@ def of_docker(images: Sequence[Saved], *, hard: bool = False) -> list[Entry]:
 
 
 def of_docker_with_hard_links(images: Sequence[Saved]) -> list[Entry]:
-    """The same, after a tool that finds equal files and makes one of them."""
+    """The same, after a tool has replaced equal files with hard links."""
     return of_docker(images, hard=True)
 
 
 def of_podman(images: Sequence[Saved]) -> list[Entry]:
-    """Podman and skopeo: layers by their digests, and links for those who look for them in folders."""
+    """Podman and skopeo: layers named by digest, and links for readers that expect folders."""
     entries: dict[str, bytes | Link | None] = {}
     for image in images:
         for place, layer in enumerate(image.layers):
@@ -146,7 +146,7 @@ def of_podman_by_links(images: Sequence[Saved]) -> list[Entry]:
 
 
 def packed(layer: bytes) -> bytes:
-    """Return a layer as gzip, of which the next one to compress it would make other bytes."""
+    """Return a layer as gzip, with other bytes than any other compressor makes."""
     return gzip.compress(layer, 1, mtime=1)
 
 
@@ -165,7 +165,7 @@ def of_crane(images: Sequence[Saved]) -> list[Entry]:
 
 
 def of_bazel(images: Sequence[Saved]) -> list[Entry]:
-    """Bazel's rules_oci: configs where OCI's layouts have them, and `.tar.gz` behind the names of layers."""
+    """Bazel's rules_oci: configs named as in OCI layouts, and layers with names that end in `.tar.gz`."""
     entries: dict[str, bytes | Link | None] = {}
     for image in images:
         entries[f"blobs/sha256/{hex_of(image.config)}"] = image.config
@@ -179,7 +179,7 @@ def of_bazel(images: Sequence[Saved]) -> list[Entry]:
 
 
 def of_stripped_oci(images: Sequence[Saved]) -> list[Entry]:
-    """What is left of the archive of a newer Docker when its index is taken away: plain layers, called by digest."""
+    """The archive of a newer Docker without its index: plain layers, named by digest."""
     entries: dict[str, bytes | Link | None] = {}
     for image in images:
         for content in (image.config, *image.layers):
@@ -249,7 +249,7 @@ def of_docker_25(
 
 
 def with_file(entries: Sequence[Entry], name: str, change: Callable[[Any], Any]) -> list[Entry]:
-    """Return entries in which the JSON of one file is another."""
+    """Return the entries with the JSON of one file changed."""
     changed: list[Entry] = []
     for entry, content in entries:
         if entry == name:
@@ -260,7 +260,7 @@ def with_file(entries: Sequence[Entry], name: str, change: Callable[[Any], Any])
     return changed
 
 
-#: Which dialects leave their layers plain under names of their own, so that a push compresses them.
+#: By name. Some have plain layers under names of their own, so that a push compresses them.
 DIALECTS: Final[dict[str, Callable[[Sequence[Saved]], list[Entry]]]] = {
     "docker": of_docker,
     "docker-hard-links": of_docker_with_hard_links,
@@ -275,7 +275,7 @@ DIALECTS: Final[dict[str, Callable[[Sequence[Saved]], list[Entry]]]] = {
 def archive_of(
     entries: Iterable[Entry], *, kind: Kind = tarfile.GNU_FORMAT, prefix: str = "", end: bytes = END
 ) -> bytes:
-    """Return the tar of some entries; `prefix` stands before each name, but not before where links point."""
+    """Return the tar of the entries; `prefix` is added before each name, but not before the targets of links."""
     output = io.BytesIO()
     for name, content in entries:
         entry = tarfile.TarInfo(prefix + name)
@@ -292,13 +292,13 @@ def archive_of(
 
 
 def listed_in(files: dict[str, bytes]) -> list[dict[str, Any]]:
-    """Return what the `manifest.json` of an archive lists."""
+    """Return the entries of an archive's `manifest.json`."""
     listed: list[dict[str, Any]] = json.loads(files["manifest.json"])
     return listed
 
 
 def images_in(files: dict[str, bytes]) -> list[Saved]:
-    """Return the images of an archive that has no links, after checking its layers by what the configs say."""
+    """Return the images of an archive that has no links, after checking the layers against the configs."""
     found = []
     for entry in listed_in(files):
         layers = tuple(files[name] for name in entry["Layers"])
@@ -309,7 +309,7 @@ def images_in(files: dict[str, bytes]) -> list[Saved]:
 
 
 def plain_manifest(image: Saved) -> dict[str, Any]:
-    """Return the OCI manifest of an image with its layers plain."""
+    """Return the OCI manifest of an image with plain layers."""
 
     def descriptor(kind: str, content: bytes) -> Descriptor:
         return {"mediaType": kind, "digest": f"sha256:{hex_of(content)}", "size": len(content)}

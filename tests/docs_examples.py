@@ -1,4 +1,4 @@
-"""What the documents show, taken apart: blocks, commands with what they print, and whether something was printed."""
+"""Parse examples in the documents: blocks, commands with their output; and compare output with an example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT: Final = Path(__file__).parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A fenced block: its `language`, its `text`, the `line` it begins at, and what a comment before it says of it."""
+    """A fenced block: its `language`, its `text`, its first `line`, and the `note` in a comment before it."""
 
     language: str
     text: str
@@ -22,12 +22,12 @@ class Block:
 
 
 _FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: A comment right before a block that is not run with the others: the test that runs it.
+#: A comment right before a block names the test that runs the block, if it does not run with the others.
 _NOTE: Final = re.compile(r"<!-- run by (\S+) -->\n\Z")
 
 
 def blocks(text: str) -> list[Block]:
-    """Return a document's blocks in their order."""
+    """Return a document's blocks in order."""
     found = []
     for match in _FENCE.finditer(text):
         note = _NOTE.search(text, 0, match.start())
@@ -37,13 +37,13 @@ def blocks(text: str) -> list[Block]:
 
 
 def code_block(text: str, language: str, word: str) -> str:
-    """Return the only block of a document in that language that has the word."""
+    """Return the only block of a document in this language that contains the word."""
     (found,) = [block.text for block in blocks(text) if block.language == language and word in block.text]
     return found
 
 
 def turns(transcript: str) -> Iterator[tuple[str, str]]:
-    """Give each command of a transcript, which stands behind `$`, with what it printed."""
+    """Yield each command of a transcript (after `$`) with its output."""
     for part in re.split(r"^\$ ", transcript, flags=re.MULTILINE)[1:]:
         line, _, rest = part.partition("\n")
         while line.endswith("\\"):
@@ -52,7 +52,7 @@ def turns(transcript: str) -> Iterator[tuple[str, str]]:
         yield line, rest
 
 
-#: What may differ between what is shown and what is said, and as what it is then taken.
+#: The parts of an example that may differ from the real output, and the pattern for each.
 _VARIES: Final = re.compile(
     r"(?P<any>…)|(?P<hex>(?<![0-9a-f])[0-9a-f]{12,}(?![0-9a-f]))|(?P<number>\d[\d.,]*(?: [kMGT]?B\b)?)|(?P<blank> +)"
 )
@@ -60,7 +60,7 @@ _AS: Final = {"any": ".*", "hex": "[0-9a-f]+", "number": r"[\d.,]+(?: [kMGT]?B\b
 
 
 def is_like(said: str, shown: str) -> bool:
-    """Say whether what was printed is what is shown: digests, numbers and sizes may differ, and `…` is anything."""
+    """Return whether output matches an example: digests, numbers and sizes may differ, and `…` is anything."""
     pattern, end = "", 0
     shown = shown.strip()
     for match in _VARIES.finditer(shown):

@@ -1,4 +1,4 @@
-"""What can be done to a request or its response, as data. `tests.faulty_registry` does it."""
+"""Faults of requests and responses, as data. `tests.faulty_registry` carries them out."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from tests.registry import RefusedError
 
 @dataclasses.dataclass(frozen=True)
 class HangUp:
-    """Close the connection without an answer; the request's body is not read."""
+    """Close the connection without a response; the request's body is not read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reset:
-    """Reset the connection (RST): without an answer, or `after` so many bytes of the answer's body."""
+    """Reset the connection (RST): without a response, or `after` so many bytes of the response's body."""
 
     after: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Drop:
-    """Close the connection properly `after` so many bytes of the answer's body, whatever Content-Length says."""
+    """Close the connection properly `after` so many bytes of the response's body, whatever Content-Length says."""
 
     after: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Stall:
-    """Fall silent, before the answer or `after` so many bytes of its body, then go on.
+    """Send nothing, before the response or `after` so many bytes of its body, then continue.
 
-    It ends after so many seconds, or with `faults.FaultyRegistry.release`, or when the registry stops.
+    The pause ends after `seconds`, with `FaultyRegistry.release`, or when the registry stops.
     """
 
     seconds: float | None = None
@@ -43,19 +43,19 @@ class Stall:
 
 @dataclasses.dataclass(frozen=True)
 class WithholdAnswer:
-    """Process the request, and send the answer only after `FaultyRegistry.release`."""
+    """Process the request, and send the response only after `FaultyRegistry.release`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Refuse:
-    """Process the request, and answer with this status all the same."""
+    """Process the request, but answer with this status."""
 
     status: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """Answer with this instead; the request's body is not read."""
+    """Answer with this response instead; the request's body is not read."""
 
     status: int
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -63,14 +63,14 @@ class Reply:
 
 
 def refusal(status: int, code: str = "UNKNOWN", message: str = "no", **headers: str) -> Reply:
-    """Answer with an error body of the distribution-spec; `Retry_After="1"` is a header."""
+    """Answer with an error body of the distribution-spec; `Retry_After="1"` sets a header."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     body = RefusedError(status, code, message).body()
     return Reply(status, {"Content-Type": "application/json", **named}, body)
 
 
 def too_many_requests(retry_after: float | None = None, *, as_date: bool = False) -> Reply:
-    """Answer 429; `retry_after` is in seconds, and a date says it where `as_date`."""
+    """Answer 429; `retry_after` is in seconds, and with `as_date` the header has a date."""
     if retry_after is None:
         return refusal(429, "TOOMANYREQUESTS")
     stated = formatdate(time.time() + retry_after, usegmt=True) if as_date else f"{retry_after:g}"
@@ -84,14 +84,14 @@ def redirect(url: str, status: int = 307) -> Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """Flip the lowest bit of one byte of the answer's body, `at` so many bytes from its start."""
+    """Flip the lowest bit of the byte at offset `at` of the response's body."""
 
     at: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Send a body that is `by` bytes longer, or shorter where negative, and say so; or not, where not `stated`."""
+    """Send a body that is `by` bytes longer (shorter if negative); Content-Length says so only if `stated`."""
 
     by: int
     stated: bool = True
@@ -99,17 +99,17 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class NoContentLength:
-    """Leave out Content-Length: the answer's body ends with the connection."""
+    """Omit Content-Length: the response's body ends with the connection."""
 
 
 @dataclasses.dataclass(frozen=True)
 class IgnoreRange:
-    """Answer 200 with all of a blob to a request for a part of it."""
+    """Answer a request for a part of a blob with 200 and the complete blob."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """Change one header of the answer: give it another value, compute that from the present one, or drop it."""
+    """Change one header of the response: set a value, compute it from the present one, or remove the header."""
 
     name: str
     value: str | Callable[[str], str] | None
@@ -117,7 +117,7 @@ class Header:
 
 @dataclasses.dataclass(frozen=True)
 class StopReading:
-    """Hang up, by a reset where it says so, `after` so many bytes of the request's body."""
+    """Close the connection (with `reset`, reset it) `after` so many bytes of the request's body."""
 
     after: int
     reset: bool = False
@@ -125,9 +125,9 @@ class StopReading:
 
 @dataclasses.dataclass(frozen=True)
 class PauseReading:
-    """Read no more of the request's body, `after` so many bytes of it, until its client comes back; then hang up.
+    """Stop reading the request's body `after` so many bytes; close the connection when the next request comes.
 
-    To come back is to make another request. `faults.FaultyRegistry.release` ends it as well.
+    `FaultyRegistry.release` ends the pause too.
     """
 
     after: int
@@ -135,19 +135,19 @@ class PauseReading:
 
 @dataclasses.dataclass(frozen=True)
 class FlipReceived:
-    """Flip the lowest bit of one byte of the request's body, `at` so many bytes from its start, when it is read."""
+    """Flip the lowest bit of the byte at offset `at` of the request's body, as it is read."""
 
     at: int
 
 
 @dataclasses.dataclass(frozen=True)
 class EndTokens:
-    """End every token that was given out so far, just before one is looked at; of use with `Fault.before_auth`."""
+    """Expire every token issued so far, just before a token is checked; use it with `Fault.before_auth`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gzip:
-    """Compress the answer's body on the way, as a proxy might."""
+    """Compress the response's body in transit, as a proxy might."""
 
 
 Action: TypeAlias = (

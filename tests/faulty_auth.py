@@ -1,7 +1,7 @@
-"""Passwords and tokens for `tests.faulty_registry`, as data: what a client must show, and what it was seen to show.
+"""Passwords and tokens for `tests.faulty_registry`, as data: what a client must send, and what it sent.
 
-Tokens are opaque and kept here; a real token server with signed ones, for distribution's registry, is
-`tests.token_server`.
+Tokens are opaque and stored here. `tests.token_server` is a real token server with signed tokens, for distribution's
+registry.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _TOKEN_PATH = "/token"
 
 
-class Denied(Exception):  # noqa: N818 - it carries an answer, and is no error
-    """The client is told to show something else first."""
+class Denied(Exception):  # noqa: N818 - it carries an answer, and is not an error
+    """The client must authenticate first."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
@@ -32,16 +32,16 @@ class Denied(Exception):  # noqa: N818 - it carries an answer, and is no error
 
 
 class Auth(Protocol):
-    """What decides who may do what."""
+    """Decides which requests are allowed."""
 
     def admit(self, request: Request, url: str) -> str:
-        """Return the target to serve, which may be another than was asked for, or raise `Denied`.
+        """Return the target to serve, which may differ from the requested one, or raise `Denied`.
 
         `url` is the registry's.
         """
 
     def is_token_endpoint(self, request: Request) -> bool:
-        """Say whether `token` answers this request."""
+        """Return whether `token` answers this request."""
 
     def token(self, request: Request, body: bytes) -> Answer:
         """Answer a request for a token."""
@@ -49,7 +49,7 @@ class Auth(Protocol):
 
 @dataclasses.dataclass
 class Basic:
-    """Every request must show this user's name and password."""
+    """Every request must have this user's name and password."""
 
     user: str
     password: str
@@ -69,7 +69,7 @@ class Basic:
 
 @dataclasses.dataclass
 class TokenRequest:
-    """A request for a token, and what it brought."""
+    """A request for a token, and its contents."""
 
     method: str
     user: str | None
@@ -88,12 +88,12 @@ class _Token:
 
 @dataclasses.dataclass
 class Bearer:
-    """Every request must show a token, which `/token` of the same registry gives.
+    """Every request must have a token, which `/token` of the same registry issues.
 
-    A token is good for `lifetime` seconds and for `uses` requests (None: any number); `expires_in` is what the answer
-    says of that, in seconds (None: nothing). `users` may do everything, others what `anonymous` lists. `realm` None
-    is our own. `challenge` False leaves WWW-Authenticate out, but for `/v2/`; `scope` False leaves the scope out of
-    it. `oauth2` False answers POST with 404. `field` is the answer's member that holds the token.
+    A token is valid for `lifetime` seconds and for `uses` requests (None: any number). `expires_in` is the lifetime
+    that the response states, in seconds (None: nothing). `users` may do everything, others what `anonymous` lists.
+    `realm` None is our own. With `challenge` False only `/v2/` sends WWW-Authenticate; with `scope` False it has no
+    scope. `oauth2` False answers POST with 404. `field` is the response's member that has the token.
     """
 
     users: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -111,11 +111,11 @@ class Bearer:
     _tokens: dict[str, _Token] = dataclasses.field(default_factory=dict)
 
     def expire(self) -> None:
-        """End every token that was given out so far."""
+        """Expire every token issued so far."""
         self._tokens.clear()
 
     def token_for(self, *scopes: str, user: str | None = None) -> str:
-        """Give out a token, as the token server would to `user`, or to nobody."""
+        """Issue a token, as the token server would to `user`, or to an anonymous client."""
         return self._issue(user, scopes)
 
     def admit(self, request: Request, url: str) -> str:
@@ -132,7 +132,7 @@ class Bearer:
             token.uses -= 1
         source = request.query.get("from", [""])[0]
         if source and (source, "pull") not in token.scopes:
-            # distribution takes such a mount for an ordinary upload.
+            # distribution treats such a mount as an ordinary upload.
             return request.target.partition("?")[0]
         return request.target
 
@@ -185,7 +185,7 @@ class Bearer:
 
 
 def _needed(request: Request) -> set[tuple[str, str]]:
-    """Return the repository, and each action on it, that a request needs."""
+    """Return the repository, and each action on it, that a request requires."""
     found = urllib.parse.unquote(request.path).removeprefix("/v2/")
     for word in ("/manifests/", "/blobs/", "/tags/", "/referrers/"):
         name, separator, _ = found.rpartition(word)

@@ -1,7 +1,7 @@
 """A registry with faults, passwords and tokens as data, with TLS, and with a record of every request.
 
-`FaultyRegistry` is the registry of `tests.registry`. It does to the requests that a `Fault` names what the action says,
-and answers all other requests well.
+`FaultyRegistry` is the registry of `tests.registry`. It carries out the action of a `Fault` on the requests that the
+fault matches, and answers all other requests correctly.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ __all__ = [
 ]
 
 _PIECE = 1 << 16
-#: Seconds until what was sent before a reset must have reached the client's machine.
+#: Seconds that bytes sent before a reset have to reach the client's machine.
 _FLUSH_TIMEOUT = 5.0
 
 
@@ -90,10 +90,10 @@ _FLUSH_TIMEOUT = 5.0
 class Fault:
     """`action` is done to requests with this method and with `path` (searched for in path and query).
 
-    The first `skip` of them are spared, then it is done `times` times, or forever where that is None. Both patterns
-    are regular expressions. `larger_than` spares requests whose stated body has not more bytes than that. With
-    `before_auth` it strikes what may be answered with 401 as well, else only what would be served. With
-    `only_chunked_coding` it spares requests whose body has a stated length.
+    Both patterns are regular expressions. The first `skip` matches are spared; then the fault applies `times` times
+    (None: always). `larger_than` spares requests whose Content-Length is not larger. With `before_auth` it also applies
+    to requests that may be answered with 401, otherwise only to those that would be served. With `only_chunked_coding`
+    it spares requests whose body has a Content-Length.
     """
 
     action: Action
@@ -106,7 +106,7 @@ class Fault:
     only_chunked_coding: bool = False
 
     def strikes(self, request: Request) -> bool:
-        """Say whether it is this request's turn, and count it."""
+        """Return whether the fault applies to this request, and count it."""
         if not re.fullmatch(self.method, request.method) or not re.search(self.path, request.target):
             return False
         if int(request.headers.get("Content-Length", "0")) <= self.larger_than or self.times == 0:
@@ -122,11 +122,11 @@ class Fault:
 
 @dataclasses.dataclass
 class Request:
-    """A request as it came. `status` is None until it is answered, `received` grows as its body is read.
+    """A recorded request. `status` is None until it is answered, `received` grows as its body is read.
 
-    `answered` is how many bytes the body of its answer was to have.
+    `answered` is the intended size of the response's body.
 
-    `certificate` is what the client showed of itself in TLS, or None.
+    `certificate` is the client's certificate in TLS, or None.
     """
 
     method: str
@@ -146,12 +146,12 @@ class Request:
 
     @property
     def received(self) -> int:
-        """How many bytes of the body were read."""
+        """The number of bytes of the body that were read."""
         return self._body.received
 
 
 class FaultyRegistry(Registry):
-    """A registry with faults; `requests` has every request in the order in which they came."""
+    """A registry with faults; `requests` has every request in order of arrival."""
 
     def __init__(
         self,
@@ -165,12 +165,12 @@ class FaultyRegistry(Registry):
         receive_buffer: int = 1 << 20,
         **options: Any,
     ) -> None:
-        """Take the options of `Registry`, and what is wrong or special with this one.
+        """Take the options of `Registry`, and what is special about this one.
 
-        With `client_authority` a client has to show a certificate of that authority; if it `asks_only`, it may.
+        With `client_authority` a client must send a certificate of that authority; with `asks_only` it may.
 
-        `receive_buffer` is how many bytes its kernel may hold of a connection (SO_RCVBUF). A reset loses them, and how
-        many that would be is otherwise the machine's choice: up to 32 MiB on some, more than what we keep of a pipe.
+        `receive_buffer` is how many bytes the kernel may buffer per connection (SO_RCVBUF). A reset loses them. The
+        machine's default is up to 32 MiB on some machines, more than ocistream keeps of a pipe.
         """
         self._receive_buffer = receive_buffer
         self.faults = list(faults)
@@ -185,24 +185,24 @@ class FaultyRegistry(Registry):
             self._tls.load_verify_locations(client_authority.file)
             self._tls.verify_mode = ssl.CERT_OPTIONAL if asks_only else ssl.CERT_REQUIRED
             if not asks_only:
-                # In TLS 1.3 a client has sent its request when it hears of the refusal, if the reset that follows on a
-                # request which nobody reads does not come first.
+                # In TLS 1.3 a client may send its request before it reads the refusal, and the reset that follows an
+                # unread request may arrive first.
                 self._tls.maximum_version = ssl.TLSVersion.TLSv1_2
         self.chunk_min_length = chunk_min_length
         super().__init__(path, **options)
 
     @property
     def handler_type(self) -> type[FaultyHandler]:
-        """What serves a connection; a subclass may have another one."""
+        """The class that serves a connection; a subclass may use another one."""
         return FaultyHandler
 
     @property
     def url(self) -> str:
-        """Where it is: `http://127.0.0.1:PORT`."""
+        """The registry's URL: `http://127.0.0.1:PORT`."""
         return f"{'https' if self._tls else 'http'}://{self.host}"
 
     def asked(self, method: str = ".*", path: str = "") -> list[Request]:
-        """Return the requests that have this method and this in path and query (regular expressions)."""
+        """Return the requests with this method and with `path` in path and query (regular expressions)."""
         return [
             request
             for request in self.requests
@@ -210,18 +210,18 @@ class FaultyRegistry(Registry):
         ]
 
     def release(self) -> None:
-        """End every `Stall` and `PauseReading`, those to come too."""
+        """End every `Stall` and `PauseReading`, including later ones."""
         with self._record:
             self.released.set()
             self._record.notify_all()
 
     def wait_for_request(self, method: str, path: str) -> None:
-        """Wait until there has been a request with this method and this path (regular expressions), or `release`."""
+        """Wait for a request with this method and path (regular expressions), or for `release`."""
         with self._record:
             self._record.wait_for(lambda: bool(self.asked(method, path)) or self.released.is_set())
 
     def wait_for_next_request(self) -> None:
-        """Wait until a request comes beside those that are there now."""
+        """Wait for a request after those recorded so far."""
         with self._record:
             count = len(self.requests)
             self._record.wait_for(lambda: len(self.requests) > count or self.released.is_set())
@@ -234,7 +234,7 @@ class FaultyRegistry(Registry):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
         if self._tls is None:
             return connection
-        # The handshake is the connection's thread's business: a client may take its time.
+        # The connection's thread does the handshake, because a client may be slow.
         return self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
     def note(self, request: Request) -> None:
@@ -244,7 +244,7 @@ class FaultyRegistry(Registry):
             self._record.notify_all()
 
     def fault_for(self, request: Request, *, before_auth: bool) -> Action | None:
-        """Return what is to be done to a request: the action of the first fault that strikes it."""
+        """Return the action of the first fault that applies to a request."""
         with self._record:
             for fault in self.faults:
                 if fault.before_auth == before_auth and fault.strikes(request):
@@ -254,7 +254,7 @@ class FaultyRegistry(Registry):
 
 
 class FaultyHandler(Handler):
-    """Serves one connection, well or badly."""
+    """Serves one connection, correctly or with a fault."""
 
     action: Action | None = None
     request_now: Request | None = None
@@ -273,7 +273,7 @@ class FaultyHandler(Handler):
         if answered:
             return
         try:
-            # Other faults strike only what would be served otherwise, so that a 401 does not use them up.
+            # Other faults apply only to requests that would be served, so that a 401 does not use them up.
             self.path = auth.admit(self.request_now, self.registry.url) if auth else self.path
         except Denied as denied:
             self.answer(denied.answer)
@@ -286,7 +286,7 @@ class FaultyHandler(Handler):
             self.serve_well()
 
     def _strike(self, *, before_auth: bool) -> tuple[bool, bool]:
-        """Do what is to be done to this request now; say whether that is anything, and whether it was answered."""
+        """Carry out the fault of this request; return whether there is one, and whether the request is answered."""
         assert self.request_now is not None
         self.action = self.registry.fault_for(self.request_now, before_auth=before_auth)
         match self.action:
@@ -343,7 +343,7 @@ class FaultyHandler(Handler):
             case Refuse(status):
                 answer = Answer(status, {}, b"")
             case NoContentLength() | Resize(stated=False):
-                # What does not end where it says it does cannot be followed by another answer.
+                # No response can follow one that does not end where it says.
                 self.close_connection = True
         if self.request_now is not None:
             self.request_now.status = answer.status
@@ -367,7 +367,7 @@ class FaultyHandler(Handler):
             self.wfile.write(piece)
 
     def _spoiled(self, pieces: Iterator[bytes], action: Reset | Drop | Stall | Flip | Resize) -> Iterator[bytes]:
-        """Give the pieces of a body as the action wants them to arrive."""
+        """Yield a body's pieces as the action wants them to arrive."""
         match action:
             case Reset(after) | Drop(after) if after is not None:
                 yield from _cut(pieces, after)[0]
@@ -391,12 +391,12 @@ class FaultyHandler(Handler):
                 yield from pieces
 
     def hang_up(self) -> NoReturn:
-        """Close the connection, without an answer or in the middle of one."""
+        """Close the connection, without a response or in the middle of one."""
         self.close_connection = True
         raise ConnectionAbortedError
 
     def end_well(self) -> NoReturn:
-        """Close the connection, in TLS too as its rules have it: who reads is told that nothing more will come."""
+        """Close the connection; in TLS send close_notify too, so that the reader knows that nothing more will come."""
         if isinstance(self.connection, ssl.SSLSocket):
             self.connection.settimeout(0)
             with contextlib.suppress(OSError):
@@ -404,13 +404,13 @@ class FaultyHandler(Handler):
         self.hang_up()
 
     def reset(self) -> NoReturn:
-        """Reset the connection, once what was sent has reached the other side."""
+        """Reset the connection after the bytes sent so far have reached the client."""
         self.close_connection = True
         deadline = time.monotonic() + _FLUSH_TIMEOUT
         while _unacknowledged(self.connection) and time.monotonic() < deadline:
             time.sleep(0.001)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # Closed at once: a shutdown first, as the server would do, is a proper end.
+        # Close at once: with a shutdown first, as the server does it, the client would see a proper end.
         os.close(self.connection.detach())
         raise ConnectionAbortedError
 
@@ -420,7 +420,7 @@ def _unacknowledged(connection: socket.socket) -> int:
 
 
 def pieces_of(body: bytes | Part) -> Iterator[bytes]:
-    """Give an answer's body piece by piece."""
+    """Yield a response's body in pieces."""
     if isinstance(body, bytes):
         yield body
         return
@@ -433,7 +433,7 @@ def pieces_of(body: bytes | Part) -> Iterator[bytes]:
 
 
 def _cut(pieces: Iterator[bytes], count: int) -> tuple[Iterator[bytes], Iterator[bytes]]:
-    """Split after `count` bytes. The first part is to be used up before the second."""
+    """Split after `count` bytes. Exhaust the first part before the second."""
     left = [count]
     held: list[bytes] = []
 

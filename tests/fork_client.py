@@ -1,7 +1,7 @@
 """Runs a command line in a fork of fork_server.py: `python -IS fork_client.py SOCKET PROGRAM ARGUMENT...`.
 
-The run has the streams, environment, working directory and umask of this process. Signals are passed on to it, and this
-process ends as it does. Few imports: this starts in a tenth of the time of ocistream.
+The run has the streams, environment, working directory and umask of this process. This process forwards signals to the
+run, and ends as the run does. It has few imports, so it starts in a tenth of the time of ocistream.
 """
 
 import _signal  # type: ignore[import-not-found] # of CPython; `signal` takes as long as all the others
@@ -22,7 +22,7 @@ def main(address: str, *argv: str) -> int:
     umask = os.umask(0)
     request = {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd(), "umask": umask}  # noqa: PTH109 - no pathlib
     server.sendall(json.dumps(request).encode() + b"\n")
-    # Only the run has the streams from here on: who reads or writes them sees when it closes one.
+    # From here on only the run has the streams, so the other sides notice when it closes one.
     for descriptor in (0, 1, 2):
         os.close(descriptor)
     answers = b""

@@ -30,7 +30,7 @@ _STATUS: Final = Path("/proc/self/status")
 
 @dataclasses.dataclass(frozen=True)
 class Astray:
-    """Connections to `host` that go elsewhere: `times` of them (None: all), from number `first` on (from 1).
+    """Connections to `host` that fail or are rerouted: `times` of them (None: all), from number `first` on (from 1).
 
     `how` is `again` or `unknown` (errors of a resolver), or `port` (another port of this machine).
     """
@@ -42,7 +42,7 @@ class Astray:
     port: int = 0
 
     def line(self) -> dict[str, Any]:
-        """Return it as fork_server.py reads it."""
+        """Return it in the form that fork_server.py reads."""
         end = self.first + self.times if self.times is not None else sys.maxsize
         return {"host": self.host, "first": self.first, "end": end, "how": self.how, "port": self.port}
 
@@ -51,12 +51,12 @@ class Astray:
 class Request:
     """The arguments and settings of a run, except its streams.
 
-    With `names`, these `*.test` names resolve to this machine: to the port given, or with None to the URL's port. A
-    name with an address resolves to that address, such as one outside this network. With `no_waits` the pauses between
-    attempts are recorded and not slept. Descriptors that are `closed` (of 0, 1 and 2) are closed, as after `<&-`. One
-    that is `unprivileged` has no privilege to read and write every file, even as root. With `deletes_cwd` it first
-    deletes its working directory, which is empty. One that is `shared` may run in a process that has run other command
-    lines and kept nothing of them: this halves its time. Its process must get no signal.
+    With `names`, these `*.test` names resolve to this machine: to the given port, or with None to the URL's port. A
+    name with an address resolves to that address, such as one outside this network. With `no_waits` pauses between
+    attempts are recorded, not slept. The `closed` descriptors (of 0, 1 and 2) are closed, as after `<&-`. With
+    `unprivileged` the run cannot read and write every file, even as root. With `deletes_cwd` it first deletes its
+    working directory, which is empty. With `shared` it may run in a process that has run other command lines and has
+    kept no state: this halves its time. Send no signal to such a process.
     """
 
     argv: Sequence[str]
@@ -85,16 +85,16 @@ class Fork:
             self.read()
 
     def fileno(self) -> int:
-        """Return the descriptor that is ready to read when there is something for `read`."""
+        """Return the descriptor that is readable when `read` has something to read."""
         return self._answers.fileno()
 
     def read(self) -> bool:
-        """Wait for news of the run and note them; return whether it goes on.
+        """Wait for news of the run and record it; return whether the run continues.
 
         After the last news, `code` is set: negative for a signal.
         """
         if self.code is not None:
-            # The last news came together with the first.
+            # The last news arrived together with the first.
             return False
         got = self._answers.recv(1 << 16)
         if not got:
@@ -105,11 +105,11 @@ class Fork:
         return self.code is None
 
     def close(self) -> None:
-        """Close the connection to the run, which goes on."""
+        """Close the connection to the run, which continues."""
         self._answers.close()
 
     def kill(self) -> None:
-        """Kill the run and the programs that it has started."""
+        """Kill the run and the programs that it started."""
         if self.code is not None:
             # Its process may already run another command line.
             return
@@ -132,14 +132,14 @@ class Server:
     """The process that forks. Thread-safe."""
 
     def __init__(self, env: Mapping[str, str], within: Sequence[str] = ()) -> None:
-        """Start it; `env` counts only for how Python and its libraries start.
+        """Start it; `env` affects only how Python and its libraries start.
 
-        `within` is the start of a command line that runs it somewhere else, such as `peers.namespace` gives.
+        `within` is the start of a command line that runs it elsewhere, such as the one of `peers.namespace`.
         """
         self._requests, theirs = socket.socketpair()
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="forks-")
-        #: The Unix socket where fork_client.py asks for a run.
+        #: The Unix socket on which fork_client.py requests a run.
         self.address = str(Path(self._folder.name, "socket"))
         with theirs, socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.address)
@@ -167,7 +167,7 @@ class Server:
         return Fork(ours)
 
     def close(self) -> None:
-        """End the process. It may be called again."""
+        """End the process. A second call does nothing."""
         atexit.unregister(self.close)
         self._requests.close()
         self._process.wait()
@@ -177,12 +177,12 @@ class Server:
 def finish(
     forks: Sequence[Fork], outputs: Sequence[int], feed: tuple[int, bytes] | None, timeout: float
 ) -> list[bytes]:
-    """Wait until runs have ended and their `outputs`, which are pipes, too; return what came out of each.
+    """Wait for the end of runs and of their `outputs`, which are pipes; return what each pipe delivered.
 
-    `feed` is a pipe and what to write to it. All pipes are closed.
+    `feed` is a pipe and the bytes to write to it. All pipes are closed.
 
     Raises:
-        subprocess.TimeoutExpired: so many seconds have passed.
+        subprocess.TimeoutExpired: `timeout` seconds have passed.
     """
     until = time.monotonic() + timeout
     results = [bytearray() for _ in outputs]
@@ -212,14 +212,14 @@ def finish(
 
 
 def _read(file: FileIO, result: bytearray) -> bool:
-    """Read what a pipe has; return whether more may come."""
+    """Read from a pipe; return whether more may come."""
     got = file.read(_CHUNK)
     result += got or b""
     return bool(got)
 
 
 def _write(file: FileIO, rest: bytearray) -> bool:
-    """Write what a pipe takes; return whether more must be written."""
+    """Write to a pipe; return whether more must be written."""
     try:
         del rest[: file.write(rest[:_CHUNK]) or 0]
     except BrokenPipeError:
@@ -228,7 +228,7 @@ def _write(file: FileIO, rest: bytearray) -> bool:
 
 
 def server(**env: str) -> Server:
-    """Return the server for an environment that Python and its libraries start with; each is started once.
+    """Return the server for an environment that Python and its libraries start with; start each only once.
 
     Runs count branches if the COVERAGE_ variables of this process ask for that (tests/conftest.py).
     """

@@ -1,16 +1,15 @@
 """A process that has ocistream imported and forks for each command line. Run by tests/fork_runner.py, not imported.
 
-Each run is a process of its own, with the streams, environment, working directory, exit code and memory of its own, and
-takes a tenth of the time of a new Python. The protocol: the client sends one byte with four descriptors (a socket for
-this run, stdin, stdout, stderr). Over the run's socket the client sends a line of JSON (`fork_runner.Request`
-and the umask; keys with a default may be absent); back come lines of JSON: `{"pid"}`, one `{"wait"}` for each pause
-between attempts, one `{"connected"}` for each connection to a name of the test, and at last `{"code"}`. Any other
-process (fork_client.py) connects to a Unix socket, which is the run's socket, and sends one byte with three
-descriptors.
+Each run is a separate process with its own streams, environment, working directory, exit code and memory, and takes a
+tenth of the time of a new Python. The protocol: the client sends one byte with four descriptors (a socket for this run,
+stdin, stdout, stderr). Over the run's socket the client sends a line of JSON (`fork_runner.Request` and the umask; keys
+with a default may be absent); the server sends lines of JSON: `{"pid"}`, one `{"wait"}` for each pause between
+attempts, one `{"connected"}` for each connection to a name of the test, and finally `{"code"}`. Any other process
+(fork_client.py) connects to a Unix socket, which is the run's socket, and sends one byte with three descriptors.
 
 A fork costs about as much as a short run: its first write to each page copies the page. So if the byte is `SHARED`, the
-run may take place in a fork that has run other command lines (`Worker`). A run that leaves a thread, a descriptor or a
-child process behind ends its fork, as each run without `SHARED` does.
+run may take place in a fork that has run other command lines (`_work`). A run that leaves a thread, a descriptor or a
+child process ends its fork, as each run without `SHARED` does.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _REFUSALS: Final = {
     "again": (socket.EAI_AGAIN, "Temporary failure in name resolution"),
     "unknown": (socket.EAI_NONAME, "Name or service not known"),
 }
-#: What the command line imports only when it is needed. Imported here, it costs a run nothing.
+#: Modules that the command line imports lazily. Imported here, they cost a run no time.
 _LAZY: Final = (
     *("email.parser", "encodings.idna", "getpass", "idna", "mimetypes", "netrc", "requests"),
     *("stringprep", "tomllib", "tqdm"),
@@ -148,7 +147,7 @@ class Verifier:
 
 
 def _lead_home(addresses: set[str]) -> None:
-    """Have connections to these addresses lead to this machine, and be to these addresses as far as they can tell."""
+    """Route connections to these addresses to this machine; `getpeername` returns the original addresses."""
     connect, peer = socket.socket.connect, socket.socket.getpeername
     peers: dict[Any, tuple[str, int]] = {}
 
@@ -169,7 +168,7 @@ def _lead_home(addresses: set[str]) -> None:
 
 
 def _send(to: socket.socket, **message: Any) -> None:
-    # The client may have given the run up.
+    # The client may have closed the connection.
     with contextlib.suppress(OSError):
         to.sendall(json.dumps(message).encode() + b"\n")
 
@@ -267,7 +266,7 @@ def _run(run: socket.socket, descriptors: list[int], counted: Counted) -> None:
 
 
 def _work(server: socket.socket, run: socket.socket, descriptors: list[int]) -> None:
-    """Run command lines, and tell the server the exit code of each; end this process after one that left a trace."""
+    """Run command lines, and send the server the exit code of each; end this process after one that left a trace."""
     for turn in range(_RUNS_OF_A_WORKER):
         _prepare(run, descriptors)
         _close_all_but([server.fileno(), run.fileno()])
@@ -288,7 +287,7 @@ def _forget_run(server: socket.socket) -> bool:
     null = os.open(os.devnull, os.O_RDWR)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.dup2(null, number)
-        # What a stream could not write is lost here, as at the end of a process.
+        # Bytes that a stream could not write are lost here, as at the end of a process.
         with contextlib.suppress(OSError):
             getattr(sys, name).close()
     os.close(null)
@@ -300,7 +299,7 @@ def _forget_run(server: socket.socket) -> bool:
             return False
         time.sleep(0.001)
     gc.collect()
-    # What a run has imported costs the next collection no time.
+    # The next collection skips the objects of modules that the run imported.
     gc.freeze()
     with contextlib.suppress(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -340,8 +339,8 @@ class Forks:
         self._pids: dict[int, int] = {}
 
     def start(self, run: socket.socket, descriptors: list[int], *, shared: bool) -> None:
-        """Start a run, close what only the run needs, and send its PID."""
-        # Coverage saves what it has counted at the end of a process.
+        """Start a run, close the descriptors that only the run needs, and send its PID."""
+        # Coverage saves its counts at the end of a process.
         if shared and not self._counted.is_counting:
             pid = self._hand_over(run, descriptors) or self._start_worker(run, descriptors)
         else:
@@ -416,7 +415,7 @@ def _warm_up() -> None:
 
     This saves each fork a tenth of its time. The commands leave no state: `main` resets its modules and handlers.
     """
-    # Not `ocistream.serve`, which stands in for no registry (tests/self/test_imports.py).
+    # Not `ocistream.serve`, which tests must not use as their registry (tests/self/test_imports.py).
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.registry import Registry  # noqa: PLC0415 - the path must not stay
 
@@ -466,7 +465,7 @@ def _make_layout(path: Path) -> str:
 
 
 def _collapse_pages() -> None:
-    """Move the memory of this process to huge pages, where Linux can (6.1): a fork then copies fewer page tables.
+    """Move the memory of this process to huge pages, if Linux supports it (6.1): a fork then copies fewer page tables.
 
     This saves each fork about a millisecond.
     """
@@ -480,9 +479,9 @@ def _collapse_pages() -> None:
 
 
 class Counted:
-    """What coverage counts in forks, in files of a folder until the end: its own files take 25 ms each and more.
+    """The counts of coverage in forks, in files of a folder until the end: files of coverage take 25 ms or more each.
 
-    In a fork it stands for coverage's data, in the server it adds up what the forks have left.
+    In a fork it replaces coverage's data; in the server it adds up the counts of the forks.
     """
 
     def __init__(self) -> None:
@@ -490,7 +489,7 @@ class Counted:
         self._coverage = module.Coverage.current() if module else None
         self._folder = tempfile.TemporaryDirectory(prefix="counted-")
         if self._coverage is not None:
-            # What was counted in the imports: no fork saves it again.
+            # Save the counts of the imports, so that no fork saves them again.
             self._coverage.save()
 
     @property
@@ -508,7 +507,7 @@ class Counted:
             self._coverage.start()
 
     def begin(self, test: str | None) -> None:
-        """Have this process, a fork, save what it counts as `end` reads it.
+        """Make this process, a fork, save its counts in the form that `end` reads.
 
         With `test` it saves its own file of coverage: tests/mutants records what each test executes.
         """
@@ -520,15 +519,15 @@ class Counted:
             self._coverage.save = collector.flush_data
 
     def add_arcs(self, arcs: dict[str, list[tuple[int, int]]]) -> None:
-        """Save what was counted."""
+        """Save counts."""
         with open(f"{self._folder.name}/{os.getpid()}", "ab") as file:  # noqa: PTH123 - pathlib takes longer
             marshal.dump({name: list(pairs) for name, pairs in arcs.items()}, file)
 
     def add_file_tracers(self, _: dict[str, str]) -> None:
-        """Do nothing: there are none."""
+        """Do nothing: there are no file tracers."""
 
     def end(self) -> None:
-        """Add all that was saved to what coverage has counted here."""
+        """Add all saved counts to coverage's data in this process."""
         together: dict[str, set[tuple[int, int]]] = {}
         for path in Path(self._folder.name).iterdir():
             # The last one may be incomplete, of a fork that was killed.

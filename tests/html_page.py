@@ -1,4 +1,4 @@
-"""Parse a page by Python's own parser: its elements, their attributes, and its text."""
+"""Parse an HTML page with Python's own parser: its elements, their attributes, and its text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from html.parser import HTMLParser
 from typing import Final
 
-#: Elements without an end (HTML, "Void elements"); `rect` is closed by its slash.
+#: Elements without an end tag (HTML, "Void elements"); `rect` is closed by its slash.
 _VOID: Final = frozenset({"meta", "br", "hr", "img", "input", "link", "base"})
-#: All elements and attributes that our pages have. None of them runs a script, loads something or sends a form.
+#: All elements and attributes of our pages. None of them runs a script, loads a resource or sends a form.
 _ELEMENTS: Final = frozenset(
     re.findall(
         r"\S+",
@@ -30,7 +30,7 @@ _ATTRIBUTES: Final = frozenset(
 
 
 class Page(HTMLParser):
-    """A page that was parsed. `links` are the targets of its links, `ids` what they may lead to."""
+    """A parsed page. `links` are the targets of its links, `ids` the possible targets within the page."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -50,7 +50,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Check an element, and remember it."""
+        """Check an element, and record it."""
         assert tag in _ELEMENTS, tag
         names = [name for name, _ in attrs]
         assert len(set(names)) == len(names), attrs
@@ -68,7 +68,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        """Remember text."""
+        """Record text."""
         if self._open[-1:] != ["style"]:
             self.texts.append(data)
 

@@ -1,6 +1,6 @@
-"""Ends for the tests of the network half: a transport that does not sleep, a registry that counts its connections.
+"""Doubles for tests of HTTP: a client that does not sleep, and a registry that counts its connections.
 
-What needs nothing of the product is in `tests.raw_server`, and still found here.
+Doubles that need nothing from the product are in `tests.raw_server`; this module exports them too.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
     "unused_port",
 ]
 
-#: Four tries and hardly a wait.
+#: Four attempts, almost without a pause.
 QUICK: Final = RetryPolicy(attempts=4, backoff=0.001, backoff_limit=0.002)
 OCTETS: Final = "application/octet-stream"
 
 
 class QuickTransport(HttpClient):
-    """A transport whose waits are noted in `waits`, in seconds, and not waited; `told` is what `on_retry` was told."""
+    """A client that records its pauses in `waits` (seconds) and does not sleep; `told` has the calls of `on_retry`."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class QuickTransport(HttpClient):
         ladder: UploadStrategy | None = None,
         **settings: Any,
     ) -> None:
-        """`credential` and `host` are good for every registry; `settings` are those of `TransportSettings`."""
-        #: Which hosts' settings were asked for.
+        """`credential` and `host` are used for every registry; `settings` are those of `HttpSettings`."""
+        #: The hosts whose settings were requested.
         self.hosts_asked: list[str] = []
 
         def settings_of(name: str, repository: str) -> HostSettings:
@@ -69,7 +69,7 @@ class QuickTransport(HttpClient):
             known = hosts or {}
             return known.get(f"{name}/{repository}", known.get(name, host or HostSettings()))
 
-        #: What uploads by this client learn; give it to what uploads.
+        #: What uploads by this client learn; pass it to the uploader.
         self.upload_strategy = ladder or UploadStrategy()
         self.waits: list[float] = []
         self.told: list[RetryEvent] = []
@@ -106,7 +106,7 @@ class CountingRegistry(FaultyRegistry):
         return super().admit(connection)
 
     def hold(self, *contents: bytes) -> list[Descriptor]:
-        """Put blobs into the layout, and return their descriptors."""
+        """Write blobs into the layout, and return their descriptors."""
         found = []
         for content in contents:
             blob = blob_of(content)
@@ -123,10 +123,10 @@ def blob_of(content: bytes, algorithm: str = "sha256") -> Descriptor:
 
 
 def read_blob(chunks: Iterable[bytes | memoryview], blob: Descriptor) -> bytes:
-    """Read a blob as a transfer would: verified."""
+    """Read a blob as a transfer does: verified."""
     return b"".join(bytes(chunk) for chunk in verify_chunks(chunks, blob))
 
 
 def header_values(requests: Sequence[Any], name: str) -> list[str | None]:
-    """Return what each of these requests says in a header."""
+    """Return a header of each of these requests."""
     return [request.headers.get(name) for request in requests]

@@ -1,4 +1,4 @@
-"""Push images and uploads over plain HTTP, and read the layout directory that they end up in."""
+"""Push images and uploads over plain HTTP, and read the layout directory that stores them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIRST, SECOND = CONTENT[:1000], CONTENT[1000:]
 
 
 def blobs(layout: Path) -> list[str]:
-    """Return the names of the files in a layout's `blobs`, with those of unfinished uploads."""
+    """Return the names of the files in a layout's `blobs`, including unfinished uploads."""
     return sorted(path.name for path in (layout / "blobs").glob("*/*"))
 
 
@@ -31,7 +31,7 @@ def begin(ask: Client, query: str = "") -> str:
 
 
 def closed(ask: Client, location: str, digest: str = DIGEST, body: bytes | None = None) -> int:
-    """Close an upload session with its last bytes and return the status."""
+    """Close an upload session with its last bytes, and return the status."""
     return ask("PUT", f"{location}?digest={digest}", body).status
 
 

@@ -1,7 +1,7 @@
-"""Real images, made on the spot: OCI layouts with the same content on every run.
+"""Realistic images, made when needed: OCI layouts with the same content on every run.
 
-What the tests move is made here without a line of ocistream, so that a mistake in it cannot hide itself.
-Descriptors are plain JSON objects, as in the image-spec.
+No code of ocistream makes them, so that its defects cannot hide themselves. Descriptors are plain JSON objects, as in
+the image-spec.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, Any, Final, Literal, cast
 import zstandard
 
 Descriptor = dict[str, Any]
-#: A layer's bytes, the size of one that does not compress, or the descriptor of a blob that is there already.
+#: A layer's bytes, the size of an incompressible layer, or the descriptor of a blob that exists already.
 Layer = bytes | int | Descriptor
 Media = Literal["oci", "docker"]
 Algorithm = Literal["sha256", "sha512"]
@@ -39,19 +39,19 @@ DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
 MANIFESTS: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 
-#: The smallest size that `Layer` may ask for as a number: gzip's frame around a tar file with one byte in it.
+#: The smallest size that `Layer` accepts as a number: gzip's frame around a tar file with one byte in it.
 SMALLEST_LAYER: Final = 3072
 _MIB: Final = 1 << 20
-#: How a compressed layer begins -> the suffix of OCI's media types for it.
+#: The first bytes of a compressed layer -> the suffix of its OCI media type.
 _MAGIC: Final = {b"\x1f\x8b": "+gzip", b"\x28\xb5\x2f\xfd": "+zstd"}
 _PLATFORM: Final = ("architecture", "os", "variant")
-#: A stored block of deflate holds at most this many bytes (RFC 1951, section 3.2.4).
+#: A stored block of deflate has at most this many bytes (RFC 1951, section 3.2.4).
 _STORED: Final = 0xFFFF
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """An OCI layout directory that is being made. Every method writes what it returns the descriptor of."""
+    """An OCI layout directory under construction. Methods that return a descriptor have written its blob."""
 
     path: Path
 
@@ -62,7 +62,7 @@ class Layout:
             self._write_index([])
 
     def file(self, digest: str) -> Path:
-        """Return where the blob or manifest `digest` lies."""
+        """Return the path of the blob or manifest `digest`."""
         algorithm, _, encoded = digest.partition(":")
         return self.path / "blobs" / algorithm / encoded
 
@@ -87,7 +87,7 @@ class Layout:
     def random_layer(
         self, size: int, *, seed: object = 0, media: Media = "oci", algorithm: Algorithm = "sha256"
     ) -> tuple[Descriptor, str]:
-        """Write a gzip layer of exactly `size` bytes that does not compress, and return its diff_id too.
+        """Write a gzip layer of exactly `size` bytes that does not compress; return its diff_id too.
 
         It is a valid tar file with one file in it. Memory does not grow with `size`.
         """
@@ -114,7 +114,7 @@ class Layout:
         annotations: Mapping[str, str] | None = None,
         subject: Descriptor | None = None,
     ) -> Descriptor:
-        """Write an image: its layers, its configuration and its manifest; `name` enters it into index.json.
+        """Write an image: layers, configuration and manifest; `name` adds it to index.json.
 
         `platform` is OS/ARCHITECTURE[/VARIANT]; `config` is the runtime part, such as {"Cmd": ["true"]}.
         """
@@ -167,7 +167,7 @@ class Layout:
         name: str | None = None,
         algorithm: Algorithm = "sha256",
     ) -> Descriptor:
-        """Write an artifact as image-spec guides: an empty config, one blob, perhaps a subject."""
+        """Write an artifact as the image-spec recommends: an empty config, one blob, optionally a subject."""
         document = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
@@ -181,14 +181,14 @@ class Layout:
     def document(
         self, document: Mapping[str, Any], *, name: str | None = None, algorithm: Algorithm = "sha256"
     ) -> Descriptor:
-        """Write any manifest, also one that is wrong; its media type is its own "mediaType"."""
+        """Write any manifest, even an invalid one; its media type is its own "mediaType"."""
         descriptor = self.blob(_json(document), document["mediaType"], algorithm=algorithm)
         if name is not None:
             self.name(descriptor, name)
         return descriptor
 
     def name(self, descriptor: Descriptor, *names: str) -> None:
-        """Enter `descriptor` into index.json, once under each of `names`."""
+        """Add `descriptor` to index.json, once under each of `names`."""
         index = json.loads((self.path / "index.json").read_bytes())
         entries = [{**descriptor, "annotations": {"org.opencontainers.image.ref.name": name}} for name in names]
         self._write_index([*index["manifests"], *entries])
@@ -203,7 +203,7 @@ class Layout:
         return folder
 
     def _layer(self, layer: Layer, number: int, media: Media, algorithm: Algorithm) -> tuple[Descriptor, str]:
-        """Write a layer where it is not there yet, and return its diff_id too."""
+        """Write a layer, if it does not exist, and return its diff_id too."""
         if isinstance(layer, int):
             return self.random_layer(layer, seed=number, media=media, algorithm=algorithm)
         if isinstance(layer, bytes):
@@ -214,12 +214,12 @@ class Layout:
 
 
 def digest_of(content: bytes, algorithm: Algorithm = "sha256") -> str:
-    """Return the digest of `content` as descriptors write it."""
+    """Return the digest of `content` as in descriptors."""
     return f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
 
 
 def tar_layer(files: Mapping[str, bytes], *, compression: Literal["gzip", "zstd", ""] = "gzip") -> bytes:
-    """Return a layer that holds `files` (path -> content), all of them executable and root's."""
+    """Return a layer with `files` (path -> content), all executable and owned by root."""
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path, content in files.items():
@@ -239,7 +239,7 @@ def small_image(layout: Layout, **options: Any) -> Descriptor:
 
 
 def two_platforms(layout: Layout, *, media: Media = "oci", name: str | None = None) -> Descriptor:
-    """Write an index of linux/amd64 and linux/arm64/v8 images which share their first layer."""
+    """Write an index of linux/amd64 and linux/arm64/v8 images that share their first layer."""
     shared = tar_layer({"etc/motd": b"the same on all\n"})
     images = [
         layout.image([shared, tar_layer({"bin/arch": platform.encode()})], platform=platform, media=media)
@@ -264,12 +264,12 @@ def thousands_of_images(layout: Layout) -> None:
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
-    """Lay a document out as no tool does: who writes it again instead of passing it on is caught."""
+    """Format a document as no tool does, to catch code that serializes it again instead of copying its bytes."""
     return json.dumps(document, indent=3, separators=(" ,", ":  ")).encode() + b"\n"
 
 
 def _diff_id(layer: Path) -> str:
-    """Return the digest of a layer without its compression, which its first bytes tell."""
+    """Return the digest of a layer without its compression, which its first bytes identify."""
     whole = hashlib.sha256()
     with layer.open("rb") as file:
         magic = file.read(4)
@@ -286,12 +286,12 @@ def _diff_id(layer: Path) -> str:
 
 @functools.cache
 def _noise() -> bytes:
-    """8 MiB that do not compress: wider than the windows of gzip and of zstd's usual levels."""
+    """8 MiB that do not compress: larger than the windows of gzip and of zstd's usual levels."""
     return random.Random(0).randbytes(8 * _MIB)
 
 
 def _tar_size(size: int) -> int:
-    """Return the length of the longest tar file that fits, stored as gzip with a name, into `size` bytes."""
+    """Return the length of the longest tar file that, stored as gzip with a name, fits into `size` bytes."""
     if size < SMALLEST_LAYER:
         message = f"a layer by size has at least {SMALLEST_LAYER} bytes, not {size}"
         raise ValueError(message)
@@ -302,12 +302,12 @@ def _tar_size(size: int) -> int:
 
 
 def _gzip_frame(length: int) -> int:
-    """Return what gzip adds to `length` stored bytes: header, one block's head for each 65,535, trailer."""
+    """Return the bytes that gzip adds to `length` stored bytes: header, a block header for each 65,535, trailer."""
     return 10 + 5 * -(-length // _STORED) + 8
 
 
 def _random_tar(size: int, seed: object) -> Iterator[bytes]:
-    """Yield a tar file of `_tar_size(size)` bytes: one file of noise that differs from seed to seed."""
+    """Yield a tar file of `_tar_size(size)` bytes: one file of noise that depends on the seed."""
     end = 1024
     left = _tar_size(size) - 512 - end
     entry = tarfile.TarInfo(f"noise-{seed}")
@@ -326,7 +326,7 @@ def _random_tar(size: int, seed: object) -> Iterator[bytes]:
 
 
 def _stored_gzip(chunks: Iterator[bytes], size: int, inner: Any) -> Iterator[bytes]:
-    """Yield `chunks` as a gzip file of exactly `size` bytes, not compressed; `inner` hashes what is in it."""
+    """Yield `chunks` as a gzip file of exactly `size` bytes, not compressed; `inner` hashes its content."""
     length = _tar_size(size)
     name = bytes(b"-" * (size - length - _gzip_frame(length) - 1)) + b"\0"
     # RFC 1952: magic, deflate, FNAME, no time, no flags, Unix.

@@ -1,8 +1,8 @@
 """Runs a command and writes its peak memory to a file: `python peak_memory.py REPORT COMMAND...`.
 
-Linux counts into ru_maxrss what a process was before its exec, so a child of a large pytest seems as large as
-that. This program is small and starts the command itself: no answer is below its own 10 MB, and none is wrong
-above. The command has its stdin, stdout, stderr and exit status; a signal that ends it ends this program too.
+Linux counts in ru_maxrss the memory of a process before its exec, so a child of a large pytest seems as large as
+pytest. This program is small and starts the command itself: results below its own 10 MB read as 10 MB, and larger ones
+are exact. The command has its stdin, stdout, stderr and exit status; a signal that ends it ends this program too.
 """
 
 import contextlib

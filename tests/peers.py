@@ -1,7 +1,7 @@
-"""Starters for the real parts: distribution's registry, nginx, Docker's daemon, and the tools of others.
+"""Start real peers: distribution's registry, nginx, Docker's daemon, and other image tools.
 
-Each peer gets a free port or a socket of its own and keeps all its files in a folder of the test. Where one
-is missing the test is skipped, and with CI=true it fails.
+Each peer gets a free port or a socket of its own and keeps all its files in a folder of the test. If a peer is
+missing, the test is skipped; with CI=true it fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 from tests.certificates import Certificate
 from tests.token_server import TokenServer
 
-#: Seconds until a peer must be ready; far more than any needs on a busy machine.
+#: Seconds until a peer must be ready: much more than any peer needs on a busy machine.
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def need(*programs: str, root: bool = False) -> None:
-    """Skip the test (with CI=true: fail it) unless `programs` are in PATH and, with `root`, it is root."""
+    """Skip the test (with CI=true: fail it) unless `programs` are in PATH and, with `root`, the user is root."""
     lacking = [f"{program} is not installed" for program in programs if shutil.which(program) is None]
     if root and os.geteuid() != 0:
         lacking.append("not root")
@@ -58,17 +58,17 @@ class DockerRegistry:
     authority: Path | None = None
 
     def repository(self, name: str) -> Path:
-        """Return the folder in which the storage keeps what it knows of repository `name`."""
+        """Return the storage folder of repository `name`."""
         return self.root / "docker/registry/v2/repositories" / name
 
     def repositories(self) -> list[str]:
-        """Return the repositories that the storage knows, those that hold only an upload included."""
+        """Return the repositories in the storage, including those with only an upload."""
         top = self.repository("")
         known = {path.parent for path in top.glob("**/*") if path.name in {"_layers", "_manifests", "_uploads"}}
         return sorted(str(path.relative_to(top)) for path in known)
 
     def tags(self, name: str) -> dict[str, str]:
-        """Return the tags of repository `name` with the digest that each points to, read from the storage."""
+        """Return the tags of repository `name` with their digests, read from the storage."""
         links = self.repository(name).glob("_manifests/tags/*/current/link")
         return {link.parent.parent.name: link.read_text() for link in sorted(links)}
 
@@ -83,7 +83,7 @@ class DockerRegistry:
     def uploads(self, name: str) -> list[str]:
         """Return the upload sessions of repository `name` that were neither completed nor deleted.
 
-        A deleted one leaves an empty folder behind; `startedat` is what makes it a session for the registry.
+        A deleted session leaves an empty folder; the file `startedat` makes it a session for the registry.
         """
         return sorted(path.parent.name for path in self.repository(name).glob("_uploads/*/startedat"))
 
@@ -107,11 +107,11 @@ def docker_registry(
     within: Sequence[str] = (),
     address: str = "127.0.0.1:0",
 ) -> Iterator[DockerRegistry]:
-    """Run a docker-registry over `folder`, with filesystem storage and deleting allowed.
+    """Run a docker-registry on `folder`, with filesystem storage and deletion enabled.
 
-    `auth` is None for an open one, {user: password} for htpasswd, or a token server to send clients to.
+    `auth` is None for an open registry, {user: password} for htpasswd, or a token server for its clients.
     `settings` are further environment variables of distribution, such as REGISTRY_HTTP_RELATIVEURLS. `within` is the
-    start of a command line that runs it somewhere else, such as `namespace` gives, where it may have an `address`.
+    start of a command line that runs it elsewhere, such as the one of `namespace`, where it may use a fixed `address`.
     """
     need("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def _auth(folder: Path, auth: Mapping[str, str] | TokenServer | None) -> dict[st
     need("htpasswd")
     file = folder / "htpasswd"
     lines = [
-        # distribution takes bcrypt only; 4 is its lowest cost, for speed.
+        # distribution accepts only bcrypt; 4 is its lowest and fastest cost.
         subprocess.run(
             ["htpasswd", "-niB", "-C", "4", user], input=password.encode(), capture_output=True, check=True
         ).stdout
@@ -177,14 +177,14 @@ def _auth(folder: Path, auth: Mapping[str, str] | TokenServer | None) -> dict[st
 
 
 def _listening(log: Path) -> str | None:
-    """Read the address from the log: the kernel chose the port, so no two peers can want the same."""
+    """Read the address from the log: the kernel chooses the port, so that no two peers use the same."""
     found = re.search(r"listening on ([0-9.]+:\d+)", log.read_text())
     return found[1] if found else None
 
 
 @contextlib.contextmanager
 def namespace(name: str) -> Iterator[list[str]]:
-    """Make a network namespace with nothing but a loopback of its own; give the command line that runs in it."""
+    """Make a network namespace with only a loopback interface; yield the start of a command line that runs in it."""
     need("ip", root=True)
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
@@ -204,17 +204,17 @@ def ssh_server(
     program: Path | None = None,
     within: Sequence[str] = (),
 ) -> Iterator[list[str]]:
-    """Run OpenSSH's server on loopback, with keys of its own; give the command line that runs something behind it.
+    """Run OpenSSH's server on loopback, with its own keys; yield the start of a command line that runs on it.
 
-    The client calls it `name`. What is run behind it has the variables of `env` too, and is run by `program`, which
-    finds it in SSH_ORIGINAL_COMMAND. `within` is as of a registry.
+    The client calls it `name`. Commands on it also have the variables of `env`. `program` runs each command, and finds
+    it in SSH_ORIGINAL_COMMAND. `within` is as for `docker_registry`.
     """
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     need("ssh", "ssh-keygen", sshd or "sshd", root=True)
     folder.mkdir(parents=True, exist_ok=True)
     for key in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
-    # Where it locks itself up; on a machine without its service nobody has made it.
+    # sshd's privilege separation directory: only its service creates it.
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -232,7 +232,7 @@ def ssh_server(
     if program is not None:
         settings["ForceCommand"] = program
     lines = [f"{key} {value}" for key, value in settings.items()]
-    # Of several lines with this word sshd takes the first only.
+    # sshd uses only the first of several SetEnv lines.
     lines += ["SetEnv " + " ".join(f'"{key}={value}"' for key, value in (env or {}).items())] if env else []
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     client = {
@@ -243,7 +243,7 @@ def ssh_server(
         "UserKnownHostsFile": folder / "known_hosts",
         "StrictHostKeyChecking": "accept-new",
         "BatchMode": "yes",
-        # The usual one takes a tenth of a second, on a connection that never leaves this machine.
+        # The default takes a tenth of a second.
         "KexAlgorithms": "curve25519-sha256",
     }
     lines = [f"Host {name}", *(f"{key} {value}" for key, value in client.items())]
@@ -261,7 +261,7 @@ def ssh_server(
 
 @dataclasses.dataclass(frozen=True)
 class Nginx:
-    """A running nginx. `log` is its access log, one JSON object a line, `errors` what it has to say itself."""
+    """A running nginx. `log` is its access log, one JSON object a line; `errors` is its error log."""
 
     host: str
     url: str
@@ -270,15 +270,15 @@ class Nginx:
     stop: Callable[[], None]
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return every request that is over: `method`, `target`, `status`, `authorization`, `length` and `body`.
+        """Return every finished request: `method`, `target`, `status`, `authorization`, `length` and `body`.
 
-        All are text. `length` is what Content-Length said, `body` how many bytes the answer's body had. A request is
-        noted when its answer has been sent, so that a client may know of the end before the log does: `stop` first.
+        All values are text. `length` is the request's Content-Length, `body` the size of the response's body. nginx
+        logs a request after it has sent the response, so a client may see the end before the log does: `stop` first.
         """
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def requests(self) -> list[str]:
-        """Return the same as "METHOD TARGET STATUS"."""
+        """Return `entries` as "METHOD TARGET STATUS"."""
         return [f"{entry['method']} {entry['target']} {entry['status']}" for entry in self.entries()]
 
 
@@ -294,15 +294,15 @@ def nginx(
 ) -> Iterator[Nginx]:
     """Run an nginx on a free port of 127.0.0.1, with all its files in `folder`.
 
-    `server` is what stands in its one server {} block, `http` what stands beside that. `tls` makes it speak TLS, and
-    `client_authority` (a PEM file) then wants a certificate of its clients too. `name` is what `Nginx.host` calls
-    this machine. Bodies are passed on as they come, and answers too.
+    `server` is the content of its only server {} block, `http` what is beside that block. `tls` enables TLS, and
+    `client_authority` (a PEM file) then requires a certificate from clients. `name` is what `Nginx.host` calls this
+    machine. Request and response bodies are not buffered.
     """
     need("nginx")
     folder.mkdir(parents=True, exist_ok=True)
     log, errors, file = folder / "access.log", folder / "errors.log", folder / "nginx.conf"
     log.touch()
-    # nginx does not say which port the kernel chose, so the socket is made here and handed down, as in an upgrade.
+    # nginx does not report the port that the kernel chose, so it inherits this socket, as in an upgrade.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         file.write_text(_nginx_config(folder, port, server, http, _nginx_tls(tls, client_authority)))
@@ -334,7 +334,7 @@ def _nginx_tls(certificate: Certificate | None, client_authority: Path | None) -
 
 
 def _nginx_config(folder: Path, port: int, server: str, http: str, tls: str) -> str:
-    # As root its workers would be "nobody", who may not look into a test's folder.
+    # As root its workers would run as "nobody", which cannot read a test's folder.
     user = "user root;" if os.geteuid() == 0 else ""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     folders = "\n".join(f"{kind}_temp_path {folder / kind};" for kind in kinds)
@@ -383,7 +383,7 @@ class Dockerd:
     def docker(
         self, *arguments: str | Path, stdin: Path | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run Docker's client against this daemon, `stdin` a file; output is captured as text."""
+        """Run Docker's client against this daemon, with a file as `stdin`; output is captured as text."""
         command = ["docker", "--host", self.host, "--config", self.config, *arguments]
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(stdin.open("rb")) if stdin else subprocess.DEVNULL
@@ -397,8 +397,8 @@ class Dockerd:
 def dockerd(folder: Path, *, within: Sequence[str] = ()) -> Iterator[Dockerd]:
     """Run Docker's daemon as root, with all its state in `folder` and no network of its own.
 
-    It starts a containerd of its own. Registries on 127.0.0.0/8 are spoken to in plain HTTP. `within` is as of a
-    registry.
+    It starts its own containerd, and uses plain HTTP for registries on 127.0.0.0/8. `within` is as for
+    `docker_registry`.
     """
     need("dockerd", "docker", "containerd", "runc", root=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -439,7 +439,7 @@ def dockerd(folder: Path, *, within: Sequence[str] = ()) -> Iterator[Dockerd]:
 
 @dataclasses.dataclass(frozen=True)
 class Containerd:
-    """A running containerd with its own state, and no namespace but "default" in use."""
+    """A running containerd with its own state; only the namespace "default" is used."""
 
     socket: Path
 
@@ -484,7 +484,7 @@ def containerd(folder: Path) -> Iterator[Containerd]:
 
 
 def _unmount(*folders: Path) -> None:
-    """Unmount what a daemon left below `folders`, innermost first."""
+    """Unmount the mounts that a daemon left below `folders`, innermost first."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for mount in reversed(mounts):
         if any(Path(mount).is_relative_to(folder) for folder in folders):
@@ -493,7 +493,7 @@ def _unmount(*folders: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
-    """The tools of others, each with its storage and configuration below one folder."""
+    """Other image tools, each with its storage and configuration below one folder."""
 
     folder: Path
     runroot: Path
@@ -501,7 +501,7 @@ class Tools:
     def __call__(self, name: str) -> list[str]:
         """Return the start of a command line for skopeo, umoci, podman or buildah.
 
-        Images need no signature, and registries on 127.0.0.1 are spoken to in plain HTTP.
+        Images need no signature, and registries on 127.0.0.1 use plain HTTP.
         """
         need("env", name)
         storage = [
@@ -512,7 +512,7 @@ class Tools:
         options = {
             "skopeo": [],
             "umoci": [],
-            # cgroupfs: no systemd is asked; events in a file: no journal either.
+            # cgroupfs needs no systemd, and events in a file need no journal.
             "podman": [*storage, "--cgroup-manager=cgroupfs", "--events-backend=file"],
             "buildah": storage,
         }[name]
@@ -521,7 +521,7 @@ class Tools:
         return [*self._environment(), name, *options]
 
     def run(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run `command`, the tool's name first, and capture its output as text."""
+        """Run `command`, which starts with the tool's name, and capture its output as text."""
         name, *arguments = command
         done = subprocess.run(
             [*self(str(name)), *arguments],
@@ -535,7 +535,7 @@ class Tools:
         return done
 
     def _environment(self) -> Sequence[str]:
-        """These tools look below HOME before /etc, so one HOME isolates them all."""
+        """Return a prefix that sets HOME: these tools look below HOME before /etc, so one HOME isolates them all."""
         home = self.folder / "home"
         configuration = home / ".config/containers"
         if not configuration.exists():
@@ -563,7 +563,7 @@ def isolated_tools(folder: Path) -> Iterator[Tools]:
 
 
 def _wait(ready: Callable[[], T | None], process: subprocess.Popen[bytes], log: Path) -> T:
-    """Call `ready` until it answers something true; give up when the process has ended or time is over."""
+    """Call `ready` until it returns a true value; fail when the process has ended or the time is over."""
     deadline = time.monotonic() + START_TIMEOUT
     while process.poll() is None and time.monotonic() < deadline:
         answer = ready()
@@ -574,7 +574,7 @@ def _wait(ready: Callable[[], T | None], process: subprocess.Popen[bytes], log: 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a peer politely, and after a while not."""
+    """End a peer with SIGTERM, and after a timeout with SIGKILL."""
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGTERM)

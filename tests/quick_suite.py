@@ -1,6 +1,6 @@
-"""`scripts/test -e quick`: lint and the suites that find most, as several programs at once. At most a minute.
+"""`scripts/test -e quick`: lint and the suites that find most defects, in parallel. Takes at most a minute.
 
-These suites reach most of the product for the time that they take.
+These suites cover most of the product for the time that they take.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _QUIRKS: Final = (
     *("credential_isolation", "manifests_and_rates", "mirror_credentials", "mounts_and_auth", "pulls", "uploads"),
 )
 _COMMANDS: Final = ("exit_codes", "gc", "incomplete_indexes", "push", "source_and_destination_options", "verify")
-#: These run at the same time. One more than most machines' two cores, since they often wait.
+#: These run at the same time: one more than the two cores of most machines, because they often wait.
 _PARTS: Final = (
     ["tests/contract", "--ignore=tests/contract/test_killed.py", "--ignore=tests/contract/test_properties.py"],
     ["tests/conformance", "tests/self/test_imports.py", *(f"tests/quirks/test_{name}.py" for name in _QUIRKS)],
@@ -28,7 +28,7 @@ _PARTS: Final = (
 
 
 def run(lines: Sequence[Sequence[str]]) -> tuple[int, str]:
-    """Run programs one after the other until one fails; return its exit code and what all of them said."""
+    """Run programs one after the other until one fails; return its exit code and all output."""
     said = ""
     for program, *arguments in lines:
         began = time.monotonic()
@@ -42,7 +42,7 @@ def run(lines: Sequence[Sequence[str]]) -> tuple[int, str]:
 
 
 def main(options: Sequence[str]) -> int:
-    """Run all of it with `options` for pytest; return 0 if nothing failed."""
+    """Run all parts with `options` for pytest; return 0 if nothing failed."""
     jobs = [_LINT, *([["pytest", "-q", *options, *part]] for part in _PARTS)]
     with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
         results = list(pool.map(run, jobs))

@@ -1,4 +1,4 @@
-"""HTTP spoken plainly over one connection, to see exactly what a server answers; and not HTTP at all, over a socket."""
+"""Plain HTTP over one connection, to see exactly what a server answers; and raw bytes over a socket."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ _TIMEOUT: Final = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """An answer that was read to its end."""
+    """A complete response."""
 
     status: int
     headers: Message
     body: bytes
 
     def json(self) -> Any:
-        """Return the body, parsed."""
         return json.loads(self.body)
 
     @property
@@ -36,7 +35,7 @@ class Response:
 
 
 class Client:
-    """One connection that is kept, to a server at HOST:PORT."""
+    """One kept-alive connection to a server at HOST:PORT."""
 
     def __init__(self, host: str) -> None:
         self.connection = http.client.HTTPConnection(host, timeout=_TIMEOUT, blocksize=1 << 20)
@@ -48,21 +47,21 @@ class Client:
         body: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        """Send a request and read its answer; a body that is no bytes is sent in chunks."""
+        """Send a request and read the response; a body that is not bytes is sent in chunks."""
         chunked = not isinstance(body, bytes | None) and "Content-Length" not in (headers or {})
         self.connection.request(method, target, body, dict(headers or {}), encode_chunked=chunked)
         answer = self.connection.getresponse()
         return Response(answer.status, answer.headers, answer.read())
 
     def upload(self, content: bytes, repository: str = "app", algorithm: str = "sha256") -> str:
-        """Push a blob, and return its digest."""
+        """Push a blob and return its digest."""
         digest = digest_of(content, algorithm)  # type: ignore[arg-type]
         answer = self("POST", f"/v2/{repository}/blobs/uploads/?digest={digest}", content)
         assert answer.status == 201, answer
         return digest
 
     def push(self, document: Any, reference: str | None = None, repository: str = "app") -> str:
-        """Push a manifest, by tag, or by its digest where that is None; and return its digest."""
+        """Push a manifest by tag, or with None by digest; return its digest."""
         content = document if isinstance(document, bytes) else json.dumps(document).encode()
         digest = digest_of(content)
         answer = self("PUT", f"/v2/{repository}/manifests/{reference or digest}", content)
@@ -79,7 +78,7 @@ class Client:
 
 
 def connect(host: str, *, receive_buffer: int | None = None) -> socket.socket:
-    """Open a bare connection to HOST:PORT, or [HOST]:PORT; `receive_buffer` is its SO_RCVBUF in bytes."""
+    """Open a raw connection to HOST:PORT, or [HOST]:PORT; `receive_buffer` is its SO_RCVBUF in bytes."""
     name, _, port = host.rpartition(":")
     address = name.strip("[]"), int(port)
     if receive_buffer is None:
@@ -92,18 +91,18 @@ def connect(host: str, *, receive_buffer: int | None = None) -> socket.socket:
 
 
 def flood(connection: socket.socket, request: bytes) -> None:
-    """Send a request again and again and read nothing, until the server has taken no byte for a moment."""
+    """Send a request repeatedly and read nothing, until the server has accepted no byte for a moment."""
     connection.settimeout(0.3)
     requests = memoryview(request * 1000)
     sent = 0
-    # A connection that the server closes ends it, too.
+    # The loop also ends when the server closes the connection.
     with contextlib.suppress(OSError):
         while True:
             sent += connection.send(requests[sent % len(request) :])
 
 
 def converse(host: str, *parts: bytes) -> bytes:
-    """Send bytes, say that this is all, and return everything that comes back until the server closes."""
+    """Send bytes, shut down the sending side, and return everything that comes until the server closes."""
     with connect(host) as connection:
         for part in parts:
             connection.sendall(part)

@@ -1,4 +1,4 @@
-"""Sockets without the product: a server that says exactly what it is told, ports, and host names of tests."""
+"""Sockets without the product: a server that sends exactly the given bytes, ports, and host names for tests."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Heard:
     headers: Message
 
 
-#: What a raw server does with a connection, once the head of the first request on it is read.
+#: What a raw server does with a connection after it has read the head of the first request.
 Turn = Callable[[socket.socket, Heard], None]
 
 
 class RawServer:
-    """A server without manners: each connection gets the next of `turns`, the last of them also every later one.
+    """A server of raw bytes: each connection gets the next of `turns`; the last turn serves all later connections.
 
     `heard` has the head of each connection's first request. A turn of bytes sends them and closes.
     """
@@ -84,7 +84,7 @@ def read_head(connection: socket.socket) -> Heard:
             raise ConnectionAbortedError
         head += byte
         if head == b"\x16":
-            # It is TLS, which a server that does not speak it cannot make sense of.
+            # It is TLS, which this server cannot read.
             return Heard("", "", Message())
     line, _, rest = head.partition(b"\r\n")
     method, target, _ = line.decode().split(" ")
@@ -101,19 +101,19 @@ def says(answer: bytes) -> Turn:
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until something has happened that is under way in another thread."""
+    """Wait until another thread has made the condition true."""
     deadline = time.monotonic() + _TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.005)
 
 
-#: Ports that are taken for as long as the tests run, by nobody who listens.
+#: Ports that are bound as long as the tests run, without a listener.
 _taken: list[socket.socket] = []
 
 
 def unused_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens, nor will: one that was let go is soon somebody else's."""
+    """Return a port of 127.0.0.1 on which nothing listens. It stays bound: a released port is soon reused."""
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     _taken.append(taken)
@@ -122,10 +122,10 @@ def unused_port() -> int:
 
 @contextlib.contextmanager
 def names(patch: pytest.MonkeyPatch, **addresses: str | Sequence[str]) -> Iterator[None]:
-    """Give `NAME.test` an address of anywhere, and have connections to that come to this machine.
+    """Resolve `NAME.test` to any address, and route connections to that address to this machine.
 
-    So a registry is a public one as far as anybody can see: `names(patch, registry="203.0.113.5")`. One that has
-    several addresses gives another one each time it is resolved, and the last of them from then on.
+    So a registry looks public: `names(patch, registry="203.0.113.5")`. A name with several addresses resolves to the
+    next one each time, and finally always to the last.
     """
     left = {name: [given] if isinstance(given, str) else list(given) for name, given in addresses.items()}
     routed = {address for given in left.values() for address in given}
@@ -146,7 +146,7 @@ def names(patch: pytest.MonkeyPatch, **addresses: str | Sequence[str]) -> Iterat
     def connect(self: socket.socket, address: Any) -> None:
         there = isinstance(address, tuple) and address[0] in routed
         real_connect(self, ("127.0.0.1", *address[1:]) if there else address)
-        # By our own end, since TLS makes another object of the same connection.
+        # By our own address, because TLS makes another object of the same connection.
         own = self.getsockname()
         peers.pop(own, None)
         if there:

@@ -1,4 +1,4 @@
-"""What compressing layers anew may change of an image, checked without a line of ocistream."""
+"""Checks of what recompression may change in an image, without ocistream's code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _OF_OCI: Final = {DOCKER_MANIFEST: OCI_MANIFEST, DOCKER_LIST: OCI_INDEX, DOCKER_
 
 
 def plain(content: bytes) -> bytes:
-    """Return a layer without its compression, which its first bytes tell."""
+    """Return a layer without its compression, which its first bytes identify."""
     if content.startswith(b"\x1f\x8b"):
         return gzip.decompress(content)
     if content.startswith(b"\x28\xb5\x2f\xfd"):
@@ -51,12 +51,12 @@ def plain(content: bytes) -> bytes:
 
 
 def codec_of(content: bytes) -> str:
-    """Return how a layer is compressed."""
+    """Return the compression of a layer."""
     return {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}.get(content[:2], "none")
 
 
 def unpacked(archive: bytes, folder: Path) -> Layout:
-    """Return what is in a tar as a layout in `folder`."""
+    """Unpack a tar into a layout in `folder`."""
     for name, content in files_in(archive).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -64,7 +64,7 @@ def unpacked(archive: bytes, folder: Path) -> Layout:
 
 
 def named(layout: Layout) -> dict[str, Descriptor]:
-    """Return what index.json lists, by its tag."""
+    """Return the named entries of index.json by tag."""
     entries = json.loads((layout.path / "index.json").read_bytes())["manifests"]
     key = "org.opencontainers.image.ref.name"
     return {entry["annotations"][key]: entry for entry in entries if key in entry.get("annotations", {})}
@@ -75,10 +75,10 @@ def without(fields: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 class Comparison:
-    """Compares images before and after; `became` is then what each manifest has become, by its old digest."""
+    """Compares images before and after; `became` then has the new digest of each manifest, by its old digest."""
 
     def __init__(self, before: Layout, after: Layout, codec: str, *, may_stay: Callable[[bytes], bool]) -> None:
-        """`may_stay` says which layers need not have been converted, by their content."""
+        """`may_stay` returns whether a layer with this content may stay unconverted."""
         self.before = before
         self.after = after
         self.codec = codec
@@ -86,7 +86,7 @@ class Comparison:
         self.became: dict[str, str] = {}
 
     def check(self, old: Descriptor, new: Descriptor) -> None:
-        """Assert that a manifest or index has become what it should have."""
+        """Assert that a manifest or index has become the expected one."""
         raw = self.after.file(new["digest"]).read_bytes()
         assert digest_of(raw, new["digest"].partition(":")[0]) == new["digest"]
         assert len(raw) == new["size"]
@@ -96,7 +96,7 @@ class Comparison:
         if new["mediaType"] == OCI_INDEX:
             schemas.validate(raw, "index")
         elif new["mediaType"] == OCI_MANIFEST and after["layers"]:
-            # The schema wants one, the specification allows none.
+            # The schema requires a layer, the specification does not.
             schemas.validate(raw, "manifest")
         if "manifests" in before:
             self._check_index(before, after)
@@ -106,7 +106,7 @@ class Comparison:
         if before.get("config", {}).get("mediaType") not in {*_IMAGES, None} and not changed:
             assert raw == self.before.file(old["digest"]).read_bytes()
         if raw == self.before.file(old["digest"]).read_bytes():
-            # A registry calls by sha256 what it is asked for by tag.
+            # A registry answers a request by tag with a sha256 digest.
             assert new["digest"] in {old["digest"], digest_of(raw)}
 
     def _check_index(self, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ class Comparison:
         algorithm = new["digest"].partition(":")[0]
         assert hashlib.new(algorithm, content).hexdigest() == new["digest"].partition(":")[2]
         assert len(content) == new["size"]
-        # What the config promises, found out by other means than those that wrote it.
+        # The config's diff_id, verified by other code than wrote it.
         assert f"sha256:{hashlib.sha256(plain(content)).hexdigest()}" == diff_id
         assert without(new, "mediaType", "digest", "size") == without(old, "mediaType", "digest", "size")
         if new["digest"] == old["digest"]:
@@ -165,18 +165,18 @@ class Comparison:
 def compare(
     before: Layout, after: Layout, codec: str, *, may_stay: Callable[[bytes], bool] = lambda _: False
 ) -> dict[str, str]:
-    """Assert that the named images of one layout have become those of another; return what each manifest became."""
+    """Assert that one layout's named images have become those of another; return each manifest's new digest by old."""
     old, new = named(before), named(after)
     assert set(old) == set(new)
     comparison = Comparison(before, after, codec, may_stay=may_stay)
-    # What others refer to comes first.
+    # Subjects come before their referrers.
     for name in sorted(old, key=lambda name: "subject" in before.read(old[name]["digest"])):
         comparison.check(old[name], new[name])
     return comparison.became
 
 
 def stray_blobs(layout: Layout) -> set[str]:
-    """Return what lies in a layout's blobs and no image of it needs."""
+    """Return the blobs of a layout that no image needs."""
     found = {f"{path.parent.name}:{path.name}" for path in (layout.path / "blobs").glob("*/*")}
     todo = list(json.loads((layout.path / "index.json").read_bytes())["manifests"])
     while todo:
@@ -191,7 +191,7 @@ def stray_blobs(layout: Layout) -> set[str]:
 
 
 def all_kinds(layout: Layout, **options: Any) -> Descriptor:
-    """Write an image with a layer of each compression."""
+    """Write an image with one layer of each compression."""
     files = {f"file-{kind}": kind.encode() * 3000 for kind in CODECS}
     layers = [
         tar_layer({"gzip": files["file-gzip"]}),

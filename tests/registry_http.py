@@ -1,4 +1,4 @@
-"""The distribution API spoken plainly, to fill a registry and to look into it without a line of ocistream."""
+"""The distribution API over plain HTTP, to fill and read a registry without ocistream's code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TIMEOUT: Final = 60.0
 
 
 def basic(user: str, password: str) -> dict[str, str]:
-    """Return the header that states a user's name and password."""
+    """Return the Authorization header for a user's name and password."""
     return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
@@ -36,10 +36,10 @@ def seed(
     *,
     headers: Mapping[str, str] | None = None,
 ) -> str:
-    """Push `descriptor`, and all that it needs, to `repository`; return its digest.
+    """Push `descriptor`, and everything that it needs, to `repository`; return its digest.
 
-    `host` is HOST:PORT and speaks plain HTTP; `tag` None leaves it untagged, as a referrer is.
-    `headers` go with each request. A registry of this process gets the files without requests, which take longer.
+    `host` is HOST:PORT and uses plain HTTP; with `tag` None the manifest is untagged, as a referrer is.
+    `headers` go with each request. A registry of this process gets the files without requests, which is faster.
     """
     registry = started(host)
     if registry is not None:
@@ -74,13 +74,13 @@ def _copied(file: Path, registry: Registry) -> Path:
 def manifest_digest(
     host: str, repository: str, reference: str, *, headers: Mapping[str, str] | None = None
 ) -> str | None:
-    """Return the sha256, computed here, of what the registry serves as `reference`, or None."""
+    """Return the SHA-256, computed here, of what the registry serves as `reference`, or None."""
     content = manifest(host, repository, reference, headers=headers)
     return None if content is None else digest_of(content)
 
 
 def manifest(host: str, repository: str, reference: str, *, headers: Mapping[str, str] | None = None) -> bytes | None:
-    """Return the exact bytes of the manifest that `reference` (a tag or a digest) names, or None."""
+    """Return the exact bytes of the manifest `reference` (a tag or a digest), or None."""
     accept = {"Accept": ", ".join(sorted(MANIFESTS)), **(headers or {})}
     status, content = get(host, f"/v2/{repository}/manifests/{reference}", headers=accept)
     assert status in {200, 404}, (status, content)
@@ -96,13 +96,13 @@ def get(host: str, target: str, *, headers: Mapping[str, str] | None = None) -> 
 
 
 def tags(host: str, repository: str, *, headers: Mapping[str, str] | None = None) -> list[str]:
-    """Return what the registry lists as the tags of `repository`."""
+    """Return the tags of `repository` that the registry lists."""
     status, content = get(host, f"/v2/{repository}/tags/list", headers=headers)
     return [] if status == 404 else list(json.loads(content)["tags"] or [])
 
 
 def assert_no_image(registry: DockerRegistry, *, headers: Mapping[str, str] | None = None) -> None:
-    """Assert that no repository of `registry` has a tag or a manifest: in its storage, and as it answers."""
+    """Assert that no repository of `registry` has a tag or a manifest, in its storage and in its responses."""
     for repository in registry.repositories():
         assert registry.tags(repository) == {}
         assert registry.manifests(repository) == set()
@@ -154,7 +154,7 @@ class _Client:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
-        """Send one request and return the answer's Location."""
+        """Send one request and return the response's Location."""
         self._connection.request(method, target, body, {**self._headers, **(headers or {})})
         answer = self._connection.getresponse()
         content = answer.read()

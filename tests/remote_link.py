@@ -1,4 +1,4 @@
-"""A line to another machine, as a command: it hands on what is said both ways, counts it, and can be cut."""
+"""A link to another machine, as a command: it forwards both directions, counts bytes, and can be cut."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tests.runner import forking_command
 
-#: The line itself. `CUT` has the number of bytes after which it breaks off, of what goes to the first run that takes
-#: more than a question. Then the remote side sees the end of its stdin, and nothing that it says is heard any more; the
-#: line ends when the remote side has, so that a test knows what has become of it.
+#: The link's program. The file `cut` has the number of bytes after which it breaks, in the first run except `have`.
+#: The remote side then sees the end of its stdin, and its output is discarded. The link ends after the remote side, so
+#: that a test knows the remote side's final state.
 _LINE = """
 import os, pathlib, subprocess, sys, threading
 folder = pathlib.Path(sys.argv[1])
@@ -57,10 +57,9 @@ os._exit(255 if broken.is_set() else code)
 
 
 class Line:
-    """One line; `text` is the command for --via. What is run behind it has a state directory of its own."""
+    """One link; `text` is the command for --via. Commands behind it have their own state directory."""
 
     def __init__(self, folder: Path) -> None:
-        """Make it in a new folder."""
         folder.mkdir()
         self._folder = folder
         self._script = folder / "ocistream"
@@ -71,24 +70,24 @@ class Line:
         self.text = f"{environment} {sys.executable} -IS {folder / 'remote_link.py'} {folder}"
 
     def forgets_before(self, verb: str) -> None:
-        """Have what is remembered behind it be lost, once, before it is asked to do so."""
+        """Have the remote side lose its state directory once, before it runs this verb."""
         self._script.write_text(
             f"#!/bin/sh\nif [ $1 = {verb} ]; then mv {self._folder / 'state'} {self._folder / 'lost'} 2>&-; fi\n"
             f'exec {shlex.join(forking_command())} "$@"\n'
         )
 
     def edits(self, script: str) -> None:
-        """Have sed edit the lists that come back."""
+        """Edit the returned lists of blobs with sed."""
         ocistream = f'{shlex.join(forking_command())} "$@"'
         text = f"#!/bin/sh\nif [ $1 = have ]; then {ocistream} | sed {shlex.quote(script)}; else exec {ocistream}; fi\n"
         self._script.write_text(text)
 
     def breaks_after(self, size: int) -> None:
-        """Have it break off once, after so many bytes of an archive."""
+        """Break the link once, after so many bytes of an archive."""
         (self._folder / "cut").write_text(str(size))
 
     def passed(self) -> list[tuple[str, int, int]]:
-        """Give what has gone over it since this was last asked: verbs, bytes, and the remote side's exit codes."""
+        """Return what has passed since the last call: verbs, bytes, and the remote side's exit codes."""
         path = self._folder / "passed"
         if not path.exists():
             return []
@@ -97,9 +96,9 @@ class Line:
         return [(verb, int(size), int(code)) for verb, size, code in found]
 
     def sent(self) -> int:
-        """Give how many bytes of archives have gone over it since this was last asked."""
+        """Return the number of bytes of archives sent since the last call."""
         return sum(size for verb, size, _ in self.passed() if verb != "have")
 
     def records(self) -> list[Path]:
-        """Give what the remote side remembers of uploads."""
+        """Return the remote side's records of uploads."""
         return [path for path in (self._folder / "state" / "ocistream" / "uploads").glob("*") if path.is_file()]

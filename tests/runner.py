@@ -113,7 +113,7 @@ def ocistream(
         closed,
         unprivileged,
         deletes_cwd,
-        # All others change their process for good.
+        # All other runs change their process permanently.
         shared=not (leads_home or closed or unprivileged or deletes_cwd or machine),
     )
     with contextlib.ExitStack() as stack:

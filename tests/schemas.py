@@ -1,4 +1,4 @@
-"""JSON schemas as a check on what ocistream writes: the image-spec's own (tests/spec), and those of docs/."""
+"""JSON schemas that check ocistream's output: those of the image-spec (tests/spec), and those of docs/."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FILES: Final[dict[Kind, str]] = {
 
 
 def validate(document: bytes | Any, kind: Kind) -> None:
-    """Check a document, or its JSON text, by the schema of its `kind`.
+    """Validate a document, or its JSON text, against the schema of its `kind`.
 
     Raises:
-        jsonschema.ValidationError: it is not valid.
+        jsonschema.ValidationError: the document is not valid.
     """
     instance = json.loads(document) if isinstance(document, bytes) else document
     _validator(kind).validate(instance)
@@ -37,21 +37,21 @@ def validate(document: bytes | Any, kind: Kind) -> None:
 def validate_ours(
     instance: Any, name: Literal["inspect", "progress", "result", "sync-result", "verify"], *, strict: bool = True
 ) -> None:
-    """Check what is said or written for programs by the schema of docs/ that is called `name`.
+    """Validate machine-readable output against the schema `name` of docs/.
 
-    A `strict` check takes no property that the schema does not name.
+    A `strict` check rejects properties that the schema does not name.
 
     Raises:
-        jsonschema.ValidationError: it is not valid.
+        jsonschema.ValidationError: the output is not valid.
     """
     _validator_of_ours(name, strict=strict).validate(instance)
 
 
 def validate_layout(folder: Path) -> int:
-    """Check oci-layout, index.json, and every index, manifest and config that they lead to; return how many.
+    """Validate oci-layout, index.json, and every index, manifest and config that they reach; return their number.
 
     Raises:
-        jsonschema.ValidationError: one is not valid.
+        jsonschema.ValidationError: a document is not valid.
     """
     validate((folder / "oci-layout").read_bytes(), "layout")
     index = json.loads((folder / "index.json").read_bytes())
@@ -82,7 +82,7 @@ def _validator_of_ours(name: str, *, strict: bool) -> jsonschema.Draft202012Vali
 
 
 def _closed(schema: Any) -> Any:
-    """Let no object have other properties than those that are named."""
+    """Forbid properties that the schema does not name, in every object."""
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
     if not isinstance(schema, dict):
@@ -95,11 +95,11 @@ def _closed(schema: Any) -> Any:
 
 @functools.cache
 def _validator(kind: Kind) -> jsonschema.Draft4Validator:
-    """Build the validator. A schema refers to others by file name, and they are read from here only."""
+    """Build the validator. Schemas refer to each other by file name, and are read only from tests/spec."""
     schemas = {path.name: json.loads(path.read_bytes()) for path in _FOLDER.glob("*.json")}
     resources: list[tuple[str, referencing.Resource[Any]]] = []
     for name, schema in schemas.items():
-        # Their ids are addresses, which would make "defs.json" one too: without them a name is just a name.
+        # Their ids are URLs, which would turn "defs.json" into a URL too.
         resources.append((name, DRAFT4.create_resource(_without_ids(schema))))
     registry: referencing.Registry[Any] = referencing.Registry().with_resources(resources)
     return jsonschema.Draft4Validator({"$ref": _FILES[kind]}, registry=registry)

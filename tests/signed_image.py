@@ -1,6 +1,6 @@
-"""An image that is signed twice, with an SBOM and an attestation of one signature: all that may hang on an image.
+"""An image with two signatures, an SBOM, and an attestation of one signature: every kind of referrer.
 
-One signature is under a tag of cosign's, everything else refers to what it is about; made without a line of ocistream.
+One signature has a tag of cosign; everything else has a subject. Made without ocistream's code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SIMPLE_SIGNING: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 
 @dataclasses.dataclass(frozen=True)
 class Signed:
-    """An image, and what hangs on it; the attestation hangs on the signature."""
+    """An image and its referrers; the attestation refers to the signature."""
 
     image: Descriptor
     signature: Descriptor
@@ -36,20 +36,20 @@ class Signed:
 
     @property
     def referrers(self) -> list[Descriptor]:
-        """What names a subject."""
+        """The referrers that name a subject."""
         return [self.signature, self.sbom, self.attestation]
 
     @property
     def hanging(self) -> set[str]:
-        """The digests of all that hangs on the image."""
+        """The digests of all referrers of the image, direct and indirect."""
         return {found["digest"] for found in (*self.referrers, self.cosign)}
 
     def subjects(self) -> dict[str, list[Descriptor]]:
-        """Return what refers to what, by the digest of the latter."""
+        """Return the referrers by the digest of their subject."""
         return {self.image["digest"]: [self.signature, self.sbom], self.signature["digest"]: [self.attestation]}
 
     def enter(self, layout: Layout, name: str | None) -> None:
-        """Enter the image into index.json, and what hangs on it as an archive has it."""
+        """Add the image and its referrers to index.json, as an archive lists them."""
         entries = [{**self.image, **({"annotations": {REF_NAME: name}} if name else {})}]
         entries += [self.listed(layout, referrer) for referrer in self.referrers]
         entries.append({**self.cosign, "annotations": {REF_NAME: self.cosign_tag}})
@@ -60,12 +60,12 @@ class Signed:
 
     @staticmethod
     def listed(layout: Layout, referrer: Descriptor) -> Descriptor:
-        """Return a referrer as a list of referrers has it."""
+        """Return the entry of a referrer in a list of referrers."""
         annotations = layout.read(referrer["digest"]).get("annotations")
         return {**referrer, **({"annotations": annotations} if annotations else {})}
 
     def seed(self, layout: Layout, host: str, repository: str, tag: str) -> None:
-        """Push all of it to a registry that lists referrers."""
+        """Push everything to a registry that lists referrers."""
         registry_http.seed(layout, self.image, host, repository, tag)
         for referrer in self.referrers:
             registry_http.seed(layout, referrer, host, repository)
@@ -73,7 +73,7 @@ class Signed:
 
 
 def cosign_tag(image: Descriptor, suffix: str = ".sig") -> str:
-    """Return the tag under which cosign keeps what it knows of an image."""
+    """Return the tag under which cosign stores its data about an image."""
     return str(image["digest"]).replace(":", "-") + suffix
 
 
@@ -87,7 +87,7 @@ def referrer(layout: Layout, subject: Descriptor, kind: str, content: bytes, **a
 
 
 def cosign_signature(layout: Layout, image: Descriptor) -> Descriptor:
-    """Write a signature as cosign does: an image by its looks, with a layer of no image."""
+    """Write a signature as cosign does: a manifest of an image whose layer is not an image layer."""
     payload = json.dumps({"critical": {"image": {"docker-manifest-digest": image["digest"]}}}).encode()
     layer = {**layout.blob(payload, _SIMPLE_SIGNING), "annotations": {"dev.cosignproject.cosign/signature": "MEUC"}}
     config = layout.blob(json.dumps({"rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}}).encode(), OCI_CONFIG)
@@ -95,7 +95,7 @@ def cosign_signature(layout: Layout, image: Descriptor) -> Descriptor:
 
 
 def signed(layout: Layout, image: Descriptor | None = None) -> Signed:
-    """Write an image, or take one, and hang on it what may hang on one."""
+    """Write an image, or use the given one, and add all its referrers."""
     subject = image or small_image(layout)
     subject = {key: subject[key] for key in ("mediaType", "digest", "size")}
     signature = referrer(layout, subject, SIGNATURE, b"signed: " + subject["digest"].encode(), signer="me")

@@ -1,4 +1,4 @@
-"""Signatures of images as cosign and Sigstore's clients make them, made without a line of ocistream.
+"""Signatures of images as cosign and Sigstore's clients make them, made without ocistream's code.
 
 The layouts and fields are those of cosign's specs/SIGNATURE_SPEC.md and specs/BUNDLE_SPEC.md.
 """
@@ -68,13 +68,13 @@ def _generate(kind: Kind) -> _Private:
         return ed25519.Ed25519PrivateKey.generate()
     if kind in curves:
         return ec.generate_private_key(curves[kind])
-    # A short key is what the tests need.
+    # The tests need a short key.
     size = 1024 if kind == "rsa1024" else 2048
     return rsa.generate_private_key(public_exponent=65537, key_size=size)
 
 
 def payload(digest: str, name: str = "registry.example.com/app", *, kind: str = CRITICAL_TYPE) -> bytes:
-    """Return what cosign signs."""
+    """Return the payload that cosign signs."""
     document = {
         "critical": {
             "identity": {"docker-reference": name},
@@ -89,7 +89,7 @@ def payload(digest: str, name: str = "registry.example.com/app", *, kind: str = 
 def tag_signature(
     layout: Layout, signatures: Sequence[tuple[bytes, bytes]], *, annotations: Mapping[str, str] | None = None
 ) -> Descriptor:
-    """Write a signature image: payloads, each with its signature."""
+    """Write a signature image of payloads and their signatures."""
     layers = [
         {
             **layout.blob(content, SIMPLE_SIGNING),
@@ -111,7 +111,7 @@ def tag_signature(
 def sign_with_tag(
     layout: Layout, image: Descriptor, *signers: Signer, name: str = "registry.example.com/app"
 ) -> Descriptor:
-    """Sign an image as cosign does by default, and enter the signature into index.json under its tag."""
+    """Sign an image as cosign does by default, and add the signature to index.json under its tag."""
     content = payload(image["digest"], name)
     signature = tag_signature(layout, [(content, one.sign(content)) for one in signers])
     enter(layout, signature, cosign_tag(image))

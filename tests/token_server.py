@@ -1,7 +1,7 @@
 """A real token server for distribution's token authentication, over a real socket.
 
-It follows distribution's documents "Token Authentication Specification" and "Oauth2 Token Authentication":
-GET, with Basic or without, and POST with the password or refresh_token grant. It records every request.
+It implements distribution's documents "Token Authentication Specification" and "Oauth2 Token Authentication":
+GET with or without Basic, and POST with the password or refresh_token grant. It records every request.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from typing import Any, Final, Literal, cast
 
 from tests.certificates import Certificate
 
-#: Repository pattern (as a shell's) -> the actions that are allowed on it.
+#: Repository pattern (as in a shell) -> the actions allowed on it.
 Rights = Mapping[str, Sequence[str]]
 EVERYTHING: Rights = {"*": ("pull", "push", "delete")}
 NOTHING: Rights = {}
-#: How long distribution accepts a token after its end, in seconds.
+#: Seconds for which distribution accepts a token after its expiry.
 _LEEWAY: Final = 60
-#: Tokens end at whole seconds by the server's clock; a client counts from when it got them.
+#: Tokens expire at full seconds of the server's clock; a client counts from when it got them.
 _NOTICE: Final = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class User:
-    """Someone with a password, and what that one may do."""
+    """A user's password and rights."""
 
     password: str
     rights: Rights = dataclasses.field(default_factory=lambda: EVERYTHING)
@@ -44,7 +44,7 @@ class User:
 class TokenRequest:
     """One request as it arrived, and the status of its answer.
 
-    `grant` is "" for a GET, else OAuth2's grant_type; `user` is who was recognised, None for nobody.
+    `grant` is "" for a GET, else OAuth2's grant_type; `user` is the authenticated user, or None.
     """
 
     method: str
@@ -59,12 +59,12 @@ class TokenRequest:
 
 @dataclasses.dataclass
 class TokenServer:
-    """What the server grants; every field may be changed while it runs.
+    """What the server grants; every field may change while it runs.
 
-    `expires_in` is the lifetime that an answer states, in seconds (None: it states none, and 60 is meant);
-    `lifetime` is the one inside the token where that differs. distribution allows 60 seconds of leeway, so a
-    lifetime of -58 is refused two seconds later. `field` names the answer's member that holds the token.
-    `oauth2=False` answers POST with 404, as many servers do.
+    `expires_in` is the lifetime in the response, in seconds (None: absent, which means 60). `lifetime` is the one
+    inside the token, if it differs. distribution allows 60 seconds of leeway, so it refuses a lifetime of -58 after
+    two seconds. `field` is the response's member that has the token. `oauth2=False` answers POST with 404, as many
+    servers do.
     """
 
     certificate: Certificate
@@ -79,7 +79,7 @@ class TokenServer:
     realm: str = ""
     requests: list[TokenRequest] = dataclasses.field(default_factory=list)
     refresh_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
-    #: When the last token ends, in seconds since the epoch, without the registry's leeway.
+    #: When the last token expires, in seconds since the epoch, without the registry's leeway.
     last_end: int = 0
 
     def token(self, subject: str, access: Sequence[Mapping[str, Any]]) -> str:
@@ -93,7 +93,7 @@ class TokenServer:
             "sub": subject,
             "aud": self.service,
             "exp": now + lifetime,
-            # A token that ends in the past must have begun before that.
+            # A token that expires in the past must have an earlier start.
             "nbf": now - 600,
             "iat": now - 600,
             "jti": secrets.token_hex(8),
@@ -103,11 +103,11 @@ class TokenServer:
         return f"{signed}.{_base64url(self.certificate.sign(signed.encode()))}"
 
     def wait_for_end(self) -> None:
-        """Wait until distribution refuses every token that was signed so far, and a client had time to notice."""
+        """Wait until distribution refuses every token signed so far, and the client has had time to notice."""
         time.sleep(max(0.0, self.last_end + _LEEWAY + _NOTICE - time.time()))
 
     def granted(self, rights: Rights, scopes: Sequence[str]) -> list[dict[str, Any]]:
-        """Return what of `scopes` ("repository:NAME:ACTION,...") `rights` allow, as the "access" claim."""
+        """Return the part of `scopes` ("repository:NAME:ACTION,...") that `rights` allow, as the "access" claim."""
         access = []
         for scope in scopes:
             kind, _, rest = scope.partition(":")
@@ -267,5 +267,5 @@ def _one(fields: Mapping[str, Sequence[str]], name: str) -> str:
 
 
 def _scopes(fields: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """One scope a parameter, or several in one with spaces between them: both are in use."""
+    """Return the scopes: one in each parameter, or several separated by spaces; both forms are in use."""
     return tuple(scope for parameter in fields.get("scope", []) for scope in parameter.split())

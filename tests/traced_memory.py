@@ -1,8 +1,8 @@
 """Runs ocistream in this process, and measures the memory of its objects: `python traced_memory.py REPORT FILE...`.
 
-Each file has the arguments of one command, a line each. REPORT gets a line for each command: how many bytes more than
-before its objects took at most, at any time and when a line was printed. The latter has no buffers that are used only
-for a moment. A few hundred bytes for each of a thousand images show here; in the memory of the process they would not.
+Each file has the arguments of one command, a line each. REPORT gets a line for each command: the peak growth of its
+objects in bytes, at any time, and when a line was printed. The second number excludes temporary buffers. A few hundred
+bytes for each of a thousand images are visible here; in the memory of the process they would not be.
 """
 
 import gc

@@ -1,7 +1,7 @@
-"""Archives cut into volumes, made and read by Python's `tarfile` alone: ours, and those of strangers.
+"""Archives cut into volumes, made and read by Python's `tarfile` alone: ocistream's, and those of other tools.
 
-`Cut` makes a set of volumes of a layout by hand. `read_volumes` puts the volumes of a set together as anybody can who
-reads their annotations, and says what is wrong with them.
+`Cut` makes a set of volumes of a layout. `read_volumes` joins the volumes of a set by their annotations alone, and
+checks them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ OMITTED: Final = "vnd.ocistream.omitted"
 VOLUME: Final = "vnd.ocistream.volume"
 PARTS: Final = "vnd.ocistream.parts"
 TEMPLATE: Final = "app.%03d.tar"
-#: A run of a blob's bytes: in which volume, from where on, how many.
+#: A range of a blob's bytes: its volume, its offset, its size.
 Piece = tuple[int, int, int]
 
 
 @dataclasses.dataclass
 class Cut:
-    """How a layout is cut into volumes. What is in no piece is in the volume that `whole` says, or in the first one.
+    """How a layout is cut into volumes. Blobs without pieces are in the volume of `whole`, or in the first one.
 
-    `notes` are laid over the annotations of each volume's index: None takes one away.
+    `notes` override the annotations of each volume's index; None removes one.
     """
 
     layout: Layout
@@ -38,7 +38,7 @@ class Cut:
     notes: dict[str, str | None] = dataclasses.field(default_factory=dict)
     identity: str = digest_of(b"a set of volumes")
     template: str = TEMPLATE
-    #: What takes the place of blobs, by digest: other bytes, or nothing.
+    #: Replacements of blobs, by digest: other bytes, or None to omit the blob.
     damaged: dict[str, bytes | None] = dataclasses.field(default_factory=dict)
 
     def items(self, number: int) -> list[Item]:
@@ -104,7 +104,7 @@ class Cut:
 
 
 def part_items(digest: str, offset: int, content: bytes) -> list[Item]:
-    """Return the entries of a part: itself, and its checksum as `sha256sum` writes it."""
+    """Return the entries of a part: the part, and its checksum as `sha256sum` writes it."""
     name = f"parts/{digest.replace(':', '/')}/{offset}"
     return [(name, content), (f"{name}.sha256", f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode())]
 
@@ -116,9 +116,9 @@ def notes_in(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def read_volumes(paths: Sequence[Path]) -> dict[str, bytes]:
-    """Return the files of the layout that all volumes of a set make together, in whatever order they are given.
+    """Return the files of the layout that all volumes of a set make together, in any order of the volumes.
 
-    Each has to be a layout by itself, and to say of each blob that it lacks where that is.
+    Check that each volume is a layout by itself, and that it names the volume of each blob that it omits.
     """
     volumes: dict[int, dict[str, bytes]] = {}
     for path in paths:
@@ -175,7 +175,7 @@ def _part(files: Mapping[str, bytes], digest: str, offset: int, size: int) -> by
 def _check_omitted(
     files: Mapping[str, bytes], number: int, holders: Mapping[str, Sequence[int]], together: Mapping[str, bytes]
 ) -> None:
-    """Check what a volume says of the blobs that it lacks; `holders` are the volumes that have a file, by its name."""
+    """Check a volume's list of omitted blobs; `holders` are the volumes that have a file, by its name."""
     said: dict[str, str] = {}
     reason = ""
     for line in notes_in(files).get(OMITTED, "").splitlines():

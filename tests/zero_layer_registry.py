@@ -1,7 +1,7 @@
-"""A registry of layers that are nothing but zeros, as large as is wanted: they are on no disk and in no memory.
+"""A registry of layers of zeros, of any size, which use neither disk nor memory.
 
-What it sends comes out of one small file, again and again, and of what is pushed to it the bytes are only counted. So
-gigabytes cost it hardly more than the kernel's work, and whoever moves them is what is measured.
+It sends one small file repeatedly, and only counts the bytes pushed to it. So gigabytes cost it little more than the
+kernel's work, and a test measures the other side.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from tests.archives import BLOCK, END, blob_name, padded
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor, digest_of
 
 MIB: Final = 1 << 20
-#: SHA-256 of so many zero bytes (`head -c 8G /dev/zero | sha256sum`): to hash 8 GiB would take longer than most tests.
-#: Whoever moves such a layer verifies it, so a wrong one would be found out.
+#: SHA-256 of this many zeros (`head -c 8G /dev/zero | sha256sum`): hashing 8 GiB would take longer than most tests. The
+#: program under test verifies such a layer, so a wrong digest would be noticed.
 _KNOWN: Final = {8192 * MIB: "ebfb4ef19ae410f190327b5ebd312711263bc7579970e87d9c1e2d84e06b3c25"}
-#: What has been hashed of zeros: so many -> their hash, to go on with.
+#: Number of zeros -> their hash state, to continue from.
 _HASHED: Final = {0: hashlib.sha256()}
 _ZEROS: Final = bytes(MIB)
 _BLOBS: Final = re.compile(r"/v2/(?P<name>.+)/blobs/(?P<digest>sha256:[0-9a-f]{64})\Z")
@@ -41,12 +41,11 @@ _CONFIG: Final = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers
 
 
 class Image:
-    """An image whose layers are so many zeros each; no two of them have the same size, or they would be one."""
+    """An image with layers of zeros; all sizes must differ, because equal layers would be one blob."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        """Describe it: the layers have `sizes` bytes."""
         assert len(set(sizes)) == len(sizes)
-        #: Of its layers: digest -> size.
+        #: The layers: digest -> size.
         self.layers = {digest: size for size, digest in _digests(sizes).items()}
         config = {"mediaType": OCI_CONFIG, "digest": digest_of(_CONFIG), "size": len(_CONFIG)}
         layers = [{"mediaType": OCI_LAYER, "digest": digest, "size": size} for digest, size in self.layers.items()]
@@ -55,7 +54,7 @@ class Image:
         self.digest = digest_of(self.manifest)
 
     def write_archive(self, file: IO[bytes]) -> None:
-        """Write it as an archive in our own order; in a file that can be sought in, its layers are holes."""
+        """Write an archive in our own order; in a seekable file, its layers are holes."""
         for name, content in self._documents():
             file.write(_entry(name, len(content)) + padded(content))
         for digest, size in self.layers.items():
@@ -79,61 +78,60 @@ class Image:
 
 
 class Endless(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """The registry, on a port of its own of 127.0.0.1, in threads of this process.
+    """The registry, on its own port of 127.0.0.1, in threads of this process.
 
-    It gives no parts of blobs: it answers a Range with the whole, as a registry may. So nobody finds out that several
-    connections would be faster than one, which depends on how busy the machine is. One that pauses after each MiB on
-    every connection does give parts, and then they are.
+    It ignores Range and sends complete blobs, as a registry may. So a client never learns that several connections are
+    faster than one, which would depend on the machine's load. With a `pause` after each MiB of every connection it does
+    serve parts, and several connections are faster.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, pause: float = 0.0, *, signature_uses: int | None = None) -> None:
-        """Begin to listen; requests are answered within the block. `pause` is in seconds.
+        """Listen; requests are answered inside the `with` block. `pause` is in seconds.
 
-        With `signature_uses`, zeros are read from signed URLs, to which the registry redirects. A signature is good for
-        so many requests, and gets 404 then.
+        With `signature_uses`, the registry redirects to signed URLs for layers. A signature is valid for that many
+        requests, and then gets 404.
         """
         super().__init__(("127.0.0.1", 0), _Handler)
         self.host = f"127.0.0.1:{self.server_address[1]}"
-        #: What can be read, by digest: the size of so many zeros, or bytes.
+        #: The blobs by digest: a number of zeros, or bytes.
         self.blobs: dict[str, int | bytes] = {}
-        #: By the name of a repository and a tag or digest.
+        #: By repository and tag or digest.
         self.manifests: dict[tuple[str, str], bytes] = {}
-        #: Bytes of blobs that came, by upload.
+        #: Bytes received, by upload.
         self.received: dict[str, int] = {}
         self.uploads = itertools.count()
         self.pause = pause
-        #: How many parts of blobs were asked for.
+        #: The number of requests for parts of blobs.
         self.parts = 0
         self.signature_uses = signature_uses
-        #: How often each signature was used, in the order of the redirects.
+        #: The number of uses of each signature, in the order of the redirects.
         self.signatures: list[int] = []
 
     def __enter__(self) -> Self:
-        """Serve."""
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Stop; whoever is still connected is not waited for."""
+        """Stop without waiting for open connections."""
         self.shutdown()
         self.server_close()
 
     def hold(self, image: Image, name: str, tags: Iterable[str] = ("v1",)) -> str:
-        """Have an image under tags of a repository; return its name with the first tag."""
+        """Store an image under tags of a repository; return its name with the first tag."""
         self.blobs |= {**image.layers, digest_of(_CONFIG): _CONFIG}
         references = [*tags, image.digest]
         self.manifests |= {(name, reference): image.manifest for reference in references}
         return f"{self.host}/{name}:{references[0]}"
 
     def server_close(self) -> None:
-        """Close the listening socket only: no connection's thread is waited for."""
+        """Close only the listening socket, without waiting for the threads of connections."""
         socketserver.TCPServer.server_close(self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Let those go who hang up: what matters of it shows where they are."""
+        """Ignore clients that hang up: their own tests check them."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -147,7 +145,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return cast("Endless", self.server)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -242,7 +240,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             _send_zeros(self.connection.fileno(), blob, self.registry.pause)
 
     def _has_signature(self, digest: str) -> bool:
-        """Return whether the URL has a good signature; otherwise answer with a redirect to one, or with 404."""
+        """Return whether the URL has a valid signature; otherwise redirect to one, or answer 404."""
         path, _, signature = self.path.partition("?signature=")
         used = self.registry.signatures
         if not signature:
@@ -256,7 +254,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return True
 
     def _discard_body(self) -> int:
-        """Read the body of a request and throw it away; return how many bytes it had."""
+        """Read and discard the body of a request; return its size."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             size = int(self.headers.get("Content-Length", "0"))
             self._discard(size)
@@ -271,10 +269,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _discard(self, size: int) -> None:
         if size:
-            # What was read together with the head; where that is less than all, nothing is left in the buffer.
+            # The bytes that came with the head; if more are missing, the buffer is now empty.
             size -= len(self.rfile.read1(min(size, 1 << 13)))
         sink = bytearray(MIB)
-        # tcp(7): MSG_TRUNC throws away what has come, and nobody has to copy it.
+        # tcp(7): MSG_TRUNC discards received bytes without a copy.
         while size and (got := self.connection.recv_into(sink, min(size, MIB), socket.MSG_TRUNC)):
             size -= got
         if size:
@@ -282,7 +280,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _digests(sizes: Iterable[int]) -> dict[int, str]:
-    """Return the digests of so many zeros; none of them is hashed twice in one run."""
+    """Return the digests of so many zeros; each is hashed only once in a run."""
     return {size: f"sha256:{_KNOWN.get(size) or _hashed(size).hexdigest()}" for size in sizes}
 
 
@@ -297,16 +295,16 @@ def _hashed(size: int) -> hashlib._Hash:
 
 
 def _entry(name: str, size: int) -> bytes:
-    """Return the header of a file in a tar; GNU's format has one of 512 bytes for 8 GiB too."""
+    """Return the header of a file in a tar; GNU's format uses one block even for 8 GiB."""
     entry = tarfile.TarInfo(name)
     entry.size = size
     return entry.tobuf(tarfile.GNU_FORMAT)
 
 
 def _send_zeros(target: int, size: int, pause: float = 0.0) -> None:
-    """Send so many zeros to a socket or a pipe: a hole in a file, again and again, by the kernel alone.
+    """Send `size` zeros to a socket or a pipe: the kernel sends a hole of a file repeatedly.
 
-    After each MiB it pauses for so many seconds.
+    `pause` is the pause after each MiB, in seconds.
     """
     with tempfile.TemporaryFile() as hole:
         hole.truncate(MIB)

@@ -1,4 +1,4 @@
-"""What a program can do with `import ocistream`: each test uses public names only."""
+"""The public API of `import ocistream`: each test uses public names only."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
 
 
 def isolated(folder: Path, **variables: str) -> dict[str, str]:
-    """Return an environment in which nothing of the user is found."""
+    """Return an environment without the user's configuration and credentials."""
     return {"HOME": str(folder), **variables}
 
 
 class Progress:
-    """An observer that adds up what it is told."""
+    """An observer that adds up the reported bytes."""
 
     def __init__(self) -> None:
         self.total = self.moved = 0
@@ -55,21 +55,20 @@ class Progress:
         self._lock = threading.Lock()
 
     def planned(self, graph: ocistream.Graph) -> None:
-        """Note the total."""
         self.total = graph.size
 
     def advance(self, size: int, descriptor: ocistream.Descriptor | None = None) -> None:
-        """Add up."""
+        """Add the bytes."""
         del descriptor
         with self._lock:
             self.moved += size
 
     def done(self, descriptor: ocistream.Descriptor, status: str) -> None:
-        """Note what became of a blob."""
+        """Record the result of a blob."""
         self.statuses[descriptor.digest] = status
 
 
-#: Options of the command that a call has in another form: what the form is.
+#: Options of the command that a call takes in another form: the argument.
 OTHER_FORM = {
     "--platform": "platforms",
     "--image": "images",
@@ -87,7 +86,7 @@ OTHER_FORM = {
     "--output": "destination",
     "--all": "platforms",
 }
-#: What is for a command line only, by the page's word or because it is about the terminal.
+#: Options of the command line only, as the page says or because they concern the terminal.
 COMMAND_ONLY = {"--have", "--base", "--only", "--via", "--via-program", "--from-byte"} | {
     *("--help", "--quiet", "--verbose", "--log-format", "--result", "--cert-dir"),
 }
@@ -117,7 +116,7 @@ def test_an_image_is_copied_in_one_line(tmp_path: Path, layout: Layout, registry
     again = ocistream.copy(tmp_path / "app.tar", f"{registry.host}/app:2")
     assert manifest_digest(registry.host, "app", "2") == digest
     assert {blob.status for blob in again.blobs} == {"skipped"}
-    # Within one registry no blob moves.
+    # Within one registry no blob is transferred.
     mounted = ocistream.copy(f"{registry.host}/app:1", f"{registry.host}/other:1")
     assert {blob.status for blob in mounted.blobs} == {"mounted"}
 
@@ -133,14 +132,14 @@ def test_platforms_have_the_defaults_of_the_command_line(
         result = ocistream.copy(image, tmp_path / "one.tar", platforms=choice)
         assert result.images[0].digest != digest
         assert len(result.blobs) < count
-    # Docker knows one image per name: this machine's.
+    # Docker has one image per name.
     loaded = ocistream.copy(image, f"docker-archive:{tmp_path}/docker.tar:app:1", platforms="linux/amd64")
     assert loaded.images[0].image_id
     with pytest.raises(ocistream.UsageError, match="--platform all already includes 'linux/amd64'"):
         ocistream.copy(image, tmp_path / "none.tar", platforms=["all", "linux/amd64"])
 
 
-def test_images_keep_their_names_tags_are_chosen_and_several_sources_are_one(
+def test_images_keep_their_names_and_tags_and_sources_can_be_combined(
     tmp_path: Path, layout: Layout, registry: FaultyRegistry
 ) -> None:
     for tag in ("1", "2", "2-rc"):
@@ -181,7 +180,7 @@ def test_layers_are_recompressed(tmp_path: Path, layout: Layout) -> None:
     assert {layer["compression"] for layer in image["layers"]} == {"zstd"}
 
 
-def test_a_finished_copy_does_not_hold_back_gc(tmp_path: Path, layout: Layout) -> None:
+def test_a_finished_copy_does_not_block_gc(tmp_path: Path, layout: Layout) -> None:
     small_image(layout, name="app")
     target = Layout(tmp_path / "target")
     ocistream.copy(f"oci:{layout.path}", f"oci:{target.path}")
@@ -221,7 +220,7 @@ def test_a_dash_is_stdin_and_stdout(tmp_path: Path, layout: Layout) -> None:
     assert ocistream.verify(tmp_path / "out").ok
 
 
-def test_a_reader_that_has_gone_is_a_broken_pipe(layout: Layout) -> None:
+def test_a_closed_reader_is_a_broken_pipe(layout: Layout) -> None:
     layout.image([os.urandom(1_000_000)], name="app")
     read, write = os.pipe()
     os.close(read)
@@ -230,7 +229,7 @@ def test_a_reader_that_has_gone_is_a_broken_pipe(layout: Layout) -> None:
     assert caught.value.exit_code == 141
 
 
-def test_a_pipe_that_does_not_block_loses_no_bytes_silently(layout: Layout) -> None:
+def test_a_non_blocking_pipe_loses_no_bytes_silently(layout: Layout) -> None:
     layout.image([os.urandom(3_000_000)], name="app")
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -249,7 +248,7 @@ def test_the_command_and_a_call_write_the_same_bytes(tmp_path: Path, layout: Lay
 # -- verify and inspect -----------------------------------------------------------------------------------
 
 
-def test_verify_returns_what_is_wrong_and_raises_it_on_request(tmp_path: Path, layout: Layout) -> None:
+def test_verify_returns_its_findings_and_raises_them_on_request(tmp_path: Path, layout: Layout) -> None:
     image = small_image(layout, name="app")
     assert ocistream.verify(layout.path, deep=True).ok
     layer = layout.read(image["digest"])["layers"][0]["digest"]
@@ -306,7 +305,7 @@ def test_inspect_returns_what_the_command_prints(layout: Layout, registry: Fault
 # -- credentials and settings -----------------------------------------------------------------------------
 
 
-def test_two_registries_have_credentials_and_settings_of_their_own(
+def test_two_registries_have_separate_credentials_and_settings(
     tmp_path: Path, layout: Layout, certificate: Certificate
 ) -> None:
     with (
@@ -350,7 +349,7 @@ def test_two_registries_have_credentials_and_settings_of_their_own(
             client.copy(*arguments)
 
 
-def test_a_credential_is_found_where_the_environment_says(tmp_path: Path, layout: Layout) -> None:
+def test_credentials_are_found_through_the_environment(tmp_path: Path, layout: Layout) -> None:
     with FaultyRegistry(tmp_path / "served", auth=Basic("user", "secret")) as registry:
         headers = basic("user", "secret")
         digest = seed(layout, small_image(layout, name="app"), registry.host, "app", "1", headers=headers)
@@ -368,7 +367,7 @@ def test_a_credential_is_found_where_the_environment_says(tmp_path: Path, layout
             assert client.inspect(image)["images"][0]["digest"] == digest
 
 
-def test_a_mirror_is_asked_first_and_gets_no_credential_of_the_registry(tmp_path: Path, layout: Layout) -> None:
+def test_a_mirror_is_used_first_and_gets_no_credential_of_the_registry(tmp_path: Path, layout: Layout) -> None:
     with (
         FaultyRegistry(tmp_path / "origin", auth=Basic("user", "secret")) as origin,
         FaultyRegistry(tmp_path / "mirror") as mirror,
@@ -415,7 +414,7 @@ def test_a_registry_that_the_configuration_blocks_is_not_asked(
         {"tls": ocistream.TlsFiles(client_key="key.pem")},
     ],
 )
-def test_settings_are_checked_at_once(settings: dict[str, object]) -> None:
+def test_settings_are_checked_immediately(settings: dict[str, object]) -> None:
     with pytest.raises(ocistream.UsageError) as caught:
         ocistream.Client(**settings)  # type: ignore[arg-type]
     assert caught.value.exit_code == 2
@@ -435,9 +434,9 @@ def test_settings_reach_the_requests(tmp_path: Path, layout: Layout) -> None:
 # -- several calls, and their end ---------------------------------------------------------------------------
 
 
-def test_a_registry_is_recognized_by_its_answers(layout: Layout, registry: FaultyRegistry) -> None:
+def test_a_registry_is_recognized_by_its_responses(layout: Layout, registry: FaultyRegistry) -> None:
     small_image(layout, name="app")
-    # This product takes no blob in one PUT, so the client does not try that after the refusal.
+    # This product accepts no blob in one PUT, so the client does not try that after the refusal.
     registry.faults = [
         Fault(refusal(405), "PATCH", larger_than=0, times=None),
         Fault(Header("X-JFrog-Version", "7.1"), times=None),
@@ -465,7 +464,7 @@ def test_one_client_serves_several_threads(tmp_path: Path, layout: Layout, regis
     assert len(ocistream.inspect(f"oci:{tmp_path}/all")["images"]) == len(names)
 
 
-def test_a_copy_is_cancelled_from_another_thread_and_others_go_on(
+def test_a_copy_is_cancelled_from_another_thread_and_others_continue(
     tmp_path: Path, layout: Layout, registry: FaultyRegistry
 ) -> None:
     seed(layout, layout.image([os.urandom(4_000_000)], name="app"), registry.host, "app", "1")
@@ -474,7 +473,7 @@ def test_a_copy_is_cancelled_from_another_thread_and_others_go_on(
     cancelled = threading.Event()
 
     class Stopper(Progress):
-        """Cancels when bytes have moved, and lets the registry go on."""
+        """Cancels after some bytes, and lets the registry continue."""
 
         def advance(self, size: int, descriptor: ocistream.Descriptor | None = None) -> None:
             super().advance(size, descriptor)
@@ -486,7 +485,7 @@ def test_a_copy_is_cancelled_from_another_thread_and_others_go_on(
         with pytest.raises(ocistream.CancelledError):
             client.copy(image, tmp_path / "app.tar", observer=Stopper(), cancelled=cancelled)
         assert not (tmp_path / "app.tar").exists()
-        # A failure is no reason to cancel other copies of the same event.
+        # A failure must not cancel other copies with the same event.
         unset = threading.Event()
         with pytest.raises(ocistream.NotFoundError):
             client.copy(f"{registry.host}/nothing:1", tmp_path / "nothing.tar", cancelled=unset)
@@ -567,7 +566,9 @@ asyncio.run(main())
 
 class TestMistakes:
     @pytest.mark.parametrize("value", [None, 5, {}, [None]])
-    def test_a_value_that_is_no_location_is_refused_and_stdin_is_not_read(self, value: object, tmp_path: Path) -> None:
+    def test_a_value_that_is_not_a_location_is_refused_and_stdin_is_not_read(
+        self, value: object, tmp_path: Path
+    ) -> None:
         target = tmp_path / "copied.tar"
         for call in (lambda: ocistream.copy(value, target), lambda: ocistream.verify(value)):  # type: ignore[arg-type]
             with pytest.raises(ocistream.UsageError, match="a location is text, a path"):
@@ -586,7 +587,7 @@ class TestMistakes:
             ("retries", "3"),
         ],
     )
-    def test_a_setting_out_of_range_is_refused_when_it_is_given(self, name: str, value: object) -> None:
+    def test_a_setting_out_of_range_is_refused_immediately(self, name: str, value: object) -> None:
         with pytest.raises(ocistream.UsageError, match=name.replace("_", "-")):
             ocistream.Client(**{name: value})  # type: ignore[arg-type]
 
@@ -602,7 +603,7 @@ class TestMistakes:
             ocistream.copy(f"oci:{layout.path}", f"oci:{tmp_path}/copied", format="docker-archive")
         assert not (tmp_path / "copied").exists()
 
-    def test_errors_pass_between_processes(self, layout: Layout, tmp_path: Path) -> None:
+    def test_errors_can_be_pickled(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="app")
         found: list[ocistream.OcistreamError] = []
         for source, images in ((f"oci:{layout.path}", "nothing"), (f"oci:{tmp_path}/none", ()), ("no such name", ())):

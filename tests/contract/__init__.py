@@ -1,1 +1,1 @@
-"""The contract of a source and a sink, run over every store."""
+"""The contract of sources and destinations, checked with every store."""

@@ -1,7 +1,7 @@
-"""The stores of ocistream behind a small vocabulary. No other module of this suite imports internals of ocistream.
+"""ocistream's stores behind a small vocabulary. No other module of this suite imports internals of ocistream.
 
-A source is opened, listed, and read blob by blob. A destination is opened, told what comes, written to, and committed.
-After a redesign of the stores, only this module is rewritten.
+A source is opened, listed, and read blob by blob. A destination is opened, told what to expect, written to, and
+committed. After a redesign of the stores, only this module must be rewritten.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ _SELECTIONS: Final = {"entries": select_every_image, "images": select_existing_i
 
 @dataclasses.dataclass(frozen=True)
 class Blob:
-    """A blob and the way to its bytes, which are not verified. `open` takes an offset."""
+    """A blob and a function that opens its unverified bytes. `open` takes an offset."""
 
     piece: Piece
     open: Callable[[int], Iterator[Chunk]]
@@ -110,12 +110,12 @@ class Blob:
 
     @property
     def digest(self) -> str:
-        """The digest that the bytes should have."""
+        """The expected digest of the bytes."""
         return self.piece.digest
 
     @property
     def size(self) -> int:
-        """How many bytes there should be."""
+        """The expected size."""
         return self.piece.size
 
     def content(self) -> bytes:
@@ -132,16 +132,16 @@ class Source:
 
     @property
     def concurrent(self) -> bool:
-        """Whether several blobs can be read at a time."""
+        """Whether several blobs can be read at once."""
         return self.native.concurrent
 
     def list(self) -> Listing:
-        """List the images; blobs that come before the source knows them are kept in the listing."""
+        """List the images; the listing keeps blobs that come before the source knows the images."""
         early = _Early()
         return _listing(self.native.resolve(early), early.blobs, frozenset(early.unnamed))
 
     def blobs(self, pieces: Iterable[Piece]) -> Iterator[Blob]:
-        """Return the blobs that the source has of `pieces`, in the source's order."""
+        """Return those of `pieces` that the source has, in the source's order."""
         for blob in self.native.blobs([_descriptor(piece) for piece in pieces]):
             yield Blob(_piece(blob.descriptor), blob.open, blob.reopenable)
 
@@ -167,7 +167,7 @@ class Destination:
 
     @property
     def concurrent(self) -> bool:
-        """Whether several blobs can be written at a time."""
+        """Whether several blobs can be written at once."""
         return self.native.traits.concurrent
 
     @property
@@ -177,7 +177,7 @@ class Destination:
 
     @property
     def keeps_blobs(self) -> bool:
-        """Whether blobs stay without their images."""
+        """Whether blobs are kept without their images."""
         return self.native.traits.keeps_blobs
 
     def begin(self, listing: Listing) -> None:
@@ -186,7 +186,7 @@ class Destination:
         self.native.begin(listing.native)
 
     def expect(self, listing: Listing) -> None:
-        """Announce what may be written, where layers get their digests on the way; else the same as `begin`."""
+        """Announce what may be written if the digests of layers are not known yet; otherwise the same as `begin`."""
         if isinstance(self.native, NewBlobDestination):
             self.native.expect(listing.native)
         else:
@@ -207,7 +207,7 @@ class Destination:
         )
 
     def write_unnamed(self, blob: Blob) -> None:
-        """Store a layer whose digest is known only at its end."""
+        """Store a layer whose digest is known only after its last byte."""
         assert isinstance(self.native, NewBlobDestination)
         self.native.write_new(NewBlob(functools.partial(blob.open, 0), lambda: _descriptor(blob.piece)))
 
@@ -220,7 +220,7 @@ class Destination:
         self.native.commit(listing.native)
 
     def close(self) -> None:
-        """Drop what was not committed."""
+        """Drop everything that was not committed."""
         self.native.close()
         if self._transport:
             self._transport.close()
@@ -239,25 +239,25 @@ class FanOut(Destination):
 
     @property
     def failures(self) -> list[OcistreamError | None]:
-        """What failed at each destination."""
+        """The failure of each destination, or None."""
         return [branch.failure for branch in self._fan.branches]
 
     @property
     def sent(self) -> list[int]:
-        """How many bytes of blobs went to each destination."""
+        """The bytes of blobs written to each destination."""
         return [branch.bytes_written for branch in self._fan.branches]
 
     @property
     def fetched(self) -> int:
-        """How many bytes of blobs were read from the source."""
+        """The bytes of blobs read from the source."""
         return self._fan.bytes_read
 
 
 @dataclasses.dataclass(frozen=True)
 class Copied:
-    """What a copy did: what became of each blob, by digest, and the bytes that progress was told of.
+    """The result of a copy: the outcome of each blob, by digest, and the bytes reported as progress.
 
-    `origins` are the old digests of manifests that were rewritten, by the new ones.
+    `origins` are the old digests of rewritten manifests, by the new digests.
     """
 
     listing: Listing
@@ -297,7 +297,7 @@ def copy(
 
 
 def needed_by(listing: Listing, image: str) -> set[str]:
-    """Return the digests of everything that an image (its digest) needs, its referrers included."""
+    """Return the digests of everything that the image with this digest needs, including its referrers."""
     graph: Graph = listing.native
     return next(graph.reachable(root) for root in graph.roots if root.descriptor.digest == image)
 
@@ -308,12 +308,12 @@ def layout_source(path: Path, wanted: Wanted = EVERYTHING) -> Source:
 
 
 def archive_source(path: Path, wanted: Wanted = EVERYTHING) -> Source:
-    """Open an archive, of OCI's kind or Docker's, in a file."""
+    """Open an OCI archive or docker-archive in a file."""
     return Source(ArchiveFileSource(path, _selection(wanted)))
 
 
 def pipe_source(file: io.BufferedReader, wanted: Wanted = EVERYTHING) -> Source:
-    """Open an archive, of OCI's kind or Docker's, that comes through a pipe."""
+    """Open an OCI archive or docker-archive that comes through a pipe."""
     return Source(ArchiveStreamSource(file, _selection(wanted)))
 
 
@@ -347,13 +347,13 @@ def pipe_destination(file: io.FileIO) -> Destination:
 
 
 def docker_archive_destination(target: Path | io.FileIO) -> Destination:
-    """Open an archive of Docker's kind that is written to a file or a pipe."""
+    """Open a docker-archive that is written to a file or a pipe."""
     output = open_file_output(target) if isinstance(target, Path) else StreamOutput(target, "to the pipe")
     return Destination(DockerArchiveDestination(output))
 
 
 def volumes_destination(template: Path, factor: float = 1) -> Destination:
-    """Open volumes; each has `factor` times the least size that is possible."""
+    """Open volumes; each has `factor` times the smallest possible size."""
     return Destination(_SmallVolumes(template, factor))
 
 
@@ -382,7 +382,7 @@ def _transport() -> HttpClient:
 
 
 class _SmallVolumes(VolumeSetDestination):
-    """Volumes whose size is a multiple of the least one, which an error about too small a size tells."""
+    """Volumes whose size is a multiple of the smallest one, which the error for a too small size names."""
 
     def __init__(self, template: Path, factor: float) -> None:
         super().__init__(template, 1)
@@ -397,7 +397,7 @@ class _SmallVolumes(VolumeSetDestination):
 
 
 class _Progress:
-    """What a copy tells while it runs, from any thread."""
+    """Records the progress of a copy, from any thread."""
 
     def __init__(self) -> None:
         self.total: int | None = None

@@ -1,12 +1,12 @@
-"""What the contract's tests and the adapter talk in: values only, none of them ocistream's own."""
+"""The types that the contract's tests and the adapter share: values only, none of them ocistream's own."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, Final, Literal
 
-#: What `Skipped.reason` is: only some platforms of the subject are copied; no referrers are wanted; the subject is not
-#: there; the referrer is not there; an entry that may be an image is not there; another referrer has the same tag.
+#: Values of `Skipped.reason`: only some platforms of the subject are copied; no referrers are wanted; the subject is
+#: missing; the referrer is missing; an entry that may be an image is missing; another referrer has the same tag.
 NOT_CHOSEN: Final = "not chosen"
 NOT_WANTED: Final = "not wanted"
 NO_SUBJECT: Final = "no subject"
@@ -14,15 +14,15 @@ MISSING: Final = "missing"
 UNREADABLE: Final = "unreadable"
 SAME_TAG: Final = "same tag"
 
-#: What becomes of referrers: listed as images of their own, copied along with their subjects, or left.
+#: Whether referrers are listed as images of their own, copied with their subjects, or skipped.
 ReferrerChoice = Literal["list", "copy", "skip"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What to read: platforms (all, if there are none), and which images. `asked` is False for a default platform.
+    """What to read: platforms (none: all), and which images. `asked` is False for a default platform.
 
-    `images` are names or digests, or every entry of the index, or every image among the entries, or the only image.
+    `images` are names or digests, or every entry of the index, every image among the entries, or the only image.
     """
 
     platforms: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Manifest:
 
 @dataclasses.dataclass(frozen=True)
 class Referrer:
-    """A manifest that refers to another one by its subject, or by a tag of cosign's."""
+    """A manifest that refers to another one by its subject, or by a tag of cosign."""
 
     subject: str
     digest: str
@@ -76,10 +76,10 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What a source has: images (name and digest), manifests, children first, and blobs, each once.
+    """The contents of a source: images (name and digest), manifests (children first), and blobs, each once.
 
     `absent` are manifests that an index lists and the source lacks. `early` are blobs that the source delivered before
-    it knew its images; `unnamed` are those among them whose digest the source did not know.
+    it knew its images; `unnamed` are those of them whose digest the source did not know.
     """
 
     images: tuple[tuple[str, str], ...]
@@ -92,5 +92,5 @@ class Listing:
     size: int
     early: dict[str, bytes] = dataclasses.field(default_factory=dict)
     unnamed: frozenset[str] = frozenset()
-    #: What the stores know it as; only the adapter looks at it.
+    #: The stores' own value; only the adapter reads it.
     native: Any = dataclasses.field(default=None, repr=False, compare=False)

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_disk() -> Iterator[None]:
-    """Sync nothing: no test can cut the power, and test_durability.py checks what ocistream asks for, and when."""
+    """Sync nothing: no test can cut the power, and test_durability.py checks which syncs happen, and when."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
         patch.setattr(os, "fdatasync", os.fstat)

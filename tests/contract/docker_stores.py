@@ -1,8 +1,8 @@
-"""Stores that keep a part of the contract: archives as `docker save` wrote them before version 25.
+"""Stores that implement a part of the contract: archives as `docker save` wrote them before version 25.
 
-They hold images only, with plain layers and without manifests. A source makes the manifest of an image when it reads
-the archive, so `images` returns what that manifest must be. Layers have no digests, so a source finds a missing or a
-wrong one while it lists the images.
+They contain images only, with plain layers and without manifests. A source makes the manifest of an image when it reads
+the archive, so `images` returns the expected manifest. Layers have no digests, so a source finds a missing or wrong
+layer while it lists the images.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class DockerArchiveFileStore(Store):
 
 
 class DockerArchivePipeStore(DockerArchiveFileStore):
-    """A docker-archive through a real pipe. Layers come before `manifest.json` says whose they are."""
+    """A docker-archive through a real pipe. Layers come before `manifest.json` assigns them to images."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -88,7 +88,7 @@ class DockerArchivePipeStore(DockerArchiveFileStore):
         return adapter.docker_archive_destination(self._pipe.opened_to_write())
 
     def _files(self) -> dict[str, bytes]:
-        # A plain layer ends as an archive does, so only a list of images shows that the archive is complete.
+        # A plain layer ends like an archive, so only the list of images shows that the archive is complete.
         files = self._pipe.whole()
         return files if "manifest.json" in files else {}
 

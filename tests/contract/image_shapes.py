@@ -1,4 +1,4 @@
-"""The shapes that images come in, and what each is made of, found out without a line of ocistream."""
+"""The shapes of images, and their parts, determined without ocistream's code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def artifact(layout: Layout, name: str) -> Descriptor:
 
 
 def attestation(layout: Layout, image: Descriptor) -> Descriptor:
-    """Write a manifest of no platform that attests to an image, as buildx writes it, and return its index entry."""
+    """Write an attestation of an image, without a platform, as buildx writes it; return its index entry."""
     document = layout.read(layout.artifact(image["digest"].encode(), kind="application/vnd.in-toto+json")["digest"])
     del document["artifactType"]
     return {
@@ -41,7 +41,7 @@ def with_attestation(layout: Layout, name: str) -> Descriptor:
 
 def many_layers(layout: Layout, name: str) -> Descriptor:
     small = [tar_layer({f"file-{number}": bytes([number])}) for number in range(40)]
-    # One is several chunks long, and one stands there twice.
+    # One layer is several chunks long, and one occurs twice.
     return layout.image([*small, (5 << 20) // 2, small[0]], name=name)
 
 
@@ -62,7 +62,7 @@ SHAPES: Final[dict[str, Callable[[Layout, str], Descriptor]]] = {
 
 @dataclasses.dataclass
 class Parts:
-    """All that images are made of: the bytes of manifests, children first, and the bytes of blobs, by digest."""
+    """The parts of images: the bytes of manifests, children first, and the bytes of blobs, by digest."""
 
     manifests: dict[str, bytes] = dataclasses.field(default_factory=dict)
     blobs: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -79,13 +79,13 @@ class Parts:
 
 
 def named_in(layout: Layout) -> list[Descriptor]:
-    """Return what a layout's index.json lists."""
+    """Return the entries of a layout's index.json."""
     entries: list[Descriptor] = json.loads((layout.path / "index.json").read_bytes())["manifests"]
     return entries
 
 
 def parts_of(layout: Layout, *descriptors: Descriptor) -> Parts:
-    """Take some images of a layout apart, or all that have names."""
+    """Return the parts of some images of a layout, or of all named ones."""
     parts = Parts()
     for descriptor in descriptors or named_in(layout):
         parts.add(layout, descriptor)

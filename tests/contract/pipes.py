@@ -25,7 +25,7 @@ class Pipe:
         self._outlet: int | None = None
 
     def opened_to_read(self, content: bytes) -> io.BufferedReader:
-        """Return the end to read `content` from."""
+        """Return the end of the pipe from which `content` can be read."""
         outlet, inlet = os.pipe()
         thread = threading.Thread(target=_feed, args=(inlet, content), daemon=True)
         thread.start()
@@ -33,7 +33,7 @@ class Pipe:
         return io.BufferedReader(io.FileIO(outlet, "rb"))
 
     def opened_to_write(self) -> io.FileIO:
-        """Return the end to write to; `whole` returns what was written."""
+        """Return the end of the pipe to write to; `whole` returns what was written."""
         self._outlet, inlet = os.pipe()
         file = io.FileIO(inlet, "wb")
         thread = threading.Thread(target=self._drain, args=(self._outlet,), daemon=True)
@@ -43,7 +43,7 @@ class Pipe:
         return file
 
     def whole(self) -> dict[str, bytes]:
-        """Return the files of the archive that came through the pipe; none if the archive has no end."""
+        """Return the files of the archive that came through the pipe; none if the archive is truncated."""
         while self._outlet is not None:
             with self._lock:
                 if not _waiting(self._outlet):
@@ -64,7 +64,7 @@ class Pipe:
 
 
 def _feed(inlet: int, content: bytes) -> None:
-    # The reader may have found a mistake and closed its end.
+    # The reader may have found a defect and closed its end.
     with contextlib.suppress(BrokenPipeError), io.FileIO(inlet, "wb") as file:
         view = memoryview(content)
         while view:

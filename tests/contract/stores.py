@@ -1,7 +1,7 @@
-"""The stores that the contract is checked on, each in a place of its own.
+"""The stores that the contract is checked with, each in a folder of its own.
 
-`fill` writes images and `images` and `blobs` read them without ocistream, so that a mistake in a destination cannot
-hide behind the same mistake in a source.
+`fill` writes images, and `images` and `blobs` read them, without ocistream, so that a defect of a destination cannot
+hide behind the same defect of a source.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def images(self) -> dict[str, bytes]:
-        """Return the manifest's bytes of every image that is visible, by its name."""
+        """Return the manifest bytes of every visible image, by name."""
 
     @abc.abstractmethod
     def blobs(self) -> set[str]:
-        """Return the digests of every blob and manifest that is visible, and check their bytes."""
+        """Return the digests of all visible blobs and manifests, and check their bytes."""
 
     def layout(self, folder: Path) -> Layout:
-        """Return what is visible as a layout, which may be made in `folder`."""
+        """Return the visible content as a layout, which may be created in `folder`."""
         for name, content in self._layout_files().items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         return Layout(folder)
 
     def referrers(self, subject: str) -> list[Document]:
-        """Return the referrers of a manifest, as an `index.json` or the registry lists them."""
+        """Return the referrers of a manifest, as listed by `index.json` or the registry."""
         return _referring(self._layout_files(), subject)
 
     def cosign_tags(self) -> dict[str, str]:
-        """Return the digests of what has a tag of cosign's; in a layout or archive it is not an image."""
+        """Return the digests by tag of cosign; in a layout or archive such an entry is not an image."""
         found = {}
         for entry in index_in(self._layout_files()):
             annotations = entry.get("annotations", {})
@@ -80,7 +80,7 @@ class Store(abc.ABC):
         return found
 
     def _layout_files(self) -> dict[str, bytes]:
-        """Return the files of the layout that is visible."""
+        """Return the visible files of the layout."""
         raise NotImplementedError
 
     @abc.abstractmethod
@@ -90,7 +90,7 @@ class Store(abc.ABC):
     def _open_destination(self) -> Destination: ...
 
     def source(self, *platforms: str, asked: bool = True, referrers: ReferrerChoice = "list") -> Source:
-        """Open the store to read every image of it."""
+        """Open the store to read all its images."""
         source = self._open_source(Wanted(platforms, asked, referrers))
         self._stack.callback(source.close)
         return source
@@ -186,7 +186,7 @@ class ArchiveFileStore(Store):
 
 
 class VolumesStore(Store):
-    """Three volumes with some blobs cut into parts. Volumes that are written have three times the least size."""
+    """Three volumes with some blobs cut into parts. Written volumes have three times the smallest size."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -231,7 +231,7 @@ class VolumesStore(Store):
 
 
 class PipeStore(Store):
-    """A real pipe through which a tar comes whose small files come first."""
+    """A real pipe with a tar whose small files come first."""
 
     index_last: ClassVar[bool] = False
 
@@ -266,7 +266,7 @@ class PipeStore(Store):
 
 
 class IndexLastPipeStore(PipeStore):
-    """A real pipe through which a tar comes whose names are sorted, so that blobs come before the index."""
+    """A real pipe with a tar whose names are sorted, so that blobs come before the index."""
 
     index_last: ClassVar[bool] = True
 
@@ -333,20 +333,20 @@ SOURCES: dict[str, type[Store]] = {
     "archive-pipe-index-last": IndexLastPipeStore,
     "registry": RegistryStore,
 }
-#: Destinations that take blobs before the images are known, and layers that are recompressed.
+#: Destinations that accept blobs before the images are known, and recompressed layers.
 DESTINATIONS: dict[str, type[Store]] = {
     "layout": LayoutStore,
     "archive-file": ArchiveFileStore,
     "archive-pipe": PipeStore,
     "registry": RegistryStore,
 }
-#: And one that must know all sizes first.
+#: The same, and one that must know all sizes first.
 ALL_DESTINATIONS: dict[str, type[Store]] = {**DESTINATIONS, "volumes": VolumesStore}
 
 
 @contextlib.contextmanager
 def opened(kind: type[Store], folder: Path) -> Iterator[Store]:
-    """Make a store in `folder`, and close it at the end."""
+    """Create a store in `folder`, and close it at the end."""
     store = kind(folder)
     try:
         yield store

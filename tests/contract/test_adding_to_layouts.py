@@ -1,4 +1,4 @@
-"""Images are added to a layout directory: everything is complete before it is named, and several may add at once."""
+"""Adding images to a layout directory: content is complete before it is named, and several copies may run at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.schemas import validate_layout
 
 
 def made_of(content: bytes, *, left: int = 0, fails: bool = False) -> Blob:
-    """Return a blob whose chunks raise before its last `left` bytes, if it fails."""
+    """Return a blob; with `fails` its chunks raise before the last `left` bytes."""
 
     def chunks(offset: int) -> Iterator[Chunk]:
         assert offset == 0
@@ -56,7 +56,7 @@ def open_descriptors(path: Path) -> int:
 
 
 class TestAdding:
-    def test_a_corrupt_blob_is_written_over(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_corrupt_blob_is_replaced(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         copy(layout.path, tmp_path / "out")
         blob = listing_of(layout.path).blobs[1]
@@ -68,7 +68,7 @@ class TestAdding:
             assert path.read_bytes() == content
             assert {digest for digest, how in done.outcomes.items() if how == "copied"} == {blob.digest}
 
-    def test_a_corrupt_manifest_is_written_over(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_corrupt_manifest_is_replaced(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")
         copy(layout.path, tmp_path / "out")
         path = tmp_path / "out" / blob_name(image["digest"])
@@ -77,7 +77,7 @@ class TestAdding:
         copy(layout.path, tmp_path / "out")
         assert path.read_bytes() == content
 
-    def test_what_is_stored_is_not_written_again(self, layout: Layout, tmp_path: Path) -> None:
+    def test_existing_blobs_are_not_written_again(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         copy(layout.path, tmp_path / "out")
         blobs = tmp_path / "out" / "blobs" / "sha256"
@@ -101,14 +101,14 @@ class TestAdding:
             layout_destination(tmp_path / "out").write(made_of(bytes(3 << 20), left=left, fails=True))
         assert [name for name in names_in(tmp_path / "out") if name != "oci-layout"] == []
 
-    def test_a_directory_in_the_place_of_a_blob_is_an_error_of_the_disk(self, tmp_path: Path) -> None:
+    def test_a_directory_in_the_place_of_a_blob_is_a_disk_error(self, tmp_path: Path) -> None:
         destination = layout_destination(tmp_path / "out")
         (tmp_path / "out" / blob_name(digest_of(b"x")) / "full").mkdir(parents=True)
         with pytest.raises(LocalDiskError, match="cannot write the blob"):
             destination.write(made_of(b"x"))
         assert not list((tmp_path / "out").rglob("*.partial"))
 
-    def test_a_malformed_index_is_not_written_over(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_malformed_index_is_not_overwritten(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         out = Layout(tmp_path / "out")
         (out.path / "index.json").write_bytes(b"{broken")
@@ -130,7 +130,7 @@ class TestAdding:
         assert (out.path / "index.json").read_bytes() == before
 
 
-class TestTogether:
+class TestConcurrentCopies:
     def test_copies_by_several_processes_at_once_lose_nothing(self, tmp_path: Path) -> None:
         sources = [Layout(tmp_path / f"made-{number}") for number in range(4)]
         for number, source in enumerate(sources):
@@ -160,7 +160,7 @@ class TestTogether:
         made = []
         for number in range(4):
             layout = Layout(tmp_path / f"made-{number}")
-            # They share a layer, which all of them write at a time.
+            # They share a layer, which all of them write at the same time.
             made.append(small_image(layout, name=f"v{number}", config={"Cmd": [str(number)]}))
         failures: list[BaseException] = []
 
@@ -192,7 +192,7 @@ class TestTogether:
         def waits(descriptor: int, operation: int) -> None:
             if operation & fcntl.LOCK_SH and Path(f"/proc/self/fd/{descriptor}").readlink() == out / "blobs":
                 locks.append(descriptor)
-                # Time for the other thread to come here too.
+                # Give the other thread time to arrive here too.
                 with contextlib.suppress(threading.BrokenBarrierError):
                     other_thread.wait(0.5)
             flock(descriptor, operation)
@@ -212,7 +212,7 @@ class TestTogether:
         assert open_descriptors(out / "blobs") == 0
 
 
-def test_an_index_of_another_tool_keeps_its_entries(layout: Layout, tmp_path: Path) -> None:
+def test_entries_of_another_tool_are_kept(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout)
     entry: dict[str, Any] = {
         **image,
@@ -231,7 +231,7 @@ def test_an_index_of_another_tool_keeps_its_entries(layout: Layout, tmp_path: Pa
     assert {**after, "manifests": [entry]} == document
 
 
-def test_an_image_keeps_what_its_entry_said(layout: Layout, tmp_path: Path) -> None:
+def test_an_image_keeps_the_fields_of_its_entry(layout: Layout, tmp_path: Path) -> None:
     layout.name(small_image(layout), "v1")
     copy(layout.path, tmp_path / "out")
     (entry,) = named_in(Layout(tmp_path / "out"))
@@ -241,9 +241,9 @@ def test_an_image_keeps_what_its_entry_said(layout: Layout, tmp_path: Path) -> N
 
 
 class TestUnnamed:
-    """Layers whose digest is known only at their end."""
+    """Layers whose digest is known only after their last byte."""
 
-    def test_one_gets_its_name_at_its_end(self, tmp_path: Path) -> None:
+    def test_a_layer_gets_its_name_after_its_last_byte(self, tmp_path: Path) -> None:
         destination = layout_destination(tmp_path / "out")
         content = b"content " * 1000
         blob = made_of(content)
@@ -252,14 +252,14 @@ class TestUnnamed:
         assert path.read_bytes() == content
         assert names_in(tmp_path / "out" / "blobs" / "sha256") == [blob.digest.partition(":")[2]]
         assert destination.stored([blob.piece])
-        # A wrong one is replaced, and a right one may be written again.
+        # A wrong file is replaced, and a correct one may be written again.
         path.write_bytes(b"wrong")
         for _ in range(2):
             destination.write_unnamed(blob)
             assert destination.stored([blob.piece])
             assert path.read_bytes() == content
 
-    def test_one_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
+    def test_a_failed_layer_leaves_nothing(self, tmp_path: Path) -> None:
         with pytest.raises(IntegrityError, match="wrong"):
             layout_destination(tmp_path / "out").write_unnamed(made_of(b"content " * 1000, left=1, fails=True))
         assert names_in(tmp_path / "out" / "blobs" / "sha256") == []
@@ -274,7 +274,7 @@ class TestUnnamed:
             layout_destination(out).write_unnamed(made_of(b"content " * 1000))
         assert names_in(tmp_path / "elsewhere") == []
 
-    def test_a_directory_in_its_place_is_an_error_of_the_disk(self, tmp_path: Path) -> None:
+    def test_a_directory_in_its_place_is_a_disk_error(self, tmp_path: Path) -> None:
         content = b"content " * 1000
         out = Layout(tmp_path / "out")
         out.file(digest_of(content)).mkdir(parents=True)
@@ -291,7 +291,7 @@ def refs_in(folder: Path) -> list[str]:
 
 
 class TestNames:
-    def test_two_images_of_one_name_are_refused_before_anything_is_written(self, tmp_path: Path) -> None:
+    def test_two_images_with_the_same_name_are_refused_before_anything_is_written(self, tmp_path: Path) -> None:
         archive = Layout(tmp_path / "in")
         small_image(archive, name="v1")
         small_image(archive, name="v1", platform="linux/arm64")
@@ -299,14 +299,14 @@ class TestNames:
             copy(archive.path, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    def test_one_image_that_is_listed_twice_under_one_name_is_accepted(self, tmp_path: Path) -> None:
+    def test_an_image_that_is_listed_twice_under_the_same_name_is_accepted(self, tmp_path: Path) -> None:
         archive = Layout(tmp_path / "in")
         image = small_image(archive)
         archive.name(image, "v1", "v1")
         copy(archive.path, tmp_path / "out")
         assert refs_in(tmp_path / "out") == ["v1"]
 
-    def test_two_images_of_one_name_that_another_tool_wrote_stay(self, layout: Layout, tmp_path: Path) -> None:
+    def test_two_images_with_the_same_name_from_another_tool_are_kept(self, layout: Layout, tmp_path: Path) -> None:
         there = Layout(tmp_path / "out")
         small_image(there, name="old")
         small_image(there, name="old", platform="linux/arm64")

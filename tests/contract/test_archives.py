@@ -1,4 +1,4 @@
-"""Archives as they are written: everything small first, the same bytes each time, readable by other tools."""
+"""Archives as they are written: small entries first, deterministic bytes, readable by other tools."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def names_in(folder: Path) -> list[str]:
 def every_shape(layout: Layout) -> Layout:
     """Return a layout with an image of each shape, under full names."""
     for name, make in SHAPES.items():
-        # The schemas require a layer.
+        # The schemas require at least one layer.
         if name != "no-layers":
             make(layout, f"registry.example/{name}:v1")
     return layout
 
 
 class TestOrder:
-    def test_what_readers_need_first_comes_first(self, layout: Layout, tmp_path: Path) -> None:
+    def test_indexes_and_manifests_come_before_blobs(self, layout: Layout, tmp_path: Path) -> None:
         two_platforms(layout, name="registry.example/app:v1")
         files = files_in(archive_of(layout_source(layout.path), tmp_path / "a.tar"))
         listing = layout_source(layout.path).list()
@@ -69,14 +69,14 @@ class TestOrder:
         assert list(files) == ["oci-layout", "index.json", "manifest.json", *manifests, *blobs]
         assert {blob_name(digest) for digest in listing.configs} == set(blobs[:2])
 
-    def test_layers_whose_digest_is_known_last_come_first_and_once(self, layout: Layout, tmp_path: Path) -> None:
+    def test_layers_of_unknown_digest_come_first_and_once(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="registry.example/app:v1")
         source = layout_source(layout.path)
         listing = source.list()
         destination = archive_destination(tmp_path / "a.tar")
         destination.expect(listing)
         for blob in source.blobs(listing.blobs):
-            # The same may come again: two layers may become one.
+            # The same content may come again: two layers may become one.
             for _ in range(2):
                 destination.write_unnamed(blob)
                 assert destination.stored([blob.piece])
@@ -88,9 +88,7 @@ class TestOrder:
         assert list(files) == ["oci-layout", *blobs, "index.json", "manifest.json", *manifests]
         assert check_blobs(files) == {*parts_of(layout).blobs, *parts_of(layout).manifests}
 
-    def test_blobs_and_manifests_that_came_early_come_before_the_index_and_once(
-        self, layout: Layout, tmp_path: Path
-    ) -> None:
+    def test_early_blobs_and_manifests_come_before_the_index_and_once(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         source = layout_source(layout.path)
         listing = source.list()
@@ -125,14 +123,14 @@ class TestReaders:
         assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == list(files)
         assert sum(len(name) > 100 for name in files) == 4
 
-    def test_dockers_manifest_has_paths_into_it(self, layout: Layout, tmp_path: Path) -> None:
+    def test_manifest_json_has_paths_of_entries(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="registry.example/app:v1")
         files = files_in(archive_of(layout_source(layout.path), tmp_path / "a.tar"))
         (entry,) = json.loads(files["manifest.json"])
         assert {entry["Config"], *entry["Layers"]} <= files.keys()
         assert entry["RepoTags"] == ["registry.example/app:v1"]
 
-    def test_an_archive_of_artifacts_has_no_manifest_of_dockers(self, layout: Layout, tmp_path: Path) -> None:
+    def test_an_archive_of_artifacts_has_no_manifest_json(self, layout: Layout, tmp_path: Path) -> None:
         layout.artifact(b"sbom", name="v1")
         assert "manifest.json" not in files_in(archive_of(layout_source(layout.path), tmp_path / "a.tar"))
 
@@ -144,7 +142,7 @@ class TestDeterminism:
         assert archive_of(archive_source(tmp_path / "a.tar"), tmp_path / "c.tar", mtime=5) == first
 
     @pytest.mark.parametrize("mtime", [0, 1_700_000_000])
-    def test_every_entry_has_the_time_that_was_given(self, layout: Layout, tmp_path: Path, mtime: int) -> None:
+    def test_every_entry_has_the_given_time(self, layout: Layout, tmp_path: Path, mtime: int) -> None:
         small_image(layout, name="v1")
         archive = archive_of(layout_source(layout.path), tmp_path / "a.tar", mtime=mtime)
         with tarfile.open(fileobj=io.BytesIO(archive)) as reader:
@@ -167,7 +165,7 @@ def failing(content: bytes) -> Blob:
 
 
 class TestFailures:
-    def test_an_old_file_stays_until_the_new_one_is_complete(self, layout: Layout, tmp_path: Path) -> None:
+    def test_an_old_file_is_kept_until_the_new_one_is_complete(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         path = tmp_path / "out" / "a.tar"
         path.parent.mkdir()
@@ -181,7 +179,7 @@ class TestFailures:
         assert names_in(path.parent) == ["a.tar"]
         assert path.read_bytes() == b"old"
 
-    def test_a_name_that_is_taken_meanwhile_is_an_error_of_the_disk(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_directory_that_appears_at_the_output_path_is_a_disk_error(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         out = tmp_path / "out"
         out.mkdir()
@@ -198,7 +196,7 @@ class TestFailures:
         assert names_in(out) == ["a.tar"]
 
     @pytest.mark.parametrize("kind", ["file", "stream"])
-    def test_a_disk_that_fails_when_it_is_synced_is_an_error_of_the_disk(
+    def test_a_failed_sync_is_a_disk_error(
         self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
         small_image(layout, name="v1")
@@ -220,7 +218,7 @@ class TestFailures:
         with pytest.raises(NotFoundError, match=r"a\.tar"):
             archive_destination(tmp_path / "gone" / "a.tar")
 
-    def test_a_stream_gets_no_end_after_a_failure(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_stream_gets_no_end_of_archive_after_a_failure(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         with io.FileIO(tmp_path / "streamed", "wb") as file:
             destination = pipe_destination(file)
@@ -232,7 +230,7 @@ class TestFailures:
         assert taken.endswith(b"x" * 512)
         assert END not in taken[-1536:]
 
-    def test_a_reader_that_closed_the_pipe_is_known_as_such(self, layout: Layout) -> None:
+    def test_a_closed_pipe_is_reported_as_closed_output(self, layout: Layout) -> None:
         small_image(layout, name="v1")
         outlet, inlet = os.pipe()
         os.close(outlet)
@@ -242,17 +240,17 @@ class TestFailures:
 
 
 class TestReadingFiles:
-    """What only a file can do; the rest is in test_sources.py and test_pipes.py."""
+    """Cases that only a file can have; the rest is in test_sources.py and test_pipes.py."""
 
     def test_a_missing_file_is_not_found(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match=r"a\.tar"):
             archive_source(tmp_path / "a.tar")
 
-    def test_a_directory_is_an_error_of_the_disk(self, tmp_path: Path) -> None:
+    def test_a_directory_is_a_disk_error(self, tmp_path: Path) -> None:
         with pytest.raises(LocalDiskError):
             archive_source(tmp_path)
 
-    def test_a_file_that_is_cut_at_any_byte_is_refused_on_opening(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_truncated_file_is_refused_on_opening(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         archive = tar_of(items_of(layout))
         path = tmp_path / "a.tar"
@@ -261,7 +259,7 @@ class TestReadingFiles:
             with pytest.raises(ArchiveError, match="is truncated" if length else "is empty"):
                 archive_source(path)
 
-    def test_a_size_beyond_the_file_is_found_out_without_reading(self, tmp_path: Path) -> None:
+    def test_a_size_beyond_the_file_is_detected_without_reading(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(member("a", tarfile.REGTYPE, size=1 << 50) + END)
         with pytest.raises(ArchiveError, match=r"truncated: .* in the middle of an entry"):
             archive_source(tmp_path / "a.tar")
@@ -274,7 +272,7 @@ class TestReadingFiles:
         with pytest.raises(ArchiveError, match="of the archive is larger"):
             images_in(tmp_path / "a.tar")
 
-    def test_a_marker_is_not_required_but_believed(self, layout: Layout, tmp_path: Path) -> None:
+    def test_an_oci_layout_file_is_optional_but_must_be_valid(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")
         items = dict(items_of(layout))
         del items["oci-layout"]
@@ -286,7 +284,7 @@ class TestReadingFiles:
         with pytest.raises(ArchiveError, match="oci-layout"):
             images_in(tmp_path / "a.tar")
 
-    def test_a_file_that_shrinks_meanwhile_is_short(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_file_that_shrinks_during_a_read_is_an_integrity_error(self, layout: Layout, tmp_path: Path) -> None:
         layout.image([1 << 20], name="v1")
         path = tmp_path / "a.tar"
         path.write_bytes(tar_of(items_of(layout)))

@@ -1,6 +1,6 @@
-"""The config of an image is JSON that all tools read alike, or it is never complete anywhere.
+"""The config of an image is JSON that all tools read alike; otherwise the image is not copied.
 
-The hostile archives named `config-*` show the same of every command.
+The hostile archives named `config-*` test the same with every command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.contract.adapter import copy, layout_destination, layout_source, pipe_source
 from tests.images import DOCKER_CONFIG, OCI_CONFIG, OCI_MANIFEST, Layout, tar_layer
 
-#: What is not a config, or not the same one to every tool.
+#: Contents that are not a config, or that tools read differently.
 WRONG: Final = [
     b"",
     b" ",
@@ -31,7 +31,7 @@ WRONG: Final = [
     b'{"x":NaN}',
     b'{"x":' + b"[" * 70 + b"]" * 70 + b"}",
 ]
-#: What is a config to every tool, whatever it lacks.
+#: Contents that are a config to every tool, even without the usual fields.
 RIGHT: Final = [
     b"{}",
     b"\n" * 5000 + b'{"os":"linux"}\n',
@@ -43,7 +43,7 @@ _ids: Callable[[bytes], str] = lambda content: str(content[:20])  # noqa: E731
 
 
 def with_config(layout: Layout, content: bytes, kind: str = OCI_CONFIG) -> str:
-    """Write an image or artifact with a config of these bytes, and return the digest of the config."""
+    """Write an image or artifact with this config, and return the digest of the config."""
     layer = layout.blob(tar_layer({"a": b"b"}), "application/vnd.oci.image.layer.v1.tar+gzip")
     config = layout.blob(content, kind)
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}
@@ -52,7 +52,7 @@ def with_config(layout: Layout, content: bytes, kind: str = OCI_CONFIG) -> str:
 
 
 def ordered(layout: Layout, config: str, order: str) -> bytes:
-    """Return a layout as an archive: its config behind the index, before it, or before everything but a manifest."""
+    """Return a layout as an archive with its config after the index, before it, or before all but the manifest."""
     if order == "index first":
         return tar_of(small_first(layout))
     items = items_of(layout)
@@ -73,10 +73,10 @@ def copy_from_pipe(archive: bytes, out: Path) -> None:
     ("content", "kind"), [*((content, OCI_CONFIG) for content in WRONG), (WRONG[5], DOCKER_CONFIG)], ids=_ids
 )
 class TestWrong:
-    def test_it_does_not_get_into_a_layout(self, content: bytes, kind: str, layout: Layout, tmp_path: Path) -> None:
+    def test_it_is_not_copied_into_a_layout(self, content: bytes, kind: str, layout: Layout, tmp_path: Path) -> None:
         digest = with_config(layout, content, kind)
         out = tmp_path / "out"
-        # A second run must find nothing that the first one left.
+        # A second run must not find anything left by the first one.
         for _ in range(2):
             with pytest.raises(ArchiveError, match=f"^the config {digest} "):
                 copy(layout_source(layout.path), layout_destination(out))
@@ -84,7 +84,7 @@ class TestWrong:
             assert not (out / "index.json").exists()
 
     @pytest.mark.parametrize("order", ORDERS)
-    def test_its_image_does_not_get_out_of_a_pipe(
+    def test_its_image_is_not_copied_from_a_pipe(
         self, content: bytes, kind: str, order: str, layout: Layout, tmp_path: Path
     ) -> None:
         digest = with_config(layout, content, kind)
@@ -95,7 +95,7 @@ class TestWrong:
 
 @pytest.mark.parametrize("content", RIGHT, ids=_ids)
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_json_object_is_copied_whatever_it_says(content: bytes, order: str, layout: Layout, tmp_path: Path) -> None:
+def test_any_json_object_is_copied(content: bytes, order: str, layout: Layout, tmp_path: Path) -> None:
     digest = with_config(layout, content)
     copy_from_pipe(ordered(layout, digest, order), tmp_path / "out")
     assert (tmp_path / "out" / blob_name(digest)).read_bytes() == content
@@ -103,7 +103,7 @@ def test_a_json_object_is_copied_whatever_it_says(content: bytes, order: str, la
 
 @pytest.mark.parametrize("size", [1, 20, 5000])
 @pytest.mark.parametrize("last", [b'"x":1}', b'"os":"windows"}'], ids=["right", "wrong"])
-def test_of_a_config_that_is_resumed_what_was_stored_before_is_read_too(
+def test_the_stored_part_of_a_resumed_config_is_checked_too(
     last: bytes, size: int, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 0)
@@ -123,7 +123,7 @@ def test_of_a_config_that_is_resumed_what_was_stored_before_is_read_too(
     assert not partial.exists()
 
 
-def test_a_config_that_is_too_large_to_read_is_copied_unread(
+def test_a_config_that_is_too_large_to_parse_is_copied_unchecked(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = with_config(layout, WRONG[5])
@@ -137,16 +137,14 @@ def test_a_config_that_is_too_large_to_read_is_copied_unread(
 
 @pytest.mark.parametrize("kind", ["application/vnd.oci.empty.v1+json", "application/vnd.cncf.helm.config.v1+json"])
 @pytest.mark.parametrize("content", WRONG[:6], ids=_ids)
-def test_the_config_of_another_artifact_may_be_anything(
-    content: bytes, kind: str, layout: Layout, tmp_path: Path
-) -> None:
+def test_the_config_of_an_artifact_may_be_anything(content: bytes, kind: str, layout: Layout, tmp_path: Path) -> None:
     digest = with_config(layout, content, kind)
     for number, order in enumerate(("index first", "config first")):
         copy_from_pipe(ordered(layout, digest, order), tmp_path / f"out-{number}")
         assert (tmp_path / f"out-{number}" / blob_name(digest)).read_bytes() == content
 
 
-def test_a_config_of_other_bytes_is_an_error_of_integrity(layout: Layout, tmp_path: Path) -> None:
+def test_a_config_with_a_wrong_digest_is_an_integrity_error(layout: Layout, tmp_path: Path) -> None:
     digest = with_config(layout, json.dumps({"os": "linux"}).encode())
     (layout.path / blob_name(digest)).write_bytes(b"{'os': 'linux'}")
     with pytest.raises(IntegrityError):

@@ -1,4 +1,4 @@
-"""What every destination promises: nothing is visible before it is verified and committed, and everything after."""
+"""The contract of every destination: nothing is visible before it is verified and committed, and everything after."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.images import OCI_LAYER, Layout, small_image, tar_layer, two_platform
 
 
 class BrokenError(Exception):
-    """What the chunks of a blob raise."""
+    """Raised by the chunks of a blob."""
 
 
 def listed(layout: Layout) -> Listing:
@@ -43,19 +43,19 @@ def write_all(destination: Destination, layout: Layout, listing: Listing) -> Non
 
 
 def assert_all_visible(store: Store, layout: Layout) -> None:
-    """Assert that the store shows every image of `layout`, byte for byte, and has all blobs."""
+    """Assert that the store has every image of `layout`, with exact bytes, and all blobs."""
     expected = {d["annotations"][REF_NAME]: layout.file(d["digest"]).read_bytes() for d in named_in(layout)}
     assert store.images() == expected
     parts = parts_of(layout)
-    # A registry names a manifest by its sha256, whatever its digest was elsewhere.
+    # A registry names a manifest by sha256, even if the source uses another algorithm.
     manifests = {digest for digest in parts.manifests if digest.startswith("sha256:")}
     assert manifests | set(parts.blobs) <= store.blobs()
 
 
-#: Which source is copied into which destination. A destination sees only how blobs come: in any order from a directory,
-#: in the order of a pipe, some before the images are known, in parts from volumes. So each destination gets each of
-#: these, but volumes need all sizes first. An archive in a file comes as a layout does, so one destination is enough.
-#: A registry is read over connections, which goes wrong in other ways.
+#: The tested pairs of source and destination. To a destination only the order of blobs differs: any order from a
+#: directory, the order of a pipe, some blobs before the images are known, parts from volumes. Each destination is
+#: tested with each of these, except that volumes need all sizes first. An archive in a file is read like a layout, so
+#: one destination is enough. A registry is read over connections, which fail in other ways.
 WAYS: Final = [
     *((source, destination) for source in ("layout", "archive-pipe") for destination in ALL_DESTINATIONS),
     *(("archive-pipe-index-last", destination) for destination in DESTINATIONS),
@@ -64,7 +64,7 @@ WAYS: Final = [
     ("archive-file", "layout"),
 ]
 
-#: Where a corrupt blob is tried: every source, and every destination once with blobs in any order and once in a row.
+#: Pairs for a corrupt blob: every source, and every destination with blobs in any order and in the order of a pipe.
 CORRUPT_WAYS: Final = [way for way in WAYS if way[0] in {"layout", "archive-pipe"} or way[1] == "layout"]
 
 
@@ -77,7 +77,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture(params=DESTINATIONS)
 def early(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind that takes blobs before the images are known."""
+    """Return an empty store of each kind that accepts blobs before the images are known."""
     with opened(DESTINATIONS[request.param], tmp_path / "store") as made:
         yield made
 
@@ -114,7 +114,7 @@ class TestVisibility:
         destination.commit(listing)
         assert_all_visible(store, layout)
 
-    def test_close_drops_what_was_not_committed(self, store: Store, layout: Layout) -> None:
+    def test_close_discards_uncommitted_content(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
         listing = listed(layout)
         destination = store.destination()
@@ -123,10 +123,10 @@ class TestVisibility:
         destination.close()
         destination.close()
         assert store.images() == {}
-        # What is left of it, if anything, are whole blobs that the next try need not move again.
+        # Only complete blobs may remain; the next run does not copy them again.
         assert store.blobs() <= set(parts_of(layout).blobs)
 
-    def test_close_keeps_what_was_committed(self, store: Store, layout: Layout) -> None:
+    def test_close_keeps_committed_content(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
         listing = listed(layout)
         destination = store.destination()
@@ -142,7 +142,7 @@ class TestVisibility:
         assert store.images() == {}
         assert store.blobs() == set()
 
-    def test_a_name_keeps_its_old_meaning_until_commit(self, lasting: Store, layout: Layout, tmp_path: Path) -> None:
+    def test_a_name_refers_to_the_old_image_until_commit(self, lasting: Store, layout: Layout, tmp_path: Path) -> None:
         old = Layout(tmp_path / "old")
         small_image(old, name="v1")
         copy(layout_source(old.path), lasting.destination())
@@ -155,7 +155,7 @@ class TestVisibility:
         destination.commit(listing)
         assert_all_visible(lasting, layout)
 
-    def test_other_images_stay(self, lasting: Store, tmp_path: Path) -> None:
+    def test_other_images_are_kept(self, lasting: Store, tmp_path: Path) -> None:
         for number in range(3):
             other = Layout(tmp_path / str(number))
             other.image([tar_layer({"n": bytes([number])})], name=f"v{number}")
@@ -164,7 +164,7 @@ class TestVisibility:
 
 
 class TestWriting:
-    def test_a_blob_is_stored_once_it_is_written(self, store: Store, layout: Layout) -> None:
+    def test_a_blob_is_stored_after_it_is_written(self, store: Store, layout: Layout) -> None:
         for name, make in SHAPES.items():
             make(layout, name)
         listing = listed(layout)
@@ -193,7 +193,7 @@ class TestWriting:
         destination.begin(listing)
         piece = next(blob for blob in listing.blobs if blob.digest == layer["digest"])
         with pytest.raises(BrokenError):
-            # Of a blob that can be read again, a layout keeps a file that another run resumes.
+            # A layout keeps a partial file of a reopenable blob, for another run to resume.
             destination.write(Blob(piece, broken, reopenable=False))
         assert store.blobs() == set()
         destination.close()
@@ -210,7 +210,7 @@ class TestWriting:
         destination.commit(listing)
         assert_all_visible(early, layout)
 
-    def test_the_same_can_be_committed_again(self, lasting: Store, layout: Layout) -> None:
+    def test_the_same_images_can_be_committed_again(self, lasting: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
         listing = listed(layout)
         for _ in range(2):
@@ -220,7 +220,7 @@ class TestWriting:
             destination.commit(listing)
         assert_all_visible(lasting, layout)
 
-    def test_two_blobs_are_written_at_a_time_if_the_destination_says_so(self, store: Store, layout: Layout) -> None:
+    def test_two_blobs_are_written_at_once_if_the_destination_is_concurrent(self, store: Store, layout: Layout) -> None:
         layout.image([3 << 20, (3 << 20) + 1], name="v1")
         listing = listed(layout)
         destination = store.destination()
@@ -233,7 +233,7 @@ class TestWriting:
             def chunks(offset: int) -> Iterator[Chunk]:
                 for number, chunk in enumerate(blob.open(offset)):
                     if number == 1:
-                        # Neither goes on before the other has begun.
+                        # Neither continues before the other has started.
                         both.wait(60)
                     yield chunk
 
@@ -250,7 +250,7 @@ class TestWriting:
         destination.commit(listing)
         assert_all_visible(store, layout)
 
-    def test_small_blobs_can_be_read_back_where_a_pipe_may_need_them(self, early: Store, layout: Layout) -> None:
+    def test_small_blobs_can_be_read_back_if_the_destination_supports_it(self, early: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
         listing = listed(layout)
         destination = early.destination()
@@ -261,7 +261,7 @@ class TestWriting:
             with pytest.raises(NotFoundError):
                 destination.read_back(Piece("text/plain", "sha256:" + "0" * 64, 5))
 
-    def test_a_manifest_is_stored_once_it_is_committed(self, lasting: Store, layout: Layout) -> None:
+    def test_a_manifest_is_stored_after_commit(self, lasting: Store, layout: Layout) -> None:
         two_platforms(layout, name="v1")
         listing = listed(layout)
         manifests = [manifest.piece for manifest in listing.manifests]
@@ -290,7 +290,7 @@ class TestCopies:
         assert set(done.outcomes) == set(parts.blobs)
         assert done.moved == done.total == sum(map(len, parts.blobs.values()))
 
-    def test_what_is_stored_is_not_copied_again(self, lasting: Store, layout: Layout) -> None:
+    def test_existing_blobs_are_not_copied_again(self, lasting: Store, layout: Layout) -> None:
         SHAPES["many-layers"](layout, "v1")
         copy(layout_source(layout.path), lasting.destination())
         again = copy(layout_source(layout.path), lasting.destination())
@@ -322,7 +322,7 @@ class TestCopies:
         destination.close()
         assert store.images() == {}
 
-    def test_what_the_source_lacks_may_be_stored_already(self, lasting: Store, layout: Layout) -> None:
+    def test_content_that_the_source_lacks_may_exist_at_the_destination(self, lasting: Store, layout: Layout) -> None:
         index = two_platforms(layout, name="v1")
         copy(layout_source(layout.path), lasting.destination())
         child = layout.read(index["digest"])["manifests"][0]

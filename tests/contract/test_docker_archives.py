@@ -1,4 +1,4 @@
-"""The part of the contract that docker-archives keep: they hold plain images, without their manifests."""
+"""The part of the contract that applies to docker-archives: they contain plain images without manifests."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from tests.contract.stores import (
 from tests.docker_archives import Saved, plain_manifest, saved
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 
-#: The shapes that a docker-archive can hold, whatever their manifests say.
+#: The shapes that fit into a docker-archive.
 HELD = ("single", "docker", "empty-blob", "no-layers", "many-layers")
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 class BrokenError(Exception):
-    """What the chunks of a blob raise."""
+    """Raised by the chunks of a blob."""
 
 
 def fetched(source: Source, step: int = 1) -> dict[str, bytes]:
-    """Read every blob, or every so many of them; what came early counts."""
+    """Read every `step`-th blob, including the early ones."""
     listing = source.list()
     wanted = listing.blobs[::step]
     found = {piece.digest: listing.early[piece.digest] for piece in wanted if piece.digest in listing.early}
@@ -48,7 +48,7 @@ def fetched(source: Source, step: int = 1) -> dict[str, bytes]:
 
 
 def images_of(layout: Layout) -> dict[str, Saved]:
-    """Return what an archive shows of the images of a layout, by their tags."""
+    """Return the images of a layout by tag, as an archive shows them."""
     listed = json.loads((layout.path / "index.json").read_bytes())["manifests"]
     return {entry["annotations"][REF_NAME]: saved(layout, entry) for entry in listed}
 
@@ -75,7 +75,7 @@ def fill(layout: Layout) -> dict[str, Saved]:
 
 
 def plainly(layout: Layout, folder: Path) -> Layout:
-    """Return the images of a layout with plain layers, under their full names."""
+    """Return a layout with the same images, with plain layers and full names."""
     other = Layout(folder)
     for tag, one in images_of(layout).items():
         document = json.loads(one.config)
@@ -109,7 +109,7 @@ class TestSource:
         configs = {digest_of(one.config) for one in images.values()}
         assert set(digests[: len(configs)]) == configs
 
-    def test_there_is_a_largest_number_of_images(
+    def test_the_number_of_images_is_limited(
         self, store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         images = fill(layout)
@@ -120,7 +120,7 @@ class TestSource:
         with pytest.raises(UnsupportedError, match=f"more than {len(images) - 1} images"):
             store.source().list()
 
-    def test_a_config_of_the_largest_size_is_read_without_memory_for_it(
+    def test_a_config_of_the_maximum_size_is_not_buffered(
         self, store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         SHAPES["single"](layout, "single")
@@ -131,7 +131,7 @@ class TestSource:
         monkeypatch.setattr(limits, "MAX_CONFIG", size)
         assert fetched(store.source()) == blobs_of(images)
 
-    def test_all_bytes_arrive_and_only_what_is_wanted(self, store: Store, layout: Layout) -> None:
+    def test_all_wanted_blobs_arrive_and_no_others(self, store: Store, layout: Layout) -> None:
         images = fill(layout)
         store.fill(layout)
         blobs = blobs_of(images)
@@ -142,14 +142,14 @@ class TestSource:
         source.list()
         assert list(source.blobs([])) == []
 
-    def test_platforms_are_chosen_as_elsewhere(self, store: Store, layout: Layout) -> None:
+    def test_platforms_are_selected_as_in_other_sources(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
         store.fill(layout)
         assert fetched(store.source("linux/amd64")) == blobs_of(images_of(layout))
         with pytest.raises(NotFoundError, match="linux/s390x"):
             store.source("linux/s390x").list()
 
-    def test_a_missing_layer_is_found_out_with_the_listing(self, store: Store, layout: Layout) -> None:
+    def test_a_missing_layer_is_detected_during_listing(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
         store.fill(layout)
         store.damage(images_of(layout)["v1"].diff_ids[1], None)
@@ -157,7 +157,7 @@ class TestSource:
             store.source().list()
 
     @pytest.mark.parametrize("how", ["flipped", "shorter", "longer"])
-    def test_a_wrong_layer_is_found_out(self, store: Store, layout: Layout, how: str) -> None:
+    def test_a_wrong_layer_is_detected(self, store: Store, layout: Layout, how: str) -> None:
         small_image(layout, name="v1")
         image = images_of(layout)["v1"]
         content = image.layers[1]
@@ -171,7 +171,7 @@ class TestSource:
         with pytest.raises(IntegrityError, match=image.diff_ids[1]):
             fetched(store.source())
 
-    def test_blobs_can_be_read_again_and_at_a_time_from_a_file(self, layout: Layout, tmp_path: Path) -> None:
+    def test_blobs_of_a_file_can_be_read_again_and_concurrently(self, layout: Layout, tmp_path: Path) -> None:
         layout.image([3 << 20, (3 << 20) + 1], name="v1")
         with opened(DockerArchiveFileStore, tmp_path / "store") as store:
             store.fill(layout)
@@ -209,7 +209,9 @@ class TestSource:
         read.close()
 
     @pytest.mark.parametrize("kind", DESTINATIONS)
-    def test_every_destination_takes_its_images(self, store: Store, layout: Layout, tmp_path: Path, kind: str) -> None:
+    def test_every_destination_accepts_its_images(
+        self, store: Store, layout: Layout, tmp_path: Path, kind: str
+    ) -> None:
         images = fill(layout)
         store.fill(layout)
         with opened(DESTINATIONS[kind], tmp_path / "to") as place:
@@ -242,7 +244,7 @@ class TestDestination:
         destination.close()
         assert store.images() == seen_as(images)
 
-    def test_close_drops_what_was_not_committed(self, store: Store, layout: Layout, tmp_path: Path) -> None:
+    def test_close_discards_uncommitted_content(self, store: Store, layout: Layout, tmp_path: Path) -> None:
         fill(layout)
         plain = plainly(layout, tmp_path / "plain")
         listing = listed(plain)
@@ -254,7 +256,7 @@ class TestDestination:
         destination.close()
         assert (store.images(), store.blobs()) == ({}, set())
 
-    def test_one_that_was_never_used_leaves_nothing(self, store: Store) -> None:
+    def test_an_unused_destination_leaves_nothing(self, store: Store) -> None:
         store.destination().close()
         assert (store.images(), store.blobs()) == ({}, set())
 
@@ -277,7 +279,7 @@ class TestDestination:
         assert (store.images(), store.blobs()) == ({}, set())
 
     @pytest.mark.parametrize("shape", sorted(set(SHAPES) - set(HELD) - {"sha512"}))
-    def test_what_it_cannot_hold_is_refused_before_anything_is_written(
+    def test_an_unsupported_image_is_refused_before_anything_is_written(
         self, store: Store, layout: Layout, shape: str
     ) -> None:
         SHAPES[shape](layout, "v1")
@@ -288,7 +290,7 @@ class TestDestination:
                 check(listing)
 
     @pytest.mark.parametrize("kind", [*SOURCES, *DOCKER_ARCHIVES])
-    def test_it_takes_images_from_every_source(self, store: Store, layout: Layout, tmp_path: Path, kind: str) -> None:
+    def test_it_accepts_images_from_every_source(self, store: Store, layout: Layout, tmp_path: Path, kind: str) -> None:
         images = fill(layout)
         with opened((SOURCES | DOCKER_ARCHIVES)[kind], tmp_path / "from") as origin:
             origin.fill(layout)
@@ -311,7 +313,7 @@ class TestDestination:
             destination.close()
         assert (store.images(), store.blobs()) == ({}, set())
 
-    def test_the_same_layer_of_two_compressions_is_stored_once(self, store: Store, layout: Layout) -> None:
+    def test_the_same_layer_in_several_compressions_is_stored_once(self, store: Store, layout: Layout) -> None:
         files = {"a": b"b"}
         for number, packed in enumerate(("gzip", "zstd", "")):
             layout.image([tar_layer(files, compression=packed)], name=f"v{number}")  # type: ignore[arg-type]
@@ -321,7 +323,7 @@ class TestDestination:
         # `files_in` refuses a name that an archive has twice.
         assert store.blobs() == set(blobs_of(images))
 
-    def test_one_image_of_an_index_is_an_image(self, store: Store, layout: Layout) -> None:
+    def test_one_platform_of_an_index_can_be_stored(self, store: Store, layout: Layout) -> None:
         index = two_platforms(layout, name="v1")
         arm = layout.read(index["digest"])["manifests"][1]
         source = layout_source(layout.path, Wanted(("linux/arm64",)))
@@ -330,12 +332,12 @@ class TestDestination:
 
 
 def full_name(name: str) -> str:
-    """Give a bare tag a name as Docker wants it."""
+    """Return a name as Docker requires it."""
     return f"docker.io/{REPOSITORY}:{name.rpartition(':')[2]}"
 
 
-def test_the_plain_layouts_of_these_tests_have_the_right_blobs(layout: Layout, tmp_path: Path) -> None:
-    # If `plainly` were wrong, a destination that is wrong in the same way would pass.
+def test_the_plain_layouts_of_these_tests_have_the_correct_blobs(layout: Layout, tmp_path: Path) -> None:
+    # If `plainly` were wrong, a destination with the same defect would pass.
     images = fill(layout)
     with opened(LayoutStore, tmp_path / "store") as store:
         store.fill(plainly(layout, tmp_path / "plain"))

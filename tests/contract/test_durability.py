@@ -1,7 +1,7 @@
 """A file is synced before it gets its name, so after a power failure it is complete or does not exist.
 
-A test cannot cut the power, so these check the order in which the system is asked: first the bytes of a file, then its
-name, then its folder; and all blobs of a layout before the index that lists them.
+A test cannot cut the power, so these check the order of system calls: first the bytes of a file, then its name, then
+its folder; and all blobs of a layout before the index that lists them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIB: Final = 1 << 20
 
 @pytest.fixture
 def source(layout: Layout) -> Layout:
-    """Return a layout of images with a layer that is large enough to resume, a small one, and digests of two kinds."""
+    """Return a layout of images with a layer large enough to resume, a small one, and digests of two algorithms."""
     layers: list[Layer] = [limits.MIN_PARTIAL_SIZE + MIB, tar_layer({"etc/motd": b"hello\n"})]
     layout.image(layers, name="v1")
     layout.image([tar_layer({"etc/motd": b"good bye\n"})], name="v2", algorithm="sha512")
@@ -34,7 +34,7 @@ def copied(source: Layout, destination: str, notes: Path, *argv: str, name: str 
 
 
 def named(events: list[Event]) -> dict[Path, int]:
-    """Return where each name was given, and check that all bytes of its file were synced before."""
+    """Return the position of each naming event, and check that all bytes of the file were synced before."""
     found = {event.path: place for place, event in enumerate(events) if isinstance(event, Named)}
     assert found
     for path, place in found.items():
@@ -45,7 +45,7 @@ def named(events: list[Event]) -> dict[Path, int]:
 
 
 def is_folder_synced(events: list[Event], folder: Path, after: int, before: int | None = None) -> bool:
-    """Say whether a folder was synced between two events."""
+    """Return whether a folder was synced between two events."""
     inode = folder.stat().st_ino
     return any(isinstance(event, Synced) and event.inode == inode for event in events[after:before])
 
@@ -74,7 +74,7 @@ def test_all_blobs_of_a_layout_are_durable_before_its_index_lists_them(source: L
     assert is_folder_synced(events, out, index)
 
 
-def test_all_volumes_are_durable_before_the_first_has_its_name_and_the_last_is_named_last(
+def test_all_volumes_are_durable_before_the_first_is_named_and_they_are_named_in_order(
     layout: Layout, tmp_path: Path
 ) -> None:
     layout.image([300_000, 200_000], name="app")

@@ -1,4 +1,4 @@
-"""One source to several destinations: each blob is read once, and a destination that fails does not stop the others."""
+"""One source to several destinations: each blob is read once, and a failing destination does not stop the others."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.faulty_registry import Fault, FaultyRegistry, StopReading, refusal
 from tests.images import Layer, Layout, tar_layer
 
 MIB = 1 << 20
-#: Several chunks, one chunk, and nothing.
+#: Layers of several chunks, of one chunk, and without bytes.
 LAYERS: list[Layer] = [2 * MIB, 2 * MIB + 1, 100_000, b"", tar_layer({"a": b"b"})]
 
 
 @pytest.fixture
 def blobs(layout: Layout) -> dict[str, bytes]:
-    """Write an image, and return its blobs, the layers in order behind the config."""
+    """Write an image, and return its blobs: the config, then the layers in order."""
     layout.image(LAYERS, name="v1")
     return parts_of(layout).blobs
 
@@ -68,7 +68,7 @@ def store(folder: Path, blobs: dict[str, bytes], *digests: str) -> None:
 
 
 def block(folder: Path, step: str, digest: str) -> None:
-    """Have a layout fail in one step, by a directory in the place of a file."""
+    """Make one step of a layout fail, by a directory in the place of a file."""
     (folder / ("index.json" if step == "commit" else blob_name(digest)) / "full").mkdir(parents=True)
 
 
@@ -84,7 +84,7 @@ def test_each_blob_is_read_once_and_arrives_everywhere(
     assert fan.failures == [None, None]
 
 
-def test_what_one_destination_has_goes_to_the_other_alone(
+def test_a_blob_that_one_destination_has_goes_only_to_the_other(
     layout: Layout, blobs: dict[str, bytes], tmp_path: Path
 ) -> None:
     config, first, second, third, *_ = blobs
@@ -100,7 +100,7 @@ def test_what_one_destination_has_goes_to_the_other_alone(
     assert config in blobs
 
 
-def test_what_a_destination_does_not_need_does_not_go_there(
+def test_a_destination_gets_only_the_blobs_that_it_needs(
     layout: Layout, blobs: dict[str, bytes], tmp_path: Path
 ) -> None:
     *needed, last = blobs
@@ -114,7 +114,7 @@ def test_what_a_destination_does_not_need_does_not_go_there(
 
 @pytest.mark.parametrize("step", ["put", "commit"])
 @pytest.mark.parametrize("has_all", [False, True])
-def test_a_destination_that_fails_does_not_stop_the_other(
+def test_a_failing_destination_does_not_stop_the_other(
     layout: Layout, blobs: dict[str, bytes], tmp_path: Path, step: str, has_all: bool
 ) -> None:
     good, bad = tmp_path / "good", tmp_path / "bad"
@@ -142,7 +142,7 @@ def test_if_all_destinations_fail_the_copy_fails(
     assert not any((tmp_path / str(number) / "index.json").exists() for number in range(count))
 
 
-def test_wrong_bytes_are_no_failure_of_a_destination_and_arrive_nowhere(
+def test_wrong_bytes_fail_the_copy_and_reach_no_destination(
     layout: Layout, blobs: dict[str, bytes], out: list[Destination], tmp_path: Path
 ) -> None:
     digest = list(blobs)[2]
@@ -156,10 +156,10 @@ def test_wrong_bytes_are_no_failure_of_a_destination_and_arrive_nowhere(
         assert not (tmp_path / name / "index.json").exists()
 
 
-def test_a_destination_that_begins_a_blob_again_reads_it_by_itself(
+def test_a_destination_that_restarts_a_blob_reads_it_separately(
     layout: Layout, blobs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    # The first upload of a large layer breaks off, and its session is lost.
+    # The first upload of a large layer breaks, and its session is lost.
     faults = [
         Fault(StopReading(MIB), "PATCH"),
         Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "GET", "/blobs/uploads/"),
@@ -172,13 +172,11 @@ def test_a_destination_that_begins_a_blob_again_reads_it_by_itself(
         assert set(blobs) <= set(blobs_in(registry.layout.path))
     assert fan.failures == [None, None]
     total = sum(map(len, blobs.values()))
-    # Once for both, and one layer once more for the registry.
+    # Each blob once for both, and one layer again for the registry.
     assert total + 2 * MIB <= fan.fetched <= total + 2 * MIB + 1
 
 
-def test_no_blob_is_accepted_before_it_is_known_which_destination_needs_it(
-    out: list[Destination], tmp_path: Path
-) -> None:
+def test_no_early_blob_is_accepted(out: list[Destination], tmp_path: Path) -> None:
     archive = archive_destination(tmp_path / "image.tar")
     assert all(one.accepts_early for one in (*out, archive))
     assert not FanOut(out).accepts_early
@@ -186,7 +184,7 @@ def test_no_blob_is_accepted_before_it_is_known_which_destination_needs_it(
     archive.close()
 
 
-def test_blobs_are_kept_without_their_image_only_where_all_destinations_keep_them(
+def test_blobs_are_kept_without_their_image_only_if_all_destinations_keep_them(
     out: list[Destination], tmp_path: Path
 ) -> None:
     archive = archive_destination(tmp_path / "image.tar")
@@ -203,7 +201,7 @@ def test_a_pipe_arrives_complete_or_not_at_all(
     tmp_path: Path,
     order: Callable[[Layout], Sequence[Item]],
 ) -> None:
-    """Where the index comes last, nobody knows in time which destination needs which blob."""
+    """With the index last, it is not known in time which destination needs which blob."""
     del blobs
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(pipe_source(Pipe(stack).opened_to_read(tar_of(order(layout)))))

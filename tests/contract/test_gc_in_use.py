@@ -1,4 +1,4 @@
-"""`gc` drops no blob that another process has used or removed since `gc` looked at it."""
+"""`gc` removes no blob that another process has used or removed since `gc` read the directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.images import Layout
 
 
 @pytest.mark.parametrize("change", [os.utime, os.unlink])
-def test_a_blob_that_is_used_or_removed_meanwhile_is_not_dropped(
+def test_a_blob_that_is_used_or_removed_during_gc_is_not_removed(
     layout: Layout, change: Callable[[Path], None]
 ) -> None:
     blobs = [layout.file(layout.blob(content, "x/y")["digest"]) for content in (b"one", b"two", b"three")]

@@ -1,6 +1,6 @@
-"""The entries of an index.json: which are images, which are referrers, and which belong to nothing that is copied.
+"""The entries of an index.json: which ones are images, which are referrers, and which are skipped.
 
-From a pipe the same comes out in any order; see `piped`.
+A pipe gives the same result in any order; see `piped`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IMAGES = Wanted(referrers="copy", images="images")
 
 
 def enter(layout: Layout, *entries: Descriptor, name: str | None = None) -> None:
-    """Add entries to index.json, under a name or under none."""
+    """Add entries to index.json, with or without a name."""
     path = layout.path / "index.json"
     document = json.loads(path.read_bytes())
     named: dict[str, Any] = {"annotations": {REF_NAME: name}} if name else {}
@@ -75,19 +75,19 @@ def referrers(listing: Listing) -> set[str]:
 
 
 class TestImages:
-    def test_without_names_the_image_is_what_refers_to_nothing(self, layout: Layout) -> None:
+    def test_without_names_the_image_is_the_entry_without_a_subject(self, layout: Layout) -> None:
         found = signed(layout)
         enter(layout, found.attestation, found.sbom, found.image, found.signature)
         listing = listing_of(layout)
         assert images(listing) == [found.image["digest"]]
         assert referrers(listing) == {one["digest"] for one in found.referrers}
 
-    def test_two_images_without_names_are_no_choice(self, layout: Layout) -> None:
+    def test_two_images_without_names_are_ambiguous(self, layout: Layout) -> None:
         enter(layout, small_image(layout), layout.image([b""]))
         with pytest.raises(UsageError, match="the archive or layout has 2 images"):
             listing_of(layout)
 
-    def test_an_image_without_a_name_is_an_image_too(self, layout: Layout) -> None:
+    def test_an_image_without_a_name_counts_as_an_image(self, layout: Layout) -> None:
         first, nameless = small_image(layout, name="v1"), layout.image([b""])
         enter(layout, nameless)
         assert images(listing_of(layout, IMAGES)) == [first["digest"], nameless["digest"]]
@@ -117,7 +117,7 @@ class TestImages:
             ("SBOM", elsewhere["digest"], lost["digest"], NO_SUBJECT),
             ("signature", elsewhere["digest"], signature["digest"], NO_SUBJECT),
         ]
-        # The user who names images has chosen.
+        # If the user names images, nothing else is reported.
         layout.name(layout.image([b"another"]), "v2")
         assert listing_of(layout, named("v1")).skipped == ()
         assert {lost["digest"], signature["digest"]} < set(images(listing_of(layout, IMAGES)))
@@ -146,7 +146,7 @@ class TestImages:
             layout.name(layout.artifact(suffix.encode()), cosign_tag(image, suffix))
         assert len(listing_of(layout, IMAGES).images) == 2
 
-    def test_a_referrer_that_is_named_by_its_digest_is_an_image(self, layout: Layout) -> None:
+    def test_a_referrer_that_is_selected_by_its_digest_is_an_image(self, layout: Layout) -> None:
         found = signed(layout)
         found.enter(layout, "v1")
         listing = listing_of(layout, named(found.signature["digest"]))
@@ -156,7 +156,7 @@ class TestImages:
         assert images(both) == [found.image["digest"], found.sbom["digest"]]
         assert referrers(both) == found.hanging - {found.sbom["digest"]}
 
-    def test_an_unreadable_entry_without_a_name_matters_only_if_it_is_chosen(self, layout: Layout) -> None:
+    def test_an_unreadable_entry_without_a_name_matters_only_if_it_is_selected(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         enter(layout, layout.blob(b"{no json", OCI_INDEX))
         assert images(listing_of(layout)) == [image["digest"]]
@@ -185,19 +185,19 @@ class TestNames:
     ) -> None:
         assert images(listing_of(layout, named(name))) == [made[place]["digest"]]
 
-    def test_images_come_in_the_order_in_which_they_are_named(self, layout: Layout, made: list[Descriptor]) -> None:
+    def test_images_are_listed_in_the_order_of_the_request(self, layout: Layout, made: list[Descriptor]) -> None:
         first, second, _ = (image["digest"] for image in made)
         assert images(listing_of(layout, named("v2", first))) == [second, first]
 
     @pytest.mark.usefixtures("made")
     @pytest.mark.parametrize("name", ["v3", "nginx", "NGINX", "r.example/app", "", "sha256:" + "0" * 64])
-    def test_a_missing_one_is_not_found_and_the_others_are_listed(self, layout: Layout, name: str) -> None:
+    def test_the_error_for_a_missing_image_lists_the_others(self, layout: Layout, name: str) -> None:
         with pytest.raises(NotFoundError) as caught:
             listing_of(layout, named(name))
         assert "docker.io/library/nginx:v1, r.example/app:v2" in (caught.value.hint or "")
 
     @pytest.mark.usefixtures("made")
-    def test_a_tag_of_two_images_is_no_choice(self, layout: Layout) -> None:
+    def test_a_tag_of_two_images_is_ambiguous(self, layout: Layout) -> None:
         with pytest.raises(UsageError, match="2 images have the name 'v1'") as caught:
             listing_of(layout, named("v1"))
         assert "r.example/other:v1" in (caught.value.hint or "")
@@ -211,7 +211,7 @@ class TestNames:
         with pytest.raises(NotFoundError):
             listing_of(layout)
 
-    def test_a_long_list_of_names_is_cut(self, layout: Layout) -> None:
+    def test_a_long_list_of_names_is_shortened(self, layout: Layout) -> None:
         image = small_image(layout)
         layout.name(image, *(f"v{number}" for number in range(100)))
         with pytest.raises(NotFoundError) as caught:
@@ -221,7 +221,7 @@ class TestNames:
 
 
 class TestReferrers:
-    def test_the_same_comes_out_of_a_pipe_in_any_order(self, layout: Layout) -> None:
+    def test_a_pipe_lists_the_same_in_any_order(self, layout: Layout) -> None:
         found = signed(layout)
         found.enter(layout, "v1")
         order = [found.image["digest"], *sorted(found.hanging)]
@@ -241,7 +241,7 @@ class TestReferrers:
         assert len(listing.manifests) == 3
         assert not listing.absent
 
-    def test_a_referrer_that_is_listed_and_missing_is_skipped(self, layout: Layout) -> None:
+    def test_a_listed_but_missing_referrer_is_skipped(self, layout: Layout) -> None:
         found = signed(layout)
         layout.name(found.image, "v1")
         layout.name(layout.index([found.signature, found.sbom]), found.image["digest"].replace(":", "-"))
@@ -251,7 +251,7 @@ class TestReferrers:
         (skipped,) = listing.skipped
         assert (skipped.reason, skipped.kind, skipped.digest) == (MISSING, "SBOM", found.sbom["digest"])
 
-    def test_a_list_of_referrers_of_something_else_is_skipped(self, layout: Layout) -> None:
+    def test_a_list_of_referrers_of_another_image_is_skipped(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         elsewhere = layout.image([b""])
         lost = referrer(layout, elsewhere, "a/b", b"lost")
@@ -261,7 +261,7 @@ class TestReferrers:
         assert len(listing.manifests) == 1
         assert [skipped.reason for skipped in listing.skipped] == [NO_SUBJECT]
 
-    def test_of_two_signatures_under_one_tag_one_is_copied(self, layout: Layout) -> None:
+    def test_one_of_two_signatures_with_the_same_tag_is_copied(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         for host in ("a", "b"):
             made = cosign_signature(layout, layout.image([host.encode()]))
@@ -312,12 +312,12 @@ class TestLimits:
         small_image(layout, name="v1")
         more = [layout.image([bytes([number])]) for number in range(3)]
         enter(layout, *more)
-        # A layout is read again where the manifest is an image. A pipe buffers as much as other JSON.
+        # A layout reads a manifest again if it is an image. A pipe buffers manifests like other JSON.
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 0)
         assert len(listing_of(layout, IMAGES).images) == 4
         assert len(listing_of(layout, named("v1")).images) == 1
 
-    def test_an_entry_that_is_larger_than_any_manifest_is_not_read(
+    def test_an_entry_beyond_the_size_limit_of_manifests_is_not_read(
         self, layout: Layout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         image = small_image(layout, name="v1")
@@ -330,7 +330,7 @@ class TestLimits:
         assert images(listing) == [image["digest"]]
         assert [(one.digest, one.reason) for one in listing.skipped] == [(large["digest"], UNREADABLE)]
 
-    def test_referrers_are_limited_in_number(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_number_of_referrers_is_limited(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         signed(layout).enter(layout, "v1")
         monkeypatch.setattr(limits, "MAX_REFERRERS", 4)
         assert len(referrers(listing_of(layout))) == 4
@@ -339,7 +339,7 @@ class TestLimits:
             listing_of(layout)
         assert "--no-referrers" in (caught.value.hint or "")
 
-    def test_referrers_that_are_only_listed_count(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_listed_but_missing_referrers_count(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         image = small_image(layout, name="v1")
         gone = [referrer(layout, image, "a/b", b"%d" % number) for number in range(4)]
         for one in gone:
@@ -351,7 +351,7 @@ class TestLimits:
         with pytest.raises(UnsupportedError, match="more than 3 referrers are listed"):
             listing_of(layout)
 
-    def test_referrers_of_referrers_are_limited_in_depth(self, layout: Layout) -> None:
+    def test_the_depth_of_referrers_is_limited(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         deepest = chain(layout, image, limits.MAX_REFERRER_DEPTH)
         assert deepest["digest"] in referrers(listing_of(layout))
@@ -384,7 +384,7 @@ class TestLimits:
 
 
 def chain(layout: Layout, subject: Descriptor, length: int) -> Descriptor:
-    """Enter a referrer of a subject, a referrer of that one, and so on; return the last."""
+    """Write a chain of referrers, each of the one before; return the last."""
     made: list[Descriptor] = []
     for number in range(length):
         made.append(referrer(layout, made[-1] if made else subject, "a/b", b"%d" % number))

@@ -1,8 +1,8 @@
-"""If a command is killed at any step, the next run resumes what was left, and nothing else is left.
+"""If a command is killed at any step, the next run resumes the partial content, and nothing else remains.
 
-A step is what Python audits: a file is opened, locked, renamed or removed, a folder is made or listed. Each run is a
-process of its own that sends itself a signal before the step with a given number. So no moment is left to chance.
-(`scripts/chaos` leaves it to chance, with real registries.)
+A step is an event that Python audits: a file is opened, locked, renamed or removed, a folder is created or listed. Each
+run is a process of its own that sends itself a signal before the step with a given number, so the moment is exact.
+(`scripts/chaos` kills at random moments, with real registries.)
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ocistream import limits
 from tests.contract import traced_run
 from tests.images import Layout
 
-#: Destinations, and N if the test ends the command at each N-th step. The nightly one takes all steps.
+#: Destinations, and N if the test ends the command at every N-th step. The nightly run tests all steps.
 KINDS: Final = [
     ("oci-archive:{}/x.tar", 1),
     ("oci:{}/x", 3),
     pytest.param("oci:{}/x", 1, marks=pytest.mark.nightly),
 ]
 KINDS_OF_END: Final = [signal.SIGKILL, signal.SIGINT]
-#: Unfinished files: of one run alone, and those that the next run resumes.
+#: Unfinished files: those of one run only, and those that the next run resumes.
 STRAY: Final = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
 RESUMABLE: Final = re.compile(r"\..+\.partial")
 
@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def is_visible(folder: Path) -> bool:
-    """Say whether there is a result: an archive, or an index that lists an image."""
+    """Return whether there is a result: an archive, or an index that lists an image."""
     index = folder / "x" / "index.json"
     return (folder / "x.tar").exists() or (index.exists() and b"sha256" in index.read_bytes())
 
@@ -69,7 +69,7 @@ def folders(parent: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("kind", "every"), KINDS)
 @pytest.mark.parametrize("by", KINDS_OF_END)
-def test_after_any_step_the_next_run_makes_the_same_bytes_as_an_undisturbed_one(
+def test_after_an_end_at_any_step_the_next_run_writes_the_complete_result(
     source: Path, tmp_path: Path, kind: str, every: int, by: signal.Signals
 ) -> None:
     (undisturbed,) = itertools.islice(folders(tmp_path), 1)
@@ -87,7 +87,7 @@ def test_after_any_step_the_next_run_makes_the_same_bytes_as_an_undisturbed_one(
         if is_visible(folder):
             assert contents(folder) == complete
         if by == signal.SIGKILL:
-            # Killed again at the same step.
+            # Kill it again at the same step.
             if count % 3 == 0:
                 traced_run.ended(argv, folder, step, by)
         else:

@@ -1,4 +1,4 @@
-"""A layout directory: how one is made, and how one is read of which nothing is trusted."""
+"""A layout directory: how it is created, and how an untrusted one is read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TestCreating:
         assert validate_layout(tmp_path / "a" / "b") == 4
 
     @pytest.mark.parametrize("there", ["oci-layout", "index.json", "blobs", ".oci-layout.0123456789ab.partial"])
-    def test_a_layout_that_was_begun_is_completed(self, layout: Layout, tmp_path: Path, there: str) -> None:
+    def test_an_unfinished_layout_is_completed(self, layout: Layout, tmp_path: Path, there: str) -> None:
         small_image(layout, name="v1")
         out = tmp_path / "out"
         out.mkdir()
@@ -61,7 +61,7 @@ class TestCreating:
         copy(layout.path, out)
         assert "v1" in {entry["annotations"][REF_NAME] for entry in named_in(Layout(out))}
 
-    def test_a_directory_of_other_things_is_refused_and_not_touched(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_directory_of_other_files_is_refused_and_unchanged(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("mine")
@@ -70,14 +70,16 @@ class TestCreating:
         assert names_in(tmp_path / "out") == ["thesis.txt"]
 
     @pytest.mark.parametrize("name", [".thesis", "thesis.partial", "blobs.txt"])
-    def test_names_that_resemble_ours_are_not_ours(self, layout: Layout, tmp_path: Path, name: str) -> None:
+    def test_names_that_resemble_those_of_a_layout_are_other_files(
+        self, layout: Layout, tmp_path: Path, name: str
+    ) -> None:
         small_image(layout, name="v1")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / name).touch()
         with pytest.raises(UsageError):
             copy(layout.path, tmp_path / "out")
 
-    def test_a_file_in_the_place_of_the_directory_is_refused(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_file_at_the_path_of_the_directory_is_refused(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         (tmp_path / "out").write_text("mine")
         with pytest.raises(LocalDiskError):
@@ -109,7 +111,7 @@ class TestCreating:
         with pytest.raises(ArchiveError, match=re.escape(str(layout.path / name))):
             layout_destination(layout.path)
 
-    def test_the_marker_of_another_tool_stays_as_it_is(self, layout: Layout, tmp_path: Path) -> None:
+    def test_the_oci_layout_file_of_another_tool_is_unchanged(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         out = Layout(tmp_path / "out")
         before = (out.path / "oci-layout").read_bytes()
@@ -122,11 +124,11 @@ class TestReading:
         with pytest.raises(NotFoundError, match="no such directory"):
             layout_source(tmp_path / "gone")
 
-    def test_a_directory_without_an_index_is_no_layout(self, tmp_path: Path) -> None:
+    def test_a_directory_without_an_index_is_not_a_layout(self, tmp_path: Path) -> None:
         with pytest.raises(ArchiveError, match=r"no index\.json"):
             layout_source(tmp_path)
 
-    def test_the_marker_may_be_missing(self, layout: Layout) -> None:
+    def test_the_oci_layout_file_may_be_missing(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         (layout.path / "oci-layout").unlink()
         assert [digest for _, digest in listing_of(layout.path).images] == [image["digest"]]
@@ -145,14 +147,14 @@ class TestReading:
             listing_of(layout.path)
         assert caught.value.exit_code == 6
 
-    def test_a_manifest_that_was_changed_is_refused(self, layout: Layout) -> None:
+    def test_a_changed_manifest_is_refused(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         content = layout.file(image["digest"]).read_bytes()
         layout.file(image["digest"]).write_bytes(content[:-1] + b" ")
         with pytest.raises(IntegrityError, match=image["digest"]):
             listing_of(layout.path)
 
-    def test_of_a_file_that_grew_one_byte_more_is_read(self, layout: Layout) -> None:
+    def test_only_one_byte_beyond_the_size_of_a_blob_is_read(self, layout: Layout) -> None:
         small_image(layout, name="v1")
         source = layout_source(layout.path)
         piece = source.list().blobs[1]
@@ -163,7 +165,7 @@ class TestReading:
 
 
 class TestStrangeFiles:
-    """A hostile layout may have links, FIFOs and directories in the place of files."""
+    """A hostile layout may have links, FIFOs and directories instead of files."""
 
     @pytest.fixture
     def blob(self, layout: Layout) -> Path:
@@ -173,7 +175,7 @@ class TestStrangeFiles:
 
     @pytest.fixture
     def secret(self, blob: Path, tmp_path: Path) -> Path:
-        """Move the blob out of the layout, so that following a link would find the right bytes."""
+        """Move the blob out of the layout, so that a followed link would find the correct bytes."""
         return blob.rename(tmp_path / "secret")
 
     def refused(self, layout: Layout, tmp_path: Path, kind: type[OcistreamError] = ArchiveError) -> None:
@@ -183,7 +185,7 @@ class TestStrangeFiles:
         assert "index.json" not in names_in(tmp_path / "out")
 
     @pytest.mark.parametrize("how", ["link", "fifo", "directory"])
-    def test_what_is_not_a_file_in_the_place_of_a_blob_is_not_read(
+    def test_anything_but_a_file_in_the_place_of_a_blob_is_not_read(
         self, layout: Layout, blob: Path, secret: Path, tmp_path: Path, how: str
     ) -> None:
         if how == "link":
@@ -214,7 +216,7 @@ class TestStrangeFiles:
 
     @pytest.mark.parametrize("name", ["index.json", "oci-layout"])
     @pytest.mark.parametrize("how", ["link", "directory", "fifo"])
-    def test_what_is_not_a_file_in_the_place_of_a_small_file_is_refused(
+    def test_anything_but_a_file_in_the_place_of_a_small_file_is_refused(
         self, layout: Layout, tmp_path: Path, name: str, how: str
     ) -> None:
         small_image(layout, name="v1")
@@ -229,13 +231,13 @@ class TestStrangeFiles:
         with pytest.raises(ArchiveError, match=f"{name} is not a regular file"):
             listing_of(layout.path)
 
-    def test_a_file_in_the_place_of_a_folder_means_that_blobs_are_missing(self, layout: Layout, tmp_path: Path) -> None:
+    def test_with_a_file_in_the_place_of_a_folder_its_blobs_are_missing(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         shutil.rmtree(layout.path / "blobs")
         (layout.path / "blobs").write_text("no folder")
         self.refused(layout, tmp_path, MissingContentError)
 
-    def test_a_link_is_replaced_by_the_blob_and_not_written_through(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_link_is_replaced_by_the_blob_and_its_target_is_unchanged(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         out = Layout(tmp_path / "out")
         precious = tmp_path / "precious"

@@ -1,4 +1,4 @@
-"""An archive through a pipe gives the same images in any order and any dialect, and nothing hostile gets through."""
+"""An archive through a pipe gives the same images in any order and tar dialect, and hostile archives are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.images import Layout, digest_of, small_image, tar_layer, two_platform
 
 
 class Pipe(io.RawIOBase):
-    """A pipe that gives so many bytes at each read, the sizes in turn, and fails at the end if `failing`."""
+    """A pipe whose reads return `sizes` bytes in turn; with `failing` the last read raises."""
 
     def __init__(self, content: bytes, sizes: Sequence[int] = (1 << 16,), *, failing: bool = False) -> None:
         self._content = content
@@ -57,13 +57,13 @@ class Pipe(io.RawIOBase):
 
 
 def piped(pipe: io.RawIOBase, wanted: Wanted = EVERYTHING) -> Source:
-    """Open what comes through a pipe."""
+    """Open an archive from a pipe."""
     return pipe_source(io.BufferedReader(pipe, 64), wanted)
 
 
 @dataclasses.dataclass
 class Found:
-    """What came out of an archive."""
+    """The contents of an archive."""
 
     listing: Listing
     blobs: dict[str, bytes]
@@ -74,7 +74,7 @@ class Found:
         return set(self.listing.early)
 
     def has_all_of(self, layout: Layout, wanted: Wanted = EVERYTHING) -> bool:
-        """Say whether images and blobs are the same as those of a layout."""
+        """Return whether images and blobs are the same as those of a layout."""
         expected = layout_source(layout.path, wanted).list()
         found = dataclasses.replace(self.listing, early={}, native=None)
         contents = {blob.digest: layout.file(blob.digest).read_bytes() for blob in expected.blobs}
@@ -82,7 +82,7 @@ class Found:
 
 
 def found_in(archive: bytes | io.RawIOBase, wanted: Wanted = EVERYTHING, *, sizes: Sequence[int] = (1 << 16,)) -> Found:
-    """Read everything of an archive as a copy does."""
+    """Read everything in an archive as a copy does."""
     raw = Pipe(archive, sizes) if isinstance(archive, bytes) else archive
     source = piped(raw, wanted)
     try:
@@ -161,11 +161,11 @@ class TestAnyOrder:
 
     @settings(max_examples=20, deadline=None)
     @given(data=st.data())
-    def test_ustar_is_enough_where_names_are_short(self, small: Layout, data: st.DataObject) -> None:
+    def test_short_names_work_in_ustar_format(self, small: Layout, data: st.DataObject) -> None:
         items = data.draw(st.permutations(items_of(small)))
         assert found_in(tar_of(items, kind=tarfile.USTAR_FORMAT)).has_all_of(small)
 
-    def test_in_our_own_order_nothing_comes_early(self, images: Layout) -> None:
+    def test_in_our_own_order_no_blob_comes_early(self, images: Layout) -> None:
         assert found_in(tar_of(small_first(images))).early == set()
 
     def test_with_sorted_names_layers_come_early_and_json_is_buffered(self, small: Layout) -> None:
@@ -173,19 +173,19 @@ class TestAnyOrder:
         found = found_in(tar_of(items_of(small)))
         assert found.early == {layer["digest"] for layer in small.read(image["digest"])["layers"]}
 
-    def test_json_that_begins_with_space_is_buffered_too(self, layout: Layout) -> None:
+    def test_json_with_leading_white_space_is_buffered_too(self, layout: Layout) -> None:
         image = small_image(layout)
         spaced = b"\n\t " + layout.file(image["digest"]).read_bytes()
         layout.name(layout.blob(spaced, image["mediaType"]), "v1")
         layout.file(image["digest"]).unlink()
         assert found_in(tar_of(items_of(layout))).has_all_of(layout)
 
-    def test_a_pipe_is_read_to_its_end(self, small: Layout) -> None:
+    def test_a_pipe_is_read_to_its_last_byte(self, small: Layout) -> None:
         pipe = Pipe(tar_of(items_of(small)) + bytes(3 << 20))
         found_in(pipe)
         assert pipe.position == len(tar_of(items_of(small))) + (3 << 20)
 
-    def test_a_missing_index_is_known_at_the_end_and_then_its_siblings_are_found(self, layout: Layout) -> None:
+    def test_a_missing_nested_index_does_not_hide_its_siblings(self, layout: Layout) -> None:
         lost = layout.index([layout.image([tar_layer({"a": b"b"})], platform="linux/s390x")])
         present = two_platforms(layout)
         layout.index([lost, present], name="v1")
@@ -205,7 +205,9 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return layout
 
 
-def test_children_that_come_before_their_index_are_compared_with_manifest_json(layout: Layout, tmp_path: Path) -> None:
+def test_children_that_come_before_their_index_count_when_manifest_json_is_compared(
+    layout: Layout, tmp_path: Path
+) -> None:
     two_platforms(layout, name="both")
     destination = archive_destination(tmp_path / "x.tar")
     with layout_source(layout.path) as source:
@@ -218,7 +220,7 @@ def test_children_that_come_before_their_index_are_compared_with_manifest_json(l
 
 
 class TestBudget:
-    """JSON is buffered until the index comes, up to a limit in total; the rest is written early and read back."""
+    """JSON is buffered until the index comes, up to a total limit; the rest is written early and read back."""
 
     @pytest.mark.parametrize("budget", [0, 1000, 3000])
     def test_json_beyond_the_limit_comes_early(
@@ -233,17 +235,19 @@ class TestBudget:
         assert buffered <= budget
         assert early & {blob_name(digest) for digest in parts_of(images).manifests}
 
-    def test_json_that_was_used_makes_room(self, images: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_used_json_is_removed_from_the_buffer(self, images: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = [len(raw) for raw in parts_of(images).manifests.values()]
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", max(sizes))
-        # Each manifest comes before the one that lists it, so one at a time is buffered.
+        # Each manifest comes before its parent, so only one is buffered at a time.
         items = dict(items_of(images))
         order = [name for name in small_first(images) if name[0] in map(blob_name, parts_of(images).manifests)]
         first: list[Item] = [("index.json", items.pop("index.json")), *reversed(order)]
         rest = [item for item in items.items() if item not in first]
         assert found_in(tar_of([*first, *rest])).has_all_of(images)
 
-    def test_json_that_just_fits_is_buffered_once(self, images: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_repeated_json_that_just_fits_is_buffered_once(
+        self, images: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         items = items_of(images)
         buffered = [item for item in items if item[0].startswith("blobs/") and (item[1] or b"").startswith(b"{")]
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", sum(len(content or b"") for _, content in buffered))
@@ -251,7 +255,9 @@ class TestBudget:
         assert found.has_all_of(images)
         assert not {blob_name(digest) for digest in found.early} & {name for name, _ in buffered}
 
-    def test_a_layout_reads_it_back(self, images: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_layout_reads_early_json_back(
+        self, images: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 0)
         store(tar_of(items_of(images)), tmp_path / "out")
         assert parts_of(Layout(tmp_path / "out")) == parts_of(images)
@@ -268,18 +274,18 @@ class TestBudget:
         store(archive_of([*first, *layers, *late]), tmp_path / "out")
         assert len(json.loads((tmp_path / "out/index.json").read_bytes())["manifests"]) == 1
 
-    def test_no_more_layers_are_stored_before_manifest_json_than_an_image_may_have(
+    def test_the_number_of_layers_before_manifest_json_is_limited(
         self, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 3)
-        # Two layers of an image, and others that no image has.
+        # Two layers of an image, and further ones without an image.
         entries = of_docker([saved(layout, small_image(layout))])
         others = [(f"{number}.tar", b"other") for number in range(2)]
         store(archive_of([*others[:1], *entries]), tmp_path / "out")
         with pytest.raises(UnsupportedError, match="more than 3 layers come before"):
             store(archive_of([*others, *entries]), tmp_path / "refused")
 
-    def test_an_archive_cannot_read_it_back(
+    def test_an_archive_cannot_read_early_json_back(
         self, small: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 0)
@@ -291,7 +297,7 @@ class TestBudget:
         source.close()
         assert list(tmp_path.iterdir()) == []
 
-    def test_json_that_is_larger_than_any_manifest_is_not_buffered(self, layout: Layout) -> None:
+    def test_json_beyond_the_size_limit_of_manifests_is_not_buffered(self, layout: Layout) -> None:
         large = b"{" + b" " * (limits.MAX_MANIFEST - 2) + b"}"
         huge = large + b" "
         layout.image([large, huge], name="v1")
@@ -301,7 +307,7 @@ class TestBudget:
 
 
 def refused(archive: bytes, path: Path, *kinds: type[OcistreamError]) -> None:
-    """Assert that a copy fails with exit code 5 or 6, and that nothing is visible but complete blobs."""
+    """Assert that a copy fails with exit code 5 or 6, and that only complete blobs are visible."""
     with pytest.raises(kinds or (ArchiveError, IntegrityError)) as caught:
         store(archive, path)
     assert caught.value.exit_code in {5, 6}
@@ -314,7 +320,7 @@ def refused(archive: bytes, path: Path, *kinds: type[OcistreamError]) -> None:
 
 class TestChanged:
     @pytest.mark.parametrize("place", [0, -1], ids=["first", "last"])
-    def test_an_oci_layout_file_of_an_unknown_version_is_refused_wherever_it_is(
+    def test_an_oci_layout_file_of_an_unknown_version_is_refused_at_any_place(
         self, small: Layout, tmp_path: Path, place: int
     ) -> None:
         items = [item for item in items_of(small) if item[0] != "oci-layout"]
@@ -322,7 +328,7 @@ class TestChanged:
         refused(tar_of(items), tmp_path / "out", ArchiveError)
 
     @pytest.mark.parametrize("order", [items_of, small_first])
-    def test_an_archive_that_is_cut_at_any_byte_is_refused(
+    def test_a_truncated_archive_is_refused(
         self, small: Layout, order: Callable[[Layout], list[Item]], tmp_path: Path
     ) -> None:
         archive = tar_of(order(small))
@@ -331,7 +337,7 @@ class TestChanged:
 
     @settings(max_examples=60, deadline=None)
     @given(data=st.data())
-    def test_one_wrong_bit_in_a_blob_is_found_out(
+    def test_one_wrong_bit_in_a_blob_is_detected(
         self, small: Layout, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
     ) -> None:
         items = data.draw(st.permutations(items_of(small)))
@@ -344,17 +350,17 @@ class TestChanged:
 
     @settings(max_examples=100, deadline=None)
     @given(data=st.data())
-    def test_any_other_wrong_bit_changes_nothing_or_is_found_out(self, small: Layout, data: st.DataObject) -> None:
+    def test_any_other_wrong_bit_changes_nothing_or_is_detected(self, small: Layout, data: st.DataObject) -> None:
         archive = bytearray(tar_of(data.draw(st.permutations(items_of(small)))))
         archive[data.draw(st.integers(0, len(archive) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         try:
             found = found_in(bytes(archive))
         except (ArchiveError, IntegrityError, UnsupportedError, NotFoundError):
             return
-        # It was padding, or a name that nothing depends on.
+        # The bit was in padding, or in a name that does not matter.
         assert all(digest_of(content) == digest for digest, content in found.blobs.items())
 
-    def test_a_blob_under_the_digest_of_another_is_found_out(self, small: Layout, tmp_path: Path) -> None:
+    def test_a_blob_under_the_digest_of_another_is_detected(self, small: Layout, tmp_path: Path) -> None:
         (image,) = json.loads((small.path / "index.json").read_bytes())["manifests"]
         first, second = (blob_name(layer["digest"]) for layer in small.read(image["digest"])["layers"])
         for order in (items_of(small), small_first(small)):
@@ -363,7 +369,7 @@ class TestChanged:
             refused(tar_of(items.items()), tmp_path / "out", IntegrityError)
 
     @pytest.mark.parametrize("early", [True, False])
-    def test_a_layer_of_another_size_than_its_manifest_says_is_refused(
+    def test_a_layer_with_another_size_than_in_its_manifest_is_refused(
         self, layout: Layout, tmp_path: Path, early: bool
     ) -> None:
         document = layout.read(small_image(layout)["digest"])
@@ -378,14 +384,14 @@ class TestChanged:
             refused(tar_of([*items[:place], index, *items[place:]]), tmp_path / "out", ArchiveError)
 
     @pytest.mark.parametrize("order", [items_of, small_first])
-    def test_a_digest_that_appears_twice_is_verified_each_time(
+    def test_a_repeated_digest_is_verified_each_time(
         self, small: Layout, order: Callable[[Layout], list[Item]], tmp_path: Path
     ) -> None:
         items = order(small)
         for place, (name, content) in enumerate(items):
             if not name.startswith("blobs/") or not content:
                 continue
-            # Right behind the first, so before the index where that comes last; and at the end.
+            # Right after the first, so before an index that comes last; and at the end.
             for at in (place + 1, len(items)):
                 out = tmp_path / f"{place}-{at}"
                 assert found_in(tar_of([*items[:at], (name, content), *items[at:]])).has_all_of(small)
@@ -402,7 +408,7 @@ class TestChanged:
                     items = [item for item in order if item[0] != name]
                     refused(tar_of(items), tmp_path / str(place) / name[-4:], MissingContentError)
 
-    def test_an_error_of_the_disk_is_reported_as_one_at_any_byte(self, small: Layout) -> None:
+    def test_a_disk_error_at_any_byte_is_reported_as_one(self, small: Layout) -> None:
         for order in (items_of(small), small_first(small)):
             archive = tar_of(order)
             for length in [*range(0, len(archive), 509), len(archive)]:

@@ -1,4 +1,4 @@
-"""Which manifests of an index a choice of platforms means. That all sources agree is shown in test_sources.py."""
+"""Which manifests of an index a selection of platforms includes. test_sources.py tests that all sources agree."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def digests(descriptors: Sequence[Descriptor]) -> list[str]:
 
 
 class TestOnePlatform:
-    def test_every_name_of_an_index_means_the_same_image(self, layout: Layout) -> None:
+    def test_every_name_of_an_index_selects_the_same_image(self, layout: Layout) -> None:
         first = index_of(layout, "linux/amd64", "linux/arm64")
         second = index_of(layout, "linux/amd64", "linux/riscv64")
         found = listing_of(layout, first, second, first, wanted=choice("linux/amd64"))
@@ -42,7 +42,7 @@ class TestOnePlatform:
     @pytest.mark.parametrize(
         ("wanted", "place"), [("linux/arm", 1), ("linux/arm/v6", 0), ("linux/arm64", 3), ("linux/arm64/v8", 3)]
     )
-    def test_the_plain_variant_comes_before_others(self, layout: Layout, wanted: str, place: int) -> None:
+    def test_the_plain_variant_is_preferred(self, layout: Layout, wanted: str, place: int) -> None:
         index = index_of(layout, "linux/arm/v6", "linux/arm/v7", "linux/arm64/v9", "linux/arm64")
         assert manifests(listing_of(layout, index, wanted=choice(wanted))) == [children(layout, index)[place]["digest"]]
 
@@ -57,13 +57,13 @@ class TestOnePlatform:
         assert manifests(listing_of(layout, index, wanted=choice("linux/amd64"))) == [image["digest"]]
 
     @pytest.mark.parametrize("asked", [True, False])
-    def test_a_missing_one_is_not_found_and_the_others_are_listed(self, layout: Layout, asked: bool) -> None:
+    def test_the_error_for_a_missing_platform_lists_the_others(self, layout: Layout, asked: bool) -> None:
         index = with_attestation(layout, "v1")
         with pytest.raises(NotFoundError, match=r"v1 has no platform linux/s390x") as caught:
             listing_of(layout, index, wanted=choice("linux/s390x", asked=asked))
         assert caught.value.hint == "its platforms are: linux/amd64; choose one with --platform, or all"
 
-    def test_hostile_names_cannot_drive_a_terminal(self, layout: Layout) -> None:
+    def test_hostile_names_cannot_control_the_terminal(self, layout: Layout) -> None:
         odd = {**small_image(layout), "platform": {"os": "\x1b[2J", "architecture": "amd64"}}
         with pytest.raises(NotFoundError) as caught:
             listing_of(layout, layout.index([odd]), wanted=choice("linux/amd64"))
@@ -72,9 +72,9 @@ class TestOnePlatform:
 
 
 class TestDefaultPlatform:
-    """Nobody asked for this machine's platform, so an image that offers no platforms is copied as it is."""
+    """The user did not request this machine's platform, so an image without platforms is copied unchanged."""
 
-    def test_an_index_without_platforms_is_copied_as_it_is(self, layout: Layout) -> None:
+    def test_an_index_without_platforms_is_copied_unchanged(self, layout: Layout) -> None:
         index = layout.index([layout.artifact(b"one"), layout.artifact(b"two")])
         found = listing_of(layout, index, wanted=choice("linux/amd64", asked=False))
         assert images(found) == [index["digest"]]
@@ -83,30 +83,30 @@ class TestDefaultPlatform:
             listing_of(layout, index, wanted=choice("linux/amd64"))
         assert "none with a name" in (caught.value.hint or "")
 
-    def test_an_empty_index_is_copied_as_it_is(self, layout: Layout) -> None:
+    def test_an_empty_index_is_copied_unchanged(self, layout: Layout) -> None:
         index = layout.index([])
         assert manifests(listing_of(layout, index, wanted=choice("linux/amd64", asked=False))) == [index["digest"]]
 
 
 class TestSeveralPlatforms:
-    def test_all_of_them_are_the_index_byte_for_byte(self, layout: Layout) -> None:
+    def test_all_platforms_are_the_unchanged_index(self, layout: Layout) -> None:
         index = nested_index(layout, "v1")
         found = listing_of(layout, index, wanted=choice("linux/riscv64", "linux/arm64", "linux/amd64"))
         assert images(found) == [index["digest"]]
         assert found == listing_of(layout, index)
 
-    def test_all_of_them_with_attestations_are_the_index_too(self, layout: Layout) -> None:
+    def test_all_platforms_with_attestations_are_the_unchanged_index(self, layout: Layout) -> None:
         made = children(layout, index_of(layout, "linux/amd64", "linux/arm64"))
         index = layout.index([*made, *(attestation(layout, image) for image in made)])
         assert images(listing_of(layout, index, wanted=choice("linux/amd64", "linux/arm64"))) == [index["digest"]]
 
-    def test_some_of_them_are_a_smaller_index_in_the_same_order(self, layout: Layout) -> None:
+    def test_some_platforms_are_a_smaller_index_in_the_same_order(self, layout: Layout) -> None:
         index = index_of(layout, "linux/amd64", "linux/arm64/v8", "linux/s390x")
         amd, _, s390x = children(layout, index)
         found = listing_of(layout, index, wanted=choice("linux/s390x", "linux/amd64"))
         *below, smaller = found.manifests
         assert [manifest.piece.digest for manifest in below] == digests([amd, s390x])
-        # The entries are unchanged, with fields that nobody knows.
+        # The entries are unchanged, including unknown fields.
         assert json.loads(smaller.raw) == {**layout.read(index["digest"]), "manifests": [amd, s390x]}
         assert images(found) == [smaller.piece.digest]
         assert smaller.piece.media_type == OCI_INDEX
@@ -135,7 +135,7 @@ class TestSeveralPlatforms:
         assert json.loads(found.manifests[-1].raw)["manifests"] == children(layout, inner)[:2]
         assert found.absent == ()
 
-    def test_of_several_entries_of_one_image_the_first_is_kept(self, layout: Layout) -> None:
+    def test_the_first_of_several_entries_of_one_image_is_kept(self, layout: Layout) -> None:
         made = children(layout, index_of(layout, "linux/amd64", "linux/arm64", "linux/s390x"))
         noted = [layout.index([{**made[0], "annotations": {"note": str(number)}}, *made[1:]]) for number in range(9)]
         found = listing_of(layout, layout.index(noted), wanted=choice("linux/amd64", "linux/arm64"))
@@ -151,7 +151,7 @@ class TestSeveralPlatforms:
 
 
 class TestSingleImages:
-    """An image without an index says in its config which platform it is for."""
+    """The config of an image without an index states its platform."""
 
     def made(self, layout: Layout, platform: str = "linux/arm64/v8") -> tuple[Descriptor, str]:
         image = small_image(layout, platform=platform)
@@ -159,14 +159,16 @@ class TestSingleImages:
         return image, layout.read(image["digest"])["config"]["digest"]
 
     @pytest.mark.parametrize("wanted", [("linux/arm64",), ("linux/amd64", "linux/arm64/v8")])
-    def test_the_right_one_passes_and_its_config_is_a_blob(self, layout: Layout, wanted: tuple[str, ...]) -> None:
+    def test_an_image_of_the_platform_is_listed_with_its_config_as_a_blob(
+        self, layout: Layout, wanted: tuple[str, ...]
+    ) -> None:
         image, config = self.made(layout)
         found = listing_of(layout, image, wanted=choice(*wanted))
         assert manifests(found) == [image["digest"]]
         assert found.blobs[0].digest == config
         assert found.absent == ()
 
-    def test_a_manifest_that_another_image_has_as_its_config_is_still_needed(self, layout: Layout) -> None:
+    def test_a_manifest_that_is_also_the_config_of_another_image_is_listed(self, layout: Layout) -> None:
         index = index_of(layout, "linux/amd64")
         (image,) = children(layout, index)
         config = {"mediaType": OCI_CONFIG, "digest": image["digest"], "size": image["size"]}
@@ -174,13 +176,13 @@ class TestSingleImages:
         found = listing_of(layout, index, odd, wanted=choice("linux/amd64"))
         assert manifests(found) == [image["digest"], odd["digest"]]
 
-    def test_another_is_not_found(self, layout: Layout) -> None:
+    def test_an_image_of_another_platform_is_not_found(self, layout: Layout) -> None:
         image, _ = self.made(layout)
         with pytest.raises(NotFoundError, match="v1 has no platform linux/amd64, linux/s390x") as caught:
             listing_of(layout, image, wanted=choice("linux/amd64", "linux/s390x"))
         assert (caught.value.hint or "").startswith("it is a single image, for linux/arm64/v8: omit --platform")
 
-    def test_one_that_names_no_platform_passes(self, layout: Layout) -> None:
+    def test_an_image_without_a_platform_is_listed(self, layout: Layout) -> None:
         document = layout.read(small_image(layout)["digest"])
         document["config"] = layout.blob(b"{}", OCI_CONFIG)
         assert len(manifests(listing_of(layout, layout.document(document), wanted=choice("linux/amd64")))) == 1
@@ -191,7 +193,7 @@ class TestSingleImages:
         assert found.absent == ()
         assert config in {blob.digest for blob in found.blobs}
 
-    def test_a_config_of_other_bytes_is_refused(self, layout: Layout) -> None:
+    def test_a_config_with_a_wrong_digest_is_refused(self, layout: Layout) -> None:
         image, config = self.made(layout)
         content = layout.file(config).read_bytes()
         layout.file(config).write_bytes(content.replace(b"arm64", b"amd64"))
@@ -208,7 +210,7 @@ class TestSingleImages:
         with pytest.raises(ArchiveError, match="larger than 8388608 bytes"):
             listing_of(layout, layout.document(document), wanted=choice("linux/amd64"))
 
-    def test_an_entry_that_names_its_platform_is_held_to_it(self, layout: Layout) -> None:
+    def test_the_platform_of_an_entry_is_checked(self, layout: Layout) -> None:
         entry = small_image(layout, platform="linux/amd64")
         with pytest.raises(NotFoundError, match="has no platform linux/arm64") as caught:
             listing_of(layout, entry, wanted=choice("linux/arm64"))

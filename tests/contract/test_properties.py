@@ -1,4 +1,4 @@
-"""Properties of any archive: a file and a pipe give the same answer, and names stay what they are."""
+"""Properties of any archive: a file and a pipe give the same answer, and names are preserved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.docker_archives import DIALECTS, Saved, archive_of, saved
 from tests.images import Layout, small_image, tar_layer
 
 FULL_NAME: Final = "io.containerd.image.name"
-#: What becomes of an entry of an archive.
+#: Changes of an entry of an archive.
 CHANGES: Final = ("flip", "cut", "grow", "remove", "empty", "again", "again, changed", "swap")
 
 
@@ -29,7 +29,8 @@ CHANGES: Final = ("flip", "cut", "grow", "remove", "empty", "again", "again, cha
 def made(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """Return a layout of three images, which no test may change.
 
-    None is an index: where platforms of one are missing, a file knows that in time, and a pipe does not.
+    None is an index: for an index with missing platforms a file and a pipe may differ, because a pipe learns too late
+    that they are missing.
     """
     layout = Layout(tmp_path_factory.mktemp("made") / "layout")
     image = small_image(layout, name="v1")
@@ -90,7 +91,7 @@ def test_a_file_and_a_pipe_give_the_same_answer(
 
 @pytest.fixture(scope="module")
 def docker_images(tmp_path_factory: pytest.TempPathFactory) -> list[Saved]:
-    """Return images with shared and repeated layers, an empty layer, and no layers; with several names and with one."""
+    """Return images with shared and repeated layers, an empty layer, or no layers; with one or several names."""
     layout = Layout(tmp_path_factory.mktemp("docker") / "layout")
     shared = tar_layer({"etc/motd": b"shared\n"})
     first = layout.image([shared, tar_layer({"a": b"first " * 500}), shared])
@@ -105,7 +106,7 @@ def docker_images(tmp_path_factory: pytest.TempPathFactory) -> list[Saved]:
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_a_docker_archive_has_the_same_images_in_any_order_and_dialect_of_tar(
+def test_a_docker_archive_has_the_same_images_in_any_order_and_tar_dialect(
     docker_images: list[Saved], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("docker")
@@ -120,12 +121,12 @@ def test_a_docker_archive_has_the_same_images_in_any_order_and_dialect_of_tar(
     )
     sizes = data.draw(st.lists(st.integers(1, 1 << 17), min_size=1, max_size=5))
     found = answer(piped(Pipe(archive, sizes)), folder / "pipe")
-    # What comes through a pipe may also have blobs that no image needs.
+    # The result of a pipe may also have blobs that no image needs.
     assert isinstance(found, dict)
     assert expected.items() <= found.items()
 
 
-#: Names as tools write them, and names that no tool should.
+#: Names as tools write them, and unusual names.
 NAMES: Final = st.one_of(
     st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True),
     st.from_regex(r"r\.example(:5000)?/[a-z]{1,8}(/[a-z]{1,8})?:[a-z0-9]{1,8}", fullmatch=True),
@@ -135,7 +136,7 @@ NAMES: Final = st.one_of(
 
 
 def entries_of(files: dict[str, bytes]) -> dict[str, set[str]]:
-    """Return the digests of the images that each name means: its full name, or else its tag."""
+    """Return the digests of the images by name: the full name, or else the tag."""
     found: dict[str, set[str]] = {}
     for entry in index_in(files):
         annotations = entry.get("annotations") or {}
@@ -147,7 +148,7 @@ def entries_of(files: dict[str, bytes]) -> dict[str, set[str]]:
 
 @settings(max_examples=30, deadline=None)
 @given(names=st.lists(NAMES, min_size=1, max_size=3, unique=True), key=st.sampled_from([REF_NAME, FULL_NAME]))
-def test_an_image_that_is_copied_under_a_name_has_that_name_or_is_refused(
+def test_a_copy_keeps_the_name_of_an_image_or_is_refused(
     made: Layout, tmp_path_factory: pytest.TempPathFactory, names: list[str], key: str
 ) -> None:
     folder = tmp_path_factory.mktemp("names")

@@ -1,4 +1,4 @@
-"""Recompressed layers: every layer gets the wanted format, what refers to it follows, and nothing else changes."""
+"""Recompressed layers: every layer gets the requested format, references follow, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def copied(layout: Layout, folder: Path, codec: str, *, jobs: int = 4) -> tuple[
 
 
 def converted(layout: Layout, folder: Path, codec: str) -> tuple[Layout, Copied]:
-    """Recompress a layout, and check what can be checked of any image."""
+    """Recompress a layout, and check everything that applies to any image."""
     after, done = copied(layout, folder, codec)
     compare(layout, after, codec)
     assert stray_blobs(after) == set()
@@ -70,13 +70,13 @@ def pick(descriptor: Descriptor) -> Descriptor:
 
 @pytest.fixture(params=DESTINATIONS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind that takes layers whose digest is known last."""
+    """Return an empty store of each kind that accepts layers of unknown digest."""
     with opened(DESTINATIONS[request.param], tmp_path / "store") as made:
         yield made
 
 
-#: Layers come before it is known what they are, or after; destinations store them in four ways. Every source once, and
-#: every format for both orders.
+#: Layers come before their types are known, or after; destinations store them in four ways. Every source occurs once,
+#: and every format with both orders.
 ORDERS: Final = ("layout", "archive-pipe-index-last")
 WAYS: Final = [
     *((source, destination, "zstd") for source in ORDERS for destination in DESTINATIONS),
@@ -86,7 +86,7 @@ WAYS: Final = [
 
 
 @pytest.mark.parametrize(("source", "destination", "codec"), WAYS)
-def test_every_layer_gets_the_wanted_format_and_what_refers_to_it_follows(
+def test_every_layer_gets_the_requested_format_and_references_follow(
     layout: Layout, tmp_path: Path, source: str, destination: str, codec: str
 ) -> None:
     for name, make in SHAPES.items():
@@ -105,7 +105,7 @@ def test_every_layer_gets_the_wanted_format_and_what_refers_to_it_follows(
         became = compare(layout, after, codec, may_stay=lambda content: early and not content)
         if destination != "registry":
             assert stray_blobs(after) == set()
-        # Our own reader finds everything right as well.
+        # Our own reader finds no defect either.
         again = copy(layout_source(after.path), layout_destination(tmp_path / "again"))
         assert {manifest.piece.digest for manifest in again.listing.manifests} == set(became.values())
     assert done.moved == done.total
@@ -116,7 +116,7 @@ def test_every_layer_gets_the_wanted_format_and_what_refers_to_it_follows(
     assert len(manifests) == len(set(manifests))
     blobs = [blob.digest for blob in done.listing.blobs]
     assert len(blobs) == len(set(blobs))
-    # A registry names a manifest by its sha256, whatever its digest was elsewhere.
+    # A registry names a manifest by sha256, even if the source uses another algorithm.
     pairs = {(name, new) for old, new in became.items() for name in (old, digest_of(layout.file(old).read_bytes()))}
     assert {(old, new) for new, old in done.origins.items()} <= pairs
     recompressed = {digest for digest, outcome in done.outcomes.items() if outcome == "converted"}
@@ -129,7 +129,7 @@ def test_every_layer_gets_the_wanted_format_and_what_refers_to_it_follows(
 
 
 @codecs
-def test_a_stream_and_a_file_get_the_same_bytes_by_any_number_of_jobs(
+def test_a_file_gets_the_same_bytes_with_any_number_of_jobs_and_a_stream_the_same_blobs(
     layout: Layout, tmp_path: Path, codec: str
 ) -> None:
     for name, make in SHAPES.items():
@@ -161,9 +161,11 @@ def test_a_pipe_gets_layers_from_a_temporary_file_that_is_removed(
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-class TestWhatStays:
+class TestUnchanged:
     @codecs
-    def test_an_image_of_the_wanted_format_keeps_its_digest(self, layout: Layout, tmp_path: Path, codec: str) -> None:
+    def test_an_image_of_the_requested_format_keeps_its_digest(
+        self, layout: Layout, tmp_path: Path, codec: str
+    ) -> None:
         compression: Any = "" if codec == "none" else codec
         image = layout.image([tar_layer({"a": b"b"}, compression=compression)], name="v1")
         after, done = converted(layout, tmp_path / "out", codec)
@@ -172,13 +174,13 @@ class TestWhatStays:
         assert done.origins == {}
 
     @codecs
-    def test_docker_zstd_stays_where_zstd_is_asked_for(self, layout: Layout, tmp_path: Path, codec: str) -> None:
+    def test_docker_zstd_is_kept_if_zstd_is_requested(self, layout: Layout, tmp_path: Path, codec: str) -> None:
         image = layout.image([tar_layer({"a": b"b"}, compression="zstd")], name="v1", media="docker")
         after, _ = converted(layout, tmp_path / "out", codec)
         assert (named(after)["v1"]["digest"] == image["digest"]) == (codec == "zstd")
 
     @codecs
-    def test_a_layer_that_an_artifact_needs_stays_as_it_is_for_all(
+    def test_a_layer_that_an_artifact_needs_is_unchanged_in_images_too(
         self, layout: Layout, tmp_path: Path, codec: str
     ) -> None:
         content = tar_layer({"a": b"content " * 100})
@@ -191,7 +193,7 @@ class TestWhatStays:
         assert new[0] == old[0]
         assert {layer["mediaType"] for layer in new[1:]} == {OCI_LAYER + {"none": ""}.get(codec, f"+{codec}")}
 
-    def test_foreign_layers_are_not_copied_and_keep_their_place(self, layout: Layout, tmp_path: Path) -> None:
+    def test_foreign_layers_are_not_copied_and_keep_their_position(self, layout: Layout, tmp_path: Path) -> None:
         kinds: list[tuple[Any, str]] = [
             ("oci", "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"),
             ("docker", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"),
@@ -210,7 +212,7 @@ class TestWhatStays:
             assert second["mediaType"] == OCI_LAYER + "+zstd"
         assert not after.file(foreign["digest"]).exists()
 
-    def test_annotations_stay_except_those_about_the_old_bytes(self, layout: Layout, tmp_path: Path) -> None:
+    def test_annotations_are_kept_except_those_about_the_old_bytes(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, annotations={"org.opencontainers.image.title": "Tïtle \U0001f6a2"})
         document = layout.read(image["digest"])
         first, second = document["layers"]
@@ -232,7 +234,7 @@ class TestWhatStays:
         assert after["annotations"] == document["annotations"]
 
     @codecs
-    def test_no_layers_are_no_change(self, layout: Layout, tmp_path: Path, codec: str) -> None:
+    def test_an_image_without_layers_is_unchanged(self, layout: Layout, tmp_path: Path, codec: str) -> None:
         image = layout.image([], name="v1")
         assert named(converted(layout, tmp_path / "out", codec)[0])["v1"]["digest"] == image["digest"]
 
@@ -255,11 +257,11 @@ class TestShared:
         done = copy(layout_source(layout.path), store.destination(), compress="zstd")
         compare(layout, store.layout(tmp_path / "after"), "zstd")
         assert sorted(done.outcomes.values()) == ["converted"] * 3 + ["copied"] * 2
-        # Each was read once.
+        # Each blob was read once.
         assert done.moved == done.total
 
     @codecs
-    def test_a_layer_that_has_two_types_gets_one_digest(self, layout: Layout, tmp_path: Path, codec: str) -> None:
+    def test_a_layer_with_two_media_types_gets_one_digest(self, layout: Layout, tmp_path: Path, codec: str) -> None:
         image = layout.image([TAR, tar_layer({"b": b"c"})])
         document = layout.read(image["digest"])
         wrong = json.loads(json.dumps(document))
@@ -276,7 +278,7 @@ class TestShared:
 
     @pytest.mark.parametrize("first", ["plain", "compressed"])
     @pytest.mark.parametrize("jobs", [1, 4])
-    def test_a_layer_may_become_the_same_as_another_one(
+    def test_several_layers_may_become_one(
         self, layout: Layout, store: Store, tmp_path: Path, first: str, jobs: int
     ) -> None:
         contents = {"plain": TAR, "compressed": gzip.compress(TAR, 1, mtime=0), "again": gzip.compress(TAR, 9, mtime=0)}
@@ -289,7 +291,7 @@ class TestShared:
         assert done.outcomes[digest] == "converted"
 
     @pytest.mark.parametrize("is_reversed", [False, True])
-    def test_the_same_from_a_pipe_whose_index_comes_last(
+    def test_several_layers_of_a_pipe_with_its_index_last_may_become_one(
         self, layout: Layout, store: Store, tmp_path: Path, is_reversed: bool
     ) -> None:
         layout.image([TAR], name="plain")
@@ -322,20 +324,20 @@ class TestSha512:
 
 
 class TestAgain:
-    def test_a_second_run_gives_the_same_and_replaces_nothing_else(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_second_run_gives_the_same_images_and_leaves_no_stray_blobs(self, layout: Layout, tmp_path: Path) -> None:
         all_kinds(layout, name="v1")
         first, second = (copied(layout, tmp_path / "out", "zstd")[1] for _ in range(2))
         assert first.listing.images == second.listing.images
         assert stray_blobs(Layout(tmp_path / "out")) == set()
 
-    def test_a_config_that_only_the_destination_has_is_enough(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_config_that_only_the_destination_has_is_used(self, layout: Layout, tmp_path: Path) -> None:
         image = layout.image([GZ], name="v1")
         copy(layout_source(layout.path), layout_destination(tmp_path / "out"))
         layout.file(layout.read(image["digest"])["config"]["digest"]).unlink()
         _, done = copied(layout, tmp_path / "out", "zstd")
         assert sorted(done.outcomes.values()) == ["converted", "skipped"]
 
-    def test_an_index_of_which_the_destination_has_the_rest_can_be_recompressed(
+    def test_an_index_is_recompressed_if_the_destination_has_its_missing_image(
         self, layout: Layout, tmp_path: Path
     ) -> None:
         index = two_platforms(layout, name="v1")
@@ -353,7 +355,7 @@ def test_a_higher_level_makes_smaller_layers(layout: Layout, tmp_path: Path) -> 
     assert sizes[0] > sizes[1]
 
 
-def test_zlib_and_zstd_read_what_is_written(layout: Layout, tmp_path: Path) -> None:
+def test_zlib_and_zstd_read_recompressed_layers(layout: Layout, tmp_path: Path) -> None:
     layout.image([TAR], name="v1")
     for codec in ("gzip", "zstd"):
         after, _ = copied(layout, tmp_path / codec, codec)

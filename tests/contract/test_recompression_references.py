@@ -1,4 +1,4 @@
-"""What refers to an image whose layers are recompressed: indexes, attestations, subjects, Docker's lists."""
+"""References to an image whose layers are recompressed: indexes, attestations, subjects, Docker's lists."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class TestReferences:
         assert first["digest"] != image["digest"]
         assert second == {**vouching, "annotations": {VOUCHES_FOR: first["digest"], "a": "b"}, "mine": 1}
 
-    def test_referrers_follow_their_subjects_and_theirs_follow_them(self, layout: Layout, tmp_path: Path) -> None:
+    def test_referrers_and_their_referrers_refer_to_the_new_subjects(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="image")
-        # In index.json the ones that refer come before what they refer to.
+        # The index lists referrers before their subjects.
         sbom = layout.artifact(b"parts", subject=image)
         signature = layout.artifact(b"signed", subject=sbom)
         of_index = layout.index([], subject=image)
@@ -65,14 +65,14 @@ class TestReferences:
         assert named(after)["image"]["digest"] == new_image["digest"]
         assert len({index["digest"], named(after)["v1"]["digest"]}) == 2
 
-    def test_a_missing_subject_stays(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_missing_subject_is_unchanged(self, layout: Layout, tmp_path: Path) -> None:
         subject = {"mediaType": OCI_MANIFEST, "digest": "sha256:" + "5" * 64, "size": 5}
         layout.image([TAR], name="v1", subject=subject)
         after, _ = converted(layout, tmp_path / "out", "gzip")
         assert only_image(after)["subject"] == subject
 
     @pytest.mark.parametrize("codec", ["zstd", "none", "gzip"])
-    def test_a_docker_list_becomes_an_index_where_zstd_is_asked_for(
+    def test_a_docker_list_becomes_an_index_if_zstd_is_requested(
         self, layout: Layout, tmp_path: Path, codec: str
     ) -> None:
         two_platforms(layout, media="docker", name="v1")
@@ -84,9 +84,7 @@ class TestReferences:
         listed = [b for e in index["manifests"] for m in [after.read(e["digest"])] for b in (m["config"], *m["layers"])]
         assert called == {blob["digest"]: blob["mediaType"] for blob in listed}
 
-    def test_a_list_of_which_one_image_is_docker_zstd_already_names_no_mixture(
-        self, layout: Layout, tmp_path: Path
-    ) -> None:
+    def test_a_list_with_a_docker_zstd_image_gets_no_mixed_types(self, layout: Layout, tmp_path: Path) -> None:
         zstd = layout.image([tar_layer({"a": b"b"}, compression="zstd")], media="docker")
         other = layout.image([tar_layer({"c": b"d"})], media="docker", platform="linux/arm64")
         mixed = layout.image([tar_layer({"a": b"b"}, compression="zstd"), TAR], media="docker", platform="linux/arm/v7")
@@ -128,7 +126,7 @@ class TestReferences:
         assert only_image_of(after, "v2")["layers"] == []
         assert only_image_of(after, "v2")["subject"]["digest"] == named(after)["v1"]["digest"]
 
-    def test_a_child_of_an_index_that_is_a_blob_stays_as_it_is(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_child_of_an_index_with_an_unknown_media_type_is_unchanged(self, layout: Layout, tmp_path: Path) -> None:
         image = layout.image([TAR])
         blob = layout.document({"mediaType": "application/vnd.example+json", "subject": image, "mine": {"a": [None]}})
         layout.index([blob, image], name="v1")

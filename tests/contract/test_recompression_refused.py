@@ -1,4 +1,4 @@
-"""Layers that are not what their image's config says are refused when they are recompressed, and nothing is visible."""
+"""Layers that do not match their image's config are refused during recompression, and nothing is visible."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.recompression_checks import all_kinds, compare, named
 MIB: Final = 1 << 20
 TAR: Final = tar_layer({"a": b"content " * 500}, compression="")
 GZ: Final = gzip.compress(TAR, mtime=0)
-#: Layers come before their config, or after it; destinations store them in four ways.
+#: Layers come before their config, or after it; destinations store layers in four ways.
 WAYS: Final = [
     ("layout", "layout"),
     ("archive-pipe", "archive-file"),
     ("archive-pipe-index-last", "archive-pipe"),
     ("archive-pipe-index-last", "registry"),
 ]
-#: For wrong bytes, every source and both orders for every destination.
+#: For wrong bytes: every source, and both orders for every destination.
 ALL_WAYS: Final = [
     *((source, "layout") for source in SOURCES),
     *((source, kind) for source in ("layout", "archive-pipe-index-last") for kind in DESTINATIONS if kind != "layout"),
@@ -40,7 +40,7 @@ ways = pytest.mark.parametrize("way", WAYS, ids="-to-".join)
 
 
 def with_diff_ids(layout: Layout, layers: list[bytes], diff_ids: Any) -> None:
-    """Write the image `v1` whose config says this of its layers."""
+    """Write the image `v1` with these diff_ids in its config."""
     with_config(layout, layers, {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": diff_ids}})
 
 
@@ -111,7 +111,7 @@ def test_another_number_of_diff_ids(layout: Layout, tmp_path: Path, way: tuple[s
 
 
 @ways
-def test_a_corrupt_stream_whose_digest_is_right(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
+def test_a_corrupt_stream_with_a_correct_digest(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
     document = layout.read(layout.image([GZ])["digest"])
     document["layers"] = [layout.blob(GZ[:-1], OCI_LAYER + "+gzip")]
     layout.document(document, name="v1")
@@ -142,25 +142,25 @@ def test_a_flipped_byte_or_a_missing_layer(
         def damage(store: Store, digest: str = layer["digest"], content: bytearray | None = content) -> None:
             store.damage(digest, None if content is None else bytes(content))
 
-        # A missing one is asked for over a connection.
+        # A registry answers a request for a missing layer with an error.
         error = OcistreamError if content is None else IntegrityError
         refused(layout, tmp_path / layer["digest"][-5:], way, error, layer["digest"][7:], damage)
 
 
 @pytest.mark.parametrize("codec", ["zstd", "none"])
-def test_of_a_stream_that_is_corrupt_and_has_another_digest_the_digest_is_reported(
+def test_for_a_corrupt_stream_with_a_wrong_digest_the_digest_is_reported(
     layout: Layout, tmp_path: Path, codec: str
 ) -> None:
     content = gzip.compress(random.Random(1).randbytes(2 * MIB), 1)
     image = layout.image([content], name="v1")
     (layer,) = layout.read(image["digest"])["layers"]
-    # No block of deflate is of this kind (RFC 1951, section 3.2.3), which shows long before the digest does.
+    # This block type of deflate is invalid (RFC 1951, section 3.2.3), which is detected long before the digest.
     layout.file(layer["digest"]).write_bytes(content[:10] + b"\xff" + content[11:])
     with pytest.raises(IntegrityError, match=layer["digest"]):
         copy(layout_source(layout.path), layout_destination(tmp_path / "out"), compress=codec)
 
 
-def test_a_config_that_is_stored_already_is_held_against_the_layers(layout: Layout, tmp_path: Path) -> None:
+def test_layers_are_checked_against_a_config_that_exists_at_the_destination(layout: Layout, tmp_path: Path) -> None:
     with_diff_ids(layout, [GZ], [digest_of(b"something else")])
     copy(layout_source(layout.path), layout_destination(tmp_path / "out"))
     before = named(Layout(tmp_path / "out"))
@@ -170,10 +170,10 @@ def test_a_config_that_is_stored_already_is_held_against_the_layers(layout: Layo
 
 
 class TestEarly:
-    """What comes early through a pipe is recompressed if its first bytes look like a layer."""
+    """An early blob of a pipe is recompressed if its first bytes look like a layer."""
 
     @pytest.mark.parametrize("kind", DESTINATIONS)
-    def test_a_blob_that_looked_like_a_layer_and_is_none(self, layout: Layout, tmp_path: Path, kind: str) -> None:
+    def test_a_blob_that_only_looked_like_a_layer(self, layout: Layout, tmp_path: Path, kind: str) -> None:
         chart = "application/vnd.cncf.helm.chart.content.v1.tar+gzip"
         layout.artifact(gzip.compress(b"a chart"), kind=chart, name="v1")
         with opened(DESTINATIONS[kind], tmp_path / "to") as store:
@@ -184,19 +184,19 @@ class TestEarly:
             destination.close()
             assert store.images() == {}
 
-    def test_with_the_index_first_it_stays_as_it_is(self, layout: Layout, tmp_path: Path) -> None:
+    def test_with_the_index_first_such_a_blob_is_unchanged(self, layout: Layout, tmp_path: Path) -> None:
         layout.artifact(gzip.compress(b"a chart"), kind="application/vnd.example.chart.tar+gzip", name="v1")
         copy(from_tar(tar_of(small_first(layout))), layout_destination(tmp_path / "out"), compress="zstd")
         assert named(Layout(tmp_path / "out"))["v1"]["digest"] == named(layout)["v1"]["digest"]
 
-    def test_a_layer_of_an_image_that_is_not_chosen_does_no_harm(self, layout: Layout, tmp_path: Path) -> None:
+    def test_such_a_blob_of_an_image_that_is_not_selected_is_ignored(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         layout.artifact(gzip.compress(b"a chart"), name="chart")
         source = from_tar(tar_of(items_of(layout)), Wanted(images=("v1",)))
         copy(source, layout_destination(tmp_path / "out"), compress="zstd")
         assert set(named(Layout(tmp_path / "out"))) == {"v1"}
 
-    def test_a_layer_whose_type_is_wrong_stays(self, layout: Layout, tmp_path: Path) -> None:
+    def test_a_layer_with_a_wrong_media_type_is_unchanged(self, layout: Layout, tmp_path: Path) -> None:
         document = layout.read(layout.image([GZ])["digest"])
         document["layers"][0]["mediaType"] = OCI_LAYER + "+zstd"
         image = layout.document(document, name="v1")
@@ -220,7 +220,7 @@ class TestEarly:
 
     @pytest.mark.parametrize("order", [small_first, items_of])
     @pytest.mark.parametrize("kind", DESTINATIONS)
-    def test_a_pipe_that_is_cut_at_any_place_leaves_nothing(
+    def test_a_truncated_pipe_leaves_nothing(
         self, layout: Layout, tmp_path: Path, order: Callable[[Layout], list[Item]], kind: str
     ) -> None:
         all_kinds(layout, name="v1")

@@ -1,4 +1,4 @@
-"""Referrers are copied with their image, from every source to every destination, and nothing else is."""
+"""Referrers are copied with their image, and no other ones, from every source to every destination."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.signed_image import Signed, cosign_tag, referrer, signed
 
 References = set[tuple[str, str, str | None]]
 
-#: A source finds referrers and a destination writes them, and neither knows the other: each of both once, and a pipe
-#: with its index last, whose blobs come first, to each destination.
+#: Sources find referrers and destinations write them independently: each is tested once, and a pipe with its index
+#: last, whose blobs come first, with each destination.
 WAYS: Final = [
     *((source, "layout") for source in SOURCES),
     *(("archive-pipe-index-last", destination) for destination in DESTINATIONS if destination != "layout"),
@@ -47,7 +47,7 @@ def way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store,
 
 
 def expected(found: Signed) -> References:
-    """Return what refers to what, and by which tag."""
+    """Return the references: subject, referrer, and tag or None."""
     image, signature = found.image["digest"], found.signature["digest"]
     return {
         (image, signature, None),
@@ -66,7 +66,7 @@ def digests(listing: Listing) -> list[str]:
 
 
 class TestSources:
-    def test_referrers_are_listed_with_their_image_and_are_no_images(self, store: Store, layout: Layout) -> None:
+    def test_referrers_are_listed_with_their_image_and_not_as_images(self, store: Store, layout: Layout) -> None:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
@@ -97,13 +97,13 @@ class TestSources:
         assert (signature.artifact_type, signature.annotations) == (found.signature["artifactType"], {"signer": "me"})
         assert described[found.sbom["digest"]].artifact_type == found.sbom["artifactType"]
 
-    def test_a_signature_of_one_platform_goes_with_it(self, store: Store, layout: Layout) -> None:
+    def test_a_signature_of_one_platform_is_copied_with_it(self, store: Store, layout: Layout) -> None:
         index = two_platforms(layout, name="v1")
         arm, amd = (signed(layout, child) for child in reversed(layout.read(index["digest"])["manifests"]))
         whole = signed(layout, index)
         for found in (arm, amd, whole):
             found.enter(layout, None)
-        # Without names of their own the images are in the index only.
+        # Only the index has entries for images without names.
         document = json.loads((layout.path / "index.json").read_bytes())
         images = {found.image["digest"] for found in (arm, amd, whole)}
         document["manifests"] = [e for e in document["manifests"] if e["digest"] not in images or "annotations" in e]
@@ -119,7 +119,7 @@ class TestSources:
         } <= left
         assert len([one for one in listing.skipped if one.subject == whole.image["digest"]]) == 3
 
-    def test_a_referrer_that_is_an_index_comes_with_its_manifests(self, store: Store, layout: Layout) -> None:
+    def test_a_referrer_that_is_an_index_is_listed_with_its_manifests(self, store: Store, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         parts = [
             layout.image([tar_layer({"a": text})], platform=f"linux/{text.decode()}") for text in (b"arm64", b"s390x")
@@ -133,7 +133,7 @@ class TestSources:
         assert references(listing) == {(image["digest"], index["digest"], None)}
         assert set(digests(listing)) == {image["digest"], index["digest"], *(part["digest"] for part in parts)}
 
-    def test_referrers_that_are_not_wanted_are_not_listed(self, store: Store, layout: Layout) -> None:
+    def test_unwanted_referrers_are_not_listed(self, store: Store, layout: Layout) -> None:
         found = signed(layout)
         found.enter(layout, "v1")
         store.fill(layout)
@@ -147,7 +147,7 @@ class TestSources:
 
 
 class TestCopies:
-    def test_referrers_arrive_byte_for_byte(self, way: tuple[Store, Store], layout: Layout) -> None:
+    def test_referrers_arrive_unchanged(self, way: tuple[Store, Store], layout: Layout) -> None:
         store, other = way
         found = signed(layout)
         found.enter(layout, "v1")
@@ -163,12 +163,12 @@ class TestCopies:
             for one in ours:
                 assert listed[one["digest"]]["artifactType"] == one["artifactType"]
                 annotations = dict(listed[one["digest"]].get("annotations") or {})
-                # An index.json says which entries are no images of their own.
+                # An index.json marks the entries that are not images.
                 said = None if other.is_remote else subject
                 assert annotations.pop("io.containerd.manifest.subject", None) == said
                 assert annotations == (found.listed(layout, one).get("annotations") or {})
 
-    def test_referrers_that_are_not_wanted_do_not_arrive(self, way: tuple[Store, Store], layout: Layout) -> None:
+    def test_unwanted_referrers_are_not_copied(self, way: tuple[Store, Store], layout: Layout) -> None:
         store, other = way
         found = signed(layout)
         found.enter(layout, "v1")
@@ -178,7 +178,9 @@ class TestCopies:
         referring = {digest_of(raw) for raw in parts_of(layout, *found.referrers, found.cosign).manifests.values()}
         assert referring.isdisjoint(other.blobs())
 
-    def test_a_referrer_without_its_subject_is_an_image_itself(self, way: tuple[Store, Store], layout: Layout) -> None:
+    def test_a_referrer_without_its_subject_is_copied_as_an_image(
+        self, way: tuple[Store, Store], layout: Layout
+    ) -> None:
         store, other = way
         small_image(layout, name="v1")
         elsewhere = layout.image([b""])

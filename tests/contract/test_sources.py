@@ -1,4 +1,4 @@
-"""What every source promises: where images come from makes no difference to what arrives."""
+"""The contract of every source: all sources deliver the same images and blobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def everything(blobs: Sequence[Piece]) -> Sequence[Piece]:
 
 
 def fetched(source: Source, choose: Callable[[Sequence[Piece]], Sequence[Piece]] = everything) -> dict[str, bytes]:
-    """Read what `choose` picks of the blobs; what came early counts, if it was picked."""
+    """Read the blobs that `choose` selects, including early ones."""
     listing = source.list()
     assert not listing.unnamed
     wanted = choose(listing.blobs)
@@ -60,7 +60,7 @@ def shape(request: pytest.FixtureRequest) -> str:
 
 
 class TestListing:
-    def test_it_has_every_manifest_byte_for_byte_after_its_children_and_every_blob_once_and_configs_first(
+    def test_it_has_manifests_after_their_children_and_every_blob_once_and_configs_first(
         self, store: Store, shape: str, layout: Layout
     ) -> None:
         made = SHAPES[shape](layout, "v1")
@@ -101,19 +101,19 @@ class TestListing:
         assert listing.absent == (lost["digest"],)
         assert digests(listing) == [kept["digest"], index["digest"]]
 
-    def test_a_manifest_that_was_changed_is_refused(self, store: Store, layout: Layout) -> None:
+    def test_a_changed_manifest_is_refused(self, store: Store, layout: Layout) -> None:
         index = two_platforms(layout, name="v1")
         changed = layout.read(index["digest"])["manifests"][1]
         store.fill(layout)
-        # Still a manifest, of the same length.
+        # It is still a manifest of the same length.
         store.damage(changed["digest"], layout.file(changed["digest"]).read_bytes()[:-1] + b" ")
-        # A registry that verifies what it sends refuses first.
+        # A registry that verifies its content refuses the request itself.
         with pytest.raises((IntegrityError, NetworkError), match=changed["digest"]):
             fetched(store.source())
 
 
 class TestPlatforms:
-    def test_one_platform_is_its_image_itself(self, store: Store, layout: Layout) -> None:
+    def test_one_platform_is_the_image_without_an_index(self, store: Store, layout: Layout) -> None:
         index = nested_index(layout, "v1")
         inner = layout.read(layout.read(index["digest"])["manifests"][0]["digest"])["manifests"][0]
         arm = layout.read(inner["digest"])["manifests"][1]
@@ -122,7 +122,9 @@ class TestPlatforms:
         assert [digest for _, digest in listing.images] == [arm["digest"]]
         assert {blob.digest for blob in listing.blobs} == set(parts_of(layout, arm).blobs)
 
-    def test_several_are_the_same_smaller_index_from_everywhere(self, layout: Layout, tmp_path: Path) -> None:
+    def test_several_platforms_are_the_same_smaller_index_from_every_source(
+        self, layout: Layout, tmp_path: Path
+    ) -> None:
         nested_index(layout, "v1")
         found = set()
         for name, kind in SOURCES.items():
@@ -132,7 +134,7 @@ class TestPlatforms:
         (manifests,) = found
         assert len(manifests) == 3
 
-    def test_with_several_come_their_attestations_and_no_others(self, store: Store, layout: Layout) -> None:
+    def test_several_platforms_include_their_attestations_and_no_others(self, store: Store, layout: Layout) -> None:
         entries = []
         for architecture in ("amd64", "arm64", "riscv64"):
             layer = tar_layer({"bin/arch": architecture.encode()})
@@ -161,14 +163,14 @@ class TestPlatforms:
             store.source("linux/s390x").list()
         assert "linux/amd64" in (caught.value.hint or "")
 
-    def test_a_single_image_of_the_right_platform_arrives_complete(self, store: Store, layout: Layout) -> None:
-        # Its config was read to find the platform.
+    def test_a_single_image_of_the_platform_arrives_complete(self, store: Store, layout: Layout) -> None:
+        # The source read the config to find the platform.
         image = small_image(layout, name="v1")
         layout.name(image, "v2")
         store.fill(layout)
         assert fetched(store.source("linux/amd64")) == parts_of(layout).blobs
 
-    def test_what_was_not_chosen_may_be_missing(self, store: Store, layout: Layout) -> None:
+    def test_platforms_that_are_not_selected_may_be_missing(self, store: Store, layout: Layout) -> None:
         index = two_platforms(layout, name="v1")
         kept, lost = layout.read(index["digest"])["manifests"]
         store.fill(layout)
@@ -184,7 +186,7 @@ class TestBlobs:
         store.fill(layout)
         assert fetched(store.source()) == parts_of(layout).blobs
 
-    def test_only_what_is_wanted_is_delivered(self, store: Store, layout: Layout) -> None:
+    def test_only_requested_blobs_are_delivered(self, store: Store, layout: Layout) -> None:
         SHAPES["many-layers"](layout, "v1")
         store.fill(layout)
         parts = parts_of(layout)
@@ -196,14 +198,14 @@ class TestBlobs:
 
         assert fetched(store.source(), every_third) == {digest: parts.blobs[digest] for digest in asked}
 
-    def test_nothing_is_delivered_if_nothing_is_wanted(self, store: Store, layout: Layout) -> None:
+    def test_nothing_is_delivered_if_nothing_is_requested(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
         store.fill(layout)
         source = store.source()
         source.list()
         assert list(source.blobs([])) == []
 
-    def test_a_blob_that_is_read_in_part_does_no_harm_to_the_next(self, store: Store, layout: Layout) -> None:
+    def test_a_blob_that_is_read_only_in_part_does_not_affect_the_next(self, store: Store, layout: Layout) -> None:
         SHAPES["many-layers"](layout, "v1")
         store.fill(layout)
         source = store.source()
@@ -221,14 +223,14 @@ class TestBlobs:
         store.fill(layout)
         store.damage(lost, None)
         if store.is_remote:
-            # To ask for each blob before it is fetched would cost a request each.
+            # Checking each blob before the fetch would cost one more request for each.
             with pytest.raises(NotFoundError, match=lost):
                 fetched(store.source())
         else:
             assert fetched(store.source()) == kept
 
     @pytest.mark.parametrize("how", ["flipped", "shorter", "longer"])
-    def test_a_wrong_blob_is_found_out(self, store: Store, layout: Layout, how: str) -> None:
+    def test_a_wrong_blob_is_detected(self, store: Store, layout: Layout, how: str) -> None:
         image = small_image(layout, name="v1")
         digest = layout.read(image["digest"])["layers"][1]["digest"]
         content = layout.file(digest).read_bytes()
@@ -244,7 +246,7 @@ class TestBlobs:
         with pytest.raises(NetworkError if lost else IntegrityError, match=digest):
             fetched(store.source())
 
-    def test_a_reopenable_blob_gives_the_same_bytes_again(self, store: Store, layout: Layout) -> None:
+    def test_a_reopened_blob_has_the_same_bytes(self, store: Store, layout: Layout) -> None:
         SHAPES["many-layers"](layout, "v1")
         store.fill(layout)
         source = store.source()
@@ -252,16 +254,14 @@ class TestBlobs:
         reopened = 0
         for blob in source.blobs(late(listing)):
             if blob.reopenable:
-                # Broken off, as by a lost connection, then begun again.
+                # Interrupt the read, as a lost connection does, then start again.
                 next(blob.open(0))
                 assert blob.content() == blob.content()
                 reopened += 1
         if source.concurrent:
             assert reopened == len(listing.blobs)
 
-    def test_a_blob_can_be_read_from_an_offset_where_the_source_is_concurrent(
-        self, store: Store, layout: Layout
-    ) -> None:
+    def test_a_blob_can_be_read_from_an_offset_if_the_source_is_concurrent(self, store: Store, layout: Layout) -> None:
         SHAPES["many-layers"](layout, "v1")
         store.fill(layout)
         source = store.source()
@@ -273,10 +273,10 @@ class TestBlobs:
                 for offset in (0, 1, blob.size // 2, blob.size - 1):
                     assert b"".join(map(bytes, blob.open(offset))) == content[offset:]
                 begun += 1
-        # Only a pipe cannot seek, except for what is in memory, and only a pipe is not concurrent.
+        # Only a pipe cannot seek, except in buffered blobs, and only a pipe is not concurrent.
         assert begun == len(listing.blobs) or not source.concurrent
 
-    def test_blobs_can_be_read_at_a_time_where_the_source_is_concurrent(self, store: Store, layout: Layout) -> None:
+    def test_blobs_can_be_read_at_once_if_the_source_is_concurrent(self, store: Store, layout: Layout) -> None:
         layout.image([3 << 20, (3 << 20) + 1], name="v1")
         store.fill(layout)
         source = store.source()
@@ -291,7 +291,7 @@ class TestBlobs:
             for chunk in blob.open(0):
                 chunks.append(bytes(chunk))
                 if len(chunks) == 1:
-                    # Each has its first chunk, and the other must not overwrite it.
+                    # Each thread has its first chunk, which the other must not overwrite.
                     both.wait(60)
             found[blob.digest] = b"".join(chunks)
 
@@ -317,7 +317,7 @@ def test_a_source_can_be_closed_twice_and_at_any_time(store: Store, layout: Layo
     read.close()
 
 
-def test_a_pipe_with_its_index_last_delivers_blobs_before_it_knows_its_images(layout: Layout, tmp_path: Path) -> None:
+def test_a_pipe_with_its_index_last_delivers_blobs_early(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="v1")
     layer = tar_layer({"a": b"b"})
     with opened(IndexLastPipeStore, tmp_path / "store") as store:
@@ -326,8 +326,8 @@ def test_a_pipe_with_its_index_last_delivers_blobs_before_it_knows_its_images(la
         assert digest_of(layer) in store.source().list().early
 
 
-def test_of_a_registry_only_what_is_wanted_is_fetched(layout: Layout, tmp_path: Path) -> None:
-    # Without this, the tests of platforms would pass with everything fetched and most of it dropped.
+def test_only_selected_manifests_are_fetched_from_a_registry(layout: Layout, tmp_path: Path) -> None:
+    # Without this test, a source that fetches everything and drops most of it would pass the tests of platforms.
     index = two_platforms(layout, name="v1")
     _, other = layout.read(index["digest"])["manifests"]
     with opened(RegistryStore, tmp_path / "store") as store:

@@ -1,4 +1,4 @@
-"""Volumes of strangers, read together: nothing that they say of themselves is trusted, and no blob comes out wrong."""
+"""Volumes of other tools, read together: their annotations are not trusted, and no wrong blob is copied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.images import Descriptor, Layout, digest_of
 from tests.runner import ocistream
 from tests.volume_archives import OMITTED, PARTS, VOLUME, Cut, part_items
 
-#: A layer that is cut, and one that is not.
+#: A layer that is cut into parts, and one that is not.
 CONTENT, REST = bytes(range(256)) * 8, b"the rest"
 CUT, WHOLE = digest_of(CONTENT), digest_of(REST)
 SIZE = len(CONTENT)
@@ -33,7 +33,7 @@ def image(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def cut(layout: Layout, image: Descriptor) -> Cut:
-    """Return its volumes: the first layer goes from the first to the third, the second is in the second."""
+    """Return its volumes: the first layer spans all three, the second is in the second."""
     assert image
     return Cut(layout, 3, {CUT: [(0, 0, 1000), (1, 1000, 1), (2, 1001, SIZE - 1001)]}, {WHOLE: 1})
 
@@ -67,7 +67,7 @@ def nothing_wrong_in(folder: Path) -> None:
 
 
 def changed(paths: list[Path], number: int, change: Callable[[dict[str, bytes]], None], *more: Item) -> None:
-    """Rewrite a volume after a change to its files, with more entries behind them."""
+    """Change the files of a volume and rewrite it, with more entries after them."""
     files = files_in(paths[number].read_bytes())
     change(files)
     paths[number].write_bytes(tar_of([*files.items(), *more]))
@@ -77,8 +77,8 @@ def nothing(_: dict[str, bytes]) -> None:
     pass
 
 
-class TestTogether:
-    def test_the_image_comes_out_of_all_of_them(self, cut: Cut, opened: Open, tmp_path: Path) -> None:
+class TestComplete:
+    def test_all_volumes_together_are_the_image(self, cut: Cut, opened: Open, tmp_path: Path) -> None:
         paths = cut.write(tmp_path)
         copied(opened(*paths[::-1]), tmp_path / "out")
         assert (tmp_path / "out" / blob_name(CUT)).read_bytes() == CONTENT
@@ -101,22 +101,20 @@ class TestTogether:
         copied(opened(paths[2], paths[1]), tmp_path / "out")
         assert (tmp_path / "out" / blob_name(CUT)).read_bytes() == CONTENT
 
-    def test_what_a_volume_should_have_is_missing_if_all_are_there(
-        self, cut: Cut, opened: Open, tmp_path: Path
-    ) -> None:
+    def test_a_blob_that_its_volume_lacks_is_reported_as_missing(self, cut: Cut, opened: Open, tmp_path: Path) -> None:
         cut.damaged[WHOLE] = None
         paths = cut.write(tmp_path)
         assert verified(*paths) == 6
         with pytest.raises(MissingContentError, match=WHOLE):
             copied(opened(*paths), tmp_path / "out")
 
-    def test_renamed_volumes_are_known_by_their_annotations(self, cut: Cut, opened: Open, tmp_path: Path) -> None:
+    def test_renamed_volumes_are_recognized_by_their_annotations(self, cut: Cut, opened: Open, tmp_path: Path) -> None:
         paths = cut.write(tmp_path)
         renamed = [path.rename(tmp_path / name) for path, name in zip(paths, ("c", "a", "b"), strict=True)]
         copied(opened(*renamed), tmp_path / "out")
         assert (tmp_path / "out" / blob_name(CUT)).read_bytes() == CONTENT
 
-    def test_an_image_with_another_name_in_another_archive_is_the_same_image(
+    def test_an_image_with_different_names_in_two_archives_is_listed_once(
         self, layout: Layout, image: Descriptor, opened: Open, tmp_path: Path
     ) -> None:
         paths = [tmp_path / name for name in ("one.tar", "other.tar")]
@@ -126,11 +124,11 @@ class TestTogether:
         paths[1].write_bytes(tar_of(items_of(layout)))
         assert opened(*paths).list().images == (("v1", image["digest"]),)
 
-    def test_too_many_are_not_even_opened(self, tmp_path: Path) -> None:
+    def test_too_many_archives_are_refused_before_any_is_opened(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"{limits.MAX_INPUTS + 1} archives"):
             volumes_source([tmp_path / "none"] * (limits.MAX_INPUTS + 1))
 
-    def test_more_images_than_anybody_lists_are_refused(
+    def test_the_number_of_images_of_all_archives_is_limited(
         self, layout: Layout, image: Descriptor, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         other = Layout(tmp_path / "other")
@@ -145,7 +143,7 @@ class TestTogether:
         assert image
 
 
-#: Lines about the parts of the first layer, and what is said of them.
+#: Wrong parts of the first layer.
 PLANS = {
     "they are shorter": [(0, 0, 1000), (1, 1000, 1), (2, 1001, SIZE - 1002)],
     "they are longer": [(0, 0, 1000), (1, 1000, 1), (2, 1001, 10**17)],
@@ -155,7 +153,7 @@ PLANS = {
 
 class TestHostile:
     @pytest.mark.parametrize("what", PLANS)
-    def test_parts_that_do_not_make_up_the_blob_are_refused(
+    def test_parts_that_do_not_add_up_to_the_blob_are_refused(
         self, cut: Cut, opened: Open, tmp_path: Path, what: str
     ) -> None:
         paths = cut.write(tmp_path / "in")
@@ -178,7 +176,7 @@ class TestHostile:
             (lambda files: files.update({f"parts/{CUT.replace(':', '/')}/1000.sha256": b"no"}), "malformed"),
         ],
     )
-    def test_a_volume_without_what_its_index_lists_is_refused(
+    def test_a_volume_that_lacks_a_listed_part_is_refused(
         self, cut: Cut, opened: Open, tmp_path: Path, change: Callable[[dict[str, bytes]], None], words: str
     ) -> None:
         paths = cut.write(tmp_path / "in")
@@ -188,20 +186,20 @@ class TestHostile:
         assert verified(paths[1]) == 6
         nothing_wrong_in(tmp_path / "out")
 
-    def test_a_part_twice_in_a_volume_is_refused(self, cut: Cut, opened: Open, tmp_path: Path) -> None:
+    def test_a_repeated_part_in_a_volume_is_refused(self, cut: Cut, opened: Open, tmp_path: Path) -> None:
         paths = cut.write(tmp_path / "in")
         changed(paths, 1, nothing, *part_items(CUT, 1000, b"x"))
         with pytest.raises(ArchiveError, match=r"the archive has 'parts/.*' twice"):
             opened(*paths)
 
-    def test_a_part_that_no_index_lists_is_another_file(self, cut: Cut, opened: Open, tmp_path: Path) -> None:
+    def test_an_unlisted_part_is_ignored(self, cut: Cut, opened: Open, tmp_path: Path) -> None:
         paths = cut.write(tmp_path / "in")
         changed(paths, 1, nothing, *part_items(CUT, 7, b"x"), *part_items(WHOLE, 0, b"x"))
         copied(opened(*paths), tmp_path / "out")
         assert (tmp_path / "out" / blob_name(CUT)).read_bytes() == CONTENT
 
     @pytest.mark.parametrize("number", range(3))
-    def test_wrong_bytes_with_a_matching_checksum_never_become_the_blob(
+    def test_wrong_bytes_with_a_matching_checksum_are_refused(
         self, cut: Cut, opened: Open, tmp_path: Path, number: int
     ) -> None:
         paths = cut.write(tmp_path / "in")
@@ -233,7 +231,7 @@ class TestHostile:
             {PARTS: f"# {CUT}\n0 0 1000\n1 1000 {SIZE - 1000}"},
         ],
     )
-    def test_a_set_that_contradicts_itself_is_refused(
+    def test_a_set_with_contradictory_annotations_is_refused(
         self, cut: Cut, opened: Open, tmp_path: Path, notes: dict[str, str]
     ) -> None:
         paths = cut.write(tmp_path)
@@ -245,7 +243,7 @@ class TestHostile:
         with pytest.raises(ArchiveError, match="but they differ"):
             opened(*paths).list()
 
-    def test_of_two_sets_the_odd_one_is_named(self, cut: Cut, opened: Open, layout: Layout, tmp_path: Path) -> None:
+    def test_a_volume_of_another_set_is_named(self, cut: Cut, opened: Open, layout: Layout, tmp_path: Path) -> None:
         paths = cut.write(tmp_path)
         other = Cut(layout, 3, identity=digest_of(b"another"), template="other.%d").write(tmp_path)
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""From the images of an index to everything that they need: each once, in order, and within limits."""
+"""The walk from the images of an index to everything that they need: each item once, in order, and within limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AMD = Wanted(("linux/amd64",))
 
 
 def enter(layout: Layout, *images: Descriptor) -> None:
-    """List these images in index.json and no others, each under a name of its own."""
+    """Write an index.json with exactly these images, each under its own name."""
     (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": []}))
     for number, image in enumerate(images):
         layout.name(image, f"v{number + 1}")
@@ -28,7 +28,7 @@ def enter(layout: Layout, *images: Descriptor) -> None:
 def listing_of(
     layout: Layout, *images: Descriptor, wanted: Wanted = EVERYTHING, missing: Collection[str] = ()
 ) -> Listing:
-    """List these images of a layout, from which some manifests are missing."""
+    """List these images of a layout, after removing the `missing` manifests."""
     enter(layout, *images)
     for digest in missing:
         layout.file(digest).unlink()
@@ -79,7 +79,7 @@ class TestOrder:
         artifact = layout.artifact(b"sbom", subject=small_image(layout))
         assert manifests(listing_of(layout, artifact)) == [artifact["digest"]]
 
-    def test_what_one_image_needs_can_be_told_from_what_another_needs(self, layout: Layout) -> None:
+    def test_the_needs_of_each_image_are_known(self, layout: Layout) -> None:
         index, other = two_platforms(layout), layout.image([tar_layer({"x": b"y"})])
         found = listing_of(layout, index, other)
         for image in (index, other):
@@ -106,7 +106,7 @@ class TestAbsent:
         assert manifests(found) == [kept, index["digest"]]
 
     @pytest.mark.parametrize("wanted", [EVERYTHING, AMD])
-    def test_an_image_itself_may_be_missing(self, layout: Layout, wanted: Wanted) -> None:
+    def test_a_missing_image_is_listed_as_absent(self, layout: Layout, wanted: Wanted) -> None:
         index = two_platforms(layout)
         found = listing_of(layout, index, index, wanted=wanted, missing={index["digest"]})
         assert found.absent == (index["digest"],)
@@ -115,7 +115,7 @@ class TestAbsent:
 
 
 class TestChecks:
-    def test_bytes_of_another_digest_are_refused(self, layout: Layout) -> None:
+    def test_bytes_with_a_wrong_digest_are_refused(self, layout: Layout) -> None:
         image = small_image(layout)
         enter(layout, image)
         path = layout.file(image["digest"])
@@ -124,12 +124,12 @@ class TestChecks:
             layout_source(layout.path).list()
 
     @pytest.mark.parametrize("change", [-1, 1])
-    def test_bytes_of_another_size_are_refused(self, layout: Layout, change: int) -> None:
+    def test_bytes_with_a_wrong_size_are_refused(self, layout: Layout, change: int) -> None:
         image = small_image(layout)
         with pytest.raises(IntegrityError, match=image["digest"]):
             listing_of(layout, {**image, "size": image["size"] + change})
 
-    def test_one_blob_with_two_sizes_is_refused(self, layout: Layout) -> None:
+    def test_a_blob_with_two_sizes_is_refused(self, layout: Layout) -> None:
         document = layout.read(small_image(layout)["digest"])
         document["layers"].append({**document["layers"][0], "size": 1})
         with pytest.raises(ArchiveError, match="is referenced with"):
@@ -138,7 +138,7 @@ class TestChecks:
     @pytest.mark.parametrize("order", [1, -1])
     @pytest.mark.parametrize("other", [{"size": 1}, {"mediaType": OCI_INDEX}])
     @pytest.mark.parametrize("nested", [False, True])
-    def test_one_manifest_that_is_two_things_is_refused(
+    def test_a_manifest_with_two_sizes_or_types_is_refused(
         self, layout: Layout, other: dict[str, Any], order: int, nested: bool
     ) -> None:
         image = small_image(layout)
@@ -147,7 +147,7 @@ class TestChecks:
         with pytest.raises((ArchiveError, IntegrityError)):
             listing_of(layout, index)
 
-    def test_a_missing_manifest_cannot_be_two_things_either(self, layout: Layout) -> None:
+    def test_a_missing_manifest_with_two_sizes_is_refused(self, layout: Layout) -> None:
         image = small_image(layout)
         index = layout.index([image, layout.index([{**image, "size": 1}])])
         with pytest.raises(ArchiveError, match="is referenced as"):
@@ -163,7 +163,7 @@ class TestChecks:
 
 class TestLimits:
     @pytest.mark.parametrize("wanted", [EVERYTHING, AMD])
-    def test_indexes_nest_so_deep_and_no_deeper(self, layout: Layout, wanted: Wanted) -> None:
+    def test_the_depth_of_nested_indexes_is_limited(self, layout: Layout, wanted: Wanted) -> None:
         found = small_image(layout)
         for _ in range(limits.MAX_INDEX_DEPTH):
             found = layout.index([found])
@@ -171,7 +171,7 @@ class TestLimits:
         with pytest.raises(ArchiveError, match="nested more than 8 deep"):
             listing_of(layout, layout.index([layout.index([found])]), wanted=wanted)
 
-    def test_a_chain_in_one_list_counts_as_deep_as_it_is(self, layout: Layout) -> None:
+    def test_a_chain_of_indexes_in_one_list_counts_with_its_depth(self, layout: Layout) -> None:
         chain = [small_image(layout)]
         for _ in range(100):
             chain.append(layout.index([chain[-1]]))
@@ -187,7 +187,7 @@ class TestLimits:
         assert image["digest"] in manifests(listing_of(layout, found, wanted=wanted))
 
     @pytest.mark.parametrize("wanted", [EVERYTHING, AMD])
-    def test_there_is_a_largest_number_of_manifests(
+    def test_the_number_of_manifests_is_limited(
         self, layout: Layout, monkeypatch: pytest.MonkeyPatch, wanted: Wanted
     ) -> None:
         monkeypatch.setattr(limits, "MAX_MANIFESTS", 3)
@@ -196,14 +196,14 @@ class TestLimits:
         with pytest.raises(ArchiveError, match="more than 3 manifests"):
             listing_of(layout, index, layout.artifact(b"1"), layout.artifact(b"2"), layout.artifact(b"3"))
 
-    def test_there_is_a_largest_number_of_images(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_number_of_images_is_limited(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_IMAGES", 2)
         image = small_image(layout)
         assert len(listing_of(layout, image, image).images) == 2
         with pytest.raises(UnsupportedError, match="more than 2 images"):
             listing_of(layout, image, image, image)
 
-    def test_what_all_images_need_is_limited_even_if_it_is_the_same(
+    def test_the_needs_of_all_images_are_limited_even_if_they_are_the_same(
         self, layout: Layout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         index = two_platforms(layout)
@@ -223,16 +223,18 @@ class TestLimits:
         with pytest.raises(UnsupportedError, match="more than 4 manifests to choose"):
             listing_of(layout, *roots, wanted=AMD)
 
-    def test_there_is_a_largest_number_of_blobs(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_number_of_blobs_is_limited(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_BLOBS", 5)
         layers = [tar_layer({"x": b"%d" % number}) for number in range(4)]
-        # Two configs and three layers, one of them in both.
+        # Two configs and three layers, one of them in both images.
         first, second = layout.image(layers[:2]), layout.image(layers[1:3])
         assert len(listing_of(layout, first, second).blobs) == 5
         with pytest.raises(ArchiveError, match="more than 5 blobs"):
             listing_of(layout, first, layout.image(layers[1:4]))
 
-    def test_one_layer_under_many_types_counts_as_many(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_layer_with_many_media_types_counts_as_many(
+        self, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(limits, "MAX_BLOBS", 5)
         image = layout.read(small_image(layout)["digest"])
         image["layers"] = [{**image["layers"][0], "mediaType": f"a/{number}"} for number in range(4)]
@@ -241,7 +243,7 @@ class TestLimits:
         with pytest.raises(ArchiveError, match="more than 5 blobs"):
             listing_of(layout, layout.document(image))
 
-    def test_manifests_together_are_limited_in_bytes(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_total_size_of_manifests_is_limited(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         index = two_platforms(layout)
         total = sum(map(len, parts_of(layout, index).manifests.values()))
         monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", total)

@@ -1,6 +1,6 @@
-"""Runs the command in a fork of the test's process, and watches what it asks of the operating system.
+"""Runs the command in a fork of the test's process, and observes its requests to the operating system.
 
-Only functions of `os` and events of `sys.addaudithook` are watched, so nothing here depends on ocistream's structure.
+Only functions of `os` and events of `sys.addaudithook` are observed, so this does not depend on ocistream's structure.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any, Final, NoReturn
 import ocistream
 from ocistream.cli import main
 
-#: The audited events that change a folder, or look into it.
+#: The audited events that change or read a folder.
 STEPS: Final = frozenset({"open", "fcntl.flock", "os.rename", "os.remove", "os.mkdir", "os.scandir"})
 
-#: Whether tests/mutants wants to know what each test executes.
+#: Whether tests/mutants records what each test executes.
 _RECORDS: Final = "TESTS_LINES" in os.environ
-#: A run starts with the first. A copy never imports the second, whose packages not every Python has.
+#: A run starts with the first. A copy never imports the second; its packages are not always installed.
 _NEVER_IMPORTED: Final = ("ocistream.__main__", "ocistream.signatures.keyless")
 
 
 @dataclasses.dataclass(frozen=True)
 class Synced:
-    """A file or folder, known by its inode, was synced when it had so many bytes."""
+    """A file or folder, identified by its inode, was synced with this size."""
 
     inode: int
     size: int
@@ -53,7 +53,7 @@ Event = Synced | Named
 
 @functools.cache
 def _import_all() -> None:
-    """Import every module of ocistream that a copy may import, so that no fork has to."""
+    """Import every module of ocistream that a copy may import, so that forks need not import them."""
     for module in pkgutil.walk_packages(ocistream.__path__, "ocistream."):
         if module.name not in _NEVER_IMPORTED:
             importlib.import_module(module.name)
@@ -67,7 +67,7 @@ def run(argv: list[str], *, prepare: Callable[[], None] = lambda: None) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 70
     try:
-        # Other threads of the tests' process may have been inside C code: do not collect what they used.
+        # Other threads of the tests' process may have been inside C code: do not collect their objects.
         gc.freeze()
         if not _RECORDS:
             sys.settrace(None)
@@ -83,18 +83,18 @@ def run(argv: list[str], *, prepare: Callable[[], None] = lambda: None) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End a fork. Coverage replaces `os._exit`, and would write its data once more for each fork."""
+    """End a fork. Coverage replaces `os._exit`, and would write its data again for each fork."""
     if _RECORDS:
         os._exit(code)
     _exit(code)
 
 
 def ended(argv: list[str], folder: Path, step: int, by: signal.Signals) -> int:
-    """Run the command, which gets a signal before its step of this number in `folder`."""
+    """Run the command, which gets a signal before step number `step` in `folder`."""
     left = iter(range(step, -1, -1))
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
-        # A file that is open already is given by its number.
+        # The argument for an open file is its descriptor.
         is_step = event in STEPS and (isinstance(arguments[0], int) or str(arguments[0]).startswith(f"{folder}"))
         if is_step and next(left, None) == 0:
             os.kill(os.getpid(), by)
@@ -108,7 +108,7 @@ def hooked(argv: list[str], hook: Callable[[str, tuple[Any, ...]], None]) -> int
 
 
 def watched(argv: list[str], notes: Path) -> list[Event]:
-    """Run the command, which must succeed, and return what it synced and named, in order; `notes` is a file to use."""
+    """Run the command, which must succeed; return the synced and named files in order. `notes` is a temporary file."""
 
     def prepare() -> None:
         file = notes.open("w", buffering=1)

@@ -1,1 +1,1 @@
-"""The commonest failures: what is said of each, and what to do; docs/errors.md has the same table."""
+"""Common failures: the error message and the hint for each; docs/errors.md has the same table."""

@@ -1,6 +1,6 @@
-"""The table of the commonest failures: how each is brought about, and what is to be said of it, in two lines.
+"""The table of the most common failures: how each is caused, and the two lines of its message.
 
-In `says` and `do` a word of capitals stands for any word, and `…` for anything.
+In `says` and `do` a word in capitals stands for any word, and `…` for any text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.runner import Argument, Result, ocistream
 
 MIB: Final = 1 << 20
 _HERE: Final = Path(__file__).parent
-#: A key that signed nothing here.
+#: A key that signed no image of the tests.
 PUBLIC_KEY: Final = """\
 -----BEGIN PUBLIC KEY-----
 MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEKdOzFHGCK0LYX8uUURcC98ees4eE
@@ -40,7 +40,7 @@ _ANY: Final = {"…": ".*", "HOST": r"\S+", "IMAGE": r"\S+", "FILE": r".+", "DIR
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where failures happen: a registry that has an image as app:1, and the same in a layout and a file."""
+    """The surroundings of a failure: a registry with an image as app:1, and the same image in a layout and a file."""
 
     start: Callable[..., FaultyRegistry]
     registry: FaultyRegistry
@@ -61,7 +61,7 @@ class Place:
         return self.folder / "out.tar"
 
     def made(self, name: str, content: bytes) -> Path:
-        """Make a file."""
+        """Create a file."""
         path = self.folder / name
         path.write_bytes(content)
         return path
@@ -80,7 +80,7 @@ def _pull_from(place: Place, action: Reply) -> Result:
     return _pull(place, f"{place.start(Fault(action, 'GET|HEAD', times=None)).host}/app:1")
 
 
-# -- how they are brought about ------------------------------------------------------------------------------
+# -- causes -------------------------------------------------------------------------------------------------
 
 
 def _not_logged_in(place: Place) -> Result:
@@ -286,7 +286,7 @@ def _unsigned(place: Place) -> Result:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """One failure: what it is, the exit code, what is said in the two lines, and how it is brought about."""
+    """One failure: its name, the exit code, the two lines of the message, and the function that causes it."""
 
     what: str
     code: int
@@ -296,7 +296,7 @@ class Failure:
 
     @property
     def pattern(self) -> str:
-        """What both lines have to match."""
+        """The pattern of both lines."""
         return rf"ocistream: error: {_pattern(self.says)}\n  {_pattern(self.do)}\n"
 
     @property
@@ -311,7 +311,7 @@ def _pattern(text: str) -> str:
     return "".join(_ANY.get(piece, re.escape(piece)) for piece in re.split(rf"({words})", text))
 
 
-#: The secrets that are about; nobody says them.
+#: The secrets in these tests, which no message may contain.
 SECRETS: Final = ("hunter2",)
 
 FAILURES: Final = [

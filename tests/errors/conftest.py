@@ -1,4 +1,4 @@
-"""The place where failures happen."""
+"""The fixture in which failures happen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def place(
     certificate: Certificate,
     tmp_path: Path,
 ) -> Place:
-    """Return a place."""
+    """Return a place with an image in a registry, a layout and a file."""
     image = layout.image([2 * MIB, b"a second one"], name="app")
     seed(layout, image, served.host, "app", "1")
     file, folder = tmp_path / "app.tar", tmp_path / "folder"

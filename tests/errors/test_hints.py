@@ -1,4 +1,4 @@
-"""What is mistyped is answered with what to type: further failures, each with its line of what to do."""
+"""Hints for mistakes: further failures, each with its line of what to do."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ _DIGEST = "sha256:" + 64 * "a"
         (["login", "localhost:1", "--username=me", "--password-stdin"], 2, ["stdin has no password", "printf"]),
     ],
 )
-def test_what_is_mistyped_is_said_and_what_to_type(
+def test_the_error_for_a_mistake_says_what_to_type(
     tmp_path: Path, argv: Sequence[str], code: int, words: Sequence[str]
 ) -> None:
     result = ocistream(*argv, cwd=tmp_path)
@@ -192,7 +192,7 @@ def test_what_is_mistyped_is_said_and_what_to_type(
         ),
     ],
 )
-def test_the_last_of_two_values_counts_and_stderr_says_so(tmp_path: Path, argv: Sequence[str], told: str) -> None:
+def test_the_last_of_two_values_is_used_with_a_notice(tmp_path: Path, argv: Sequence[str], told: str) -> None:
     tmp_path.joinpath("b.toml").touch()
     result = ocistream(*argv, cwd=tmp_path)
     assert result.code != 0
@@ -209,11 +209,11 @@ def test_an_option_with_a_default_may_be_given_again_and_any_option_with_the_sam
     assert result.lines() == ["app:1"]
 
 
-def test_a_host_that_is_only_dots_is_not_told_to_leave_out_its_last() -> None:
+def test_the_error_for_a_host_of_dots_does_not_suggest_to_omit_the_last_dot() -> None:
     assert "last dot" not in ocistream("inspect", "docker://./app").err
 
 
-def test_a_configuration_that_is_no_toml_is_said_with_what_toml_is(tmp_path: Path) -> None:
+def test_the_error_for_a_configuration_that_is_not_toml_explains_toml(tmp_path: Path) -> None:
     tmp_path.joinpath("config.toml").write_text("jobs = [")
     result = ocistream("pull", "localhost:1/app:1", "--config", tmp_path / "config.toml")
     assertions.failure(result, 2, "is not TOML", "write text in quotes")
@@ -228,7 +228,7 @@ def test_a_configuration_that_is_no_toml_is_said_with_what_toml_is(tmp_path: Pat
         ("HTTPS_PROXY", "other://proxy", 7, "check the proxy in HTTPS_PROXY"),
     ],
 )
-def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value: str, code: int, word: str) -> None:
+def test_a_wrong_variable_is_named(tmp_path: Path, variable: str, value: str, code: int, word: str) -> None:
     image = f"registry.test:{unused_port()}/app:1"
     result = ocistream("pull", image, "-o", tmp_path / "x.tar", "--retries=0", env={variable: value})
     assertions.failure(result, code, word)
@@ -247,13 +247,15 @@ def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, value:
         (HangUp(), 7, "if the registry uses HTTPS here"),
     ],
 )
-def test_an_answer_that_is_no_registry_s_is_doubted(place: Place, action: Action, code: int, word: str) -> None:
+def test_the_error_for_a_response_not_from_a_registry_says_so(
+    place: Place, action: Action, code: int, word: str
+) -> None:
     host = place.start(Fault(action, "GET", times=None)).host
     assertions.failure(ocistream("pull", f"{host}/app:1", "-o", place.out, "--retries=0"), code, word)
     assertions.failure(ocistream("inspect", f"{host}/app", "--retries=0"), code, word)
 
 
-def test_what_a_registry_says_itself_is_not_doubted(place: Place) -> None:
+def test_the_error_for_a_registry_s_own_response_does_not_doubt_it(place: Place) -> None:
     pulled = place.start(Fault(refusal(400, "NAME_INVALID", "no"), "GET", times=None)).host
     pushed = place.start(Fault(Reply(400, {}, b""), "PUT", "/manifests/", times=None)).host
     for source, target in ((f"{pulled}/app:1", f"{pushed}/new:1"), (place.app, f"{pushed}/new:1")):
@@ -262,20 +264,20 @@ def test_what_a_registry_says_itself_is_not_doubted(place: Place) -> None:
         assert "is it a registry" not in result.err
 
 
-def test_https_where_it_was_not_meant_is_said_where_a_server_hangs_up(place: Place) -> None:
+def test_the_error_for_plain_http_to_an_https_port_suggests_https(place: Place) -> None:
     host = place.start(tls=place.certificate).host.replace("127.0.0.1", "registry.test")
     argv = ["pull", f"{host}/app:1", "-o", str(place.out), "--retries=0", "--plain-http"]
     assertions.failure(ocistream(*argv, names={"registry.test": None}), 7, "omit --plain-http")
 
 
-def test_a_wrong_password_at_login_is_told_of_tokens(place: Place, tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_password_at_login_suggests_access_tokens(place: Place, tmp_path: Path) -> None:
     host = place.start(auth=Basic("me", "hunter2")).host
     argv = ["login", host, "--username=me", "--password-stdin"]
     result = ocistream(*argv, stdin=b"other", env={"DOCKER_CONFIG": str(tmp_path / "docker")})
     assertions.failure(result, 3, "refused the user name or the password\n", "an access token instead of the password")
 
 
-def test_docker_s_file_is_told_what_to_do_about_in_each_part(place: Place, tmp_path: Path) -> None:
+def test_every_error_about_docker_s_file_says_what_to_do(place: Place, tmp_path: Path) -> None:
     host = place.start(auth=Basic("me", "hunter2")).host
     for content in ("[]", "{", '{"auths": []}'):
         tmp_path.joinpath("config.json").write_text(content)
@@ -283,7 +285,7 @@ def test_docker_s_file_is_told_what_to_do_about_in_each_part(place: Place, tmp_p
         assertions.failure(ocistream(*argv, env={"DOCKER_CONFIG": str(tmp_path)}), 2, "config.json", "log in again")
 
 
-def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> None:
+def test_the_error_for_a_file_that_is_not_an_archive_says_what_it_looks_like(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "small.zip", "w"):
         pass
     with zipfile.ZipFile(tmp_path / "large.zip", "w") as file:
@@ -306,14 +308,14 @@ def test_what_is_no_archive_is_called_what_it_seems_to_be(tmp_path: Path) -> Non
             assertions.failure(ocistream("push", *argv, "localhost:1/app:1", stdin=stdin), 6, "no tar header", word)
 
 
-def test_an_empty_archive_is_called_empty(tmp_path: Path) -> None:
+def test_the_error_for_an_empty_file_says_that_it_is_empty(tmp_path: Path) -> None:
     (tmp_path / "e.tar").write_bytes(b"")
     assertions.failure(ocistream("verify", "e.tar", cwd=tmp_path), 6, "e.tar is empty\n", "create it again")
     (tmp_path / "list.txt").write_bytes(b"")
     assertions.failure(ocistream("pull", "--images", "list.txt", cwd=tmp_path), 2, "list.txt is empty\n")
 
 
-def test_what_ends_within_a_header_is_truncated_all_the_same() -> None:
+def test_an_archive_that_ends_within_a_header_is_called_truncated() -> None:
     result = ocistream("push", "localhost:1/app:1", stdin=b"oci-layout" + bytes(100))
     assertions.failure(result, 6, "is truncated: it ends at byte 110")
 
@@ -362,11 +364,11 @@ def test_a_registry_with_a_slash_is_not_a_directory(tmp_path: Path, name: str) -
         f"write {name}REPOSITORY[:TAG], or ./{name} for a directory",
     )
     assertions.success(ocistream("copy", "oci:x", f"./{name}", cwd=tmp_path))
-    # Now there is such a directory.
+    # Now the directory exists.
     assertions.success(ocistream("inspect", name, cwd=tmp_path))
 
 
-def test_an_image_in_full_may_look_like_a_registry() -> None:
+def test_a_full_image_name_may_look_like_a_registry() -> None:
     env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
     assertions.failure(ocistream("digest", "docker.io/library/localhost:5000", env=env), 7, "/library/localhost/")
 
@@ -394,7 +396,7 @@ def test_a_full_name_gets_no_hint_about_its_registry(tmp_path: Path, name: str) 
 def test_a_name_without_a_registry_that_fails_is_explained(
     place: Place, tmp_path: Path, argv: Sequence[str], words: str, status: int
 ) -> None:
-    """Docker Hub is not asked: a rule of the configuration leads to a registry of the test."""
+    """The configuration maps Docker Hub to a registry of the test, so no request goes to Docker Hub."""
     hub = place.start(Fault(refusal(status, "DENIED"), "GET", times=None))
     config = tmp_path / "config.toml"
     config.write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
@@ -408,13 +410,13 @@ def test_rm_explains_a_name_without_a_registry(place: Place, tmp_path: Path) -> 
     assertions.failure(ocistream("rm", "nosuch:1", "--config", config, cwd=tmp_path), 4, words)
 
 
-def test_another_failure_does_not_explain_a_name_without_a_registry(tmp_path: Path) -> None:
+def test_the_error_for_another_failure_does_not_explain_a_name_without_a_registry(tmp_path: Path) -> None:
     result = ocistream("push", "-i", "nowhere.tar", "nosuch", cwd=tmp_path)
     assertions.failure(result, 4, "nowhere.tar")
     assert " means " not in result.err
 
 
-def test_an_unsigned_index_is_told_which_digest_to_sign(place: Place, layout: Layout) -> None:
+def test_the_error_for_an_unsigned_index_says_which_digest_to_sign(place: Place, layout: Layout) -> None:
     index = two_platforms(layout)
     seed(layout, index, place.registry.host, "both", "1")
     options: list[Argument] = ["--require-signature", place.made("cosign.pub", PUBLIC_KEY.encode()), "-o", place.out]
@@ -425,14 +427,14 @@ def test_an_unsigned_index_is_told_which_digest_to_sign(place: Place, layout: La
     assertions.failure(ocistream(*pull, "--all"), 5, index["digest"], hint)
 
 
-def test_an_index_without_platforms_offers_none(layout: Layout, tmp_path: Path) -> None:
+def test_the_error_for_an_index_without_platforms_suggests_to_omit_platform(layout: Layout, tmp_path: Path) -> None:
     image = {key: value for key, value in small_image(layout).items() if key != "platform"}
     layout.index([image], name="cache")
     result = ocistream("copy", "oci:made:cache", "oci:new", "--platform=linux/amd64", cwd=tmp_path)
     assertions.failure(result, 4, "none with a name (it may be a build cache): omit --platform\n")
 
 
-def test_an_unsigned_image_is_not_told_of_platforms_where_none_can_be_chosen(place: Place) -> None:
+def test_the_error_for_an_unsigned_image_does_not_suggest_an_impossible_platform(place: Place) -> None:
     key = place.made("cosign.pub", PUBLIC_KEY.encode())
     pull: list[Argument] = ["pull", place.app, "--require-signature", key, "-o", place.out]
     for argv in (["verify", "--key", key, place.app], [*pull, "--platform=all"], [*pull, "--platform=linux/amd64"]):
@@ -442,7 +444,9 @@ def test_an_unsigned_image_is_not_told_of_platforms_where_none_can_be_chosen(pla
 
 
 @pytest.mark.parametrize("name", ["one", "two"])
-def test_a_platform_that_an_image_lacks_is_a_key_of_the_sync_file(layout: Layout, tmp_path: Path, name: str) -> None:
+def test_the_error_for_a_missing_platform_in_a_sync_file_names_the_key(
+    layout: Layout, tmp_path: Path, name: str
+) -> None:
     small_image(layout, name="one")
     two_platforms(layout, name="two")
     file = tmp_path / "sync.toml"
@@ -452,7 +456,7 @@ def test_a_platform_that_an_image_lacks_is_a_key_of_the_sync_file(layout: Layout
     assert ("omit `platforms`" if name == "one" else "choose one with `platforms`") in result.err
 
 
-def test_a_compressed_archive_that_ends_early_is_called_truncated(layout: Layout, tmp_path: Path) -> None:
+def test_a_truncated_compressed_archive_is_called_truncated(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="app:1")
     cut = gzip.compress(tar_of(small_first(layout)))[:-100]
     hint = "the program that wrote it failed or was interrupted: pull or copy it again"
@@ -463,14 +467,14 @@ def test_a_compressed_archive_that_ends_early_is_called_truncated(layout: Layout
     assertions.failure(result, 6, ": the archive on stdin is truncated: its gzip stream ends too early\n", hint)
 
 
-def test_an_image_that_an_archive_does_not_have_is_told_with_the_archive(layout: Layout, tmp_path: Path) -> None:
+def test_the_error_for_an_image_missing_from_an_archive_names_the_archive(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="app:1")
     for argv in (["push", "-i", "made", "localhost:1/x:1", "--image", "app:5"], ["copy", "oci:made:app:5", "x.tar"]):
         result = ocistream(*argv, cwd=tmp_path)
         assertions.failure(result, 4, ": made has no image 'app:5'\n", "its images are: app:1")
 
 
-def test_a_layout_that_lost_a_blob_is_told_what_brings_it_back(layout: Layout) -> None:
+def test_the_error_for_a_lost_blob_of_a_layout_says_how_to_restore_it(layout: Layout) -> None:
     image = small_image(layout, name="app:1")
     layout.file(layout.read(image["digest"])["layers"][0]["digest"]).unlink()
     result = ocistream("verify", layout.path)
@@ -490,7 +494,7 @@ def test_a_layout_of_an_interrupted_pull_is_called_unfinished(
     )
 
 
-def test_blobs_that_neither_side_has_are_told_with_who_left_them_out(place: Place, tmp_path: Path) -> None:
+def test_the_error_for_blobs_that_neither_side_has_says_why_they_were_omitted(place: Place, tmp_path: Path) -> None:
     assertions.success(
         ocistream("pull", place.app, "--have", place.app.removesuffix(":1"), "-o", "d.tar", cwd=tmp_path)
     )
@@ -503,7 +507,7 @@ def test_blobs_that_neither_side_has_are_told_with_who_left_them_out(place: Plac
     assert re.search(rf"error: \d+ blobs \(.*B\) are{said}", result.err), result.err
 
 
-def test_a_push_of_what_a_registry_has_says_so_without_a_rate(place: Place) -> None:
+def test_a_push_of_existing_blobs_reports_them_without_a_rate(place: Place) -> None:
     push: list[Argument] = ["push", "-i", place.file, place.app.replace("app", "new")]
     first, second = ocistream(*push), ocistream(*push)
     assert re.search(r"copied 3 blobs, .* in .* s \(.*/s\)\n", first.err), first.err
@@ -523,43 +527,43 @@ def test_an_index_does_not_fit_into_a_docker_archive(layout: Layout, tmp_path: P
         assert f"2 of them {verb}" in result.err
 
 
-def test_a_path_below_a_file_is_said_to_be_none(place: Place) -> None:
+def test_the_error_for_a_path_below_a_file_says_so(place: Place) -> None:
     result = ocistream("pull", place.app, "-o", place.made("mk.py", b"") / "x.tar")
     assertions.failure(result, 9, "mk.py/x.tar: Not a directory", "a part of this path is a file, not a directory")
 
 
-def test_a_service_that_is_no_http_is_told_as_such() -> None:
+def test_the_error_for_a_service_without_http_shows_its_greeting() -> None:
     with RawServer(b"SSH-2.0-OpenSSH_9.6\r\n") as server:
         result = ocistream("inspect", f"{server.host}/app:1", "--retries=0")
     assertions.failure(result, 7, "the answer is not HTTP: SSH-2.0-OpenSSH_9.6\n", "another service than a registry")
 
 
-def test_the_name_of_a_proxy_is_not_taken_for_that_of_the_registry() -> None:
+def test_the_error_for_an_unknown_proxy_host_does_not_blame_the_registry() -> None:
     env = {"HTTPS_PROXY": "http://me:hunter2@nowhere.test:1"}
     result = ocistream("inspect", "registry.test/app:1", "--retries=0", env=env, names={"registry.test": None})
     assertions.failure(result, 7, "cannot connect to the proxy: the host name cannot be", "check the proxy in HTTPS")
     assert "hunter2" not in result.err
 
 
-def test_a_wrong_password_beside_a_user_name_is_told_of_stored_logins(place: Place) -> None:
+def test_the_error_for_a_wrong_password_with_username_mentions_stored_logins(place: Place) -> None:
     host = place.start(auth=Basic("me", "hunter2")).host
     argv = ["inspect", f"{host}/app:1", "--username=me", "--password-stdin"]
     hint = "the user name or password is wrong; stored logins are ignored while --username is given\n"
     assertions.failure(ocistream(*argv, stdin=b"other"), 3, f"{host} refused", hint)
 
 
-def test_a_key_outside_of_its_table_is_told_where_keys_belong(tmp_path: Path) -> None:
+def test_the_error_for_a_key_outside_of_a_table_names_the_table(tmp_path: Path) -> None:
     tmp_path.joinpath("config.toml").write_text("jobs = 3")
     result = ocistream("pull", "localhost:1/app:1", "--config", tmp_path / "config.toml")
     assertions.failure(result, 2, "unknown key 'jobs'\n", "put options under [defaults]", "allowed: defaults, ")
 
 
-def test_yaml_is_told_to_be_written_as_toml(tmp_path: Path) -> None:
+def test_the_error_for_yaml_says_that_it_is_not_toml(tmp_path: Path) -> None:
     tmp_path.joinpath("s.yml").write_text("registry.test:\n  images: {}\n")
     assertions.failure(ocistream("sync", "s.yml", cwd=tmp_path), 2, "is not TOML", "this seems to be YAML")
 
 
-def test_login_at_a_web_server_is_told_of_no_repository(place: Place) -> None:
+def test_the_error_for_a_login_at_a_web_server_does_not_mention_a_repository(place: Place) -> None:
     host = place.start(Fault(Reply(404, {}, b"<html>"), "GET", times=None)).host
     argv = ["login", host, "--username=me", "--password-stdin"]
     assertions.failure(ocistream(*argv, stdin=b"x"), 4, "check that it is a registry, and its port\n")
@@ -573,7 +577,7 @@ def test_login_at_a_web_server_is_told_of_no_repository(place: Place) -> None:
         (["config", "check"], "[[sync]]\n", ["unknown key 'sync'", "a sync file", "`ocistream sync FILE --dry-run`"]),
     ],
 )
-def test_a_mistake_in_a_toml_file_is_told_what_to_write(
+def test_the_error_for_a_mistake_in_a_toml_file_says_what_to_write(
     tmp_path: Path, argv: Sequence[str], content: str, words: Sequence[str]
 ) -> None:
     tmp_path.joinpath("s.toml").write_text(content)
@@ -581,7 +585,7 @@ def test_a_mistake_in_a_toml_file_is_told_what_to_write(
 
 
 @pytest.mark.parametrize("cut", [0, 1000])
-def test_a_blob_that_every_attempt_cuts_at_the_same_byte_is_called_damaged(place: Place, cut: int) -> None:
+def test_a_blob_that_every_attempt_truncates_at_the_same_byte_is_called_damaged(place: Place, cut: int) -> None:
     digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
     path = f"/blobs/{digest}"
     place.registry.faults += [Fault(Drop(cut), "GET", path, times=1), Fault(Drop(0), "GET", path, times=None)]
@@ -613,7 +617,7 @@ def test_inspect_names_an_archive_with_a_damaged_config(layout: Layout, tmp_path
     assertions.failure(result, 5, "error: app.tar: digest mismatch: ", "check it with `ocistream verify app.tar`\n")
 
 
-def test_an_image_that_both_sides_lack_blobs_of_is_named(place: Place, tmp_path: Path) -> None:
+def test_the_error_for_blobs_that_both_sides_lack_names_the_image(place: Place, tmp_path: Path) -> None:
     digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
     items = [(name, content) for name, content in small_first(place.layout) if digest[7:] not in name]
     (tmp_path / "miss.tar").write_bytes(tar_of(items))
@@ -621,20 +625,20 @@ def test_an_image_that_both_sides_lack_blobs_of_is_named(place: Place, tmp_path:
     assertions.failure(result, 6, f"has {digest}, for app of miss.tar\n  get the complete image\n")
 
 
-def test_a_missing_image_among_several_is_told_of_its_tags(place: Place) -> None:
+def test_the_error_for_one_missing_image_of_several_lists_its_tags(place: Place) -> None:
     result = ocistream("pull", place.app, place.app.replace(":1", ":9"), "-o", place.out)
     assertions.failure(result, 4, "app:9 not found", "its tags are: 1\n")
 
 
 @pytest.mark.parametrize("name", ["app.tar", "org/app.tar.gz", "APP.TGZ", "registry.example.com/app.tar.zst"])
 @pytest.mark.parametrize("command", ["inspect", "copy", "have", "verify"])
-def test_the_name_of_an_archive_is_a_path_everywhere(tmp_path: Path, command: str, name: str) -> None:
+def test_a_name_that_ends_like_an_archive_is_a_path(tmp_path: Path, command: str, name: str) -> None:
     result = ocistream(command, name, *(["oci:x"] if command == "copy" else []), cwd=tmp_path)
     assertions.failure(result, 4, f"cannot read {name}: no such file or directory")
 
 
 @pytest.mark.parametrize("command", ["pull", "push"])
-def test_the_name_of_an_archive_is_no_image_of_a_registry(tmp_path: Path, command: str) -> None:
+def test_a_name_that_ends_like_an_archive_is_not_an_image(tmp_path: Path, command: str) -> None:
     assertions.failure(
         ocistream(command, "app.tar", cwd=tmp_path),
         2,
@@ -654,7 +658,7 @@ def test_an_existing_directory_is_a_path_and_a_notice_says_so(layout: Layout, tm
     assertions.failure(ocistream(command, "docker://made", *more, cwd=tmp_path, env=env), 7, "/v2/library/made/")
 
 
-def test_what_exists_here_does_not_decide_what_a_remote_destination_is(layout: Layout, tmp_path: Path) -> None:
+def test_a_local_directory_does_not_affect_a_remote_destination(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="app")
     result = ocistream("copy", "./made", "made", "--via", "true", cwd=tmp_path)
     assert "is the directory" not in result.err

@@ -1,1 +1,1 @@
-"""The corpus of hostile archives, how it is given to the command, and the tests that do it."""
+"""The corpus of hostile archives, and tests that run the command on them."""

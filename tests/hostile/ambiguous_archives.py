@@ -1,7 +1,7 @@
 """Archives in which two common tools see different images, or one tool sees nothing.
 
-Each has a sound image, and next to it another image that some tools take for the archive's. `seen` says what GNU tar
-1.34, Python 3.11's tarfile and skopeo 1.9 make of it; `tests/interop/test_ambiguous_archives.py` runs them.
+Each has a valid image, and another image that some tools take for the archive's. `seen` says what GNU tar 1.34,
+Python 3.11's tarfile and skopeo 1.9 read; `tests/interop/test_ambiguous_archives.py` runs them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ OTHER_CONFIG_DIGEST: Final = digest_of(_OTHER_CONFIG)
 
 
 def _beside(*parts: Part) -> bytes:
-    """Return a sound image, the blobs of another one, and then what some tools take for the other one's index."""
+    """Return a valid image, the blobs of another one, and then an entry that some tools take for the other's index."""
     return beside(*_OTHER_IMAGE[MANIFEST:], *parts)
 
 
@@ -68,13 +68,13 @@ def _long(name: str) -> bytes:
 
 
 def _prefixed(magic: bytes, prefix: bytes, end: bytes = b"") -> bytes:
-    """Return an archive in which the other index has bytes in the field for the first part of a long name."""
+    """Return an archive in which the header of the other index has a prefix field."""
     rest = prefix.ljust(BLOCK - 345 - len(end), b"\0") + end
     return _beside(entry("index.json", _OTHER_INDEX, magic=magic, rest=rest))
 
 
 def _hidden(name: str, kind: bytes, before: bytes = b"") -> bytes:
-    """Return an archive in which the other index is the content of an entry that has none for some tools."""
+    """Return an archive in which the other index is the content of an entry that is empty for some tools."""
     return _beside(before, entry(name, entry("index.json", _OTHER_INDEX), kind, target="oci-layout"))
 
 
@@ -94,7 +94,7 @@ def _link(target: str, name: str, kind: bytes = tarfile.SYMTYPE) -> bytes:
 
 
 def _saved(*parts: Part) -> bytes:
-    """Return an image as Docker saves it, with more before its manifest.json."""
+    """Return an image as Docker saves it, with more entries before its manifest.json."""
     listed = json_of([{"Config": _CONFIG, "RepoTags": ["app:1"], "Layers": ["one.tar", "two.tar"]}])
     return tar(("one.tar", PLAIN[0]), ("two.tar", PLAIN[1]), *parts, ("manifest.json", listed))
 
@@ -210,7 +210,7 @@ TYPES: Final = [
             lambda: _link("index.json", "d", tarfile.LNKTYPE), seen=Seen(SOUND, OTHER, SOUND)),
 ]  # fmt: skip
 
-#: Here skopeo reads them as docker-archives, and the image is its config.
+#: skopeo reads these as docker-archives, and the config identifies the image.
 DOCKER: Final = [
     Hostile("differ-docker-first", "another config is x/../config.json, before the config",
             lambda: _saved(entry(f"x/../{_CONFIG}", _OTHER_CONFIG), (_CONFIG, SOUND_CONFIG)),

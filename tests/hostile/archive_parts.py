@@ -1,6 +1,6 @@
-"""What hostile archives are put together from: one small image, its files with one of them changed, and raw headers.
+"""Parts of hostile archives: one small image, its files with one of them changed, and raw headers.
 
-Nothing here is ocistream's, and nothing is written to the disk: an archive is the bytes that a function returns.
+Nothing here comes from ocistream, and nothing is written to disk: an archive is the bytes that a function returns.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MIB: Final = 1 << 20
 Fields = Mapping[str, Any]
 #: Raw bytes, or a name and a file's content.
 Part = bytes | Item
-#: Makes other parts of the name and the content that stood in a place.
+#: Makes other bytes from the name and the content of an entry.
 Other = Callable[[str, bytes], bytes]
 
-#: The places of an image's files in its archive, small ones first.
+#: The positions of an image's files in its archive, small files first.
 LAYOUT, INDEX, MANIFEST, CONFIG, LAYER, LAST = range(6)
 
 
@@ -42,10 +42,10 @@ class Seen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Hostile:
-    """One archive: `code` is the exit code with which it is refused, `piped`, `verified` and `copied` where others are.
+    """One archive: `code` is the exit code of its refusal; `piped`, `verified` and `copied` are those that differ.
 
-    `options` are those of `push` and of `copy` without which it would be none of their business, `looked` of `verify`.
-    `seen` is what other tools make of it.
+    `options` are options of `push` and `copy` without which they would not read the defect; `looked` are those of
+    `verify`. `seen` says what other tools read.
     """
 
     name: str
@@ -76,22 +76,22 @@ class Hostile:
 
 
 def json_of(document: object) -> bytes:
-    """Return a document as JSON, NaN included."""
+    """Return a document as JSON, allowing NaN."""
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 def digest_of(content: bytes) -> str:
-    """Return a digest as descriptors write it."""
+    """Return a digest as in descriptors."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def descriptor(content: bytes, media_type: str, **more: Any) -> dict[str, Any]:
-    """Return what promises `content`; `more` may say otherwise."""
+    """Return the descriptor of `content`; `more` may contradict it."""
     return {"mediaType": media_type, "digest": digest_of(content), "size": len(content), **more}
 
 
 def noise(size: int) -> bytes:
-    """Return bytes that do not compress, the same ones each time."""
+    """Return incompressible bytes, the same for each size."""
     return random.Random(size).randbytes(size)
 
 
@@ -127,7 +127,7 @@ def image(
     raw_index: bytes | None = None,
     layout: bytes = b'{"imageLayoutVersion":"1.0.0"}',
 ) -> list[Item]:
-    """Return the files of an image, of which the arguments change fields: of descriptors, or of whole documents."""
+    """Return the files of an image; the arguments change fields of descriptors, or complete documents."""
     first, *others = (descriptor(layer, f"{OCI_LAYER}+gzip") for layer in layers)
     document = {
         "schemaVersion": 2,
@@ -148,7 +148,7 @@ def image(
 
 
 def blob(content: bytes) -> Item:
-    """Return a blob under its name."""
+    """Return a blob with its name."""
     return blob_name(digest_of(content)), content
 
 
@@ -158,7 +158,7 @@ def tar(*parts: Part, end: bytes = END) -> bytes:
 
 
 def with_other(place: int, other: Other, files: Sequence[Item] | None = None) -> bytes:
-    """Return an image's archive in which `other` makes what stands in one place."""
+    """Return an image's archive in which `other` makes the entry at one position."""
     parts: list[Part] = list(image() if files is None else files)
     name, content = parts[place]
     assert isinstance(name, str)
@@ -168,7 +168,7 @@ def with_other(place: int, other: Other, files: Sequence[Item] | None = None) ->
 
 
 def beside(*parts: Part) -> bytes:
-    """Return a sound image's archive with more behind its files."""
+    """Return a valid image's archive with more entries after its files."""
     return tar(*image(), *parts)
 
 
@@ -180,9 +180,9 @@ def flipped(content: bytes, at: int = -20) -> bytes:
 
 
 def entry(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, *, target: str = "", **fields: bytes) -> bytes:
-    """Return an entry of any type, with bytes behind it that its type may not have.
+    """Return an entry of any type, even with content that its type must not have.
 
-    `fields` are raw ones of its header: `size` (12 bytes), `magic` (8 bytes), `rest` (167 bytes).
+    `fields` are raw fields of its header: `size` (12 bytes), `magic` (8 bytes), `rest` (167 bytes).
     """
     info = tarfile.TarInfo(name)
     info.type, info.size, info.linkname = kind, len(content), target
@@ -195,7 +195,7 @@ def entry(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, *, target: s
 
 
 def pax(*records: tuple[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
-    """Return a pax header of records that are well formed, whatever they say."""
+    """Return a pax header of well-formed records with any content."""
     content = b"".join(record(key, value) for key, value in records)
     return entry("pax", content, kind)
 
@@ -208,12 +208,12 @@ def record(key: str, value: str) -> bytes:
 
 
 def base256(number: int) -> bytes:
-    """Return a number as GNU writes what octal digits have no room for, negative ones as well."""
+    """Return a number as GNU encodes those that do not fit into octal digits, including negative ones."""
     return (number % (1 << 88) | (0x80 if number >= 0 else 0xFF) << 88).to_bytes(12, "big")
 
 
 def nested(depth: int) -> list[Item]:
-    """Return an image within so many indexes within each other."""
+    """Return an image within `depth` nested indexes."""
     files = image()
     raw, media_type = files[MANIFEST][1], OCI_MANIFEST
     assert raw is not None
@@ -226,9 +226,9 @@ def nested(depth: int) -> list[Item]:
 
 
 def gz_repeated(chunk: bytes, count: int) -> bytes:
-    """Return `count` times the same chunk as one gzip stream. The chunk is compressed once."""
+    """Return `count` repetitions of a chunk as one gzip stream. The chunk is compressed once."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    # After a full flush, the next block refers to nothing before it: each block has the same bytes.
+    # After a full flush, the next block does not refer to earlier ones: each block has the same bytes.
     block = packer.compress(chunk) + packer.flush(zlib.Z_FULL_FLUSH)
     checksum = 0
     for _ in range(count):
@@ -239,7 +239,7 @@ def gz_repeated(chunk: bytes, count: int) -> bytes:
 
 
 def gz(chunks: Iterable[bytes]) -> bytes:
-    """Return chunks as one gzip stream: what they expand to is never held."""
+    """Return chunks as one gzip stream, without keeping the uncompressed bytes."""
     output = io.BytesIO()
     packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     for chunk in chunks:

@@ -1,6 +1,6 @@
-"""Gives hostile archives to the command, and says what is not as it should be: for the tests and for `scripts/hostile`.
+"""Runs the command on hostile archives and reports every deviation: for the tests and for `scripts/hostile`.
 
-Each goes by every one of `WAYS`: from a file and from a pipe into a registry, offline, and into a layout.
+Each archive is used in all `WAYS`: pushed from a file and from a pipe, verified, and copied into a layout.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tests.hostile.archive_parts import MIB, Hostile
 from tests.registry import Registry
 from tests.runner import Result, command, run_measured
 
-#: What the project promises of any run, in bytes.
+#: The memory limit that the project promises for any run, in bytes.
 BUDGET: Final = 48 * MIB
 _SEQUENTIAL_RUNNER: Final = Path(__file__).with_name("sequential_runner.py")
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """One way of giving an archive to the command: the rest of its command line, and the exit code that is right."""
+    """One use of an archive: the rest of the command line, and the expected exit code."""
 
     name: str
     argv: Callable[[Hostile, Path, Target], list[str]]
@@ -38,18 +38,18 @@ class Way:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where an archive would go: an empty registry, or a layout that is not there yet. Each run has its own."""
+    """The destination of an archive: an empty registry, or a layout that does not exist. Each run has its own."""
 
     folder: Path
     registry: Registry
 
     @property
     def layout(self) -> Path:
-        """The layout that would be made."""
+        """The path of the layout."""
         return self.folder / "layout"
 
     def spoiled(self) -> Iterator[str]:
-        """Say what has come into it that should not have: an image, a blob that is none, an open session, a stray."""
+        """Yield what must not be there: an image, a wrong blob, an open session, a stray file."""
         served = self.registry.layout.path
         if json.loads((served / "index.json").read_bytes())["manifests"]:
             yield "an image was pushed"
@@ -64,7 +64,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """How one run went: in `seconds`, `cpu` of them at work; `wrong` says what is not as it should be."""
+    """The outcome of one run: `seconds` of time, `cpu` seconds, and in `wrong` the deviations."""
 
     way: str
     result: Result
@@ -93,7 +93,7 @@ WAYS: Final = (
 def each_way(
     hostile: Hostile, archive: Path, folder: Path, ways: Sequence[Way] = WAYS, line: Sequence[str] | None = None
 ) -> Iterator[Taken]:
-    """Run the command on an archive, in a process for each way; `line` begins the command line."""
+    """Run the command on an archive, in a process for each way; `line` is the start of the command line."""
     for way in ways:
         with _target(folder / f"{hostile.name}-{way.name}") as target:
             argv = [*(line or command()), *way.argv(hostile, archive, target)]
@@ -104,7 +104,7 @@ def each_way(
 
 
 def one_by_one(archives: Sequence[tuple[Hostile, Path]], folder: Path, way: Way) -> Iterator[tuple[str, str]]:
-    """Run the command on archives in one process, one after the other; say of each what is wrong."""
+    """Run the command on archives in one process, one after the other; yield the deviations of each."""
     with contextlib.ExitStack() as stack:
         targets = [stack.enter_context(_target(folder / hostile.name)) for hostile, _ in archives]
         jobs = [
@@ -115,13 +115,13 @@ def one_by_one(archives: Sequence[tuple[Hostile, Path]], folder: Path, way: Way)
         done = run_measured(line, stdin="".join(f"{json.dumps(job)}\n" for job in jobs).encode(), cwd=folder)
         assert done.code == 0, done.err
         for (hostile, _), target, job, answer in zip(archives, targets, jobs, json.loads(done.out), strict=True):
-            # What the runs before it have left in memory is none of its own.
+            # Earlier runs in the process have used memory too, so the peak is not that of this run.
             result = Result(job["argv"], answer["code"], answer["out"].encode(), answer["err"], 0)
             yield from ((hostile.name, wrong) for wrong in _wrong(hostile, way, result, target))
 
 
 def _worked() -> float:
-    """Return the seconds that children of this process have been at work."""
+    """Return the CPU seconds of this process's children."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -145,7 +145,7 @@ def _wrong(hostile: Hostile, way: Way, result: Result, target: Target) -> Iterat
 
 
 def _wrong_words(said: str, *, has_problems: bool) -> Iterator[str]:
-    """Say what is wrong with an error's words: they are a line, or two with what to do.
+    """Yield what is wrong with the text of an error: it must be one line, or two with a hint.
 
     With `has_problems`, lines with further problems come first.
     """
@@ -163,7 +163,7 @@ def _wrong_words(said: str, *, has_problems: bool) -> Iterator[str]:
 
 
 def strays(layout: Path) -> Iterator[str]:
-    """Say what is in a layout that is neither its markers nor a whole blob under its own digest."""
+    """Yield everything in a layout that is neither one of its JSON files nor a complete blob under its digest."""
     for path in layout.rglob("*"):
         name = str(path.relative_to(layout))
         if path.is_symlink():

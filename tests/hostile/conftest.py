@@ -1,4 +1,4 @@
-"""The archives of the corpus, for all tests of it."""
+"""The archives of the corpus, for all its tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.hostile.corpus import CORPUS
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Hostile, Path]]:
-    """Return a function that gives an archive of the corpus by its name, and its path; each is made once."""
+    """Return a function that returns an archive of the corpus by name, and its path; each is made once."""
     folder = tmp_path_factory.mktemp("corpus")
 
     def make(name: str) -> tuple[Hostile, Path]:

@@ -1,4 +1,4 @@
-"""The corpus of hostile archives: a table, each with a name, what is wrong with it, and how it is refused."""
+"""The corpus of hostile archives: a table with the name, the defect and the refusal of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CORPUS: Final[dict[str, Hostile]] = {
         *hostile_compression.ALL,
     ]
 }
-#: The names of those that could cost memory or time: pushes of them have a process each.
+#: The names of archives that could cost memory or time: each push of them has its own process.
 HEAVY: Final = (
     "entries-60,000", "pax-many-keys", "pax-huge", "long-names-in-rows", "size-of-80-bits", "index-100,001",
     "index-huge", "index-items", "index-deep", "manifest-5-mib", "manifest-5-mib-hidden",

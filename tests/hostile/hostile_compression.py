@@ -1,4 +1,4 @@
-"""Hostile archives inside gzip and zstd, and hostile layers, which matter to who unpacks them."""
+"""Hostile archives inside gzip and zstd, and hostile layers, which matter when they are decompressed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SOUND: Final = tar(*image())
 
 
 def _unpacked(layer: bytes, kind: str = "gzip") -> bytes:
-    """Return an image whose first layer is no good once it is unpacked."""
+    """Return an image whose first layer cannot be decompressed."""
     return tar(*image(layers=(layer, gzip.compress(PLAIN[1], mtime=0)), of_layer={"mediaType": f"{OCI_LAYER}+{kind}"}))
 
 

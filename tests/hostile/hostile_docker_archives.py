@@ -1,4 +1,4 @@
-"""Hostile docker-archives: names and links that lead out or in circles, lists that lie."""
+"""Hostile docker-archives: names and links that lead out or in circles, and wrong lists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ESCAPES: Final = "\x1b]0;owned\x07\x1b[2J\r\nocistream: all is well"
 def _saved(
     *more: Part, first: Part | None = None, config: bytes = SOUND_CONFIG, listed: bytes | None = None, **fields: Any
 ) -> bytes:
-    """Return an archive as Docker saves it: its first layer may be something else, and so may what lists it."""
+    """Return an archive as Docker saves it; its first layer and its list can be replaced."""
     document = [{"Config": _CONFIG, "RepoTags": ["app:1"], "Layers": list(_LAYERS), **fields}]
     layer: Part = (_LAYERS[0], PLAIN[0]) if first is None else first
     manifest = json_of(document) if listed is None else listed
@@ -45,7 +45,7 @@ def _listed(raw: bytes) -> bytes:
 
 
 def _linked(*targets: str, kind: bytes = tarfile.SYMTYPE) -> bytes:
-    """Return an archive whose first layer is a link, to a link, and so on: `targets` are where they lead."""
+    """Return an archive whose first layer is a link to a link, and so on; `targets` are their targets."""
     names = [_LAYERS[0], *(f"one/{number}" for number in range(1, len(targets)))]
     first, *others = (entry(name, b"", kind, target=to) for name, to in zip(names, targets, strict=True))
     return _saved(*others, ("one/plain.tar", PLAIN[0]), first=first)
@@ -72,7 +72,7 @@ def _path(content: bytes) -> str:
 
 
 def _image_of(config: bytes, *names: str, layers: Sequence[bytes] = LAYERS) -> dict[str, Any]:
-    """Return what manifest.json says of an image."""
+    """Return the entry of an image in manifest.json."""
     return {"Config": _path(config), "RepoTags": list(names) or None, "Layers": [_path(layer) for layer in layers]}
 
 
@@ -84,7 +84,7 @@ def _beside(*listed: object, raw: bytes | None = None, first: bool = False, more
 
 
 def _platforms() -> bytes:
-    """Return an archive whose app:1 is an index of two platforms, and in manifest.json a third image."""
+    """Return an archive whose app:1 is an index of two platforms in index.json, and a third image in manifest.json."""
     made = [(config_of(PLAIN, architecture=name), name) for name in ("amd64", "arm64")]
     found = [(image(config=config), name) for config, name in made]
     entries = [

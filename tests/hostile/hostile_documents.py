@@ -1,4 +1,4 @@
-"""Hostile archives whose tar is sound: index.json, manifests, configs, descriptors and blobs that lie."""
+"""Hostile archives with a valid tar: wrong index.json, manifests, configs, descriptors and blobs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _listing(manifests: object, **more: Any) -> bytes:
 
 
 def _volume(volume: str, parts: str | None = None) -> bytes:
-    """Return a volume that lacks a layer, and says so; its own annotations stand in `volume` and `parts`."""
+    """Return a volume that omits a layer and says so; `volume` and `parts` are its annotations."""
     notes = {"volume": volume, "parts": parts, "omitted": f"# volume app.1\n{digest_of(LAYERS[0])}"}
     annotations = {f"vnd.ocistream.{key}": text for key, text in notes.items() if text is not None}
     files = image(index={"annotations": annotations})
@@ -72,7 +72,7 @@ def _deep(depth: int) -> bytes:
 
 
 def _config(content: bytes, *, first: bool = False) -> bytes:
-    """Return an image with another config, which may come before all that says what it is."""
+    """Return an image with another config, which may come before the documents that identify it."""
     files = image(config=content)
     return tar(files[CONFIG], *files[:CONFIG], *files[LAYER:]) if first else tar(*files)
 
@@ -82,7 +82,7 @@ def _without(document: Fields, key: str) -> Fields:
 
 
 def _spoiled(place: int, *, first: bool = False) -> bytes:
-    """Return an image with a bit changed in one of its blobs, which may come before all else."""
+    """Return an image with a bit changed in one of its blobs, which may come first."""
     files = image()
     name, content = files.pop(place)
     files.insert(0 if first else place, (name, flipped(content or b"")))
@@ -90,7 +90,7 @@ def _spoiled(place: int, *, first: bool = False) -> bytes:
 
 
 def _many_layers(manifests: int, each: int) -> bytes:
-    """Return images with so many layers of their own, none of which is there."""
+    """Return manifests with `each` layers of their own, none of which exists."""
     raws = [
         json_of({"schemaVersion": 2, "config": _LISTED, "layers": [
             descriptor(b"%d %d" % (number, place), OCI_LAYER) for place in range(each)
@@ -103,7 +103,7 @@ def _many_layers(manifests: int, each: int) -> bytes:
 
 
 def _great_manifests(count: int, size: int) -> bytes:
-    """Return an index of manifests of so many bytes each."""
+    """Return an index of `count` manifests of `size` bytes each."""
     raws = [json_of({"schemaVersion": 2, "config": descriptor(b"{}", OCI_CONFIG), "layers": [],
                      "annotations": {"x": f"{number}" * size}}) for number in range(count)]  # fmt: skip
     nest = json_of({"schemaVersion": 2, "manifests": [descriptor(raw, OCI_MANIFEST) for raw in raws]})
@@ -112,13 +112,13 @@ def _great_manifests(count: int, size: int) -> bytes:
 
 
 def _within(listed: list[dict[str, Any]]) -> bytes:
-    """Return an image within an index that lists it."""
+    """Return an image within an index that has the entries `listed`."""
     nest = json_of({"schemaVersion": 2, "manifests": listed})
     return tar(*image(raw_index=json_of({"manifests": [descriptor(nest, OCI_INDEX)]})), blob(nest))
 
 
 def _list_first(raw: bytes) -> bytes:
-    """Return an index of a sound image and of a manifest, and the manifest first."""
+    """Return an index of a valid image and a manifest; the manifest comes first."""
     nest = json_of({"schemaVersion": 2, "manifests": [_LISTED, descriptor(raw, OCI_MANIFEST)]})
     files = image(raw_index=json_of({"schemaVersion": 2, "manifests": [descriptor(nest, OCI_INDEX)]}))
     return tar(blob(raw), *files, blob(nest))
@@ -279,7 +279,7 @@ DOCUMENTS: Final = [
             lambda: _within([_LISTED, {**_LISTED, "mediaType": OCI_INDEX}])),
 ]  # fmt: skip
 
-#: Go takes these for keys that are in the specifications, and the last one counts.
+#: Go reads these keys as those of the specifications, and uses the last one.
 KEYS: Final = [
     Hostile("keys-layers", "a manifest with layers, and Layers that Go's tools have instead",
             lambda: _manifest(Layers=[descriptor(LAYERS[1], OCI_LAYER)])),

@@ -1,4 +1,4 @@
-"""Hostile archives whose tar format is: names, types, sizes, headers, and where they end."""
+"""Hostile archives with a wrong tar: names, types, sizes, headers, and ends."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from tests.hostile.archive_parts import (
 )
 
 _NO_DIGEST: Final = "0" * 64
-#: What drives a terminal: its title, its colours, another line that looks like one of ours.
+#: Control sequences for a terminal: its title, its colors, and a line that looks like one of ours.
 _ESCAPES: Final = "\x1b]0;owned\x07\x1b[2J\r\nocistream: all is well\x9b31m\u202egnp"
 
 
 def _named(name: str) -> bytes:
-    """Return an image whose first layer goes by another name, which a pax header may spell in any way."""
+    """Return an image whose first layer has another name, from a pax header, which may contain anything."""
     return with_other(LAYER, lambda _, content: pax(("path", name)) + entry("x", content))
 
 
 def _typed(place: int, kind: bytes, target: str = "") -> bytes:
-    """Return an image of which one file is of another type."""
+    """Return an image in which one file has another type."""
     return with_other(place, lambda name, _: entry(name, b"", kind, target=target))
 
 
@@ -56,17 +56,17 @@ def _pax_sized(size: str) -> bytes:
 
 
 def _sparse(*records: tuple[str, str]) -> bytes:
-    """Return an image whose first layer is a sparse file as pax headers say it."""
+    """Return an image whose first layer is a sparse file according to pax headers."""
     return with_other(LAYER, lambda name, content: pax(*records) + entry(name, content))
 
 
 def _cut(at: int) -> bytes:
-    """Return the first bytes of a sound archive; from its end where `at` is negative."""
+    """Return the first bytes of a valid archive; `at` counts from its end if negative."""
     return tar(*image())[:at]
 
 
 def _hidden() -> bytes:
-    """Return an image with a link that claims a size: who believes it does not see the second index."""
+    """Return an image with a link that claims a size: a reader that believes it does not see the second index."""
     second = entry("index.json", b'{"schemaVersion":2,"manifests":[]}')
     return tar(*image(), entry("innocent", second, tarfile.SYMTYPE, target="x"))
 
@@ -304,7 +304,7 @@ TWICE: Final = [
 
 
 def _many_keys() -> bytes:
-    """Return a pax header of as much as is legal, all of it keys that nobody knows."""
+    """Return a pax header of the maximum size with unknown keys only."""
     records = b"".join(record(f"{number:05x}", "y") for number in range(75_000))
     return entry("pax", records[: MIB // 13 * 13], tarfile.XHDTYPE)
 

@@ -1,6 +1,6 @@
-"""Runs command lines one after the other in one process: a line of JSON for each comes in, and one goes out.
+"""Runs command lines one after the other in one process: it reads a line of JSON for each, and writes all results.
 
-What a process of its own costs is mostly Python's start. What one run leaves in memory counts for the next.
+This avoids the start of Python for each run. Memory that one run leaves counts for the next.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ocistream.cli import main
 
 
 def each() -> None:
-    """Take the command lines from stdin; each has a file for its own stdin, or nothing there."""
+    """Read the command lines from stdin and run them; each may have a file as its own stdin."""
     with os.fdopen(os.dup(0), "rb") as file:
         jobs = [json.loads(line) for line in file]
     answers = []
@@ -29,7 +29,7 @@ def each() -> None:
         answers.append({"code": code, "err": said.getvalue(), "out": out.getvalue()})
     sys.stdout.write(json.dumps(answers))
     sys.stdout.flush()
-    # As `ocistream.cli.run` ends: threads of a run that failed may stand in calls still.
+    # End as `ocistream.cli.run` does: threads of a failed run may still be in calls.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The command refuses every hostile archive in one line, in little memory, and writes nothing anywhere."""
+"""The command refuses every hostile archive with one line, in little memory, and writes nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.hostile.archive_parts import MIB, Hostile
 from tests.hostile.check import WAYS, Way, each_way, one_by_one
 from tests.hostile.corpus import CORPUS, HEAVY
 
-#: So many go through one process.
+#: The number of archives that one process reads.
 _BATCH: Final = 175
 _NAMES: Final = list(CORPUS)
-#: From a file, most archives end alike for a registry and for a layout: one of these ways is nightly, in turn.
+#: From a file, most archives have the same outcome for a registry and a layout: one of these ways is nightly, in turn.
 _NIGHTLY_WAYS: Final = {
     name: ("file", "copy")[turn % 2] for turn, (name, one) in enumerate(CORPUS.items()) if one.code == one.from_copy
 }
@@ -25,7 +25,7 @@ _MEASURED: Final = {name: _PUSHES[turn % 2] for turn, name in enumerate(HEAVY)}
 _BATCHES: Final = [_NAMES[start : start + _BATCH] for start in range(0, len(_NAMES), _BATCH)]
 
 
-def test_the_corpus_is_as_large_as_it_was_promised_to_be() -> None:
+def test_the_corpus_has_at_least_sixty_archives() -> None:
     assert len(CORPUS) >= 60
     assert {code for one in CORPUS.values() for code in (one.code, one.from_pipe, one.from_verify)} == {5, 6, 10}
     assert len({one.what for one in CORPUS.values()}) == len(CORPUS)
@@ -34,17 +34,17 @@ def test_the_corpus_is_as_large_as_it_was_promised_to_be() -> None:
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["some", "all"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 @pytest.mark.parametrize("names", _BATCHES, ids=lambda names: f"{names[0]}...{names[-1]}")
-def test_each_is_refused_by_each_way_and_nothing_comes_of_it(
+def test_each_archive_is_refused_in_each_way_and_nothing_is_written(
     names: list[str], way: Way, every: bool, made: Callable[[str], tuple[Hostile, Path]], tmp_path: Path
 ) -> None:
-    # Those that are measured are tested below, with the same assertions.
+    # The test below checks the measured ones, with the same assertions.
     chosen = [name for name in names if every or (way.name != _NIGHTLY_WAYS.get(name) and way != _MEASURED.get(name))]
     assert list(one_by_one([made(name) for name in chosen], tmp_path, way)) == []
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["one way", "both"])
 @pytest.mark.parametrize("name", HEAVY)
-def test_what_could_cost_memory_costs_little_in_a_process_of_its_own(
+def test_archives_that_could_cost_memory_cost_little_in_their_own_process(
     name: str, every: bool, made: Callable[[str], tuple[Hostile, Path]], tmp_path: Path
 ) -> None:
     hostile, path = made(name)

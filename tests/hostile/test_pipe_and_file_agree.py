@@ -1,4 +1,4 @@
-"""The same bytes give the same answer from a pipe and from a file: exit codes, images, digests."""
+"""The same bytes give the same answer from a pipe and from a file: exit codes, images and digests."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tests.registry import Registry
 from tests.runner import run_measured
 
 _SEQUENTIAL_RUNNER: Final = Path(__file__).with_name("sequential_runner.py")
-#: The layers of a docker-archive have no digests in their names. A pipe hashes each on its way, and finds wrong ones
-#: where `inspect` and `have` of a file read no layer, and `verify` goes on.
+#: The layers of a docker-archive have no digests in their names. A pipe hashes each as it arrives and finds wrong ones;
+#: `inspect` and `have` read no layer of a file, and `verify` continues after a wrong one.
 _HASHED_IN_A_PIPE: Final = {"docker-layers-swapped", "docker-layer-flipped"}
-#: So many archives go through one process.
+#: The number of archives that one process reads.
 _BATCH: Final = 160
 
 
 class Answer(NamedTuple):
-    """The exit code of a run, and what it says of images if it is 0 (of `verify` always)."""
+    """The exit code of a run, and its output about images if the code is 0 (for `verify` always)."""
 
     code: int
     images: Any
 
 
 class Way(NamedTuple):
-    """A command of which the input may be a file or a pipe: its arguments, and how its answer is read."""
+    """A command whose input may be a file or a pipe: its arguments, and a function that reads its answer."""
 
     name: str
     argv: Callable[[str, str, Path], Sequence[str]]
@@ -53,7 +53,7 @@ def _inspected(out: str, _: str, __: Path) -> object:
 
 
 def _verified(out: str, _: str, __: Path) -> object:
-    """Return all that `verify` finds, but for the sizes of what is wrong, which the archive and a manifest claim."""
+    """Return all findings of `verify` except the sizes of wrong blobs, which only archive and manifest claim."""
     found = json.loads(out)
     for key in ("path", "error", "bytes") if not found["ok"] else ("path",):
         found.pop(key, None)
@@ -87,7 +87,7 @@ def _place(end: str) -> str:
 
 
 def answers(archives: Sequence[Path], ways: Sequence[Way], folder: Path) -> Iterator[tuple[str, str, Answer, Answer]]:
-    """Run each way on each archive, from a file and from a pipe; give the archive's name, the way's, both answers."""
+    """Run each way on each archive, from a file and a pipe; yield the names of archive and way, and both answers."""
     with Registry(folder / "registry") as registry:
         runs = [(path, way, kind) for path in archives for way in ways for kind in ("file", "pipe")]
         jobs, places = [], []
@@ -102,7 +102,7 @@ def answers(archives: Sequence[Path], ways: Sequence[Way], folder: Path) -> Iter
             stdin="".join(f"{json.dumps(job)}\n" for job in jobs).encode(),
         )
         assert done.code == 0, done.err
-        # What is wrong in an archive is nowhere kept.
+        # No wrong content of an archive is stored.
         assert list(strays(folder / "registry")) == []
         found = []
         for (_, way, _), (name, own), ran in zip(runs, places, json.loads(done.out), strict=True):
@@ -117,7 +117,7 @@ def _batches(names: Sequence[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("way", [*_READING, *_MOVING], ids=lambda way: way.name)
-def test_of_an_odd_archive(way: Way, tmp_path: Path) -> None:
+def test_for_an_unusual_archive(way: Way, tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.tar" for name in ODD]
     for path, odd in zip(paths, ODD.values(), strict=True):
         path.write_bytes(odd.make())
@@ -139,10 +139,10 @@ def test_of_an_odd_archive(way: Way, tmp_path: Path) -> None:
     ],
     ids=lambda value: f"{value[0]}...{value[-1]}" if isinstance(value[0], str) else value[0].name,
 )
-def test_of_a_hostile_archive(
+def test_for_a_hostile_archive(
     names: Sequence[str], ways: Sequence[Way], made: Callable[[str], tuple[Hostile, Path]], tmp_path: Path
 ) -> None:
-    """Pushed and copied, each has the codes of its row: `test_corpus` shows that those of a file and a pipe agree."""
+    """For push and copy, `test_corpus` compares the exit codes of file and pipe with each archive's row."""
     found = {(name, way): ends for name, way, *ends in answers([made(name)[1] for name in names], ways, tmp_path)}
     apart = {key: ends for key, ends in found.items() if ends[0] != ends[1] and key[0] not in _HASHED_IN_A_PIPE}
     assert apart == {}

@@ -1,4 +1,4 @@
-"""Archives that are unusual and legal, or have a defect that matters to no image: a file and a pipe agree on them."""
+"""Unusual but legal archives, and defects that affect no image: a file and a pipe give the same result."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NAME: Final = "org.opencontainers.image.ref.name"
 
 @dataclasses.dataclass(frozen=True)
 class Odd:
-    """One archive. `apart` names the ways by which a pipe cannot do what a file can: the exit codes of both."""
+    """One archive. `apart` has the ways in which a pipe cannot do what a file can, with both exit codes."""
 
     name: str
     what: str
@@ -50,7 +50,7 @@ class Odd:
     apart: Mapping[str, Codes] = dataclasses.field(default_factory=dict)
 
 
-#: `push --to` needs the names of images, and what refers to them, before it sends a blob; a pipe does not go back.
+#: `push --to` needs the names and referrers of images before it sends a blob, and a pipe cannot be read again.
 _LATE: Final[Mapping[str, Codes]] = {"push --to": (0, 8)}
 _REGISTRY: Final = "registry.example.com"
 
@@ -83,13 +83,13 @@ def _listed(files: Sequence[Item], name: str) -> dict[str, object]:
 
 
 def _two(first: str, second: str) -> bytes:
-    """Return an archive of two images, by names."""
+    """Return an archive of two images with these names."""
     index = _listing(_listed(_NAMED, first), _listed(_OTHER, second))
     return tar(_NAMED[LAYOUT], index, *_NAMED[MANIFEST:], *_OTHER[MANIFEST:LAYER])
 
 
 def _nested(*, last: bool) -> bytes:
-    """Return an image within an index that comes before all else, or after."""
+    """Return an image within an index that comes first or last."""
     nest = json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
         {**descriptor(_raw(MANIFEST), OCI_MANIFEST), "platform": {"os": "linux", "architecture": "amd64"}},
         {**descriptor(_raw(MANIFEST, _OTHER), OCI_MANIFEST), "platform": {"os": "linux", "architecture": "arm64"}},
@@ -100,7 +100,7 @@ def _nested(*, last: bool) -> bytes:
 
 
 def _partial(*, last: bool) -> bytes:
-    """Return an index of two platforms of which one was not exported, before its image or after."""
+    """Return an index of two platforms, one of which is missing, before or after its image."""
     lacking = descriptor(b"arm64", OCI_MANIFEST, platform={"os": "linux", "architecture": "arm64"})
     there = descriptor(_raw(MANIFEST), OCI_MANIFEST, platform={"os": "linux", "architecture": "amd64"})
     nest = json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [there, lacking]})
@@ -110,7 +110,7 @@ def _partial(*, last: bool) -> bytes:
 
 
 def _cache(*, last: bool) -> bytes:
-    """Return a cache as BuildKit writes it: an index of layers, before them or after."""
+    """Return a cache as BuildKit writes it: an index of layers, before or after them."""
     config = b'{"layers":[]}'
     nest = json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
         *(descriptor(layer, f"{OCI_LAYER}+gzip") for layer in LAYERS),
@@ -122,7 +122,7 @@ def _cache(*, last: bool) -> bytes:
 
 
 def _signed(*, last: bool) -> bytes:
-    """Return an image and what refers to it, which is listed, and comes before the layers or after."""
+    """Return an image and a listed referrer, which comes before or after the layers."""
     signature = json_of({
         "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": "application/vnd.example.sbom",
         "config": descriptor(b"{}", OCI_EMPTY), "layers": [descriptor(b"sbom", "text/plain")],
@@ -135,7 +135,7 @@ def _signed(*, last: bool) -> bytes:
 
 
 def _unneeded(content: bytes, wrong: bytes, *, first: bool) -> bytes:
-    """Return an image, and bytes under the digest of others that no image needs."""
+    """Return an image, and wrong bytes under the digest of a blob that no image needs."""
     stray = (blob(content)[0], wrong)
     return tar(stray, *_NAMED) if first else tar(*_NAMED, stray)
 
@@ -146,7 +146,7 @@ def _docker(dialect: str, *tags: str) -> bytes:
 
 
 def _docker_25(*tags: str) -> bytes:
-    """Return what `docker save` writes of two images: one has these tags, and index.json lists no other."""
+    """Return the output of `docker save` for two images: one has these tags, and index.json lists only that one."""
     other = Saved(_OTHER_CONFIG, PLAIN, ())
     return archive_of(of_docker_25([Saved(SOUND_CONFIG, PLAIN, tags), other], null=not tags))
 

@@ -1,1 +1,1 @@
-"""HTTP and TLS of the client: the command against servers that answer raw bytes."""
+"""The client's HTTP and TLS: the command against servers that answer with raw bytes."""

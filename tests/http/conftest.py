@@ -1,4 +1,4 @@
-"""Fixtures: the command in this process, and registries for it to talk to."""
+"""Fixtures: the command in this process, and registries for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 @pytest.fixture
 def raw() -> Iterator[RawRegistry]:
-    """Return a registry that answers raw bytes."""
+    """Return a registry that answers with raw bytes."""
     with RawRegistry() as registry:
         yield registry
 
@@ -61,5 +61,5 @@ def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
 
 @pytest.fixture(scope="session")
 def ids(tmp_path_factory: pytest.TempPathFactory) -> Identities:
-    """Return an authority and certificates by it."""
+    """Return an authority and certificates issued by it."""
     return Identities.make(tmp_path_factory.mktemp("ids"))

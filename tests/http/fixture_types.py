@@ -1,4 +1,4 @@
-"""Types of the fixtures, and options that most runs have."""
+"""Types of the fixtures, and options of most runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final
 
-#: One try over plain HTTP.
+#: One attempt over plain HTTP.
 ONCE: Final = ("--plain-http", "--retries=0")
 
 

@@ -1,4 +1,4 @@
-"""A registry with one image that answers raw bytes, so that a test can spoil any byte of any answer."""
+"""A registry with one image that answers with raw bytes, so that a test can change any byte of a response."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ MANIFESTS: Final = "/manifests/"
 LAYERS: Final = digest_of(LAYER)
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-#: An answer: bytes, or a function that gets the connection and the head of the request.
+#: A response: bytes, or a function that gets the connection and the head of the request.
 Answer = bytes | Callable[[socket.socket, Heard], None]
 
 
 def answer(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
-    """Return a complete answer; an underscore in the name of a header stands for a hyphen."""
+    """Return a complete response; an underscore in the name of a header stands for a hyphen."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def manifest(**headers: str) -> bytes:
-    """Return the answer to a request for the manifest."""
+    """Return the response to a request for the manifest."""
     return answer(MANIFEST, Content_Type=OCI_MANIFEST, Docker_Content_Digest=digest_of(MANIFEST), **headers)
 
 
@@ -59,8 +59,8 @@ class Request:
 class RawRegistry:
     """Serves app:1 over plain HTTP on 127.0.0.1.
 
-    `answers` are used first: each has patterns for the method and for the target, an answer, and how often it is given
-    (None: always). A connection is closed after an answer with `Connection: close`, or by `closes` after each.
+    `answers` are used first: each has patterns for method and target, a response, and how often it is used (None:
+    always). A connection is closed after a response with `Connection: close`, or with `closes` after every response.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class RawRegistry:
         self.image = f"{self.host}/app:1"
 
     def says(self, path: str, given: Answer, *, method: str = "GET", times: int | None = None) -> None:
-        """Answer requests for a path (regular expression, searched for) with this."""
+        """Answer requests for a path (regular expression) with this."""
         self.answers.append((method, path, given, times))
 
     def asked(self, method: str = ".*", path: str = "") -> list[Request]:
@@ -88,7 +88,7 @@ class RawRegistry:
         ]
 
     def limit_receive_buffers(self, size: int) -> None:
-        """Let connections that are accepted from now on have a receive buffer (SO_RCVBUF) of this size."""
+        """Give later connections a receive buffer (SO_RCVBUF) of this size."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def __enter__(self) -> Self:
@@ -155,7 +155,7 @@ class RawRegistry:
 
 
 def read_body(connection: socket.socket, heard: Heard, into: bytearray | None = None) -> int:
-    """Read the body of a request, and return its size; `into` gets the bytes as they come, chunks with their sizes."""
+    """Read the body of a request and return its size; `into` gets the raw bytes, including the sizes of chunks."""
     size = 0
     if heard.headers["Transfer-Encoding"] == "chunked":
         received = bytearray() if into is None else into

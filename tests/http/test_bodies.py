@@ -1,4 +1,4 @@
-"""Bodies of requests: their length, what happens when the source fails, slow servers, and early answers."""
+"""Bodies of requests: their length, a failing source, slow servers, and early responses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACCEPTED: Final = answer(status="202 Accepted", Location="/v2/app/blobs/uploads/
 REFUSED: Final = answer(
     b'{"errors": [{"code": "DENIED", "message": "too early"}]}', "403 Forbidden", Content_Type="application/json"
 )
-#: By these options the size of a layer is known before it is sent, or not.
+#: With these options the size of a layer is known or unknown before it is sent.
 SIZES: Final = {"known": (), "unknown": ("--compress=zstd",)}
 
 
@@ -34,14 +34,14 @@ def empty(raw: RawRegistry) -> RawRegistry:
 
 
 def large(layout: Layout, size: int = 8 * MIB) -> Path:
-    """Put an image with one layer that does not compress into the layout, and return the layer's file."""
+    """Write an image with one incompressible layer into the layout, and return the layer's file."""
     layer, _ = layout.random_layer(size, seed=1)
     layout.image([layer], name="app")
     return layout.file(layer["digest"])
 
 
 def for_layers(of_layer: Answer) -> Answer:
-    """Return an answer to uploads: `of_layer` if the body is large or of unknown size; other bodies are accepted."""
+    """Return a response to uploads: `of_layer` for large bodies and those of unknown size; others are accepted."""
 
     def turn(connection: socket.socket, heard: Heard) -> None:
         if heard.headers["Transfer-Encoding"] or int(heard.headers["Content-Length"] or 0) > MIB // 2:
@@ -55,7 +55,9 @@ def for_layers(of_layer: Answer) -> Answer:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_body_has_its_size_if_that_is_known(empty: RawRegistry, run: Run, layout: Layout, size: str) -> None:
+def test_a_body_has_a_content_length_if_its_size_is_known(
+    empty: RawRegistry, run: Run, layout: Layout, size: str
+) -> None:
     file = large(layout, MIB)
     received = bytearray()
 
@@ -88,7 +90,7 @@ def test_a_corrupt_source_never_becomes_a_blob(empty: RawRegistry, run: Run, lay
 
     empty.says("/uploads/", for_layers(read), method="PATCH")
     result = run("push", empty.image, "-i", layout.path, *SIZES[size], "--plain-http", "--retries=1")
-    # It is not taken for a failure of the network, and so not repeated.
+    # This is not a network failure, so there is no retry.
     assert result.code == 5, result.err
     assert over.wait(60)
     assert len(received) < len(content)
@@ -96,12 +98,12 @@ def test_a_corrupt_source_never_becomes_a_blob(empty: RawRegistry, run: Run, lay
     # Only the config may have been closed.
     assert len(empty.asked("PUT", "/uploads/")) <= 1
     if size == "known":
-        # The body stays short, so the connection with it is not used again.
+        # The body is incomplete, so its connection is not reused.
         broken = empty.asked("PATCH")[-1].connection
         assert [request.method for request in empty.requests if request.connection == broken][-1] == "PATCH"
 
 
-def test_a_slow_server_is_waited_for_as_long_as_bytes_move(empty: RawRegistry, run: Run, layout: Layout) -> None:
+def test_a_slow_server_does_not_time_out_while_bytes_move(empty: RawRegistry, run: Run, layout: Layout) -> None:
     large(layout, 4 * MIB)
 
     def slowly(connection: socket.socket, heard: Heard) -> None:
@@ -117,7 +119,7 @@ def test_a_slow_server_is_waited_for_as_long_as_bytes_move(empty: RawRegistry, r
     assert run("push", empty.image, "-i", layout.path, "--stall-timeout=2", *ONCE).code == 0
 
 
-def test_a_server_that_does_not_read_is_given_up(empty: RawRegistry, run: Run, layout: Layout) -> None:
+def test_a_server_that_does_not_read_times_out(empty: RawRegistry, run: Run, layout: Layout) -> None:
     large(layout)
 
     def silent(*_: object) -> None:
@@ -130,19 +132,19 @@ def test_a_server_that_does_not_read_is_given_up(empty: RawRegistry, run: Run, l
     assert "timed out" in result.err
 
 
-def test_the_answer_to_a_body_may_take_longer_than_a_stall(
+def test_the_response_to_a_large_body_may_take_longer_than_the_stall_timeout(
     start: Callable[..., FaultyRegistry], run: Run, layout: Layout
 ) -> None:
-    """A registry may have to read the complete blob again before it answers the last request."""
+    """A registry may have to read the complete blob again before it answers the closing request."""
     file = large(layout)
-    # For 8 MiB it gets two seconds more.
+    # 8 MiB extend the timeout by two seconds.
     registry = start(Fault(Stall(2.5), "PUT", file.name))
     assert run("push", f"{registry.host}/app:1", "-i", layout.path, "--stall-timeout=1.5", "--retries=0").code == 0
 
 
 @pytest.mark.parametrize("reads", [False, True], ids=["reads nothing", "reads on"])
 @pytest.mark.parametrize("size", SIZES)
-def test_an_answer_before_the_end_of_a_body_ends_the_body(
+def test_a_response_before_the_end_of_a_body_stops_the_body(
     empty: RawRegistry, run: Run, layout: Layout, size: str, reads: bool
 ) -> None:
     large(layout)
@@ -154,7 +156,7 @@ def test_an_answer_before_the_end_of_a_body_ends_the_body(
             connection.shutdown(socket.SHUT_WR)
             read_body(connection, heard)
         else:
-            # Much of the body is left, and the server does not read it.
+            # The server does not read the rest of the body.
             waited.append(ended.wait(20))
 
     empty.limit_receive_buffers(128 << 10)
@@ -164,16 +166,16 @@ def test_an_answer_before_the_end_of_a_body_ends_the_body(
     assert "DENIED: too early" in result.err
     ended.set()
     if not reads:
-        # The command ended because of the answer, long before the stall timeout.
+        # The response ended the command, long before the stall timeout.
         eventually(lambda: bool(waited))
         assert waited == [True]
-    # The connection has half a body in it.
+    # The connection has an incomplete body, so it is not reused.
     refused = empty.asked("PATCH")[-1].connection
     assert [request.method for request in empty.requests if request.connection == refused][-1] == "PATCH"
 
 
 @pytest.mark.parametrize("interim", [b"HTTP/1.1 102 Processing\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
-def test_an_interim_answer_does_not_end_a_body(empty: RawRegistry, run: Run, layout: Layout, interim: bytes) -> None:
+def test_an_interim_response_does_not_stop_a_body(empty: RawRegistry, run: Run, layout: Layout, interim: bytes) -> None:
     file = large(layout)
     received = bytearray()
 

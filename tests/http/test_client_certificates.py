@@ -1,4 +1,4 @@
-"""A client certificate is a credential: it is shown to the registry that the user named, and to nobody else."""
+"""A client certificate is a credential: only the registry that the user named gets it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def inspect(run: Run, host: str, *options: object) -> Result:
 
 
 def shown(registry: FaultyRegistry, path: str = "") -> list[bytes | None]:
-    """Return the certificates that clients showed in requests."""
+    """Return the clients' certificates in requests."""
     return [request.certificate for request in registry.asked(path=path)]
 
 
@@ -34,11 +34,13 @@ def mutual(start: Start, ids: Identities) -> FaultyRegistry:
 
 @pytest.fixture
 def curious(start: Start, ids: Identities) -> FaultyRegistry:
-    """Return a registry that asks each client for a certificate, and requires none."""
+    """Return a registry that requests a client certificate, but does not require one."""
     return start(tls=ids.server, client_authority=ids.authority, asks_only=True)
 
 
-def test_it_is_shown_where_it_is_required(mutual: FaultyRegistry, run: Run, ids: Identities, tmp_path: Path) -> None:
+def test_it_is_sent_to_a_registry_that_requires_it(
+    mutual: FaultyRegistry, run: Run, ids: Identities, tmp_path: Path
+) -> None:
     assert inspect(run, mutual.host, ids.ca, *ids.shown).code == REACHED
     config = configuration(tmp_path / "config.toml", **{mutual.host: client_settings(ids.other)})
     assert inspect(run, mutual.host, ids.ca, config).code == REACHED
@@ -55,7 +57,7 @@ def test_without_one_the_refusal_names_the_option(mutual: FaultyRegistry, run: R
     assert result.err.count("TLS failed") == 1
 
 
-def test_the_option_comes_before_the_configuration(
+def test_the_option_overrides_the_configuration(
     curious: FaultyRegistry, run: Run, ids: Identities, tmp_path: Path
 ) -> None:
     config = configuration(tmp_path / "config.toml", **{curious.host: client_settings(ids.other)})
@@ -66,7 +68,7 @@ def test_the_option_comes_before_the_configuration(
     assert set(shown(curious)) == {der(ids.other)}
 
 
-def test_of_several_in_a_directory_the_first_is_shown(
+def test_the_first_of_several_in_a_directory_is_sent(
     curious: FaultyRegistry, run: Run, ids: Identities, tmp_path: Path
 ) -> None:
     folder = tmp_path / "certificates"
@@ -79,13 +81,13 @@ def test_of_several_in_a_directory_the_first_is_shown(
 
 
 @pytest.mark.parametrize("by", ["option", "configuration"])
-def test_a_redirect_takes_it_nowhere_and_not_back(
+def test_after_a_redirect_to_another_host_it_is_not_sent_even_on_the_way_back(
     curious: FaultyRegistry, start: Start, run: Run, ids: Identities, tmp_path: Path, by: str
 ) -> None:
     registry = start(tls=ids.server, client_authority=ids.authority, asks_only=True)
     registry.faults = [Fault(Reply(404), path="last"), Fault(redirect(f"{curious.url}/v2/first"), path="manifests")]
     curious.faults = [Fault(redirect(f"{registry.url}/v2/last"), path="first")]
-    # Even if the other host has a certificate in its own settings: the user did not ask for that host.
+    # This holds even if the settings of the other host have a certificate: the user did not name that host.
     hosts = {curious.host: client_settings(ids.client)}
     if by == "configuration":
         hosts[registry.host] = client_settings(ids.client)

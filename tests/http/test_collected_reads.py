@@ -1,4 +1,4 @@
-"""Bodies that arrive fast in small pieces: few reads, no wait beyond the end of a body, and no false stall."""
+"""Bodies that arrive fast in small pieces: few reads, no wait after the last byte, and no false stall."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PIECE: Final = 16 * KIB
 
 @pytest.fixture(autouse=True)
 def always_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine, too, a body counts as fast after its first 256 KiB."""
+    """Treat a body as fast after its first 256 KiB, even on a busy machine."""
     monkeypatch.setattr(limits, "MAX_COLLECT_TIME", float("inf"))
 
 
 def serve(
     raw: RawRegistry, layout: Layout, sizes: Sequence[int], answer_layer: Callable[[bytes], Answer] = answer
 ) -> None:
-    """Let the registry have an image with random layers of these sizes, each with an answer of its own."""
+    """Give the registry an image with random layers of these sizes, each with its own response."""
     layers = [layout.random_layer(size, seed=number)[0] for number, size in enumerate(sizes)]
     manifest = layout.image(layers, name="app")
     raw.says(MANIFESTS, answer(layout.file(manifest["digest"]).read_bytes(), Content_Type=OCI_MANIFEST))
@@ -40,7 +40,7 @@ def serve(
 
 
 def in_pieces(pieces: Sequence[tuple[int, float]], body: bytes) -> Answer:
-    """Return an answer whose body is sent in pieces: each has a size and a pause before it. Then all the rest."""
+    """Return a response whose body is sent in pieces, each with a size and a pause before it; then the rest."""
 
     def send(connection: socket.socket, _: Heard) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -73,7 +73,7 @@ def test_a_fast_body_is_read_in_large_pieces(
     assert len(received) < size / (64 * KIB)
 
 
-def test_a_connection_is_used_again_after_a_body_whose_last_bytes_arrived_at_once(
+def test_a_connection_is_reused_after_a_body_whose_last_bytes_arrived_together(
     raw: RawRegistry, run: Run, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receive = socket.socket.recv_into
@@ -91,7 +91,7 @@ def test_a_connection_is_used_again_after_a_body_whose_last_bytes_arrived_at_onc
 def test_bytes_that_arrive_slowly_after_a_fast_start_are_not_a_stall(
     raw: RawRegistry, run: Run, layout: Layout
 ) -> None:
-    # Together these pauses take longer than a stall may, and their bytes are fewer than a read waits for.
+    # The pauses together exceed the stall timeout, and the pieces together are smaller than a read.
     pieces = [(1024 * KIB, 0.0), *[(KIB, 0.15)] * 16]
     serve(raw, layout, [2048 * KIB], partial(in_pieces, pieces))
     assert run("pull", raw.image, "-o", "app.tar", "--stall-timeout=2", *ONCE).code == 0

@@ -1,4 +1,4 @@
-"""Which connections are used again, and what keeps an idle one alive."""
+"""Reuse of connections, and TCP keep-alive of idle ones."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.raw_server import Heard, eventually
 MIB: Final = 1 << 20
 
 
-def test_answers_that_were_read_give_their_connection_back(raw: RawRegistry, run: Run) -> None:
-    # Refusals with a body, and answers to HEAD and to an empty POST.
+def test_a_connection_is_reused_after_its_response_was_read(raw: RawRegistry, run: Run) -> None:
+    # This includes refusals with a body, and responses to HEAD and to an empty POST.
     raw.says("/referrers/", answer(b"x" * 1000, "404 Not Found"))
     assert run("pull", raw.image, "-o", "app.tar", "--jobs=1", *ONCE).code == 0
     assert raw.accepted == 1
@@ -29,7 +29,7 @@ def test_answers_that_were_read_give_their_connection_back(raw: RawRegistry, run
     assert raw.accepted == 2
 
 
-def test_an_answer_that_was_not_read_to_its_end_closes_its_connection(raw: RawRegistry, run: Run) -> None:
+def test_a_connection_is_closed_after_a_partly_read_response(raw: RawRegistry, run: Run) -> None:
     raw.says("/referrers/", answer(b"x" * (8 * MIB), "404 Not Found"))
     assert run("inspect", raw.image, *ONCE).code == 0
     first = raw.asked("GET", "/referrers/")[0].connection
@@ -44,12 +44,12 @@ def test_a_body_without_a_length_ends_with_its_connection(raw: RawRegistry, run:
     assert raw.accepted == 2
 
 
-def test_a_kept_connection_that_the_server_has_closed_is_replaced_without_a_retry(raw: RawRegistry, run: Run) -> None:
+def test_a_reused_connection_that_the_server_has_closed_is_replaced_without_a_retry(raw: RawRegistry, run: Run) -> None:
     def once(connection: socket.socket, _: Heard) -> None:
         connection.sendall(manifest())
 
     raw.says("/manifests/1$", once)
-    # The server has closed the connection long before the client wants it for the next request.
+    # The server has closed the connection long before the next request.
     assert run("inspect", raw.image, "--max-requests-per-second=4", *ONCE).code == 0
     assert raw.accepted == 2
 
@@ -83,8 +83,8 @@ def test_a_finished_command_leaves_no_connection_open(raw: RawRegistry, run: Run
         gc.enable()
 
 
-def test_a_connection_that_waits_is_kept_alive_every_minute(raw: RawRegistry, run: Run) -> None:
-    """So that no firewall forgets the connection. The kernel's timer 2 is the one of TCP keep-alive."""
+def test_tcp_keep_alive_is_sent_every_minute(raw: RawRegistry, run: Run) -> None:
+    """Keep-alive prevents firewalls from forgetting an idle connection. Timer 2 of the kernel is TCP keep-alive."""
     port = int(raw.host.rpartition(":")[2])
     timers: list[tuple[str, float]] = []
 
@@ -102,8 +102,8 @@ def test_a_connection_that_waits_is_kept_alive_every_minute(raw: RawRegistry, ru
     assert all(0 < left <= 60 for _, left in timers)
 
 
-def test_little_of_a_body_waits_in_the_kernel(raw: RawRegistry, run: Run, layout: Layout) -> None:
-    """What waits there is lost with the connection; left to itself the kernel takes several megabytes."""
+def test_the_send_buffer_of_the_kernel_is_limited(raw: RawRegistry, run: Run, layout: Layout) -> None:
+    """Bytes in the send buffer are lost with the connection; the kernel's default is several megabytes."""
     port = int(raw.host.rpartition(":")[2])
     layer, _ = layout.random_layer(16 * MIB, seed=1)
     layout.image([layer], name="app")
@@ -115,7 +115,7 @@ def test_little_of_a_body_waits_in_the_kernel(raw: RawRegistry, run: Run, layout
             read_body(connection, heard)
             connection.sendall(answer(status="202 Accepted", Location="/v2/app/blobs/uploads/s", Connection="close"))
             return
-        # The client gives up after the stall timeout.
+        # The client ends after the stall timeout.
         while not raw.over.wait(0.05):
             waiting.extend(int(line[4].partition(":")[0], 16) for line in sockets_to(port))
             if not sockets_to(port):

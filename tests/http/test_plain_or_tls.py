@@ -1,4 +1,4 @@
-"""Hosts that may speak plain HTTP or TLS: those on this machine, and those of which the configuration says so."""
+"""Hosts that may use plain HTTP or TLS: those on this machine, and those that the configuration marks so."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inspect(run: Run, host: str, *options: object) -> Result:
     return run("inspect", f"{host}/app:1", "--retries=0", *options)
 
 
-def test_a_plain_registry_is_asked_on_one_connection(raw: RawRegistry, run: Run) -> None:
+def test_a_plain_registry_gets_one_connection(raw: RawRegistry, run: Run) -> None:
     assert inspect(run, raw.host).code == 0
     assert len(raw.requests) > 1
     assert raw.accepted == 1
@@ -33,7 +33,7 @@ def test_a_plain_registry_is_asked_on_one_connection(raw: RawRegistry, run: Run)
 def test_tls_on_this_machine_is_found_without_a_retry(
     start: Start, run: Run, ids: Identities, layout: Layout, tmp_path: Path
 ) -> None:
-    """By many first requests at once, too."""
+    """Many simultaneous first requests find it too."""
     layout.image([layout.random_layer(4000, seed=number)[0] for number in range(8)], name="app")
     registry = start(tls=ids.server)
     push = run("push", f"{registry.host}/app:1", "-i", layout.path, "--retries=0", "--jobs=8", ids.ca)
@@ -43,29 +43,29 @@ def test_tls_on_this_machine_is_found_without_a_retry(
 
 
 @pytest.mark.parametrize("words", [SPEAKS_TLS, b""])
-def test_a_server_that_claims_to_speak_tls_is_tried(raw: RawRegistry, run: Run, words: bytes) -> None:
+def test_tls_is_tried_if_the_response_suggests_it(raw: RawRegistry, run: Run, words: bytes) -> None:
     raw.says(MANIFESTS, answer(words, "400 Bad Request"))
     result = inspect(run, raw.host)
     assert result.code == 7
     assert "400" in result.err
-    # The second connection is a handshake, which fails.
+    # The second connection is a TLS handshake, which fails.
     assert raw.accepted == 2
 
 
-def test_a_plain_registry_that_fails_is_not_taken_for_one_with_tls(raw: RawRegistry, run: Run) -> None:
+def test_a_failing_plain_registry_is_not_mistaken_for_one_with_tls(raw: RawRegistry, run: Run) -> None:
     raw.says(MANIFESTS, lambda *_: None, times=1)
     raw.says(MANIFESTS, answer(status="400 Bad Request"))
     result = run("inspect", raw.image, "--retries=1")
     assert result.code == 7
     assert "400" in result.err
-    # The registry was tried by TLS once, and known to be plain from then on.
+    # TLS was tried once; from then on the registry is known to be plain.
     assert raw.accepted == 3
 
 
 @pytest.mark.parametrize(
     "configured", ["ca", "client certificate", "insecure", "insecure in registries.conf", "option"]
 )
-def test_any_settings_leave_both_possible(
+def test_plain_http_and_tls_work_with_any_settings(
     start: Start,
     run: Run,
     ids: Identities,
@@ -93,7 +93,7 @@ def test_any_settings_leave_both_possible(
         assert registry.requests
 
 
-def test_a_registry_that_has_answered_is_not_tried_by_tls(raw: RawRegistry, run: Run) -> None:
+def test_tls_is_not_tried_after_a_plain_response(raw: RawRegistry, run: Run) -> None:
     raw.says("/blobs/", answer(status="400 Bad Request"))
     result = inspect(run, raw.host)
     assert result.code == 7
@@ -101,7 +101,7 @@ def test_a_registry_that_has_answered_is_not_tried_by_tls(raw: RawRegistry, run:
     assert raw.accepted == 1
 
 
-def test_another_host_that_may_be_plain_is_tried_too(
+def test_both_are_tried_for_a_configured_host_elsewhere(
     start: Start, run: Run, ids: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, encrypted = start(), start(tls=ids.server)
@@ -118,7 +118,7 @@ def test_another_host_that_may_be_plain_is_tried_too(
         assert [inspect(run, host).code for host in hosts] == [7, 7]
 
 
-def test_no_password_is_sent_before_the_registry_is_known_to_speak_http_or_tls(
+def test_no_password_is_sent_before_the_protocol_is_known(
     start: Start, run: Run, ids: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OCISTREAM_USERNAME", "alice")
@@ -134,7 +134,7 @@ def test_no_password_is_sent_before_the_registry_is_known_to_speak_http_or_tls(
         assert all(one.headers["Authorization"] is None for one in server.heard)
 
 
-def test_after_https_there_is_no_way_back_to_http(start: Start, run: Run, ids: Identities) -> None:
+def test_a_redirect_from_https_to_http_is_refused(start: Start, run: Run, ids: Identities) -> None:
     plain, registry = start(), start(tls=ids.server)
     for location in (f"{plain.url}/v2/", f"http://{registry.host}/v2/"):
         registry.faults = [Fault(redirect(location), path="manifests", times=None)]
@@ -144,7 +144,7 @@ def test_after_https_there_is_no_way_back_to_http(start: Start, run: Run, ids: I
     assert plain.requests == []
 
 
-def test_plain_http_is_not_doubted_and_the_hint_names_tls(raw: RawRegistry, run: Run) -> None:
+def test_with_plain_http_tls_is_not_tried_and_the_hint_names_the_option(raw: RawRegistry, run: Run) -> None:
     raw.says(MANIFESTS, answer(SPEAKS_TLS, "400 Bad Request"))
     result = inspect(run, raw.host, "--plain-http")
     assert result.code == 7
@@ -160,9 +160,7 @@ def test_other_names_of_this_machine(tmp_path: Path, run: Run, ids: Identities, 
         assert inspect(run, f"{host}:{registry.host.rpartition(':')[2]}", ids.ca).code == REACHED
 
 
-def test_a_registry_with_a_url_in_the_configuration_is_not_doubted(
-    start: Start, run: Run, ids: Identities, tmp_path: Path
-) -> None:
+def test_the_protocol_of_a_configured_url_is_used(start: Start, run: Run, ids: Identities, tmp_path: Path) -> None:
     registry = start(tls=ids.server)
     lines = f'url = "{registry.url}/"\nca-cert = "{ids.authority.file}"'
     config = configuration(tmp_path / "config.toml", **{"gateway.example": lines})

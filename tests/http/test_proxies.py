@@ -1,4 +1,4 @@
-"""Proxies: what a proxy is sent, and what it must not see."""
+"""Proxies: what a proxy receives, and what it must not receive."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_plain_http_goes_through_the_proxy_with_its_password(
     assert {request.headers["proxy-authorization"] for request in raw.requests} == {f"Basic {password}"}
 
 
-def test_https_goes_through_a_tunnel_that_shows_the_proxy_no_password(
+def test_https_goes_through_a_tunnel_without_showing_the_proxy_the_password(
     start: Callable[..., FaultyRegistry], run: Run, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = start(tls=certificate, auth=Basic("ada", "engine"))
@@ -53,7 +53,7 @@ def test_https_goes_through_a_tunnel_that_shows_the_proxy_no_password(
 
     with RawServer(tunnel) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
-        # The password is right, and the registry has no image.
+        # The password is correct, and the registry has no image.
         assert run("inspect", "registry.test/app:1", f"--ca-cert={certificate.file}", "--retries=0").code == 4
     assert {(heard.method, heard.target) for heard in proxy.heard} == {("CONNECT", "registry.test:443")}
     assert {heard.headers["Authorization"] for heard in proxy.heard} == {None}
@@ -71,7 +71,7 @@ def copy(source: socket.socket, target: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("user", ["user:secret@", ""])
-def test_a_proxy_that_cannot_be_reached_is_named_by_the_hint(
+def test_the_hint_for_an_unreachable_proxy_names_its_variables(
     run: Run, monkeypatch: pytest.MonkeyPatch, user: str
 ) -> None:
     monkeypatch.setenv("http_proxy", f"http://{user}127.0.0.1:{unused_port()}")
@@ -88,7 +88,7 @@ def test_a_malformed_proxy_is_refused_without_its_password(
     run: Run, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     monkeypatch.setenv("http_proxy", proxy)
-    # Without a retry: the default would wait.
+    # There must be no retry, although the default allows several.
     result = run("inspect", "registry.test/app:1", "--plain-http")
     assert result.code in {2, 7, 8}
     assert "secret" not in result.err

@@ -1,4 +1,4 @@
-"""Redirects: which requests follow them, with which method and body, and who is named when the other host refuses."""
+"""Redirects: which requests follow them, with which method and body, and which host an error names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def redirect(location: str, status: int = 307, connection: str = "keep-alive") -
 
 @pytest.fixture
 def storage() -> Iterator[RawRegistry]:
-    """Return another host, to which the registry leads."""
+    """Return another host, to which the registry redirects."""
     with RawRegistry() as other:
         yield other
 

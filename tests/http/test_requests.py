@@ -1,4 +1,4 @@
-"""What requests have: only the necessary headers, URLs byte for byte, no cookie, and no credentials by accident."""
+"""Contents of requests: only the necessary headers, exact URLs, no cookie, and no unintended credentials."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_requests_without_a_body_have_a_length_and_are_not_chunked(raw: RawRegis
 
 
 @pytest.mark.parametrize("target", ["/v2/?_state=a%3Db%7E&n=1", "/v2/%7Ea//b/?q=%2B+'", "/v2/../x/./y?q", "/;p?a;b"])
-def test_a_url_is_requested_byte_for_byte(raw: RawRegistry, run: Run, target: str) -> None:
+def test_a_url_is_requested_unchanged(raw: RawRegistry, run: Run, target: str) -> None:
     raw.says(MANIFESTS, answer(status="307 Temporary Redirect", Location=f"{raw.url}{target}"))
     raw.says("", manifest())
     run("inspect", raw.image, *ONCE)
@@ -74,7 +74,7 @@ def test_netrc_does_not_replace_a_token(
         assert sent == {"None", "Bearer"}
 
 
-def test_every_challenge_of_an_answer_is_read(raw: RawRegistry, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_challenge_of_a_response_is_read(raw: RawRegistry, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCISTREAM_USERNAME", "alice")
     monkeypatch.setenv("OCISTREAM_PASSWORD", "secret")
     head = b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Negotiate\r\nwww-authenticate: Basic realm=x\r\n"
@@ -83,7 +83,7 @@ def test_every_challenge_of_an_answer_is_read(raw: RawRegistry, run: Run, monkey
     assert [request.headers.get("authorization") for request in raw.requests][:2] == [None, "Basic YWxpY2U6c2VjcmV0"]
 
 
-def test_one_try_is_one_request(run: Run) -> None:
+def test_one_attempt_is_one_request(run: Run) -> None:
     with RawServer(b"") as server:
         assert run("inspect", f"{server.host}/app:1", *ONCE).code == 7
         assert len(server.heard) == 1

@@ -1,4 +1,4 @@
-"""Answers that break off, have no end, or come slowly; and unusual answers that are valid."""
+"""Responses that are truncated, endless or slow; and unusual responses that are valid."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MIB: Final = 1 << 20
 OK: Final = b"HTTP/1.1 200 OK\r\n"
 CHUNKED: Final = OK + b"Content-Type: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % OCI_MANIFEST.encode()
 EMPTY: Final = answer()
-#: How much a server adds without an end. Here a proper answer follows: a client that reads so far has no limit.
+#: Bytes of an endless response. A valid response follows, for a client that reads so far and so has no limit.
 ENDLESS: Final = 4 * MIB
-#: The first lines of an answer that has one header too many for any limit.
+#: Header lines for a head beyond any limit.
 LONG: Final = b"X: %b\r\n" % (b"x" * 60_000)
 
 
@@ -31,7 +31,7 @@ def repeated(piece: bytes) -> bytes:
 
 
 def failed(result_err: str) -> str:
-    """Return the error of a run; it must be one line and say nothing of a query."""
+    """Return the error of a run; it must be one line without the query of a URL."""
     line = next(line for line in result_err.splitlines() if line.startswith("ocistream: error: "))
     assert "secret" not in result_err
     assert "0x" not in line
@@ -39,7 +39,7 @@ def failed(result_err: str) -> str:
     return line
 
 
-class TestBrokenAnswers:
+class TestBrokenResponses:
     @pytest.mark.parametrize(
         ("given", "said"),
         [
@@ -51,7 +51,7 @@ class TestBrokenAnswers:
         ],
         ids=["nothing", "cut", "text", "status", "endless"],
     )
-    def test_an_answer_that_is_not_http(self, raw: RawRegistry, run: Run, given: bytes, said: str) -> None:
+    def test_a_response_that_is_not_http(self, raw: RawRegistry, run: Run, given: bytes, said: str) -> None:
         def close(connection: socket.socket, _: Heard) -> None:
             connection.sendall(given)
 
@@ -74,7 +74,7 @@ class TestBrokenAnswers:
         ],
         ids=["length", "chunks", "chunk", "no size", "long size"],
     )
-    def test_an_answer_that_breaks_off(self, raw: RawRegistry, run: Run, body: bytes, said: str) -> None:
+    def test_a_truncated_response(self, raw: RawRegistry, run: Run, body: bytes, said: str) -> None:
         def close(connection: socket.socket, _: Heard) -> None:
             connection.sendall(OK + body)
 
@@ -84,7 +84,7 @@ class TestBrokenAnswers:
         assert f"/v2/app/manifests/1: the response was cut: {said}" in failed(result.err)
 
     @pytest.mark.parametrize("size", [100, 1 << 40])
-    def test_the_body_of_a_refusal_may_break_off_or_have_no_end(self, raw: RawRegistry, run: Run, size: int) -> None:
+    def test_the_body_of_a_refusal_may_be_truncated_or_endless(self, raw: RawRegistry, run: Run, size: int) -> None:
         def refuse(connection: socket.socket, _: Heard) -> None:
             connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n{" % size)
             while size > MIB:
@@ -97,7 +97,7 @@ class TestBrokenAnswers:
 
     @pytest.mark.parametrize("length", ["", "ten", "-1", "1_0", "1" * 19, "10, 11", "10\r\nContent-Length: 11"])
     @pytest.mark.parametrize("path", [MANIFESTS, LAYERS], ids=["manifest", "layer"])
-    def test_a_malformed_length_fails_at_once(self, raw: RawRegistry, run: Run, length: str, path: str) -> None:
+    def test_a_malformed_content_length_fails_at_once(self, raw: RawRegistry, run: Run, length: str, path: str) -> None:
         # The connection stays open, so that the end of the body cannot be known.
         raw.says(path, OK + f"Content-Length: {length}\r\n\r\n".encode() + MANIFEST)
         result = run("pull", raw.image, "-o", "app.tar", "--plain-http", "--retries=1", "--no-referrers")
@@ -107,12 +107,12 @@ class TestBrokenAnswers:
         assert len(raw.asked("GET", path)) == 1
 
     @pytest.mark.parametrize("between", [", ", "\r\nContent-Length: "])
-    def test_a_length_may_be_repeated(self, raw: RawRegistry, run: Run, between: str) -> None:
+    def test_a_content_length_may_be_repeated(self, raw: RawRegistry, run: Run, between: str) -> None:
         length = f"{len(MANIFEST)}{between}{len(MANIFEST)}"
         raw.says(MANIFESTS, OK + f"Content-Length: {length}\r\n\r\n".encode() + MANIFEST)
         assert run("inspect", raw.image, *ONCE).code == 0
 
-    def test_an_answer_that_switches_protocols_is_a_failure(self, raw: RawRegistry, run: Run) -> None:
+    def test_a_response_that_switches_protocols_is_a_failure(self, raw: RawRegistry, run: Run) -> None:
         raw.says(MANIFESTS, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: close\r\n\r\n")
         result = run("inspect", raw.image, *ONCE)
         assert result.code == 7
@@ -161,9 +161,7 @@ class TestUnreachable:
         ],
         ids=str,
     )
-    def test_a_host_that_cannot_be_reached_is_tried_again(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError
-    ) -> None:
+    def test_an_unreachable_host_is_retried(self, run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
         tries: list[object] = []
 
         def fail(*arguments: object) -> None:
@@ -195,8 +193,8 @@ class TestUnreachable:
         assert "--stall-timeout" in result.err
 
 
-class TestEndlessAnswers:
-    """A server may keep a connection busy with bytes that are not the body; each read of the client is in time."""
+class TestEndlessResponses:
+    """A server may keep a connection busy with bytes outside the body, so that no read of the client times out."""
 
     @pytest.mark.parametrize(
         "head",
@@ -210,7 +208,7 @@ class TestEndlessAnswers:
         ],
         ids=["100", "eleven", "103", "mixed", "long interim", "headers"],
     )
-    def test_a_head_without_an_end_is_refused_without_a_retry(self, raw: RawRegistry, run: Run, head: bytes) -> None:
+    def test_an_endless_head_is_refused_without_a_retry(self, raw: RawRegistry, run: Run, head: bytes) -> None:
         raw.says(MANIFESTS, head)
         result = run("inspect", raw.image, "--plain-http", "--retries=1")
         assert result.code == 7
@@ -227,7 +225,7 @@ class TestEndlessAnswers:
         ids=["trailers", "extensions", "negative"],
     )
     @pytest.mark.parametrize("path", [MANIFESTS, LAYERS], ids=["manifest", "layer"])
-    def test_a_chunked_body_without_an_end_is_refused_without_a_retry(
+    def test_an_endless_chunked_body_is_refused_without_a_retry(
         self, raw: RawRegistry, run: Run, body: bytes, path: str
     ) -> None:
         raw.says(path, CHUNKED + body)
@@ -236,7 +234,7 @@ class TestEndlessAnswers:
         assert "more than" in failed(result.err) or "negative" in failed(result.err)
         assert len(raw.asked("GET", path)) == 1
 
-    def test_valid_interim_answers_are_skipped(self, raw: RawRegistry, run: Run) -> None:
+    def test_valid_interim_responses_are_skipped(self, raw: RawRegistry, run: Run) -> None:
         interim = CONTINUE * 4 + b"HTTP/1.1 102 Processing\r\n\r\n" + b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
         chunks = b"%x\r\n%b\r\n0\r\nX-Checksum: 1\r\nX-Other: 2\r\n\r\n" % (len(MANIFEST), MANIFEST)
         raw.says("/manifests/1$", interim + CONTINUE * 4 + CHUNKED + chunks)
@@ -252,7 +250,7 @@ class TestEndlessAnswers:
 
 
 def drips(registry: RawRegistry, start: bytes) -> Answer:
-    """Return an answer that begins with `start`, and has a byte now and then for as long as the client reads."""
+    """Return a response that begins with `start`, then sends a byte at a time for as long as the client reads."""
 
     def drip(connection: socket.socket, _: Heard) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -263,9 +261,9 @@ def drips(registry: RawRegistry, start: bytes) -> Answer:
     return drip
 
 
-class TestSlowAnswers:
+class TestSlowResponses:
     @pytest.mark.parametrize("start", [b"", OK + b"X-Slow: ", CONTINUE + b"HTTP/1.1 200 "])
-    def test_a_head_that_drips_times_out(
+    def test_a_head_that_arrives_byte_by_byte_times_out(
         self, raw: RawRegistry, run: Run, monkeypatch: pytest.MonkeyPatch, start: bytes
     ) -> None:
         monkeypatch.setattr(limits, "RESPONSE_HEAD_TIMEOUT", 0.2)
@@ -290,7 +288,7 @@ class TestSlowAnswers:
         assert run("inspect", raw.image, *ONCE).code == 0
 
 
-def test_the_head_of_a_proxy_has_limits_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_response_head_of_a_proxy_is_limited_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     head = b"HTTP/1.1 200 Connection established\r\n"
     with RawRegistry() as slow, RawServer(head + repeated(b"X: y\r\n") + b"\r\n") as endless:
         slow.says("", drips(slow, b"HTTP/1.1 200 "), method="CONNECT")

@@ -1,4 +1,4 @@
-"""Which certificates of registries are trusted, and where they are not checked."""
+"""Which certificates of registries are trusted, and when they are not checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def inspect(run: Run, registry: FaultyRegistry | str, *options: object, reposito
 
 
 def other_name(registry: FaultyRegistry) -> str:
-    """Return HOST:PORT of a registry on 127.0.0.1 under the name localhost."""
+    """Return HOST:PORT of a registry on 127.0.0.1 with the name localhost."""
     return registry.host.replace("127.0.0.1", "localhost")
 
 
@@ -32,7 +32,7 @@ def leads(registry: FaultyRegistry, url: str) -> None:
 
 
 def subject_hash(common_name: str) -> str:
-    """Return the name under which OpenSSL looks for a CA in a directory (X509_NAME_hash)."""
+    """Return the file name under which OpenSSL looks up a CA in a directory (X509_NAME_hash)."""
     value = b"\x0c" + bytes([len(common_name)]) + common_name.lower().encode()
     attribute = b"\x06\x03\x55\x04\x03" + value
     sequence = b"\x30" + bytes([len(attribute)]) + attribute
@@ -64,7 +64,7 @@ class TestTrust:
         (folder / f"{subject_hash('an authority')}.0").write_bytes(ids.authority.file.read_bytes())
         assert inspect(run, registry).code == REACHED
 
-    def test_a_certificate_that_is_not_a_ca_is_trusted_if_it_is_named_itself(
+    def test_a_certificate_that_is_not_a_ca_is_trusted_if_it_is_given_as_the_ca(
         self, start: Start, run: Run, ids: Identities
     ) -> None:
         assert inspect(run, start(tls=ids.server), f"--ca-cert={ids.server.file}").code == REACHED
@@ -100,7 +100,7 @@ class TestTrust:
 
 
 class TestFiles:
-    """Unusable files are refused before anything is sent, and OpenSSL asks nobody for a password."""
+    """Unusable files are refused before any request, and OpenSSL does not ask for a password."""
 
     @pytest.fixture
     def files(self, ids: Identities, tmp_path: Path) -> Path:
@@ -172,9 +172,7 @@ class TestFiles:
 
 
 class TestUnchecked:
-    def test_insecure_is_for_all_ports_of_the_host_that_was_named(
-        self, start: Start, run: Run, ids: Identities
-    ) -> None:
+    def test_insecure_applies_to_all_ports_of_the_named_host(self, start: Start, run: Run, ids: Identities) -> None:
         storage, registry = start(tls=ids.server), start(tls=ids.server)
         leads(registry, storage.url)
         inspect(run, registry, "--insecure")
@@ -200,7 +198,7 @@ class TestUnchecked:
         )
         assert storage.requests
 
-    def test_insecure_is_not_for_a_mirror(self, start: Start, run: Run, ids: Identities, tmp_path: Path) -> None:
+    def test_insecure_does_not_apply_to_a_mirror(self, start: Start, run: Run, ids: Identities, tmp_path: Path) -> None:
         mirror, registry = start(tls=ids.server), start(tls=ids.server)
         config = configuration(
             tmp_path / "config.toml", **{registry.host: f'mirrors = ["{other_name(mirror)}"]\ninsecure = true'}
@@ -209,7 +207,7 @@ class TestUnchecked:
         assert registry.requests
         assert mirror.requests == []
 
-    def test_the_ca_of_a_registry_is_trusted_for_the_host_that_it_leads_to(
+    def test_the_ca_of_a_registry_is_trusted_for_its_redirect_target(
         self, start: Start, run: Run, ids: Identities, tmp_path: Path
     ) -> None:
         storage, registry = start(tls=ids.server), start(tls=ids.server)
@@ -218,7 +216,7 @@ class TestUnchecked:
         inspect(run, registry, config)
         assert storage.requests
 
-    def test_a_host_that_is_led_to_may_have_its_own_ca(
+    def test_a_redirect_target_may_have_its_own_ca(
         self, start: Start, run: Run, ids: Identities, tmp_path: Path
     ) -> None:
         storage, registry = start(tls=ids.server), start()
@@ -230,7 +228,7 @@ class TestUnchecked:
         assert storage.requests
 
 
-def test_https_that_leads_to_http_under_its_own_name_is_explained(start: Start, run: Run, ids: Identities) -> None:
+def test_a_redirect_from_https_to_http_on_the_same_host_is_explained(start: Start, run: Run, ids: Identities) -> None:
     registry, other = start(tls=ids.server), start()
     registry.faults = [Fault(redirect(f"http://{registry.host}/v2/?sig=secret"), path="manifests", times=None)]
     result = inspect(run, registry, ids.ca)
@@ -244,7 +242,7 @@ def test_https_that_leads_to_http_under_its_own_name_is_explained(start: Start, 
     assert other.requests == []
 
 
-def test_a_redirect_that_went_to_https_does_not_go_back_to_http(start: Start, run: Run, ids: Identities) -> None:
+def test_a_redirect_to_https_cannot_lead_back_to_http(start: Start, run: Run, ids: Identities) -> None:
     registry, storage, other = start(), start(tls=ids.server), start()
     leads(registry, f"https://{other_name(storage)}")
     storage.faults = [Fault(redirect(f"{other.url}/v2/"), times=None)]

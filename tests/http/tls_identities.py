@@ -1,4 +1,4 @@
-"""Certificates of the tests of TLS, and the configuration that names them."""
+"""Certificates for the tests of TLS, and configuration that names them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REACHED: Final = 4
 
 @dataclasses.dataclass(frozen=True)
 class Identities:
-    """An authority that nobody knows, a registry's certificate, and two clients' certificates."""
+    """An untrusted authority, a registry's certificate, and the certificates of two clients."""
 
     authority: Certificate
     server: Certificate

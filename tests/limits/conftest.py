@@ -35,7 +35,7 @@ def ocistream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    """Return an empty registry, which a test makes hostile."""
+    """Return an empty registry, to which a test adds hostile behavior."""
     with FaultyRegistry(tmp_path / "served") as registry:
         yield registry
 

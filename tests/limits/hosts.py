@@ -11,5 +11,5 @@ OUTSIDE: Final = "203.0.113.5"
 
 
 def public(name: str, registry: FaultyRegistry) -> str:
-    """Return the registry as HOST:PORT under a public name, which `tests.raw_server.names` leads there."""
+    """Return HOST:PORT of the registry with a public name, which `tests.raw_server.names` routes to this machine."""
     return f"{name}.test:{registry.host.rpartition(':')[2]}"

@@ -151,7 +151,7 @@ LIMITS: Final[dict[int, Limit]] = {
         "At most five redirects, never from https to http; Authorization and bodies stay within scheme, host and port",
         ("http.client", "http.origins"),
         tests=(
-            "quirks/test_credential_isolation.py::test_a_redirect_of_blobs_takes_nothing_along",
+            "quirks/test_credential_isolation.py::test_a_redirect_of_a_blob_to_another_host_carries_no_credential",
             "quirks/test_credential_isolation.py::test_another_port_of_the_same_host_is_another_host",
         ),
     ),
@@ -159,8 +159,8 @@ LIMITS: Final[dict[int, Limit]] = {
         "Realms, Locations and Links follow the same rules; a realm over http is only for registries over http",
         ("http.origins",),
         tests=(
-            "quirks/test_credential_isolation.py::test_a_realm_over_http_gets_nothing_from_who_speaks_https",
-            "quirks/test_credential_isolation.py::test_a_link_to_another_host_is_not_followed_with_anything",
+            "quirks/test_credential_isolation.py::test_an_http_realm_of_an_https_registry_gets_nothing",
+            "quirks/test_credential_isolation.py::test_a_link_of_tags_to_another_host_is_not_followed",
             "quirks/test_uploads.py::test_an_http_location_after_https_is_not_followed",
         ),
     ),
@@ -172,12 +172,12 @@ LIMITS: Final[dict[int, Limit]] = {
     15: Limit(
         "URLs in a descriptor are never requested",
         ("oci.documents",),
-        tests=("quirks/test_archives.py::test_what_urls_name_is_never_asked_for",),
+        tests=("quirks/test_archives.py::test_the_urls_of_a_layer_are_never_requested",),
     ),
     16: Limit(
         "Credentials belong to one host and never come from netrc; helpers need an absolute PATH and a name of a-z0-9-",
         ("auth.credentials", "auth.credential_helpers", "http.session"),
-        tests=("quirks/test_credential_isolation.py::test_neither_messages_nor_results_hold_a_secret",),
+        tests=("quirks/test_credential_isolation.py::test_neither_messages_nor_results_contain_a_secret",),
     ),
     17: Limit(
         "A file is written beside its destination, verified, synced, renamed; links into or out of a layout "

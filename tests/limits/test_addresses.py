@@ -18,9 +18,9 @@ from tests.registry_http import seed
 
 Run = Callable[[Sequence[object]], int]
 
-#: One try, and no long wait for an address that leads nowhere.
+#: One attempt, and a short wait for an address without a server.
 OPTIONS: Final = ("--plain-http", "--retries=0", "--connect-timeout=2")
-#: What a resolver says of the other host: first when the address is checked, then when it is connected to.
+#: The addresses of the other host: first when the client checks it, then when the client connects.
 REBOUND: Final = ("203.0.113.6", "127.0.0.1")
 INWARD: Final = "an address inside this machine or network"
 CHANGED: Final = "is a public name, but now resolves to an address inside"
@@ -28,7 +28,7 @@ CHANGED: Final = "is a public name, but now resolves to an address inside"
 
 @pytest.fixture
 def image(layout: Layout, registry: FaultyRegistry, elsewhere: FaultyRegistry) -> str:
-    """Put the same image into both registries as app:1, and return its digest."""
+    """Store the same image in both registries as app:1, and return its digest."""
     made = small_image(layout)
     for one in (registry, elsewhere):
         seed(layout, made, one.host, "app", "1")
@@ -45,7 +45,7 @@ def pull(ocistream: Run, *images: str) -> int:
 
 
 def leads(registry: FaultyRegistry, url: str, status: int = 307, path: str = "/manifests/") -> None:
-    """Let the registry answer what is read with a redirect."""
+    """Have the registry answer GET and HEAD requests with a redirect."""
     registry.faults = [Fault(redirect(url, status), "GET|HEAD", path, times=None)]
 
 
@@ -153,7 +153,7 @@ def test_the_second_of_two_redirects_is_checked_against_the_host_before(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    """The registry is on this machine and may lead to addresses here; the public host in between may not."""
+    """The registry is on this machine and may lead to addresses here; the public host in between must not."""
     with FaultyRegistry(tmp_path / "cdn") as cdn:
         leads(cdn, f"http://{public('storage', elsewhere)}/blob", path="/blob")
         leads(registry, f"http://{public('cdn', cdn)}/blob")
@@ -175,7 +175,7 @@ def test_a_kept_connection_to_a_host_that_the_user_named_is_not_used_for_a_redir
     storage = public("storage", elsewhere)
     leads(registry, f"http://{storage}/v2/app/manifests/{image}")
     with names(monkeypatch, registry=OUTSIDE, storage=("127.0.0.1", "203.0.113.6", "127.0.0.1")):
-        # The user names storage.test, so it may be on this machine; the connection is kept.
+        # The user names storage.test, so it may be on this machine; the connection stays open.
         assert pull(ocistream, f"{storage}/app:1", f"{public('registry', registry)}/app:2") == 7
     assert f"storage.test {CHANGED}" in capsys.readouterr().err
     assert {request.path for request in elsewhere.requests} == {"/v2/app/manifests/1"}
@@ -191,7 +191,7 @@ def test_a_registry_is_public_if_the_address_that_answered_is(
     capsys: pytest.CaptureFixture[str],
     later: Sequence[str],
 ) -> None:
-    """When the redirect is checked, the registry's own name leads inward: then it might lead to its neighbours."""
+    """When the redirect is checked, the registry's own name resolves inward; that must not allow inward redirects."""
     leads(registry, f"{elsewhere.url}/blob")
     with names(monkeypatch, registry=(OUTSIDE, *later)):
         assert inspect(ocistream, registry) == 7
@@ -200,7 +200,7 @@ def test_a_registry_is_public_if_the_address_that_answered_is(
 
 
 @limit(14)
-def test_a_public_registry_whose_name_becomes_inward_is_not_asked_again(
+def test_a_public_registry_whose_name_becomes_inward_gets_no_further_request(
     registry: FaultyRegistry,
     ocistream: Run,
     monkeypatch: pytest.MonkeyPatch,

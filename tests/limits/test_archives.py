@@ -1,4 +1,4 @@
-"""Archives that are sound except for entries that must be skipped, or that are just within a limit."""
+"""Archives that are valid except for entries that must be skipped, or that are just within a limit."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.hostile.archive_parts import (
 from tests.limits.rules import limit
 
 Run = Callable[[Sequence[object]], int]
-#: Names that are not allowed in image archives: an extraction would write outside of its directory.
+#: Names that are not allowed in image archives: an extraction would write outside its directory.
 _OUT: Final = ["../escaped", "/tmp/escaped", "blobs/../../escaped", "blobs/sha256/../../../escaped", "./../escaped"]
 
 
 def moved(ocistream: Run, archive: bytes) -> int:
-    """Copy an archive into a layout and into another archive, and see that nothing else was written."""
+    """Copy an archive into a layout and into another archive, and check that nothing else is written."""
     folder = Path("in")
     folder.mkdir()
     (folder / "app.tar").write_bytes(archive)
@@ -63,7 +63,7 @@ def test_a_name_that_leads_out_is_skipped_and_reported_by_verify(
 
 @limit(3)
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_one_link_of_a_docker_archive_leads_to_a_file_of_it(ocistream: Run, kind: bytes) -> None:
+def test_a_layer_of_a_docker_archive_may_be_one_link_to_a_file_in_it(ocistream: Run, kind: bytes) -> None:
     listed = json_of([{"Config": "config.json", "RepoTags": ["app:1"], "Layers": ["a/layer.tar", "two"]}])
     target = "../one" if kind == tarfile.SYMTYPE else "one"
     archive = tar(
@@ -74,12 +74,12 @@ def test_one_link_of_a_docker_archive_leads_to_a_file_of_it(ocistream: Run, kind
 
 
 @limit(3)
-def test_a_link_that_nobody_means_matters_to_nobody(ocistream: Run) -> None:
+def test_an_unrelated_link_is_ignored(ocistream: Run) -> None:
     assert moved(ocistream, beside(entry("x", b"", tarfile.SYMTYPE, target="/etc/passwd"))) == 0
 
 
 @limit(4)
-def test_headers_of_the_greatest_size_are_read(ocistream: Run) -> None:
+def test_headers_of_the_maximum_size_are_read(ocistream: Run) -> None:
     comment = record("comment", "x" * (limits.MAX_PAX_HEADER - 17))
     header = entry("pax", comment, tarfile.XHDTYPE)
     assert len(comment) == limits.MAX_PAX_HEADER
@@ -89,12 +89,12 @@ def test_headers_of_the_greatest_size_are_read(ocistream: Run) -> None:
 
 
 @limit(4)
-def test_as_many_headers_before_an_entry_as_may_be_and_no_more(ocistream: Run) -> None:
+def test_one_header_too_many_before_an_entry_is_refused(ocistream: Run) -> None:
     assert moved(ocistream, beside(pax(("comment", "x")) * (limits.MAX_EXTENSION_HEADERS + 1), entry("y", b""))) == 6
 
 
 @limit(5)
-def test_a_digest_that_stands_twice_is_stored_once(ocistream: Run) -> None:
+def test_a_repeated_digest_is_stored_once(ocistream: Run) -> None:
     assert moved(ocistream, beside((image()[LAYER][0], LAYERS[0]))) == 0
     with tarfile.open("out/app.tar") as copied:
         names = copied.getnames()
@@ -102,24 +102,24 @@ def test_a_digest_that_stands_twice_is_stored_once(ocistream: Run) -> None:
 
 
 @limit(5)
-def test_the_second_one_is_checked_though_nobody_needs_it(ocistream: Run) -> None:
+def test_a_repeated_blob_is_checked_even_if_no_image_needs_it(ocistream: Run) -> None:
     extra = b"that no image needs"
     name = blob_name(digest_of(extra))
     assert moved(ocistream, beside((name, extra), (name, flipped(extra, 0)))) == 5
 
 
 @limit(6)
-def test_indexes_may_be_as_deep_as_their_bound(ocistream: Run) -> None:
+def test_indexes_of_the_maximum_depth_are_accepted(ocistream: Run) -> None:
     assert moved(ocistream, tar(*nested(limits.MAX_INDEX_DEPTH))) == 0
 
 
 @limit(6)
-def test_and_no_deeper(ocistream: Run) -> None:
+def test_indexes_beyond_the_maximum_depth_are_refused(ocistream: Run) -> None:
     assert moved(ocistream, tar(*nested(limits.MAX_INDEX_DEPTH + 1))) == 6
 
 
 @limit(9)
-def test_a_name_on_the_command_line_is_no_more_than_a_line_either(
+def test_a_name_from_the_command_line_is_printed_as_one_line_too(
     ocistream: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ocistream(["verify", "./no\x1b[2J\nocistream: all is well\x9b31m.tar"]) == 4

@@ -1,4 +1,4 @@
-"""Lists of digests that another machine wrote, and archives that have only the rest of a blob."""
+"""Lists of digests from another machine, and archives that have only the rest of a blob."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[[Sequence[object]], int]
 MIB: Final = 1 << 20
 A, B = digest_of(b"a"), digest_of(b"b")
 LIST: Final = f"# ocistream have 1\n# have registry.example/app\n# by 1.0\n# digests 2\n{A}\n{B}\n".encode()
-#: The annotation of index.json that says of which blobs an archive has only the rest.
+#: The annotation of index.json that lists the blobs of which an archive has only the rest.
 PARTIAL_BLOBS: Final = "vnd.ocistream.partial-blobs"
 
 
@@ -35,10 +35,10 @@ def read_list(ocistream: Run, content: bytes) -> int:
 
 
 @limit(19)
-def test_a_list_that_is_cut_is_refused(ocistream: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_list_is_refused(ocistream: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_list(ocistream, LIST) == 0
     ends = {line for line, byte in enumerate(LIST, 1) if byte == ord("\n")}
-    # Without its last newline it is complete.
+    # Only the last newline is optional.
     for size in sorted({*ends, *range(0, len(LIST), 7)} - {len(LIST), len(LIST) - 1}):
         assert read_list(ocistream, LIST[:size]) in {6, 8}, LIST[:size]
     assert "list" in capsys.readouterr().err
@@ -89,7 +89,7 @@ class Rest:
         self.index = json.loads((layout.path / "index.json").read_bytes())
 
     def archive(self, text: str | None = None, rest: bytes | None = None) -> bytes:
-        """Return the archive with this annotation, if not the right one, and with this rest of the layer."""
+        """Return the archive with this annotation (None: the correct one), and with this rest of the layer."""
         note = {PARTIAL_BLOBS: f"{self.digest} {self.start}" if text is None else text}
         index = json.dumps({**self.index, "annotations": note}).encode()
         layer = self.digest[7:]

@@ -1,4 +1,4 @@
-"""Links in a layout that lead out of it: nothing is read through them, and nothing written."""
+"""Links in a layout that lead out of it: nothing is read or written through them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.limits.rules import limit
 
 Run = Callable[[Sequence[object]], int]
 _SECRET: Final = b"a file of the reader's\n"
-#: What may be a link in a layout.
+#: Parts of a layout that may be links.
 _LINKS: Final = ["oci-layout", "index.json", "blobs", "blobs/sha256", "manifest", "layer"]
 
 
 def linked(layout: Path, what: str, target: Path) -> None:
-    """Put a link in the place of something in a layout; what stood there is where it leads."""
+    """Replace a part of a layout with a link to the moved part."""
     names = {"manifest": image()[MANIFEST][0], "layer": image()[LAYER][0]}
     path = layout / names.get(what, what)
     if path.exists():
@@ -33,7 +33,7 @@ def linked(layout: Path, what: str, target: Path) -> None:
 
 
 def written(folder: Path) -> Path:
-    """Write the sound image as a layout."""
+    """Write the valid image as a layout."""
     for name, content in image():
         path = folder / str(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def written(folder: Path) -> Path:
 
 
 def contents(place: Path) -> object:
-    """Return all that is in a file or a folder."""
+    """Return the contents of a file or a folder."""
     if place.is_dir():
         return {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
     return place.read_bytes()
@@ -84,7 +84,7 @@ def test_a_link_in_a_blobs_place_is_replaced_by_the_blob(ocistream: Run, tmp_pat
 
 
 @limit(17)
-def test_a_layout_of_links_to_devices_and_fifos_is_not_waited_for(ocistream: Run, tmp_path: Path) -> None:
+def test_a_fifo_in_the_place_of_a_blob_does_not_block(ocistream: Run, tmp_path: Path) -> None:
     layout = written(tmp_path / "layout")
     blob = layout / "blobs" / "sha256" / digest_of(LAYERS[0]).partition(":")[2]
     blob.unlink()

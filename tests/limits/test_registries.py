@@ -1,4 +1,4 @@
-"""Registries that say what they should not: nothing is asked for because of it, and nothing comes of it here."""
+"""Hostile responses of registries: they cause no further request, and nothing is written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LAYER: Final[dict[str, Any]] = descriptor(LAYERS[0], f"{OCI_LAYER}+gzip")
 
 
 def manifest(**fields: Any) -> bytes:
-    """Return an image's manifest, of which fields are changed."""
+    """Return the manifest of an image with some fields changed."""
     return json_of({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": _CONFIG, "layers": [_LAYER], **fields})
 
 
@@ -37,7 +37,7 @@ def index(listed: object, **fields: Any) -> bytes:
 def said(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], body: bytes, kind: str = OCI_MANIFEST
 ) -> tuple[int, str]:
-    """Pull an image whose manifest is `body`; give the exit code and what was said."""
+    """Pull an image whose manifest is `body`; return the exit code and stderr."""
     registry.faults = [Fault(Reply(200, {"Content-Type": kind}, body), "GET", "/manifests/", times=None)]
     code = ocistream(["pull", f"{registry.host}/app:1", "-o", "app.tar", "--platform", "all"])
     assert list(Path().iterdir()) == []
@@ -49,7 +49,7 @@ def said(
 @pytest.mark.parametrize(
     "digest", ["sha256:../../../x", "sha256:" + "A" * 64, "sha256:abc", _LAYER["digest"] + "/../x"]
 )
-def test_a_digest_that_is_none_is_never_asked_for(
+def test_a_malformed_digest_is_never_requested(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], field: str, digest: str
 ) -> None:
     lie = {**_LAYER, "digest": digest}
@@ -70,7 +70,7 @@ def test_a_digest_that_is_none_is_never_asked_for(
     ],
     ids=["layers", "config", "size", "items"],
 )
-def test_a_manifest_has_the_bounds_that_one_in_an_archive_has(
+def test_a_manifest_has_the_same_limits_as_in_an_archive(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], body: bytes
 ) -> None:
     code, err = said(registry, ocistream, capsys, body)
@@ -79,10 +79,10 @@ def test_a_manifest_has_the_bounds_that_one_in_an_archive_has(
 
 
 @limit(6)
-def test_an_index_that_holds_itself_by_a_lie_is_refused(
+def test_an_index_that_claims_to_contain_itself_is_refused(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By digest there are no circles, and by a registry that sends the same for every digest there are none either."""
+    """Digests make circles impossible, even if a registry sends the same document for every digest."""
     code, err = said(registry, ocistream, capsys, index([descriptor(b"itself", OCI_INDEX)]), OCI_INDEX)
     assert code == 5
     assert digest_of(b"itself") in err
@@ -106,12 +106,12 @@ def test_an_index_that_holds_itself_by_a_lie_is_refused(
     ],
     ids=range(11),
 )
-def test_json_of_a_registry_is_no_more_believed_than_that_of_an_archive(
+def test_json_of_a_registry_is_checked_like_that_of_an_archive(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], body: bytes
 ) -> None:
     code, err = said(registry, ocistream, capsys, body)
     assert code == 6, err
-    # Of a page for people it is said that it may be one.
+    # The error for HTML has a hint.
     assert len(err.splitlines()) == 1 + (body == b"<html>")
 
 
@@ -127,7 +127,7 @@ def test_json_of_a_registry_is_no_more_believed_than_that_of_an_archive(
     ],
     ids=["manifest", "index", "index and config", "its own word", "the registry's word"],
 )
-def test_a_document_of_two_kinds_is_refused_whatever_it_is_called(
+def test_a_document_that_is_an_image_and_an_index_is_refused(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], body: bytes, kind: str
 ) -> None:
     code, err = said(registry, ocistream, capsys, body, kind)
@@ -136,7 +136,7 @@ def test_a_document_of_two_kinds_is_refused_whatever_it_is_called(
 
 @limit(9)
 @pytest.mark.parametrize("status", [400, 403, 404, 500])
-def test_what_a_registry_says_is_one_line_without_what_drives_a_terminal(
+def test_text_of_a_registry_is_printed_as_one_line_without_control_characters(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], status: int
 ) -> None:
     words = "\x1b]0;owned\x07\x1b[2J\r\nocistream: all is well\x9b31m\u202egnp\u2028"
@@ -148,7 +148,7 @@ def test_what_a_registry_says_is_one_line_without_what_drives_a_terminal(
 
 
 @limit(9)
-def test_a_long_explanation_is_cut(
+def test_a_long_error_message_is_shortened(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry.faults = [Fault(refusal(403, "DENIED", "no " * MIB), times=None)]
@@ -157,10 +157,10 @@ def test_a_long_explanation_is_cut(
 
 
 @limit(10)
-def test_no_size_that_is_stated_is_allocated(
+def test_a_stated_size_is_not_allocated(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An EiB is promised by the manifest, and some bytes come."""
+    """The manifest states an EiB, and the registry sends a few bytes."""
     files = image()
     for place in (CONFIG, LAYER):
         content = files[place][1] or b""
@@ -173,7 +173,7 @@ def test_no_size_that_is_stated_is_allocated(
 
 
 def in_home(monkeypatch: pytest.MonkeyPatch, folder: Path, **configured: object) -> Path:
-    """Give the user a HOME, with a configuration of Docker's in it."""
+    """Give the user a HOME with a configuration of Docker."""
     (folder / ".docker").mkdir(parents=True)
     (folder / ".docker" / "config.json").write_bytes(json_of(configured))
     monkeypatch.setenv("HOME", str(folder))
@@ -181,7 +181,7 @@ def in_home(monkeypatch: pytest.MonkeyPatch, folder: Path, **configured: object)
 
 
 @limit(12)
-def test_a_redirect_is_followed_five_times_and_never_with_a_credential_to_another_port(
+def test_five_redirects_are_followed_and_another_port_gets_no_credential(
     registry: FaultyRegistry, elsewhere: FaultyRegistry, ocistream: Run, monkeypatch: pytest.MonkeyPatch, archive: Path
 ) -> None:
     monkeypatch.setenv("OCISTREAM_USERNAME", "alice")
@@ -206,7 +206,7 @@ def test_a_redirect_is_followed_five_times_and_never_with_a_credential_to_anothe
 @limit(12)
 @limit(13)
 @pytest.mark.parametrize("way", ["redirect", "realm", "Location", "Link"])
-def test_nothing_leads_from_https_to_http(
+def test_https_never_leads_to_http(
     tmp_path: Path,
     elsewhere: FaultyRegistry,
     ocistream: Run,
@@ -231,7 +231,7 @@ def test_nothing_leads_from_https_to_http(
         if way == "Link":
             assert ocistream(push) == 0
         home.auth, home.faults = auth, [faults[way]] if way in faults else []
-        # The next page of a list is asked of the registry itself, or of nobody.
+        # The next page of a list is requested only from the registry itself.
         assert ocistream(copy if way == "Link" else push) == (8 if way == "Link" else 7)
     assert elsewhere.requests == []
 
@@ -255,7 +255,7 @@ def test_a_public_registry_does_not_lead_to_this_machine(
         registry.faults = [Fault(redirect(f"{there}/v2/app/manifests/1"), "GET", "/manifests/", times=None)]
     else:
         registry.faults = [Fault(Header("Location", f"{there}/v2/app/blobs/uploads/x"), "POST", times=None)]
-    # What a resolver says first, and what it says when that is connected to.
+    # The addresses: when the client checks the name, and when it connects.
     inward = ["203.0.113.6", "127.0.0.1"] if by == "rebound name" else "127.0.0.1"
     name = f"{public('registry', registry)}/app:1"
     argv = ["pull", name, "-o", "app.tar"] if way == "redirect" else ["push", name, "-i", archive]
@@ -267,7 +267,7 @@ def test_a_public_registry_does_not_lead_to_this_machine(
 
 
 @limit(16)
-def test_a_credential_goes_to_its_own_host_and_netrc_is_not_read(
+def test_a_credential_is_sent_only_to_its_own_host_and_netrc_is_not_read(
     registry: FaultyRegistry, elsewhere: FaultyRegistry, ocistream: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     secret = base64.b64encode(b"alice:s3cret-pw").decode()
@@ -277,18 +277,18 @@ def test_a_credential_goes_to_its_own_host_and_netrc_is_not_read(
     registry.auth = elsewhere.auth = Basic("alice", "s3cret-pw")
     assert ocistream(["pull", f"{registry.host}/app:1", "-o", "app.tar"]) == 3
     assert {request.headers["Authorization"] for request in registry.requests} == {None}
-    # There it is known, and there is no such image.
+    # Here the credential is accepted, and the image does not exist.
     assert ocistream(["pull", f"{elsewhere.host}/app:1", "-o", "app.tar"]) == 4
 
 
 @limit(16)
 @pytest.mark.parametrize("helper", ["evil", "../evil", "/evil", "EVIL", "evil;x"])
-def test_a_helper_is_none_of_the_current_directory_nor_of_any_other_name(
+def test_a_helper_in_the_current_directory_or_with_an_invalid_name_is_not_run(
     registry: FaultyRegistry, ocistream: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, helper: str
 ) -> None:
     in_home(monkeypatch, tmp_path / "home", credsStore=helper)
     ran, programs = tmp_path / "ran", tmp_path / "programs"
-    # One that would do stands in the current directory only; what has another name stands where it would be found.
+    # A helper with a valid name is only in the current directory; one with an invalid name is in PATH.
     for folder in [Path(), *([programs] if helper != "evil" else [])]:
         script = folder / f"docker-credential-{helper}"
         script.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +301,7 @@ def test_a_helper_is_none_of_the_current_directory_nor_of_any_other_name(
 
 
 @limit(15)
-def test_a_layer_that_is_said_to_be_elsewhere_is_not_asked_for_there(
+def test_the_urls_of_a_layer_are_not_requested(
     registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with FaultyRegistry(tmp_path / "elsewhere") as elsewhere:

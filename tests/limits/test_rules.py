@@ -19,18 +19,18 @@ _SECURITY: Final = _TESTS.parent / "SECURITY.md"
 
 
 def archives_of(rule: Limit) -> set[str]:
-    """Return the hostile archives that show a rule."""
+    """Return the hostile archives that belong to a rule."""
     return {name for pattern in rule.archives for name in fnmatch.filter(CORPUS, pattern)}
 
 
 @functools.cache
 def names_in(path: Path) -> frozenset[str]:
-    """Return the tests that a file defines, those in classes too."""
+    """Return the names of all functions that a file defines, including those in classes."""
     return frozenset(node.name for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.FunctionDef))
 
 
 def numbers_here() -> set[int]:
-    """Return the numbers of the rules that tests of this folder name."""
+    """Return the numbers of the rules that the tests of this folder name."""
     found: set[int] = set()
     for path in Path(__file__).parent.glob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_bytes())):
@@ -59,7 +59,7 @@ def test_the_archives_and_tests_of_a_rule_exist(number: int) -> None:
         assert fnmatch.filter(CORPUS, pattern), pattern
     for test in rule.tests:
         path, _, name = test.partition("::")
-        # Tests of modules go when the modules do.
+        # Unit tests may disappear with their modules.
         assert not path.startswith("unit/"), test
         assert name in names_in(_TESTS / path), test
 
@@ -69,7 +69,7 @@ def test_a_rule_without_an_archive_has_a_test_here_or_several_elsewhere() -> Non
     assert [n for n, rule in LIMITS.items() if not rule.archives and n not in here and len(rule.tests) < 3] == []
 
 
-def test_every_hostile_archive_shows_a_rule() -> None:
+def test_every_hostile_archive_belongs_to_a_rule() -> None:
     assert set(CORPUS) - {name for rule in LIMITS.values() for name in archives_of(rule)} == set()
 
 

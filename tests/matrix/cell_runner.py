@@ -1,4 +1,4 @@
-"""What becomes of one command, of which one request meets one trouble."""
+"""The outcome of one command with one fault at one request."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.matrix.request_rows import Step, steps_of
 from tests.matrix.rules import ABSORBED
 from tests.runner import Result
 
-#: Where a connection falls silent: after how many seconds it is given up, and how often it is tried again. More than
-#: once, since on a busy machine an answer that is on its way may take as long.
+#: Options for stalled connections: the timeout in seconds, and several retries, because on a busy machine a response in
+#: transit may take as long as the timeout.
 _STALL: Final = ("--stall-timeout=0.2", "--retries=3")
 
 
 @dataclasses.dataclass(frozen=True)
 class Undisturbed:
-    """A flow that nothing happened to: its rows, and what is seen before and afterwards."""
+    """An undisturbed run of a flow: its rows, and the visible state before and afterwards."""
 
     steps: Sequence[Step]
     before: Mapping[str, str]
@@ -27,7 +27,7 @@ class Undisturbed:
 
 
 def undisturbed(stage: Stage, flow: Flow) -> Undisturbed:
-    """Run a flow in peace."""
+    """Run a flow without faults."""
     with stage.scene(flow) as scene:
         before = flow.seen(scene)
         ran = scene.run()
@@ -46,7 +46,7 @@ def undisturbed(stage: Stage, flow: Flow) -> Undisturbed:
 
 
 def outcome(stage: Stage, flow: Flow, peace: Undisturbed, step: Step, trouble: Trouble, times: int | None) -> str:
-    """Return how it ends: absorbed, or the exit code with nothing visible; or what is wrong, as a sentence."""
+    """Return the outcome: absorbed, or the exit code with nothing visible; or a sentence that says what is wrong."""
     means = trouble.means(step)
     if isinstance(means, NotApplicable):
         return ""
@@ -66,7 +66,7 @@ def outcome(stage: Stage, flow: Flow, peace: Undisturbed, step: Step, trouble: T
 
 
 def _wrong(scene: Scene, peace: Undisturbed, trouble: Trouble, ran: Result) -> str | None:
-    """Say what breaks a promise."""
+    """Return which promise is broken, or None."""
     try:
         seen = scene.flow.seen(scene)
     except AssertionError as error:
@@ -83,7 +83,7 @@ def _wrong(scene: Scene, peace: Undisturbed, trouble: Trouble, ran: Result) -> s
 
 
 def _badly_told(ran: Result) -> str | None:
-    """Say what is wrong with how a failure is told; None if nothing is."""
+    """Return what is wrong with the error message, or None."""
     lines = ran.err.splitlines()
     if not 1 <= len(lines) <= 2 or not lines[0].startswith("ocistream: error: ") or "Traceback" in ran.err:
         return f"it says {ran.err!r}"
@@ -91,7 +91,7 @@ def _badly_told(ran: Result) -> str | None:
 
 
 def _untouched(scene: Scene, led: bool, ran: Result, step: Step) -> str | None:
-    """Say so where the trouble did not come to pass, so that the cell would show nothing."""
+    """Return a sentence if the fault did not happen, because the cell would then test nothing."""
     registry = scene.registries[step.registry]
     if led:
         happened = ran.connected.get(registry.place, 0) >= (2 if registry.last else 1)

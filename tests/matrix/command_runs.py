@@ -1,4 +1,4 @@
-"""The commands whose requests are the rows, each with what it is run on and what may be seen of it afterwards."""
+"""The commands whose requests are the rows, each with its surroundings and a function that reads its visible result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.matrix.request_rows import At, Contents, Step
 from tests.registry import Answer
 from tests.runner import Result, ocistream
 
-#: More than what waits in the kernels on both sides, so that a body has a middle.
+#: More than the kernels on both sides buffer, so that a body has a middle.
 _LAYER: Final = 2 * MIB
 _RECEIVE_BUFFER: Final = 64 * 1024
 _TAG: Final = "app:v1"
@@ -45,7 +45,7 @@ class MatrixRegistry(FaultyRegistry):
 
     @property
     def port(self) -> int:
-        """Where it is on this machine, whatever port its clients take it for."""
+        """Its port on this machine, whatever port its clients use."""
         return int(self.host.rpartition(":")[2])
 
     @property
@@ -58,7 +58,7 @@ class MatrixRegistry(FaultyRegistry):
 
 
 class _Handler(FaultyHandler):
-    """Ends a connection where its registry does so."""
+    """Closes a connection after the request at which its registry requires that."""
 
     def transmit(self, answer: Answer) -> None:
         registry = cast("MatrixRegistry", self.registry)
@@ -67,11 +67,11 @@ class _Handler(FaultyHandler):
 
 
 class Elsewhere:
-    """Where connections are led astray: ports by what is there."""
+    """Servers for rerouted connections; `ports` has their ports by behavior."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         closed = stack.enter_context(contextlib.closing(socket.socket()))
-        # Taken, and nobody listens.
+        # The port is bound without a listener.
         closed.bind(("127.0.0.1", 0))
         answer = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
         other = FaultyRegistry(folder / "other", tls=make_certificate(folder / "another", "another"))
@@ -86,11 +86,11 @@ class Elsewhere:
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """A command. `argv` is made of a scene; `seen` gives what anybody sees of its result.
+    """A command. `argv` makes its arguments from a scene; `seen` returns the visible state of its destination.
 
-    `keeps` is the destination's place within the scene, if an image is there before. `rows` says which kinds of
-    requests are rows: all but those that another flow makes in the same way. One that is `sampled` is made of two
-    others, and meets one fault of each sort.
+    `keeps` is the destination's path within the scene, if an image exists there before. `rows` selects the kinds of
+    requests that are rows: all except those that another flow makes in the same way. A `sampled` flow combines two
+    others, and is tested with one fault of each sort.
     """
 
     name: str
@@ -103,11 +103,11 @@ class Flow:
     sampled: bool = False
 
     def meets(self, trouble: Trouble) -> bool:
-        """Say whether a fault is a column of this command's table."""
+        """Return whether a fault is a column of this command's table."""
         return trouble.sample or not self.sampled
 
     def endures(self, trouble: Trouble) -> bool:
-        """Say whether it is tried for ever as well."""
+        """Return whether the fault is also tested as a lasting one."""
         return trouble.lasts and (not self.sampled or trouble.sort == "busy")
 
 
@@ -125,7 +125,7 @@ class Stage:
         manifest = layout.read(image["digest"])
         names = {layer["digest"]: "layer" for layer in manifest["layers"]} | {manifest["config"]["digest"]: "config"}
         self.contents = Contents(names, {_LAYER: "layer"})
-        # What is at the destination before: an image of the same name, that is to stay until the other is there.
+        # The destination has an image of the same name, which must be kept until the new one is complete.
         before = Layout(self.target)
         before.index([before.image([tar_layer({"etc/motd": b"as it was\n"})])], name=_TAG)
         self.env = {"HOME": str(folder), "SSL_CERT_FILE": str(authority.file)}
@@ -140,7 +140,7 @@ class Stage:
 
     @contextlib.contextmanager
     def scene(self, flow: Flow) -> Iterator[Scene]:
-        """Give a place for one cell, with registries of its own; nothing of it stays."""
+        """Yield a temporary place for one cell, with its own registries."""
         with self._lock:
             folder = self.folder / f"cell-{next(self._numbers)}"
         with contextlib.ExitStack() as stack:
@@ -149,7 +149,7 @@ class Stage:
 
 
 class Scene:
-    """One cell: a folder, registries, and one command that is run there, perhaps twice."""
+    """One cell: a folder, registries, and one command that runs there, perhaps twice."""
 
     def __init__(self, stage: Stage, flow: Flow, folder: Path, stack: contextlib.ExitStack) -> None:
         self.stage, self.flow, self.folder = stage, flow, folder
@@ -168,11 +168,11 @@ class Scene:
         return f"{self.registries[registry].place}/{_TAG}"
 
     def disturb(self, step: Step, means: Means, times: int | None) -> Astray | None:
-        """Have it happen to a step, so many times or for ever; what is returned is for `run`."""
+        """Apply a fault to a step, `times` times or always; pass the returned value to `run`."""
         assert not isinstance(means, NotApplicable)
         registry = self.registries[step.registry]
         if isinstance(means, Led):
-            # One connection serves for all, unless it is closed: then the request takes another one.
+            # All requests use one connection; closing it makes the request open another one.
             registry.last = step.first - 1
             connection = 2 if registry.last else 1
             return Astray(registry.place, connection, times, means.how, self.stage.elsewhere.ports.get(means.port, 0))
@@ -180,7 +180,7 @@ class Scene:
         return None
 
     def calm(self) -> None:
-        """Have nothing happen any more."""
+        """Remove all faults."""
         for registry in self.registries.values():
             registry.faults = []
             registry.last = None
@@ -200,19 +200,19 @@ class Scene:
 
 
 def _seen_in_layout(path: Path) -> dict[str, str]:
-    """Return the images of a layout, after a look at all that anybody can see there: it is right, and complete."""
+    """Return the named images of a layout, after checking that all its visible content is correct and complete."""
     blobs = path / "blobs" / "sha256"
     names = {file.name for file in blobs.iterdir() if not file.name.startswith(".")}
     for name in names:
         content = (blobs / name).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == name, f"{name} is not what it is called"
+        assert hashlib.sha256(content).hexdigest() == name, f"{name} has another digest"
         lacking = _needed_by(content) - names
-        assert not lacking, f"{name} is there, and what it needs is not: {lacking}"
+        assert not lacking, f"{name} exists, but its children are missing: {lacking}"
     entries = json.loads((path / "index.json").read_bytes())["manifests"]
     found = {
         entry.get("annotations", {}).get("org.opencontainers.image.ref.name"): entry["digest"] for entry in entries
     }
-    # What has no name is known by its digest only, and is all there: that is no image that anybody sees.
+    # Entries without a name are complete, but only reachable by digest: they are not visible images.
     return {name: digest for name, digest in found.items() if name}
 
 
@@ -250,7 +250,7 @@ def _argv_of_copy(scene: Scene) -> Sequence[str]:
     return ["copy", scene.image("source"), scene.image("target"), "--platform=all"]
 
 
-#: Threads that work on cells at once: more than there are cores, since stalls take time and no work.
+#: Threads that run cells at once: more than there are cores, because stalls take time without work.
 WORKERS: Final = 4
 PULL_TAR: Final = Flow("pull to a tar file", ("source",), _argv_of_pull("image.tar"), _seen_tar, keeps="")
 PULL_DIRECTORY: Final = Flow(
@@ -259,7 +259,7 @@ PULL_DIRECTORY: Final = Flow(
     _argv_of_pull("layout/"),
     _seen_directory,
     keeps="out/layout",
-    # Before the first blob, it is not known to the reading side where they go.
+    # Before the first blob, the source behaves as for a tar file.
     rows=lambda step: step.what in {"config", "layer"},
 )
 PUSH_FILE: Final = Flow("push from a file", ("target",), _argv_of_push("-i"), _seen_target)
@@ -269,7 +269,7 @@ PUSH_PIPE: Final = Flow(
     _argv_of_push(),
     _seen_target,
     from_pipe=True,
-    # What is sent from a pipe cannot always be sent again; all else is asked as it is from a file.
+    # Bytes from a pipe cannot always be sent again; all other requests are as from a file.
     rows=lambda step: "upload" in step.what,
 )
 COPY: Final = Flow("copy", ("source", "target"), _argv_of_copy, _seen_target, sampled=True)

@@ -15,7 +15,7 @@ from tests.matrix.command_runs import FLOWS, Flow, Stage
 from tests.matrix.request_faults import TROUBLES, Trouble
 from tests.matrix.request_rows import Step
 
-#: What a test's report calls its cells.
+#: The key of the cells in a test's report.
 _PROPERTY: Final = "cell"
 _LETTERS: Final = dict(zip([trouble.name for trouble in TROUBLES], string.ascii_uppercase, strict=False))
 _LEGEND: Final = (
@@ -34,13 +34,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.fixture(scope="session")
 def peace(stage: Stage) -> Callable[[Flow], Undisturbed]:
-    """Return a function that gives an undisturbed run of a flow, which is made once."""
+    """Return a function that returns the undisturbed run of a flow; each is run once."""
     return functools.cache(functools.partial(undisturbed, stage))
 
 
 @pytest.fixture
 def show(request: pytest.FixtureRequest) -> Callable[[Flow, Step, Trouble, str], None]:
-    """Return a function that enters a cell into the table."""
+    """Return a function that adds a cell to the table."""
 
     def enter(flow: Flow, step: Step, trouble: Trouble, text: str) -> None:
         cell = (flow.name, f"{step.registry} {step.kind}", trouble.name, text)
@@ -50,7 +50,7 @@ def show(request: pytest.FixtureRequest) -> Callable[[Flow, Step, Trouble, str],
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table of each command: its requests, the faults, and how each ended."""
+    """Print the table of each command: its requests, the faults, and the outcomes."""
     tables: dict[str, dict[str, dict[str, str]]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
@@ -73,6 +73,6 @@ def _lines(tables: dict[str, dict[str, dict[str, str]]]) -> Iterator[str]:
         yield ""
         yield f"{flow:51} " + " ".join(f"{_LETTERS[name]:3}" for name in columns)
         for row, cells in tables[flow].items():
-            # A sentence is what is wrong; the failure above says it.
+            # A sentence says what is wrong; the failure above prints it.
             texts = [text if len(text := cells.get(name, ".")) <= 3 else "!" for name in columns]
             yield f"{row:51} " + " ".join(f"{text:3}" for text in texts)

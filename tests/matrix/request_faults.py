@@ -1,4 +1,4 @@
-"""The columns of the matrix: what may happen to any request, as data."""
+"""The columns of the matrix: faults that any request may meet, as data."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from tests.faulty_registry import (
 )
 from tests.matrix.request_rows import Step
 
-#: Seconds that a registry asks for with Retry-After: few enough to be waited for without a word, and more than the
-#: first waits of our own.
+#: Seconds of Retry-After: few enough to wait without a notice, and more than the first waits of our own.
 RETRY_AFTER: Final = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Led:
-    """The connection on which the request would go is led astray: `how` is as in `commands.Astray`.
+    """The connection of the request fails or is rerouted: `how` is as in `fork_runner.Astray`.
 
-    `port` names one of the ports of `flows.Elsewhere`.
+    `port` names one of the ports of `command_runs.Elsewhere`.
     """
 
     how: str
@@ -40,7 +39,7 @@ class Led:
 
 @dataclasses.dataclass(frozen=True)
 class NotApplicable:
-    """It cannot happen to this request, and why."""
+    """The fault cannot happen to this request, and why."""
 
     why: str
 
@@ -50,11 +49,12 @@ Means: TypeAlias = Action | Led | NotApplicable
 
 @dataclasses.dataclass(frozen=True)
 class Trouble:
-    """A column: `means` gives what is done to a request. Faults of one `sort` are expected to end alike.
+    """A column: `means` returns what is done to a request. Faults of one `sort` should have the same outcome.
 
-    One that `lasts` is tried for ever as well: of those that end alike for the same reason, one is enough. A `sample`
-    is enough of its sort where a command is made of parts that are tried with all of them. One that is `everywhere`
-    happens to every request, the others happen to some: they follow the rule of another one, or of all connections.
+    A fault that `lasts` is also tested as a lasting one: of faults with the same outcome for the same reason, one is
+    enough. A `sample` represents its sort for a command whose parts are tested with all faults. A fault with
+    `everywhere` happens to every request, the others to some: they follow the rule of another one, or of all
+    connections.
     """
 
     name: str

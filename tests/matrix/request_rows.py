@@ -1,4 +1,4 @@
-"""The rows of the matrix: the kinds of requests of a command, as an undisturbed run makes them."""
+"""The rows of the matrix: the kinds of requests of a command, from an undisturbed run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _BLOB = re.compile(r"/blobs/([a-z0-9]+:[0-9a-f]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What blobs are called in the table: by digest, and by size where a request says no more than that."""
+    """The names of blobs in the table: by digest, and by size if the request has only that."""
 
     by_digest: Mapping[str, str]
     by_size: Mapping[int, str]
 
     def kind(self, request: Request) -> str:
-        """Say what a request is for. A new kind of request has a row of its own, called by its method and path."""
+        """Return the purpose of a request. A new kind of request has its own row, named by its method and path."""
         words = f"{request.method} {self._what(request)}"
         first = "Authorization" not in request.headers and request.path != "/token"
         return f"{words}, before there is a token" if first else words
@@ -45,9 +45,9 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A row: the requests of one kind to one registry. Sizes are the bytes of the first one's bodies.
+    """A row: the requests of one kind to one registry. Sizes are those of the first request's bodies, in bytes.
 
-    `first` is its place among the requests to that registry, from 1.
+    `first` is the position of the first request among those to the registry, from 1.
     """
 
     registry: str
@@ -58,22 +58,22 @@ class Step:
 
     @property
     def method(self) -> str:
-        """The method."""
+        """The method of the request."""
         return self.kind.partition(" ")[0]
 
     @property
     def before_token(self) -> bool:
-        """Whether it is the request that is answered by 401."""
+        """Whether this request is answered with 401."""
         return self.kind.endswith("before there is a token")
 
     @property
     def what(self) -> str:
-        """What it is about, whether there is a token or not."""
+        """The purpose of the request, with or without a token."""
         return self.kind.partition(" ")[2].partition(",")[0]
 
 
 def steps_of(registry: str, requests: Sequence[Request], kind: Callable[[Request], str]) -> list[Step]:
-    """Return the rows of a run that nothing disturbed, in order."""
+    """Return the rows of an undisturbed run, in order."""
     found: dict[str, Step] = {}
     for number, request in enumerate(requests, 1):
         sent = int(request.headers.get("Content-Length", "0"))
@@ -83,12 +83,12 @@ def steps_of(registry: str, requests: Sequence[Request], kind: Callable[[Request
 
 @dataclasses.dataclass
 class At(Fault):
-    """A fault that strikes the requests of one kind, whoever may make them."""
+    """A fault for the requests of one kind, from any connection."""
 
     kind: str = ""
     kind_of: Callable[[Request], str] = lambda _: ""
     before_auth: bool = True
 
     def strikes(self, request: Request) -> bool:
-        """Say whether it is this request's turn, and count it."""
+        """Return whether the fault applies to this request, and count it."""
         return self.kind_of(request) == self.kind and super().strikes(request)

@@ -1,4 +1,4 @@
-"""How each cell is to end, by reasoning and not by what was seen: the first rule that fits counts."""
+"""The expected outcome of each cell, by reasoning and not by observation: the first matching rule applies."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 from tests.matrix.request_faults import Trouble
 from tests.matrix.request_rows import Step
 
-#: All is as if nothing had happened.
+#: The result is the same as without a fault.
 ABSORBED: Final = "+"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One request, one fault, once or for ever."""
+    """One request, one fault, once or lasting."""
 
     step: Step
     trouble: Trouble
@@ -23,7 +23,7 @@ class Cell:
 
     @property
     def in_body(self) -> bool:
-        """Whether it comes after the headers."""
+        """Whether the fault comes after the headers."""
         return "body" in self.trouble.name or "last byte" in self.trouble.name
 
 
@@ -55,7 +55,7 @@ RULES: Final = (
         lambda cell: cell.trouble.sort in {"unknown", "plain"} and cell.step.first == 1,
         "7",
     ),
-    # What is wrong -------------------------------------------------------------------------------------------
+    # Wrong content -------------------------------------------------------------------------------------------
     Rule(
         "nobody needs the body of a 401",
         lambda cell: cell.step.before_token and (cell.in_body or cell.trouble.sort in {"flipped", "longer"}),
@@ -84,7 +84,7 @@ RULES: Final = (
         _sort("flipped", "longer"),
         "5",
     ),
-    # What ends -----------------------------------------------------------------------------------------------
+    # Lasting failures of tokens ------------------------------------------------------------------------------
     Rule(
         "what hangs on an image does not stop it where one may not ask",
         lambda cell: _sort("token")(cell) and cell.lasting and cell.step.what in {"referrers", "signature by tag"},
@@ -96,7 +96,7 @@ RULES: Final = (
         "7",
     ),
     Rule("no token is good enough", lambda cell: _sort("token")(cell) and cell.lasting, "3"),
-    # What passes, and what does not --------------------------------------------------------------------------
+    # Other faults --------------------------------------------------------------------------------------------
     Rule(
         "what goes on where it broke is shorter each time, until it has no such middle any more",
         lambda cell: cell.lasting and cell.in_body and cell.step.kind in {"GET config", "GET layer"},

@@ -1,4 +1,4 @@
-"""Each request of pull, push and copy, with each fault: absorbed, or the right exit code with nothing visible."""
+"""Each request of pull, push and copy, with each fault: absorbed, or the correct exit code with nothing visible."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.matrix.request_faults import TROUBLES, NotApplicable, Trouble
 from tests.matrix.request_rows import Step
 from tests.matrix.rules import ABSORBED, expected
 
-#: Faults that are not `everywhere`, and lasting ones, happen to one request in so many; in the nightly run, to each.
+#: Faults that are not `everywhere`, and lasting ones, happen to one request in `_SHARE`; in the nightly run, to each.
 _SHARE: Final = 8
 CASES = [(flow, trouble) for flow in FLOWS for trouble in TROUBLES if flow.meets(trouble)]
 
 
 @pytest.fixture(scope="session")
 def workers() -> Iterator[Executor]:
-    """Return threads that run cells side by side."""
+    """Return threads that run cells in parallel."""
     with ThreadPoolExecutor(WORKERS) as executor:
         yield executor
 
@@ -30,7 +30,7 @@ def workers() -> Iterator[Executor]:
 @pytest.mark.parametrize(
     ("flow", "trouble"), [pytest.param(flow, trouble, id=f"{flow.name}, {trouble.name}") for flow, trouble in CASES]
 )
-def test_at_each_request_it_is_absorbed_or_ends_with_nothing_visible(
+def test_each_fault_is_absorbed_or_fails_with_nothing_visible(
     flow: Flow,
     trouble: Trouble,
     every: int,
@@ -61,20 +61,20 @@ def test_at_each_request_it_is_absorbed_or_ends_with_nothing_visible(
 
 
 def _some(steps: Sequence[Step], trouble: Trouble, every: int) -> Sequence[Step]:
-    """Return the first request and one in `every`; which ones depends on the fault: each request meets some faults."""
+    """Return the first request and one in `every`; the choice depends on the fault, so that each request meets some."""
     turn = TROUBLES.index(trouble)
     return [step for number, step in enumerate(steps) if number == 0 or (number + turn) % every == 0]
 
 
 def _is_tried(flow: Flow, step: Step, trouble: Trouble, *, lasting: bool) -> bool:
-    """Say whether a cell is run: what ends the command already when it happens once need not happen for ever."""
+    """Return whether a cell is run: a fault that ends the command when it happens once need not be lasting."""
     if isinstance(trouble.means(step), NotApplicable):
         return False
     return not lasting or (flow.endures(trouble) and expected(step, trouble, lasting=False).ends == ABSORBED)
 
 
 def test_no_cell_is_empty(peace: Callable[[Flow], Undisturbed]) -> None:
-    # Each has an outcome that is reasoned, or says why it cannot be; the test above has run those that can.
+    # Each cell has an expected outcome, or a reason why its fault cannot happen.
     for flow, trouble in CASES:
         for step in peace(flow).steps:
             means = trouble.means(step)
@@ -82,7 +82,7 @@ def test_no_cell_is_empty(peace: Callable[[Flow], Undisturbed]) -> None:
 
 
 def test_each_command_has_its_rows(peace: Callable[[Flow], Undisturbed]) -> None:
-    # What is derived from a run must not become nothing unseen.
+    # The rows come from a run, so a missing one would not be noticed.
     kinds = {f"{step.registry} {step.kind}" for flow in FLOWS for step in peace(flow).steps}
     assert kinds >= {
         "source GET token",

@@ -1,4 +1,4 @@
-"""Runs `push`, `pull` and `copy` as a user does, with one home directory: from and to files, and pipes."""
+"""Run `push`, `pull` and `copy` as a user does, with one home directory, on files and pipes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Mover:
-    """Runs commands with the same home directory, environment and options; `folder` is where it keeps archives.
+    """Runs commands with the same home directory, environment and options; `folder` is for archives.
 
-    A command must end with exit code `code`. Where that is not 0, stderr must have one or two lines that hold all of
+    A command must end with exit code `code`. If that is not 0, stderr must have one or two lines that contain all of
     `says`.
     """
 
@@ -45,7 +45,7 @@ class Mover:
         """Run any command, without the options."""
         result = run(*argv, stdin=stdin, env=self.env, names=self.names or None)
         if code:
-            # Notices of long waits, and of bytes that are sent again, are not the failure.
+            # Notices of long waits and of repeated bytes are not the failure.
             beside = ("; retrying in ", " bytes are sent again")
             lines = [line for line in result.err.splitlines() if not any(text in line for text in beside)]
             # An archive that went to stdout cannot be taken back.
@@ -88,7 +88,7 @@ class Mover:
     def copy(
         self, source: str, target: str, *options: Argument, code: int = 0, says: str | tuple[str, ...] = ()
     ) -> Result:
-        """Copy an image from one registry, or repository, to another, as the same user on both sides."""
+        """Copy an image between registries or repositories, as the same user on both sides."""
         user = {name: value for name, value in self.env.items() if name in {"OCISTREAM_USERNAME", "OCISTREAM_PASSWORD"}}
         sides = {
             name.replace("OCISTREAM", f"OCISTREAM_{side}"): value

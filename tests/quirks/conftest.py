@@ -102,7 +102,7 @@ def tap() -> Iterator[Callable[[str], Tap]]:
         yield lambda target: stack.enter_context(tapped(target))
 
 
-# The matrix ---------------------------------------------------------------------------------------------------
+# The matrix -----------------------------------------------------------------------------------------------------
 
 
 def numbers_of(marks: Any) -> list[int]:

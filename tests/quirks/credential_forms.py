@@ -1,4 +1,4 @@
-"""Who somebody is, in each way of showing it, and what of that may be seen in bytes that were sent or printed."""
+"""The forms of a credential, and checks that none of them is in bytes that were sent or printed."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Login:
     identity: str = ""
 
     def entry(self) -> dict[str, str]:
-        """Return the entry that a file in Docker's format has."""
+        """Return the entry of a file in Docker's format."""
         entry = {"auth": base64.b64encode(f"{self.user}:{self.password}".encode()).decode()}
         return {**entry, "identitytoken": self.identity} if self.identity else entry
 
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """How somebody proves who it is: what the registry wants, and what the client has."""
+    """A way of authentication: the registry's demand, and the client's login."""
 
     name: str
     auth: Callable[[], Auth]
@@ -59,7 +59,7 @@ SCHEMES: Final = (
 
 
 def secrets_of(*registries: QuirkyRegistry) -> set[str]:
-    """Return every form in which a secret of the test may be seen, and all tokens that were shown to registries."""
+    """Return every form of the test's secrets, and all tokens that clients sent to the registries."""
     plain = {USER, PASSWORD, IDENTITY}
     pairs = {f"{USER}:{secret}" for secret in (PASSWORD, IDENTITY)} | {f"<token>:{IDENTITY}"}
     found = plain | {base64.b64encode(text.encode()).decode() for text in plain | pairs}
@@ -71,7 +71,7 @@ def secrets_of(*registries: QuirkyRegistry) -> set[str]:
 
 
 def assert_silent(heard: bytes, *registries: QuirkyRegistry) -> None:
-    """Assert that in what a host heard there is no secret, and no Authorization at all."""
+    """Assert that a host received no secret and no Authorization header."""
     assert b"uthorization" not in heard
     assert b"Cookie" not in heard
     for secret in secrets_of(*registries):
@@ -79,12 +79,12 @@ def assert_silent(heard: bytes, *registries: QuirkyRegistry) -> None:
 
 
 def was_shown(registry: QuirkyRegistry) -> None:
-    """Assert that a secret was really in play: the registry itself saw it."""
+    """Assert that the registry itself received a credential."""
     assert any(request.headers["Authorization"] for request in registry.requests)
 
 
 def filled(layout: Layout, registry: QuirkyRegistry) -> dict[str, Any]:
-    """Put an image into a registry that lets only USER in."""
+    """Store an image in a registry that admits only USER."""
     image = small_image(layout)
     auth = registry.auth
     if isinstance(auth, Bearer):
@@ -99,7 +99,7 @@ def filled(layout: Layout, registry: QuirkyRegistry) -> dict[str, Any]:
 
 
 def docker_config(folder: Path, logins: Mapping[str, Login]) -> dict[str, str]:
-    """Return the environment of somebody whose logins, by host or namespace, are in Docker's file and nowhere else."""
+    """Return the environment of a user whose logins, by host or namespace, are only in Docker's file."""
     docker = folder / "docker"
     docker.mkdir(exist_ok=True)
     auths = {place: login.entry() for place, login in logins.items()}
@@ -108,12 +108,12 @@ def docker_config(folder: Path, logins: Mapping[str, Login]) -> dict[str, str]:
 
 
 def logged_in(folder: Path, scheme: Scheme, *hosts: str) -> dict[str, str]:
-    """Return the environment of somebody who has the same login at each of these hosts, in Docker's file."""
+    """Return the environment of a user with the same login for each of these hosts, in Docker's file."""
     return docker_config(folder, dict.fromkeys(hosts, scheme.login))
 
 
 def assert_unprinted(result: Result, *registries: QuirkyRegistry) -> None:
-    """Assert that nothing secret was printed, not even what a URL was signed with."""
+    """Assert that no secret was printed, not even the signature of a URL."""
     for secret in secrets_of(*registries) - {USER}:
         assert secret not in result.err
         assert secret not in result.out.decode()

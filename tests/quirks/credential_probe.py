@@ -1,4 +1,4 @@
-"""Which credential the command shows for a repository: seen at a registry that refuses them all."""
+"""Which credential a command sends for a repository, as seen by a registry that refuses them all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.quirks.command_runner import run
 from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.runner import Result
 
-#: Docker Hub as Docker's files and helpers name it.
+#: The key of Docker Hub in Docker's files and helpers.
 HUB: Final = "https://index.docker.io/v1/"
-#: Passwords where they do not matter: in a file, and in a helper.
+#: Passwords for tests in which they do not matter: in a file, and in a helper.
 SECRET: Final = "secret"
 KEPT: Final = "kept"
-#: A helper that keeps what it is told in a file beside it, and notes each call with its question.
+#: A helper that stores what it gets in a file beside it, and logs each call with its input.
 STORE: Final = f"""#!{sys.executable} -IS
 import json, pathlib, sys
 kept = pathlib.Path(__file__).with_suffix(".json")
@@ -42,7 +42,7 @@ kept.write_text(json.dumps(entries))
 
 
 def encoded(user: str, password: str) -> str:
-    """Return what Docker's files have as `auth`."""
+    """Return the `auth` of an entry in Docker's files."""
     return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
@@ -52,7 +52,7 @@ def entry(user: str, password: str = SECRET) -> dict[str, str]:
 
 
 def write(path: Path, document: object) -> None:
-    """Write a text, or a document as JSON, and make the folder that it is in."""
+    """Write a text, or a document as JSON, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(document if isinstance(document, str) else json.dumps(document))
 
@@ -81,10 +81,10 @@ class Home:
         return run(*argv, env={**home, **self.env, **(env or {})}, **options)
 
     def shown(self, name: str = "", *options: str, env: Mapping[str, str | None] | None = None) -> str | None:
-        """Return USER:PASSWORD as the registry saw it when a repository was inspected, None if it saw nothing."""
+        """Inspect a repository, and return USER:PASSWORD as the registry received it, or None."""
         self.registry.requests.clear()
         self.run("inspect", name or f"{self.host}/org/app", *options, env=env)
-        assert self.registry.requests, "nothing was asked"
+        assert self.registry.requests, "no request was sent"
         seen = {request.headers["Authorization"] for request in self.registry.requests} - {None}
         if not seen:
             return None
@@ -92,30 +92,30 @@ class Home:
         return base64.b64decode(shown.removeprefix("Basic ")).decode(errors="surrogateescape")
 
     def user(self, name: str = "", env: Mapping[str, str | None] | None = None) -> str | None:
-        """Return the user of that."""
+        """Return the user of `shown`."""
         shown = self.shown(name, env=env)
         return None if shown is None else shown.partition(":")[0]
 
     def helper(self, name: str, script: str = STORE) -> Path:
-        """Make a credential helper."""
+        """Create a credential helper."""
         program = self.bin / f"docker-credential-{name}"
         program.write_text(script)
         program.chmod(0o755)
         return program
 
     def keep(self, name: str, server: str, user: str, secret: str = KEPT) -> None:
-        """Have a helper keep something."""
+        """Store a credential in a helper."""
         kept = self.bin / f"docker-credential-{name}.json"
         entries = json.loads(kept.read_text()) if kept.exists() else {}
         entries[server] = {"ServerURL": server, "Username": user, "Secret": secret}
         kept.write_text(json.dumps(entries))
 
     def kept(self, name: str) -> dict[str, dict[str, str]]:
-        """Return what a helper keeps."""
+        """Return the credentials that a helper stores."""
         document: dict[str, dict[str, str]] = json.loads((self.bin / f"docker-credential-{name}.json").read_text())
         return document
 
     def calls(self, name: str) -> list[str]:
-        """Return what a helper was asked."""
+        """Return the calls of a helper."""
         calls = self.bin / f"docker-credential-{name}.calls"
         return calls.read_text().splitlines() if calls.exists() else []

@@ -1,4 +1,4 @@
-"""Pushes of one large layer, and what an interrupted one leaves at the registry and in the user's state directory."""
+"""Pushes of one large layer, and the state that an interrupted one leaves at the registry and on disk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.quirks.small_images import MIB, config_of, is_stored, layer_of
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result
 
-#: The size of the layer, and how much of it an interrupted push has sent.
+#: The size of the layer, and the bytes that an interrupted push has sent.
 SIZE: Final = 4 * MIB + 5
 SENT: Final = 2 * MIB
-#: How a registry answers that is down, or behind a line that is.
+#: Responses of a registry that is down, or behind a proxy that is.
 DOWN: Final[dict[str, Action]] = {
     "hangs up": HangUp(),
     **{str(status): refusal(status) for status in (401, 403, 407, 408, 429, 500, 502, 503, 504)},
@@ -29,9 +29,9 @@ DOWN: Final[dict[str, Action]] = {
 
 @dataclasses.dataclass
 class Pushes:
-    """Pushes of one image to app:v1 at one registry, which has all of it but its one layer.
+    """Pushes of one image to app:v1 at one registry that has everything except the image's only layer.
 
-    So every request about an upload is one about the layer.
+    So every request about an upload is about the layer.
     """
 
     registry: QuirkyRegistry
@@ -65,14 +65,14 @@ class Pushes:
         return self.mover.push(self.archive, image, how, "--jobs", "1", *options, code=code, says=says)
 
     def interrupt(self) -> None:
-        """Run a push that fails when the registry has `SENT` bytes of the layer; its requests are forgotten."""
+        """Run a push that fails when the registry has `SENT` bytes of the layer; clear its recorded requests."""
         self.registry.faults = [Fault(refusal(503), "PATCH", skip=SENT // MIB, times=None)]
         self.push("file", "--upload", "chunk=1MiB", "--retries", "0", code=7)
         self.registry.faults = []
         self.registry.requests.clear()
 
     def uploads(self, method: str = ".*") -> list[Request]:
-        """Return the requests about uploads with such a method."""
+        """Return the requests about uploads with this method."""
         return self.registry.asked(method, "/blobs/uploads/")
 
     def methods(self) -> list[str]:
@@ -80,30 +80,30 @@ class Pushes:
         return [request.method for request in self.uploads()]
 
     def received(self) -> int:
-        """Return how many bytes of the layer came, in all requests together."""
+        """Return how many bytes of the layer the registry received in all requests together."""
         return sum(request.received for request in self.uploads("PATCH|PUT"))
 
     def ranges(self) -> list[str | None]:
-        """Return what each PATCH said of the range that it has."""
+        """Return the Content-Range of each PATCH."""
         return [request.headers["Content-Range"] for request in self.uploads("PATCH")]
 
     def is_complete(self) -> bool:
-        """Say whether the image is there, with all of its layer."""
+        """Return whether the registry has the image with its complete layer."""
         there = manifest_digest(self.registry.host, "app", "v1") == self.image["digest"]
         return there and is_stored(self.registry, self.layout, layer_of(self.layout, self.image))
 
     def records(self) -> list[Path]:
-        """Return the files that say where interrupted uploads continue."""
+        """Return the records of interrupted uploads."""
         return sorted((self.mover.folder / "state" / "ocistream" / "uploads").glob("*"))
 
     def record(self) -> dict[str, Any]:
-        """Return what the only such file says."""
+        """Return the content of the only record."""
         (path,) = self.records()
         found: dict[str, Any] = json.loads(path.read_bytes())
         return found
 
     def age(self, seconds: float) -> None:
-        """Make the only such file older, by what it says and by when it was written."""
+        """Make the only record older, in its content and in its modification time."""
         (path,) = self.records()
         written = self.record()["since"] - seconds
         path.write_text(json.dumps({**self.record(), "since": round(written)}))

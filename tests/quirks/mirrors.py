@@ -1,4 +1,4 @@
-"""A registry that has an image, mirrors of it, and a configuration that names them."""
+"""A registry with an image, its mirrors, and a configuration that names them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.runner import Result
 
 @dataclasses.dataclass
 class Mirrored:
-    """A registry that has an image as app:1; its mirrors have it as hub/app:1."""
+    """A registry that has an image as app:1; its mirrors have the image as hub/app:1."""
 
     start: Callable[..., QuirkyRegistry]
     layout: Layout
@@ -27,11 +27,11 @@ class Mirrored:
 
     @property
     def name(self) -> str:
-        """What the user calls the image."""
+        """The user's name of the image."""
         return f"{self.registry.host}/app:1"
 
     def mirror(self, *faults: Fault, lacks: bool = False, **options: object) -> QuirkyRegistry:
-        """Start a mirror that has the image, and faults; it is asked after those that were started before."""
+        """Start a mirror with the image and faults; clients try it after the earlier ones."""
         mirror = self.start(**options)
         if not lacks:
             auth, mirror.auth = mirror.auth, None
@@ -43,7 +43,7 @@ class Mirrored:
         return mirror
 
     def configure(self, *hosts: str, pull: str = "all", url: str = "") -> list[str]:
-        """Write the configuration, and return the options that name it. `hosts` are mirrors that come first."""
+        """Write the configuration, and return the options that name it. `hosts` are mirrors before all others."""
         hosts = (*hosts, *(mirror.host for mirror in self.mirrors))
         places = [f'{{ location = "{host}/hub", pull = "{pull}" }}' for host in hosts]
         lines = [f'[registry."{self.registry.host}"]', f"mirrors = [{', '.join(places)}]"]
@@ -52,7 +52,7 @@ class Mirrored:
         return ["--config", str(path)]
 
     def pull(self, *hosts: str, how: How = "file", name: str = "", pull: str = "all", url: str = "") -> Result:
-        """Pull the image, whole and right, to a file or a pipe, and return what was said."""
+        """Pull the image to a file or a pipe, check it, and return the result."""
         output = ["-o", str(self.mover.folder / "out.tar")] if how == "file" else []
         arguments = ["pull", name or self.name, "--platform", "all", "--no-referrers", "--jobs", "1", "-v", *output]
         result = self.mover.run(*arguments, *self.configure(*hosts, pull=pull, url=url))
@@ -61,7 +61,7 @@ class Mirrored:
         return result
 
     def check(self, archive: bytes) -> None:
-        """Assert that an archive has the image, and every blob byte for byte."""
+        """Assert that an archive has the image, and that every blob is correct."""
         files = files_in(archive)
         (entry,) = index_in(files)
         assert entry["digest"] == self.image["digest"]
@@ -70,5 +70,5 @@ class Mirrored:
 
 
 def paths(requests: Sequence[Request]) -> list[str]:
-    """Return what was asked for, without the repository's name."""
+    """Return the paths of requests, without the repository's name."""
     return [request.path.removeprefix("/v2/").removeprefix("hub/").removeprefix("app/") for request in requests]

@@ -1,6 +1,6 @@
-"""A registry with quirks, which are values: faults, and what is done to requests on their way in and answers out.
+"""A registry with quirks as values: faults, and changes to requests and responses.
 
-`QuirkyRegistry(path, GZIPS, NO_DIGESTS, ...)` has all of those at once, and misbehaves for as long as it runs.
+`QuirkyRegistry(path, GZIPS, NO_DIGESTS, ...)` has all these quirks at once, as long as it runs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ UPLOAD = re.compile(r"/v2/(.+)/blobs/uploads/([0-9a-f-]{36})")
 
 @dataclasses.dataclass(frozen=True)
 class Quirk:
-    """One habit of a registry, or several that go together.
+    """One behavior of a registry, or several that belong together.
 
-    `faults` are those of `tests.faulty_registry`. `inward` sees a request that is let in and may change its target and
-    headers, or answer it; `outward` gives the answer that is sent in place of another. Both may keep things in
+    `faults` are those of `tests.faulty_registry`. `inward` sees an admitted request, and may change its target and
+    headers, or answer it; `outward` returns the response that replaces another. Both may store values in
     `QuirkyRegistry.memory`.
     """
 
     name: str
     faults: tuple[Fault, ...] = ()
-    #: Whether a second server is a part of it: the URL of that is `QuirkyRegistry.memory["storage"]`.
+    #: Whether it needs a second server, whose URL is `QuirkyRegistry.memory["storage"]`.
     elsewhere: bool = False
     inward: Callable[[QuirkyHandler], Answer | None] = lambda _: None
     outward: Callable[[QuirkyHandler, Answer], Answer] = lambda _, answer: answer
@@ -54,13 +54,13 @@ def refused(status: int, code: str = "UNSUPPORTED", message: str = "not here", *
 
 
 def changed(answer: Answer, **headers: str | None) -> Answer:
-    """Return an answer with other headers; None takes one away."""
+    """Return a response with other headers; None removes a header."""
     named = {**answer.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
     return dataclasses.replace(answer, headers={name: value for name, value in named.items() if value is not None})
 
 
 def relocating(change: Callable[[QuirkyHandler, str], str]) -> Outward:
-    """Return what changes the Location of an upload."""
+    """Return a function that changes the Location of uploads."""
 
     def outward(handler: QuirkyHandler, answer: Answer) -> Answer:
         location = answer.headers.get("Location", "")
@@ -70,19 +70,19 @@ def relocating(change: Callable[[QuirkyHandler, str], str]) -> Outward:
 
 
 def always(name: str, action: Action, method: str = ".*", path: str = "", **options: Any) -> Quirk:
-    """Return the quirk of doing the same to each of these requests."""
+    """Return a quirk with the same action for each of these requests."""
     return Quirk(name, (Fault(action, method, path, **{"times": None, **options}),))
 
 
 class QuirkyRegistry(FaultyRegistry):
-    """A registry that has `quirks`; `memory` is what they remember, `lock` what keeps it whole."""
+    """A registry with `quirks`; `memory` is their state, which `lock` protects."""
 
     def __init__(self, path: Path, *quirks: Quirk, **options: Any) -> None:
         """Take the options of `FaultyRegistry`."""
         self.quirks: Sequence[Quirk] = quirks
         self.memory: dict[Any, Any] = {}
         self.lock = threading.Lock()
-        # A fault counts how often it struck, and a quirk is used by many registries.
+        # Copy the faults: they have counters, and many registries share a quirk.
         faults = [dataclasses.replace(fault) for quirk in quirks for fault in quirk.faults]
         super().__init__(path, *faults, **options)
 
@@ -98,7 +98,7 @@ class QuirkyHandler(FaultyHandler):
     def registry(self) -> QuirkyRegistry:
         return cast("QuirkyRegistry", super().registry)
 
-    #: Whether the answer is to have no Content-Length.
+    #: Whether the response has no Content-Length.
     unsized = False
 
     def dispatch(self) -> None:
@@ -106,7 +106,7 @@ class QuirkyHandler(FaultyHandler):
         super().dispatch()
 
     def serve_well(self) -> None:
-        # The last one is the outermost, for what comes and for what goes.
+        # The last quirk is the outermost, for requests and for responses.
         for quirk in reversed(self.registry.quirks):
             answer = quirk.inward(self)
             if answer is not None:
@@ -124,10 +124,10 @@ class QuirkyHandler(FaultyHandler):
 
 
 class Tap:
-    """A way to a server that hears all that is sent to it: `host` is where it is, `heard` what came, of all clients."""
+    """A proxy that records everything sent to a server: `host` is its address, `heard` the bytes of all clients."""
 
     def __init__(self, target: str) -> None:
-        """Lead to `target`, HOST:PORT."""
+        """Forward to `target`, HOST:PORT."""
         name, _, port = target.rpartition(":")
         self._target = name, int(port)
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -137,12 +137,12 @@ class Tap:
 
     @property
     def heard(self) -> bytes:
-        """Every byte so far, connection by connection."""
+        """All bytes so far, connection by connection."""
         return b"".join(map(bytes, self._parts))
 
     @property
     def connections(self) -> int:
-        """How many connections were made."""
+        """The number of connections."""
         return len(self._parts)
 
     def accept(self) -> None:
@@ -169,7 +169,7 @@ class Tap:
 
 @contextlib.contextmanager
 def tapped(target: str) -> Iterator[Tap]:
-    """Run a tap on the way to `target`, HOST:PORT, while the block runs."""
+    """Run a tap before `target`, HOST:PORT, while the block runs."""
     tap = Tap(target)
     thread = threading.Thread(target=tap.accept, daemon=True)
     thread.start()

@@ -1,7 +1,7 @@
-"""Registries as data: lists of habits, and how somebody is let in.
+"""Registries as data: lists of quirks, and authentication.
 
-What one is called only says where its habits were seen together; sizes are as they are there, where a test can have
-blobs of them.
+A model's name only says where its quirks were seen together. Sizes are the real ones, where a test can have blobs of
+that size.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PASSWORD: Final = "lovelace: the 1st"
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A registry as its habits, and how it lets somebody in: USER with PASSWORD, or with none."""
+    """A registry as its quirks and its authentication: USER with PASSWORD, or none."""
 
     name: str
     quirks: tuple[Quirk, ...]
@@ -131,7 +131,7 @@ KINDS: Final = (
     Kind("behind a proxy", (no_larger_than(10 * MIB, 413, "PUT"), GZIPS, in_trouble(502), DROPS), _basic),
 )
 
-#: Each quirk alone, by the statement that it is about. With each of them an image is pushed and pulled back.
+#: Each quirk alone, with the number of its statement. A test pushes and pulls an image with each of them.
 ALONE: Final[tuple[tuple[int, Quirk], ...]] = (
     (1, ABSOLUTE),
     (1, RELATIVE),

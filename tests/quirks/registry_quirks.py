@@ -1,4 +1,4 @@
-"""The quirks of registries in all but uploads, as values."""
+"""The quirks of registries, except those of uploads, as values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _mount_to_upload(handler: QuirkyHandler) -> None:
 
 
 def _asked_in_location(handler: QuirkyHandler, location: str) -> str:
-    # The path has changed since.
+    # Another quirk may have changed the path.
     asked = handler.request_now
     query = asked.target.partition("?")[2] if asked else ""
     return f"{location}?{query}" if handler.command == "POST" and "mount=" in query else location
@@ -177,7 +177,7 @@ CIRCLE: Final = Quirk("a Link that leads in a circle", outward=_circle)
 
 
 def _strict_types(handler: QuirkyHandler) -> Answer | None:
-    """Keep how each manifest was called; `memory` has the Content-Type by reference."""
+    """Record the Content-Type of each manifest in `memory`, by reference."""
     if handler.command == "PUT" and "/manifests/" in handler.path:
         with handler.registry.lock:
             handler.registry.memory["type", handler.path.rpartition("/")[2]] = handler.headers.get("Content-Type")
@@ -185,7 +185,7 @@ def _strict_types(handler: QuirkyHandler) -> Answer | None:
 
 
 def once_each(name: str, refuse: Inward, *, methods: str = ".*") -> Quirk:
-    """Return the quirk of doing this to the first request of each method and target."""
+    """Return a quirk that does this to the first request of each method and target."""
 
     def inward(handler: QuirkyHandler) -> Answer | None:
         key = (name, handler.command, re.sub(r"uploads/.*", "uploads/", handler.path))
@@ -201,12 +201,12 @@ def _hang_up(handler: QuirkyHandler) -> None:
     handler.hang_up()
 
 
-#: What has no body that could be sent only once.
+#: Methods whose bodies can always be sent again.
 _REPEATED: Final = "GET|HEAD|POST|PUT"
 
 
 def too_many(form: Literal["seconds", "date", "nothing"], *, methods: str = _REPEATED) -> Quirk:
-    """Return the quirk of answering each request by 429 first, and of saying so when to come back."""
+    """Return a quirk that answers each first request with 429, and says in this form how long to wait."""
 
     def refuse(_: QuirkyHandler) -> Answer:
         waits = {"seconds": {"Retry_After": "7"}, "date": {"Retry_After": formatdate(time.time() + 7, usegmt=True)}}
@@ -216,12 +216,12 @@ def too_many(form: Literal["seconds", "date", "nothing"], *, methods: str = _REP
 
 
 def in_trouble(status: int, *, methods: str = _REPEATED) -> Quirk:
-    """Return the quirk of answering each request badly the first time."""
+    """Return a quirk that answers each first request with this error."""
     return once_each(f"{status} once each", lambda _: refused(status, "UNKNOWN"), methods=methods)
 
 
 def hanging_up(*, methods: str = _REPEATED) -> Quirk:
-    """Return the quirk of closing the connection on each request the first time."""
+    """Return a quirk that closes the connection on each first request."""
     return once_each("hangs up once each", _hang_up, methods=methods)
 
 
@@ -231,7 +231,7 @@ NO_SUBJECT: Final = Quirk("no OCI-Subject", outward=lambda _, answer: changed(an
 
 
 def no_referrers(status: int) -> Quirk:
-    """Return the quirk of not having the referrers API."""
+    """Return the quirk of a registry without the referrers API."""
     return Quirk(
         f"referrers are answered by {status}",
         inward=lambda handler: refused(status) if "/referrers/" in handler.path else None,
@@ -242,7 +242,7 @@ def no_referrers(status: int) -> Quirk:
 
 
 def only_in(*repositories: str) -> Quirk:
-    """Return the quirk of having blobs in these repositories only, until they are pushed or mounted elsewhere.
+    """Return the quirk that only these repositories have blobs, until blobs are pushed or mounted elsewhere.
 
     A mount from another repository becomes an upload.
     """
@@ -270,7 +270,7 @@ def only_in(*repositories: str) -> Quirk:
 
 
 def asking_for(scopes: str) -> Quirk:
-    """Return the quirk of naming further scopes in a challenge, before its own."""
+    """Return a quirk that adds further scopes to a challenge, before its own."""
 
     def outward(_: QuirkyHandler, answer: Answer) -> Answer:
         challenge = answer.headers.get("WWW-Authenticate", "")

@@ -1,4 +1,4 @@
-"""Images of one or two blobs, for tests that look at every request."""
+"""Images of one or two blobs, for tests that check every request."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.images import Descriptor, Layout
 from tests.quirks.quirky_registry import QuirkyRegistry
 
 MIB: Final = 1 << 20
-#: Larger than what a client reads at once, smaller than what sockets hold.
+#: Larger than a client's reads, smaller than the buffers of sockets.
 LAYER: Final = 600_001
-#: Seconds until something that is waited for must have happened: far more than it takes.
+#: Seconds until an awaited condition must be true: far more than it takes.
 _PATIENCE: Final = 60.0
 
 
 def one_layer(layout: Layout, size: int = LAYER) -> tuple[Descriptor, bytes]:
-    """Return an image with one layer, and the archive that holds it."""
+    """Return an image with one layer, and its archive."""
     image = layout.image([size], name="app")
     return image, tar_of(small_first(layout))
 
@@ -40,13 +40,13 @@ def config_of(layout: Layout, image: Descriptor) -> Descriptor:
 
 
 def is_stored(registry: QuirkyRegistry, layout: Layout, *blobs: Descriptor) -> bool:
-    """Say whether a registry has blobs, byte for byte."""
+    """Return whether a registry has exactly these blobs."""
     paths = [(registry.layout.blob_path(blob["digest"]), layout.file(blob["digest"])) for blob in blobs]
     return all(path.exists() and path.read_bytes() == made.read_bytes() for path, made in paths)
 
 
 def upload_of(registry: QuirkyRegistry, blob: Descriptor) -> list[Request]:
-    """Return the requests by which a blob was uploaded, from the one that named it back to its session's first."""
+    """Return the requests of the upload session of a blob."""
     (put,) = [request for request in registry.asked("PUT", "digest=") if blob["digest"] in _plain(request.target)]
     session = put.path.rpartition("/")[2]
     return [request for request in registry.requests if request.path.rpartition("/")[2] == session]
@@ -62,7 +62,7 @@ def targets(requests: Sequence[Request]) -> list[str]:
 
 
 def position_of(archive: bytes, digest: str) -> int:
-    """Return where the content of a blob begins in an archive, behind the header block that has its name."""
+    """Return the offset of a blob's content in an archive, after the header block with the blob's name."""
     return archive.index(blob_name(digest).encode()) // 512 * 512 + 512
 
 
@@ -72,8 +72,8 @@ def unread(pipe: IO[bytes]) -> int:
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until something has happened that is under way in another process."""
+    """Wait until another process has made the condition true."""
     deadline = time.monotonic() + _PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.005)

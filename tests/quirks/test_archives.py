@@ -1,4 +1,4 @@
-"""What others put into archives and layouts: statements 33 to 38, each from a file and from a pipe."""
+"""Archives and layouts of other tools: statements 33 to 38, each from a file and from a pipe."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ both_ways = pytest.mark.parametrize("how", WAYS)
 
 
 def pushed(registry: QuirkyRegistry, tag: str = "v1") -> dict[str, Any]:
-    """Return the manifest that a registry has as app:`tag`."""
+    """Return the manifest of app:`tag` in a registry."""
     document: dict[str, Any] = json.loads(manifest(registry.host, "app", tag) or b"null")
     return document
 
 
 def run_push(mover: Mover, how: How, archive: bytes, *argv: str) -> list[str]:
-    """Push an archive, however its images are chosen, and return the result lines."""
+    """Push an archive and return the result lines."""
     path = mover.folder / "given.tar"
     path.write_bytes(archive)
     given: list[str | Path] = ["-i", path] if how == "file" else []
@@ -53,9 +53,7 @@ def run_push(mover: Mover, how: How, archive: bytes, *argv: str) -> list[str]:
 
 @quirk(33)
 @both_ways
-def test_an_archive_of_sorted_names_has_its_blobs_before_its_index(
-    how: How, start: Start, mover: Move, layout: Layout
-) -> None:
+def test_an_archive_may_have_its_blobs_before_its_index(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     index = two_platforms(layout, name="app")
     items = items_of(layout)
@@ -68,7 +66,7 @@ def test_an_archive_of_sorted_names_has_its_blobs_before_its_index(
 @quirk(33)
 @both_ways
 @pytest.mark.parametrize("hard", [False, True], ids=["symbolic links", "hard links"])
-def test_an_older_docker_save_is_the_image_that_it_was(
+def test_an_archive_of_an_older_docker_save_is_pushed_unchanged(
     hard: bool, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -85,7 +83,7 @@ def test_an_older_docker_save_is_the_image_that_it_was(
 
 
 def with_layer_sources(entries: list[Entry], layers: list[bytes], *, kind: str) -> list[Entry]:
-    """Add to a manifest.json what Docker 25 says of its layers."""
+    """Add the LayerSources of Docker 25 to a manifest.json."""
     (content,) = [content for name, content in entries if name == "manifest.json"]
     assert isinstance(content, bytes)
     (listed,) = json.loads(content)
@@ -122,7 +120,9 @@ def test_layer_sources_are_ordinary_layers(
 
 @quirk(35)
 @both_ways
-def test_our_archive_has_what_docker_load_wants(how: How, start: Start, mover: Move, layout: Layout) -> None:
+def test_our_archive_has_the_manifest_json_that_docker_load_needs(
+    how: How, start: Start, mover: Move, layout: Layout
+) -> None:
     registry = start()
     image = small_image(layout)
     seed(layout, image, registry.host, "team/app", "v1")
@@ -136,7 +136,7 @@ def test_our_archive_has_what_docker_load_wants(how: How, start: Start, mover: M
 
 
 def named(layout: Layout, image: Descriptor, *entries: dict[str, str]) -> None:
-    """Enter an image into index.json, once for each of these annotations."""
+    """Add an image to index.json, once for each of these annotations."""
     index = json.loads((layout.path / "index.json").read_bytes())
     index["manifests"] += [{**image, "annotations": annotations} for annotations in entries]
     (layout.path / "index.json").write_text(json.dumps(index))
@@ -144,7 +144,7 @@ def named(layout: Layout, image: Descriptor, *entries: dict[str, str]) -> None:
 
 @quirk(36)
 @both_ways
-def test_an_image_goes_under_each_full_name_that_an_entry_gives_it(
+def test_an_image_is_pushed_under_each_full_name_of_its_entries(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -156,7 +156,7 @@ def test_an_image_goes_under_each_full_name_that_an_entry_gives_it(
         {FULL_NAME: "docker.io/team/app:latest", REF_NAME: "latest"},
         {FULL_NAME: "registry.example.com:5000/other/app:v1", REF_NAME: "v1"},
     )
-    # As containerd exports it; from a pipe the names have to come first, or nobody knows where the blobs belong.
+    # The order of containerd. In a pipe the names must come first: they say where the blobs belong.
     items = items_of(layout) if how == "file" else small_first(layout)
     lines = run_push(mover(), how, tar_of(items), "--to", registry.host)
     assert {line.partition("@")[0] for line in lines} == {
@@ -169,7 +169,7 @@ def test_an_image_goes_under_each_full_name_that_an_entry_gives_it(
 @quirk(36)
 @both_ways
 @pytest.mark.parametrize("chosen", ["v1", "team/app:v1", "docker.io/team/app:v1"])
-def test_an_image_is_chosen_by_its_tag_or_its_full_name(
+def test_an_image_is_selected_by_its_tag_or_its_full_name(
     chosen: str, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -182,7 +182,7 @@ def test_an_image_is_chosen_by_its_tag_or_its_full_name(
 
 @quirk(36)
 @both_ways
-def test_what_is_pulled_has_both_names(how: How, start: Start, mover: Move, layout: Layout) -> None:
+def test_a_pulled_image_has_both_names(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     seed(layout, small_image(layout), registry.host, "team/app", "v1")
     files = mover().pull(f"{registry.host}/team/app:v1", how)
@@ -192,7 +192,7 @@ def test_what_is_pulled_has_both_names(how: How, start: Start, mover: Move, layo
 
 @quirk(37)
 @both_ways
-def test_what_is_listed_and_not_wanted_may_lack_and_what_is_not_listed_is_passed_over(
+def test_missing_blobs_of_other_images_and_unlisted_files_are_ignored(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -208,9 +208,7 @@ def test_what_is_listed_and_not_wanted_may_lack_and_what_is_not_listed_is_passed
 
 @quirk(37)
 @both_ways
-def test_a_blob_that_is_lacking_may_be_in_the_registry_already(
-    how: How, start: Start, mover: Move, layout: Layout
-) -> None:
+def test_a_missing_blob_may_exist_in_the_registry(how: How, start: Start, mover: Move, layout: Layout) -> None:
     there, empty = start(), start()
     image = small_image(layout, name="app")
     seed(layout, image, there.host, "app", "v0")
@@ -226,7 +224,7 @@ def test_a_blob_that_is_lacking_may_be_in_the_registry_already(
 @both_ways
 @pytest.mark.parametrize("kept", [True, False], ids=["and the layer is there", "and the layer is not"])
 @pytest.mark.parametrize("kind", ["application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", OCI_LAYER + "+gzip"])
-def test_what_urls_name_is_never_asked_for(
+def test_the_urls_of_a_layer_are_never_requested(
     kind: str, kept: bool, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     foreign = "nondistributable" in kind

@@ -1,6 +1,6 @@
-"""Uploads in chunks, and uploads that break: what of statements 6 to 11, 29, 30, 40 and 41 takes the command's options.
+"""Uploads in chunks, and broken uploads: statements 6 to 11, 29, 30, 40 and 41, as far as they need options.
 
-Each is run as a user would, from a file and from a pipe, against 127.0.0.1, of which nothing is known beforehand.
+The tests push from a file and from a pipe to 127.0.0.1, a host without a known profile.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
 both_ways = pytest.mark.parametrize("how", WAYS)
 
-#: A layer of three chunks of a MiB, and a little.
+#: A layer of three chunks of a MiB, and a few bytes.
 SIZE: Final = 3 * MIB + 5
-#: One that no proxy with `client_max_body_size 10m` lets through at once.
+#: A layer that no proxy with `client_max_body_size 10m` accepts at once.
 LARGE: Final = 11 * MIB
 
 
@@ -46,7 +46,7 @@ def push(how: How, registry: QuirkyRegistry, archive: bytes, folder: Path, *opti
 
 
 def chunks_of(requests: Sequence[Request]) -> list[tuple[int, int]]:
-    """Return first and last byte of each chunk, as Content-Range says, which has to be two numbers and nothing else."""
+    """Return the first and last byte of each chunk from Content-Range, which must be exactly two numbers."""
     found = []
     for request in requests:
         match = re.fullmatch(r"([0-9]+)-([0-9]+)", request.headers["Content-Range"] or "")
@@ -57,13 +57,13 @@ def chunks_of(requests: Sequence[Request]) -> list[tuple[int, int]]:
 
 
 def sent(registry: QuirkyRegistry, blob: Descriptor, status: int = 202) -> list[tuple[int, int]]:
-    """Return the chunks of a blob that were taken, in order."""
+    """Return the accepted chunks of a blob, in order."""
     patches = [request for request in upload_of(registry, blob) if request.method == "PATCH"]
     return chunks_of([request for request in patches if request.status == status])
 
 
 def whole(registry: QuirkyRegistry, layout: Layout, image: Descriptor) -> None:
-    """Assert that an image is there, with the layer's every byte."""
+    """Assert that the registry has an image and its complete layer."""
     assert manifest_digest(registry.host, "app", "v1") == image["digest"]
     assert is_stored(registry, layout, layer_of(layout, image))
 
@@ -71,7 +71,7 @@ def whole(registry: QuirkyRegistry, layout: Layout, image: Descriptor) -> None:
 @quirk(3)
 @quirk(6)
 @both_ways
-def test_a_chunk_says_its_range_as_two_numbers_and_goes_to_the_last_location(
+def test_a_chunk_has_a_range_of_two_numbers_and_goes_to_the_last_location(
     how: How, start: Start, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(upload_quirks.STATE)
@@ -92,7 +92,7 @@ def test_a_chunk_says_its_range_as_two_numbers_and_goes_to_the_last_location(
     [upload_quirks.STALLED_RANGE, upload_quirks.BACKWARD_RANGE, upload_quirks.LAST_RANGE, upload_quirks.NO_RANGE],
     ids=str,
 )
-def test_a_range_that_makes_no_sense_between_chunks_spoils_nothing(
+def test_an_implausible_range_between_chunks_is_ignored(
     habit: Quirk, how: How, start: Start, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(habit)
@@ -103,7 +103,7 @@ def test_a_range_that_makes_no_sense_between_chunks_spoils_nothing(
 
 @quirk(8)
 @both_ways
-def test_chunks_are_made_smaller_where_they_are_too_large(
+def test_chunks_are_limited_to_the_known_maximum_of_github(
     how: How, start: Start, layout: Layout, tmp_path: Path
 ) -> None:
     def github(_: Any, answer: Any) -> Any:
@@ -114,14 +114,14 @@ def test_chunks_are_made_smaller_where_they_are_too_large(
     image, archive = one_layer(layout, LARGE)
     assertions.success(push(how, registry, archive, tmp_path))
     assert max(end - begin + 1 for begin, end in sent(registry, layer_of(layout, image))) <= 4 * MIB
-    # What GitHub takes is known: its refusal of larger chunks is not needed to find that out.
+    # GitHub's limit is known, so no larger chunk is tried.
     assert [request.status for request in registry.requests if request.status == 416] == []
     whole(registry, layout, image)
 
 
 @quirk(9)
 @both_ways
-def test_413_turns_to_chunks(how: How, start: Start, layout: Layout, tmp_path: Path) -> None:
+def test_after_413_a_blob_is_uploaded_in_chunks(how: How, start: Start, layout: Layout, tmp_path: Path) -> None:
     registry = start(upload_quirks.no_larger_than(10 * MIB, 413))
     image, archive = one_layer(layout, LARGE)
     assertions.success(push(how, registry, archive, tmp_path))
@@ -133,7 +133,7 @@ def test_413_turns_to_chunks(how: How, start: Start, layout: Layout, tmp_path: P
 @quirk(9)
 @both_ways
 @pytest.mark.parametrize("status", [404, 405])
-def test_who_does_not_know_patch_gets_a_put(
+def test_a_registry_without_patch_gets_a_put(
     status: int, how: How, start: Start, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(upload_quirks.refusing("PATCH", status))
@@ -147,7 +147,7 @@ def test_who_does_not_know_patch_gets_a_put(
 @quirk(10)
 @both_ways
 @pytest.mark.parametrize("action", [StopReading(MIB + 7, reset=True), StopReading(MIB + 7)], ids=["reset", "hang up"])
-def test_after_a_break_the_upload_is_asked_where_it_is_and_goes_on_from_there(
+def test_a_broken_upload_resumes_at_the_offset_of_the_registry(
     action: StopReading, how: How, start: Start, layout: Layout, tmp_path: Path
 ) -> None:
     image, archive = one_layer(layout, 2 * MIB)
@@ -157,7 +157,7 @@ def test_after_a_break_the_upload_is_asked_where_it_is_and_goes_on_from_there(
     asked = registry.asked("GET", "/blobs/uploads/")
     assert [request.status for request in asked] == [204]
     assert len(registry.asked("POST")) == 2
-    # What the registry had is not sent again.
+    # The bytes that the registry has are not sent again.
     first, *rest = [request for request in upload_of(registry, layer_of(layout, image)) if request.method == "PATCH"]
     assert first.received <= MIB + 7
     assert sum(request.received for request in rest) == layer_of(layout, image)["size"] - first.received
@@ -167,7 +167,7 @@ def test_after_a_break_the_upload_is_asked_where_it_is_and_goes_on_from_there(
 @quirk(10)
 @both_ways
 @pytest.mark.parametrize("status", [500, 503])
-def test_after_a_refused_chunk_the_upload_is_asked_where_it_is(
+def test_after_a_refused_chunk_the_upload_resumes_without_gaps(
     status: int, how: How, start: Start, layout: Layout, tmp_path: Path
 ) -> None:
     image, archive = one_layer(layout, SIZE)
@@ -180,11 +180,11 @@ def test_after_a_refused_chunk_the_upload_is_asked_where_it_is(
 
 @quirk(10)
 @both_ways
-def test_after_416_what_the_registry_has_is_not_sent_again(
+def test_after_416_bytes_that_the_registry_has_are_not_sent_again(
     how: How, start: Start, layout: Layout, tmp_path: Path
 ) -> None:
     def forgets(handler: QuirkyHandler, answer: Any) -> Any:
-        """Take the second chunk, and answer as if it belonged elsewhere."""
+        """Accept the second chunk, but answer 416."""
         with handler.registry.lock:
             turn = (handler.headers.get("Content-Range") or "").startswith(f"{MIB}-")
             turn = turn and handler.registry.memory.setdefault("forgot", handler) is handler
@@ -201,7 +201,9 @@ def test_after_416_what_the_registry_has_is_not_sent_again(
 
 @quirk(11)
 @both_ways
-def test_chunks_are_as_long_as_the_registry_wants_them(how: How, start: Start, layout: Layout, tmp_path: Path) -> None:
+def test_chunks_have_the_minimum_size_that_the_registry_requires(
+    how: How, start: Start, layout: Layout, tmp_path: Path
+) -> None:
     registry = start(upload_quirks.chunks_of_at_least(2 * MIB))
     image, archive = one_layer(layout, SIZE + 2 * MIB)
     assertions.success(push(how, registry, archive, tmp_path, "--upload", "chunk=1MiB"))
@@ -214,7 +216,9 @@ def test_chunks_are_as_long_as_the_registry_wants_them(how: How, start: Start, l
 
 @quirk(11)
 @both_ways
-def test_chunks_that_no_memory_holds_are_streamed(how: How, start: Start, layout: Layout, tmp_path: Path) -> None:
+def test_a_blob_is_streamed_if_the_minimum_chunk_exceeds_the_memory(
+    how: How, start: Start, layout: Layout, tmp_path: Path
+) -> None:
     registry = start(upload_quirks.chunks_of_at_least(1 << 40))
     image, archive = one_layer(layout, SIZE)
     assertions.success(push(how, registry, archive, tmp_path, "--upload", "chunk=1MiB"))
@@ -232,7 +236,7 @@ def test_chunks_that_no_memory_holds_are_streamed(how: How, start: Start, layout
     ],
     ids=str,
 )
-def test_what_is_refused_once_is_sent_again_out_of_a_pipe_too(
+def test_a_body_from_a_pipe_is_sent_again_after_one_refusal(
     habit: Quirk, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(habit)
@@ -242,7 +246,7 @@ def test_what_is_refused_once_is_sent_again_out_of_a_pipe_too(
 
 
 @quirk(30)
-def test_a_pipe_goes_on_after_a_break_that_is_further_back_than_one_read(
+def test_an_upload_from_a_pipe_resumes_after_a_loss_of_more_than_one_read(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     image, archive = one_layer(layout, 6 * MIB)
@@ -253,7 +257,7 @@ def test_a_pipe_goes_on_after_a_break_that_is_further_back_than_one_read(
 
 
 @quirk(10)
-def test_a_registry_that_takes_next_to_nothing_of_each_chunk_is_given_up(
+def test_a_push_fails_if_the_registry_accepts_almost_nothing_of_each_chunk(
     start: Start, mover: Move, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receive = Upload.receive
@@ -281,10 +285,10 @@ def test_a_registry_that_takes_next_to_nothing_of_each_chunk_is_given_up(
 
 @quirk(41)
 @both_ways
-def test_a_put_that_is_refused_turns_to_a_patch(how: How, start: Start, layout: Layout, tmp_path: Path) -> None:
+def test_a_registry_that_refuses_one_put_gets_a_patch(how: How, start: Start, layout: Layout, tmp_path: Path) -> None:
     registry = start(upload_quirks.NO_SINGLE_PUT)
     image, archive = one_layer(layout)
-    # What is learnt of a host is no help if it is forced, so this is what was learnt elsewhere: PATCH, and no PUT.
+    # Automatic: PATCH, because the registry refuses one PUT. A forced method fails instead.
     assertions.success(push(how, registry, archive, tmp_path))
     assert [request.method for request in upload_of(registry, layer_of(layout, image))] == ["PATCH", "PUT"]
     refused = push(how, registry, one_layer(Layout(tmp_path / "other"), 9000)[1], tmp_path, "--upload", "put")
@@ -294,7 +298,7 @@ def test_a_put_that_is_refused_turns_to_a_patch(how: How, start: Start, layout: 
 @quirk(17)
 @quirk(18)
 @both_ways
-def test_a_push_mounts_from_where_it_is_told(how: How, start: Start, layout: Layout, tmp_path: Path) -> None:
+def test_a_push_mounts_from_the_named_repository(how: How, start: Start, layout: Layout, tmp_path: Path) -> None:
     def forget(handler: Any, answer: Any) -> Any:
         return refused(404) if handler.command == "HEAD" and "/v2/app/blobs/" in handler.path else answer
 

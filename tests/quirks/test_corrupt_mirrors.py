@@ -1,4 +1,4 @@
-"""Mirrors that give something else than was asked for: it is found, and read elsewhere. Statement 53."""
+"""Mirrors that send wrong content: a pull detects it, and reads the content elsewhere. Statement 53."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ZEROS: Final = f"sha256:{'0' * 64}"
 
 @quirk(53)
 @both_ways
-def test_another_manifest_than_the_digest_says_is_not_taken(how: How, mirrored: MakeMirrored) -> None:
+def test_a_manifest_with_another_digest_is_rejected(how: How, mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(Flip(at=1), path="/manifests/", times=None))
     result = used.pull(how=how, name=f"{used.registry.host}/app@{used.image['digest']}")
@@ -35,7 +35,7 @@ def test_another_manifest_than_the_digest_says_is_not_taken(how: How, mirrored: 
 @quirk(53)
 @both_ways
 @pytest.mark.parametrize("replaced", [True, False], ids=["by another image", "by garbage"])
-def test_another_manifest_that_an_index_lists_is_not_taken(replaced: bool, how: How, mirrored: MakeMirrored) -> None:
+def test_a_wrong_child_of_an_index_is_rejected(replaced: bool, how: How, mirrored: MakeMirrored) -> None:
     used = mirrored(two_platforms)
     lie: Action = Flip(at=1)
     if replaced:
@@ -48,16 +48,14 @@ def test_another_manifest_that_an_index_lists_is_not_taken(replaced: bool, how: 
     mirror = used.mirror(Fault(lie, path=f"/manifests/{target}", times=None))
     result = used.pull(how=how)
     assert f"the mirror {mirror.host}/hub/app: " in result.err
-    # A mirror that lies is not asked for anything else.
+    # A mirror that sent wrong content gets no further requests.
     assert len(mirror.requests) <= 3
     assert used.registry.asked("GET", "/manifests/sha256") != []
 
 
 @quirk(53)
 @both_ways
-def test_a_mirror_that_calls_the_image_of_a_tag_by_another_digest_is_set_aside(
-    how: How, mirrored: MakeMirrored
-) -> None:
+def test_a_mirror_whose_tag_has_another_digest_than_it_states_is_skipped(how: How, mirrored: MakeMirrored) -> None:
     used = mirrored()
     other = small_image(used.layout, config={"Cmd": ["another"]})
     lie = Reply(
@@ -73,7 +71,7 @@ def test_a_mirror_that_calls_the_image_of_a_tag_by_another_digest_is_set_aside(
 
 
 @quirk(53)
-def test_of_the_registry_itself_the_bytes_are_believed(mirrored: MakeMirrored) -> None:
+def test_the_registry_s_bytes_count_more_than_its_digest_header(mirrored: MakeMirrored) -> None:
     used = mirrored()
     wrong = Header("Docker-Content-Digest", _ZEROS)
     used.registry.faults = [Fault(wrong, "GET", "/manifests/1"), Fault(wrong, "GET", "/blobs/", times=None)]
@@ -89,7 +87,9 @@ ANNOUNCED: Final[dict[str, tuple[Action, str]]] = {
 
 @quirk(53)
 @pytest.mark.parametrize("what", ANNOUNCED)
-def test_a_blob_that_is_announced_to_be_another_is_not_begun_even_for_a_pipe(what: str, mirrored: MakeMirrored) -> None:
+def test_a_blob_with_a_wrong_size_or_digest_header_is_rejected_before_its_body(
+    what: str, mirrored: MakeMirrored
+) -> None:
     action, words = ANNOUNCED[what]
     used = mirrored()
     mirror = used.mirror(Fault(action, path="/blobs/", times=None))
@@ -99,7 +99,7 @@ def test_a_blob_that_is_announced_to_be_another_is_not_begun_even_for_a_pipe(wha
 
 
 @quirk(53)
-def test_the_same_blob_by_another_kind_of_digest_is_no_lie(mirrored: MakeMirrored) -> None:
+def test_a_digest_header_of_another_algorithm_is_accepted(mirrored: MakeMirrored) -> None:
     used = mirrored()
     layer = layer_of(used.layout, used.image)["digest"]
     digest = digest_of(used.layout.file(layer).read_bytes(), "sha512")
@@ -110,7 +110,7 @@ def test_the_same_blob_by_another_kind_of_digest_is_no_lie(mirrored: MakeMirrore
 
 @quirk(53)
 @pytest.mark.parametrize("target", ["a file", "a layout", "a registry", "a docker-archive"])
-def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_another_source(
+def test_a_blob_with_a_wrong_digest_is_read_again_from_another_source(
     target: str, mirrored: MakeMirrored, start: Callable[..., QuirkyRegistry]
 ) -> None:
     used = mirrored()
@@ -125,7 +125,7 @@ def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_another_source(
     options = ["--jobs", "1", "-v", *([] if target == "a docker-archive" else ["--platform", "all"])]
     result = used.mover.run("copy", used.name, places[target], *options, *used.configure())
     assert f"received from the mirror {mirror.host}/hub/app; reading it again from another source" in result.err
-    # One that lied once is not asked again.
+    # A mirror that sent wrong content is not asked again.
     assert len(mirror.asked(path="/blobs/")) == 1
     if target == "a registry":
         assert other.asked("PUT", "/manifests/1") != []
@@ -133,10 +133,10 @@ def test_a_blob_that_is_wrong_at_its_end_is_read_again_from_another_source(
 
 @quirk(53)
 @pytest.mark.parametrize("target", ["a file", "a registry", "a docker-archive"])
-def test_a_wrong_blob_that_is_recompressed_is_read_again_from_another_source(
+def test_a_wrong_blob_under_recompression_is_read_again_from_another_source(
     target: str, mirrored: MakeMirrored, start: Callable[..., QuirkyRegistry]
 ) -> None:
-    # Wrong where compressed bytes begin, and long before their end: whoever unpacks them stumbles first.
+    # The wrong byte is early in the compressed stream, so decompression fails before the digest does.
     words = random.Random(0).randbytes(2 * MIB).hex().encode()
     used = mirrored(lambda layout: layout.image([tar_layer({"words": words})]))
     mirror = used.mirror(Fault(Flip(at=20), path="/blobs/", times=None))
@@ -153,7 +153,7 @@ def test_a_wrong_blob_that_is_recompressed_is_read_again_from_another_source(
 
 
 @quirk(53)
-def test_a_pipe_cannot_be_rewritten_and_the_error_names_the_mirror(mirrored: MakeMirrored) -> None:
+def test_a_wrong_blob_in_a_pipe_is_an_error_that_names_the_mirror(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(Flip(at=3), path=layer_of(used.layout, used.image)["digest"], times=None))
     arguments = ["pull", used.name, "--platform", "all", *used.configure()]
@@ -164,7 +164,7 @@ def test_a_pipe_cannot_be_rewritten_and_the_error_names_the_mirror(mirrored: Mak
 
 
 @quirk(53)
-def test_a_pull_ends_where_all_places_lie(mirrored: MakeMirrored) -> None:
+def test_a_pull_fails_if_all_sources_send_wrong_content(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.registry.faults = [Fault(Flip(at=3), path="/blobs/", times=None)]
     for position in (5, 7):
@@ -175,7 +175,7 @@ def test_a_pull_ends_where_all_places_lie(mirrored: MakeMirrored) -> None:
 
 
 @quirk(53)
-def test_a_config_that_is_needed_early_is_read_again_too(mirrored: MakeMirrored) -> None:
+def test_a_wrong_config_is_read_again_from_another_source(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
     out = used.mover.folder / "out.tar"
@@ -185,7 +185,7 @@ def test_a_config_that_is_needed_early_is_read_again_too(mirrored: MakeMirrored)
 
 
 @quirk(53)
-def test_what_an_earlier_run_has_left_continues_at_a_mirror_and_is_fetched_again_if_that_lied(
+def test_a_partial_blob_resumes_at_a_mirror_and_is_fetched_again_after_wrong_bytes(
     mirrored: MakeMirrored,
 ) -> None:
     used = mirrored(lambda layout: layout.image([3 * MIB]))
@@ -200,7 +200,7 @@ def test_what_an_earlier_run_has_left_continues_at_a_mirror_and_is_fetched_again
     used.mover.run(*arguments, *used.configure())
     first, *others = liar.asked("GET", layer)
     start = int((first.headers["Range"] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-    # What was there is right; the liar's rest is not, and so all of it is read again elsewhere.
+    # The partial file was right, but the mirror's rest was not, so the complete blob is fetched elsewhere.
     assert start > 0
     assert [request.headers["Range"] for request in good.asked("GET", layer)] == [None], others
     content = (used.mover.folder / "out" / "blobs" / "sha256" / layer[7:]).read_bytes()

@@ -1,6 +1,6 @@
-"""A credential for one host never reaches another, wherever a registry's answers lead, and nobody prints it.
+"""A credential for one host never reaches another host, and is never printed.
 
-The other host hears through a `Tap`, so that every byte it got is looked at: targets, headers and bodies.
+The other host receives its requests through a `Tap`, so that the tests can check every byte.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ Move = Callable[..., Mover]
 MakeTap = Callable[[str], Tap]
 
 schemes = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-#: A name whose address is outside of this machine, as far as anybody can see.
+#: A name that resolves to a public address, as far as the client can see.
 PUBLIC: Final = {"registry.test": "203.0.113.5"}
 
 
 def everywhere(folder: Path, scheme: Scheme, *servers: QuirkyRegistry | Tap) -> dict[str, str]:
-    """Return the environment of somebody whose login is known for all of these servers: none may be shown another's."""
+    """Return the environment of a user with a login for each of these servers: none may see another's."""
     taps = [server.memory["tap"] for server in servers if isinstance(server, QuirkyRegistry) and "tap" in server.memory]
     return logged_in(folder, scheme, *(server.host for server in (*servers, *taps)))
 
@@ -56,7 +56,7 @@ def everywhere(folder: Path, scheme: Scheme, *servers: QuirkyRegistry | Tap) -> 
 
 @quirk(20)
 @schemes
-def test_a_redirect_of_blobs_takes_nothing_along(
+def test_a_redirect_of_a_blob_to_another_host_carries_no_credential(
     scheme: Scheme, start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(BLOBS_ELSEWHERE, auth=scheme.auth())
@@ -71,7 +71,7 @@ def test_a_redirect_of_blobs_takes_nothing_along(
 @quirk(20)
 @schemes
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_of_manifests_takes_nothing_along(
+def test_a_redirect_of_a_manifest_to_another_host_carries_no_credential(
     status: int, scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry, other = start(auth=scheme.auth()), start()
@@ -87,7 +87,7 @@ def test_a_redirect_of_manifests_takes_nothing_along(
 
 @quirk(20)
 @schemes
-def test_a_host_that_is_led_to_and_asks_for_a_password_gets_none(
+def test_a_redirect_target_that_requires_a_password_gets_none(
     scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry, other = start(auth=scheme.auth()), start(auth=scheme.auth())
@@ -104,7 +104,7 @@ def test_a_host_that_is_led_to_and_asks_for_a_password_gets_none(
 
 @quirk(20)
 @schemes
-def test_a_way_back_home_by_another_host_gets_nothing_either(
+def test_a_redirect_back_from_another_host_carries_no_credential(
     scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(auth=scheme.auth())
@@ -115,13 +115,13 @@ def test_a_way_back_home_by_another_host_gets_nothing_either(
     registry.faults.append(Fault(redirect(f"{second.url}/there"), "GET", rf"{digest}\Z", times=None))
     mover(env=everywhere(tmp_path, scheme, registry, second)).pull(f"{registry.host}/app:v1", code=3)
     assert_silent(second.heard, registry)
-    # Who was led away is a stranger from then on, at home too.
+    # After a redirect to another host, even the registry itself gets no credential.
     assert {request.headers["Authorization"] for request in registry.asked("GET", r"\?back")} == {None}
 
 
 @quirk(20)
 @schemes
-def test_no_body_is_carried_to_where_a_push_is_redirected(
+def test_a_redirect_of_a_push_to_another_host_is_not_followed(
     scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry, other = start(auth=scheme.auth()), start()
@@ -139,14 +139,14 @@ def test_no_body_is_carried_to_where_a_push_is_redirected(
 
 @quirk(5)
 @schemes
-def test_an_upload_on_another_host_takes_nothing_along(
+def test_an_upload_on_another_host_carries_no_credential(
     scheme: Scheme, start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(UPLOADS_ELSEWHERE, auth=scheme.auth())
     _, archive = one_layer(layout)
     mover(env=everywhere(tmp_path, scheme, registry)).push(archive, f"{registry.host}/app:v1")
     heard = registry.memory["tap"].heard
-    # The layer takes two requests, the small config one.
+    # The layer takes two requests, the small config takes one.
     assert [heard.count(method + b" /v2/app/blobs/uploads/") for method in (b"PATCH", b"PUT")] == [1, 2]
     was_shown(registry)
     assert_silent(heard, registry)
@@ -155,7 +155,7 @@ def test_an_upload_on_another_host_takes_nothing_along(
 @quirk(5)
 @quirk(15)
 @schemes
-def test_deleting_a_failed_upload_on_another_host_takes_nothing_along(
+def test_deleting_a_failed_upload_on_another_host_carries_no_credential(
     scheme: Scheme, start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(UPLOADS_ELSEWHERE, auth=scheme.auth())
@@ -189,13 +189,12 @@ def test_another_port_of_the_same_host_is_another_host(
 
 @quirk(19)
 @pytest.mark.parametrize("scheme", SCHEMES[1:], ids=str)
-def test_a_realm_elsewhere_gets_the_password_and_not_the_tokens(
+def test_a_realm_on_another_host_gets_the_password_but_no_token(
     scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
-    """It is what token servers are for; and it is all that they get."""
     auth = scheme.auth()
     assert isinstance(auth, Bearer)
-    # One state, two hosts: the second gives the tokens that the first one wants.
+    # One state, two hosts: the second issues the tokens that the first requires.
     tokens = start(auth=auth)
     second = tap(tokens.host)
     auth.realm = f"{second.url}/token"
@@ -211,7 +210,7 @@ def test_a_realm_elsewhere_gets_the_password_and_not_the_tokens(
 @quirk(4)
 @quirk(19)
 @pytest.mark.parametrize("scheme", SCHEMES[1:], ids=str)
-def test_a_realm_over_http_gets_nothing_from_who_speaks_https(
+def test_an_http_realm_of_an_https_registry_gets_nothing(
     scheme: Scheme,
     start: Start,
     mover: Move,
@@ -253,7 +252,7 @@ def test_a_public_registry_cannot_send_a_password_to_this_machine(
 
 @quirk(26)
 @schemes
-def test_a_link_to_another_host_is_not_followed_with_anything(
+def test_a_link_of_tags_to_another_host_is_not_followed(
     scheme: Scheme, start: Start, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     other = start()
@@ -274,7 +273,7 @@ def test_a_link_to_another_host_is_not_followed_with_anything(
 
 @quirk(31)
 @schemes
-def test_a_link_of_referrers_to_another_host_is_not_followed_with_anything(
+def test_a_link_of_referrers_to_another_host_is_not_followed(
     scheme: Scheme, start: Start, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     other = start()
@@ -297,12 +296,12 @@ def test_a_link_of_referrers_to_another_host_is_not_followed_with_anything(
     assert second.connections == 0
 
 
-# Two registries, and the wrong one ------------------------------------------------------------------------------
+# Two registries -------------------------------------------------------------------------------------------------
 
 
 @quirk(20)
 @schemes
-def test_the_password_of_one_registry_is_not_shown_to_the_other_one_of_a_copy(
+def test_a_copy_does_not_send_the_source_s_password_to_the_destination(
     scheme: Scheme, start: Start, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry, other = start(auth=scheme.auth()), start()
@@ -316,10 +315,10 @@ def test_the_password_of_one_registry_is_not_shown_to_the_other_one_of_a_copy(
     assert_silent(second.heard, registry)
 
 
-# What is printed ------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------
 
 
-#: What goes wrong, so that there is something to say.
+#: Failures that make the commands print messages.
 FAILURES: Final[Mapping[str, tuple[Fault, ...]]] = {
     "nothing": (),
     "a refusal for good": (Fault(refusal(400, "DENIED"), "PUT|GET", "/manifests/v1", times=None),),
@@ -337,7 +336,7 @@ FAILURES: Final[Mapping[str, tuple[Fault, ...]]] = {
     ],
     ids=str,
 )
-def test_neither_messages_nor_results_hold_a_secret(
+def test_neither_messages_nor_results_contain_a_secret(
     failure: str, scheme: Scheme, start: Start, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(BLOBS_ELSEWHERE, UPLOADS_ELSEWHERE, auth=scheme.auth())
@@ -361,7 +360,7 @@ def test_neither_messages_nor_results_hold_a_secret(
 
 
 @schemes
-def test_a_wrong_secret_is_not_printed_when_it_is_refused(scheme: Scheme, start: Start, tmp_path: Path) -> None:
+def test_a_refused_secret_is_not_printed(scheme: Scheme, start: Start, tmp_path: Path) -> None:
     registry = start(auth=Bearer({USER: "another"}, anonymous=(), oauth2=scheme.name != "Basic"))
     env = logged_in(tmp_path, scheme, registry.host)
     result = run("pull", f"{registry.host}/app:v1", "-o", tmp_path / "none.tar", "-vv", env=env)
@@ -369,8 +368,10 @@ def test_a_wrong_secret_is_not_printed_when_it_is_refused(scheme: Scheme, start:
     assert_unprinted(result, registry)
 
 
-def test_these_tests_would_notice(start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path) -> None:
-    """A tap hears what is really shown: the registry itself, looked at as if it were another host."""
+def test_the_check_for_secrets_detects_them(
+    start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
+) -> None:
+    """Check that a tap before the registry itself records the credential."""
     for scheme in SCHEMES:
         registry = start(auth=scheme.auth())
         second = tap(registry.host)

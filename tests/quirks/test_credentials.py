@@ -1,4 +1,4 @@
-"""Where credentials are found, and which of them is shown for a repository. Statements 54 and 55."""
+"""Where credentials are searched, and which one is sent for a repository. Statements 54 and 55."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def home(start: Start, tmp_path: Path) -> Home:
 
 
 @quirk(54)
-def test_the_first_place_that_knows_the_registry_wins(home: Home, tmp_path: Path) -> None:
+def test_the_first_place_that_has_the_registry_is_used(home: Home, tmp_path: Path) -> None:
     runtime, named, inline = tmp_path / "runtime", tmp_path / "named.json", {"auths": {home.host: entry("inline")}}
     assert home.user() is None
     write(home.docker, "")
@@ -53,14 +53,14 @@ def test_the_first_place_that_knows_the_registry_wins(home: Home, tmp_path: Path
 
 
 @quirk(54)
-def test_a_place_that_does_not_know_the_registry_is_passed_over(home: Home, tmp_path: Path) -> None:
+def test_a_place_without_the_registry_is_skipped(home: Home, tmp_path: Path) -> None:
     named = tmp_path / "named.json"
     write(named, {"auths": {"other.example": entry("x")}})
     write(home.docker, {"auths": {"third.example": entry("x"), home.host: {}}})
     write(home.podman, {"auths": {home.host: entry("podman")}})
     assert home.user(env={"REGISTRY_AUTH_FILE": str(named), "DOCKER_AUTH_CONFIG": "{}"}) == "podman"
     names = ("OCISTREAM_USERNAME", "OCISTREAM_PASSWORD", "DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG")
-    # A variable that is empty says nothing.
+    # An empty variable is ignored.
     assert home.user(env=dict.fromkeys((*names, "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"), "")) == "podman"
 
 
@@ -76,7 +76,7 @@ def test_docker_config_and_xdg_config_home_move_the_files(home: Home, tmp_path: 
 
 
 @quirk(54)
-def test_a_configured_source_that_knows_nothing_leaves_it_to_the_others(home: Home) -> None:
+def test_after_a_configured_source_without_a_credential_the_other_places_are_searched(home: Home) -> None:
     home.helper("pass")
     write(home.path / "auth.json", {"auths": {}})
     write(home.docker, {"auths": {home.host: entry("docker")}})
@@ -100,7 +100,7 @@ def test_a_configured_source_that_knows_nothing_leaves_it_to_the_others(home: Ho
         ("helper:gone", {}, 3, "docker-credential-gone"),
     ],
 )
-def test_a_configured_source_that_is_not_there_is_an_error_that_says_who_named_it(
+def test_a_missing_configured_source_is_an_error_that_names_the_configuration(
     source: str, env: dict[str, str], code: int, words: str, home: Home
 ) -> None:
     write(home.config, f'[registry."{home.host}"]\ncredentials = "{source}"\n')
@@ -111,7 +111,7 @@ def test_a_configured_source_that_is_not_there_is_an_error_that_says_who_named_i
 
 
 @quirk(55)
-def test_the_longest_namespace_wins_and_a_namespace_is_not_a_prefix_of_a_name(home: Home) -> None:
+def test_the_longest_namespace_of_complete_path_components_is_used(home: Home) -> None:
     keys = {"": "host", "/org": "org", "/org/app": "app", "/org/app/deep": "deep"}
     auths = {f"{home.host}{name}": entry(user) for name, user in keys.items()}
     write(home.podman, {"auths": {**auths, f"http://{home.host}/project": entry("project")}})
@@ -128,12 +128,12 @@ def test_the_longest_namespace_wins_and_a_namespace_is_not_a_prefix_of_a_name(ho
     }
     assert {name: home.user(f"{home.host}/{name}") for name in expected} == expected
     write(home.podman, {"auths": {**auths, f"{home.host}/org": {}, f"{home.host}/org/app": None}})
-    # An entry that says nothing leaves it to the shorter one.
+    # An empty entry is skipped in favor of a shorter namespace.
     assert home.user(f"{home.host}/org/app") == "host"
 
 
 @quirk(55)
-def test_a_credential_never_goes_to_another_host_or_port(home: Home) -> None:
+def test_a_credential_is_never_sent_to_another_host_or_port(home: Home) -> None:
     port = home.port
     name = "127.0.0.1"
     others = [name, f"{name}:{port}0", f"{name}:{port - 1}", f"x{name}:{port}", f"{name}.evil:{port}", f"{name}:443"]
@@ -149,7 +149,7 @@ def test_a_credential_never_goes_to_another_host_or_port(home: Home) -> None:
 
 
 @quirk(55)
-def test_every_form_in_which_docker_and_podman_write_a_host_is_understood(home: Home) -> None:
+def test_every_form_of_a_host_in_the_files_of_docker_and_podman_is_understood(home: Home) -> None:
     write(home.config, f'[registry."docker.io"]\nurl = "{home.registry.url}"\n')
     local = f"localhost:{home.port}"
     forms = {
@@ -164,13 +164,13 @@ def test_every_form_in_which_docker_and_podman_write_a_host_is_understood(home: 
             write(home.docker, {"auths": {**broken, key.format(registry): entry("alice")}})
             found[registry, key] = home.user(f"{registry}/org/app")
     assert set(found.values()) == {"alice"}, found
-    # Of two forms the one that Docker writes counts.
+    # If a host has several forms, Docker's own is used.
     three = {"docker.io": entry("podmans"), "index.docker.io": entry("old"), HUB: entry("dockers")}
     write(home.docker, {"auths": three})
     assert home.user("docker.io/org/app") == "dockers"
 
 
-#: Entries as Docker's and Podman's files have them, and what they stand for: USER:PASSWORD.
+#: Entries of Docker's and Podman's files, and the USER:PASSWORD that each stands for.
 ENTRIES: Final[tuple[tuple[dict[str, Any], str | None], ...]] = (
     ({"auth": encoded("alice", "secret")}, "alice:secret"),
     ({"auth": encoded("alice", "se:cr:et")}, "alice:se:cr:et"),
@@ -181,7 +181,7 @@ ENTRIES: Final[tuple[tuple[dict[str, Any], str | None], ...]] = (
     ({"auth": encoded("alice", "long" * 30)[:80] + "\n" + encoded("alice", "long" * 30)[80:]}, "alice:" + "long" * 30),
     ({"username": "alice", "password": "secret"}, "alice:secret"),
     ({"auth": encoded("alice", "secret"), "username": "bob", "password": "x"}, "alice:secret"),
-    # Where only Basic is spoken, an identity token stands in for the password.
+    # With Basic, an identity token replaces the password.
     ({"auth": "", "identitytoken": "token"}, "<token>:token"),
     ({"auth": encoded("alice", "old"), "identitytoken": "token"}, "alice:token"),
     # A token for the registry itself is not a password.
@@ -200,7 +200,7 @@ def test_an_entry_is_read_as_docker_reads_it(home: Home) -> None:
     assert found == [expected for _, expected in ENTRIES]
 
 
-# Files and variables that are wrong -----------------------------------------------------------------------------
+# Malformed files and variables ----------------------------------------------------------------------------------
 
 MALFORMED: Final = (
     ("{", "is not valid JSON"),
@@ -224,7 +224,7 @@ MALFORMED: Final = (
 
 
 @quirk(55)
-def test_a_malformed_file_is_an_error_that_names_it_and_shows_nothing_of_it(home: Home) -> None:
+def test_a_malformed_file_is_an_error_that_names_it_without_its_content(home: Home) -> None:
     for content, words in MALFORMED:
         text = content.replace("HOST", home.host)
         write(home.docker, text)
@@ -236,7 +236,7 @@ def test_a_malformed_file_is_an_error_that_names_it_and_shows_nothing_of_it(home
             result = home.run("inspect", f"{home.host}/app:1", env={"DOCKER_AUTH_CONFIG": text})
             assertions.failure(result, 2, "error: DOCKER_AUTH_CONFIG", words)
             assert "hidden" not in result.err
-    # It does not matter where an earlier place knows the registry, nor does the entry of another host.
+    # A malformed file after the place that is used does not matter, nor does another host's entry.
     write(home.docker, "{")
     assert home.user(env={"DOCKER_AUTH_CONFIG": json.dumps({"auths": {home.host: entry("inline")}})}) == "inline"
     write(home.docker, {"auths": {"other.example": 1, home.host: entry("alice")}})
@@ -244,7 +244,7 @@ def test_a_malformed_file_is_an_error_that_names_it_and_shows_nothing_of_it(home
 
 
 @quirk(55)
-def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(home: Home) -> None:
+def test_an_unreadable_file_is_a_disk_error(home: Home) -> None:
     home.docker.mkdir(parents=True)
     words = "cannot read ~/.docker/config.json"
     assertions.failure(home.run("inspect", f"{home.host}/app:1"), 9, f"{words}: Is a directory")
@@ -268,7 +268,7 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_disk(home: Home) -> None:
         ({"OCISTREAM_USERNAME": "a", "OCISTREAM_PASSWORD": ""}, "OCISTREAM_PASSWORD is not"),
     ],
 )
-def test_half_a_pair_in_the_environment_is_an_error(env: dict[str, str], words: str, home: Home) -> None:
+def test_a_user_name_without_a_password_or_the_reverse_is_an_error(env: dict[str, str], words: str, home: Home) -> None:
     assertions.failure(home.run("inspect", f"{home.host}/app:1", env=env), 2, words, "set both or neither")
 
 
@@ -276,7 +276,7 @@ def test_half_a_pair_in_the_environment_is_an_error(env: dict[str, str], words: 
 
 
 @quirk(55)
-def test_within_a_file_the_hosts_helper_is_asked_then_auths_then_the_store(home: Home) -> None:
+def test_in_a_file_the_host_s_helper_comes_first_then_auths_then_the_store(home: Home) -> None:
     for name in ("own", "store"):
         home.helper(name)
     home.keep("store", home.host, "from-store")
@@ -310,7 +310,7 @@ def test_a_host_with_a_helper_of_its_own_never_asks_the_store(own: str | None, h
 
 @quirk(55)
 @pytest.mark.parametrize("key", ["docker.io", "index.docker.io", HUB])
-def test_docker_hub_has_its_old_address_as_its_name_with_helpers(key: str, home: Home) -> None:
+def test_helpers_are_asked_for_docker_hub_by_its_old_address(key: str, home: Home) -> None:
     write(home.config, f'[registry."docker.io"]\nurl = "{home.registry.url}"\n')
     home.helper("pass")
     home.keep("pass", HUB, "alice")
@@ -319,7 +319,7 @@ def test_docker_hub_has_its_old_address_as_its_name_with_helpers(key: str, home:
     assert home.calls("pass") == [f"get {HUB}"]
 
 
-#: What helpers say, and what is shown then.
+#: Output of helpers, and the credential that is sent.
 ANSWERS: Final = (
     ("#!/bin/sh\necho '{}'\n", None),
     ('#!/bin/sh\necho \'{"Username": "", "Secret": ""}\'\n', None),
@@ -331,7 +331,7 @@ ANSWERS: Final = (
 
 
 @quirk(55)
-def test_what_a_helper_says_is_what_is_shown(home: Home) -> None:
+def test_a_helper_s_credential_is_sent(home: Home) -> None:
     write(home.docker, {"credsStore": "some"})
     found = []
     for script, _ in ANSWERS:
@@ -353,7 +353,7 @@ FAILING: Final = (
 
 
 @quirk(55)
-def test_a_helper_that_fails_is_named_and_what_it_said_is_not_shown(home: Home) -> None:
+def test_a_failing_helper_is_an_error_that_names_it_without_its_output(home: Home) -> None:
     write(home.docker, {"credsStore": "bad"})
     for script, reason in FAILING:
         home.helper("bad", script)
@@ -365,7 +365,7 @@ def test_a_helper_that_fails_is_named_and_what_it_said_is_not_shown(home: Home) 
 
 @quirk(55)
 @pytest.mark.parametrize("path", ["", ".", "bin", ":bin:", "/nowhere:bin"])
-def test_a_helper_is_never_taken_from_the_current_directory(path: str, home: Home) -> None:
+def test_a_helper_in_the_current_directory_is_never_run(path: str, home: Home) -> None:
     home.helper("pass")
     write(home.docker, {"credsStore": "pass"})
     folder = home.bin if path == "." else home.bin.parent

@@ -1,4 +1,4 @@
-"""Blobs and manifests that come down broken, wrong, too long or from elsewhere. Statements 24, 30, 62 and 63."""
+"""Blobs and manifests that are truncated, damaged, too long, or redirected. Statements 24, 30, 62 and 63."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Move = Callable[..., Mover]
 
 
 class Pulls:
-    """Pulls of an image with one layer, which is what meets the faults."""
+    """Pulls of an image with one layer, to which the faults apply."""
 
     def __init__(self, registry: QuirkyRegistry, mover: Mover, layout: Layout, image: Descriptor) -> None:
         self.registry, self.mover, self.layout = registry, mover, layout
@@ -62,7 +62,7 @@ class Pulls:
         registry.requests.clear()
 
     def pull(self, *faults: Action | Fault, code: int = 0, says: str = "", retries: int = 5) -> None:
-        """Pull, with these faults of the layer one after the other."""
+        """Pull with these faults of the layer, one after the other."""
         self.registry.faults = [
             fault if isinstance(fault, Fault) else Fault(fault, "GET", self.digest) for fault in faults
         ]
@@ -72,17 +72,17 @@ class Pulls:
             check_blobs(files)
 
     def forever(self, action: Action) -> Fault:
-        """Return a fault of the layer that never ends."""
+        """Return a permanent fault of the layer."""
         return Fault(action, "GET", self.digest, times=None)
 
     def ranges(self) -> list[str | None]:
-        """Return what part was asked for by each request of the layer."""
+        """Return the Range of each request for the layer."""
         return [request.headers["Range"] for request in self.registry.asked("GET", self.digest)]
 
 
 @pytest.fixture
 def pulls(start: Start, mover: Move, layout: Layout) -> Callable[..., Pulls]:
-    """Return a function that starts a registry that has the image; its arguments are those of `start`."""
+    """Return a function that starts a registry with the image; its arguments are those of `start`."""
 
     def make(*quirks: Any) -> Pulls:
         registry = start(*quirks)
@@ -96,15 +96,13 @@ def pulls(start: Start, mover: Move, layout: Layout) -> Callable[..., Pulls]:
 MakePulls = Callable[..., Pulls]
 
 
-# Downloads that break -------------------------------------------------------------------------------------------
+# Broken downloads -----------------------------------------------------------------------------------------------
 
 
 @quirk(30)
 @quirk(62)
 @pytest.mark.parametrize("after", [1, limits.CHUNK_SIZE, limits.CHUNK_SIZE + 1, LAYER - 1])
-def test_a_connection_that_is_closed_early_is_replaced_by_one_that_continues_exactly_there(
-    after: int, pulls: MakePulls
-) -> None:
+def test_a_broken_download_resumes_at_the_exact_byte(after: int, pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Drop(after))
     assert used.ranges() == [None, f"bytes={after}-"]
@@ -115,7 +113,7 @@ def test_a_connection_that_is_closed_early_is_replaced_by_one_that_continues_exa
 @pytest.mark.parametrize(
     "action", [Header("Content-Range", "bytes 0-9/10"), Header("Content-Range", None), refusal(416, "RANGE_INVALID")]
 )
-def test_a_pull_is_resumed_from_a_registry_that_cannot_begin_in_the_middle(action: Action, pulls: MakePulls) -> None:
+def test_a_pull_is_resumed_from_a_registry_without_ranges(action: Action, pulls: MakePulls) -> None:
     used = pulls()
     used.pull()
     whole = (used.mover.folder / "pulled.tar").read_bytes()
@@ -128,7 +126,7 @@ def test_a_pull_is_resumed_from_a_registry_that_cannot_begin_in_the_middle(actio
 
 @quirk(30)
 @quirk(62)
-def test_any_number_of_breaks_is_survived_as_long_as_there_is_progress(pulls: MakePulls) -> None:
+def test_the_number_of_breaks_is_unlimited_while_there_is_progress(pulls: MakePulls) -> None:
     used = pulls()
     used.pull(*[Drop(50_000)] * 11, retries=1)
     assert used.ranges() == [None, *(f"bytes={number * 50_000}-" for number in range(1, 12))]
@@ -138,7 +136,7 @@ def test_any_number_of_breaks_is_survived_as_long_as_there_is_progress(pulls: Ma
 
 @quirk(24)
 @quirk(62)
-def test_a_server_that_answers_416_to_a_range_is_asked_for_the_whole_blob(pulls: MakePulls) -> None:
+def test_after_416_to_a_range_the_complete_blob_is_requested(pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Drop(1000), refusal(416, "RANGE_INVALID"), retries=1)
     assert used.ranges() == [None, "bytes=1000-", None]
@@ -147,10 +145,10 @@ def test_a_server_that_answers_416_to_a_range_is_asked_for_the_whole_blob(pulls:
 @quirk(30)
 @quirk(62)
 @pytest.mark.parametrize("failure", [Drop(0), HangUp(), refusal(503)], ids=str)
-def test_without_progress_the_tries_are_bounded(failure: Action, pulls: MakePulls) -> None:
+def test_attempts_without_progress_are_limited(failure: Action, pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Drop(1000), used.forever(failure), code=7, retries=3)
-    # The first, which brought something, and then no more than four with it.
+    # The first request made progress; --retries limits the others.
     assert len(used.ranges()) == 1 + 3
 
 
@@ -161,9 +159,7 @@ def test_without_progress_the_tries_are_bounded(failure: Action, pulls: MakePull
     [([refusal(404, "BLOB_UNKNOWN")], 4, 1), ([Drop(1000), refusal(400)], 7, 2), ([refusal(416)], 7, 1)],
     ids=["missing", "refused in the middle", "416 from the beginning"],
 )
-def test_what_will_not_pass_is_not_asked_for_again(
-    faults: list[Action], code: int, asked: int, pulls: MakePulls
-) -> None:
+def test_a_permanent_failure_is_not_retried(faults: list[Action], code: int, asked: int, pulls: MakePulls) -> None:
     used = pulls()
     used.pull(*faults[:-1], used.forever(faults[-1]), code=code)
     assert len(used.ranges()) == asked
@@ -172,7 +168,7 @@ def test_what_will_not_pass_is_not_asked_for_again(
 @quirk(24)
 @quirk(62)
 @pytest.mark.parametrize("after", [limits.CHUNK_SIZE, limits.CHUNK_SIZE * 2 + 7])
-def test_what_is_known_is_read_again_to_the_byte(after: int, pulls: MakePulls) -> None:
+def test_known_bytes_are_skipped_exactly_if_the_range_is_ignored(after: int, pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Drop(after), IgnoreRange())
     assert [request.status for request in used.registry.asked("GET", used.digest)] == [200, 200]
@@ -180,7 +176,7 @@ def test_what_is_known_is_read_again_to_the_byte(after: int, pulls: MakePulls) -
 
 @quirk(24)
 @quirk(62)
-def test_a_download_that_breaks_while_known_bytes_are_read_again_continues(pulls: MakePulls) -> None:
+def test_a_download_that_breaks_while_it_skips_known_bytes_continues(pulls: MakePulls) -> None:
     used = pulls(registry_quirks.NO_PARTS)
     used.pull(Drop(300_000), Drop(200_000), Drop(0), Drop(400_000))
     assert len(used.ranges()) == 5
@@ -202,7 +198,7 @@ def test_a_download_that_breaks_while_known_bytes_are_read_again_continues(pulls
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_part_that_does_not_begin_where_it_should_is_refused(value: str | None, pulls: MakePulls) -> None:
+def test_a_part_with_a_wrong_start_is_refused(value: str | None, pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Drop(1000), Header("Content-Range", value), code=7, says="instead of bytes from 1000 on")
     assert len(used.ranges()) == 2
@@ -211,24 +207,24 @@ def test_a_part_that_does_not_begin_where_it_should_is_refused(value: str | None
 @quirk(24)
 @quirk(62)
 @pytest.mark.parametrize("value", [f"bytes 1000-{LAYER - 1}/*", f"bytes 1000-{LAYER}/{LAYER + 1}"])
-def test_where_a_part_ends_is_for_the_digest_to_say(value: str, pulls: MakePulls) -> None:
+def test_the_stated_end_of_a_part_is_ignored(value: str, pulls: MakePulls) -> None:
     pulls().pull(Drop(1000), Header("Content-Range", value))
 
 
 @quirk(24)
 @quirk(62)
-def test_a_part_that_was_not_asked_for_is_refused(pulls: MakePulls) -> None:
+def test_a_part_that_was_not_requested_is_refused(pulls: MakePulls) -> None:
     used = pulls()
     used.pull(used.forever(Reply(206, {"Content-Range": "bytes 0-2/9"}, b"abc")), code=7, says="206")
     assert len(used.ranges()) == 1
 
 
-# Bodies that lie ------------------------------------------------------------------------------------------------
+# Damaged bodies -------------------------------------------------------------------------------------------------
 
 
 @quirk(62)
 @pytest.mark.parametrize("at", [0, LAYER // 2, LAYER - 1])
-def test_a_flipped_bit_is_found(at: int, pulls: MakePulls) -> None:
+def test_a_flipped_bit_is_detected(at: int, pulls: MakePulls) -> None:
     used = pulls()
     used.pull(used.forever(Flip(at)), code=5, says=used.digest)
 
@@ -236,20 +232,20 @@ def test_a_flipped_bit_is_found(at: int, pulls: MakePulls) -> None:
 @quirk(62)
 @pytest.mark.parametrize("by", [1, 3 * limits.MIB])
 @pytest.mark.parametrize("stated", [True, False])
-def test_a_longer_body_is_not_read_to_its_end(stated: bool, by: int, pulls: MakePulls) -> None:
+def test_bytes_beyond_the_blob_s_size_are_not_read(stated: bool, by: int, pulls: MakePulls) -> None:
     used = pulls()
     if stated:
         words = f"{LAYER + by} bytes are announced instead of {LAYER}"
         used.pull(used.forever(Resize(by)), code=5, says=words)
         assert len(used.ranges()) == 1
     else:
-        # What comes after Content-Length belongs to nobody.
+        # Bytes after Content-Length are ignored.
         used.pull(Resize(by, stated=False))
 
 
 @quirk(62)
 @pytest.mark.parametrize("stated", [True, False])
-def test_of_a_shorter_body_the_rest_is_asked_for(stated: bool, pulls: MakePulls) -> None:
+def test_the_rest_of_a_truncated_body_is_requested(stated: bool, pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Resize(-1000, stated))
     assert used.ranges() == [None, f"bytes={LAYER - 1000}-"]
@@ -264,7 +260,7 @@ def test_a_body_without_a_length_is_read_to_its_end(pulls: MakePulls) -> None:
 
 @quirk(22)
 @quirk(62)
-def test_what_a_proxy_compressed_is_not_the_blob(pulls: MakePulls) -> None:
+def test_a_body_that_a_proxy_compressed_is_rejected(pulls: MakePulls) -> None:
     used = pulls()
     used.registry.faults = [used.forever(Gzip())]
     path = used.mover.folder / "none.tar"
@@ -274,9 +270,7 @@ def test_what_a_proxy_compressed_is_not_the_blob(pulls: MakePulls) -> None:
 
 @quirk(20)
 @quirk(62)
-def test_a_server_that_is_led_to_sees_no_authorization_and_the_same_range(
-    start: Start, mover: Move, layout: Layout
-) -> None:
+def test_a_redirect_target_gets_the_range_but_no_authorization(start: Start, mover: Move, layout: Layout) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=("pull", "push"))
     storage, front = start(), start(auth=auth)
     image = layout.image([LAYER], name="app")
@@ -293,18 +287,18 @@ def test_a_server_that_is_led_to_sees_no_authorization_and_the_same_range(
     assert [request.headers["Range"] for request in asked] == [None, "bytes=1000-", "bytes=2000-"]
     plain = {"Accept", "Accept-Encoding", "Host", "User-Agent"}
     assert all(set(request.headers.keys()) - {"Range", "Connection"} == plain for request in asked)
-    # A signed URL may have ended meanwhile, so each part is asked for at the front.
+    # A signed URL may expire, so each part is requested from the registry.
     assert len([request for request in front.asked("GET", digest) if request.status == 307]) == 3
 
 
 @quirk(62)
 def test_parts_share_a_signed_url_and_replace_it_when_it_has_expired(tmp_path: Path) -> None:
     uses = 3
-    # So slow that several connections are faster.
+    # The registry is so slow that several connections are faster.
     with Endless(0.02, signature_uses=uses) as registry:
         result = ocistream("pull", registry.hold(Image([128 * limits.MIB]), "big"), "-o", tmp_path / "big.tar")
     assert result.code == 0, result.err
-    # Parts that all go to the registry, or end with the first signature, are fewer.
+    # Without a new signature, or with all parts from the registry, there would be fewer parts.
     assert registry.parts > 10
     assert max(registry.signatures) > uses
 
@@ -313,14 +307,14 @@ def test_parts_share_a_signed_url_and_replace_it_when_it_has_expired(tmp_path: P
 
 
 def manifest(media_type: Any = OCI_MANIFEST, **fields: Any) -> bytes:
-    """Return a manifest without layers, laid out as nobody does."""
+    """Return a manifest without layers, formatted as no tool does."""
     config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}
     document = {"schemaVersion": 2, "config": config, "layers": [], **fields}
     return json.dumps({"mediaType": media_type, **document} if media_type else document, indent=7).encode()
 
 
 def inspected(start: Start, mover: Move, body: bytes, kind: str | None, **expected: Any) -> str:
-    """Inspect an image whose manifest is so, and return what is printed."""
+    """Inspect an image with this manifest, and return stdout."""
     headers = {} if kind is None else {"Content-Type": kind}
     registry = start()
     registry.faults = [Fault(Reply(200, headers, body), "GET", "/manifests/1", times=None)]
@@ -339,7 +333,7 @@ def inspected(start: Start, mover: Move, body: bytes, kind: str | None, **expect
         (DOCKER_LIST, DOCKER_MANIFEST),
     ],
 )
-def test_a_manifest_that_the_registry_calls_something_else_is_refused(
+def test_a_manifest_with_a_contradicting_content_type_is_refused(
     declared: str, own: str, start: Start, mover: Move
 ) -> None:
     inspected(start, mover, manifest(own), declared, code=6, says="was sent as")
@@ -349,7 +343,7 @@ def test_a_manifest_that_the_registry_calls_something_else_is_refused(
 @pytest.mark.parametrize(
     "body", [b"", b"<html>sign in</html>", b"[]", b"{", b'{"mediaType": "not one"}', manifest(5), manifest(["x"])]
 )
-def test_what_is_not_a_manifest_is_refused(body: bytes, start: Start, mover: Move) -> None:
+def test_a_document_that_is_not_a_manifest_is_refused(body: bytes, start: Start, mover: Move) -> None:
     inspected(start, mover, body, "text/html", code=6)
 
 
@@ -363,7 +357,7 @@ def test_what_is_not_a_manifest_is_refused(body: bytes, start: Start, mover: Mov
         (DOCKER_MANIFEST, None, DOCKER_MANIFEST),
     ],
 )
-def test_a_manifest_whose_type_only_its_shape_tells_is_understood(
+def test_a_manifest_without_a_stated_type_is_recognized_by_its_fields(
     declared: str | None, own: str | None, kind: str, start: Start, mover: Move, layout: Layout
 ) -> None:
     source, target = start(), start(registry_quirks.KEEPS_TYPES)
@@ -382,7 +376,7 @@ def test_a_manifest_whose_type_only_its_shape_tells_is_understood(
 @pytest.mark.parametrize(
     "failure", [Drop(10), Resize(-10, stated=False), Reset(after=10), HangUp(), refusal(503)], ids=str
 )
-def test_a_manifest_that_breaks_off_is_asked_for_again(failure: Action, pulls: MakePulls) -> None:
+def test_a_truncated_manifest_is_requested_again(failure: Action, pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Fault(failure, "GET", "/manifests/", times=3), retries=3)
     assert len(used.registry.asked("GET", "/manifests/")) == 4
@@ -391,9 +385,7 @@ def test_a_manifest_that_breaks_off_is_asked_for_again(failure: Action, pulls: M
 
 
 @quirk(62)
-def test_bytes_that_are_announced_beyond_a_manifest_are_not_waited_for(
-    start: Start, mover: Move, layout: Layout
-) -> None:
+def test_a_manifest_with_a_wrong_content_length_is_refused_at_once(start: Start, mover: Move, layout: Layout) -> None:
     registry, index = start(), two_platforms(layout)
     seed(layout, index, registry.host, "app", "v1")
     child = layout.read(index["digest"])["manifests"][0]["digest"]
@@ -408,7 +400,7 @@ def test_bytes_that_are_announced_beyond_a_manifest_are_not_waited_for(
     [(None, 0), ("what", 0), ("sha384:abc", 0), (digest_of(b"other", "sha512"), 5), (digest_of(b"other"), 5)],
     ids=["nothing", "what", "sha384", "another by sha512", "another"],
 )
-def test_what_a_registry_says_that_it_stored_is_held_against_what_was_sent(
+def test_the_digest_that_a_registry_reports_for_a_push_is_compared(
     said: str | None, code: int, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -436,7 +428,7 @@ def test_what_a_registry_says_that_it_stored_is_held_against_what_was_sent(
     ],
     ids=["known", "DIGEST_INVALID", "UNSUPPORTED", "another refusal"],
 )
-def test_a_registry_that_does_not_know_sha512_is_told_of(
+def test_a_registry_without_sha512_is_reported(
     faults: list[Fault], code: int, words: str, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()

@@ -1,4 +1,4 @@
-"""Where a login is kept, in which form, and what of a file stays. Statement 56."""
+"""Where a login is stored, in which form, and what else in a file stays unchanged. Statement 56."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Start = Callable[..., QuirkyRegistry]
 
 @pytest.fixture
 def member(start: Start, tmp_path: Path) -> Home:
-    """Return the home of alice, whom the registry lets in."""
+    """Return the home of alice, whom the registry admits."""
     home = Home(tmp_path / "home", tmp_path / "bin", start(auth=Basic("alice", "se:cret")))
     write(home.config, f'[registry."docker.io"]\nurl = "{home.registry.url}"\n')
     return home
 
 
 def login(home: Home, registry: str = "") -> str:
-    """Log in, and return what was said."""
+    """Log in, and return stderr."""
     result = home.run("login", registry or home.host, "-u", "alice", "--password-stdin", stdin=b"se:cret")
     assertions.success(result)
     return result.err
@@ -42,7 +42,7 @@ def logout(home: Home) -> str:
 
 @quirk(56)
 @pytest.mark.parametrize("registry", ["docker.io", "index.docker.io", ""])
-def test_a_login_is_kept_where_docker_keeps_it_and_for_its_owner_only(registry: str, member: Home) -> None:
+def test_a_login_is_stored_as_docker_stores_it_in_a_private_file(registry: str, member: Home) -> None:
     login(member, registry)
     document = json.loads(member.docker.read_text())
     assert document == {"auths": {HUB if registry else member.host: entry("alice", "se:cret")}}
@@ -56,7 +56,7 @@ def test_a_login_is_kept_where_docker_keeps_it_and_for_its_owner_only(registry: 
 
 
 @quirk(56)
-def test_everything_else_in_the_file_stays_as_it_is(member: Home) -> None:
+def test_everything_else_in_the_file_stays_unchanged(member: Home) -> None:
     kept = {"other.example": {"auth": "kept as it is", "new": 1}, f"{member.host}/org": entry("scoped"), "?": None}
     before: dict[str, Any] = {
         "HttpHeaders": {"X": "ü"},
@@ -71,14 +71,14 @@ def test_everything_else_in_the_file_stays_as_it_is(member: Home) -> None:
     assert list(after) == list(before)
     found = member.docker.stat()
     login(member)
-    # What would not change is not written.
+    # A login that changes nothing does not write the file.
     assert (member.docker.stat().st_ino, member.docker.stat().st_mtime_ns) == (found.st_ino, found.st_mtime_ns)
     assert "~/.docker/config.json" in logout(member)
     assert json.loads(member.docker.read_text()) == before
 
 
 @quirk(56)
-def test_older_entries_of_the_same_host_give_way_but_their_other_fields_stay(member: Home) -> None:
+def test_a_login_replaces_older_entries_of_the_host_but_keeps_their_other_fields(member: Home) -> None:
     old = {"auth": encoded("old", "x"), "identitytoken": "t", "registrytoken": "r", "username": "u", "password": "p"}
     write(member.docker, {"auths": {"docker.io": old, HUB: old | {"email": "a@example.com"}, "index.docker.io": old}})
     login(member, "docker.io")
@@ -88,7 +88,7 @@ def test_older_entries_of_the_same_host_give_way_but_their_other_fields_stay(mem
 
 @quirk(56)
 @pytest.mark.parametrize("dangles", [True, False])
-def test_a_file_that_is_a_symbolic_link_stays_one(dangles: bool, member: Home, tmp_path: Path) -> None:
+def test_a_symbolic_link_to_the_file_is_kept(dangles: bool, member: Home, tmp_path: Path) -> None:
     target = tmp_path / "dotfiles" / "docker.json"
     others = {} if dangles else {"other.example": entry("bob")}
     if dangles:
@@ -104,7 +104,7 @@ def test_a_file_that_is_a_symbolic_link_stays_one(dangles: bool, member: Home, t
 
 
 @quirk(56)
-def test_with_a_helper_the_secret_goes_there_and_the_file_only_knows_of_it(member: Home) -> None:
+def test_a_helper_stores_the_secret_and_the_file_has_only_an_empty_entry(member: Home) -> None:
     for configured in ({"credsStore": "pass"}, {"credHelpers": {member.host: "pass"}}):
         member.helper("pass")
         write(member.docker, {**configured, "auths": {member.host: entry("old")}})
@@ -119,7 +119,7 @@ def test_with_a_helper_the_secret_goes_there_and_the_file_only_knows_of_it(membe
 
 
 @quirk(56)
-def test_a_host_whose_helper_is_switched_off_is_kept_in_the_file(member: Home) -> None:
+def test_a_login_for_a_host_with_a_disabled_helper_is_stored_in_the_file(member: Home) -> None:
     write(member.docker, {"credsStore": "pass", "credHelpers": {member.host: ""}})
     assert "~/.docker/config.json" in login(member)
     assert member.user() == "alice"
@@ -127,7 +127,7 @@ def test_a_host_whose_helper_is_switched_off_is_kept_in_the_file(member: Home) -
 
 @quirk(56)
 @pytest.mark.parametrize("verb", ["store", "erase"])
-def test_a_helper_that_fails_to_keep_or_to_erase_is_named_and_the_file_is_left(verb: str, member: Home) -> None:
+def test_a_helper_that_fails_to_store_or_erase_is_an_error_and_the_file_is_unchanged(verb: str, member: Home) -> None:
     member.helper("bad", f'#!/bin/sh\n[ $1 = {verb} ] && exit 3\necho \'{{"Username": "x", "Secret": "hidden"}}\'\n')
     document = {"credsStore": "bad", "auths": {member.host: entry("old")}}
     write(member.docker, document)
@@ -140,7 +140,7 @@ def test_a_helper_that_fails_to_keep_or_to_erase_is_named_and_the_file_is_left(v
 
 
 @quirk(56)
-def test_nothing_is_kept_where_it_would_do_harm(member: Home) -> None:
+def test_a_malformed_file_an_unwritable_folder_and_an_invalid_user_are_refused(member: Home) -> None:
     write(member.docker, "{ mine")
     for result in (
         member.run("login", member.host, "-u", "alice", "--password-stdin", stdin=b"se:cret"),

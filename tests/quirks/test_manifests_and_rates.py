@@ -1,4 +1,4 @@
-"""Manifests as they are called, and registries that have enough or fail: statements 28 to 30, and 32 of tags."""
+"""Media types of manifests, rate limits and failing registries: statements 28 to 30, and 32 of tags."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from tests.registry_http import manifest, manifest_digest, seed
 
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
-#: Longer than anybody waits for nothing, and shorter than what is obeyed.
+#: A wait in seconds that is longer than any backoff, and within the limit.
 LONG: Final = 120.0
-#: More seconds than are obeyed.
+#: A wait in seconds beyond the limit.
 TOO_LONG: Final = 301
 
 
@@ -42,7 +42,7 @@ TOO_LONG: Final = 301
 @pytest.mark.parametrize(
     ("media", "types"), [("oci", {OCI_INDEX, OCI_MANIFEST}), ("docker", {DOCKER_LIST, DOCKER_MANIFEST})]
 )
-def test_a_manifest_is_called_what_it_calls_itself_and_its_bytes_stay(
+def test_a_manifest_is_pushed_with_its_own_media_type_and_its_bytes_unchanged(
     media: Any, types: set[str], how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(registry_quirks.KEEPS_TYPES)
@@ -56,7 +56,7 @@ def test_a_manifest_is_called_what_it_calls_itself_and_its_bytes_stay(
 
 @quirk(28)
 @pytest.mark.parametrize("way", ["from an archive", "from a registry"])
-def test_a_manifest_that_does_not_say_is_called_what_others_call_it(
+def test_a_manifest_without_a_media_type_is_pushed_with_that_of_its_descriptor(
     way: str, start: Start, mover: Move, layout: Layout
 ) -> None:
     image = small_image(layout)
@@ -75,15 +75,13 @@ def test_a_manifest_that_does_not_say_is_called_what_others_call_it(
 
 
 @quirk(57)
-def test_a_registry_that_stored_another_manifest_than_was_sent_is_caught(
-    start: Start, mover: Move, layout: Layout
-) -> None:
+def test_a_registry_that_stored_another_manifest_is_detected(start: Start, mover: Move, layout: Layout) -> None:
     other = f"sha256:{'0' * 64}"
     registry = start(Quirk("stores another", (Fault(Header("Docker-Content-Digest", other), "PUT", "/manifests/"),)))
     image, archive = one_layer(layout)
     words = ("the registry stored", other, image["digest"])
     mover().push(archive, f"{registry.host}/app:v1", code=5, says=words)
-    # Which algorithm it calls the manifest by is its business.
+    # The registry may use another algorithm for its digest.
     by_sha512 = Header("Docker-Content-Digest", digest_of(layout.file(image["digest"]).read_bytes(), "sha512"))
     registry.faults = [Fault(by_sha512, "PUT", "/manifests/", times=None)]
     assert mover().push(archive, f"{registry.host}/app:v1").lines() == [f"{registry.host}/app:v1@{image['digest']}"]
@@ -91,7 +89,7 @@ def test_a_registry_that_stored_another_manifest_than_was_sent_is_caught(
 
 @quirk(29)
 @pytest.mark.parametrize("form", ["seconds", "date", "nothing"])
-def test_a_429_of_any_request_is_waited_out(form: Any, start: Start, mover: Move, layout: Layout) -> None:
+def test_any_request_is_retried_after_429(form: Any, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.too_many(form, methods=".*"))
     image, archive = one_layer(layout)
     pushed = mover().push(archive, f"{registry.host}/app:v1", "file", "-v")
@@ -101,14 +99,14 @@ def test_a_429_of_any_request_is_waited_out(form: Any, start: Start, mover: Move
     assert 429 in {request.status for request in registry.asked("PUT", "/manifests/")}
     assert is_stored(registry, layout, layer_of(layout, image))
     longest = max(pushed.waits)
-    # A date has whole seconds.
+    # The resolution of a date is a second.
     assert longest < 5 if form == "nothing" else 5 < longest <= 7
     assert "answered 429" in pushed.err
 
 
 @quirk(29)
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["at the same registry", "at another one"])
-def test_a_registry_that_has_enough_of_one_request_gets_no_other_meanwhile(
+def test_after_429_all_requests_to_the_registry_wait(
     elsewhere: bool, start: Start, mover: Move, layout: Layout
 ) -> None:
     first, target = start(), start()
@@ -125,7 +123,7 @@ def test_a_registry_that_has_enough_of_one_request_gets_no_other_meanwhile(
             for registry, tag in entries
         )
     )
-    # It is not tried again itself, so that a wait is another one's.
+    # --retries 0: the refused request is not retried, so that a wait is of another request.
     result = run("sync", plan, "--jobs", "1", "--retries", "0", env=used.env)
     assert result.code == 7, result.err
     assert [round(wait, -1) for wait in result.waits] == ([] if elsewhere else [LONG])
@@ -133,7 +131,7 @@ def test_a_registry_that_has_enough_of_one_request_gets_no_other_meanwhile(
 
 
 @quirk(29)
-def test_a_wait_beyond_the_bound_is_no_wait_and_is_said(start: Start, mover: Move, layout: Layout) -> None:
+def test_a_retry_after_beyond_the_limit_is_an_error(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(Quirk("enough", (Fault(too_many_requests(TOO_LONG), "HEAD", times=None),)))
     _, archive = one_layer(layout)
     mover("--jobs", "1").push(archive, f"{registry.host}/app:v1", code=7, says=("429", f"{TOO_LONG} s"))
@@ -141,7 +139,7 @@ def test_a_wait_beyond_the_bound_is_no_wait_and_is_said(start: Start, mover: Mov
 
 
 @quirk(29)
-def test_a_wait_is_shown(start: Start, mover: Move, layout: Layout) -> None:
+def test_a_wait_is_reported(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(Quirk("enough", (Fault(too_many_requests(1), "PUT", "/manifests/"),)))
     image, archive = one_layer(layout)
     result = mover().push(archive, f"{registry.host}/app:v1", "file", "-v", "--log-format", "json")
@@ -153,7 +151,7 @@ def test_a_wait_is_shown(start: Start, mover: Move, layout: Layout) -> None:
 
 @quirk(30)
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
-def test_what_may_pass_is_tried_again(status: int, start: Start, mover: Move, layout: Layout) -> None:
+def test_a_temporary_failure_is_retried(status: int, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.in_trouble(status, methods=".*"))
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
@@ -166,9 +164,7 @@ def test_what_may_pass_is_tried_again(status: int, start: Start, mover: Move, la
 @quirk(30)
 @pytest.mark.parametrize("status", [400, 402, 410, 422, 451])
 @pytest.mark.parametrize("what", ["manifests/v1", "blobs/uploads/"])
-def test_what_is_refused_for_good_is_not_tried_again(
-    what: str, status: int, start: Start, mover: Move, layout: Layout
-) -> None:
+def test_a_permanent_refusal_is_not_retried(what: str, status: int, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(Quirk("refuses", (Fault(refusal(status, "DENIED"), "POST|PUT", what, times=None),)))
     _, archive = one_layer(layout)
     mover("--jobs", "1").push(archive, f"{registry.host}/app:v1", code=7, says=str(status))
@@ -176,14 +172,14 @@ def test_what_is_refused_for_good_is_not_tried_again(
 
 
 @quirk(30)
-def test_waits_grow_and_no_two_are_the_same(start: Start, mover: Move, layout: Layout) -> None:
+def test_waits_grow_and_are_random(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(Quirk("down", (Fault(refusal(503), "HEAD", times=None),)))
     _, archive = one_layer(layout)
     options = ("--jobs", "1", "--retries", "8")
     failed = mover(*options).push(archive, f"{registry.host}/app:v1", code=7, says="503")
     waits = [wait for wait in failed.waits if wait]
     assert len(waits) == len(set(waits)) == 8
-    # Up to 0.4 s, then twice as long each time, up to 20 s; and half of that at least.
+    # The upper bounds are 0.4 s, then twice as long each time, at most 20 s; the lower bounds are half of that.
     longest = [min(0.4 * 2**number, 20.0) for number in range(8)]
     assert all(bound / 2 <= wait <= bound for bound, wait in zip(longest, waits, strict=True))
 
@@ -191,7 +187,7 @@ def test_waits_grow_and_no_two_are_the_same(start: Start, mover: Move, layout: L
 @quirk(30)
 @pytest.mark.parametrize("action", [Drop(300_000), Reset(300_000)], ids=["a proper end", "a reset"])
 @pytest.mark.parametrize("how", WAYS)
-def test_a_download_that_breaks_goes_on_where_it_was(
+def test_a_broken_download_resumes_where_it_stopped(
     action: Any, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     image, _ = one_layer(layout, 2 * MIB)
@@ -201,16 +197,14 @@ def test_a_download_that_breaks_goes_on_where_it_was(
     pulled = mover().pull(f"{registry.host}/app:v1", how)
     assert pulled[f"blobs/sha256/{digest[7:]}"] == layout.file(digest).read_bytes()
     starts = [int((request.headers["Range"] or "bytes=0-")[6:-1]) for request in registry.asked("GET", digest)]
-    # A reset may take with it what had come of one read.
+    # A reset may lose the bytes of one read.
     assert starts[0] == 0
     assert all(later - earlier > 200_000 for earlier, later in itertools.pairwise(starts))
     assert len(starts) == 4
 
 
 @quirk(30)
-def test_a_broken_upload_is_tried_again_where_its_bytes_can_be_had_again(
-    start: Start, mover: Move, layout: Layout
-) -> None:
+def test_a_broken_upload_from_a_file_is_retried(start: Start, mover: Move, layout: Layout) -> None:
     image, archive = one_layer(layout, 3 * MIB)
     registry = start(Quirk("breaks", (Fault(StopReading(MIB, reset=True), "PATCH", larger_than=2 * MIB),)))
     mover().push(archive, f"{registry.host}/app:v1")
@@ -220,9 +214,7 @@ def test_a_broken_upload_is_tried_again_where_its_bytes_can_be_had_again(
 
 @quirk(30)
 @pytest.mark.parametrize("how", WAYS)
-def test_an_upload_that_breaks_for_ever_makes_nothing_visible(
-    how: How, start: Start, mover: Move, layout: Layout
-) -> None:
+def test_an_upload_that_always_breaks_writes_no_manifest(how: How, start: Start, mover: Move, layout: Layout) -> None:
     _, archive = one_layer(layout, 3 * MIB)
     breaks = Fault(StopReading(0, reset=True), "PATCH|PUT", "uploads", times=None, larger_than=MIB // 8)
     registry = start(Quirk("breaks", (breaks,)))
@@ -231,7 +223,7 @@ def test_an_upload_that_breaks_for_ever_makes_nothing_visible(
 
 
 @quirk(32)
-def test_what_cosign_adds_as_tags_can_be_chosen_as_tags(start: Start, mover: Move, layout: Layout) -> None:
+def test_the_tags_of_cosign_can_be_selected_as_tags(start: Start, mover: Move, layout: Layout) -> None:
     source, target = start(), start()
     image = small_image(layout)
     seed(layout, image, source.host, "app", "v1")

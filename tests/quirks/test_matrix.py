@@ -1,4 +1,4 @@
-"""Every statement has a test; and whatever a registry's habits, an image that was pushed comes back the same."""
+"""Every statement has a test, and a pushed image comes back unchanged from a registry with any quirk."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.quirks.statements import QUIRKS, quirk
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
 
-#: More than one chunk of ours, and not a multiple of one.
+#: More than one of our chunks, and not a multiple of a chunk.
 _LAYER: Final = 600_001
 
 
 def numbers_tested() -> set[int]:
-    """Return the number of every statement for which a test stands in this folder."""
+    """Return the numbers of all statements that a test in this folder has."""
     found: set[int] = set()
     for path in Path(__file__).parent.glob("test_*.py"):
         module = importlib.import_module(f"tests.quirks.{path.stem}")
@@ -46,7 +46,7 @@ def test_every_statement_has_a_test() -> None:
 
 
 def image_in(layout: Layout) -> tuple[Descriptor, bytes]:
-    """Return an index of two small images, one with a layer of several chunks, and the archive that holds it."""
+    """Return an index of two small images, one with a layer of several chunks, and its archive."""
     shared = tar_layer({"etc/motd": b"the same on all\n"})
     images = [
         layout.image([shared, _LAYER], platform="linux/amd64"),
@@ -57,7 +57,7 @@ def image_in(layout: Layout) -> tuple[Descriptor, bytes]:
 
 
 def there_and_back(registry: QuirkyRegistry, mover: Mover, layout: Layout, how: How) -> None:
-    """Push an image and pull it again: nothing is there but what was pushed, byte for byte."""
+    """Push an image and pull it: the result has exactly the pushed blobs."""
     index, archive = image_in(layout)
     image = f"{registry.host}/team/app:v1"
     assert mover.push(archive, image, how).lines() == [f"{image}@{index['digest']}"]
@@ -65,13 +65,13 @@ def there_and_back(registry: QuirkyRegistry, mover: Mover, layout: Layout, how: 
     (entry,) = index_in(pulled)
     assert (entry["digest"], entry["mediaType"]) == (index["digest"], index["mediaType"])
     assert check_blobs(pulled) == {f"sha256:{path.name}" for path in (layout.path / "blobs/sha256").iterdir()}
-    # What was begun is over, unless it takes a right to delete that a token for pushing does not have.
+    # No upload session remains, except where a token for pushing has no right to delete it.
     if not isinstance(registry.auth, Bearer):
         assert list((registry.layout.path / "blobs").glob("*/.*")) == []
 
 
-#: Each kind of registry with a file or a pipe, in turn, and so each quirk that none of them has. The nightly run has
-#: each quirk alone, and the other way.
+#: Each kind of registry with a file or a pipe in turn, and each quirk that no kind has. The nightly run also has each
+#: quirk alone, and the other of file and pipe.
 _IN_KINDS: Final = {habit.name for kind in KINDS for habit in kind.quirks}
 _TURNS: Final = [
     pytest.param(habit, how, marks=quirk(number) if usual else pytest.mark.nightly, id=f"{number}-{habit}-{how}")
@@ -86,14 +86,14 @@ _TURNS_OF_KINDS: Final = [
 
 
 @pytest.mark.parametrize(("habit", "how"), _TURNS)
-def test_an_image_comes_back_as_it_was_pushed_from_a_registry_with_one_quirk(
+def test_an_image_comes_back_unchanged_from_a_registry_with_one_quirk(
     habit: Quirk, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     there_and_back(start(habit), mover(), layout, how)
 
 
 @pytest.mark.parametrize(("kind", "how"), _TURNS_OF_KINDS)
-def test_an_image_comes_back_as_it_was_pushed_from_a_registry_with_the_quirks_of(
+def test_an_image_comes_back_unchanged_from_a_registry_with_the_quirks_of(
     kind: Kind, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     there_and_back(start(*kind.quirks, auth=kind.auth()), mover(), layout, how)

@@ -1,4 +1,4 @@
-"""A registry's credential and its mirrors: a mirror that nobody has logged in to hears none of it."""
+"""A mirror without a login of its own never gets the registry's credential."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MakeTap = Callable[[str], Tap]
 @quirk(20)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("mirror", ["has it", "lacks it", "wants a password", "hangs up"])
-def test_a_mirror_hears_no_credential_of_the_registry(
+def test_a_mirror_gets_no_credential_of_the_registry(
     mirror: str, scheme: Scheme, start: Start, tap: MakeTap, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(auth=scheme.auth())
@@ -43,6 +43,6 @@ def test_a_mirror_hears_no_credential_of_the_registry(
     assert result.lines() == [f"{registry.host}/app:v1@{image['digest']}"]
     assert b"/v2/app/" in second.heard or mirror == "hangs up"
     was_shown(registry)
-    # It may have a token of its own, that anybody gets.
+    # It may get an anonymous token of its own.
     assert not any(secret.encode() in second.heard for secret in secrets_of(registry))
     assert_unprinted(result, registry)

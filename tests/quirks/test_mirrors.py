@@ -1,4 +1,4 @@
-"""Reading from mirrors: what one does wrong costs a request or two, and the image arrives. Statement 52."""
+"""Pulls from mirrors: a failing mirror costs one or two requests, and the image arrives. Statement 52."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ FAILURES: Final[dict[str, Action]] = {
 
 @quirk(52)
 @pytest.mark.parametrize(("what", "how"), [*((what, "file") for what in FAILURES), ("hangs up", "pipe")])
-def test_a_mirror_that_fails_is_asked_at_most_twice_and_told_of_once(
-    what: str, how: How, mirrored: MakeMirrored
-) -> None:
+def test_a_failing_mirror_gets_few_requests_and_is_reported_once(what: str, how: How, mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(FAILURES[what], times=None))
     result = used.pull(how=how)
@@ -52,7 +50,7 @@ def test_a_mirror_that_fails_is_asked_at_most_twice_and_told_of_once(
 
 
 @quirk(52)
-def test_a_mirror_that_is_down_costs_the_way_to_the_next_one(mirrored: MakeMirrored) -> None:
+def test_after_an_unreachable_mirror_the_next_one_is_used(mirrored: MakeMirrored) -> None:
     used = mirrored()
     down = f"127.0.0.1:{unused_port()}"
     second = used.mirror()
@@ -64,7 +62,7 @@ def test_a_mirror_that_is_down_costs_the_way_to_the_next_one(mirrored: MakeMirro
 
 
 @quirk(52)
-def test_a_host_that_is_down_is_not_asked_for_another_image(mirrored: MakeMirrored) -> None:
+def test_an_unreachable_mirror_is_not_asked_for_another_image(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(HangUp(), times=None))
     seed(used.layout, used.image, used.registry.host, "app", "2")
@@ -77,7 +75,7 @@ def test_a_host_that_is_down_is_not_asked_for_another_image(mirrored: MakeMirror
 
 
 @quirk(52)
-def test_a_mirror_that_wants_a_password_is_not_asked_for_each_blob(mirrored: MakeMirrored) -> None:
+def test_a_mirror_that_requires_a_password_is_not_asked_for_each_blob(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(auth=Basic("somebody", "else"))
     result = used.pull()
@@ -96,14 +94,14 @@ def test_a_mirror_that_lacks_one_blob_is_asked_for_the_others(mirrored: MakeMirr
 
 @quirk(52)
 @pytest.mark.parametrize(("status", "code"), [(404, 4), (403, 3), (503, 7)])
-def test_what_the_registry_itself_says_is_what_counts(status: int, code: int, mirrored: MakeMirrored) -> None:
+def test_the_registry_s_own_error_is_reported(status: int, code: int, mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.mirror(lacks=True)
     used.registry.faults = [Fault(refusal(status), times=None)]
     used.mover.pull(used.name, "file", *used.configure(), code=code, says=used.registry.host)
 
 
-# A mirror that breaks off ---------------------------------------------------------------------------------------
+# Broken downloads from mirrors ----------------------------------------------------------------------------------
 
 _CUT: Final = 300_000
 
@@ -115,19 +113,21 @@ def large(layout: Layout) -> dict[str, object]:
 @quirk(52)
 @both_ways
 @pytest.mark.parametrize("action", [Drop(_CUT), Reset(_CUT)], ids=["a proper end", "a reset"])
-def test_the_registry_continues_where_a_mirror_broke_off(action: Action, how: How, mirrored: MakeMirrored) -> None:
+def test_a_download_that_broke_at_a_mirror_resumes_at_the_registry(
+    action: Action, how: How, mirrored: MakeMirrored
+) -> None:
     used = mirrored(large)
     layer = layer_of(used.layout, used.image)["digest"]
     mirror = used.mirror(Fault(action, path=layer), Fault(HangUp(), path=layer, times=None))
     result = used.pull(how=how)
     (request,) = used.registry.asked("GET", layer)
-    # What has come is asked for nowhere again.
+    # Received bytes are not requested again.
     assert 0 < int((request.headers["Range"] or "").removeprefix("bytes=").removesuffix("-")) <= _CUT
     assert f"the mirror {mirror.host}/hub/app: " in result.err
 
 
 @quirk(52)
-def test_a_mirror_that_broke_off_once_continues_itself(mirrored: MakeMirrored) -> None:
+def test_a_download_that_broke_once_resumes_at_the_same_mirror(mirrored: MakeMirrored) -> None:
     used = mirrored(large)
     layer = layer_of(used.layout, used.image)["digest"]
     mirror = used.mirror(Fault(Drop(_CUT), path=layer))
@@ -137,7 +137,7 @@ def test_a_mirror_that_broke_off_once_continues_itself(mirrored: MakeMirrored) -
 
 
 @quirk(52)
-def test_two_mirrors_and_the_registry_give_one_blob_between_them(mirrored: MakeMirrored) -> None:
+def test_two_mirrors_and_the_registry_deliver_one_blob_together(mirrored: MakeMirrored) -> None:
     used = mirrored(large)
     layer = layer_of(used.layout, used.image)["digest"]
     for _ in range(2):
@@ -150,7 +150,7 @@ def test_two_mirrors_and_the_registry_give_one_blob_between_them(mirrored: MakeM
 
 
 @quirk(52)
-def test_a_mirror_has_a_second_chance_where_the_registry_cannot_be_reached(mirrored: MakeMirrored) -> None:
+def test_a_mirror_is_tried_again_if_the_registry_is_unreachable(mirrored: MakeMirrored) -> None:
     used = mirrored()
     layer = layer_of(used.layout, used.image)["digest"]
     used.mirror(Fault(HangUp(), path=layer, times=3))
@@ -159,7 +159,7 @@ def test_a_mirror_has_a_second_chance_where_the_registry_cannot_be_reached(mirro
 
 
 @quirk(52)
-def test_a_mirror_that_never_answered_gets_no_second_chance(mirrored: MakeMirrored) -> None:
+def test_a_mirror_that_never_answered_is_not_tried_again(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(HangUp(), times=None))
     nowhere = f"127.0.0.1:{unused_port()}"
@@ -168,7 +168,7 @@ def test_a_mirror_that_never_answered_gets_no_second_chance(mirrored: MakeMirror
 
 
 @quirk(52)
-def test_a_mirror_that_lied_gets_no_second_chance(mirrored: MakeMirrored) -> None:
+def test_a_mirror_that_sent_wrong_content_is_not_tried_again(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
     options = used.configure(url=f"http://127.0.0.1:{unused_port()}")
@@ -176,7 +176,7 @@ def test_a_mirror_that_lied_gets_no_second_chance(mirrored: MakeMirrored) -> Non
 
 
 @quirk(52)
-def test_what_the_mirror_says_at_last_is_what_is_told(mirrored: MakeMirrored) -> None:
+def test_the_last_error_of_the_mirror_is_reported(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(refusal(503, "UNAVAILABLE"), path="/blobs/", times=None))
     options = used.configure(url=f"http://127.0.0.1:{unused_port()}")
@@ -184,7 +184,7 @@ def test_what_the_mirror_says_at_last_is_what_is_told(mirrored: MakeMirrored) ->
 
 
 @quirk(52)
-def test_a_mirror_that_stalls_is_left(mirrored: MakeMirrored) -> None:
+def test_a_stalled_mirror_is_abandoned(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.mirror(Fault(Stall(), times=None))
     options = ["--platform", "all", "--no-referrers", "--stall-timeout", "1.5", "--jobs", "1", "-v"]
@@ -208,7 +208,7 @@ def test_a_blob_is_mounted_from_the_registry_and_never_from_a_mirror(mirrored: M
 
 
 @quirk(52)
-def test_a_mirror_for_digests_gives_what_an_image_needs_and_not_what_its_tag_is(mirrored: MakeMirrored) -> None:
+def test_a_digest_only_mirror_serves_blobs_but_does_not_resolve_tags(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror()
     used.pull(pull="digest-only")
@@ -217,7 +217,7 @@ def test_a_mirror_for_digests_gives_what_an_image_needs_and_not_what_its_tag_is(
 
 
 @quirk(52)
-def test_a_mirror_for_tags_gives_all_of_a_tag_s_image_and_nothing_by_digest(mirrored: MakeMirrored) -> None:
+def test_a_tag_only_mirror_serves_images_by_tag_and_none_by_digest(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror()
     used.pull(pull="tag-only")
@@ -231,7 +231,7 @@ def test_a_mirror_for_tags_gives_all_of_a_tag_s_image_and_nothing_by_digest(mirr
 
 
 @quirk(52)
-def test_tags_are_the_registry_s_and_a_mirror_s_only_where_there_are_no_others(mirrored: MakeMirrored) -> None:
+def test_tags_are_listed_by_the_registry_and_by_a_mirror_only_if_it_is_unreachable(mirrored: MakeMirrored) -> None:
     used = mirrored()
     lacks, mirror = used.mirror(lacks=True), used.mirror()
     seed(used.layout, used.image, used.registry.host, "app", "2")
@@ -253,7 +253,7 @@ def test_tags_are_the_registry_s_and_a_mirror_s_only_where_there_are_no_others(m
 @quirk(31)
 @quirk(52)
 @pytest.mark.parametrize("has_them", [True, False], ids=["of the mirror", "of the registry"])
-def test_referrers_are_those_of_the_first_place_that_knows_of_any(has_them: bool, mirrored: MakeMirrored) -> None:
+def test_referrers_come_from_the_first_source_that_lists_any(has_them: bool, mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror()
     signature = used.layout.artifact(b"signature", subject=used.image)
@@ -261,7 +261,7 @@ def test_referrers_are_those_of_the_first_place_that_knows_of_any(has_them: bool
         seed(used.layout, signature, mirror.host, "hub/app")
     else:
         seed(used.layout, signature, used.registry.host, "app")
-    # What cosign keeps under a tag is looked for in each place.
+    # Tags of cosign are requested from each source.
     tagged = cosign_signature(used.layout, used.image)
     seed(used.layout, tagged, used.registry.host, "app", cosign_tag(used.image))
     used.registry.requests.clear()
@@ -274,12 +274,12 @@ def test_referrers_are_those_of_the_first_place_that_knows_of_any(has_them: bool
 
 @quirk(31)
 @quirk(52)
-def test_a_registry_that_is_silent_behind_its_mirror_is_asked_once_for_referrers(mirrored: MakeMirrored) -> None:
-    # Behind a firewall each question would cost a time-out, and there are four of them for each manifest.
+def test_an_unreachable_registry_is_asked_for_referrers_only_once(mirrored: MakeMirrored) -> None:
+    # Behind a firewall each request would cost a time-out, and there are four for each manifest.
     used = mirrored()
     used.mirror()
     used.registry.faults = [Fault(HangUp(), times=None)]
     out = used.mover.folder / "out"
     result = used.mover.run("copy", used.name, f"oci:{out}", "--platform", "all", *used.configure())
-    assert len(used.registry.requests) == 2, "one question, tried as often as a mirror"
+    assert len(used.registry.requests) == 2, "one request, with the attempts of a mirror"
     assert result.err.count("the registry may have more") == 1

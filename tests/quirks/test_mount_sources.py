@@ -1,4 +1,4 @@
-"""Repositories from which blobs may be mounted: which of them are asked, how, and how often. Statement 47."""
+"""Repositories from which blobs may be mounted: which ones are asked, how, and how often. Statement 47."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Move = Callable[..., Mover]
 
 
 def layers(layout: Layout, count: int) -> tuple[Descriptor, bytes]:
-    """Return an image of so many small layers, and the archive that holds it."""
+    """Return an image of `count` small layers, and its archive."""
     image = layout.image([f"layer {number}".encode() for number in range(count)], name="app")
     return image, tar_of(small_first(layout))
 
 
 def asked_of(registry: QuirkyRegistry, blob: Descriptor) -> list[str]:
-    """Return the requests by which a mount of a blob was tried: METHOD and repository."""
+    """Return the requests that tried to mount a blob: METHOD and repository."""
     found = []
     for request in registry.asked("POST|HEAD", blob["digest"].replace(":", "(:|%3[Aa])")):
         repository = request.query.get("from", [request.path.removeprefix("/v2/").partition("/blobs/")[0]])[0]
@@ -44,13 +44,13 @@ def mounting(mover: Move, *repositories: str) -> Mover:
 
 
 @quirk(47)
-def test_the_first_is_asked_for_the_mount_and_the_second_whether_it_has_the_blob(
+def test_the_first_repository_gets_the_mount_request_and_the_second_a_head(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(registry_quirks.only_in())
     image, archive = layers(layout, 1)
     mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1")
-    # What the first has answered is the session of the upload; the question to the second opens nothing.
+    # The response to the mount is the upload session; the HEAD opens none.
     for blob in (config_of(layout, image), layer_of(layout, image)):
         assert asked_of(registry, blob) == ["HEAD app", "POST base", "HEAD other"]
     assert len(registry.asked("POST")) == len(registry.asked("PUT", "/blobs/uploads/")) == 2
@@ -59,7 +59,7 @@ def test_the_first_is_asked_for_the_mount_and_the_second_whether_it_has_the_blob
 
 
 @quirk(47)
-def test_what_the_second_has_is_mounted_from_there_and_the_session_of_the_first_deleted(
+def test_a_blob_is_mounted_from_the_second_repository_and_the_session_of_the_first_deleted(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(registry_quirks.only_in("other"))
@@ -69,7 +69,7 @@ def test_what_the_second_has_is_mounted_from_there_and_the_session_of_the_first_
     mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1")
     first, second = config_of(layout, image), layer_of(layout, image)
     assert asked_of(registry, first) == ["HEAD app", "POST base", "HEAD other", "POST other"]
-    # The repository that had the last one is asked first.
+    # The repository that had the last blob is asked first.
     assert asked_of(registry, second) == ["HEAD app", "POST other"]
     assert [request.status for request in registry.asked("DELETE", "/blobs/uploads/")] == [204]
     assert registry.asked("PATCH|PUT", "/blobs/") == []
@@ -100,7 +100,7 @@ def test_unused_sessions_are_deleted_only_until_a_deadline_and_the_next_run_uses
     source.faults = [Fault(refusal(404), "GET", "/blobs/", times=None)]
     clock, machine = tmp_path / "clock", tmp_path / "machine"
     machine.mkdir()
-    # The clock of the process is as many seconds ahead as this file has bytes.
+    # The size of this file is the number of seconds that the process's clock is ahead.
     clock.touch()
     (machine / "sitecustomize.py").write_text(
         "import os, time\n_monotonic = time.monotonic\n"
@@ -117,7 +117,7 @@ def test_unused_sessions_are_deleted_only_until_a_deadline_and_the_next_run_uses
     command = ("copy", f"{source.host}/app:v1", f"{registry.host}/app:v1", *used.options)
     result = ocistream(*command, env=used.env, no_waits=True, machine=machine)
     assert result.code == 4
-    # One session was used by the upload that failed. Only one of the other five was deleted in time.
+    # The failed upload used one session. Only one of the other five was deleted in time.
     assert len(registry.asked("POST", "mount=")) == 6
     assert len(registry.asked("DELETE")) == 2
     source.faults, registry.faults = [], []
@@ -139,9 +139,7 @@ def test_a_repository_that_refuses_is_not_asked_again(status: int, start: Start,
 
 
 @quirk(47)
-def test_a_repository_that_has_had_nothing_eight_times_is_not_asked_again(
-    start: Start, mover: Move, layout: Layout
-) -> None:
+def test_a_repository_that_lacked_eight_blobs_is_not_asked_again(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.only_in())
     _, archive = layers(layout, 12)
     mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1")
@@ -150,7 +148,9 @@ def test_a_repository_that_has_had_nothing_eight_times_is_not_asked_again(
 
 
 @quirk(47)
-def test_one_that_had_a_blob_is_asked_eight_times_more(start: Start, mover: Move, layout: Layout) -> None:
+def test_after_a_mount_a_repository_is_asked_for_eight_more_missing_blobs(
+    start: Start, mover: Move, layout: Layout
+) -> None:
     registry = start(registry_quirks.only_in("base"))
     image, archive = layers(layout, 20)
     seventh = layout.read(image["digest"])["layers"][6]
@@ -166,7 +166,7 @@ def test_one_that_had_a_blob_is_asked_eight_times_more(start: Start, mover: Move
 
 @quirk(18)
 @quirk(47)
-def test_the_token_for_asking_is_the_one_for_mounting(start: Start, mover: Move, layout: Layout) -> None:
+def test_the_head_uses_the_token_for_mounting(start: Start, mover: Move, layout: Layout) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=())
     registry = start(registry_quirks.only_in(), auth=auth)
     _, archive = layers(layout, 1)
@@ -182,7 +182,7 @@ def test_the_token_for_asking_is_the_one_for_mounting(start: Start, mover: Move,
 
 @quirk(47)
 @pytest.mark.parametrize("holder", ["base", "library/base"])
-def test_what_docker_hub_has_is_mounted_from_either_spelling_of_its_name(
+def test_a_base_image_of_docker_hub_is_mounted_from_either_form_of_its_name(
     holder: str, start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
     hub, target = start(), start(registry_quirks.only_in(holder))

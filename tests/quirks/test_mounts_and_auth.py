@@ -1,4 +1,4 @@
-"""Blobs that another repository has, tokens, and what may be shown to whom: statements 17 to 21."""
+"""Mounts, tokens, redirects and cookies: statements 17 to 21."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Move = Callable[..., Mover]
 
 
 def mounted(registry: QuirkyRegistry) -> list[int | None]:
-    """Return how each mount was answered."""
+    """Return the status of each mount."""
     return [request.status for request in registry.asked("POST", "mount=")]
 
 
 def _not_shared(*quirks: Quirk) -> tuple[Quirk, ...]:
-    """Return quirks of a registry of which each repository has its own blobs, so that there is something to mount."""
+    """Return quirks of a registry whose repositories have separate blobs, so that there is something to mount."""
 
     def forget(handler: Any, answer: Any) -> Any:
         looked = handler.command == "HEAD" and "/v2/copied/blobs/" in handler.path
@@ -40,7 +40,7 @@ def _not_shared(*quirks: Quirk) -> tuple[Quirk, ...]:
 
 
 @quirk(17)
-def test_a_mount_says_from_where(start: Start, mover: Move, layout: Layout) -> None:
+def test_a_mount_names_its_source_repository(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(*_not_shared(registry_quirks.MOUNT_WANTS_FROM))
     image = small_image(layout)
     seed(layout, image, registry.host, "team/app", "v1")
@@ -54,7 +54,9 @@ def test_a_mount_says_from_where(start: Start, mover: Move, layout: Layout) -> N
 
 @quirk(17)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500])
-def test_any_error_of_a_mount_means_an_upload(status: int, start: Start, mover: Move, layout: Layout) -> None:
+def test_after_any_error_of_a_mount_the_blob_is_uploaded(
+    status: int, start: Start, mover: Move, layout: Layout
+) -> None:
     registry = start(*_not_shared(registry_quirks.refused_mounts(status)))
     image = small_image(layout)
     seed(layout, image, registry.host, "team/app", "v1")
@@ -74,17 +76,17 @@ def test_any_error_of_a_mount_means_an_upload(status: int, start: Start, mover: 
     ],
     ids=["with mount= in its Location", "with a state"],
 )
-def test_an_upload_in_place_of_a_mount_is_gone_on_with_by_its_location(
+def test_an_upload_session_in_place_of_a_mount_is_used_at_its_location(
     quirks: tuple[Quirk, ...], kept: str, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(*_not_shared(*quirks))
-    # The config and the first layer are small, and are uploaded by one PUT each.
+    # The config and the first layer are small, so each takes one PUT.
     image = layout.image([tar_layer({"etc/motd": b"hello"}), 300_000])
     seed(layout, image, registry.host, "team/app", "v1")
     registry.requests.clear()
     mover().copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
     assert 201 not in mounted(registry)
-    # Nothing is opened beside it, and the query that came with it is still there.
+    # No further session is opened, and the query of the Location is preserved.
     assert len(registry.asked("POST")) == 3
     (patch,) = registry.asked("PATCH", "/v2/copied/blobs/uploads/")
     puts = registry.asked("PUT", "/v2/copied/blobs/uploads/")
@@ -98,7 +100,7 @@ def test_an_upload_in_place_of_a_mount_is_gone_on_with_by_its_location(
 
 
 @quirk(18)
-def test_the_token_of_a_mount_is_for_both_repositories_the_target_first(
+def test_the_token_for_a_mount_covers_both_repositories_the_target_first(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=("pull", "push"))
@@ -107,9 +109,9 @@ def test_the_token_of_a_mount_is_for_both_repositories_the_target_first(
     token = auth.token_for("repository:team/app:pull,push")
     seed(layout, image, registry.host, "team/app", "v1", headers={"Authorization": f"Bearer {token}"})
     auth.requests.clear()
-    # Who has no login: the user of this one would be asked for by name.
+    # No login: with a user the token request would name it.
     mover(env={}).copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
-    # Two threads may both be asked for a token before the first one has it.
+    # Two threads may both get a 401 before the first one has a token.
     assert mounted(registry).count(201) == 3
     assert set(mounted(registry)) <= {201, 401}
     assert ("repository:copied:pull,push", "repository:team/app:pull") in [request.scopes for request in auth.requests]
@@ -118,7 +120,9 @@ def test_the_token_of_a_mount_is_for_both_repositories_the_target_first(
 @quirk(19)
 @pytest.mark.parametrize("field", ["token", "access_token"])
 @pytest.mark.parametrize("how", WAYS)
-def test_a_token_is_found_under_either_name(field: Any, how: How, start: Start, mover: Move, layout: Layout) -> None:
+def test_a_token_is_accepted_as_token_or_access_token(
+    field: Any, how: How, start: Start, mover: Move, layout: Layout
+) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=(), field=field)
     registry = start(auth=auth)
     image, archive = one_layer(layout)
@@ -128,9 +132,7 @@ def test_a_token_is_found_under_either_name(field: Any, how: How, start: Start, 
 
 
 @quirk(19)
-def test_a_token_server_without_oauth2_is_asked_by_get(
-    start: Start, mover: Move, layout: Layout, tmp_path: Path
-) -> None:
+def test_a_token_server_without_oauth2_gets_a_get(start: Start, mover: Move, layout: Layout, tmp_path: Path) -> None:
     auth = Bearer({USER: "an identity"}, anonymous=(), oauth2=False)
     registry = start(auth=auth)
     image, archive = one_layer(layout)
@@ -142,7 +144,7 @@ def test_a_token_server_without_oauth2_is_asked_by_get(
 
 @quirk(19)
 @pytest.mark.parametrize("how", WAYS)
-def test_a_registry_that_does_not_say_how_says_it_at_its_base(
+def test_a_missing_challenge_is_requested_from_the_base_endpoint(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=(), challenge=False)
@@ -150,7 +152,7 @@ def test_a_registry_that_does_not_say_how_says_it_at_its_base(
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1", how)
     assert is_stored(registry, layout, layer_of(layout, image))
-    # Once: what was said there holds for all that comes.
+    # The challenge is reused for all later requests.
     assert len(registry.asked("GET", r"^/v2/\Z")) <= 4
     before = len(registry.asked("GET", r"^/v2/\Z"))
     mover().pull(f"{registry.host}/app:v1")
@@ -160,7 +162,7 @@ def test_a_registry_that_does_not_say_how_says_it_at_its_base(
 @quirk(20)
 @pytest.mark.parametrize("auth", [Basic(USER, PASSWORD), Bearer({USER: PASSWORD})], ids=["Basic", "Bearer"])
 @pytest.mark.parametrize("how", WAYS)
-def test_storage_elsewhere_gets_no_authorization(
+def test_storage_on_another_host_gets_no_authorization(
     auth: Any, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(registry_quirks.BLOBS_ELSEWHERE, auth=auth)
@@ -169,16 +171,14 @@ def test_storage_elsewhere_gets_no_authorization(
     pulled = mover().pull(f"{registry.host}/app:v1", how)
     assert f"blobs/sha256/{layer_of(layout, image)['digest'][7:]}" in pulled
     heard = registry.memory["tap"].heard
-    # A refusal of Authorization would have been a 400, and the query is as it was signed.
+    # The storage answers 400 to Authorization; the signed query is unchanged.
     assert heard.count(b"GET /v2/app/blobs/sha256:") == 2
     assert heard.count(b"?sig=a%2Fb%3D+c~ HTTP/1.1") == 2
     assert b"uthorization" not in heard
 
 
 @quirk(20)
-def test_a_relative_redirect_stays_at_home_and_keeps_its_authorization(
-    start: Start, mover: Move, layout: Layout
-) -> None:
+def test_a_relative_redirect_keeps_host_and_authorization(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.RELATIVE_REDIRECT, auth=Basic(USER, PASSWORD))
     _, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
@@ -190,7 +190,7 @@ def test_a_relative_redirect_stays_at_home_and_keeps_its_authorization(
 
 @quirk(21)
 @pytest.mark.parametrize("how", WAYS)
-def test_no_cookie_is_sent_back(how: How, start: Start, mover: Move, layout: Layout) -> None:
+def test_cookies_are_not_sent_back(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.COOKIES, auth=Bearer({USER: PASSWORD}, anonymous=()))
     image, archive = one_layer(layout)
     used = mover()

@@ -1,4 +1,4 @@
-"""What comes out of registries: statements 22 to 27."""
+"""Responses of registries to pulls: statements 22 to 27."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ from tests.registry_http import seed
 
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
-#: Where a download breaks off.
+#: The offset at which a download breaks.
 CUT: Final = 400_000
 
 
 @quirk(22)
 @pytest.mark.parametrize("how", WAYS)
-def test_what_would_be_compressed_on_the_way_is_asked_for_as_it_is(
-    how: How, start: Start, mover: Move, layout: Layout
-) -> None:
+def test_every_request_asks_for_the_identity_encoding(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.GZIPS)
     seed(layout, small_image(layout), registry.host, "app", "v1")
     registry.requests.clear()
@@ -47,7 +45,7 @@ def test_what_would_be_compressed_on_the_way_is_asked_for_as_it_is(
     ],
     ids=lambda quirks: " and ".join(map(str, quirks)),
 )
-def test_bytes_are_believed_over_headers_that_lack_or_lie(
+def test_bytes_count_more_than_missing_or_wrong_headers(
     quirks: tuple[Quirk, ...], start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(*quirks)
@@ -55,15 +53,13 @@ def test_bytes_are_believed_over_headers_that_lack_or_lie(
     seed(layout, image, registry.host, "app", "v1")
     pulled = mover().pull(f"{registry.host}/app:v1")
     assert check_blobs(pulled) == {f"sha256:{path.name}" for path in (layout.path / "blobs/sha256").iterdir()}
-    # The command says the digest that the bytes have.
+    # The command reports the digest of the bytes.
     result = mover().run("pull", f"{registry.host}/app:v1", "-o", mover().folder / "app.tar")
     assert result.lines() == [f"{registry.host}/app:v1@{image['digest']}"]
 
 
 @quirk(23)
-def test_what_is_there_is_not_sent_again_where_its_length_is_not_said(
-    start: Start, mover: Move, layout: Layout
-) -> None:
+def test_existing_blobs_are_not_sent_again_if_head_has_no_length(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.UNSIZED_HEAD, registry_quirks.NO_DIGESTS)
     image = small_image(layout, name="app")
     seed(layout, image, registry.host, "app", "v1")
@@ -74,7 +70,7 @@ def test_what_is_there_is_not_sent_again_where_its_length_is_not_said(
 
 @quirk(24)
 @pytest.mark.parametrize("how", WAYS)
-def test_all_of_a_blob_in_place_of_its_rest_is_read_from_where_it_broke(
+def test_known_bytes_are_skipped_if_the_registry_sends_the_complete_blob(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(
@@ -83,7 +79,7 @@ def test_all_of_a_blob_in_place_of_its_rest_is_read_from_where_it_broke(
     image = layout.image([LAYER], name="app")
     seed(layout, image, registry.host, "app", "v1")
     registry.requests.clear()
-    # The config is smaller than that, so it is the layer that breaks off.
+    # The config is smaller than the cut, so the fault applies to the layer.
     registry.faults[0].path = layer_of(layout, image)["digest"]
     check_blobs(mover().pull(f"{registry.host}/app:v1", how))
     asked = registry.asked("GET", layer_of(layout, image)["digest"])
@@ -91,7 +87,7 @@ def test_all_of_a_blob_in_place_of_its_rest_is_read_from_where_it_broke(
 
 
 @quirk(24)
-def test_no_more_is_read_a_second_time_than_a_bound_allows(start: Start, mover: Move, layout: Layout) -> None:
+def test_the_known_bytes_that_may_be_read_again_are_limited(start: Start, mover: Move, layout: Layout) -> None:
     cut_at = limits.MAX_DISCARD + 1
     image = layout.image([cut_at + LAYER], name="app")
     digest = layer_of(layout, image)["digest"]
@@ -102,7 +98,7 @@ def test_no_more_is_read_a_second_time_than_a_bound_allows(start: Start, mover: 
 
 
 @quirk(24)
-def test_another_part_than_was_asked_for_is_refused(start: Start, mover: Move, layout: Layout) -> None:
+def test_a_wrong_range_is_refused(start: Start, mover: Move, layout: Layout) -> None:
     def elsewhere(_: Any, answer: Any) -> Any:
         return changed(answer, Content_Range=f"bytes 0-9/{LAYER}") if answer.status == 206 else answer
 
@@ -115,7 +111,7 @@ def test_another_part_than_was_asked_for_is_refused(start: Start, mover: Move, l
 
 @quirk(25)
 @pytest.mark.parametrize("how", ["image", "child"])
-def test_a_manifest_of_another_digest_than_was_asked_for_is_refused(
+def test_a_manifest_with_another_digest_than_requested_is_refused(
     how: str, start: Start, mover: Move, layout: Layout
 ) -> None:
     image = small_image(layout)
@@ -130,7 +126,7 @@ def test_a_manifest_of_another_digest_than_was_asked_for_is_refused(
 
 
 def tagged(layout: Layout, registry: QuirkyRegistry) -> list[str]:
-    """Put some tags into a registry."""
+    """Push some tags to a registry."""
     found = ["1", "2", "latest"]
     for tag in found:
         seed(layout, small_image(layout), registry.host, "app", tag)
@@ -149,19 +145,19 @@ def tagged(layout: Layout, registry: QuirkyRegistry) -> list[str]:
     ],
     ids=lambda quirks: " and ".join(map(str, quirks)),
 )
-def test_a_list_of_tags_is_read_whatever_is_in_it(
+def test_a_list_of_tags_is_read_despite_quirks(
     quirks: tuple[Quirk, ...], start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(*quirks)
     expected = tagged(layout, registry)
     registry.requests.clear()
     assert mover().run("inspect", f"{registry.host}/app").lines() == expected
-    # A circle is left as soon as a page comes again.
+    # Circular links end at the first repeated page.
     assert 1 <= len(registry.asked("GET", "/tags/list")) <= 3
 
 
 @quirk(26)
-def test_every_page_of_tags_is_read_by_a_relative_link(start: Start, mover: Move, layout: Layout) -> None:
+def test_all_pages_of_tags_are_read_through_relative_links(start: Start, mover: Move, layout: Layout) -> None:
     def two_at_a_time(handler: Any) -> None:
         if "/tags/list" in handler.path:
             last = handler.path.partition("last=")[2].partition("&")[0]
@@ -184,7 +180,7 @@ def test_unknown_with_a_text_is_not_found(start: Start, mover: Move) -> None:
 
 
 @quirk(27)
-def test_403_says_that_it_may_be_the_name_that_is_wrong(start: Start, mover: Move) -> None:
+def test_the_error_for_403_suggests_checking_the_name(start: Start, mover: Move) -> None:
     registry = start(registry_quirks.NOT_FOUND_IS_403)
     mover(env={}).pull(
         f"{registry.host}/app:v1", code=3, says=("403", "check the name and your permissions", "ocistream login")
@@ -192,7 +188,7 @@ def test_403_says_that_it_may_be_the_name_that_is_wrong(start: Start, mover: Mov
 
 
 @quirk(23)
-def test_the_digest_of_a_config_is_checked_too(start: Start, mover: Move, layout: Layout) -> None:
+def test_the_digest_of_a_config_is_verified(start: Start, mover: Move, layout: Layout) -> None:
     image = small_image(layout)
     registry = start()
     seed(layout, image, registry.host, "app", "v1")

@@ -1,4 +1,4 @@
-"""In which order a push sends what, and what of it is not sent since it exists. Statements 64 and 65."""
+"""The order of a push, and the existing content that it does not send. Statements 64 and 65."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.runner import Result
 
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
-#: More blobs than are asked about one by one where a manifest exists.
+#: More blobs than are checked one by one if the manifest exists.
 MANY = 60
 
 
 @pytest.fixture
 def push(mover: Move, layout: Layout) -> Callable[..., Result]:
-    """Return a function that pushes the layout's image to a registry; its requests before that are forgotten."""
+    """Return a function that pushes the layout's image to a registry; it first clears the recorded requests."""
 
     def run(registry: QuirkyRegistry, target: str = "app:1", *options: str, **expected: object) -> Result:
         registry.requests.clear()
@@ -46,25 +46,27 @@ def blobs_of(layout: Layout, image: Descriptor) -> list[str]:
 
 
 def pushed(registry: QuirkyRegistry) -> list[str]:
-    """Return under what manifests were pushed, in order."""
+    """Return the references of the pushed manifests, in order."""
     return [request.path.rpartition("/")[2] for request in registry.asked("PUT", "/manifests/")]
 
 
 def asked(registry: QuirkyRegistry, path: str) -> Counter[str]:
-    """Count what was asked about by HEAD."""
+    """Count the HEAD requests by digest or tag."""
     return Counter(request.path.rpartition("/")[2] for request in registry.asked("HEAD", path))
 
 
 def lost(*digests: str) -> list[Fault]:
-    """Return what makes a registry have lost these blobs, or manifests."""
+    """Return faults of a registry that has lost these blobs or manifests."""
     return [Fault(refusal(404), "HEAD", digest, times=None) for digest in digests]
 
 
-# What is sent ---------------------------------------------------------------------------------------------------
+# Sent content ---------------------------------------------------------------------------------------------------
 
 
 @quirk(64)
-def test_blobs_come_first_then_manifests_children_first_then_the_tag(start: Start, push: Push, layout: Layout) -> None:
+def test_blobs_are_pushed_before_manifests_children_before_parents_and_the_tag_last(
+    start: Start, push: Push, layout: Layout
+) -> None:
     registry = start()
     index = two_platforms(layout, name="app")
     push(registry)
@@ -76,7 +78,7 @@ def test_blobs_come_first_then_manifests_children_first_then_the_tag(start: Star
 
 
 @quirk(64)
-def test_what_exists_is_not_sent_and_a_tag_is_written_only_if_it_points_elsewhere(
+def test_existing_content_is_not_sent_and_a_tag_is_written_only_if_it_changes(
     start: Start, push: Push, layout: Layout
 ) -> None:
     registry = start()
@@ -95,9 +97,7 @@ def test_what_exists_is_not_sent_and_a_tag_is_written_only_if_it_points_elsewher
 
 @quirk(23)
 @quirk(64)
-def test_a_registry_that_does_not_say_where_a_tag_points_gets_it_written(
-    start: Start, push: Push, layout: Layout
-) -> None:
+def test_a_tag_is_written_if_the_registry_does_not_report_its_digest(start: Start, push: Push, layout: Layout) -> None:
     registry = start()
     small_image(layout, name="app")
     push(registry)
@@ -107,7 +107,7 @@ def test_a_registry_that_does_not_say_where_a_tag_points_gets_it_written(
 
 
 @quirk(64)
-def test_a_digest_in_the_destination_must_match_before_anything_is_sent(
+def test_a_wrong_digest_in_the_destination_is_refused_before_anything_is_sent(
     start: Start, push: Push, layout: Layout
 ) -> None:
     registry = start()
@@ -123,7 +123,7 @@ def test_a_digest_in_the_destination_must_match_before_anything_is_sent(
 
 
 def named(layout: Layout, image: Descriptor, *names: str) -> None:
-    """Enter an image under full names, as containerd does."""
+    """Add an image to index.json under full names, as containerd does."""
     path = layout.path / "index.json"
     document = json.loads(path.read_text())
     document["manifests"] += [
@@ -135,7 +135,7 @@ def named(layout: Layout, image: Descriptor, *names: str) -> None:
 @quirk(17)
 @quirk(64)
 @pytest.mark.parametrize("mounts", [True, False], ids=["mounts", "does not mount"])
-def test_a_blob_for_two_repositories_is_sent_once_and_mounted_or_sent_to_each(
+def test_a_blob_for_two_repositories_is_sent_once_and_mounted_or_sent_twice(
     mounts: bool, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(registry_quirks.only_in("a", "b") if mounts else registry_quirks.refused_mounts(405))
@@ -155,7 +155,7 @@ def test_a_blob_for_two_repositories_is_sent_once_and_mounted_or_sent_to_each(
 
 @quirk(47)
 @quirk(64)
-def test_a_repository_that_got_a_blob_by_a_mount_is_not_asked_for_the_blob_again(
+def test_a_repository_is_not_asked_for_a_blob_that_was_mounted_into_it(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(registry_quirks.only_in("base"))
@@ -172,7 +172,7 @@ def test_a_repository_that_got_a_blob_by_a_mount_is_not_asked_for_the_blob_again
 
 
 @quirk(64)
-def test_a_pipe_cannot_give_a_blob_to_two_repositories_of_which_neither_mounts(
+def test_a_blob_from_a_pipe_cannot_be_sent_to_two_repositories_without_mounts(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(registry_quirks.refused_mounts(405))
@@ -187,7 +187,7 @@ def test_a_pipe_cannot_give_a_blob_to_two_repositories_of_which_neither_mounts(
 
 @quirk(17)
 @quirk(64)
-def test_within_a_repository_and_from_another_registry_nothing_is_mounted(
+def test_no_blob_is_mounted_within_a_repository_or_from_another_registry(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry, other = start(), start()
@@ -202,7 +202,7 @@ def test_within_a_repository_and_from_another_registry_nothing_is_mounted(
     assert manifest_digest(other.host, "app", "1") == image["digest"]
 
 
-# What is asked about --------------------------------------------------------------------------------------------
+# Existing blobs -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def large(layout: Layout) -> Descriptor:
 
 
 @quirk(65)
-def test_of_a_large_image_that_exists_only_some_blobs_are_asked_about(
+def test_only_some_blobs_of_an_existing_large_image_are_checked(
     start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start()
@@ -228,13 +228,13 @@ def test_of_a_large_image_that_exists_only_some_blobs_are_asked_about(
 
 @quirk(65)
 @pytest.mark.parametrize("place", [0, 1, -1])
-def test_where_one_of_those_is_lost_every_blob_is_asked_about_once(
+def test_if_one_checked_blob_is_missing_every_blob_is_checked_once(
     place: int, start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start()
     seed(layout, large, registry.host, "app", "1")
     blobs = blobs_of(layout, large)
-    # The other one would not have been asked about.
+    # The other lost blob is not among the checked ones.
     registry.faults = lost(blobs[place], blobs[2])
     push(registry)
     assert asked(registry, "/blobs/") == dict.fromkeys(blobs, 1)
@@ -244,7 +244,7 @@ def test_where_one_of_those_is_lost_every_blob_is_asked_about_once(
 @quirk(23)
 @quirk(65)
 @pytest.mark.parametrize("value", [None, "", f"sha256:{'0' * 64}"], ids=["nothing", "empty", "another"])
-def test_a_manifest_of_which_the_registry_does_not_say_that_it_is_that_one_is_not_believed(
+def test_all_blobs_are_checked_if_the_manifest_s_digest_is_not_confirmed(
     value: str | None, start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start()
@@ -257,7 +257,7 @@ def test_a_manifest_of_which_the_registry_does_not_say_that_it_is_that_one_is_no
 
 
 @quirk(65)
-def test_a_large_image_that_does_not_exist_is_not_believed_for_the_blobs_that_do(
+def test_all_blobs_are_checked_if_the_manifest_does_not_exist(
     start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start()
@@ -271,7 +271,7 @@ def test_a_large_image_that_does_not_exist_is_not_believed_for_the_blobs_that_do
 
 @quirk(42)
 @quirk(65)
-def test_who_may_push_and_not_look_is_not_told_that_anything_exists(
+def test_all_blobs_are_sent_with_push_permission_only(
     start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:
     registry = start(registry_quirks.NO_LOOKING)
@@ -281,7 +281,7 @@ def test_who_may_push_and_not_look_is_not_told_that_anything_exists(
 
 
 @quirk(65)
-def test_each_image_of_an_index_answers_for_itself(start: Start, push: Push, layout: Layout) -> None:
+def test_existing_blobs_are_determined_for_each_image_of_an_index(start: Start, push: Push, layout: Layout) -> None:
     registry = start()
     one, other = (
         layout.image([b"%d" % (first + number) for number in range(MANY)], platform=platform)
@@ -298,7 +298,7 @@ def test_each_image_of_an_index_answers_for_itself(start: Start, push: Push, lay
 
 
 @quirk(65)
-def test_a_question_without_an_answer_ends_the_push(start: Start, push: Push, large: Descriptor) -> None:
+def test_a_push_ends_if_a_check_is_refused(start: Start, push: Push, large: Descriptor) -> None:
     registry = start()
     registry.faults = [Fault(refusal(401), "HEAD", f"/manifests/{large['digest']}", times=None)]
     push(registry, code=3)

@@ -1,4 +1,4 @@
-"""How lists of referrers are read and written: questions, pages, bounds, and tags that others write. Statement 59."""
+"""How lists of referrers are read and written: requests, pages, limits, and tags of other clients. Statement 59."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.signed_image import Signed, cosign_signature, cosign_tag, referrer, s
 
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
-#: A registry of before the referrers API, or one of those that still have none.
+#: A registry without the referrers API.
 OLD: Final = (registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(404))
 
 
 def listing(*entries: dict[str, Any], link: str = "") -> Reply:
-    """Answer with a list of referrers."""
+    """Return a response with a list of referrers."""
     content = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
     headers = {"Content-Type": OCI_INDEX, **({"Link": f'<{link}>; rel="next"'} if link else {})}
     return Reply(200, headers, json.dumps(content).encode())
@@ -45,14 +45,14 @@ def pull(mover: Mover, registry: QuirkyRegistry, *options: str, name: str = "app
 
 
 def left_behind(mover: Mover, registry: QuirkyRegistry, *options: str) -> list[dict[str, Any]]:
-    """Pull an image, and return what the result says was left behind."""
+    """Pull an image, and return the skipped referrers of the result."""
     document = mover.folder / "result.json"
     pull(mover, registry, "--result", str(document), *options)
     return list(json.loads(document.read_text())["skippedReferrers"])
 
 
 def blobs(mover: Mover) -> set[str]:
-    """Return the digests of all that was pulled."""
+    """Return the digests of all pulled blobs."""
     return {f"sha256:{path.name}" for path in (mover.folder / "out" / "blobs" / "sha256").iterdir()}
 
 
@@ -61,11 +61,11 @@ def found(layout: Layout) -> Signed:
     return signed(layout)
 
 
-# Questions ------------------------------------------------------------------------------------------------------
+# Requests -------------------------------------------------------------------------------------------------------
 
 
 @quirk(59)
-def test_a_plain_image_costs_four_questions(start: Start, mover: Move, layout: Layout) -> None:
+def test_an_image_without_referrers_costs_four_requests(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
     seed(layout, image, registry.host, "app", "1")
@@ -81,7 +81,7 @@ def test_a_plain_image_costs_four_questions(start: Start, mover: Move, layout: L
 
 @quirk(59)
 @pytest.mark.parametrize("status", [404, 405, 501])
-def test_a_registry_without_the_api_is_asked_once_and_for_the_tag_each_time(
+def test_the_missing_referrers_api_is_requested_once_and_the_tag_for_each_manifest(
     status: int, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(status))
@@ -89,14 +89,14 @@ def test_a_registry_without_the_api_is_asked_once_and_for_the_tag_each_time(
     registry.requests.clear()
     pull(mover(), registry)
     asked = registry.asked("GET", "/referrers/")
-    # What may be the server's passing trouble is asked for again, but not for each manifest.
+    # A status that may be temporary is retried, but not for each manifest.
     assert len({request.path for request in asked}) == 1
     assert len(registry.asked("GET", "/manifests/sha256-")) == 3
     assert len(registry.asked("HEAD", "/manifests/sha256-")) == 9
 
 
 @quirk(59)
-def test_a_bad_request_may_mean_one_digest_alone(start: Start, mover: Move, layout: Layout) -> None:
+def test_a_400_is_taken_as_the_failure_of_one_digest_only(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     seed(layout, two_platforms(layout), registry.host, "app", "1")
     registry.requests.clear()
@@ -107,7 +107,7 @@ def test_a_bad_request_may_mean_one_digest_alone(start: Start, mover: Move, layo
 
 
 @quirk(59)
-def test_two_names_of_one_image_are_asked_about_once(start: Start, mover: Move, layout: Layout) -> None:
+def test_referrers_of_an_image_with_two_names_are_requested_once(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     for tag in "12":
         seed(layout, small_image(layout), registry.host, "app", tag)
@@ -121,7 +121,7 @@ def test_two_names_of_one_image_are_asked_about_once(start: Start, mover: Move, 
 
 
 @quirk(59)
-def test_a_list_is_read_page_by_page_and_the_archive_is_the_same_in_any_order(
+def test_the_archive_does_not_depend_on_pages_and_order_of_the_list(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     registry = start()
@@ -149,9 +149,7 @@ def test_a_list_is_read_page_by_page_and_the_archive_is_the_same_in_any_order(
 
 
 @quirk(59)
-def test_a_list_without_an_end_is_cut_and_that_is_said(
-    start: Start, mover: Move, layout: Layout, found: Signed
-) -> None:
+def test_an_endless_list_is_limited_with_a_notice(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
     registry = start()
     found.seed(layout, registry.host, "app", "1")
     path = f"/referrers/{found.image['digest']}"
@@ -177,7 +175,7 @@ def test_a_list_without_an_end_is_cut_and_that_is_said(
     ids=["403", "410", "HTML"],
 )
 @pytest.mark.parametrize("path", ["/referrers/", "/manifests/sha256-"])
-def test_what_the_registry_does_not_tell_does_not_stop_the_image(
+def test_an_image_is_copied_even_if_its_referrers_cannot_be_listed(
     path: str, action: Action, said: str, start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     registry = start()
@@ -190,7 +188,9 @@ def test_what_the_registry_does_not_tell_does_not_stop_the_image(
 
 
 @quirk(59)
-def test_a_registry_that_fails_stops_it(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
+def test_a_server_error_for_the_list_of_referrers_fails_the_copy(
+    start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
     registry = start()
     found.seed(layout, registry.host, "app", "1")
     registry.faults = [Fault(refusal(500), path=f"/referrers/{found.image['digest']}", times=None)]
@@ -198,7 +198,7 @@ def test_a_registry_that_fails_stops_it(start: Start, mover: Move, layout: Layou
 
 
 @quirk(59)
-def test_what_is_listed_and_is_not_so_is_left_and_told(
+def test_wrong_entries_of_a_list_are_skipped_and_reported(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     registry = start()
@@ -218,7 +218,7 @@ def test_what_is_listed_and_is_not_so_is_left_and_told(
 
 
 @quirk(59)
-def test_what_is_listed_twice_is_asked_for_once_and_of_many_alike_a_few_are_named(
+def test_a_repeated_entry_is_requested_once_and_the_report_names_only_some_of_many(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -234,7 +234,7 @@ def test_what_is_listed_twice_is_asked_for_once_and_of_many_alike_a_few_are_name
 
 
 @quirk(59)
-def test_no_more_are_listed_than_a_bound_allows(start: Start, mover: Move, layout: Layout) -> None:
+def test_the_number_of_referrers_is_limited(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
     seed(layout, image, registry.host, "app", "1")
@@ -249,7 +249,7 @@ def test_no_more_are_listed_than_a_bound_allows(start: Start, mover: Move, layou
 
 
 @quirk(59)
-def test_referrers_refer_to_each_other_only_so_deep(start: Start, mover: Move, layout: Layout) -> None:
+def test_the_depth_of_referrers_is_limited(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     top = small_image(layout)
     seed(layout, top, registry.host, "app", "1")
@@ -265,9 +265,7 @@ def test_referrers_refer_to_each_other_only_so_deep(start: Start, mover: Move, l
 
 @quirk(32)
 @quirk(59)
-def test_of_two_repositories_with_other_signatures_one_tag_cannot_hold_both(
-    start: Start, mover: Move, layout: Layout
-) -> None:
+def test_one_of_two_signatures_with_the_same_tag_is_skipped(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
     made = {}
@@ -279,7 +277,7 @@ def test_of_two_repositories_with_other_signatures_one_tag_cannot_hold_both(
     names = [f"{registry.host}/{repository}:1" for repository in ("b", "a")]
     document = used.folder / "result.json"
     used.run("pull", *names, "-o", f"{used.folder}/out/", "--result", document)
-    # The one beside the image that was named first.
+    # The signature beside the image that was named first is kept.
     assert made["b"] in blobs(used)
     assert made["a"] not in blobs(used)
     (left,) = json.loads(document.read_text())["skippedReferrers"]
@@ -290,12 +288,12 @@ def test_of_two_repositories_with_other_signatures_one_tag_cannot_hold_both(
 
 
 def pushed(registry: QuirkyRegistry) -> list[str]:
-    """Return under what manifests were pushed, in order."""
+    """Return the references of the pushed manifests, in order."""
     return [request.path.rpartition("/")[2] for request in registry.asked("PUT", "/manifests/")]
 
 
 def kept(registry: QuirkyRegistry, subject: str, repository: str = "app") -> list[Descriptor]:
-    """Return the list that clients keep of what refers to a manifest."""
+    """Return the list of referrers that clients store under a tag."""
     raw = registry_http.manifest(registry.host, repository, subject.replace(":", "-"))
     return list(json.loads(raw)["manifests"]) if raw else []
 
@@ -306,7 +304,7 @@ def push(mover: Mover, layout: Layout, target: str, *options: str, **expected: A
 
 @quirk(31)
 @quirk(59)
-def test_an_image_comes_before_what_refers_to_it_and_its_tag_at_the_very_end(
+def test_an_image_is_pushed_before_its_referrers_and_its_tag_last(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     found.enter(layout, "v1")
@@ -316,14 +314,14 @@ def test_an_image_comes_before_what_refers_to_it_and_its_tag_at_the_very_end(
     assert order[0] == found.image["digest"]
     assert order.index(found.signature["digest"]) < order.index(found.attestation["digest"])
     assert order[-2:] == [found.cosign_tag, "1"]
-    # Nothing is written again that is there.
+    # Existing tags are not written again.
     registry.requests.clear()
     push(mover(), layout, f"{registry.host}/app:1")
     assert not {found.cosign_tag, "1"} & set(pushed(registry))
 
 
 @quirk(59)
-def test_an_image_without_referrers_is_pushed_once(start: Start, mover: Move, layout: Layout) -> None:
+def test_the_manifest_of_an_image_without_referrers_is_pushed_once(start: Start, mover: Move, layout: Layout) -> None:
     small_image(layout, name="v1")
     registry = start()
     push(mover(), layout, f"{registry.host}/app:1")
@@ -346,12 +344,12 @@ def test_without_the_api_each_list_is_written_once_before_the_tags(
         assert {one["digest"]: one for one in kept(registry, subject)} == expected
     registry.requests.clear()
     push(mover(), layout, f"{registry.host}/app:1")
-    # By digest, which is the same thing again, and shows whether the registry lists it.
+    # They are pushed again by digest: the response shows whether the registry lists referrers.
     assert sorted(pushed(registry)) == sorted(one["digest"] for one in found.referrers)
 
 
 @quirk(59)
-def test_what_others_wrote_into_a_list_stays(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
+def test_entries_of_other_clients_in_a_list_are_kept(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
     found.enter(layout, "v1")
     registry = start(*OLD)
     other = layout.artifact(b"of others", kind="application/y", subject=found.image)
@@ -368,7 +366,7 @@ def test_what_others_wrote_into_a_list_stays(start: Start, mover: Move, layout: 
 
 
 @quirk(59)
-def test_what_else_has_the_tag_of_a_list_is_not_overwritten(
+def test_an_image_under_the_tag_of_a_list_is_not_overwritten(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     found.enter(layout, "v1")
@@ -381,7 +379,7 @@ def test_what_else_has_the_tag_of_a_list_is_not_overwritten(
 
 
 @quirk(59)
-def test_what_was_pushed_but_not_listed_is_listed_the_next_time(
+def test_a_referrer_that_was_pushed_but_not_listed_is_listed_by_the_next_run(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     found.enter(layout, "v1")
@@ -395,9 +393,7 @@ def test_what_was_pushed_but_not_listed_is_listed_the_next_time(
 
 
 @quirk(59)
-def test_a_referrer_that_is_copied_by_its_name_is_listed_too(
-    start: Start, mover: Move, layout: Layout, found: Signed
-) -> None:
+def test_a_referrer_that_is_copied_by_name_is_listed(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
     registry, origin = start(*OLD), start()
     seed(layout, found.signature, origin.host, "app", "signature")
     mover(env={}).copy(f"{origin.host}/app:signature", f"{registry.host}/app:signature")
@@ -408,7 +404,7 @@ def test_a_referrer_that_is_copied_by_its_name_is_listed_too(
 @quirk(32)
 @quirk(59)
 @pytest.mark.parametrize("says", [True, False], ids=["says its digest", "does not say its digest"])
-def test_a_signature_s_tag_that_the_destination_has_already_stays_and_that_is_said(
+def test_a_signature_tag_of_the_destination_is_kept_and_reported(
     says: bool, start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     found.enter(layout, "v1")
@@ -421,5 +417,5 @@ def test_a_signature_s_tag_that_the_destination_has_already_stays_and_that_is_sa
     assert manifest_digest(registry.host, "app", found.cosign_tag) == own
     assert manifest_digest(registry.host, "app", "1") == found.image["digest"]
     assert "not copied: 1 signature; the destination has another one, which stays" in result.err
-    # Nothing is sent that nobody could find.
+    # A signature without a tag could not be found, so it is not sent.
     assert registry_http.manifest(registry.host, "app", found.cosign["digest"]) is None

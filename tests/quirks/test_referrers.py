@@ -1,4 +1,4 @@
-"""What hangs on an image, in registries that know of it and in those that do not: statements 31 and 32."""
+"""Referrers in registries with and without the referrers API: statements 31 and 32."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Start = Callable[..., QuirkyRegistry]
 
 _SIGNATURE: Final = "application/vnd.cncf.notary.signature"
 _SUFFIXES: Final = ("sig", "att", "sbom")
-#: Registries of many quirks, without those that cost a real wait for each request.
+#: Registries of many quirks, except quirks with a real wait for each request.
 _KINDS: Final = [
     (kind.name, [habit for habit in kind.quirks if "once each" not in habit.name], kind.auth)
     for kind in KINDS
     if kind.name in {"GAR", "GHCR", "ECR", "GitLab", "Harbor", "Nexus"}
 ]
-#: How an image gets from one registry to another.
+#: The ways to move an image between registries.
 ROUTES: Final = pytest.mark.parametrize("route", ["copy", "a file", "a pipe"])
-#: The same, with what registries say that do not know the API.
+#: The same, with the statuses of registries without the API.
 OLD: Final = pytest.mark.parametrize(
     ("route", "status"), [("copy", 404), ("copy", 400), ("a file", 404), ("a pipe", 404)]
 )
@@ -49,11 +49,11 @@ class Signed:
 
     @property
     def list_tag(self) -> str:
-        """The tag under which clients keep a list where a registry has none."""
+        """The tag of the list of referrers in a registry without the API."""
         return str(self.image["digest"]).replace(":", "-")
 
     def seed(self, layout: Layout, registry: QuirkyRegistry) -> None:
-        """Push all of it to a registry as app:v1."""
+        """Push everything to a registry as app:v1."""
         seed(layout, self.image, registry.host, "app", "v1")
         for referrer in self.referring:
             seed(layout, referrer, registry.host, "app")
@@ -63,7 +63,7 @@ class Signed:
 
 @pytest.fixture
 def signed(layout: Layout) -> Signed:
-    """Return a signed image; nothing has it yet."""
+    """Return a signed image that no registry has yet."""
     image = small_image(layout)
     subject = {key: image[key] for key in ("mediaType", "digest", "size")}
     referring = [
@@ -77,19 +77,19 @@ def signed(layout: Layout) -> Signed:
 
 @pytest.fixture
 def source(start: Start, signed: Signed, layout: Layout) -> QuirkyRegistry:
-    """Return a registry with the referrers API that has all of it."""
+    """Return a registry with the referrers API that has the signed image."""
     registry = start()
     signed.seed(layout, registry)
     return registry
 
 
 def old(status: int) -> tuple[Quirk, ...]:
-    """Return the quirks of a registry that knows nothing of referrers."""
+    """Return the quirks of a registry without the referrers API."""
     return registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(status)
 
 
 def move(route: str, source: QuirkyRegistry, target: QuirkyRegistry, folder: Path, *options: str, **env: str) -> Result:
-    """Move app:v1, and whatever goes along."""
+    """Move app:v1 with its referrers."""
     one, other = f"{source.host}/app:v1", f"{target.host}/app:v1"
     if route == "copy":
         result = run("copy", one, other, *options, env=env)
@@ -106,7 +106,7 @@ def move(route: str, source: QuirkyRegistry, target: QuirkyRegistry, folder: Pat
 
 
 def listed(registry: QuirkyRegistry, tag: str) -> list[Descriptor]:
-    """Return what the list under a tag has, which has to be an index of OCI's."""
+    """Return the entries of the list under a tag, which must be an OCI index."""
     raw = manifest(registry.host, "app", tag)
     document: dict[str, Any] = json.loads(raw or b'{"manifests": [], "mediaType": null}')
     assert raw is None or document["mediaType"] == OCI_INDEX
@@ -120,7 +120,7 @@ def digests(entries: list[Descriptor]) -> list[str]:
 @quirk(31)
 @quirk(32)
 @ROUTES
-def test_all_that_hangs_on_an_image_arrives_where_referrers_are_known(
+def test_all_referrers_arrive_at_a_registry_with_the_referrers_api(
     route: str, source: QuirkyRegistry, start: Start, signed: Signed, tmp_path: Path
 ) -> None:
     target = start()
@@ -131,13 +131,13 @@ def test_all_that_hangs_on_an_image_arrives_where_referrers_are_known(
     assert {tag: manifest_digest(target.host, "app", tag) for tag in signed.tagged} == {
         tag: artifact["digest"] for tag, artifact in signed.tagged.items()
     }
-    # The registry keeps the list; a second one beside it would only grow old.
+    # The registry keeps the list; a second one under a tag would become outdated.
     assert manifest(target.host, "app", signed.list_tag) is None
 
 
 @quirk(31)
 @OLD
-def test_where_they_are_not_known_a_tag_lists_them(
+def test_without_the_referrers_api_a_tag_lists_the_referrers(
     route: str, status: int, source: QuirkyRegistry, start: Start, signed: Signed, tmp_path: Path
 ) -> None:
     target = start(*old(status))
@@ -151,7 +151,7 @@ def test_where_they_are_not_known_a_tag_lists_them(
 
 @quirk(31)
 @pytest.mark.parametrize("status", [404, 400])
-def test_what_was_listed_there_stays_listed(
+def test_existing_entries_of_the_list_are_kept(
     status: int, source: QuirkyRegistry, start: Start, signed: Signed, layout: Layout, tmp_path: Path
 ) -> None:
     target = start(*old(status))
@@ -161,7 +161,7 @@ def test_what_was_listed_there_stays_listed(
         seed(layout, other, target.host, "app")
     seed(layout, layout.index(others), target.host, "app", signed.list_tag)
     move("copy", source, target, tmp_path)
-    # None is lost, and none is there twice.
+    # No entry is lost, and none is repeated.
     assert digests(listed(target, signed.list_tag)) == digests([others[0], *signed.referring])
     before = manifest(target.host, "app", signed.list_tag)
     move("copy", source, target, tmp_path)
@@ -170,7 +170,7 @@ def test_what_was_listed_there_stays_listed(
 
 @quirk(31)
 @OLD
-def test_a_list_under_a_tag_is_found_by_who_reads(
+def test_the_list_under_a_tag_is_read_without_the_referrers_api(
     route: str, status: int, start: Start, signed: Signed, layout: Layout, tmp_path: Path
 ) -> None:
     source, target = start(*old(status)), start()
@@ -184,7 +184,7 @@ def test_a_list_under_a_tag_is_found_by_who_reads(
 @quirk(31)
 @quirk(32)
 @ROUTES
-def test_nothing_goes_along_where_nothing_is_to(
+def test_no_referrer_is_copied_with_no_referrers(
     route: str, source: QuirkyRegistry, start: Start, signed: Signed, tmp_path: Path
 ) -> None:
     target = start()
@@ -198,7 +198,7 @@ def test_nothing_goes_along_where_nothing_is_to(
 @quirk(31)
 @quirk(32)
 @pytest.mark.parametrize(("name", "quirks", "auth"), _KINDS, ids=[name for name, _, _ in _KINDS])
-def test_they_arrive_at_a_registry_with_the_quirks_of(
+def test_referrers_arrive_at_a_registry_with_the_quirks_of(
     name: str,
     quirks: list[Quirk],
     auth: Callable[[], Auth | None],
@@ -211,7 +211,7 @@ def test_they_arrive_at_a_registry_with_the_quirks_of(
     target = start(*quirks, auth=guard)
     login = {"OCISTREAM_DEST_USERNAME": USER, "OCISTREAM_DEST_PASSWORD": PASSWORD} if guard else {}
     move("copy", source, target, tmp_path, **login)
-    # What is there is looked for past the quirks and the passwords, in the layout below.
+    # Check the registry's layout directly, without its quirks and passwords.
     names = {entry.get("annotations", {}).get("org.opencontainers.image.ref.name") for entry in target.layout.entries()}
     assert {"v1", *signed.tagged} <= names
     held = {path.name for path in (target.layout.path / "blobs/sha256").iterdir()}

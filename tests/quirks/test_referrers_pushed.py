@@ -1,4 +1,4 @@
-"""Referrers of several repositories, and tags of cosign's that others write. Statement 59, and 32."""
+"""Referrers in several repositories, and tags of cosign that other clients write. Statement 59, and 32."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def found(layout: Layout) -> Signed:
 
 
 def push(mover: Mover, layout: Layout, target: str, *options: str, **expected: Any) -> list[dict[str, Any]]:
-    """Push the layout's image, and return what the result says was left behind."""
+    """Push the layout's image, and return the skipped referrers of the result."""
     document = mover.folder / "result.json"
     document.unlink(missing_ok=True)
     arguments = ["push", target, "-i", str(layout.path), "--jobs", "1", "--result", str(document)]
@@ -41,13 +41,13 @@ def push(mover: Mover, layout: Layout, target: str, *options: str, **expected: A
 
 
 def kept(registry: QuirkyRegistry, subject: str, repository: str) -> set[str]:
-    """Return what the list that clients keep has of what refers to a manifest."""
+    """Return the digests of the list of referrers that clients store under a tag."""
     raw = registry_http.manifest(registry.host, repository, subject.replace(":", "-"))
     return {entry["digest"] for entry in json.loads(raw)["manifests"]} if raw else set()
 
 
 @quirk(59)
-def test_each_repository_is_asked_what_it_has_and_gives_it(start: Start, mover: Move, layout: Layout) -> None:
+def test_each_repository_is_asked_for_its_referrers(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
     sbom = referrer(layout, image, "application/spdx+json", b"parts")
@@ -70,7 +70,7 @@ def test_each_repository_is_asked_what_it_has_and_gives_it(start: Start, mover: 
 
 
 @quirk(59)
-def test_a_tag_that_leads_back_to_its_image_leads_nowhere_else(start: Start, mover: Move, layout: Layout) -> None:
+def test_a_signature_tag_that_refers_to_the_image_itself_is_ignored(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
     seed(layout, image, registry.host, "app", "1")
@@ -83,7 +83,7 @@ def test_a_tag_that_leads_back_to_its_image_leads_nowhere_else(start: Start, mov
 
 @quirk(59)
 @pytest.mark.parametrize("jobs", [1, 4])
-def test_no_more_questions_are_asked_at_a_time_than_there_are_jobs(
+def test_jobs_limits_the_simultaneous_requests_for_referrers(
     jobs: int, start: Start, mover: Move, tap: Any, layout: Layout
 ) -> None:
     registry = start()
@@ -107,7 +107,7 @@ def test_an_image_under_the_tag_of_a_list_is_not_a_list(start: Start, mover: Mov
 
 
 @quirk(59)
-def test_what_is_of_a_kind_that_cannot_be_carried_is_left_and_told(
+def test_a_referrer_of_an_unsupported_media_type_is_skipped_and_reported(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     registry = start()
@@ -130,7 +130,7 @@ def test_what_is_of_a_kind_that_cannot_be_carried_is_left_and_told(
 
 @quirk(32)
 @quirk(59)
-def test_a_signature_s_tag_whose_manifest_does_not_exist_is_told(
+def test_a_signature_tag_without_a_manifest_is_reported(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     registry = start()
@@ -145,7 +145,7 @@ def test_a_signature_s_tag_whose_manifest_does_not_exist_is_told(
 
 
 @quirk(59)
-def test_every_repository_with_the_image_gets_all_of_it(
+def test_every_repository_with_the_image_gets_its_referrers(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     registry = start(*OLD)
@@ -166,7 +166,7 @@ def test_every_repository_with_the_image_gets_all_of_it(
 
 @quirk(17)
 @quirk(59)
-def test_within_one_registry_the_blobs_of_referrers_are_mounted(
+def test_the_blobs_of_referrers_are_mounted_within_one_registry(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     registry = start(registry_quirks.only_in("app"))
@@ -179,7 +179,7 @@ def test_within_one_registry_the_blobs_of_referrers_are_mounted(
 
 
 @quirk(59)
-def test_a_list_that_nobody_could_read_is_not_written(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
+def test_a_list_beyond_the_limit_is_not_written(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
     registry = start(*OLD)
     many = [
         {"mediaType": OCI_MANIFEST, "digest": digest_of(b"%d" % number), "size": 1}
@@ -192,17 +192,17 @@ def test_a_list_that_nobody_could_read_is_not_written(start: Start, mover: Move,
     assert registry.asked("PUT", f"/manifests/{tag}$") == []
 
 
-# Tags of cosign's that the destination has ----------------------------------------------------------------------
+# Tags of cosign in the destination ------------------------------------------------------------------------------
 
 
 @quirk(32)
 @quirk(59)
 @pytest.mark.parametrize("says", [True, False], ids=["says its digest", "does not say its digest"])
 @pytest.mark.parametrize("lost", ["nothing", "a layer", "an annotation"])
-def test_a_signature_that_has_all_that_is_there_takes_its_place(
+def test_a_signature_that_contains_the_existing_one_replaces_it(
     lost: str, says: bool, start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
-    # The image was signed once more where it comes from: that is another layer, whose annotation is the signature.
+    # The source has one more signature of the image: another layer, whose annotation is the signature.
     registry = start()
     manifest = layout.read(found.cosign["digest"])
     (layer,) = manifest["layers"]
@@ -243,7 +243,7 @@ def test_a_signature_tag_that_cannot_be_read_is_not_overwritten(
 
 @quirk(32)
 @quirk(59)
-def test_a_signature_that_is_written_while_the_image_moves_is_not_lost(
+def test_a_signature_written_during_the_copy_is_not_overwritten(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     made = layout.artifact(b"signed just now")
@@ -262,7 +262,7 @@ def test_a_signature_that_is_written_while_the_image_moves_is_not_lost(
 
 
 @quirk(59)
-def test_a_registry_that_does_not_take_a_referrer_gets_no_image_and_the_way_out_is_said(
+def test_if_the_registry_refuses_a_referrer_no_tag_is_written_and_the_error_suggests_an_option(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     refuses = Fault(refusal(400, "MANIFEST_INVALID"), "PUT", found.signature["digest"], times=None)

@@ -1,4 +1,4 @@
-"""Uploads of an earlier run: what of them continues, what begins again, what is kept and deleted. Statement 50."""
+"""Uploads of an earlier run: which ones are resumed, restarted, kept or deleted. Statement 50."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ MakePushes = Callable[..., Pushes]
 Start = Callable[..., QuirkyRegistry]
 Move = Callable[..., Mover]
 both_ways = pytest.mark.parametrize("how", WAYS)
-#: Where a streamed upload breaks.
+#: The offset at which a streamed upload breaks.
 BREAK: Final = 3 * MIB
-#: An upload that was broken, replaced by another, and what is sent into that.
+#: The requests of a broken upload that is replaced by another.
 REPLACED: Final = ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
 
 
 @quirk(50)
 @both_ways
-def test_an_interrupted_push_continues_where_the_registry_is(how: How, pushes: MakePushes) -> None:
+def test_an_interrupted_push_resumes_at_the_registry_s_offset(how: How, pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     location = used.record()["location"]
@@ -45,7 +45,7 @@ def test_an_interrupted_push_continues_where_the_registry_is(how: How, pushes: M
 
 
 @quirk(50)
-def test_an_interrupted_push_continues_in_chunks_and_may_break_again(pushes: MakePushes) -> None:
+def test_an_interrupted_push_resumes_in_chunks_and_may_break_again(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     used.registry.faults = [Fault(StopReading(MIB // 2), "PATCH")]
@@ -57,7 +57,7 @@ def test_an_interrupted_push_continues_in_chunks_and_may_break_again(pushes: Mak
 
 
 @quirk(50)
-def test_of_an_upload_that_has_all_only_the_end_is_missing(pushes: MakePushes) -> None:
+def test_a_complete_upload_is_only_closed(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(503), "PUT", "digest=", times=None)]
     used.push("file", "--retries", "0", code=7)
@@ -70,7 +70,7 @@ def test_of_an_upload_that_has_all_only_the_end_is_missing(pushes: MakePushes) -
 
 
 @quirk(50)
-def test_one_put_begins_again_and_the_earlier_session_is_deleted(pushes: MakePushes) -> None:
+def test_upload_put_restarts_and_deletes_the_earlier_session(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     result = used.push("file", "--upload", "put")
@@ -81,7 +81,7 @@ def test_one_put_begins_again_and_the_earlier_session_is_deleted(pushes: MakePus
 
 
 @quirk(50)
-def test_where_the_registry_has_moved_the_session_it_is_deleted_at_its_new_place(pushes: MakePushes) -> None:
+def test_a_session_is_deleted_at_its_current_location(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     moved = Header("Location", lambda path: f"{path}?_state=now")
@@ -96,7 +96,7 @@ def test_where_the_registry_has_moved_the_session_it_is_deleted_at_its_new_place
 
 
 @quirk(50)
-def test_a_session_that_could_not_be_deleted_is_left_to_the_next_run(pushes: MakePushes) -> None:
+def test_the_next_run_handles_a_session_that_could_not_be_deleted(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(HangUp(), "DELETE"), Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=")]
     used.push(code=7)
@@ -110,7 +110,7 @@ def test_a_session_that_could_not_be_deleted_is_left_to_the_next_run(pushes: Mak
 
 
 @quirk(50)
-def test_bytes_of_something_else_are_found_out_at_the_end_and_all_is_sent_again(pushes: MakePushes) -> None:
+def test_if_the_resumed_upload_has_a_wrong_digest_the_complete_blob_is_sent_again(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     used.registry.faults = [Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=")]
@@ -127,7 +127,7 @@ def test_bytes_of_something_else_are_found_out_at_the_end_and_all_is_sent_again(
     ("method", "status"),
     [*(("PATCH", status) for status in (400, 404, 405, 409, 416, 501)), ("PUT", 400), ("PUT", 404), ("PUT", 422)],
 )
-def test_whatever_a_rest_is_refused_by_all_is_sent_again(method: str, status: int, pushes: MakePushes) -> None:
+def test_if_the_rest_is_refused_the_complete_blob_is_sent_again(method: str, status: int, pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     gone = Fault(refusal(404), "GET", "uploads", skip=1, times=None)
@@ -139,7 +139,7 @@ def test_whatever_a_rest_is_refused_by_all_is_sent_again(method: str, status: in
 
 
 @quirk(50)
-def test_bytes_that_are_still_being_stored_when_they_are_asked_for_are_asked_for_again(pushes: MakePushes) -> None:
+def test_the_offset_is_requested_again_if_the_registry_is_still_storing_bytes(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     used.registry.faults = [Fault(Header("Range", f"0-{MIB - 1}"), "GET", "uploads")]
@@ -150,7 +150,7 @@ def test_bytes_that_are_still_being_stored_when_they_are_asked_for_are_asked_for
 
 
 @quirk(50)
-def test_what_was_sent_is_worth_more_than_the_session_in_place_of_a_mount(pushes: MakePushes) -> None:
+def test_an_earlier_upload_is_preferred_to_the_session_in_place_of_a_mount(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     used.push("file", "--mount-from", "base")
@@ -160,7 +160,7 @@ def test_what_was_sent_is_worth_more_than_the_session_in_place_of_a_mount(pushes
 
 
 @quirk(50)
-def test_a_registry_of_which_uploads_cannot_be_resumed_is_not_asked(pushes: MakePushes) -> None:
+def test_a_registry_known_not_to_resume_uploads_is_not_asked(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     config = used.mover.folder / "config.toml"
@@ -178,7 +178,7 @@ def test_a_signed_location_is_not_written_to_the_disk(query: str, pushes: MakePu
     used = pushes(Quirk("signed locations", (Fault(signed, "POST", times=None),)))
     used.registry.faults = [*used.registry.faults, Fault(refusal(503), "PATCH", skip=2, times=None)]
     used.push("file", "--upload", "chunk=1MiB", "--retries", "0", code=7)
-    # What is remembered is deleted, and not the bytes: nothing may say where they are.
+    # No record may contain the signed location.
     assert [path.read_bytes() for path in used.records() if query.encode() in path.read_bytes()] == []
 
 
@@ -198,7 +198,7 @@ def test_an_upload_that_is_not_worth_resuming_is_deleted(method: str, fault: Fau
 
 @quirk(50)
 @pytest.mark.parametrize(("status", "code"), [(401, 3), (403, 3), (407, 7)])
-def test_an_upload_that_is_denied_continues_with_the_next_login(status: int, code: int, pushes: MakePushes) -> None:
+def test_a_denied_upload_resumes_in_the_next_run(status: int, code: int, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(status), "PATCH", skip=SENT // MIB, times=None)]
     used.push("file", "--upload", "chunk=1MiB", code=code)
@@ -254,7 +254,7 @@ def test_a_server_error_ends_one_deletion_of_an_abandoned_session_and_another_fa
     assert len(all_layers.records()) == (1 if deletions > 1 else 3)
 
 
-# Sources that fail ----------------------------------------------------------------------------------------------
+# Failing sources ------------------------------------------------------------------------------------------------
 
 
 @quirk(50)
@@ -269,7 +269,7 @@ def test_a_server_error_ends_one_deletion_of_an_abandoned_session_and_another_fa
     ],
     ids=["hangs up", "503", "403", "404", "400"],
 )
-def test_what_was_sent_of_a_source_that_broke_off_is_kept_and_of_one_that_has_gone_is_not(
+def test_a_partial_upload_is_kept_if_the_source_failed_temporarily_and_deleted_otherwise(
     then: list[Action], code: int, kept: bool, pushes: MakePushes, start: Callable[..., QuirkyRegistry]
 ) -> None:
     used, source = pushes(), start()
@@ -291,7 +291,7 @@ def test_what_was_sent_of_a_source_that_broke_off_is_kept_and_of_one_that_has_go
 
 @quirk(50)
 @pytest.mark.parametrize("stored", [SENT, MIB])
-def test_a_copy_whose_source_failed_states_what_the_registry_has_and_the_next_run_resumes_there(
+def test_a_copy_whose_source_failed_reports_the_stored_bytes_and_the_next_run_resumes(
     stored: int, pushes: MakePushes, start: Start
 ) -> None:
     used, source = pushes(), start()
@@ -315,7 +315,7 @@ def test_a_copy_whose_source_failed_states_what_the_registry_has_and_the_next_ru
 
 
 @quirk(50)
-def test_chunks_are_not_called_stored_after_a_request_without_an_answer(pushes: MakePushes) -> None:
+def test_chunks_are_not_reported_as_stored_after_a_request_without_a_response(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(StopReading(MIB), "PATCH", skip=1)]
     options = ("--upload", "chunk=1MiB", "--retries", "0")

@@ -1,4 +1,4 @@
-"""Images by sha512: the digest that goes in comes out, or nothing that has a name does. Statement 63."""
+"""Images by sha512: a copy has the same digest, or no tag is written. Statement 63."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Move = Callable[..., Mover]
 
 
 def written(registry: QuirkyRegistry) -> list[str]:
-    """Return under what the manifests were written, in order."""
+    """Return the references of the written manifests, in order."""
     return [request.target.rpartition("/")[2] for request in registry.asked("PUT", "/manifests/")]
 
 
 @quirk(63)
-def test_a_tag_refers_to_a_sha512_digest_where_the_registry_can(start: Start, mover: Move, layout: Layout) -> None:
+def test_a_tag_refers_to_a_sha512_digest_if_the_registry_supports_it(start: Start, mover: Move, layout: Layout) -> None:
     one, other, used = start(), start(), mover()
     digest = small_image(layout, name="v1", algorithm="sha512")["digest"]
     for _ in range(2):
@@ -33,7 +33,7 @@ def test_a_tag_refers_to_a_sha512_digest_where_the_registry_can(start: Start, mo
 
 
 @quirk(63)
-def test_a_registry_that_ignores_the_tag_gets_the_manifest_under_the_tag_once(
+def test_a_registry_that_ignores_the_tag_parameter_gets_the_manifest_by_tag_once(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry, used = start(), mover()
@@ -59,7 +59,7 @@ def test_a_registry_that_ignores_the_tag_gets_the_manifest_under_the_tag_once(
     ],
     ids=["refused", "lost"],
 )
-def test_a_registry_that_does_not_know_sha512_is_found_out_before_any_tag_is_moved(
+def test_a_registry_without_sha512_is_detected_before_any_tag_is_written(
     faults: list[Fault], says: str, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()

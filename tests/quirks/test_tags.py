@@ -1,4 +1,4 @@
-"""Lists of tags, page by page, and what is advised where a tag does not exist. Statements 26 and 58."""
+"""Lists of tags, page by page, and suggestions for a missing tag. Statements 26 and 58."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ TAGS = "/v2/app/tags/list"
 
 
 def page(*tags: object, link: str | None = None) -> Reply:
-    """Answer with a page of tags; `link` is where the next one is."""
+    """Return a response with a page of tags; `link` is the next page."""
     headers = {"Content-Type": "application/json", **({"Link": f'<{link}>; rel="next"'} if link else {})}
     return Reply(200, headers, json.dumps({"name": "app", "tags": list(tags)}).encode())
 
 
 def answering(start: Start, *actions: Action) -> QuirkyRegistry:
-    """Start a registry that answers so when it is asked for tags, one after the other."""
+    """Start a registry that answers requests for tags with these actions, one after the other."""
     registry = start()
     registry.faults = [Fault(action, path="/tags/list") for action in actions]
     return registry
 
 
 def listed(mover: Mover, registry: QuirkyRegistry, says: str = "") -> list[str]:
-    """Return the tags that are listed, and check what is said of them: nothing, or a warning."""
+    """Return the listed tags, and check stderr: empty, or with this warning."""
     result = mover.run("inspect", f"{registry.host}/app")
     assert says in result.err
     assert (result.err == "") == (not says), result.err
@@ -42,7 +42,7 @@ def listed(mover: Mover, registry: QuirkyRegistry, says: str = "") -> list[str]:
 
 
 @quirk(26)
-def test_pages_are_put_together(start: Start, mover: Move, layout: Layout) -> None:
+def test_pages_are_joined(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
     wanted = [f"v{number}" for number in range(5)]
@@ -65,7 +65,7 @@ def test_a_link_may_be_relative(link: str, start: Start, mover: Move) -> None:
 
 
 @quirk(26)
-def test_what_is_not_a_tag_is_not_listed(start: Start, mover: Move) -> None:
+def test_entries_that_are_not_tags_are_not_listed(start: Start, mover: Move) -> None:
     odd = (None, f"sha256:{'0' * 64}", 7, ["x"], {"y": "z"})
     assert listed(mover(), answering(start, page("a", *odd, "d", "a"))) == ["a", "d"]
     no_tags = answering(start, Reply(200, {}, b'{"name": "app", "tags": null}'))
@@ -80,7 +80,7 @@ def test_names_that_are_not_valid_tags_are_ignored_with_a_notice(start: Start, m
 
 
 @quirk(26)
-def test_a_circle_of_pages_is_left_when_a_page_comes_again(start: Start, mover: Move) -> None:
+def test_circular_pages_end_at_the_first_repeated_page(start: Start, mover: Move) -> None:
     registry = answering(
         start,
         page("a", link=f"{TAGS}?last=a"),
@@ -92,7 +92,7 @@ def test_a_circle_of_pages_is_left_when_a_page_comes_again(start: Start, mover: 
 
 
 @quirk(26)
-def test_a_list_without_an_end_is_cut_and_said_to_be(start: Start, mover: Move) -> None:
+def test_an_endless_list_is_limited_with_a_notice(start: Start, mover: Move) -> None:
     pages = (page(f"v{number:03}", link=f"{TAGS}?last={number}") for number in range(2 * limits.MAX_PAGES))
     registry = answering(start, *pages)
     said = f"only {limits.MAX_TAGS} tags on {limits.MAX_PAGES} pages are read"
@@ -101,7 +101,7 @@ def test_a_list_without_an_end_is_cut_and_said_to_be(start: Start, mover: Move) 
 
 
 @quirk(26)
-def test_as_many_tags_as_a_registry_without_pages_has_are_read_and_no_more(start: Start, mover: Move) -> None:
+def test_a_page_may_have_all_tags_up_to_the_limit(start: Start, mover: Move) -> None:
     many = [f"v{number}" for number in range(limits.MAX_TAGS)]
     assert listed(mover(), answering(start, page(*many))) == many
     result = mover().run("inspect", f"{answering(start, page(*many, 'w')).host}/app")
@@ -110,7 +110,7 @@ def test_as_many_tags_as_a_registry_without_pages_has_are_read_and_no_more(start
 
 
 @quirk(26)
-def test_a_registry_that_refuses_the_size_of_pages_is_asked_without(start: Start, mover: Move) -> None:
+def test_the_page_size_is_omitted_if_the_registry_refuses_it(start: Start, mover: Move) -> None:
     registry = answering(start, refusal(400, "PAGINATION_NUMBER_INVALID"), page("a"))
     assert listed(mover(), registry) == ["a"]
     assert [request.target for request in registry.requests] == [f"{TAGS}?n=1000", TAGS]
@@ -118,7 +118,7 @@ def test_a_registry_that_refuses_the_size_of_pages_is_asked_without(start: Start
 
 @quirk(26)
 @quirk(30)
-def test_a_page_that_breaks_off_is_asked_for_again(start: Start, mover: Move, layout: Layout) -> None:
+def test_a_truncated_page_is_requested_again(start: Start, mover: Move, layout: Layout) -> None:
     registry = answering(start, Drop(10))
     seed(layout, small_image(layout), registry.host, "app", "v1")
     assert listed(mover(), registry) == ["v1"]
@@ -140,13 +140,15 @@ def test_a_page_that_breaks_off_is_asked_for_again(start: Start, mover: Move, la
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_what_is_not_a_list_is_an_error(action: Action, code: int, words: str, start: Start, mover: Move) -> None:
+def test_a_response_that_is_not_a_list_is_an_error(
+    action: Action, code: int, words: str, start: Start, mover: Move
+) -> None:
     registry = start()
     registry.faults = [Fault(action, path="/tags/list", times=None)]
     mover().run("inspect", "-q", f"{registry.host}/app", code=code, says=words.replace("HOST", registry.host))
 
 
-# What may have been meant ---------------------------------------------------------------------------------------
+# Suggestions ----------------------------------------------------------------------------------------------------
 
 
 @quirk(58)
@@ -160,7 +162,7 @@ def test_what_is_not_a_list_is_an_error(action: Action, code: int, words: str, s
         (["v1", "main"], "its tags are: v1, main"),
         ([f"build-{number}" for number in range(20)], "`ocistream inspect APP` lists its tags"),
         ([], "`ocistream inspect APP` lists its tags"),
-        # Nobody types the tags that cosign makes, and a tag has no control characters.
+        # Tags of cosign and malformed tags are not suggested.
         ([f"sha256-{'0' * 64}.sig", "1.25-alpin\x1b[2J", "v1"], "its tags are: v1"),
         (
             ["1.25-alpin", "1.25"],
@@ -173,7 +175,7 @@ def test_what_is_not_a_list_is_an_error(action: Action, code: int, words: str, s
     ],
     ids=["similar ones", "few", "many", "none", "those of others", "a lost one", "more than are compared"],
 )
-def test_a_tag_that_does_not_exist_is_told_with_what_may_have_been_meant(
+def test_the_error_for_a_missing_tag_suggests_similar_ones(
     tags: list[str], words: str, start: Start, mover: Move
 ) -> None:
     registry = answering(start, page(*tags))
@@ -188,7 +190,7 @@ def test_a_tag_that_does_not_exist_is_told_with_what_may_have_been_meant(
     [too_many_requests(3600), refusal(503), refusal(405), refusal(403), Reply(200, {}, b"<html>")],
     ids=lambda action: str(action.status),
 )
-def test_advice_that_cannot_be_had_is_not_waited_for(action: Action, start: Start, mover: Move) -> None:
+def test_a_failing_request_for_suggestions_is_not_retried(action: Action, start: Start, mover: Move) -> None:
     registry = start()
     registry.faults = [Fault(action, path="/tags/list", times=None)]
     result = mover().run("inspect", f"{registry.host}/app:none", code=4, says="app:none not found")

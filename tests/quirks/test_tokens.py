@@ -1,4 +1,4 @@
-"""Tokens and passwords: what is asked for, what is shown to whom, and when. Statements 43 to 46."""
+"""Tokens and passwords: what is requested, which server gets it, and when. Statements 43 to 46."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Move = Callable[..., Mover]
     ],
     ids=["one", "what ours cover", "2000 of them"],
 )
-def test_scopes_that_a_challenge_names_are_added_to_ours_and_not_without_end(
+def test_a_limited_number_of_scopes_of_a_challenge_is_added_to_ours(
     asked: str, expected: list[str], start: Start, mover: Move, layout: Layout
 ) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=())
@@ -50,7 +50,7 @@ def test_scopes_that_a_challenge_names_are_added_to_ours_and_not_without_end(
 
 
 @quirk(44)
-def test_a_token_of_one_login_is_not_shown_for_another(
+def test_a_token_of_one_login_is_not_used_for_another(
     start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
     auth = Bearer({"ada": "1815", "bob": "1822"}, anonymous=())
@@ -58,7 +58,7 @@ def test_a_token_of_one_login_is_not_shown_for_another(
     image = small_image(layout)
     token = auth.token_for("repository:from/ada:pull,push", user="ada")
     seed(layout, image, registry.host, "from/ada", "v1", headers={"Authorization": f"Bearer {token}"})
-    # Bob's token covers what Ada reads, since it was for a mount; and Ada's ends.
+    # Bob's token was for a mount, so it covers what Ada reads; Ada's token expires.
     ends = refusal(401, WWW_Authenticate=f'Bearer realm="{registry.url}/token",error="invalid_token"')
     registry.faults.append(Fault(ends, "GET", "/v2/from/ada/blobs/"))
     login = docker_config(
@@ -75,11 +75,11 @@ def test_a_token_of_one_login_is_not_shown_for_another(
     assert manifest_digest(registry.host, "to/bob", "v1", headers=shown) == image["digest"]
 
 
-# What a registry says in its challenge --------------------------------------------------------------------------
+# Challenges -----------------------------------------------------------------------------------------------------
 
 
 def challenging(start: Start, challenge: str | None) -> QuirkyRegistry:
-    """Start a registry that answers 401 to everything but what is asked of `/token`, which gives tokens to anybody."""
+    """Start a registry that answers everything with 401, except `/token`, which issues tokens to any client."""
     headers = {} if challenge is None else {"WWW_Authenticate": challenge}
     return start(Quirk("always 401", (Fault(refusal(401, **headers), path="^/v2/", times=None),)))
 
@@ -130,7 +130,7 @@ def test_a_realm_that_is_not_an_absolute_http_url_is_refused_and_not_printed(
         ('"junk", realm="nobody\'s"', 3, "does not say how to authenticate"),
     ],
 )
-def test_a_challenge_that_cannot_be_met_is_told(
+def test_an_unsupported_challenge_is_reported(
     challenge: str | None, code: int, words: str, start: Start, mover: Move
 ) -> None:
     registry = challenging(start, challenge)
@@ -143,10 +143,10 @@ def test_a_challenge_that_cannot_be_met_is_told(
     "challenge",
     ["Bearer, Basic", 'Bearer realm="", Basic realm="x"', 'Negotiate abc==, Basic realm="x"', ',, bASIC realm = "x",,'],
 )
-def test_basic_is_taken_where_bearer_names_no_realm(challenge: str, start: Start, mover: Move) -> None:
+def test_basic_is_used_if_bearer_has_no_realm(challenge: str, start: Start, mover: Move) -> None:
     registry = challenging(start, challenge)
     mover().run("inspect", f"{registry.host}/app:v1", code=3, says="refused the credentials from OCISTREAM_USERNAME")
-    # What was refused is shown once, and not for each request that comes after it.
+    # A refused password is sent once, not with each later request.
     expected = basic(USER, PASSWORD)["Authorization"]
     assert [request.headers["Authorization"] for request in registry.requests] == [None, expected]
 
@@ -160,7 +160,7 @@ def test_basic_is_taken_where_bearer_names_no_realm(challenge: str, start: Start
         ("/token?x=y#fragment", "/token?x=y&service=s%26x"),
     ],
 )
-def test_bearer_is_preferred_and_the_query_of_its_realm_kept_byte_for_byte(
+def test_bearer_is_preferred_and_the_query_of_its_realm_is_unchanged(
     realm: str, expected: str, start: Start, mover: Move
 ) -> None:
     registry = start()
@@ -182,11 +182,11 @@ def test_bearer_is_preferred_and_the_query_of_its_realm_kept_byte_for_byte(
 
 @quirk(19)
 @quirk(45)
-def test_an_identity_token_is_posted_as_oauth2_has_it(
+def test_an_identity_token_is_posted_as_an_oauth2_refresh_token(
     start: Start, mover: Move, tap: Callable[[str], Tap], layout: Layout, tmp_path: Path
 ) -> None:
     registry = start()
-    # What is sent for a token is heard on its way there.
+    # A tap records the token request.
     second = tap(registry.host)
     challenge = f'Bearer realm="{second.url}/token",service="registry.test"'
     registry.faults = [
@@ -209,7 +209,7 @@ def test_an_identity_token_is_posted_as_oauth2_has_it(
     }
 
 
-# What a token server answers ------------------------------------------------------------------------------------
+# Responses of a token server ------------------------------------------------------------------------------------
 
 BROKEN: Final = (
     b"",
@@ -232,7 +232,7 @@ BROKEN: Final = (
 
 
 @quirk(46)
-def test_a_broken_answer_is_an_error_of_the_registry_and_none_of_it_is_printed(start: Start, mover: Move) -> None:
+def test_a_malformed_token_response_is_a_registry_error_that_does_not_print_it(start: Start, mover: Move) -> None:
     registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
     for body in BROKEN:
         registry.requests.clear()
@@ -240,7 +240,7 @@ def test_a_broken_answer_is_an_error_of_the_registry_and_none_of_it_is_printed(s
         words = f"the token server 127.0.0.1 of {registry.host}"
         result = mover().run("inspect", f"{registry.host}/app:v1", code=7, says=words)
         assert "hid" not in result.err, body
-        # It is not asked again, and nothing is shown to the registry.
+        # There is no retry, and no request with a token.
         assert [request.path for request in registry.requests] == ["/v2/app/manifests/v1", "/token"]
 
 
@@ -258,7 +258,7 @@ def test_a_broken_answer_is_an_error_of_the_registry_and_none_of_it_is_printed(s
     ],
     ids=str,
 )
-def test_a_token_server_that_fails_is_asked_as_often_as_any_server_and_no_more(
+def test_a_failing_token_server_gets_as_many_attempts_as_any_server(
     action: Action, code: int, words: str, asked: int, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
@@ -267,16 +267,16 @@ def test_a_token_server_that_fails_is_asked_as_often_as_any_server_and_no_more(
     mover("-q", "--jobs", "1").push(
         archive, f"{registry.host}/app:v1", code=code, says=words.replace("HOST", registry.host)
     )
-    # Whatever several threads want: one that was refused is not asked for the same again.
+    # Even with several threads a refused request is not repeated.
     assert len(registry.asked(path="^/token")) == asked
 
 
 @quirk(46)
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_password_that_was_refused_for_one_image_is_not_shown_for_the_next(
+def test_a_password_that_was_refused_for_one_image_is_not_sent_for_the_next(
     status: int, start: Start, mover: Move, tmp_path: Path
 ) -> None:
-    # A wrong password that is shown again and again locks accounts.
+    # Repeated wrong passwords lock accounts.
     registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
     registry.faults = [Fault(refusal(status), path="^/token", times=None)]
     login = docker_config(tmp_path, {registry.host: Login(USER, PASSWORD)})
@@ -291,7 +291,9 @@ def test_a_password_that_was_refused_for_one_image_is_not_shown_for_the_next(
 
 @quirk(46)
 @pytest.mark.parametrize("action", [HangUp(), Reset(), Drop(10), refusal(429), refusal(500), refusal(503)], ids=str)
-def test_a_token_server_in_trouble_is_asked_again(action: Action, start: Start, mover: Move, layout: Layout) -> None:
+def test_a_temporary_failure_of_a_token_server_is_retried(
+    action: Action, start: Start, mover: Move, layout: Layout
+) -> None:
     registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
     registry.faults = [Fault(action, path="^/token", times=3)]
     image, archive = one_layer(layout)
@@ -301,19 +303,19 @@ def test_a_token_server_in_trouble_is_asked_again(action: Action, start: Start, 
 
 
 @quirk(46)
-def test_nobody_is_told_that_a_login_was_refused_who_has_none(start: Start, mover: Move) -> None:
+def test_a_user_without_a_login_is_told_to_log_in(start: Start, mover: Move) -> None:
     registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
     registry.faults = [Fault(refusal(401), path="^/token", times=None)]
     words = ("requires credentials, but none were found", f"ocistream login {registry.host}")
     mover(env={}).run("inspect", f"{registry.host}/app:v1", code=3, says=words)
 
 
-# How long a token is shown --------------------------------------------------------------------------------------
+# Lifetime of tokens ---------------------------------------------------------------------------------------------
 
 
 @quirk(44)
 @pytest.mark.parametrize(("expires_in", "renewed"), [(1, True), (60, False), (None, False), (0, False)])
-def test_a_token_is_renewed_before_it_ends(
+def test_a_token_is_renewed_before_it_expires(
     expires_in: int | None, renewed: bool, start: Start, mover: Move, layout: Layout
 ) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=(), expires_in=expires_in)
@@ -322,16 +324,16 @@ def test_a_token_is_renewed_before_it_ends(
     shown = {"Authorization": f"Bearer {auth.token_for('repository:app:pull,push', user=USER)}"}
     seed(layout, image, registry.host, "app", "v1", headers=shown)
     registry.requests.clear()
-    # Longer than half of a second, which is how long a token of one second is good for.
+    # Longer than half a second, for which a token with a lifetime of one second is used.
     registry.faults = [Fault(Stall(0.6), "GET", config_of(layout, image)["digest"])]
     mover("--jobs", "1", "--no-referrers").pull(f"{registry.host}/app:v1")
     assert len(auth.requests) == (2 if renewed else 1)
-    # No 401 but the first: the second token was had before the first was refused.
+    # Only one 401: the second token was fetched before the first was refused.
     assert [request.status for request in registry.requests].count(401) == 1
 
 
 @quirk(44)
-def test_many_threads_ask_for_one_token(start: Start, mover: Move, layout: Layout) -> None:
+def test_many_threads_share_one_token_request(start: Start, mover: Move, layout: Layout) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=())
     registry = start(auth=auth)
     registry.faults = [Fault(Stall(0.2), path="^/token")]
@@ -342,10 +344,10 @@ def test_many_threads_ask_for_one_token(start: Start, mover: Move, layout: Layou
 
 @quirk(44)
 @pytest.mark.parametrize("good", [True, False])
-def test_a_password_that_nobody_has_accepted_yet_is_shown_by_one_thread_at_a_time(
+def test_an_unconfirmed_password_is_sent_by_one_thread_at_a_time(
     good: bool, start: Start, mover: Move, layout: Layout
 ) -> None:
-    # Where many show a wrong one at once, the account is locked.
+    # Many simultaneous wrong passwords would lock the account.
     registry = start(auth=Basic(USER, PASSWORD if good else "another"))
     layout.image([f"layer {number}".encode() for number in range(8)], name="app")
     archive = tar_of(small_first(layout))
@@ -356,23 +358,23 @@ def test_a_password_that_nobody_has_accepted_yet_is_shown_by_one_thread_at_a_tim
 
 
 @quirk(44)
-def test_a_registry_that_refuses_fresh_tokens_too_ends_it(start: Start, mover: Move) -> None:
+def test_a_command_fails_if_the_registry_refuses_a_second_token(start: Start, mover: Move) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=(), uses=0)
     registry = start(auth=auth)
     mover().run("inspect", f"{registry.host}/app:v1", code=3, says="401 UNAUTHORIZED")
-    # The first of all may have ended on its way; the second has not.
+    # The first token may have expired in transit; the second has not.
     assert [request.status for request in registry.requests] == [401, 200, 401, 200, 401]
 
 
 @quirk(44)
-def test_a_token_that_allows_too_little_is_not_asked_for_again(start: Start, mover: Move) -> None:
+def test_a_token_with_too_few_rights_is_not_requested_again(start: Start, mover: Move) -> None:
     registry = start(auth=Bearer(anonymous=()))
     mover(env={}).run("inspect", f"{registry.host}/app:v1", code=3)
     assert [request.status for request in registry.requests] == [401, 200, 401]
 
 
 @quirk(44)
-def test_a_token_for_the_registry_itself_is_shown_to_it_once_if_it_is_refused(start: Start, mover: Move) -> None:
+def test_a_refused_registry_token_is_sent_once(start: Start, mover: Move) -> None:
     auth = Bearer()
     registry = start(auth=auth)
     env = {"DOCKER_AUTH_CONFIG": json.dumps({"auths": {registry.host: {"registrytoken": "stale"}}})}

@@ -1,4 +1,4 @@
-"""How blobs are sent: in one stream, one PUT or chunks, as asked for and as a registry takes them.
+"""Upload methods: one stream, one PUT or chunks, as requested and as a registry accepts them.
 
 Statements 60 and 61.
 """
@@ -44,13 +44,13 @@ def configured(pushes: Pushes, setting: str) -> tuple[str, str]:
 
 
 def method_used(pushes: Pushes, how: How = "file", *options: str) -> str:
-    """Push, and return the upload method that the result names for the registry."""
+    """Push, and return the upload method in the result for the registry."""
     path = pushes.mover.folder / "result.json"
     pushes.push(how, *options, "--result", str(path))
     return str(json.loads(path.read_text())["upload"][pushes.registry.host])
 
 
-# As it was asked for --------------------------------------------------------------------------------------------
+# Requested methods ----------------------------------------------------------------------------------------------
 
 
 @quirk(60)
@@ -68,26 +68,26 @@ def test_one_put_has_the_digest_and_the_body(how: How, pushes: MakePushes) -> No
 @quirk(60)
 @pytest.mark.parametrize("way", FORCED)
 @pytest.mark.parametrize("status", [404, 405, 413, 416])
-def test_a_way_that_was_asked_for_is_obeyed_and_its_refusal_told(status: int, way: str, pushes: MakePushes) -> None:
+def test_a_requested_method_is_used_and_its_refusal_reported(status: int, way: str, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(status), "PATCH|PUT", "uploads", larger_than=0, times=None)]
     used.push("file", "--upload", way, code=7, says="--upload auto")
     assert {request.method for request in used.uploads() if request.status == status} == {
         "PUT" if way == "put" else "PATCH"
     }
-    # The same command would be refused again: nothing is kept for it.
+    # The same command would be refused again, so nothing is kept.
     assert used.methods()[-1] == "DELETE"
     assert used.records() == []
 
 
 @quirk(60)
-def test_a_configuration_says_how_and_an_option_more_so(pushes: MakePushes) -> None:
+def test_the_option_overrides_the_configured_method(pushes: MakePushes) -> None:
     used = pushes()
     config = configured(used, 'upload = "put"')
     used.registry.faults = [Fault(refusal(400), "PUT", "/manifests/", times=None)]
     for options, expected in (((), ["POST", "PUT"]), (("--upload", "stream"), STREAM)):
         used.registry.requests.clear()
-        # The layer's blob is forgotten, so that it is sent again.
+        # The registry denies that it has the layer, so that the layer is sent again.
         used.registry.faults = [Fault(refusal(404), "HEAD", "/blobs/", times=None)]
         used.push("file", *config, *options)
         assert [request.method for request in used.uploads() if _is_of_layer(request.received)] == expected[1:2]
@@ -100,7 +100,7 @@ def _is_of_layer(received: int) -> bool:
 @quirk(60)
 @both_ways
 @pytest.mark.parametrize("way", FORCED)
-def test_a_blob_whose_last_byte_is_wrong_is_never_closed(way: str, how: How, pushes: MakePushes) -> None:
+def test_the_upload_of_a_blob_with_a_wrong_last_byte_is_never_closed(way: str, how: How, pushes: MakePushes) -> None:
     used = pushes()
     content = used.layout.file(used.digest).read_bytes()
     used.archive = used.archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
@@ -119,7 +119,7 @@ def test_a_blob_whose_last_byte_is_wrong_is_never_closed(way: str, how: How, pus
     ("profile", "excess", "methods"),
     [("unknown", 0, ["POST", "PUT"]), ("unknown", 1, STREAM), ("artifactory", 0, STREAM)],
 )
-def test_a_small_blob_is_uploaded_by_one_put_unless_the_registry_is_known_to_refuse_that(
+def test_a_small_blob_takes_one_put_unless_the_registry_is_known_to_refuse_that(
     profile: str, excess: int, methods: list[str], how: How, pushes: MakePushes
 ) -> None:
     used = pushes(size=limits.MAX_BUFFERED_BLOB + excess)
@@ -145,7 +145,7 @@ def test_after_a_refused_put_of_a_small_blob_all_later_blobs_are_streamed(
 
 @quirk(60)
 @both_ways
-def test_no_upload_is_opened_for_a_small_blob_that_is_wrong(how: How, pushes: MakePushes) -> None:
+def test_no_upload_is_opened_for_a_small_blob_with_a_wrong_digest(how: How, pushes: MakePushes) -> None:
     used = pushes(size=4000)
     content = used.layout.file(used.digest).read_bytes()
     used.archive = used.archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
@@ -157,19 +157,19 @@ def test_no_upload_is_opened_for_a_small_blob_that_is_wrong(how: How, pushes: Ma
 @pytest.mark.parametrize(("excess", "records"), [(0, 0), (1, 1)])
 def test_a_failed_upload_of_a_small_blob_is_not_recorded(excess: int, records: int, pushes: MakePushes) -> None:
     used = pushes(size=limits.MAX_BUFFERED_BLOB + excess)
-    # A session that cannot be deleted is left to a later run if it is recorded.
+    # A recorded session that cannot be deleted is left for a later run.
     used.registry.faults = [Fault(refusal(503), "PUT|DELETE", "uploads", times=None)]
     used.push("file", "--retries", "0", code=7, says="503")
     assert len(used.records()) == records
 
 
-# As a registry takes it -----------------------------------------------------------------------------------------
+# Methods that a registry accepts --------------------------------------------------------------------------------
 
 
 @quirk(9)
 @quirk(60)
 @both_ways
-def test_a_body_that_is_too_large_is_halved_until_it_is_not(how: How, pushes: MakePushes) -> None:
+def test_after_413_the_chunk_size_is_halved_until_the_registry_accepts_it(how: How, pushes: MakePushes) -> None:
     used = pushes(upload_quirks.no_larger_than(MIB, 413))
     assert method_used(used, how) == f"chunk={MIB}"
     assert {patch.received for patch in used.uploads("PATCH") if patch.status == 202} == {MIB, 5}
@@ -180,7 +180,7 @@ def test_a_body_that_is_too_large_is_halved_until_it_is_not(how: How, pushes: Ma
 
 @quirk(9)
 @quirk(60)
-def test_a_registry_that_takes_not_even_small_chunks_is_given_up_with_the_likely_cause(pushes: MakePushes) -> None:
+def test_a_push_fails_with_a_hint_if_even_small_chunks_are_too_large(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(413), "PATCH", larger_than=0, times=None)]
     used.push(code=7, says=("413", "client_max_body_size", "--upload"))
@@ -202,7 +202,7 @@ def test_a_registry_without_patch_gets_one_put(status: int, pushes: MakePushes) 
 
 @quirk(60)
 @pytest.mark.parametrize("status", [411, 416, 501])
-def test_a_refusal_of_a_patch_without_a_range_is_a_reason_for_chunks(status: int, pushes: MakePushes) -> None:
+def test_after_a_refused_patch_without_a_range_chunks_are_used(status: int, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(status), "PATCH")]
     used.push("file")
@@ -216,14 +216,12 @@ def test_a_refusal_of_a_patch_without_a_range_is_a_reason_for_chunks(status: int
 @quirk(10)
 @quirk(60)
 @both_ways
-def test_416_of_a_body_that_is_too_large_is_a_reason_for_chunks_and_of_an_offset_is_not(
-    how: How, pushes: MakePushes
-) -> None:
+def test_416_for_the_size_switches_to_chunks_but_416_for_the_offset_does_not(how: How, pushes: MakePushes) -> None:
     used = pushes(upload_quirks.no_larger_than(MIB, 416))
     used.push(how)
     assert used.is_complete()
     other = pushes()
-    # The first time that it is asked, not all of what has come is counted yet.
+    # The registry's first reported offset is too small.
     other.registry.faults = [
         Fault(StopReading(2 * MIB), "PATCH"),
         Fault(Header("Range", f"0-{MIB - 1}"), "GET", "/uploads/"),
@@ -236,7 +234,7 @@ def test_416_of_a_body_that_is_too_large_is_a_reason_for_chunks_and_of_an_offset
 
 @quirk(60)
 @pytest.mark.parametrize("code", ["BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"])
-def test_a_lost_session_is_not_taken_for_a_method_that_is_not_known(code: str, pushes: MakePushes) -> None:
+def test_a_lost_session_is_not_mistaken_for_an_unsupported_method(code: str, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(404, code), "PATCH", times=2)]
     assert method_used(used, "pipe") == "stream"
@@ -249,7 +247,7 @@ def test_a_lost_session_is_not_taken_for_a_method_that_is_not_known(code: str, p
 
 @quirk(60)
 @pytest.mark.parametrize("times", [1, None])
-def test_a_404_that_says_nothing_is_a_lost_session_once_and_the_method_twice(
+def test_a_404_without_a_code_means_a_lost_session_once_and_an_unsupported_method_twice(
     times: int | None, pushes: MakePushes
 ) -> None:
     used = pushes()
@@ -264,7 +262,7 @@ def test_a_404_that_says_nothing_is_a_lost_session_once_and_the_method_twice(
 
 @quirk(60)
 @pytest.mark.parametrize(("status", "method"), [(405, "PUT"), (413, "PATCH")])
-def test_the_method_that_was_found_for_one_blob_is_used_first_for_later_ones(
+def test_later_blobs_first_try_the_method_that_worked_for_an_earlier_one(
     status: int, method: str, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -279,7 +277,7 @@ def test_the_method_that_was_found_for_one_blob_is_used_first_for_later_ones(
 
 
 @quirk(60)
-def test_a_blob_of_unknown_size_is_not_sent_by_the_put_that_was_found_for_another(
+def test_a_blob_of_unknown_size_is_not_sent_by_the_put_that_worked_for_another(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -295,7 +293,7 @@ def test_a_blob_of_unknown_size_is_not_sent_by_the_put_that_was_found_for_anothe
 
 
 @quirk(60)
-def test_the_method_that_was_found_for_a_blob_of_unknown_size_is_used_first_for_later_ones(
+def test_later_blobs_of_unknown_size_first_try_the_method_that_worked(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -303,7 +301,7 @@ def test_the_method_that_was_found_for_a_blob_of_unknown_size_is_used_first_for_
     registry.faults = [Fault(refusal(411), "PATCH", only_chunked_coding=True, times=None)]
     mover("--jobs", "1").push(tar_of(small_first(layout)), f"{registry.host}/app:v1", "file", "--compress", "zstd")
     assert [patch.status for patch in registry.asked("PATCH")].count(411) == 1
-    # The config is small, and is sent by one PUT.
+    # The config is small, so it takes one PUT.
     assert [patch.status for patch in registry.asked("PATCH")].count(202) == 3
 
 
@@ -311,7 +309,9 @@ def test_the_method_that_was_found_for_a_blob_of_unknown_size_is_used_first_for_
 @pytest.mark.parametrize(
     ("method", "status", "code"), [("POST", 405, 8), ("POST", 413, 7), ("PUT", 405, 7), ("PUT", 413, 7)]
 )
-def test_what_has_no_body_says_nothing_of_the_way(method: str, status: int, code: int, pushes: MakePushes) -> None:
+def test_the_refusal_of_a_request_without_a_body_does_not_change_the_method(
+    method: str, status: int, code: int, pushes: MakePushes
+) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(status), method, "uploads", times=None)]
     used.push(code=code, says=str(status))
@@ -323,7 +323,7 @@ def test_what_has_no_body_says_nothing_of_the_way(method: str, status: int, code
     ("profile", "status", "method"),
     [("artifactory", 405, "PUT"), ("amazon-ecr", 413, "PATCH"), ("google-artifact-registry", 413, "PATCH")],
 )
-def test_a_way_that_is_known_not_to_work_is_not_tried(
+def test_a_method_that_is_known_not_to_work_is_not_tried(
     profile: str, status: int, method: str, pushes: MakePushes
 ) -> None:
     used = pushes()
@@ -338,7 +338,9 @@ def test_a_way_that_is_known_not_to_work_is_not_tried(
     ("header", "value", "tries_put"),
     [("X-Artifactory-Id", "6d70dcfd", False), ("X-JFrog-Version", "7.1", False), ("X-Other", "x", True)],
 )
-def test_what_a_registry_is_shows_in_its_answers(header: str, value: str, tries_put: bool, pushes: MakePushes) -> None:
+def test_a_registry_is_recognized_by_its_response_headers(
+    header: str, value: str, tries_put: bool, pushes: MakePushes
+) -> None:
     used = pushes()
     used.registry.faults = [
         Fault(refusal(405), "PATCH", larger_than=0, times=None),
@@ -351,7 +353,7 @@ def test_what_a_registry_is_shows_in_its_answers(header: str, value: str, tries_
 @quirk(40)
 @quirk(60)
 @pytest.mark.parametrize("stated", ["0-0", "0-99", "0-1048575", "0-99999999", "nonsense", None, "bytes=0-1"])
-def test_a_range_between_chunks_that_cannot_be_so_is_not_believed(stated: str | None, pushes: MakePushes) -> None:
+def test_an_implausible_range_between_chunks_is_ignored(stated: str | None, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(Header("Range", stated), "PATCH", skip=1, times=None)]
     used.push("file", "--upload", "chunk=1MiB")
@@ -360,18 +362,18 @@ def test_a_range_between_chunks_that_cannot_be_so_is_not_believed(stated: str | 
 
 @quirk(60)
 @both_ways
-def test_a_refusal_that_comes_while_a_body_is_sent_ends_the_sending(how: How, pushes: MakePushes) -> None:
+def test_a_refusal_during_the_body_stops_sending(how: How, pushes: MakePushes) -> None:
     used = pushes(size=24 * MIB)
     used.registry.faults = [Fault(refusal(413), "PATCH")]
     result = used.push(how)
-    # It was not a failure of the network, and so little had been read that all of it could be sent again.
+    # This is not a network failure, and so few bytes were read that all could be sent again.
     assert not result.waits
     assert used.uploads("DELETE") == []
     assert used.is_complete()
 
 
 @quirk(60)
-def test_a_success_before_all_was_sent_is_not_one(pushes: MakePushes) -> None:
+def test_a_success_status_before_the_complete_body_is_not_trusted(pushes: MakePushes) -> None:
     used = pushes(size=24 * MIB)
     used.registry.faults = [Fault(Reply(202), "PATCH")]
     used.push()
@@ -379,11 +381,11 @@ def test_a_success_before_all_was_sent_is_not_one(pushes: MakePushes) -> None:
     assert used.is_complete()
 
 
-# To registries that lose a request which breaks ------------------------------------------------------------------
+# Registries that lose a broken request --------------------------------------------------------------------------
 
 
 def coded(pushes: Pushes) -> list[bool]:
-    """Say of each PATCH whether it was in the chunked transfer coding; each has either that or a length."""
+    """Return for each PATCH whether it uses the chunked transfer coding; otherwise it must have a Content-Length."""
     heads = [patch.headers for patch in pushes.uploads("PATCH")]
     assert all((head["Transfer-Encoding"] is None) != (head["Content-Length"] is None) for head in heads)
     return [head["Transfer-Encoding"] == "chunked" for head in heads]
@@ -391,7 +393,7 @@ def coded(pushes: Pushes) -> list[bool]:
 
 @quirk(61)
 @pytest.mark.parametrize("profile", PROFILES)
-def test_only_those_that_lose_what_breaks_get_bodies_with_an_end(profile: str, pushes: MakePushes) -> None:
+def test_only_registries_that_lose_broken_requests_get_the_chunked_coding(profile: str, pushes: MakePushes) -> None:
     used = pushes()
     used.push("file", *configured(used, f'profile = "{profile}"'))
     assert any(coded(used)) == (profile in {"distribution", "harbor"})
@@ -400,7 +402,7 @@ def test_only_those_that_lose_what_breaks_get_bodies_with_an_end(profile: str, p
 
 @quirk(61)
 @pytest.mark.parametrize("size", [MIB - 1, 2 * MIB])
-def test_what_is_too_small_to_be_kept_has_a_length(size: int, pushes: MakePushes) -> None:
+def test_a_blob_too_small_to_be_kept_has_a_content_length(size: int, pushes: MakePushes) -> None:
     used = pushes(size=size)
     used.push("file", *configured(used, 'profile = "distribution"'))
     assert coded(used) == [size >= limits.MIN_PARTIAL_SIZE]
@@ -409,7 +411,7 @@ def test_what_is_too_small_to_be_kept_has_a_length(size: int, pushes: MakePushes
 @quirk(61)
 @pytest.mark.parametrize("options", [(), ("--upload", "stream")], ids=["found out", "asked for"])
 @pytest.mark.parametrize("status", [400, 404, 411, 501])
-def test_a_refusal_of_the_coding_is_not_one_of_the_way(
+def test_a_refusal_of_the_coding_does_not_change_the_method(
     status: int, options: tuple[str, ...], pushes: MakePushes
 ) -> None:
     used = pushes()
@@ -420,7 +422,7 @@ def test_a_refusal_of_the_coding_is_not_one_of_the_way(
 
 
 @quirk(61)
-def test_bytes_of_a_request_that_was_refused_are_sent_again_if_they_were_put_together_wrongly(
+def test_after_a_refused_coding_and_a_wrong_digest_the_blob_is_sent_again(
     pushes: MakePushes,
 ) -> None:
     used = pushes()
@@ -434,7 +436,7 @@ def test_bytes_of_a_request_that_was_refused_are_sent_again_if_they_were_put_tog
 
 
 @quirk(61)
-def test_a_refusal_of_the_size_is_a_reason_for_chunks(pushes: MakePushes) -> None:
+def test_a_refusal_of_the_size_switches_from_the_coding_to_chunks(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(413), "PATCH")]
     assert method_used(used, "file", *configured(used, 'profile = "distribution"')).startswith("chunk=")
@@ -442,7 +444,7 @@ def test_a_refusal_of_the_size_is_a_reason_for_chunks(pushes: MakePushes) -> Non
 
 
 @quirk(61)
-def test_a_rest_in_the_coding_that_is_refused_loses_nothing(pushes: MakePushes) -> None:
+def test_a_refused_rest_in_the_coding_is_sent_with_a_length(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     used.registry.faults = [Fault(refusal(400), "PATCH")]
@@ -454,7 +456,7 @@ def test_a_rest_in_the_coding_that_is_refused_loses_nothing(pushes: MakePushes) 
 
 
 @quirk(61)
-def test_that_an_upload_was_lost_with_its_line_is_told(pushes: MakePushes) -> None:
+def test_an_upload_lost_with_its_connection_is_reported(pushes: MakePushes) -> None:
     used = pushes(Quirk("loses what breaks", (Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads"),)))
     used.registry.faults.insert(0, Fault(StopReading(3 * MIB), "PATCH"))
     result = used.push()

@@ -1,4 +1,4 @@
-"""The files that say where interrupted uploads continue: private, and believed only as far as is safe. Statement 51."""
+"""The records of interrupted uploads: private files, used only if they are plausible. Statement 51."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HOUR: Final = 3600.0
 
 
 def begins_again(pushes: Pushes) -> None:
-    """Assert that an interrupted push believes nothing of what is in its record's place, and leaves a good one."""
+    """Assert that an interrupted push ignores what is in its record's place, and writes a valid record."""
     pushes.interrupt()
     assert (pushes.record()["size"], pushes.record()["digest"]) == (pushes.size, pushes.digest)
     (path,) = pushes.records()
@@ -33,7 +33,7 @@ def begins_again(pushes: Pushes) -> None:
 
 
 @quirk(51)
-def test_a_record_and_its_directory_are_private_and_its_name_says_nothing(pushes: MakePushes) -> None:
+def test_a_record_and_its_directory_are_private_and_its_name_reveals_nothing(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     (path,) = used.records()
@@ -57,7 +57,7 @@ def test_a_record_and_its_directory_are_private_and_its_name_says_nothing(pushes
     ],
     ids=["recent", "old", "by a clock that was set back", "of the future"],
 )
-def test_a_record_is_believed_for_seven_days(seconds: float, known: bool, pushes: MakePushes) -> None:
+def test_a_record_is_valid_for_seven_days(seconds: float, known: bool, pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     location = used.record()["location"]
@@ -78,7 +78,7 @@ def less(field: str) -> Callable[[dict[str, Any]], bytes]:
     return lambda document: json.dumps({name: value for name, value in document.items() if name != field}).encode()
 
 
-#: Contents that make no sense, or are of another upload.
+#: Contents that are malformed, implausible, or of another upload.
 NONSENSE: Final[tuple[Callable[[dict[str, Any]], bytes], ...]] = (
     lambda _: b"",
     lambda _: b"not JSON",
@@ -110,7 +110,7 @@ NONSENSE: Final[tuple[Callable[[dict[str, Any]], bytes], ...]] = (
 
 
 @quirk(51)
-def test_a_record_that_makes_no_sense_is_as_good_as_none(pushes: MakePushes) -> None:
+def test_a_malformed_record_is_ignored(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     for make in NONSENSE:
@@ -126,7 +126,7 @@ def writable_copy(path: Path, other: Path) -> None:
     path.chmod(0o666)
 
 
-#: What is in a record's place, made of its content in another file.
+#: Things in a record's place; the content of the record is in another file.
 IN_ITS_PLACE: Final[dict[str, Callable[[Path, Path], object]]] = {
     "a symbolic link": lambda path, other: path.symlink_to(other),
     "a second name of a file": lambda path, other: path.hardlink_to(other),
@@ -137,7 +137,9 @@ IN_ITS_PLACE: Final[dict[str, Callable[[Path, Path], object]]] = {
 
 @quirk(51)
 @pytest.mark.parametrize("what", IN_ITS_PLACE)
-def test_what_is_not_a_private_file_of_the_user_is_not_read_and_goes(what: str, pushes: MakePushes) -> None:
+def test_anything_but_a_private_file_in_a_record_s_place_is_not_read_and_is_replaced(
+    what: str, pushes: MakePushes
+) -> None:
     used = pushes()
     used.interrupt()
     (path,) = used.records()
@@ -152,7 +154,7 @@ def test_what_is_not_a_private_file_of_the_user_is_not_read_and_goes(what: str, 
 
 @quirk(51)
 @pytest.mark.parametrize("what", ["a directory", "a link in place of the directory", "a file in place of it"])
-def test_where_no_record_can_be_kept_the_push_goes_well_and_says_so_once(what: str, pushes: MakePushes) -> None:
+def test_a_push_without_a_place_for_records_succeeds_with_one_notice(what: str, pushes: MakePushes) -> None:
     used = pushes()
     folder = used.mover.folder / "state" / "ocistream" / "uploads"
     elsewhere = used.mover.folder / "elsewhere"
@@ -175,7 +177,7 @@ def test_where_no_record_can_be_kept_the_push_goes_well_and_says_so_once(what: s
     assert used.is_complete()
 
 
-#: Locations that a record may not have: at another host, in another repository, or with what may be a secret.
+#: Locations that a record must not have: on another host, in another repository, or with a possible secret.
 FORBIDDEN: Final = (
     "http://{other}/v2/app/blobs/uploads/{session}",
     "http://user@{host}/v2/app/blobs/uploads/{session}",
@@ -189,7 +191,7 @@ FORBIDDEN: Final = (
 
 @quirk(51)
 @pytest.mark.parametrize("form", FORBIDDEN)
-def test_a_location_that_could_not_have_been_written_is_not_asked(form: str, pushes: MakePushes, start: Start) -> None:
+def test_a_forbidden_location_in_a_record_is_not_requested(form: str, pushes: MakePushes, start: Start) -> None:
     used, other = pushes(), start()
     used.interrupt()
     (path,) = used.records()
@@ -207,7 +209,7 @@ def test_a_location_that_could_not_have_been_written_is_not_asked(form: str, pus
 
 
 @quirk(51)
-def test_records_of_other_images_and_other_files_stay(pushes: MakePushes) -> None:
+def test_records_of_other_images_and_other_files_are_kept(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     (path,) = used.records()
@@ -220,11 +222,11 @@ def test_records_of_other_images_and_other_files_stay(pushes: MakePushes) -> Non
 
 
 @quirk(51)
-def test_records_that_are_too_old_go_with_any_push_that_has_records(pushes: MakePushes) -> None:
+def test_any_push_that_writes_records_deletes_expired_ones(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
     used.age(limits.MAX_UPLOAD_RECORD_AGE + _HOUR)
     used.mover.push(used.archive, f"{used.registry.host}/other:v1")
-    # What it was about is in another repository, of which nothing is known there.
+    # The expired record is of another repository, so its session is not touched.
     assert [request.method for request in used.uploads() if "/v2/app/" in request.path] == []
     assert used.records() == []

@@ -1,4 +1,4 @@
-"""Uploads that break, and what the registry says of them: what is believed and sent again. Statements 48 and 49."""
+"""Broken uploads: which responses of the registry are trusted, and which bytes are sent again. Statements 48 and 49."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from tests.quirks.statements import quirk
 
 MakePushes = Callable[..., Pushes]
 both_ways = pytest.mark.parametrize("how", WAYS)
-#: Where a streamed upload breaks.
+#: The offset at which a streamed upload breaks.
 BREAK: Final = 3 * MIB
-#: An upload that was broken, replaced by another, and what is sent into that.
+#: The requests of a broken upload that is replaced by another.
 REPLACED: Final = ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
 
 
 def breaking(*faults: Fault) -> list[Fault]:
-    """Return what breaks the first streamed upload, and what happens then."""
+    """Return a fault that breaks the first streamed upload, and further faults."""
     return [Fault(StopReading(BREAK), "PATCH", larger_than=MIB), *faults]
 
 
-# Answers that are lost ------------------------------------------------------------------------------------------
+# Lost responses -------------------------------------------------------------------------------------------------
 
 
 @quirk(48)
 @both_ways
-def test_a_closing_put_whose_answer_was_lost_is_found_to_have_been_carried_out(how: How, pushes: MakePushes) -> None:
+def test_after_a_lost_response_to_the_close_the_blob_is_found(how: How, pushes: MakePushes) -> None:
     used = pushes(upload_quirks.losing_answer("PUT", "digest="))
     used.push(how)
-    # The second finds no upload any more; whether the blob is there says what became of the first.
+    # The second PUT finds no upload; a HEAD of the blob shows that the first one succeeded.
     assert used.methods() == ["POST", "PATCH", "PUT", "PUT"]
     assert [request.status for request in used.uploads("PUT")][1:] == [404]
     assert [request.status for request in used.registry.asked("HEAD", used.digest.replace(":", "."))] == [404, 200]
@@ -57,16 +57,14 @@ def test_after_a_404_to_the_close_the_lost_session_is_queried_once(pushes: MakeP
 @quirk(48)
 @both_ways
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-def test_another_answer_that_was_lost_costs_a_session_or_the_bytes_of_one(
-    method: str, how: How, pushes: MakePushes
-) -> None:
+def test_a_push_survives_a_lost_response_to_post_or_patch(method: str, how: How, pushes: MakePushes) -> None:
     used = pushes(upload_quirks.losing_answer(method, "/blobs/uploads/"))
     used.push(how)
     assert used.is_complete()
 
 
 @quirk(48)
-def test_a_chunk_whose_answer_was_lost_is_not_sent_again(pushes: MakePushes) -> None:
+def test_a_chunk_whose_response_was_lost_is_not_sent_again(pushes: MakePushes) -> None:
     used = pushes(upload_quirks.losing_answer("PATCH"))
     used.push("pipe", "--upload", "chunk=1MiB")
     assert used.ranges()[:2] == [f"0-{MIB - 1}", f"{MIB}-{2 * MIB - 1}"]
@@ -75,7 +73,7 @@ def test_a_chunk_whose_answer_was_lost_is_not_sent_again(pushes: MakePushes) -> 
 
 
 @quirk(48)
-def test_that_nobody_can_say_whether_the_blob_is_there_is_not_the_news(pushes: MakePushes) -> None:
+def test_if_the_blob_cannot_be_checked_the_original_error_is_reported(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [
         Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=", times=None),
@@ -84,7 +82,7 @@ def test_that_nobody_can_say_whether_the_blob_is_there_is_not_the_news(pushes: M
     used.push(code=7, says="400 DIGEST_INVALID")
 
 
-# What is believed of an upload that broke -----------------------------------------------------------------------
+# Offsets of broken uploads --------------------------------------------------------------------------------------
 
 
 @quirk(49)
@@ -103,9 +101,7 @@ def test_that_nobody_can_say_whether_the_blob_is_there_is_not_the_news(pushes: M
     ],
     ids=str,
 )
-def test_an_upload_of_which_nothing_is_said_that_can_be_so_is_replaced(
-    answer: Action, how: How, pushes: MakePushes
-) -> None:
+def test_an_upload_without_a_plausible_offset_is_replaced(answer: Action, how: How, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = breaking(Fault(answer, "GET", "uploads", times=None))
     used.push(how)
@@ -115,7 +111,7 @@ def test_an_upload_of_which_nothing_is_said_that_can_be_so_is_replaced(
 
 
 @quirk(49)
-def test_0_0_is_how_a_registry_says_that_it_has_nothing(pushes: MakePushes) -> None:
+def test_the_range_0_0_means_that_the_registry_has_nothing(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [
         Fault(StopReading(0), "PATCH"),
@@ -127,7 +123,7 @@ def test_0_0_is_how_a_registry_says_that_it_has_nothing(pushes: MakePushes) -> N
 
 
 @quirk(49)
-def test_less_than_was_acknowledged_before_is_not_believed(pushes: MakePushes) -> None:
+def test_an_offset_below_the_acknowledged_one_is_not_trusted(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [
         Fault(StopReading(0), "PATCH", skip=3),
@@ -140,7 +136,7 @@ def test_less_than_was_acknowledged_before_is_not_believed(pushes: MakePushes) -
 
 @quirk(49)
 @both_ways
-def test_the_location_of_the_answer_is_where_it_continues(how: How, pushes: MakePushes) -> None:
+def test_an_upload_resumes_at_the_location_of_the_status_response(how: How, pushes: MakePushes) -> None:
     moved = Header("Location", lambda path: f"{path}?_state=b%3D")
     used = pushes()
     used.registry.faults = breaking(Fault(moved, "GET", "uploads"))
@@ -152,7 +148,7 @@ def test_the_location_of_the_answer_is_where_it_continues(how: How, pushes: Make
 
 @quirk(49)
 @pytest.mark.parametrize("status", [200, 202])
-def test_the_state_of_a_session_may_have_another_status(status: int, pushes: MakePushes) -> None:
+def test_the_status_of_a_session_may_be_200_or_202(status: int, pushes: MakePushes) -> None:
     used = pushes(upload_quirks.answering("GET", status))
     used.registry.faults = breaking()
     used.push("file")
@@ -163,7 +159,7 @@ def test_the_state_of_a_session_may_have_another_status(status: int, pushes: Mak
 
 @quirk(49)
 @pytest.mark.parametrize("status", [400, 405, 411, 501])
-def test_a_registry_that_takes_no_rest_of_a_stream_gets_all_of_it_again(status: int, pushes: MakePushes) -> None:
+def test_if_the_rest_of_a_stream_is_refused_the_complete_blob_is_sent_again(status: int, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = breaking(Fault(refusal(status), "PATCH"))
     used.push("pipe")
@@ -173,7 +169,7 @@ def test_a_registry_that_takes_no_rest_of_a_stream_gets_all_of_it_again(status: 
 
 @quirk(49)
 @pytest.mark.parametrize("broke", [True, False])
-def test_bytes_that_were_put_together_wrongly_are_sent_again_if_they_were_put_together(
+def test_after_a_wrong_digest_a_blob_is_sent_again_only_if_its_upload_was_resumed(
     broke: bool, pushes: MakePushes
 ) -> None:
     wrong = refusal(400, "DIGEST_INVALID")
@@ -185,7 +181,7 @@ def test_bytes_that_were_put_together_wrongly_are_sent_again_if_they_were_put_to
 
 
 @quirk(49)
-def test_a_registry_whose_ranges_stand_still_is_not_asked(pushes: MakePushes) -> None:
+def test_a_registry_known_for_wrong_offsets_is_not_asked(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = breaking()
     config = used.mover.folder / "config.toml"
@@ -197,25 +193,23 @@ def test_a_registry_whose_ranges_stand_still_is_not_asked(pushes: MakePushes) ->
 
 @quirk(49)
 @pytest.mark.parametrize("answer", ["hangs up", "401", "429", "503"])
-def test_a_registry_that_did_not_answer_once_is_asked_again_beside_another_session(
-    answer: str, pushes: MakePushes
-) -> None:
+def test_after_a_failed_status_request_the_first_session_is_still_resumed(answer: str, pushes: MakePushes) -> None:
     used = pushes()
-    # One time less than makes the push fail, with the break itself.
+    # One failure less than makes the push fail, including the break itself.
     times = 1 if answer in {"401", "403", "407"} else 5
     used.registry.faults = breaking(Fault(DOWN[answer], "GET", "uploads", times=times))
     used.push()
     without_gets = [method for method in used.methods() if method != "GET"]
     assert without_gets == ["POST", "PATCH", "POST", "DELETE", "PATCH", "PUT"]
-    # It was the other that is deleted: this one has what was sent.
+    # The second session is deleted, because the first one has the sent bytes.
     assert used.received() == used.size
     assert used.is_complete()
 
 
 @quirk(49)
 @pytest.mark.parametrize("answer", ["hangs up", "403", "503"])
-def test_a_session_that_alone_cannot_be_asked_about_is_given_up(answer: str, pushes: MakePushes) -> None:
-    # The same command would fail for ever.
+def test_a_session_without_status_responses_is_abandoned(answer: str, pushes: MakePushes) -> None:
+    # Otherwise the same command would always fail.
     used = pushes()
     used.registry.faults = breaking(Fault(DOWN[answer], "GET", "uploads", times=None))
     used.push("pipe")
@@ -227,7 +221,7 @@ def test_a_session_that_alone_cannot_be_asked_about_is_given_up(answer: str, pus
 
 @quirk(49)
 @pytest.mark.parametrize("answer", DOWN)
-def test_a_line_that_goes_down_in_the_middle_loses_nothing(answer: str, pushes: MakePushes) -> None:
+def test_an_outage_during_an_upload_loses_nothing(answer: str, pushes: MakePushes) -> None:
     used = pushes()
     code = 3 if answer in {"401", "403"} else 7
     used.registry.faults = breaking(Fault(DOWN[answer], path="uploads", skip=1, times=None))
@@ -241,12 +235,12 @@ def test_a_line_that_goes_down_in_the_middle_loses_nothing(answer: str, pushes: 
     assert used.records() == []
 
 
-# What is sent again ---------------------------------------------------------------------------------------------
+# Repeated bytes -------------------------------------------------------------------------------------------------
 
 
 @quirk(30)
 @quirk(49)
-def test_an_upload_may_break_as_often_as_there_is_progress_and_not_without(pushes: MakePushes) -> None:
+def test_breaks_with_progress_are_unlimited_and_without_progress_limited(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(StopReading(MIB // 2), "PATCH", times=None, larger_than=MIB // 2)]
     used.push("pipe", "--retries", "1")
@@ -261,9 +255,7 @@ def test_an_upload_may_break_as_often_as_there_is_progress_and_not_without(pushe
 
 @quirk(49)
 @both_ways
-def test_what_a_pipe_cannot_give_again_is_lost_with_the_session_and_the_way_out_is_said(
-    how: How, pushes: MakePushes
-) -> None:
+def test_a_lost_session_of_a_pipe_is_an_error_that_suggests_a_file(how: How, pushes: MakePushes) -> None:
     used = pushes(size=12 * MIB)
     lost = Fault(refusal(404, "BLOB_UPLOAD_INVALID"), "GET", "uploads", times=None)
     used.registry.faults = [Fault(StopReading(10 * MIB), "PATCH"), lost]
@@ -277,9 +269,9 @@ def test_what_a_pipe_cannot_give_again_is_lost_with_the_session_and_the_way_out_
 
 @quirk(30)
 @quirk(49)
-def test_a_session_that_is_lost_at_each_close_is_not_opened_for_ever(pushes: MakePushes) -> None:
+def test_the_number_of_sessions_lost_at_the_close_is_limited(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PUT", "digest=", times=None)]
     used.push("file", "-q", code=7, says="BLOB_UPLOAD_UNKNOWN")
-    # As often as any request is tried.
+    # The limit is that of the attempts of a request.
     assert len(used.uploads("POST")) == 6

@@ -1,4 +1,4 @@
-"""How registries take blobs: statements 1 to 16, and 39 to 42. What chunks are like is in `test_chunks`."""
+"""Uploads of blobs: statements 1 to 16, and 39 to 42. Chunks are in `test_chunked_uploads`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_location_is_resolved_against_the_request(
 
 @quirk(2)
 @quirk(3)
-def test_the_last_state_is_sent_back_byte_for_byte_and_the_digest_behind_it(
+def test_the_query_of_the_last_location_is_unchanged_and_the_digest_appended(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(upload_quirks.STATE)
@@ -81,7 +81,7 @@ def test_the_last_state_is_sent_back_byte_for_byte_and_the_digest_behind_it(
 
 
 @quirk(3)
-def test_where_an_answer_has_no_location_the_one_before_holds(start: Start, mover: Move, layout: Layout) -> None:
+def test_without_a_new_location_the_previous_one_is_used(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(upload_quirks.NO_LATER_LOCATION, upload_quirks.ABSOLUTE)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
@@ -119,19 +119,19 @@ def test_port_443_and_no_port_are_the_same_host(
         env = {"HTTPS_PROXY": proxy.url, "SSL_CERT_FILE": str(certificate.file)}
         login = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
         mover(env={**env, **login}).push(archive, "registry.test/app:v1")
-    # With its Authorization, or the uploads would have been refused.
+    # The requests had an Authorization header, or they would have been refused.
     assert {request.status for request in upload_of(registry, layer_of(layout, image))} == {201, 202}
 
 
 @quirk(5)
 @pytest.mark.parametrize("how", WAYS)
-def test_an_upload_elsewhere_gets_no_authorization(how: How, start: Start, mover: Move, layout: Layout) -> None:
+def test_an_upload_on_another_host_gets_no_authorization(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(upload_quirks.UPLOADS_ELSEWHERE, auth=Basic(USER, PASSWORD))
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1", how)
     assert registry.asked("PATCH|PUT", "uploads") == []
     heard = registry.memory["tap"].heard
-    # The layer takes two requests, the small config one.
+    # The layer takes two requests, the small config takes one.
     assert [heard.count(method + b" /v2/app/blobs/uploads/") for method in (b"PATCH", b"PUT")] == [1, 2]
     assert b"uthorization" not in heard
     assert is_stored(registry, layout, layer_of(layout, image), config_of(layout, image))
@@ -140,7 +140,7 @@ def test_an_upload_elsewhere_gets_no_authorization(how: How, start: Start, mover
 @quirk(6)
 @quirk(7)
 @pytest.mark.parametrize("how", WAYS)
-def test_a_blob_is_one_post_one_streamed_patch_and_a_put_without_a_body(
+def test_a_blob_takes_one_post_one_streamed_patch_and_a_put_without_a_body(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -165,7 +165,7 @@ def test_a_blob_is_one_post_one_streamed_patch_and_a_put_without_a_body(
     [upload_quirks.NO_CHUNKS, upload_quirks.no_larger_than(4096, 416, chunks_only=True), upload_quirks.STALLED_RANGE],
     ids=str,
 )
-def test_who_has_trouble_with_chunks_gets_none(habit: Quirk, start: Start, mover: Move, layout: Layout) -> None:
+def test_a_registry_that_refuses_chunks_gets_a_stream(habit: Quirk, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(habit)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
@@ -180,7 +180,7 @@ def test_who_has_trouble_with_chunks_gets_none(habit: Quirk, start: Start, mover
 @pytest.mark.parametrize(
     "habit", [upload_quirks.BACKWARD_RANGE, upload_quirks.LAST_RANGE, upload_quirks.NO_RANGE], ids=str
 )
-def test_what_a_range_says_of_a_streamed_upload_changes_nothing(
+def test_the_range_after_a_streamed_upload_is_ignored(
     habit: Quirk, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(habit)
@@ -195,20 +195,20 @@ def test_what_a_range_says_of_a_streamed_upload_changes_nothing(
     ("method", "status"),
     [*(("PATCH", status) for status in (200, 201, 202, 204)), *(("PUT", status) for status in (200, 201, 202, 204))],
 )
-def test_every_status_of_success_is_one(method: str, status: int, start: Start, mover: Move, layout: Layout) -> None:
+def test_every_success_status_is_accepted(method: str, status: int, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(upload_quirks.answering(method, status))
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
     requests = upload_of(registry, layer_of(layout, image))
     assert [request.method for request in requests] == ["PATCH", "PUT"]
-    # It is believed: nobody looks whether the blob has come to be there after all.
+    # The status is trusted: no HEAD checks the blob afterwards.
     assert len(registry.asked("HEAD", "/blobs/")) == 2
     assert manifest_digest(registry.host, "app", "v1") == image["digest"]
 
 
 @quirk(13)
 @pytest.mark.parametrize("how", WAYS)
-def test_a_token_that_ends_before_the_closing_put_costs_that_put_and_no_more(
+def test_after_an_expired_token_only_the_closing_put_is_repeated(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=())
@@ -222,7 +222,7 @@ def test_a_token_that_ends_before_the_closing_put_costs_that_put_and_no_more(
 
 
 @quirk(14)
-def test_no_session_is_opened_before_the_first_byte_of_its_blob_is_there(
+def test_no_session_is_opened_before_the_first_byte_of_its_blob_arrives(
     start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
@@ -239,7 +239,7 @@ def test_no_session_is_opened_before_the_first_byte_of_its_blob_is_there(
             pipe.write(archive[:second])
             eventually(lambda: max([request.received for request in registry.asked("PATCH")], default=0) >= LAYER)
             eventually(lambda: unread(pipe) == 0)
-            # So long would another session have had to be opened.
+            # Enough time to open another session.
             time.sleep(0.2)
             opened.append(len(registry.asked("POST")) - len(registry.asked("PUT", "digest=")))
             pipe.write(archive[second:])
@@ -267,7 +267,7 @@ def test_an_abandoned_session_is_deleted(how: How, start: Start, mover: Move, la
 
 @quirk(15)
 @pytest.mark.parametrize("status", [405, 500, 401])
-def test_nothing_comes_of_it_if_deleting_fails(status: int, start: Start, mover: Move, layout: Layout) -> None:
+def test_a_failed_deletion_of_a_session_is_ignored(status: int, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(Quirk("no deleting", (Fault(refusal(status), "DELETE", times=None),)))
     image, archive = one_layer(layout)
     spoiled = _spoiled(archive, layout.file(layer_of(layout, image)["digest"]).read_bytes())
@@ -276,7 +276,7 @@ def test_nothing_comes_of_it_if_deleting_fails(status: int, start: Start, mover:
 
 
 def _spoiled(archive: bytes, layer: bytes) -> bytes:
-    """Return an archive whose layer has another last byte, which is found out when most of it was sent."""
+    """Return an archive whose layer has a wrong last byte, which is detected after most of the layer is sent."""
     start = archive.index(layer)
     end = start + len(layer) - 1
     return archive[:end] + bytes([archive[end] ^ 1]) + archive[end + 1 :]
@@ -284,7 +284,7 @@ def _spoiled(archive: bytes, layer: bytes) -> bytes:
 
 @quirk(16)
 @pytest.mark.parametrize("how", WAYS)
-def test_a_blob_of_no_bytes_is_a_put_without_a_body(how: How, start: Start, mover: Move, layout: Layout) -> None:
+def test_an_empty_blob_is_a_put_without_a_body(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     artifact = layout.artifact(b"", name="app")
     mover().push(tar_of(small_first(layout)), f"{registry.host}/app:v1", how)
@@ -296,7 +296,7 @@ def test_a_blob_of_no_bytes_is_a_put_without_a_body(how: How, start: Start, move
 
 
 @quirk(39)
-def test_an_upload_is_known_by_its_location_alone(start: Start, mover: Move, layout: Layout) -> None:
+def test_an_upload_is_identified_by_its_location_alone(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(upload_quirks.NO_UUID, upload_quirks.OTHER_PREFIX)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
@@ -305,9 +305,11 @@ def test_an_upload_is_known_by_its_location_alone(start: Start, mover: Move, lay
 
 @quirk(41)
 @pytest.mark.parametrize(("header", "refused"), [("X-JFrog-Version", 0), ("X-Other", 1)])
-def test_who_wants_a_patch_gets_one(header: str, refused: int, start: Start, mover: Move, layout: Layout) -> None:
+def test_a_registry_that_requires_a_patch_gets_one(
+    header: str, refused: int, start: Start, mover: Move, layout: Layout
+) -> None:
     registry = start(upload_quirks.NO_SINGLE_PUT)
-    # A registry that is known by this header gets no small blob in one PUT. Another one refuses the first.
+    # A registry recognized by this header gets no small blob in one PUT. Another one refuses the first PUT.
     registry.faults = [Fault(Header(header, "7.1"), times=None)]
     image = layout.image([4000, 5000, LAYER], name="app")
     mover("--jobs", "1").push(tar_of(small_first(layout)), f"{registry.host}/app:v1")
@@ -317,7 +319,7 @@ def test_who_wants_a_patch_gets_one(header: str, refused: int, start: Start, mov
 
 
 @quirk(42)
-def test_who_may_push_and_not_look_pushes(start: Start, mover: Move, layout: Layout) -> None:
+def test_a_push_succeeds_with_push_permission_only(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(NO_LOOKING)
     image, archive = one_layer(layout)
     mover().push(archive, f"{registry.host}/app:v1")
@@ -327,7 +329,7 @@ def test_who_may_push_and_not_look_pushes(start: Start, mover: Move, layout: Lay
 
 @quirk(42)
 @pytest.mark.parametrize("how", WAYS)
-def test_who_may_do_neither_is_told_so_before_a_byte_is_sent(
+def test_a_user_without_push_permission_gets_an_error_before_any_byte_is_sent(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     def deny(handler: Any) -> Any:

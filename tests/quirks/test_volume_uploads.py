@@ -1,4 +1,4 @@
-"""Volumes of an archive that are pushed one by one: uploads of parts of a blob. Statement 50."""
+"""Volumes of an archive that are pushed one by one: uploads of the parts of a blob. Statement 50."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.registry_http import manifest_digest, seed
 
 @dataclasses.dataclass
 class Volumes:
-    """An image with one layer that continues through three volumes, and an empty registry."""
+    """An image with one layer that spans three volumes, and an empty registry."""
 
     registry: QuirkyRegistry
     layout: Layout
@@ -45,7 +45,7 @@ class Volumes:
         assert is_stored(self.registry, self.layout, layer_of(self.layout, self.image))
 
     def records(self) -> list[Path]:
-        """Return the files that say where interrupted uploads continue."""
+        """Return the records of interrupted uploads."""
         return list((self.mover.folder / "state" / "ocistream" / "uploads").glob("*"))
 
 
@@ -62,7 +62,7 @@ def volumes(start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], l
 
 @quirk(50)
 @pytest.mark.parametrize("status", [400, 405])
-def test_of_a_part_that_is_refused_nothing_is_kept(status: int, volumes: Volumes) -> None:
+def test_the_session_of_a_refused_part_is_deleted(status: int, volumes: Volumes) -> None:
     volumes.registry.faults = [Fault(refusal(status, "UNSUPPORTED"), "PATCH", larger_than=MIB)]
     volumes.push(0, 10, "still needed")
     assert [request.method for request in volumes.registry.asked("PATCH|DELETE")][-1] == "DELETE"
@@ -71,7 +71,7 @@ def test_of_a_part_that_is_refused_nothing_is_kept(status: int, volumes: Volumes
 
 
 @quirk(50)
-def test_parts_that_are_not_the_blob_together_are_an_error_of_integrity(volumes: Volumes) -> None:
+def test_parts_with_another_digest_together_are_an_integrity_error(volumes: Volumes) -> None:
     volumes.push(0, 10)
     volumes.push(1, 10)
     volumes.registry.faults = [Fault(refusal(400, "DIGEST_INVALID"), "PUT", f"digest={volumes.digest}")]

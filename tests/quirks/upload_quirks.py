@@ -12,7 +12,7 @@ from tests.quirks.quirky_registry import UPLOAD, Outward, Quirk, QuirkyHandler, 
 from tests.registry import Answer
 
 _OUR_PREFIX: Final = re.compile(r"/artifacts-uploads/namespaces/p/repositories/(.+)/uploads/([0-9a-f-]{36})")
-#: What a signature in a query may look like: it is another one when it is encoded again.
+#: A signature in a query: encoding it again would change it.
 SIGNATURE: Final = "sig=a%2Fb%3D+c~"
 
 
@@ -25,7 +25,7 @@ def _from_our_prefix(handler: QuirkyHandler) -> None:
 
 
 def _new_state(handler: QuirkyHandler, location: str) -> str:
-    """Write a state into an upload's query, another one each time, and remember it."""
+    """Add a state to an upload's query, a different one each time, and record it."""
     memory = handler.registry.memory
     with handler.registry.lock:
         memory["states"] = memory.get("states", 0) + 1
@@ -45,7 +45,7 @@ def _check_state(handler: QuirkyHandler) -> Answer | None:
 
 
 def _on_patch(change: Callable[[QuirkyHandler, str], str | None]) -> Outward:
-    """Return what changes the Range in the answer to a PATCH."""
+    """Return a function that changes the Range of the response to a PATCH."""
 
     def outward(handler: QuirkyHandler, answer: Answer) -> Answer:
         if handler.command != "PATCH" or "Range" not in answer.headers:
@@ -74,7 +74,7 @@ def _without_range(handler: QuirkyHandler, answer: Answer) -> Answer:
 
 
 def answering(method: str, status: int) -> Quirk:
-    """Return the quirk of another status where a request of an upload went well."""
+    """Return a quirk that replaces the status of successful requests of an upload."""
 
     def outward(handler: QuirkyHandler, answer: Answer) -> Answer:
         good = handler.command == method and "uploads/" in handler.path and 200 <= answer.status < 300
@@ -84,7 +84,7 @@ def answering(method: str, status: int) -> Quirk:
 
 
 def no_larger_than(size: int, status: int, method: str = ".*", *, chunks_only: bool = False) -> Quirk:
-    """Return the quirk of refusing larger bodies; where `chunks_only`, those of a PATCH that says its range."""
+    """Return a quirk that refuses larger bodies; with `chunks_only`, only those of a PATCH with a Content-Range."""
 
     def inward(handler: QuirkyHandler) -> Answer | None:
         judged = re.fullmatch(method, handler.command) and (not chunks_only or "Content-Range" in handler.headers)
@@ -98,7 +98,7 @@ def no_larger_than(size: int, status: int, method: str = ".*", *, chunks_only: b
 
 
 def chunks_of_at_least(size: int) -> Quirk:
-    """Return the quirk of wanting chunks, but for the last one, to have so many bytes."""
+    """Return a quirk that requires a minimum size of chunks, except the last one."""
 
     def inward(handler: QuirkyHandler) -> Answer | None:
         if handler.command != "PATCH" or "Content-Range" not in handler.headers:
@@ -129,7 +129,7 @@ def _no_single_put(handler: QuirkyHandler) -> Answer | None:
 
 
 def refusing(method: str, status: int) -> Quirk:
-    """Return the quirk of not knowing a method of uploads."""
+    """Return the quirk of a registry without this method of uploads."""
 
     def inward(handler: QuirkyHandler) -> Answer | None:
         return refused(status) if handler.command == method and UPLOAD.match(handler.path) else None
@@ -180,11 +180,11 @@ TOKENS_END: Final = Quirk("all tokens end with the first PATCH", outward=_expire
 UPLOADS_ELSEWHERE: Final = Quirk("uploads are on another host", elsewhere=True, outward=relocating(_to_storage))
 
 
-# What a second server does --------------------------------------------------------------------------------------
+# Quirks of the second server ------------------------------------------------------------------------------------
 
 
 def _one_mechanism(handler: QuirkyHandler) -> Answer | None:
-    """Refuse who is not authorized by the query alone, as S3 does."""
+    """Refuse requests that the query alone does not authorize, as S3 does."""
     if "Authorization" in handler.headers:
         text = b"<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>"
         return Answer(400, {"Content-Type": "application/xml"}, text)
@@ -199,11 +199,11 @@ STORAGE: Final = Quirk(
 )
 
 
-# Answers that are lost ------------------------------------------------------------------------------------------
+# Lost responses -------------------------------------------------------------------------------------------------
 
 
 def losing_answer(method: str, path: str = "") -> Quirk:
-    """Return the quirk of closing the connection once in place of the answer to a request that was carried out."""
+    """Return a quirk that closes the connection once instead of answering a request that was processed."""
 
     def outward(handler: QuirkyHandler, answer: Answer) -> Answer:
         if handler.command == method and re.search(path, handler.path) and 200 <= answer.status < 300:
