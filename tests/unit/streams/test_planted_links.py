@@ -1,4 +1,4 @@
-"""Which links another user may have planted. This needs no root; tests/cli/test_planted_symlinks.py does."""
+"""Which links another user may have planted. These tests need no root; tests/cli/test_planted_symlinks.py does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_which_links_may_be_planted(
     assert is_untrusted_link(stat_of(0o120777, link_owner), stat_of(folder_mode, folder_owner)) is expected
 
 
-def test_a_planted_link_behind_ones_own_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_planted_link_behind_an_own_link_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
