@@ -42,7 +42,7 @@ def faulty(tmp_path: Path) -> Iterator[Callable[..., CountingRegistry]]:
 
 @pytest.fixture
 def quick() -> Iterator[Callable[..., QuickTransport]]:
-    """Return a function that makes a transport which does not sleep; its arguments are those of `QuickTransport`."""
+    """Return a function that creates a client that does not sleep; its arguments are those of `QuickTransport`."""
     with contextlib.ExitStack() as stack:
 
         def make(**options: object) -> QuickTransport:

@@ -33,7 +33,7 @@ from tests.images import digest_of
 SIZES: Final = [0, 1, 511, 512, 513, 1_000_000]
 
 
-class Broken(Exception):  # noqa: N818 - it stands for any exception at all
+class Broken(Exception):  # noqa: N818 - it stands for any exception
     """An exception that chunks raise."""
 
 

@@ -186,7 +186,7 @@ def test_a_secret_longer_than_a_pipe_reaches_the_helper(home: Home) -> None:
     "script",
     [
         "#!/bin/sh\nexec sleep 9\n",
-        "#!/bin/sh\nsleep 9\n",  # its child holds the pipe open when it is killed itself
+        "#!/bin/sh\nsleep 9\n",  # its child keeps the pipe open after the shell is killed
         "#!/bin/sh\necho '{}'\nexec >&-\nexec sleep 9\n",
     ],
 )

@@ -22,7 +22,7 @@ def test_limits_reach_the_http_client(stall: float, longest: float) -> None:
     with contextlib.closing(
         access.create_client(RegistryOptions(), lambda *_: None, cancelled=threading.Event())
     ) as client:
-        settings = client._settings  # noqa: SLF001 - nobody but a test wants to know
+        settings = client._settings  # noqa: SLF001 - only a test needs it
     assert (settings.connect_timeout, settings.stall_timeout) == (2.5, stall)
     assert (settings.response_timeout(0), settings.response_timeout(math.inf)) == (stall, longest)
     assert settings.requests_per_second == 3.0
@@ -46,7 +46,7 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
             stack.enter_context(contextlib.closing(context.build_open_context(side).client()))
             for side in ("src", "dest")
         ]
-    source, target = (side._rate_limits for side in sides)  # noqa: SLF001 - nobody but a test wants to know
+    source, target = (side._rate_limits for side in sides)  # noqa: SLF001 - only a test needs it
     assert source is target
     assert source.download is not None
 

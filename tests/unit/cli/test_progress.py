@@ -51,7 +51,7 @@ class TestTransferRate:
         pace = TransferRate()
         for step in range(100_000):
             pace.add_bytes(step / 100, 1)
-        assert len(pace._samples) < 50  # noqa: SLF001 - nobody else sees it
+        assert len(pace._samples) < 50  # noqa: SLF001 - only a test needs it
 
 
 class TestSnapshots:

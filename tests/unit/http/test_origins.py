@@ -170,7 +170,7 @@ class TestProxies:
             try:
                 for _ in range(200):
                     is_proxy_bypassed("https://registry.example/", "other.example")
-            except BaseException as error:  # noqa: BLE001 - it is looked at below
+            except BaseException as error:  # noqa: BLE001 - asserted below
                 failures.append(error)
 
         threads = [threading.Thread(target=ask) for _ in range(8)]

@@ -175,7 +175,7 @@ class TestRates:
                 transport = quick(pace=pace)
                 answer = transport.request(transport.endpoint(server.host), "GET", f"{server.url}/v2/")
                 answer.drain()
-                (connection,) = transport._session._adapter._idle  # noqa: SLF001 - nobody but a test wants to know
+                (connection,) = transport._session._adapter._idle  # noqa: SLF001 - only a test needs it
                 sock = connection.sock
                 sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
         # The kernel doubles the requested size (socket(7)).

@@ -50,7 +50,7 @@ def both(raw: bytes, keys: set[str] | None = None, known: set[str] = frozenset()
 def count_parts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Return a list that gets an element for each parsed part."""
     parsed: list[object] = []
-    parse_part = strict_json._parse_part  # noqa: SLF001 - how often it is called is what costs
+    parse_part = strict_json._parse_part  # noqa: SLF001 - the test counts its calls
 
     def counting(*arguments: Any) -> object:
         parsed.append(None)

@@ -20,10 +20,10 @@ def stat_of(mode: int, owner: int) -> os.stat_result:
     ("folder_mode", "folder_owner", "link_owner", "expected"),
     [
         (0o41777, 0, 4321, True),
-        (0o41777, 4321, 4321, False),  # who owns the directory may do what they like there
-        (0o41777, 0, 1234, False),  # ours
-        (0o40777, 0, 4321, False),  # without the sticky bit anybody might replace anything
-        (0o41775, 0, 4321, False),  # not for everybody
+        (0o41777, 4321, 4321, False),  # the owner of the directory may change anything in it
+        (0o41777, 0, 1234, False),  # our own link
+        (0o40777, 0, 4321, False),  # without the sticky bit any user might replace any entry
+        (0o41775, 0, 4321, False),  # not writable by all users
     ],
 )
 def test_which_links_may_be_planted(
