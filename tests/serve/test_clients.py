@@ -105,7 +105,7 @@ def uploading(host: str) -> Iterator[None]:
 
 
 def has_received(host: str, location: str, size: int) -> bool:
-    """Return whether an upload has this size, over a connection that has ended for the registry too."""
+    """Return whether an upload has this size, over a connection that the registry has closed too."""
     with connect(host) as watcher:
         watcher.sendall(f"GET {location} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         return f"Range: 0-{size - 1}\r\n".encode() in read_all(watcher)

@@ -89,7 +89,7 @@ def unnamed(content: bytes, *, piece: int = 1000, fails: bool = False) -> NewBlo
         left.clear()
 
     def descriptor() -> Descriptor:
-        assert not left, "asked for too early"
+        assert not left, "requested too early"
         return Descriptor("x/y", digest_of(content), len(content))
 
     left.append(1)

@@ -34,11 +34,11 @@ class Clock:
 
 
 class TestThrottle:
-    def test_bytes_take_their_time(self) -> None:
+    def test_the_wait_grows_with_the_bytes(self) -> None:
         throttle = Throttle(1000.0, clock=Clock())
         assert [throttle.spend(count) for count in (100, 50, 0, 850)] == pytest.approx([0.1, 0.15, 0.15, 1.0])
 
-    def test_a_pause_saves_no_time(self) -> None:
+    def test_a_pause_allows_no_burst(self) -> None:
         clock = Clock()
         throttle = Throttle(1000.0, clock=clock)
         throttle.spend(100)

@@ -1,4 +1,4 @@
-"""Hashing in a thread: the same digest, and no byte is passed on before it is hashed."""
+"""Hashing in a thread: the digest is the same, and the last chunk is passed on only after the check."""
 
 from __future__ import annotations
 

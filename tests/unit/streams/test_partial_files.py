@@ -91,7 +91,7 @@ class TestResuming:
             raise NetworkError("x")
         assert names_in(tmp_path) == [NAME]
 
-    def test_a_file_that_was_just_closed_is_not_cleaned_up(self, tmp_path: Path) -> None:
+    def test_the_clean_up_ignores_a_file_that_was_just_closed(self, tmp_path: Path) -> None:
         partial = partial_files.create_temporary(tmp_path, "x", 0o644)
         partial.file.close()
         # A signal may arrive between the closing of the file and `unregister()`.

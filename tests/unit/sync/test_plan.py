@@ -72,7 +72,7 @@ def test_tags_keep_their_names_in_a_registry_and_full_names_in_a_layout(tmp_path
     ]
 
 
-def test_images_of_a_layout_are_selected_by_their_tags(tmp_path: Path) -> None:
+def test_images_of_a_layout_keep_their_tags(tmp_path: Path) -> None:
     text = "[[sync]]\nfrom = 'oci:images'\nto = 's.example/app'"
     found = planned(tmp_path, text, ["r.example/app:1", "2", "no tag"])
     # The name does not contain the path of the file: a shard is the same on every machine.

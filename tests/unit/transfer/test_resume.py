@@ -196,7 +196,7 @@ class TestArchive:
 
     @pytest.mark.parametrize("which", [0, 1, 2])
     @pytest.mark.parametrize("at", [0, 20_000])
-    def test_after_a_wrong_byte_all_blobs_are_read_again(
+    def test_a_blob_with_a_wrong_byte_and_later_blobs_are_read_again(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path, which: int, at: int
     ) -> None:
         held = bytearray(whole[:-100_000])
@@ -208,7 +208,7 @@ class TestArchive:
         anew = [[digest, 0, size] for digest, size in zip(digests, SIZES, strict=True)][which:]
         assert [read for read in source.read if not read[1]] == anew
 
-    def test_after_a_wrong_byte_in_a_header_or_manifest_all_blobs_are_read_again(
+    def test_blobs_after_a_wrong_byte_in_a_header_or_manifest_are_read_again(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path
     ) -> None:
         for at in (0, 600, places_in(whole)[blob_name(digests[1])][0] - 400):
