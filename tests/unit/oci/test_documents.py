@@ -83,7 +83,7 @@ class TestJson:
             '{"a": 1}'.encode("utf-32"),
         ],
     )
-    def test_json_that_some_parsers_reject_is_refused(self, raw: bytes) -> None:
+    def test_invalid_or_ambiguous_json_is_refused(self, raw: bytes) -> None:
         with pytest.raises(ArchiveError, match=r"^the thing is not valid JSON: ") as caught:
             parse_json(raw, "the thing")
         assert caught.value.exit_code == 6
