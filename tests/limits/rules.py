@@ -254,7 +254,7 @@ LIMITS: Final[dict[int, Limit]] = {
             "cli/test_inspect_page.py::test_hostile_text_is_shown_as_text",
             "cli/test_inspect_page.py::test_the_page_allows_its_own_style_and_nothing_else",
             "serve/test_image_page.py::test_hostile_names_are_text",
-            "serve/test_image_page.py::test_the_browser_may_run_load_send_and_frame_nothing",
+            "serve/test_image_page.py::test_the_page_forbids_scripts_requests_and_frames",
         ),
     ),
     26: Limit(

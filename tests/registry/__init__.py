@@ -1,9 +1,8 @@
-"""A registry of the tests' own: the server side of distribution-spec v1.1, written apart from `ocistream.serve`.
+"""The tests' own registry: the server side of distribution-spec v1.1, written independently of `ocistream.serve`.
 
-If the product's client and the product's server shared a mistake, tests between them could not see it. So nothing here
-may import `ocistream`; `tests/self` checks that. Real clients and the conformance cases show that the registry is
-right. `tests.faulty_registry` adds faults, passwords and a record of requests, and `tests.quirks.quirky_registry` adds
-quirks.
+If the product's client and server shared a mistake, tests between them could not detect it. So nothing here may import
+`ocistream`; `tests/self` checks that. Real clients and the conformance cases show that the registry is right.
+`tests.faulty_registry` adds faults, passwords and a record of requests, and `tests.quirks.quirky_registry` adds quirks.
 
 Implemented, with the section of the specification where the answer is defined:
 

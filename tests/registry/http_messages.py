@@ -1,4 +1,4 @@
-"""HTTP/1.1 for the tests' registry: read a request and its body, send an answer. It knows nothing about registries."""
+"""HTTP/1.1 for the tests' registry: reads requests and sends answers. It knows nothing about registries."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, Final
 _NO_BODY: Final = frozenset({204, 304})
 #: Read at most this many bytes of a request that was refused, to keep the connection.
 _MOST_DRAINED: Final = 256 * 1024
-#: Seconds to go on reading before a connection with an unread request body is closed. Without this the kernel would
-#: reset the connection, and the client might lose the answer.
+#: Seconds to read on before a connection with an unread request body is closed. Otherwise the kernel would reset the
+#: connection, and the client might lose the answer.
 _LINGER: Final = 2.0
 _PIECE: Final = 1 << 16
 
@@ -72,12 +72,12 @@ class RefusedError(Exception):
 
     @property
     def answer(self) -> Answer:
-        """The answer that says no."""
+        """The answer that refuses the request."""
         return Answer(self.status, self.headers, self.body())
 
 
 class Body:
-    """The body of a request. `received` counts the bytes that were read; `left` is None where the end is unknown."""
+    """The body of a request. `received` counts the bytes read; `left` is None if the size is unknown."""
 
     def __init__(self, headers: Message, stream: BufferedIOBase, announce: Callable[[], None]) -> None:
         """Read from `stream`; `announce` sends `100 Continue` if the client waits for it."""
@@ -92,7 +92,7 @@ class Body:
 
     @property
     def finished(self) -> bool:
-        """Whether all of the body was read."""
+        """Whether the complete body was read."""
         return self.left == 0
 
     @property
@@ -101,7 +101,7 @@ class Body:
         return self._announce is not None
 
     def readinto(self, buffer: memoryview) -> int:
-        """Read into `buffer` what one read of the socket gives; 0 is the end of the body.
+        """Read at most once from the socket into `buffer`, and return the number of bytes; 0 at the end of the body.
 
         Raises:
             RefusedError: the client closed the connection before the end (400).
@@ -143,10 +143,10 @@ def _ended_early() -> RefusedError:
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """Serves one connection, one request after the other. A subclass says in `dispatch` what the answers are."""
+    """Serves the requests of one connection. A subclass answers them in `dispatch`."""
 
     protocol_version = "HTTP/1.1"
-    # The end of an answer must not wait until the client acknowledges its beginning.
+    # The end of an answer must not wait for an acknowledgement of its beginning.
     disable_nagle_algorithm = True
     body: Body
 
@@ -163,7 +163,7 @@ class Exchange(BaseHTTPRequestHandler):
             except RefusedError as refused:
                 self.answer(refused.answer)
         except (OSError, RefusedError):
-            # The connection is broken, or its end was in the body: nobody can be told.
+            # The connection broke, or the body ended early: no answer is possible.
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = serve
@@ -188,7 +188,7 @@ class Exchange(BaseHTTPRequestHandler):
         return None
 
     def answer(self, answer: Answer) -> None:
-        """Send an answer. The connection stays open only if the request's body can be read to its end first."""
+        """Send an answer. The connection stays open only if the request's body can be read completely first."""
         if not self.body.finished and not self.close_connection:
             left = self.body.left
             self.close_connection = self.body.awaited or left is None or left > _MOST_DRAINED

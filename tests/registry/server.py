@@ -44,12 +44,12 @@ _ROUTES: Final = (
 )
 
 
-#: The registries of this process that answer, by host.
+#: The running registries of this process, by host.
 _STARTED: Final[dict[str, Registry]] = {}
 
 
 def started(host: str) -> Registry | None:
-    """Return the registry of this process at `host`, if there is one."""
+    """Return the running registry of this process at `host`, or None."""
     return _STARTED.get(host)
 
 
@@ -62,7 +62,7 @@ class Registry:
     page_size: int | None = None
 
     def __init__(self, path: Path, *, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
-        """Store everything in the OCI layout directory `path`, which is made if it does not exist."""
+        """Store everything in the OCI layout directory `path`, which is created if it does not exist."""
         self.layout = Contents(path)
         self.uploads = Uploads(self.layout)
         self._server = _Server(self, address)
@@ -75,7 +75,7 @@ class Registry:
 
     @property
     def host(self) -> str:
-        """The registry as it is written in the name of an image: `127.0.0.1:5000`."""
+        """The host and port of the registry, as in an image name: `127.0.0.1:5000`."""
         name, port = self._server.server_address[:2]
         return f"[{name!s}]:{port}" if ":" in str(name) else f"{name!s}:{port}"
 
@@ -95,10 +95,10 @@ class Registry:
         _STARTED[self.host] = self
 
     def stop(self) -> None:
-        """Stop answering, close all connections and end all upload sessions. It may be called again."""
+        """Stop answering, close all connections and end all upload sessions. Further calls do nothing."""
         if self._thread is not None:
             del _STARTED[self.host]
-            # This wakes the thread, which would otherwise look only every half second whether to stop.
+            # This wakes the thread, which otherwise checks only every half second whether to stop.
             with contextlib.suppress(OSError):
                 self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
@@ -150,7 +150,7 @@ class _Server(ThreadingHTTPServer):
             self._changed.notify_all()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that goes away is no mistake of the registry.
+        # A client that disconnects is not an error of the registry.
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -158,7 +158,7 @@ class _Server(ThreadingHTTPServer):
         with self._changed:
             for connection in self.connections:
                 with contextlib.suppress(OSError):
-                    # Of the plain socket: `SSLSocket.shutdown` would break the thread that uses it.
+                    # The plain socket's method: `SSLSocket.shutdown` would break the thread that uses the socket.
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
             self._changed.wait_for(lambda: not self.connections, _STOP)
 
@@ -169,7 +169,7 @@ class Handler(Exchange):
     No header tells which registry it is (Server, Docker-Distribution-Api-Version), so clients use their defaults.
     """
 
-    #: What each endpoint can do, by method. HEAD is a GET whose body is not sent.
+    #: The function for each endpoint and method. HEAD is a GET without the body.
     _methods: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "base": {"GET": "_base"},
         "catalog": {"GET": "_catalog"},
@@ -188,7 +188,7 @@ class Handler(Exchange):
 
     @property
     def layout(self) -> Contents:
-        """What the registry stores."""
+        """The contents of the registry."""
         return self.registry.layout
 
     def dispatch(self) -> None:
@@ -211,7 +211,7 @@ class Handler(Exchange):
         serve(*groups)
 
     def parameter(self, name: str) -> str:
-        """Return a parameter of the query, "" if there is none."""
+        """Return a parameter of the query, or "" if it is missing."""
         return self.parameters.get(name, [""])[0]
 
     def _base(self) -> None:
@@ -298,7 +298,7 @@ class Handler(Exchange):
     def _upload_headers(self, upload: Upload) -> dict[str, str]:
         return {
             "Location": f"/v2/{upload.repository}/blobs/uploads/{upload.identifier}",
-            # As distribution does: `0-0` is no byte, and also one byte.
+            # As in distribution: `0-0` means no byte, and also one byte.
             "Range": f"0-{max(upload.offset - 1, 0)}",
             "Docker-Upload-UUID": upload.identifier,
         }
@@ -339,7 +339,7 @@ class Handler(Exchange):
         self.answer(Answer(201, headers))
 
     def _parsed(self, raw: bytes) -> tuple[dict[str, Any], str]:
-        """Return a manifest and its media type, on which the document and the request must agree."""
+        """Return a manifest and its media type; the document and the request must agree about the type."""
         try:
             document = json.loads(raw)
         except ValueError as error:
@@ -403,7 +403,7 @@ class Handler(Exchange):
         keys: Sequence[str],
         headers: Mapping[str, str] = _JSON,
     ) -> None:
-        """Answer with the entries whose keys, which are in order, come after `last`: at most `n` or `page_size`."""
+        """Answer with at most `n` or `page_size` entries whose keys, which are sorted, come after `last`."""
         last, stated = self.parameter("last"), self.parameter("n")
         if stated and not stated.isdecimal():
             raise RefusedError(400, "UNSUPPORTED", "n is not a number")
@@ -418,7 +418,7 @@ class Handler(Exchange):
 
 
 def _is_elsewhere(child: Mapping[str, Any]) -> bool:
-    """Say whether a registry need not have a blob: it has `urls`, or its media type says so."""
+    """Return whether a registry need not have a blob: it has `urls` or a foreign media type."""
     return bool(child.get("urls")) or bool(re.search("nondistributable|foreign", child.get("mediaType", "")))
 
 

@@ -1,7 +1,7 @@
-"""What the tests' registry stores: an OCI layout directory, and upload sessions as hidden files in that directory.
+"""The storage of the tests' registry: an OCI layout directory, and upload sessions as hidden files in it.
 
-Tests read this directory to see what was pushed, and remove or change files below a running registry. So every
-request reads the directory again, and the only state in memory is what a layout has no place for.
+Tests read this directory to check what was pushed, and remove or change files of a running registry. So every request
+reads the directory again, and memory has only the state that a layout cannot store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.registry.http_messages import RefusedError
 Entry = dict[str, Any]
 
 _REF_NAME: Final = "org.opencontainers.image.ref.name"
-#: Where a layout may have the name of an entry; the first one counts.
+#: The annotations that may have the name of an entry; the first one counts.
 _NAMES: Final = ("io.containerd.image.name", _REF_NAME, "vnd.ocistream.image.name")
 _INDEX: Final = "application/vnd.oci.image.index.v1+json"
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -34,22 +34,22 @@ _PATIENCE: Final = 5.0
 class Contents:
     """An OCI layout directory as repositories with tags, manifests and blobs.
 
-    A repository shows only the blobs and manifests that were pushed to it or mounted into it, as other registries do.
-    What was in the directory before, and what a test puts there, is shown in all repositories.
+    As in other registries, a repository shows only the blobs and manifests that were pushed or mounted into it.
+    What was in the directory before, and what a test adds to it, is shown in all repositories.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
-        #: The repositories to which a blob, and to which a manifest, was pushed or mounted, by digest.
+        #: The repositories into which a blob or a manifest was pushed or mounted, by digest.
         self._blobs: dict[str, set[str]] = {}
         self._manifests: dict[str, set[str]] = {}
-        #: The media type of each manifest that was pushed, by digest.
+        #: The media type of each pushed manifest, by digest.
         self._types: dict[str, str] = {}
         self.create()
 
     def create(self) -> None:
-        """Make an empty layout if there is none."""
+        """Create an empty layout if there is none."""
         (self.path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
         (self.path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
         if not (self.path / "index.json").exists():
@@ -61,15 +61,15 @@ class Contents:
         return self.path / "blobs" / algorithm / encoded
 
     def has_blob(self, repository: str | None, digest: str) -> bool:
-        """Say whether a repository has a blob; None stands for any repository."""
+        """Return whether a repository has a blob; None means any repository."""
         return self._has(self._blobs, repository, digest)
 
     def has_manifest(self, repository: str, digest: str) -> bool:
-        """Say whether a repository has a manifest."""
+        """Return whether a repository has a manifest."""
         return self._has(self._manifests, repository, digest)
 
     def has(self, repository: str, digest: str) -> bool:
-        """Say whether a repository has a blob or a manifest. An index may list both, as build caches do."""
+        """Return whether a repository has a blob or a manifest. An index may list both, as build caches do."""
         return self.has_manifest(repository, digest) or self.has_blob(repository, digest)
 
     def add_blob(self, repository: str, digest: str, file: Path | None = None) -> None:
@@ -81,7 +81,7 @@ class Contents:
                 file.replace(self.blob_path(digest))
 
     def delete_blob(self, digest: str, repository: str | None = None) -> None:
-        """Delete a blob, from one repository or from all of them."""
+        """Delete a blob from one repository or from all."""
         with self._lock:
             if repository is None:
                 self._blobs.pop(digest, None)
@@ -120,7 +120,7 @@ class Contents:
         return sorted({names[0][0] for names in map(self._names, self.entries()) if names})
 
     def tags(self, repository: str) -> dict[str, Entry]:
-        """Return the descriptor for each tag of a repository."""
+        """Return the descriptor of each tag of a repository."""
         pairs = [(name, entry) for entry in self.entries() for name in self._names(entry)]
         return {tag: entry for (path, tag), entry in pairs if path == repository}
 
@@ -139,7 +139,7 @@ class Contents:
         return None
 
     def put_manifest(self, repository: str, digest: str, raw: bytes, media_type: str, names: Mapping[str, str]) -> None:
-        """Store a manifest; `names` is the full name for each tag."""
+        """Store a manifest; `names` has the full name of each tag."""
         descriptor = {"mediaType": media_type, "digest": digest, "size": len(raw)}
         with self._lock:
             self._add(self._manifests, repository, digest)
@@ -154,7 +154,7 @@ class Contents:
                 if not any((repository, tag) in self._names(entry) for tag in names)
                 and (self._names(entry) or entry["digest"] != digest)
             ]
-            # A layout lists a manifest without a tag only if no other entry leads to it.
+            # A layout lists a manifest without a tag only if no other entry contains it.
             new = [{**descriptor, "annotations": each} for each in annotated]
             if not new and digest not in self._below(kept):
                 new = [descriptor]
@@ -163,7 +163,7 @@ class Contents:
             self._write([*kept, *new])
 
     def delete_tag(self, repository: str, tag: str) -> bool:
-        """Delete a tag, and say whether there was one. The manifest stays."""
+        """Delete a tag, and return whether it existed. The manifest stays."""
         with self._lock:
             entries = self.entries()
             kept = [entry for entry in entries if (repository, tag) not in self._names(entry)]
@@ -199,7 +199,7 @@ class Contents:
         return found
 
     def _known(self) -> dict[str, str]:
-        """Return the media type of each manifest that the layout lists, directly or in an index, or that was pushed."""
+        """Return the media type of each manifest that was pushed or that the layout lists, directly or in an index."""
         return {**self._below(self.entries()), **self._types}
 
     def _below(self, entries: list[Entry]) -> dict[str, str]:
@@ -213,9 +213,9 @@ class Contents:
         return found
 
     def _names(self, entry: Entry) -> list[tuple[str, str]]:
-        """Return each repository and tag that an entry of index.json stands for.
+        """Return each repository and tag of an entry of index.json.
 
-        `HOST/PATH:TAG` is in PATH and in HOST/PATH; a bare tag is in the repository that is named like the directory.
+        `HOST/PATH:TAG` is in PATH and in HOST/PATH; a bare tag is in the repository named like the directory.
         """
         annotations = entry.get("annotations") or {}
         name = next((annotations[key] for key in _NAMES if annotations.get(key)), "")
@@ -244,7 +244,7 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 
 def _type_of(raw: bytes) -> str | None:
-    """Return the media type that a manifest says it has, or that its members mean; None for other content."""
+    """Return the media type in a manifest, or the type that its members imply; None for other content."""
     document = _parsed(raw) if raw[:1] == b"{" else {}
     if document.get("schemaVersion") != 2:
         return None
@@ -253,7 +253,7 @@ def _type_of(raw: bytes) -> str | None:
 
 
 class Upload:
-    """One upload session; `offset` is the number of bytes that were stored."""
+    """One upload session; `offset` is the number of stored bytes."""
 
     def __init__(self, folder: Path, repository: str) -> None:
         self.identifier = str(uuid.uuid4())
@@ -264,7 +264,7 @@ class Upload:
 
     @property
     def offset(self) -> int:
-        """The number of bytes that were stored."""
+        """The number of stored bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     @contextlib.contextmanager
@@ -280,13 +280,13 @@ class Upload:
             self._lock.release()
 
     def receive(self, read: Callable[[memoryview], int], buffer: memoryview) -> None:
-        """Append what `read` puts into `buffer`, until it returns 0."""
+        """Append the bytes that `read` writes into `buffer`, until it returns 0."""
         with self.path.open("ab", buffering=0) as file:
             while got := read(buffer):
                 file.write(buffer[:got])
 
     def digest(self, algorithm: str) -> str:
-        """Return the digest of the bytes that were stored."""
+        """Return the digest of the stored bytes."""
         with self.path.open("rb") as file:
             return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
@@ -308,7 +308,7 @@ class Uploads:
         """Return a session of a repository.
 
         Raises:
-            RefusedError: there is none (404).
+            RefusedError: the session does not exist (404).
         """
         upload = self._uploads.get(identifier)
         if upload is None or upload.repository != repository:
@@ -333,7 +333,7 @@ class Uploads:
             self.discard(upload)
 
     def discard(self, upload: Upload) -> None:
-        """End a session and drop its bytes."""
+        """End a session and delete its bytes."""
         self._uploads.pop(upload.identifier, None)
         upload.path.unlink(missing_ok=True)
 

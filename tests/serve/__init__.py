@@ -1,1 +1,1 @@
-"""The embedded registry, tested over HTTP: only `ocistream.serve.Registry` and its public companions are imported."""
+"""Tests of the embedded registry over HTTP."""

@@ -1,4 +1,4 @@
-"""Fixtures: an embedded registry over an empty layout, a connection to it, and the limits that it keeps."""
+"""Fixtures: an embedded registry over an empty layout, a connection to it, and its limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An embedded registry over a layout directory, and what a test changes around it: limits, disk space, locks."""
+"""An embedded registry over a layout directory, and changes of its environment: limits, disk space, locks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Served:
 
 
 def server_tls(certificate: Certificate) -> ssl.SSLContext:
-    """Return what a registry needs to speak TLS with this certificate."""
+    """Return the TLS context of a server with this certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.file, certificate.key_file)
     return context
@@ -72,7 +72,7 @@ def soft_limit(kind: int, value: int) -> Iterator[None]:
 
 
 def largest_file(size: int) -> contextlib.AbstractContextManager[None]:
-    """Let no file of this process grow beyond `size` bytes within the block: a write fails as on a full disk."""
+    """Limit all files of this process to `size` bytes within the block: a write fails as on a full disk."""
     return soft_limit(resource.RLIMIT_FSIZE, size)
 
 
@@ -90,7 +90,7 @@ def locked_by_another_process(path: Path) -> Iterator[None]:
 
 @dataclasses.dataclass
 class _Renames:
-    """The names that files got by a rename, as Python's audit events tell."""
+    """The new names of renamed files, from Python's audit events."""
 
     active: bool = False
     names: list[str] = dataclasses.field(default_factory=list)
@@ -109,7 +109,7 @@ def _note_rename(event: str, arguments: tuple[object, ...]) -> None:
 
 @contextlib.contextmanager
 def renamed() -> Iterator[list[str]]:
-    """Give the list of paths that files of this process are renamed to within the block."""
+    """Yield the list of paths to which this process renames files within the block."""
     if not _hooked.is_set():
         # A hook cannot be removed.
         sys.addaudithook(_note_rename)

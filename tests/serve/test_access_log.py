@@ -1,4 +1,4 @@
-"""The access log of the `serve` command: no secrets, no control characters, and a full disk stops no client."""
+"""The access log of `serve`: it has no secrets and no control characters, and a full disk stops no client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN: Final = {
     _MOUNT: f"GET {_MOUNT}",
     "/v2/?token=s3cr3t&n=1&X-Amz-Signature=abc": "GET /v2/?token=...&n=1&X-Amz-Signature=...",
     "http://ada:s3cr3t@host/v2/": "GET http://host/v2/",
-    # Control characters: the request is refused before its target counts.
+    # Control characters: the request is refused before its target is parsed.
     "/v2/\x1b[2J\x07": "- -",
     "/v2/?last=%1b%0a": "GET /v2/?last=%1B%0A",
     '/v2/"\\': 'GET /v2/\\"\\\\',
@@ -43,7 +43,7 @@ def test_targets_are_logged_without_secrets_and_control_characters(tmp_path: Pat
         with connect(host) as connection:
             head = f"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n"
             connection.sendall(f"{head}Expect: 100-continue\r\nContent-Length: 9\r\n\r\n".encode())
-            # A reset, so that the answer reaches nobody.
+            # A reset, so that no client receives the answer.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         process.terminate()
         process.communicate(timeout=60)
@@ -51,7 +51,7 @@ def test_targets_are_logged_without_secrets_and_control_characters(tmp_path: Pat
     lines = text.splitlines()
     assert "s3cr3t" not in text
     assert text.replace("\n", "").isprintable()
-    # A line is written after the answer, so two lines may change places.
+    # A line is written after the answer, so two lines may be in reverse order.
     anonymous = [line for line in lines if line.startswith("127.0.0.1 - - [")]
     assert sorted(re.findall('"(.*) HTTP/1.1" ', "\n".join(anonymous))) == sorted(SHOWN.values())
     (authorized,) = [line for line in lines if line.startswith("127.0.0.1 - ada%20lovelace [") and "GET" in line]
@@ -59,7 +59,7 @@ def test_targets_are_logged_without_secrets_and_control_characters(tmp_path: Pat
 
 
 def test_a_log_that_cannot_be_written_is_reported_once_and_every_client_is_served(tmp_path: Path) -> None:
-    # A link of the test's own: nothing may replace the device.
+    # A link: a bug must not replace the device.
     log = tmp_path / "full"
     log.symlink_to("/dev/full")
     with started("serve", tmp_path / "layout", "--listen=127.0.0.1:0", "--access-log", log) as process:

@@ -13,7 +13,7 @@ from tests.raw_http import Client, converse
 from tests.registry_http import basic
 from tests.serve.served_layout import Served
 
-#: Shown to be no second request, where it follows a head that is refused.
+#: Follows each refused head, and must not be served as a second request.
 NEXT: Final = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
@@ -23,7 +23,7 @@ def get(*lines: bytes, target: bytes = b"/v2/", version: bytes = b"HTTP/1.1") ->
 
 
 def post(*lines: bytes, body: bytes = b"", version: bytes = b"HTTP/1.1") -> bytes:
-    """Return a POST that opens an upload, with these header lines beside `Host`."""
+    """Return a POST that opens an upload, with these header lines after `Host`."""
     head = b"\r\n".join([b"POST /v2/app/blobs/uploads/ %b" % version, b"Host: x", *lines, b"", b""])
     return head + body
 
@@ -47,12 +47,12 @@ REFUSED: Final = {
     "a URL with a user": (400, get(b"Host: a", target=b"http://a@a/v2/")),
     "a URL without a host": (400, get(b"Host:", target=b"http:///v2/")),
     "a URL of another host in HTTP/1.0": (400, get(b"Host: b", target=b"http://a/v2/", version=b"HTTP/1.0")),
-    # Other headers that must not be there twice
+    # Other headers that must not occur twice
     "two passwords": (400, get(b"Host: x", b"Authorization: Basic YTpi", b"Authorization: Basic YTpj")),
     "two ranges": (400, get(b"Host: x", b"Range: bytes=0-1", b"Range: bytes=0-2")),
     "two media types": (400, post(b"Content-Type: a/b", b"Content-Type: a/c")),
     "two content ranges": (400, post(b"Content-Range: 0-1", b"Content-Range: 0-2")),
-    # Where the body ends
+    # The end of the body
     "two lengths": (400, post(b"Content-Length: 5", b"Content-Length: 6")),
     "the same length twice": (400, post(b"Content-Length: 5", b"Content-Length: 5")),
     "two lengths in one line": (400, post(b"Content-Length: 5, 5")),
@@ -137,7 +137,7 @@ class TestWebPages:
     @pytest.mark.parametrize("site", ["cross-site", "same-site", "Cross-Site", "", "something-new"])
     @pytest.mark.parametrize("mode", ["no-cors", "navigate", None])
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-    def test_a_request_by_a_page_of_another_site_is_refused(
+    def test_a_request_from_a_page_of_another_site_is_refused(
         self, ask: Client, method: str, site: str, mode: str | None
     ) -> None:
         headers = {"Sec-Fetch-Site": site} | ({"Sec-Fetch-Mode": mode} if mode else {})
@@ -154,7 +154,7 @@ class TestWebPages:
         assert converse(served.host, raw).startswith(b"HTTP/1.1 400 ")
 
     def test_a_page_of_another_site_is_refused_even_with_the_password(self, guarded: Client) -> None:
-        # The browser may know the password, and adds it to what any page asks for.
+        # The browser may know the password, and adds it to the requests of any page.
         headers = {**basic("ada", "engine"), "Sec-Fetch-Site": "cross-site"}
         answer = guarded("GET", "/v2/_catalog", headers=headers)
         assert (answer.status, answer.codes) == (403, ["DENIED"])

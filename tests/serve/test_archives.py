@@ -1,4 +1,4 @@
-"""Serve an archive file: blobs are read in place, nothing is written, and corrupt content is never sent completely."""
+"""Serving an archive file: blobs are read in place, nothing is written, and corrupt content is never sent in full."""
 
 from __future__ import annotations
 

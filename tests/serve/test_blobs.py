@@ -1,4 +1,4 @@
-"""Read blobs, completely and in ranges, with conditions; delete them."""
+"""Reading blobs, completely, in ranges and with conditions, and deleting them."""
 
 from __future__ import annotations
 

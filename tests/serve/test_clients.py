@@ -1,4 +1,4 @@
-"""Many clients at once: idle connections are closed or make room, and file descriptors suffice."""
+"""Many clients at once: idle connections are closed or replaced, and there are enough file descriptors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TestWaiting:
             b"",
             b"GET /v2/",
             b"GET /v2/ HTTP/1.1\r\nHost: x\r\n",
-            # The registry does not want this body, and the body never comes.
+            # The registry does not want this body, which never arrives.
             b"PUT /v2/none HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
         ],
     )
@@ -105,14 +105,14 @@ def uploading(host: str) -> Iterator[None]:
 
 
 def has_received(host: str, location: str, size: int) -> bool:
-    """Return whether an upload has this size, over a connection that has ended for the registry too."""
+    """Return whether an upload has this size, over a connection that the registry has closed too."""
     with connect(host) as watcher:
         watcher.sendall(f"GET {location} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         return f"Range: 0-{size - 1}\r\n".encode() in read_all(watcher)
 
 
 class InattentiveHandler(RegistryHandler):
-    """Ends when its client has closed the connection only after the registry cuts it."""
+    """A handler that does not notice that its client has disconnected until the registry closes the connection."""
 
     is_closed: ClassVar[threading.Event]
 
@@ -125,10 +125,8 @@ class InattentiveHandler(RegistryHandler):
             cut.poll()
 
 
-class TestRoom:
-    def test_a_new_client_displaces_the_client_that_was_idle_for_longest(
-        self, served: Served, set_limits: SetLimits
-    ) -> None:
+class TestFullRegistry:
+    def test_a_new_client_displaces_the_longest_idle_client(self, served: Served, set_limits: SetLimits) -> None:
         with uploading(served.host), connect(served.host) as old, connect(served.host) as new:
             set_limits(MAX_CLIENTS=3)
             with connect(served.host) as third:
@@ -138,7 +136,7 @@ class TestRoom:
             new.sendall(REQUEST)
             assert read_all(new).startswith(b"HTTP/1.1 200 ")
 
-    def test_a_new_client_displaces_a_client_that_has_gone_first(self, tmp_path: Path, set_limits: SetLimits) -> None:
+    def test_a_new_client_first_displaces_a_disconnected_client(self, tmp_path: Path, set_limits: SetLimits) -> None:
         InattentiveHandler.is_closed = threading.Event()
         with Served(tmp_path / "layout", handler=InattentiveHandler) as served, connect(served.host) as old:
             with Client(served.host) as gone:
@@ -165,7 +163,7 @@ class TestRoom:
             set_limits(MAX_CLIENTS=2)
             with connect(served.host) as third:
                 assert read_all(third) == b""
-        # Both clients have disconnected: there is room again as soon as the registry notices.
+        # Both clients have disconnected: there is room as soon as the registry notices.
         get_in(served.host)
 
 
@@ -182,16 +180,14 @@ class TestDescriptors:
             with pytest.raises(ConnectionError):
                 ask("GET", "/v2/")
 
-    def test_there_is_room_for_an_upload_for_every_four_file_descriptors(
-        self, served: Served, set_limits: SetLimits
-    ) -> None:
+    def test_there_is_one_upload_for_every_four_file_descriptors(self, served: Served, set_limits: SetLimits) -> None:
         set_limits(RESERVED_FILE_DESCRIPTORS=1016)
         with soft_limit(resource.RLIMIT_NOFILE, 1024), Client(served.host) as ask:
             begin(ask)
             begin(ask)
             assert ask("POST", "/v2/app/blobs/uploads/").status == 429
 
-    def test_a_client_is_served_once_a_file_descriptor_is_free_again(self, served: Served) -> None:
+    def test_a_client_is_served_as_soon_as_a_file_descriptor_is_free(self, served: Served) -> None:
         host, _, port = served.host.rpartition(":")
         with socket.socket() as connection, socket.socket() as last:
             connection.settimeout(60)

@@ -61,7 +61,7 @@ class TestReading:
         assert len(cut_off(again)) < len(CONTENT)
         eventually(lambda: any("digest mismatch: expected" in (entry.problem or "") for entry in access_log))
         assert next(entry for entry in access_log if "digest mismatch" in (entry.problem or "")).is_server_fault
-        # From now on the registry knows that the blob is corrupt.
+        # The registry now knows that the blob is corrupt.
         assert again("GET", TARGET).status == 500
         assert again("GET", TARGET, headers={"Range": "bytes=0-9"}).status == 500
         answer = again("HEAD", TARGET)
@@ -76,7 +76,7 @@ class TestReading:
 
     def test_the_end_of_a_corrupt_blob_is_cut_off_too(self, served: Served, again: Client) -> None:
         corrupt(path_of(served))
-        # The registry cannot know before it has read the complete blob.
+        # The registry cannot know this before it has read the complete blob.
         assert again("GET", TARGET, headers={"Range": "bytes=0-9"}).body == CONTENT[:10]
         assert cut_off(again, Range=f"bytes={MIB // 2 + 1}-") != CONTENT[MIB // 2 + 1 :]
         assert again("HEAD", TARGET).status == 404

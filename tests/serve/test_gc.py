@@ -1,4 +1,4 @@
-"""A running registry and `gc`: a blob stays once a client was told that it exists."""
+"""`gc` and a running registry: a blob stays after a client was told that it exists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANIFEST = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": CONFIG, "la
 
 
 def age(file: Path) -> Path:
-    """Give a blob's file a time of last use decades ago."""
+    """Set the time of last use of a blob's file to decades ago."""
     os.utime(file, (1, 1))
     return file
 

@@ -115,7 +115,7 @@ class TestAnswers:
     def test_a_browser_under_a_foreign_host_name_is_refused(self, ask: Client, host: str) -> None:
         answer = ask("GET", "/v2/_catalog", headers={"Host": host, "Accept-Language": "en"})
         assert (answer.status, answer.codes) == (403, ["DENIED"])
-        # Any client that is not a browser may use any host name.
+        # A client that is not a browser may use any host name.
         assert ask("GET", "/v2/_catalog", headers={"Host": host}).status == 200
 
     @pytest.mark.parametrize("host", ["localhost:5000", "LOCALHOST", "127.0.0.1", "[::1]:5000", "a.localhost:80"])
@@ -140,7 +140,7 @@ class TestConnections:
         for client in clients:
             client.connection.close()
 
-    def test_http_1_0_is_answered_and_the_connection_closed(self, served: Served) -> None:
+    def test_http_1_0_is_answered_and_the_connection_is_closed(self, served: Served) -> None:
         raw = converse(served.host, b"GET /v2/ HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
         assert raw.startswith(b"HTTP/1.1 200 ")
         assert b"Connection: close\r\n" in raw
@@ -230,7 +230,7 @@ class TestConnections:
         for request in requests:
             with connect(served.host) as connection:
                 connection.sendall(request)
-                # A reset, not a proper end.
+                # A reset instead of a normal close.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             assert ask("GET", "/v2/").status == 200
         served.stop()

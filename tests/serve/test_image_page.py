@@ -1,4 +1,4 @@
-"""The page for browsers: who gets it, what a browser may do with it, and what it says."""
+"""The page for browsers: who gets it, what a browser may do with it, and its content."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.raw_server import eventually
 from tests.registry_http import basic, seed
 from tests.serve.served_layout import Served, SetLimits
 
-#: What Firefox and Chromium send when a user types an address.
+#: The headers that Firefox and Chromium send when a user types an address.
 BROWSER: Final = {
     "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
     "Accept-Language": "en",
@@ -31,7 +31,7 @@ BROWSER: Final = {
 
 @pytest.fixture
 def image(served: Served, layout: Layout) -> str:
-    """Return the digest of an image in the registry, app:v1."""
+    """Return the digest of an image in the registry, `app:v1`."""
     return seed(layout, small_image(layout), served.host, "app", "v1")
 
 
@@ -61,7 +61,7 @@ class TestContent:
         assert "SBOM" in page.text
         assert page.text.count("docker pull") == 1
 
-    def test_of_two_images_with_one_name_the_other_is_pulled_by_its_digest(self, layout: Layout) -> None:
+    def test_the_other_of_two_images_with_one_name_is_pulled_by_digest(self, layout: Layout) -> None:
         first = small_image(layout, name="example.com/app:1")
         second = layout.image([4_000], name="example.com/app:1")
         with Registry(layout.path) as registry, Client(registry.host) as ask:
@@ -73,7 +73,7 @@ class TestContent:
         assert page.text.count("docker pull") == 2
 
     @pytest.mark.parametrize("name", ["example.com/app:2", "v1", None])
-    def test_an_archive_has_the_page_also_after_its_file_was_replaced(
+    def test_an_archive_has_the_page_after_its_file_was_replaced(
         self, name: str | None, layout: Layout, tmp_path: Path
     ) -> None:
         image = small_image(layout, name=name or "gone")
@@ -106,19 +106,19 @@ class TestContent:
 
 class TestRequests:
     @pytest.mark.parametrize("accept", ["text/html", "TEXT/HTML; q=0.1", "application/json, text/html;level=1"])
-    def test_who_names_html_gets_the_page(self, ask: Client, accept: str) -> None:
+    def test_a_client_that_accepts_html_gets_the_page(self, ask: Client, accept: str) -> None:
         page_of(ask("GET", "/", headers={"Accept": accept}))
 
     @pytest.mark.parametrize(
         "accept", [None, "*/*", "text/*", "application/json", "text/html;q=0", "text/html; q=0.000"]
     )
-    def test_other_clients_get_what_they_got(self, ask: Client, accept: str | None) -> None:
+    def test_other_clients_get_not_found(self, ask: Client, accept: str | None) -> None:
         answer = ask("GET", "/", headers={} if accept is None else {"Accept": accept})
         assert (answer.status, answer.codes) == (404, ["UNSUPPORTED"])
         assert answer.headers["Content-Type"] == "application/json"
 
     @pytest.mark.parametrize(("method", "target"), [("POST", "/"), ("GET", "/index.html"), ("PUT", "/")])
-    def test_only_the_root_is_the_page_and_only_to_be_read(self, ask: Client, method: str, target: str) -> None:
+    def test_only_a_get_of_the_root_returns_the_page(self, ask: Client, method: str, target: str) -> None:
         assert ask(method, target, headers=BROWSER).status == 404
 
     def test_head_has_the_same_headers_and_the_connection_stays(self, ask: Client, image: str) -> None:
@@ -146,7 +146,7 @@ class TestRequests:
         assert b"chunked" not in head
         assert f"docker pull {served.host}/app:v1" in Page(body.decode()).text
 
-    def test_the_browser_may_run_load_send_and_frame_nothing(self, ask: Client) -> None:
+    def test_the_page_forbids_scripts_requests_and_frames(self, ask: Client) -> None:
         headers = ask("GET", "/", headers=BROWSER).headers
         policy = dict(rule.split(" ", 1) for rule in headers["Content-Security-Policy"].split("; "))
         assert policy.pop("style-src").startswith("'sha256-")
@@ -157,13 +157,13 @@ class TestRequests:
         assert headers["Referrer-Policy"] == "no-referrer"
 
     @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-    def test_a_link_on_another_site_does_not_open_it(self, ask: Client, site: str) -> None:
+    def test_a_link_on_another_site_does_not_open_the_page(self, ask: Client, site: str) -> None:
         assert ask("GET", "/", headers={**BROWSER, "Sec-Fetch-Site": site}).status == 403
 
-    def test_a_page_under_a_name_that_is_not_this_machines_does_not_get_it(self, ask: Client) -> None:
+    def test_the_page_is_refused_under_a_foreign_host_name(self, ask: Client) -> None:
         assert ask("GET", "/", headers={**BROWSER, "Host": "rebound.example.com"}).status == 403
 
-    def test_it_needs_the_password(self, tmp_path: Path) -> None:
+    def test_the_page_needs_the_password(self, tmp_path: Path) -> None:
         with (
             Registry(tmp_path / "served", auth=BasicAuth("ada", "secret")) as registry,
             Client(registry.host) as ask,
@@ -182,7 +182,7 @@ class TestRequests:
 class TestSlowClients:
     @pytest.fixture
     def slow(self, served: Served, layout: Layout) -> Iterator[socket.socket]:
-        """Return a connection whose client has read the beginning of a page that fits into no buffer, and no more."""
+        """Return a connection whose client has read only the beginning of a page that fits into no buffer."""
         for number in range(2):
             annotations = {f"{number}-{key}": "x" * 500 for key in range(6_500)}
             seed(layout, small_image(layout, annotations=annotations), served.host, "app", f"v{number}")
@@ -200,7 +200,7 @@ class TestSlowClients:
         slow.close()
         assert ask("GET", "/", headers=BROWSER).status == 200
 
-    def test_a_client_that_does_not_read_is_cut(
+    def test_a_client_that_does_not_read_is_disconnected(
         self, served: Served, set_limits: SetLimits, access_log: list[AccessLogEntry], request: pytest.FixtureRequest
     ) -> None:
         set_limits(PAGE_TIMEOUT=0.5)
@@ -210,7 +210,7 @@ class TestSlowClients:
         assert served.registry.page_slot.take(timeout=60)
 
 
-def test_several_clients_get_the_page_one_after_the_other(served: Served, image: str) -> None:
+def test_several_clients_get_the_same_page(served: Served, image: str) -> None:
     pages: list[bytes] = []
 
     def read() -> None:

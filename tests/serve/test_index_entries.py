@@ -1,4 +1,4 @@
-"""Entries of `index.json`: added and removed by pushes and deletes, next to other processes that change the file."""
+"""Entries of `index.json`: added and removed by pushes and deletes, while other processes change the file."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class TestUntagged:
         with Registry(served.path) as again, Client(again.host) as other:
             assert other("GET", f"/v2/app/manifests/{digest}").status == 200
 
-    def test_a_manifest_pushed_twice_is_entered_once(self, ask: Client, served: Served) -> None:
+    def test_a_manifest_pushed_twice_is_listed_once(self, ask: Client, served: Served) -> None:
         document = image(ask)
         ask.push(document)
         assert untagged(served.path) == [ask.push(document)]
 
-    def test_manifests_of_an_index_are_entered_until_the_index_is(self, ask: Client, served: Served) -> None:
+    def test_manifests_of_an_index_are_listed_until_the_index_is(self, ask: Client, served: Served) -> None:
         documents = [image(ask, b"one"), image(ask, b"two")]
         other = ask.push(image(ask, b"other"))
         digests = [ask.push(document) for document in documents]
@@ -51,7 +51,7 @@ class TestUntagged:
         assert ask.push(documents[0]) == digests[0]
         assert untagged(served.path) == [other]
 
-    def test_a_manifest_that_gets_a_tag_is_not_entered_twice(self, ask: Client, served: Served) -> None:
+    def test_a_manifest_that_gets_a_tag_is_not_listed_twice(self, ask: Client, served: Served) -> None:
         document = image(ask)
         ask.push(document)
         ask.push(document, "v1")

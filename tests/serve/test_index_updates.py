@@ -1,4 +1,4 @@
-"""Updates of `index.json` by many clients and processes: written in groups, and none is lost."""
+"""Updates of `index.json` by many clients and processes: they are written in groups, and none is lost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def in_parallel(put: Callable[[int], int], count: int = CLIENTS) -> list[int]:
 
 
 class TestMany:
-    def test_parallel_pushes_into_a_layout_of_many_images_are_all_entered(
+    def test_parallel_pushes_into_a_layout_of_many_images_are_all_listed(
         self, served: Served, put: Callable[[int], int]
     ) -> None:
         old = fill(served, 2_000)
@@ -98,7 +98,7 @@ class TestMany:
         assert len(entries(served.path)) == 2
 
 
-def test_a_push_parses_and_formats_no_entry_but_its_own(
+def test_a_push_parses_and_formats_only_its_own_entry(
     served: Served, put: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(served, 2_000)
@@ -182,7 +182,7 @@ class TestFailures:
         assert put(0) == 201
         before = (served.path / "index.json").read_bytes()
         digest = entries(served.path)[-1]["digest"]
-        # A manifest fits, the index does not.
+        # A manifest fits on the disk, the index does not.
         with largest_file(64 << 10):
             assert put(1) == 500
             assert ask("DELETE", f"/v2/app/manifests/{digest}").status == 500
@@ -192,7 +192,7 @@ class TestFailures:
         assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["v0"]
         assert put(1) == 201
 
-    def test_no_more_entries_are_written_than_can_be_read_again(
+    def test_the_number_of_entries_is_limited(
         self, ask: Client, served: Served, put: Callable[[int], int], set_limits: SetLimits
     ) -> None:
         set_limits(MAX_LIST_ENTRIES=3)

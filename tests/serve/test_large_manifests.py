@@ -34,7 +34,7 @@ LARGE: Final = index(limits.LARGE_MANIFEST + 1000)
 
 @pytest.fixture
 def single(tmp_path: Path, set_limits: SetLimits) -> Iterator[Served]:
-    """Return a registry that takes one large manifest at a time, and lets others wait only for a moment."""
+    """Return a registry that accepts one large manifest at a time; others wait only briefly."""
     set_limits(MAX_LARGE_PUSHES=1, LARGE_PUSH_QUEUE_TIMEOUT=0.1)
     with Served(tmp_path / "served") as registry:
         yield registry
@@ -48,9 +48,9 @@ def put(body: bytes, *, chunked: bool) -> bytes:
 
 @contextlib.contextmanager
 def begun(registry: Served, request: bytes) -> Iterator[socket.socket]:
-    """Send a request without its last ten bytes; wait until it takes the only place.
+    """Send a request without its last ten bytes, and wait until it has the only slot for large manifests.
 
-    It is sent again if the registry refuses it: the request that finds out may have taken the place before it.
+    The request is sent again if the registry refuses it: the check may have used the slot first.
     """
     while True:
         with connect(registry.host) as slow, Client(registry.host) as ask:
@@ -63,7 +63,7 @@ def begun(registry: Served, request: bytes) -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("chunked", [False, True])
 class TestPushing:
-    def test_one_large_manifest_too_many_is_refused_until_another_is_done(self, single: Served, chunked: bool) -> None:
+    def test_a_second_large_manifest_is_refused_until_the_first_is_done(self, single: Served, chunked: bool) -> None:
         request = put(LARGE, chunked=chunked)
         with begun(single, request) as slow, Client(single.host) as ask:
             # Small manifests do not wait.
@@ -85,7 +85,7 @@ class TestPushing:
         with Client(single.host) as ask:
             eventually(lambda: ask("PUT", "/v2/app/manifests/large", LARGE).status == 201)
 
-    def test_a_client_that_disconnects_frees_its_place(self, single: Served, chunked: bool) -> None:
+    def test_a_client_that_disconnects_frees_its_slot(self, single: Served, chunked: bool) -> None:
         with begun(single, put(LARGE, chunked=chunked)) as slow:
             slow.close()
             with Client(single.host) as ask:

@@ -1,4 +1,4 @@
-"""Start and stop the registry: addresses, the layout directory, failures, and the log."""
+"""Starting and stopping the registry: addresses, the layout directory, failures, and the log."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class TestListening:
         assert int(port) > 0
         assert ask("GET", "/v2/").status == 200
 
-    def test_ipv6_loopback(self, tmp_path: Path) -> None:
+    def test_ipv6_loopback_is_accepted(self, tmp_path: Path) -> None:
         for name in ("::1", "[::1]"):
             with Registry(tmp_path / "layout", address=(name, 0)) as registry:
                 assert registry.host.startswith("[::1]:")
                 answer = converse(registry.host, b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 assert answer.startswith(b"HTTP/1.1 200 ")
 
-    def test_localhost(self, tmp_path: Path) -> None:
+    def test_localhost_is_accepted(self, tmp_path: Path) -> None:
         with Registry(tmp_path / "layout", address=("localhost", 0)) as registry:
             assert registry.host.startswith("127.0.0.1:")
 
@@ -232,7 +232,7 @@ class TestLog:
         ask("HEAD", "/v2/none?x=1")
         converse(served.host, b"nonsense\r\n\r\n")
         served.stop()
-        # A request is logged after its answer was sent.
+        # A request is logged after its answer is sent.
         logged = {e.method: e for e in access_log}
         seen = {method: (e.status, e.received, e.sent) for method, e in logged.items() if method != "-"}
         assert seen == {"POST": (201, 5, 0), "GET": (200, 0, 5), "HEAD": (404, 0, 0)}

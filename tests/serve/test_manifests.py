@@ -1,4 +1,4 @@
-"""Push and read manifests, and the entries of `index.json` that result."""
+"""Pushing and reading manifests, and the resulting entries of `index.json`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 
 class TestPushing:
-    def test_a_tag_is_entered_with_its_full_name_and_served_byte_for_byte(self, ask: Client, served: Served) -> None:
+    def test_a_tag_is_listed_with_its_full_name_and_served_unchanged(self, ask: Client, served: Served) -> None:
         content = json.dumps(image(ask), indent=7).encode()
         answer = ask("PUT", "/v2/team/app/manifests/v1", content, {"Content-Type": OCI_MANIFEST})
         digest = digest_of(content)

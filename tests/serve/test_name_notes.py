@@ -1,4 +1,4 @@
-"""What the operator is told at the start about images that are served under another name, or by digest only."""
+"""Notices at the start about images that are served under another name, or by digest only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "org.opencontainers.image.ref.name"
 
 
 def start(path: Path) -> list[str]:
-    """Start a registry and return what the operator is told."""
+    """Start a registry and return its notices."""
     with Registry(path) as registry:
         return registry.operator_notices()
 
@@ -104,7 +104,7 @@ def test_unnamed_images_are_counted_without_referrers(layout: Layout, archived: 
 
 
 def test_many_unnamed_entries_are_counted_without_reading_them(layout: Layout) -> None:
-    # Of a hundred entries the registry would read whether they are referrers.
+    # The registry reads at most a hundred entries to find out whether they are referrers.
     digests = [digest_of(b"%d" % number) for number in range(101)]
     missing: list[Descriptor] = [{"mediaType": OCI_MANIFEST, "digest": digest, "size": 1} for digest in digests]
     list_images(layout, *((entry, None) for entry in missing))

@@ -1,4 +1,4 @@
-"""Names: repositories and tags of the entries of a layout, the catalog, pages, and referrers."""
+"""Names: repositories and tags for the entries of a layout, the catalog, pages, and referrers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class TestNames:
         ("directory", "repository"),
         [("images", "images"), ("My Images!", "my-images"), ("a__b.c", "a__b.c"), ("...", "layout"), ("Ä", "layout")],
     )
-    def test_a_bare_tag_belongs_to_a_repository_called_like_the_directory(
+    def test_a_bare_tag_belongs_to_a_repository_named_like_the_directory(
         self, serve: Serve, directory: str, repository: str
     ) -> None:
         ask = serve({PLAIN: "v1"}, directory=directory)
@@ -112,7 +112,7 @@ class TestNames:
         with Registry(Path()) as registry, Client(registry.host) as ask:
             assert catalog(ask) == ["images"]
 
-    def test_of_two_entries_with_one_short_name_the_later_one_is_served(self, tmp_path: Path) -> None:
+    def test_the_later_of_two_entries_with_one_short_name_is_served(self, tmp_path: Path) -> None:
         layout = Layout(tmp_path / "images")
         small_image(layout, name="quay.io/app:v1")
         later = small_image(layout, name="ghcr.io/app:v1", media="docker")

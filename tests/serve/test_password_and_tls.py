@@ -68,7 +68,7 @@ class TestPassword:
         assert guarded("POST", f"/v2/app/blobs/uploads/?digest={digest_of(b'x')}", b"x", headers).status == 201
         lower = {"Authorization": headers["Authorization"].replace("Basic", "basic")}
         assert guarded("GET", f"/v2/app/blobs/{digest_of(b'x')}", headers=lower).body == b"x"
-        # Each request must show the password, even on the same connection.
+        # Each request must have the password, even on the same connection.
         assert guarded("GET", "/v2/").status == 401
         assert [entry.user for entry in log[:3]] == ["ada"] * 3
 
@@ -161,7 +161,7 @@ class TestTls:
     def test_a_client_without_tls_does_not_block_others(self, tmp_path: Path, certificate: Certificate) -> None:
         trusting = ssl.create_default_context(cafile=str(certificate.file))
         with Registry(tmp_path / "served", tls=server_tls(certificate)) as registry, connect(registry.host):
-            # The first client sends nothing at all.
+            # The first client sends nothing.
             with connect(registry.host) as plain:
                 plain.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert b"200" not in plain.recv(1000)

@@ -1,4 +1,4 @@
-"""Heads of requests: malformed header lines are refused, and the size of a head is limited."""
+"""Request heads: malformed header lines are refused, and the size is limited."""
 
 from __future__ import annotations
 

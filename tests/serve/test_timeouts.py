@@ -1,4 +1,4 @@
-"""How long the registry waits for a client in the middle of a request. The scenarios run at the same time."""
+"""Timeouts of the registry for a client in the middle of a request. The scenarios run at the same time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.raw_http import Client, Response, connect, read_all
 from tests.raw_server import eventually
 from tests.serve.served_layout import Served
 
-#: `serve` that gives a client half a second to send the next bytes of a request.
+#: `serve` with a timeout of half a second for the next bytes of a request.
 _IMPATIENT: Final = """
 import sys
 import ocistream.limits
@@ -39,7 +39,7 @@ def refused_and_silent(host: str, over: threading.Event) -> bytes:
 
 
 def refused_and_sending(host: str) -> str:
-    """Send a request that is refused, and bytes without an end; return how that ended."""
+    """Send a request that is refused, and bytes without an end; return "closed" when the connection is."""
     with connect(host) as connection:
         connection.sendall(_UNWANTED)
         with contextlib.suppress(ConnectionError):
@@ -49,7 +49,7 @@ def refused_and_sending(host: str) -> str:
 
 
 def second_request(host: str) -> tuple[Response, int]:
-    """Send bytes to an upload that another request is writing to; return the answer, and the status of the upload."""
+    """Send bytes to an upload that another request writes to; return the answer, and the status of the upload."""
     with Client(host) as ask, connect(host) as first:
         location = begin(ask)
         first.sendall(f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n".encode() + FIRST)
@@ -60,13 +60,13 @@ def second_request(host: str) -> tuple[Response, int]:
         return refused, closed(ask, location)
 
 
-def test_clients_that_stay_in_a_request_are_not_waited_for(served: Served, access_log: list[AccessLogEntry]) -> None:
+def test_clients_that_do_not_end_a_request_are_not_waited_for(served: Served, access_log: list[AccessLogEntry]) -> None:
     over = threading.Event()
     with ThreadPoolExecutor(3) as pool:
         silent = pool.submit(refused_and_silent, served.host, over)
         sending = pool.submit(refused_and_sending, served.host)
         second = pool.submit(second_request, served.host)
-        # A request is logged once the registry has given up its connection.
+        # A request is logged after the registry has closed its connection.
         eventually(lambda: [entry.status for entry in list(access_log)].count(404) == 2)
         over.set()
         assert silent.result().startswith(b"HTTP/1.1 404 ")
@@ -78,7 +78,7 @@ def test_clients_that_stay_in_a_request_are_not_waited_for(served: Served, acces
 
 @pytest.fixture
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the address of a `serve` process with little patience."""
+    """Return the address of a `serve` process with short timeouts."""
     serve = ["serve", str(tmp_path_factory.mktemp("served")), "--listen=127.0.0.1:0"]
     argv = [sys.executable, "-P", "-c", _IMPATIENT, *serve]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -1,4 +1,4 @@
-"""Certificates that the `serve` command is given."""
+"""Certificates of the `serve` command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.runner import ocistream, started
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
-def test_one_file_with_certificate_and_key_and_no_old_version_of_tls(tmp_path: Path) -> None:
+def test_one_file_with_certificate_and_key_works_and_old_tls_versions_do_not(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path / "tls")
     both = tmp_path / "both.pem"
     both.write_bytes(certificate.file.read_bytes() + certificate.key_file.read_bytes())

@@ -22,7 +22,7 @@ from tests.serve.served_layout import SetLimits, server_tls
 
 RIGHT: Final = basic("ada", "engine of 1843")
 WRONG: Final = basic("ada", "engine of 1842")
-#: A request that the gate refuses, to be sent many times over.
+#: A request with the wrong password, to be sent many times.
 REFUSED: Final = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nAuthorization: %b\r\n\r\n" % WRONG["Authorization"].encode()
 
 

@@ -108,7 +108,7 @@ class TestSessions:
         with Client(served.host) as first:
             location = begin(first)
         for skipped[0], status in ((3000.0, 202), (6000.0, 202), (9700.0, 404)):
-            # A new session is when the registry drops idle ones.
+            # The registry drops idle sessions when it opens a new one.
             with Client(served.host) as ask:
                 begin(ask)
                 assert ask("PATCH", location, b"more").status == status

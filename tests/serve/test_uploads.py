@@ -1,4 +1,4 @@
-"""Uploads of blobs: all request sequences, chunks, digests, and bodies that break off."""
+"""Uploads of blobs: all request sequences, chunks, digests, and incomplete bodies."""
 
 from __future__ import annotations
 
@@ -166,14 +166,14 @@ class TestBrokenBodies:
         assert ask("PATCH", location, SECOND, {"Content-Range": "1000-2999"}).status == 202
         assert closed(ask, location) == 201
 
-    def test_a_closing_put_that_ended_early_closes_nothing(self, ask: Client, served: Served) -> None:
+    def test_a_closing_put_that_ends_early_closes_nothing(self, ask: Client, served: Served) -> None:
         location = begin(ask)
         self.send(served, f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000", FIRST)
         assert ask("GET", location).headers["Range"] == "0-999"
         assert ask("HEAD", f"/v2/app/blobs/{DIGEST}").status == 404
         assert closed(ask, location, body=SECOND) == 201
 
-    def test_a_single_post_that_ended_early_leaves_nothing(self, served: Served) -> None:
+    def test_a_single_post_that_ends_early_leaves_nothing(self, served: Served) -> None:
         head = f"POST /v2/app/blobs/uploads/?digest={DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000"
         assert self.send(served, head, FIRST).startswith(b"HTTP/1.1 400 ")
         assert blobs(served.path) == []

@@ -1,1 +1,1 @@
-"""The public API, type-checked as its user calls it."""
+"""The public API, type-checked as users call it."""

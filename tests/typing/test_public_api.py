@@ -1,4 +1,4 @@
-"""The package as its users see it: typed, and with examples (docs/api.md) that run as they stand."""
+"""The public API: it is typed, and the examples in docs/api.md run unchanged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ assert_type(ocistream.copy(["oci-archive:app.tar"], "oci:out", platforms=["all"]
 """
 
 
-#: A user's mistake -> what mypy says about it.
+#: A user's mistake -> mypy's message about it.
 MISTAKES = {
     "wrong: int = ocistream.__version__": 'expression has type "str"',
     'ocistream.copy("app:1", "x", platform="all")': 'Unexpected keyword argument "platform"',
@@ -53,9 +53,9 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> dict[str, list[str]]:
-    """Check users' scripts, as strictly as can be, against the installed package; return the errors of each script.
+    """Check users' scripts against the installed package with `mypy --strict`; return the errors of each script.
 
-    mypy runs once for all of them: most of its time goes to the package, so its cache stays for the next run.
+    mypy runs once for all scripts: most of its time goes to the package, and its cache stays for the next run.
     """
     cache = pytestconfig.rootpath / ".cache" / "tests" / "mypy"
     folder = tmp_path_factory.mktemp("scripts")
@@ -74,7 +74,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
     return found
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_has_the_py_typed_marker() -> None:
     assert resources.files(ocistream).joinpath("py.typed").is_file()
 
 
@@ -88,14 +88,14 @@ def test_a_users_mistake_is_found(errors: dict[str, list[str]], mistake: str) ->
     assert MISTAKES[mistake] in error
 
 
-def test_each_public_name_is_there_and_no_other_is_promised() -> None:
+def test_the_public_names_exist_and_dir_lists_no_others() -> None:
     assert all(getattr(ocistream, name) is not None for name in ocistream.__all__)
     assert dir(ocistream) == sorted(ocistream.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ocistream.nothing  # type: ignore[attr-defined]
 
 
-def test_importing_the_package_imports_nothing_else_of_it() -> None:
+def test_importing_the_package_imports_no_submodule() -> None:
     script = "import sys, ocistream; print([name for name in sys.modules if name.startswith('ocistream.')])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
@@ -148,7 +148,7 @@ def test_the_example_of_the_package_itself_runs(tmp_path: Path, layout: Layout) 
     assert (tmp_path / "app.tar").stat().st_size > 0
 
 
-def test_the_page_says_of_each_name_what_its_docstring_says() -> None:
+def test_the_page_has_the_first_line_of_each_docstring() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGE.partition("## The names")[2], re.MULTILINE))
     assert set(rows) == set(ocistream.__all__) - {"__version__"}
     for name, text in rows.items():

@@ -1,1 +1,1 @@
-"""Tests of single rooms, over real sockets and files where those are what a room handles."""
+"""Tests of single modules, over real sockets and files if the module uses them."""

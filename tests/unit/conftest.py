@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need nothing but Python: registries with faults, and clients that do not sleep."""
+"""Fixtures of the tests that need only Python: registries with faults, and clients that do not sleep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from ocistream.notices import set_listener
 from tests.http_doubles import CountingRegistry, QuickTransport
 
-# On a busy machine an example takes as long as it takes: no test asserts a time.
+# Examples may take any time on a busy machine: no test asserts a time.
 settings.register_profile(
     "untimed", settings.default, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -21,7 +21,7 @@ settings.load_profile("untimed")
 
 @pytest.fixture(autouse=True)
 def _no_listener() -> Iterator[None]:
-    """Remove the listener that a test has set: a later one would get its notices."""
+    """Remove the listener of a test: it would get the notices of later tests."""
     yield
     set_listener(lambda *_, **__: None)
 
@@ -42,7 +42,7 @@ def faulty(tmp_path: Path) -> Iterator[Callable[..., CountingRegistry]]:
 
 @pytest.fixture
 def quick() -> Iterator[Callable[..., QuickTransport]]:
-    """Return a function that makes a transport which does not sleep; its arguments are those of `QuickTransport`."""
+    """Return a function that creates a client that does not sleep; its arguments are those of `QuickTransport`."""
     with contextlib.ExitStack() as stack:
 
         def make(**options: object) -> QuickTransport:

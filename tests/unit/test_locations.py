@@ -1,4 +1,4 @@
-"""How locations are written."""
+"""Parsing of locations."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class TestParsing:
             ("docker-archive:a.tar:app:v1", "docker-archive", "a.tar", "app:v1"),
         ],
     )
-    def test_a_transport_is_told_by_its_prefix(self, text: str, kind: str, path: str, name: str | None) -> None:
+    def test_the_prefix_is_the_transport(self, text: str, kind: str, path: str, name: str | None) -> None:
         assert parse_location(text) == Location(kind, text, path=Path(path), name=name)
 
     @pytest.mark.parametrize("text", [".", "..", "./a", "../a:v1", "/a", "/", "C:\\a"])
-    def test_what_looks_like_a_path_is_one(self, text: str) -> None:
+    def test_a_text_that_looks_like_a_path_is_a_path(self, text: str) -> None:
         assert parse_location(text) == Location("path", text, path=Path(text))
 
     def test_the_home_directory_is_expanded(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ class TestParsing:
         assert parse_location("~/a").path == Path("/home/somebody/a")
         assert parse_location("oci:~/a:v1").path == Path("/home/somebody/a")
 
-    def test_a_home_directory_that_nobody_has_is_malformed(self) -> None:
+    def test_a_home_directory_of_an_unknown_user_is_malformed(self) -> None:
         with pytest.raises(InvalidNameError, match="home directory") as caught:
             parse_location("oci:~nobody-is-called-that/a")
         assert caught.value.exit_code == 2
@@ -61,11 +61,11 @@ class TestParsing:
         ("text", "is_stream"),
         [("-", True), ("oci-archive:-", True), ("oci-archive:-:v1", True), ("oci:-", False), ("./-", False)],
     )
-    def test_a_dash_is_a_stream_where_one_can_be(self, text: str, is_stream: bool) -> None:
+    def test_a_dash_is_a_stream_for_archives(self, text: str, is_stream: bool) -> None:
         assert parse_location(text).is_stream is is_stream
 
     @pytest.mark.parametrize("text", ["a", "a.tar", "r.example/app:v1"])
-    def test_behind_an_option_a_bare_word_is_a_path(self, text: str) -> None:
+    def test_a_bare_word_can_be_a_path(self, text: str) -> None:
         assert parse_location(text, bare_is_path=True) == Location("path", text, path=Path(text))
 
     @pytest.mark.parametrize("text", ["", "oci:", "oci-archive::v1", "NGINX", "https://r.example/a", "a b", "~user/a"])

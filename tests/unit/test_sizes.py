@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Parsing of sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_spelling_of_a_unit_is_a_power_of_1024(unit: str, factor: int) -> 
 
 
 @pytest.mark.parametrize(("text", "size"), [("1.5M", 1_572_864), ("0.5kiB", 512), ("1.001k", 1025), ("0.999", 0)])
-def test_fractions_only_where_they_make_sense(text: str, size: int) -> None:
+def test_fractions_are_parsed_only_if_allowed(text: str, size: int) -> None:
     assert parse_size(text, fractions=True) == size
     assert parse_size(text) is None
 
@@ -30,5 +30,5 @@ def test_fractions_only_where_they_make_sense(text: str, size: int) -> None:
     "text",
     ["", "k", "-1", "1T", "1iB", "1i", "1ki", "1  k", "1\n", "1\nk", "1k\n", "٤", "1e3", "1_000", ".5", "1.k", "1kk"],
 )
-def test_anything_else_is_no_size(text: str) -> None:
+def test_anything_else_is_not_a_size(text: str) -> None:
     assert parse_size(text, fractions=True) is None

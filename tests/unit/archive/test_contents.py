@@ -1,4 +1,4 @@
-"""Which names in a tar mean something: a name becomes nothing but a key, and what is no file is no blob."""
+"""Which names in a tar archive have a meaning; a name never becomes a path, and only a file is a blob."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ class TestNames:
             "blobs/sha256/../../index.json",
         ],
     )
-    def test_no_other_name_is_one(self, name: str) -> None:
+    def test_other_names_are_not_blobs(self, name: str) -> None:
         assert parse_blob_name(name) is None
 
     @given(st.text("./ab0", max_size=20) | st.text(max_size=20))
-    def test_any_name_is_a_legal_digest_or_none(self, name: str) -> None:
+    def test_any_name_is_a_valid_digest_or_none(self, name: str) -> None:
         for tried in (name, f"./blobs/sha256/{name}", f"blobs/sha256/{name}{HEX[len(name) :]}"):
             digest = parse_blob_name(tried)
             assert digest is None or is_digest(digest)
 
-    def test_only_a_leading_dot_is_taken_away(self) -> None:
+    def test_only_a_leading_dot_is_removed(self) -> None:
         assert normalize_name("./a/./b") == "a/./b"
         assert normalize_name("../a") == "../a"
         assert normalize_name("/a") == "/a"
@@ -80,20 +80,20 @@ class TestContents:
         "name", ["repositories", "../x", "/x/index.json", "/etc/passwd", "blobs/sha256/../../x", "a/index.json"]
     )
     @pytest.mark.parametrize("kind", ["file", "link", "other"])
-    def test_what_does_not_is_passed_over(self, name: str, kind: str) -> None:
+    def test_other_names_are_ignored(self, name: str, kind: str) -> None:
         contents = ArchiveContents()
         assert contents.add(entry(name, kind)) is None
         assert (contents.documents, [*contents.blobs]) == ({}, [])
 
     @pytest.mark.parametrize("name", ["blobs", "blobs/", "./", ".", "", "/", "blobs/sha256", "x/index.json"])
-    def test_directories_mean_nothing(self, name: str) -> None:
+    def test_directories_are_ignored(self, name: str) -> None:
         contents = ArchiveContents()
         assert contents.add(entry(name, "directory")) is None
         assert (contents.index_json, [*contents.blobs], contents.foreign_count) == (None, [], 0)
 
     @pytest.mark.parametrize("name", [BLOB, f"./{BLOB}", "index.json", "./index.json", "oci-layout", "manifest.json"])
     @pytest.mark.parametrize("kind", ["link", "other", "directory"])
-    def test_what_is_no_file_is_refused_in_a_files_place(self, name: str, kind: str) -> None:
+    def test_a_layouts_file_must_be_a_regular_file(self, name: str, kind: str) -> None:
         with pytest.raises(ArchiveError, match="is not a regular file") as caught:
             ArchiveContents().add(entry(name, kind))
         assert caught.value.exit_code == 6
@@ -110,25 +110,25 @@ class TestContents:
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("kind", ["file", "link", "other", "directory"])
-    def test_a_name_that_is_a_layouts_to_other_tools_is_refused(self, name: str, kind: str) -> None:
+    def test_a_name_that_some_tools_take_for_a_layouts_is_refused(self, name: str, kind: str) -> None:
         with pytest.raises(ArchiveError, match=r"some tools read the entry .*, others do not"):
             ArchiveContents().add(entry(name, kind))
 
     @pytest.mark.parametrize(
         "name", ["index.json2", "index", ".index.json", "..index.json", "x/index.json", "index.json/x", "in dex.json"]
     )
-    def test_a_name_that_is_no_layouts_to_anybody_is_passed_over(self, name: str) -> None:
+    def test_a_name_that_no_tool_takes_for_a_layouts_is_ignored(self, name: str) -> None:
         contents = ArchiveContents()
         assert contents.add(entry(name)) is None
         assert contents.foreign_count == 1
 
     @pytest.mark.parametrize("name", ["", ".", "/", "blobs", "blobs/sha256", "./blobs/sha512/", "Blobs", "x/.."])
     @pytest.mark.parametrize("kind", ["file", "link", "other"])
-    def test_the_directories_of_a_layout_are_directories(self, name: str, kind: str) -> None:
+    def test_the_directories_of_a_layout_must_be_directories(self, name: str, kind: str) -> None:
         with pytest.raises(ArchiveError, match="is not a directory"):
             ArchiveContents().add(entry(name, kind))
 
-    def test_a_name_is_so_many_directories_deep_and_no_deeper(self) -> None:
+    def test_the_depth_of_a_name_is_limited(self) -> None:
         ArchiveContents().add(entry("a/" * limits.MAX_NAME_DEPTH + "a"))
         with pytest.raises(ArchiveError, match="more than 100 directories deep"):
             ArchiveContents().add(entry("a/" * (limits.MAX_NAME_DEPTH + 1) + "a"))
@@ -150,14 +150,14 @@ class TestLinks:
         contents.add(entry("b/c", "link"))
         contents.add(entry(name))
 
-    def test_a_link_may_take_the_place_of_a_link_and_not_lie_below_one(self) -> None:
+    def test_a_link_may_replace_a_link_but_not_be_below_one(self) -> None:
         contents = ArchiveContents()
         contents.add(entry("a/d", "link"))
         contents.add(entry("a/d", "link"))
         with pytest.raises(ArchiveError, match="leads through a link"):
             contents.add(entry("a/d/e", "link"))
 
-    def test_what_comes_before_a_link_is_not_written_through_it(self) -> None:
+    def test_an_entry_before_a_link_does_not_lead_through_it(self) -> None:
         contents = ArchiveContents()
         contents.add(entry("d/x"))
         contents.add(entry("d", "link"))

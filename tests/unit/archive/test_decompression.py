@@ -1,4 +1,4 @@
-"""Archives inside gzip or zstd: read as if they were plain, from files and pipes, and as strictly."""
+"""Compressed archives are read like plain ones, from files and pipes, and as strictly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ packers = pytest.mark.parametrize("packer", PACKERS)
 
 
 class Trickle(io.RawIOBase):
-    """A file that gives its bytes in pieces of these sizes, over and over."""
+    """A file that returns its bytes in pieces of these sizes, repeated."""
 
     def __init__(self, content: bytes, sizes: list[int]) -> None:
         self._content = memoryview(content)
@@ -43,7 +43,7 @@ class Trickle(io.RawIOBase):
 
 
 def read_all(file: Any, sizes: Iterator[int]) -> bytes:
-    """Read to the end in pieces of these sizes; a piece is to be whole unless the file ends."""
+    """Read to the end in pieces of these sizes; a piece must be complete unless the file ends."""
     found = bytearray()
     while True:
         buffer = bytearray(next(sizes))
@@ -61,10 +61,10 @@ def read_all(file: Any, sizes: Iterator[int]) -> bytes:
     pipe=st.lists(st.integers(1, 70_000), min_size=1, max_size=5),
     reads=st.lists(st.integers(1, 300_000), min_size=1, max_size=5),
 )
-def test_plain_bytes_come_out_and_every_buffer_is_filled(
+def test_plain_bytes_are_returned_and_every_buffer_is_filled(
     packer: str, content: bytes, pipe: list[int], reads: list[int]
 ) -> None:
-    # Plain bytes that begin like a compressed file are one.
+    # Plain bytes that begin like a compressed file are treated as one.
     assume(packer != "plain" or not content.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))
     file = decompress_input(io.BufferedReader(Trickle(PACKERS[packer](content), pipe)), "it", 200)
     number = iter(range(10_000_000))
@@ -72,12 +72,12 @@ def test_plain_bytes_come_out_and_every_buffer_is_filled(
 
 
 @pytest.mark.parametrize("content", [b"", b"\x1f", b"\x1f\x8b", b"\x28\xb5\x2f", b"1234", b"12345"])
-def test_what_is_too_short_to_tell_is_given_as_it_is(content: bytes) -> None:
+def test_a_file_that_is_too_short_to_detect_is_returned_unchanged(content: bytes) -> None:
     assert read_all(decompress_input(io.BytesIO(content), "it", 200), iter([2, 2, 2, 2])) == content
 
 
 @pytest.mark.parametrize("packer", ["gzip", "zstd"])
-def test_a_broken_stream_is_an_error_that_names_the_file(packer: str) -> None:
+def test_an_error_in_the_stream_names_the_file(packer: str) -> None:
     packed = PACKERS[packer](NOISE)
     cut = f"^the thing is truncated: its {packer} stream ends too early$"
     for broken, message in (
@@ -100,14 +100,14 @@ def test_the_hint_of_a_ratio_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @packers
-def test_closing_closes_what_is_below(packer: str) -> None:
+def test_closing_closes_the_underlying_file(packer: str) -> None:
     below = io.BytesIO(PACKERS[packer](NOISE))
     decompress_input(below, "it", 200).close()
     assert below.closed
 
 
 @packers
-def test_a_file_is_asked_how_it_begins(packer: str, tmp_path: Path) -> None:
+def test_a_compressed_file_is_detected(packer: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(PACKERS[packer](b"content"))
     assert is_compressed(file) == (packer != "plain")

@@ -1,4 +1,4 @@
-"""docker-archives: the bounds of what is buffered from a pipe, and layers that do not look like layers."""
+"""docker-archives: limits of what is buffered from a pipe, and unusual layers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ both = pytest.mark.parametrize("how", ["file", "pipe"])
 
 
 class Shelf:
-    """A sink in memory: quick enough for many examples."""
+    """A destination in memory, fast enough for many examples."""
 
     traits = Traits()
 
@@ -68,7 +68,7 @@ class Shelf:
         return graph
 
     def begin(self, graph: Graph) -> None:
-        """Nothing has to be known."""
+        """Do nothing."""
 
     def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
         return {blob.digest for blob in blobs if blob.digest in self.blobs}
@@ -98,15 +98,15 @@ class Shelf:
         self.graph = graph
 
     def discard(self) -> None:
-        """Nothing is held in part."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 @dataclasses.dataclass
 class Pushed:
-    """What became of an archive: its graph as it was written, and everything that was put."""
+    """The result of a push: the graph as it was written, and the destination."""
 
     graph: Graph
     shelf: Shelf
@@ -128,7 +128,7 @@ def source_of(
     sizes: Sequence[int] = (1 << 16,),
     selection: Selection = ALL_IMAGES,
 ) -> Source:
-    """Open an archive as what it is, or as a pipe that gives so many bytes a read."""
+    """Open an archive as a file, or as a pipe that returns so many bytes a read."""
     if how == "file":
         (folder / "archive.tar").write_bytes(archive)
         return ArchiveFileSource(folder / "archive.tar", selection)
@@ -145,7 +145,7 @@ def pushed(
     shelf: Shelf | None = None,
     **options: Any,
 ) -> Pushed:
-    """Move an archive as `push` does: layers that are bare become gzip, unless something else is wanted."""
+    """Copy an archive as `push` does: plain layers become gzip, unless `want` says otherwise."""
     archive = archive if isinstance(archive, bytes) else archive_of(archive)
     shelf = shelf or Shelf()
     source = source_of(archive, how, folder, **options)
@@ -160,7 +160,7 @@ def pushed(
 def refused(
     archive: bytes | Sequence[Entry], how: str, folder: Path, error: type[OcistreamError], words: str, **options: Any
 ) -> OcistreamError:
-    """Assert that an archive is refused, and that nothing of it became visible, nor was read into memory in vain."""
+    """Assert that an archive is refused, that nothing became visible, and that only possible configs were read back."""
     shelf = Shelf()
     with pytest.raises(error, match=words) as caught:
         pushed(archive, how, folder, shelf=shelf, **options)
@@ -173,7 +173,7 @@ def refused(
 
 @functools.cache
 def made(folder: Path) -> list[Saved]:
-    """Make the images of the property tests: shared and repeated layers, an empty one, several names and none."""
+    """Create the images of the property tests: shared and repeated layers, an empty one, several names and none."""
     layout = Layout(folder)
     shared = tar_layer({"etc/motd": b"shared\n"})
     first = layout.image([shared, tar_layer({"a": b"first " * 500}), shared])
@@ -198,7 +198,7 @@ def one(images: list[Saved]) -> Saved:
 
 
 def renamed_images(entries: Sequence[Entry], change: Callable[[list[dict[str, Any]]], Any]) -> list[Entry]:
-    """Write another `manifest.json`: `change` gets what it lists, and gives what it is to list."""
+    """Rewrite `manifest.json`: `change` gets its list of images and returns the new one."""
     return [
         (name, json.dumps(change(json.loads(content))).encode())
         if name == "manifest.json" and isinstance(content, bytes)
@@ -223,7 +223,7 @@ class TestLayers:
         ids=["nothing", "empty", "empty-with-blocks", "brace", "space", "v7", "text"],
     )
     @pytest.mark.parametrize("want", [None, NONE], ids=["gzip", "none"])
-    def test_unusual_ones_give_the_same_from_a_file_and_from_a_pipe(
+    def test_unusual_layers_have_the_same_result_from_a_file_and_a_pipe(
         self, layout: Layout, layer: bytes, how: str, want: Recompression | None, tmp_path: Path
     ) -> None:
         image = saved(layout, layout.image([layer, tar_layer({"a": b"b"})]))
@@ -236,7 +236,7 @@ class TestLayers:
 
 class TestHostile:
     @both
-    def test_more_names_than_are_kept(
+    def test_too_many_names_are_refused(
         self, one: Saved, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         entries = of_docker([one])
@@ -248,7 +248,7 @@ class TestHostile:
         monkeypatch.setattr(limits, "MAX_BLOBS", 10)
         refused([*strangers, *entries], how, tmp_path, ArchiveError, "more than 10 other entries")
 
-    def test_names_that_nobody_means_cost_nothing(
+    def test_names_that_no_manifest_needs_do_not_count(
         self, one: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         kept = sum(
@@ -261,7 +261,7 @@ class TestHostile:
             assert pushed(of_docker([one]), how, tmp_path).names
 
     @both
-    def test_manifests_that_are_too_large_together(
+    def test_manifests_that_are_too_large_in_total_are_refused(
         self, images: list[Saved], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", 1500)
@@ -270,7 +270,7 @@ class TestHostile:
 
 
 class TestBudget:
-    def test_json_over_the_budget_is_handed_on_and_read_back_if_it_is_a_config(
+    def test_json_over_the_budget_is_written_and_read_back_if_it_is_a_config(
         self, images: list[Saved], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 1000)
@@ -286,7 +286,7 @@ class TestBudget:
                 assert found.names == pushed(entries, "file", tmp_path, want=want).names
                 assert configs <= set(found.shelf.recalled)
 
-    def test_platforms_are_known_of_those_too(
+    def test_platforms_of_configs_over_the_budget_are_known(
         self, images: list[Saved], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 10)
@@ -296,7 +296,7 @@ class TestBudget:
         assert pushed(entries, "pipe", tmp_path, selection=other).names
         refused(entries, "pipe", tmp_path, NotFoundError, "arm64", selection=app)
 
-    def test_json_over_the_budget_is_no_layer(
+    def test_json_over_the_budget_is_not_a_layer(
         self, one: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 10)
@@ -307,7 +307,7 @@ class TestBudget:
             )
             refused(entries, "pipe", tmp_path, ArchiveError, "is not a layer")
 
-    def test_no_more_layers_are_handed_on_than_an_image_has(
+    def test_the_number_of_layers_before_the_manifest_is_limited(
         self, one: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 3)
@@ -316,14 +316,14 @@ class TestBudget:
         refused([*strangers, *of_docker([one])], "pipe", tmp_path, UnsupportedError, "more than 3 layers")
         assert pushed([*strangers, *of_docker([one])], "file", tmp_path).names
 
-    def test_held_json_never_exceeds_the_budget(self, one: Saved, tmp_path: Path) -> None:
+    def test_buffered_json_never_exceeds_the_budget(self, one: Saved, tmp_path: Path) -> None:
         stray = b'{"x":"%b"}' % (b"y" * limits.MIB)
         entries: list[Entry] = [*((f"{n}.json", stray[:-2] + b'%d"}' % n) for n in range(10)), *of_docker([one])]
         found = pushed(entries, "pipe", tmp_path)
         assert sum(content.startswith(b'{"x"') for content in found.shelf.blobs.values()) == 5
 
 
-def test_a_config_with_a_long_history_says_its_diff_ids(layout: Layout, tmp_path: Path) -> None:
+def test_diff_ids_of_a_config_with_a_long_history_are_read(layout: Layout, tmp_path: Path) -> None:
     image = saved(layout, small_image(layout))
     history = [{"created_by": "x" * 3000}] * 1500
     large = json.dumps({**json.loads(image.config), "history": history}).encode()

@@ -1,4 +1,4 @@
-"""docker-archives out: what files and images are called in them. What they hold is the contract's business."""
+"""Names of files and images in docker-archives that are written. Their content is tested in tests/contract."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def written(layout: Layout, path: Path, *names: str | None) -> dict[str, bytes]:
         (["v1", "app:1"], ["app:1"]),
     ],
 )
-def test_an_image_is_called_as_docker_shows_it(
+def test_an_image_is_named_as_docker_shows_it(
     layout: Layout, names: list[str | None], tags: list[str] | None, tmp_path: Path
 ) -> None:
     small_image(layout, name="v1")
@@ -60,7 +60,7 @@ def test_an_image_is_called_as_docker_shows_it(
     assert listed["RepoTags"] == tags
 
 
-def test_what_comes_before_its_image_is_called_by_what_its_bytes_look_like(layout: Layout, tmp_path: Path) -> None:
+def test_a_blob_before_its_image_is_named_by_its_content(layout: Layout, tmp_path: Path) -> None:
     layer = tar_layer({"{brace}": b"content"}, compression="")
     image = layout.image([layer], name="v1")
     config = layout.file(layout.read(image["digest"])["config"]["digest"]).read_bytes()
@@ -78,7 +78,7 @@ def test_what_comes_before_its_image_is_called_by_what_its_bytes_look_like(layou
 
 
 @pytest.mark.parametrize("kind", [f"{OCI_LAYER}+gzip", "application/vnd.oci.image.layer.v1.tar+encrypted"])
-def test_a_layer_that_is_not_plain_after_all_is_refused_at_the_end(layout: Layout, kind: str, tmp_path: Path) -> None:
+def test_a_layer_that_is_not_plain_is_refused_at_the_end(layout: Layout, kind: str, tmp_path: Path) -> None:
     image = small_image(layout)
     document = layout.read(image["digest"])
     layers = [{**layer, "mediaType": kind} for layer in document["layers"]]

@@ -1,4 +1,4 @@
-"""`manifest.json` held against `index.json`: what is the same image, what only one of them lists, what is refused."""
+"""`manifest.json` is compared with `index.json`: same images, images that only one lists, and contradictions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def listed(config: bytes, *layers: bytes, tags: Sequence[str] = ()) -> DockerIma
 
 
 def compared(entries: Sequence[Descriptor], *documents: bytes) -> IndexComparison:
-    """Return a comparison that was given all documents that it needs."""
+    """Return a comparison that has all documents that it needs."""
     comparison = IndexComparison(entries)
     known = {digest_of(document): document for document in documents}
     comparison.finish(lambda need: known.get(need.digest))
@@ -65,16 +65,16 @@ A, B = image(b"a", b"1", b"2"), image(b"b", b"1")
 LISTED_A, LISTED_B = listed(b"a", b"1", b"2", tags=["app:1"]), listed(b"b", b"1")
 
 
-def test_the_same_images_are_no_contradiction() -> None:
+def test_the_same_images_are_not_a_contradiction() -> None:
     assert compared([entry(A, "app:1"), entry(B)], A, B).find_only_in_manifest_json([LISTED_A, LISTED_B]) == []
 
 
-def test_what_only_manifest_json_lists_is_given() -> None:
+def test_images_only_in_manifest_json_are_returned() -> None:
     assert compared([entry(A, "app:1")], A).find_only_in_manifest_json([LISTED_A, LISTED_B]) == [LISTED_B]
     assert compared([]).find_only_in_manifest_json([LISTED_A, LISTED_B]) == [LISTED_A, LISTED_B]
 
 
-def test_one_platform_of_an_index_is_the_image_of_its_name() -> None:
+def test_a_name_may_be_an_index_and_one_of_its_platforms() -> None:
     whole = index(A, B)
     comparison = compared([entry(whole, "app:1", OCI_INDEX)], whole, A, B)
     assert comparison.find_only_in_manifest_json([LISTED_A]) == []
@@ -82,14 +82,14 @@ def test_one_platform_of_an_index_is_the_image_of_its_name() -> None:
 
 
 def test_an_index_may_lack_other_platforms() -> None:
-    # Docker 29 keeps the index whole, and saves the platforms that it has.
+    # Docker 29 keeps the complete index, and saves the platforms that it has.
     whole = index(B, A)
     assert compared([entry(whole, "app:1", OCI_INDEX)], whole, A).find_only_in_manifest_json([LISTED_A]) == []
     with pytest.raises(ArchiveError, match="app:1 is one image"):
         compared([entry(whole, "app:1", OCI_INDEX)], whole, B).find_only_in_manifest_json([LISTED_A])
 
 
-def test_a_name_may_stand_for_several_entries() -> None:
+def test_a_name_may_have_several_entries() -> None:
     assert compared([entry(B, "app:1"), entry(A, "app:1")], A, B).find_only_in_manifest_json([LISTED_A]) == []
 
 
@@ -100,7 +100,7 @@ def test_another_image_of_the_same_name_is_a_contradiction() -> None:
             comparison.find_only_in_manifest_json([LISTED_A], by_name=by_name)
 
 
-def test_while_something_is_needed_nothing_is_a_contradiction_yet() -> None:
+def test_nothing_is_a_contradiction_while_documents_are_missing() -> None:
     whole = index(A, B)
     comparison = IndexComparison([entry(whole, "app:1", OCI_INDEX)])
     assert comparison.find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
@@ -127,13 +127,13 @@ def test_other_layers_are_a_contradiction(layers: Sequence[bytes]) -> None:
         comparison.find_only_in_manifest_json([listed(b"a", *layers, tags=["app:1"])])
 
 
-def test_one_of_several_manifests_of_a_config_has_to_have_the_layers() -> None:
+def test_one_of_several_manifests_of_a_config_must_have_the_layers() -> None:
     again = image(b"a", b"3")
     comparison = compared([entry(again), entry(A, "app:1")], A, again)
     assert comparison.find_only_in_manifest_json([LISTED_A, listed(b"a", b"3")]) == []
 
 
-def test_foreign_layers_have_other_digests_where_docker_saves_them() -> None:
+def test_foreign_layers_saved_by_docker_may_have_other_digests() -> None:
     foreign = image(b"a", b"1", b"2", kind=FOREIGN)
     comparison = compared([entry(foreign, "app:1")], foreign)
     assert comparison.find_only_in_manifest_json([listed(b"a", b"saved", b"too", tags=["app:1"])]) == []
@@ -141,7 +141,7 @@ def test_foreign_layers_have_other_digests_where_docker_saves_them() -> None:
         comparison.find_only_in_manifest_json([listed(b"a", b"saved", tags=["app:1"])])
 
 
-def test_a_config_that_is_no_blob_cannot_be_compared() -> None:
+def test_a_config_that_is_not_a_blob_cannot_be_compared() -> None:
     with pytest.raises(ArchiveError, match=r"lists the config a\.json"):
         compared([entry(A, "app:1")], A).find_only_in_manifest_json([DockerImage("a.json", (), ())])
 
@@ -156,18 +156,18 @@ def test_a_corrupt_manifest_is_an_error_if_an_image_is_not_found(raw: bytes, tag
         comparison.find_only_in_manifest_json([listed(b"a", b"1", b"2", tags=tags), LISTED_B])
 
 
-def test_a_malformed_manifest_is_lacking() -> None:
+def test_a_malformed_manifest_counts_as_missing() -> None:
     malformed = b'{"schemaVersion":2,"layers":1}'
     assert compared([entry(malformed)], malformed).find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
 
 
-def test_what_is_neither_a_manifest_nor_an_index_is_not_needed() -> None:
+def test_other_kinds_of_entries_are_not_needed() -> None:
     layer = index(b"a layer", kind=f"{OCI_LAYER}+gzip")
     comparison = compared([entry(layer, kind=OCI_INDEX)], layer)
     assert comparison.find_only_in_manifest_json([LISTED_A]) == [LISTED_A]
 
 
-def test_there_is_a_bound_on_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numbers_of_manifests_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = index(A, B)
     entries = [entry(whole, "app:1", OCI_INDEX), entry(whole, "app:2", OCI_INDEX)]
     monkeypatch.setattr(limits, "MAX_PLATFORM_CANDIDATES", 1)

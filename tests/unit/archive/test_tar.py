@@ -1,4 +1,4 @@
-"""The tar format: what other writers mean is understood, and what a hostile one claims is not believed."""
+"""Reading and writing the tar format: archives of other tools are read, and malformed or ambiguous ones are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.peers import need
 
 GIB = 1 << 30
 LONG = "blobs/sha512/" + "a" * 128
-#: Headers that give the next entry a name, and a target.
+#: Headers that give the next entry a name and a link target.
 LONG_NAME = member("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=5) + padded(b"long\0")
 LONG_LINK = member("././@LongLink", tarfile.GNUTYPE_LONGLINK, size=5) + padded(b"long\0")
 
@@ -42,7 +42,7 @@ def contents_of(archive: bytes) -> dict[str, bytes]:
 
 
 def changed(block: bytes, at: int, value: bytes) -> bytes:
-    """Return a header with a field written over, and its checksum put right."""
+    """Return a header with one field replaced and the checksum corrected."""
     return with_checksum(block[:at] + value + block[at + len(value) :])
 
 
@@ -52,14 +52,14 @@ def file_header(name: str = "a", size: int = 0) -> bytes:
 
 class TestReading:
     @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-    def test_every_dialect_is_understood(self, kind: Kind) -> None:
+    def test_every_dialect_is_read(self, kind: Kind) -> None:
         items = {"a": b"", "b/c": b"x" * 512, "d/" + "e" * 90 + "/f": b"y" * 513, "ä": b"z"}
         if kind != tarfile.USTAR_FORMAT:
             items[LONG] = b"long"
         assert contents_of(tar_of(items.items(), kind=kind)) == items
 
     @pytest.mark.parametrize("dialect", ["ustar", "gnu", "oldgnu", "pax", "v7"])
-    def test_what_gnu_tar_writes_is_understood(self, tmp_path: Path, dialect: str) -> None:
+    def test_archives_of_gnu_tar_are_read(self, tmp_path: Path, dialect: str) -> None:
         (tmp_path / "blobs").mkdir()
         (tmp_path / "blobs" / "a").write_bytes(b"x" * 1000)
         (tmp_path / "index.json").write_bytes(b"{}")
@@ -76,20 +76,20 @@ class TestReading:
         assert contents_of(archive)["./blobs/a"] == b"x" * 1000
 
     @pytest.mark.parametrize("dialect", ["gnu", "pax"])
-    def test_long_names_of_gnu_tar_are_understood(self, tmp_path: Path, dialect: str) -> None:
+    def test_long_names_of_gnu_tar_are_read(self, tmp_path: Path, dialect: str) -> None:
         path = tmp_path / LONG
         path.parent.mkdir(parents=True)
         path.write_bytes(b"long")
         archive = gnu_tar(f"--format={dialect}", "-C", tmp_path, "-c", LONG)
         assert contents_of(archive) == {LONG: b"long"}
 
-    def test_entries_say_where_their_bytes_are(self) -> None:
+    def test_entries_have_the_offset_of_their_content(self) -> None:
         archive = tar_of([("a", b"12345"), (LONG, b"x" * 600), ("c", b"6")])
         for entry in entries_of(archive):
             expected = {"a": b"12345", LONG: b"x" * 600, "c": b"6"}[entry.name]
             assert archive[entry.offset : entry.offset + entry.size] == expected
 
-    def test_content_that_is_not_read_is_passed_over(self) -> None:
+    def test_unread_content_is_skipped(self) -> None:
         archive = tar_of([("a", b"x" * 3000), ("b", b"y" * 3000), ("c", b"z")])
         reader = TarReader(io.BytesIO(archive))
         seen = []
@@ -99,7 +99,7 @@ class TestReading:
                 next(reader.read_chunks())
         assert seen == ["a", "b", "c"]
 
-    def test_what_follows_the_end_is_not_looked_at(self) -> None:
+    def test_data_after_the_end_is_not_read(self) -> None:
         archive = tar_of([("a", b"1")])
         assert [entry.name for entry in entries_of(archive + b"garbage" * 1000)] == ["a"]
 
@@ -125,23 +125,23 @@ class TestReading:
             (b"V", "other"),
         ],
     )
-    def test_each_type_is_told_apart(self, kind: bytes, expected: str) -> None:
+    def test_each_type_has_a_kind(self, kind: bytes, expected: str) -> None:
         (entry,) = entries_of(member("a", kind, target="b") + END)
         assert (entry.kind, entry.target) == (expected, "b")
 
     @pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
-    def test_a_header_that_not_all_tools_apply_may_have_a_comment(self, kind: bytes) -> None:
+    def test_a_header_that_only_some_tools_apply_may_have_a_comment(self, kind: bytes) -> None:
         comment = pax_header(b"52 comment=0123456789012345678901234567890123456789\n", kind=kind)
         assert [entry.name for entry in entries_of(comment + file_header() + END)] == ["a"]
 
-    def test_a_pax_header_overrules_the_entry(self) -> None:
+    def test_a_pax_header_overrides_the_entry(self) -> None:
         records = b"12 path=bcd\n15 linkpath=ef\n9 size=3\n"
         archive = pax_header(records) + file_header("x", 3) + padded(b"123") + file_header("y") + END
         first, second = entries_of(archive)
         assert (first.name, first.target, first.size) == ("bcd", "ef", 3)
         assert second.name == "y"
 
-    def test_the_shortest_record_and_the_largest_headers_are_legal(self) -> None:
+    def test_the_shortest_record_and_the_largest_headers_are_read(self) -> None:
         assert entries_of(pax_header(b"5 a=\n") + file_header() + END)[0].name == "a"
         largest = _record("comment", limits.MAX_PAX_HEADER)
         assert entries_of(pax_header(largest) + file_header() + END)[0].name == "a"
@@ -149,25 +149,25 @@ class TestReading:
         long = member("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=len(name)) + padded(name.encode())
         assert entries_of(long + file_header() + END)[0].name == name
 
-    def test_names_that_are_no_utf_8_are_kept_apart(self) -> None:
+    def test_names_that_are_not_utf_8_stay_distinct(self) -> None:
         names = [
             entry.name for entry in entries_of(tar_of([("\udcff", b""), ("\udcfe", b"")], kind=tarfile.GNU_FORMAT))
         ]
         assert len(set(names)) == 2
 
     @given(st.lists(st.tuples(st.text("abc/.ä", min_size=1, max_size=200), st.binary(max_size=1500)), max_size=5))
-    def test_what_tarfile_writes_comes_out_again(self, items: list[tuple[str, bytes]]) -> None:
+    def test_archives_of_tarfile_are_read(self, items: list[tuple[str, bytes]]) -> None:
         named = {name.rstrip("/"): content for name, content in items if name.rstrip("/")}
         assert contents_of(tar_of(named.items())) == named
 
 
 class TestReadingSmallEntries:
-    def test_an_entry_is_read_whole(self) -> None:
+    def test_an_entry_is_read_completely(self) -> None:
         reader = TarReader(io.BytesIO(tar_of([("a", b"12345")])))
         (data,) = [reader.read(entry, 5) for entry in reader]
         assert data == b"12345"
 
-    def test_one_that_is_too_large_is_refused_before_it_is_read(self) -> None:
+    def test_an_entry_that_is_too_large_is_refused_before_it_is_read(self) -> None:
         reader = TarReader(io.BytesIO(file_header("a\x1bb", 6)))
         with pytest.raises(ArchiveError, match=r"'a\?b' in the archive is larger than 5 bytes"):
             reader.read(next(iter(reader)), 5)
@@ -188,23 +188,23 @@ class TestRefusing:
             self.refused(archive[:length], "truncated")
         self.refused(archive[:-1], "without an end-of-archive mark")
 
-    def test_it_says_where(self) -> None:
+    def test_the_error_says_where_the_archive_ends(self) -> None:
         archive = tar_of([("a", b"x" * 1000)])
         self.refused(archive[:700], "ends at byte 700, in the middle of 'a'")
         with pytest.raises(ArchiveError, match="ends at byte 700, in the middle of an entry"):
             entries_of(archive[:700])
         self.refused(pax_header(b"9 size=3\n")[:515], "ends at byte 515, in the middle of a header")
 
-    def test_a_single_block_of_zeros_is_no_end(self) -> None:
+    def test_a_single_block_of_zeros_is_not_the_end(self) -> None:
         self.refused(bytes(BLOCK) + file_header() + END, "has data after a block of zeros")
 
     @pytest.mark.parametrize("at", [0, 100, 124, 148, 156, 257, 345])
-    def test_a_header_that_was_changed_is_refused(self, at: int) -> None:
+    def test_a_changed_header_is_refused(self, at: int) -> None:
         block = bytearray(file_header("abc", 3))
         block[at] ^= 1
         self.refused(bytes(block) + padded(b"123") + END, "no tar header at byte 0")
 
-    def test_what_is_no_tar_is_refused(self) -> None:
+    def test_a_file_that_is_not_a_tar_archive_is_refused(self) -> None:
         self.refused(b"<html>" * 1000, "no tar header at byte 0")
         self.refused(tar_of([("a", b"1")], end=False) + b"x" * BLOCK, "no tar header at byte 1024")
 
@@ -212,21 +212,21 @@ class TestRefusing:
         ("magic", "name"),
         [(b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"BZh9", "bzip2")],
     )
-    def test_a_compressed_archive_is_known_as_such(self, magic: bytes, name: str) -> None:
+    def test_a_compressed_archive_is_recognized(self, magic: bytes, name: str) -> None:
         with pytest.raises(UnsupportedError, match=f"compressed (twice: )?with {name}") as caught:
             entries_of(magic + bytes(BLOCK))
         assert f"{name} -dc" in (caught.value.hint or "")
-        # But only at the beginning: later it is garbage.
+        # At any later position it is garbage.
         self.refused(tar_of([("a", b"1")], end=False) + magic + bytes(BLOCK), "no tar header")
 
     @pytest.mark.parametrize("size", [b"-0000000001\0", b"\xff" * 12])
     def test_a_negative_size_is_refused(self, size: bytes) -> None:
         self.refused(changed(file_header(), 124, size) + END, "negative size|no tar header")
 
-    def test_a_size_that_is_no_number_is_refused(self) -> None:
+    def test_a_size_that_is_not_a_number_is_refused(self) -> None:
         self.refused(changed(file_header(), 124, b"nonsense\0\0\0\0") + END, "no tar header")
 
-    def test_an_enormous_size_is_truncated_and_nothing_is_allocated(self) -> None:
+    def test_an_enormous_size_is_truncated_and_not_allocated(self) -> None:
         self.refused(changed(file_header(), 124, b"\x80" + b"\xff" * 11) + END, "truncated")
         self.refused(pax_header(b"28 size=9223372036854775807\n") + file_header() + END, "truncated")
 
@@ -266,12 +266,12 @@ class TestRefusing:
     @pytest.mark.parametrize(
         "records", [b"15 path=hidden\n", b"19 linkpath=hidden\n", b"9 size=3\n", b"22 GNU.sparse.major=1\n"]
     )
-    def test_a_header_that_not_all_tools_apply_may_not_have_more(self, kind: bytes, records: bytes) -> None:
+    def test_a_header_that_only_some_tools_apply_may_not_have_other_records(self, kind: bytes, records: bytes) -> None:
         archive = pax_header(records, kind=kind) + file_header() + END
         self.refused(archive, "names an entry for some tools only")
 
     @pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
-    def test_for_others_such_a_header_renames_what_follows(self, kind: bytes, tmp_path: Path) -> None:
+    def test_gnu_tar_applies_such_a_header_to_the_next_entry(self, kind: bytes, tmp_path: Path) -> None:
         archive = pax_header(b"15 path=hidden\n", kind=kind) + file_header() + END
         (tmp_path / "x.tar").write_bytes(archive)
         assert gnu_tar("-t", "-f", tmp_path / "x.tar") == b"hidden\n"
@@ -292,7 +292,7 @@ class TestRefusing:
     def test_two_headers_for_one_field_are_refused(self, headers: bytes) -> None:
         self.refused(headers + file_header("x", 3) + padded(b"123") + END, "of one entry twice: tools use different")
 
-    def test_a_pax_header_beside_a_long_name_may_say_something_else(self) -> None:
+    def test_a_pax_header_and_a_long_name_may_set_different_fields(self) -> None:
         (entry,) = entries_of(pax_header(b"14 linkpath=z\n") + LONG_NAME + file_header("x") + END)
         assert (entry.name, entry.target) == ("long", "z")
 
@@ -305,11 +305,11 @@ class TestRefusing:
             member("././@LongLink", tarfile.GNUTYPE_LONGLINK, size=0),
         ],
     )
-    def test_an_empty_name_in_a_header_of_its_own_is_refused(self, headers: bytes) -> None:
+    def test_an_empty_name_in_a_separate_header_is_refused(self, headers: bytes) -> None:
         self.refused(headers + file_header("x") + END, "an empty (path|linkpath)")
 
     @pytest.mark.parametrize("key", ["path", "linkpath"])
-    def test_a_name_in_a_pax_header_is_no_longer_than_a_long_name(self, key: str) -> None:
+    def test_a_name_in_a_pax_header_has_the_limit_of_a_long_name(self, key: str) -> None:
         at_most = len(f"4110 {key}=\n") + limits.MAX_LONG_NAME
         assert len(entries_of(pax_header(_record(key, at_most)) + file_header("x") + END)) == 1
         self.refused(pax_header(_record(key, at_most + 1)) + file_header("x") + END, f"the {key} in .* is larger than")
@@ -320,7 +320,7 @@ class TestRefusing:
         self.refused(archive, f"'x' in the archive has two sizes, {size} and 3")
 
     @pytest.mark.parametrize("in_header", [0, 8 * GIB - 1, 8 * GIB])
-    def test_a_size_beyond_octal_digits_may_be_in_a_pax_header_alone(self, in_header: int) -> None:
+    def test_a_size_beyond_octal_digits_may_be_only_in_a_pax_header(self, in_header: int) -> None:
         block = changed(file_header(), 124, b"\x80" + in_header.to_bytes(11, "big"))
         entry = next(iter(TarReader(io.BytesIO(pax_header(b"19 size=8589934592\n") + block))))
         assert entry.size == 8 * GIB
@@ -330,7 +330,7 @@ class TestRefusing:
         "kind",
         [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, b"V"],
     )
-    def test_a_size_of_what_is_not_a_file_is_refused(self, kind: bytes) -> None:
+    def test_a_size_of_an_entry_that_is_not_a_file_is_refused(self, kind: bytes) -> None:
         hidden = file_header("hidden", 1) + padded(b"x")
         block = changed(member("a", kind), 124, f"{len(hidden):011o}".encode())
         self.refused(block + hidden + END, "'a' in the archive has a size, though it is not a file")
@@ -343,11 +343,11 @@ class TestRefusing:
         assert entry.kind == "directory"
 
     @pytest.mark.parametrize("magic", [bytes(8), b"ustar  \0", b"ustar \x0000", b"USTAR\x0000"])
-    def test_a_name_prefix_without_the_magic_of_posix_is_refused(self, magic: bytes) -> None:
+    def test_a_name_prefix_without_the_posix_magic_is_refused(self, magic: bytes) -> None:
         block = changed(changed(file_header("a"), 257, magic), 345, b"d")
         self.refused(block + END, "a name prefix that only some tools read")
 
-    def test_a_name_prefix_counts_with_the_magic_of_posix(self) -> None:
+    def test_a_name_prefix_is_read_with_the_posix_magic(self) -> None:
         prefixed = changed(file_header("a"), 345, b"d" * 131)
         starred = changed(prefixed, 508, b"tar\0")
         for block in (prefixed, changed(prefixed, 263, b"xx"), starred, changed(prefixed, 345, b"d" * 155)):
@@ -355,12 +355,12 @@ class TestRefusing:
         self.refused(changed(starred, 345, b"d" * 132) + END, "a name prefix that only some tools read")
 
     @pytest.mark.parametrize("size", [b"\0" + b"0000000001\0", b" \0000000001\0", b"\0\0\0\0\0\0\0\0\0\0001"])
-    def test_digits_behind_a_nul_are_refused(self, size: bytes) -> None:
+    def test_digits_after_a_nul_are_refused(self, size: bytes) -> None:
         self.refused(changed(file_header(), 124, size) + padded(b"x") + END, "no tar header at byte 0")
         assert entries_of(changed(file_header(), 124, b"\0" * 11 + b" ") + END)[0].size == 0
 
     @pytest.mark.parametrize("key", ["path", "linkpath"])
-    def test_a_nul_ends_a_name_for_some_and_so_is_refused(self, key: str, tmp_path: Path) -> None:
+    def test_a_nul_in_a_name_is_refused_because_it_ends_the_name_for_some_tools(self, key: str, tmp_path: Path) -> None:
         record = f" {key}=index.json\0x\n".encode()
         archive = pax_header(b"%d%b" % (len(record) + 2, record)) + member("x", tarfile.SYMTYPE, target="y") + END
         self.refused(archive, f"the {key} in a pax header in the archive has a NUL in it")
@@ -368,13 +368,13 @@ class TestRefusing:
         assert b"index.json" in gnu_tar("-t", "-v", "-f", tmp_path / "x.tar").split()
 
     @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
-    def test_a_pax_header_has_so_many_records_and_no_more(self, kind: bytes) -> None:
+    def test_the_records_of_a_pax_header_are_limited(self, kind: bytes) -> None:
         records = b"5 a=\n" * limits.MAX_PAX_RECORDS
         assert len(entries_of(pax_header(records, kind=kind) + file_header() + END)) == 1
         archive = pax_header(records + b"5 b=\n", kind=kind) + file_header() + END
         self.refused(archive, "a pax header in the archive has more than 1000 records")
 
-    def test_an_archive_has_so_many_headers_and_records_and_no_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_headers_and_records_of_an_archive_are_limited(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_TOTAL_PAX_RECORDS", 9)
         three = pax_header(b"5 a=\n5 b=\n") + file_header("x")
         empty = pax_header(b"", kind=tarfile.XGLTYPE) + file_header("x")
@@ -408,18 +408,18 @@ class TestRefusing:
             archive = gnu_tar("--sparse", f"--format={dialect}", "-C", tmp_path, "-c", "hole")
             self.refused(archive, "sparse file")
 
-    def test_there_is_a_greatest_number_of_entries(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_number_of_entries_is_limited(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MAX_ENTRIES", 3)
         assert len(entries_of(tar_of([(name, b"") for name in "ab"]))) == 2
         self.refused(tar_of([(name, b"") for name in "abc"]), "more than 3 entries")
 
     @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
-    def test_so_many_headers_may_belong_to_one_entry_and_no_more(self, kind: bytes) -> None:
+    def test_the_headers_of_one_entry_are_limited(self, kind: bytes) -> None:
         one = pax_header(b"12 comment=\n", kind=kind)
         assert len(entries_of(one * limits.MAX_EXTENSION_HEADERS + file_header() + END)) == 1
         self.refused(one * (limits.MAX_EXTENSION_HEADERS + 1) + file_header() + END, "more than 16 headers")
 
-    def test_of_a_pax_header_only_what_means_something_is_held(self) -> None:
+    def test_only_known_records_of_a_pax_header_are_stored(self) -> None:
         records = b"".join(b"1000 %03d=%0990d\n" % (number, number) for number in range(limits.MAX_PAX_RECORDS - 1))
         archive = pax_header(records + b"13 path=name\n") + file_header() + END
         tracemalloc.start()
@@ -452,19 +452,19 @@ class TestRefusing:
             theirs.name, theirs.type, theirs.size, theirs.linkname,
         )  # fmt: skip
 
-    def test_a_checksum_of_signed_bytes_is_as_good(self) -> None:
+    def test_a_checksum_of_signed_bytes_is_valid(self) -> None:
         block = bytearray(changed(file_header(), 0, "\u00e9".encode()))
         signed = sum(byte - 256 * (byte > 127) for byte in block[:148] + block[156:]) + 256
         block[148:156] = f"{signed:06o}\0 ".encode()
         assert entries_of(bytes(block) + END)[0].name == "\u00e9"
 
     @given(st.binary(max_size=2000))
-    def test_any_bytes_are_refused_in_our_own_words(self, raw: bytes) -> None:
+    def test_random_bytes_raise_only_ocistream_errors(self, raw: bytes) -> None:
         with pytest.raises((ArchiveError, UnsupportedError)):
             entries_of(raw[:1000])
 
     @given(st.integers(0, 511), st.integers(0, 255), st.binary(max_size=40))
-    def test_any_header_is_an_entry_or_one_of_our_errors(self, at: int, value: int, tail: bytes) -> None:
+    def test_any_header_is_an_entry_or_an_ocistream_error(self, at: int, value: int, tail: bytes) -> None:
         block = changed(file_header("a", len(tail)), at, bytes([value])) if not 148 <= at < 156 else file_header()
         archive = with_checksum(block) + padded(tail) + END
         try:
@@ -484,7 +484,7 @@ class TestWriting:
         assert files_in(archive) == {"blobs/a": b"12345", LONG: b""}
 
     @pytest.mark.parametrize("size", [8 * GIB - 1, 8 * GIB, 8 * GIB + 1, 1 << 40, (1 << 63) - 1])
-    def test_sizes_beyond_8_gib_are_written_as_others_read_them(self, size: int) -> None:
+    def test_tarfile_reads_sizes_beyond_8_gib(self, size: int) -> None:
         raw = build_header("a", size)
         assert len(raw) % BLOCK == 0
         with tarfile.open(fileobj=io.BytesIO(raw + END)) as reader:
@@ -499,13 +499,13 @@ class TestWriting:
         path = tmp_path / "a.tar"
         with path.open("wb") as file:
             file.write(build_header("big", size))
-            # A hole: the file takes no room.
+            # A hole: the file takes no space on disk.
             file.seek(size + len(padding(size)), io.SEEK_CUR)
             file.write(build_header("after", 0) + END)
         lines = gnu_tar("-tvf", path).decode().splitlines()
         assert [(line.split()[2], line.split()[-1]) for line in lines] == [(str(size), "big"), ("0", "after")]
 
-    def test_nobodys_name_and_no_clock_is_in_it(self) -> None:
+    def test_a_header_has_no_owner_and_no_time(self) -> None:
         info = tarfile.TarInfo.frombuf(build_header("a", 1), "utf-8", "strict")
         assert (info.uid, info.gid, info.uname, info.gname, info.mtime, info.mode) == (0, 0, "", "", 0, 0o644)
         assert build_header("a", 1) == build_header("a", 1)
@@ -523,8 +523,8 @@ def _record(key: str, size: int) -> bytes:
     return start + b"x" * (size - len(start) - 1) + b"\n"
 
 
-def test_short_reads_are_no_end() -> None:
-    # A pipe behind a buffer: a BufferedReader asks again until it has what was asked for, or the pipe ends.
+def test_short_reads_do_not_end_the_archive() -> None:
+    # A BufferedReader reads from a pipe again until it has the requested bytes or the pipe ends.
     archive = tar_of([("a", b"x" * 5000), ("b", b"y")])
 
     class Pipe(io.RawIOBase):
@@ -554,17 +554,19 @@ class TestAfterTheEnd:
     @pytest.mark.parametrize(
         "rest", [b"x", bytes(8192) + b"x", tar_of([("b", b"y")]), bytes(1 << 20) + b"x" + bytes(9)], ids=len
     )
-    def test_nothing_else_may(self, rest: bytes) -> None:
+    def test_other_data_may_not_follow(self, rest: bytes) -> None:
         file = io.BytesIO(tar_of([("a", b"x")]) + rest)
         reader = TarReader(file, "x.tar")
         list(reader)
         with pytest.raises(ArchiveError, match=r"x\.tar has data after its end"):
             reader.drain()
-        # Whoever writes it is not to find the pipe closed.
+        # The process that writes the archive must not get a broken pipe.
         assert file.read() == b""
 
     @pytest.mark.parametrize(("first", "said"), [(b"\0", "more than 5000 bytes of zeros"), (b"x", "after its end")])
-    def test_nor_without_end(self, first: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_trailing_data_is_read_only_up_to_a_limit(
+        self, first: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(limits, "MAX_TRAILING_ZEROS", 5000)
         monkeypatch.setattr(limits, "CHUNK_SIZE", 1000)
         for much in (5000, 5001, 50_000):

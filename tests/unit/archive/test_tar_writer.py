@@ -1,4 +1,4 @@
-"""A tar as it is written, with entries of unknown size: over again in a file, by way of a spool into a pipe."""
+"""Writing a tar archive with entries of unknown size: rewritten headers in a file, a spool for a pipe."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.images import digest_of
 SIZES: Final = [0, 1, 511, 512, 513, 1_000_000]
 
 
-class Broken(Exception):  # noqa: N818 - it stands for any exception at all
-    """What chunks raise."""
+class Broken(Exception):  # noqa: N818 - it stands for any exception
+    """An exception that chunks raise."""
 
 
 class Written:
-    """An output of a kind, and what has become of it."""
+    """An output, and a function that returns what was written to it."""
 
     def __init__(self, output: Output, read: Callable[[], bytes]) -> None:
         self.output = output
@@ -74,7 +74,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Written]
 
 
 def unnamed(content: bytes, *, piece: int = 1000, fails: bool = False) -> NewBlob:
-    """Return a blob whose descriptor is known when all of it was read, in a buffer that is used again."""
+    """Return a blob whose descriptor is known only after it was read, in a buffer that is reused."""
     left: list[int] = []
 
     def chunks() -> Iterator[Chunk]:
@@ -89,7 +89,7 @@ def unnamed(content: bytes, *, piece: int = 1000, fails: bool = False) -> NewBlo
         left.clear()
 
     def descriptor() -> Descriptor:
-        assert not left, "asked for too early"
+        assert not left, "requested too early"
         return Descriptor("x/y", digest_of(content), len(content))
 
     left.append(1)
@@ -107,7 +107,7 @@ def filled(writer: TarWriter, contents: Sequence[bytes]) -> None:
 
 
 class TestEntries:
-    def test_entries_of_any_size_are_where_they_belong(self, written: Written) -> None:
+    def test_entries_of_any_size_are_written(self, written: Written) -> None:
         contents = [bytes([size % 251]) * size for size in SIZES]
         writer = TarWriter(written.output, 7)
         filled(writer, contents)
@@ -119,7 +119,7 @@ class TestEntries:
         with tarfile.open(fileobj=io.BytesIO(archive)) as reader:
             assert {(m.mtime, m.mode, m.uid, m.gid, m.uname, m.type) for m in reader} == {(7, 0o644, 0, 0, "", b"0")}
 
-    def test_one_that_nobody_wants_leaves_nothing(self, written: Written) -> None:
+    def test_an_unwanted_entry_leaves_nothing(self, written: Written) -> None:
         writer = TarWriter(written.output)
         writer.add_new(unnamed(b"wanted" * 1000), lambda _: "wanted")
         assert writer.add_new(unnamed(b"not" * 10_000), lambda _: None).size == 30_000
@@ -128,7 +128,7 @@ class TestEntries:
         written.output.finish()
         assert files_in(written.read()) == {"wanted": b"wanted" * 1000, "after": b"it"}
 
-    def test_one_that_fails_leaves_an_archive_without_an_end(self, written: Written, tmp_path: Path) -> None:
+    def test_a_failed_entry_leaves_an_archive_without_an_end(self, written: Written, tmp_path: Path) -> None:
         writer = TarWriter(written.output)
         writer.add_small("first", b"small")
         with pytest.raises(Broken):
@@ -137,10 +137,10 @@ class TestEntries:
         if isinstance(written.output, RewritableOutput):
             assert list(tmp_path.iterdir()) == []
         else:
-            # Not even a header of it.
+            # Not even the header of the failed entry.
             assert len(written.read()) == 1024
 
-    def test_the_same_bytes_come_out_either_way(self, tmp_path: Path) -> None:
+    def test_a_file_and_a_stream_get_the_same_bytes(self, tmp_path: Path) -> None:
         contents = [b"x" * size for size in SIZES]
         output = open_file_output(tmp_path / "a")
         writer = TarWriter(output, 3)
@@ -163,7 +163,7 @@ class TestEntries:
 class TestSpool:
     @pytest.fixture
     def spools(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-        """Return the temporary files that are made."""
+        """Return the list of temporary files that are created."""
         made: list[Any] = []
         real = tempfile.TemporaryFile
 
@@ -174,21 +174,21 @@ class TestSpool:
         monkeypatch.setattr("tempfile.TemporaryFile", noted)
         return made
 
-    def test_a_file_needs_none_and_a_stream_one_for_each_entry_at_a_time(
-        self, written: Written, spools: list[Any]
-    ) -> None:
+    def test_only_a_stream_needs_a_spool_for_each_entry(self, written: Written, spools: list[Any]) -> None:
         writer = TarWriter(written.output)
         for _ in range(3):
             writer.add_new(unnamed(b"content"), lambda _: None)
             assert all(spool.closed for spool in spools)
         assert len(spools) == (0 if isinstance(written.output, RewritableOutput) else 3)
 
-    def test_it_is_gone_after_a_failure_too(self, tmp_path: Path, spools: list[Any]) -> None:
+    def test_the_spool_is_closed_after_a_failure(self, tmp_path: Path, spools: list[Any]) -> None:
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(Broken):
             TarWriter(StreamOutput(file, "out")).add_new(unnamed(bytes(9000), fails=True), lambda _: "entry")
         assert [spool.closed for spool in spools] == [True]
 
-    def test_a_full_disk_below_it_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk_is_reported_with_the_spools_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         class Full(io.BytesIO):
             def write(self, _: Any, /) -> int:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -200,9 +200,7 @@ class TestSpool:
         assert f"free some space in {tempfile.gettempdir()}" in (caught.value.hint or "")
         assert "TMPDIR" in (caught.value.hint or "")
 
-    def test_one_that_takes_less_at_a_time_gets_all_of_it(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_short_writes_to_the_spool_are_completed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Short(io.FileIO):
             def write(self, chunk: Any, /) -> int:
                 return super().write(chunk[:300]) or 0
@@ -214,7 +212,7 @@ class TestSpool:
             writer.write_end()
         assert files_in((tmp_path / "out").read_bytes()) == {"entry": b"0123456789" * 900}
 
-    def test_that_there_is_no_folder_for_it_is_a_failure_of_the_disk(
+    def test_a_missing_temporary_directory_is_a_disk_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def nowhere(**_: object) -> Any:
@@ -226,7 +224,7 @@ class TestSpool:
         assert caught.value.exit_code == 9
         assert "TMPDIR" in (caught.value.hint or "")
 
-    def test_a_reader_that_has_gone_is_no_trouble_of_the_spool(self) -> None:
+    def test_a_closed_pipe_is_not_an_error_of_the_spool(self) -> None:
         outlet, inlet = os.pipe()
         os.close(outlet)
         with io.FileIO(inlet, "wb") as file, pytest.raises(OutputClosedError, match="cannot write there"):
@@ -235,13 +233,13 @@ class TestSpool:
 
 class TestOutputs:
     @pytest.mark.parametrize("name", [".z.tar.partial", ".z.tar.0123456789ab.partial"])
-    def test_a_name_of_unfinished_files_is_none_for_a_result(self, tmp_path: Path, name: str) -> None:
+    def test_reserved_names_are_refused(self, tmp_path: Path, name: str) -> None:
         (tmp_path / "link").symlink_to(name)
         for path in (tmp_path / name, tmp_path / "link"):
             with pytest.raises(UsageError, match="this name is reserved for unfinished files"):
                 open_file_output(path)
 
-    def test_only_a_file_can_be_written_over(self, tmp_path: Path) -> None:
+    def test_only_a_file_can_be_rewritten(self, tmp_path: Path) -> None:
         output = open_file_output(tmp_path / "out")
         assert isinstance(output, RewritableOutput)
         output.write(b"0123456789")
@@ -260,9 +258,7 @@ class TestOutputs:
             assert not isinstance(fifo, RewritableOutput)
         os.close(reader)
 
-    def test_a_file_that_takes_less_at_a_time_gets_all_of_it(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_short_writes_to_a_file_are_completed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         real = os.pwrite
         monkeypatch.setattr("os.pwrite", lambda fd, content, position: real(fd, content[:3], position))
         output = open_file_output(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What an index says of volumes, and where the blobs of an image go: text and sizes alone."""
+"""Volumes: their annotations, and the distribution of an image's blobs; only text and sizes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TestTemplates:
             ("a b'%09d", ["a b'000000000", "a b'000000012"]),
         ],
     )
-    def test_it_gives_names_and_knows_them_again(self, text: str, names: list[str]) -> None:
+    def test_names_are_formatted_and_parsed(self, text: str, names: list[str]) -> None:
         template = parse_template(text)
         assert [template.format_name(0), template.format_name(12)] == names
         assert [template.parse_number(name) for name in names] == [0, 12]
@@ -68,7 +68,7 @@ class TestTemplates:
     @pytest.mark.parametrize(
         "name", ["app.0000.tar", "app.00.tar", "app..tar", "app.0x1.tar", "app.\u0660\u0660\u0661.tar", "app.tar"]
     )
-    def test_what_is_called_otherwise_is_no_volume(self, name: str) -> None:
+    def test_other_names_are_not_volumes(self, name: str) -> None:
         assert TEMPLATE.parse_number(name) is None
 
     @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ class TestTemplates:
         with pytest.raises(UsageError):
             parse_template(text)
 
-    def test_a_name_without_a_number_is_none(self) -> None:
+    def test_a_name_without_a_number_is_not_a_template(self) -> None:
         assert not is_template("100%%d.tar")
         assert not is_template("app%20s.tar")
 
 
-class TestNotes:
-    def test_what_is_written_is_read(self) -> None:
+class TestAnnotations:
+    def test_annotations_are_written_and_parsed(self) -> None:
         assert parse_volume(volume_annotations(VOLUME)) == VOLUME
         assert parse_volume(volume_annotations(VOLUME._replace(parts={}))) == VOLUME._replace(parts={})
         assert parse_volume({}) is None
@@ -145,7 +145,7 @@ class TestNotes:
             f"# {ONE}\n0 0 1 2",
             f"# {ONE}\n0 0 1e3",
             f"# {ONE}\n0 0 1\n",
-            # They overlap, leave a gap, go back, stay in one volume, are in none.
+            # An overlap, a gap, a step back, two parts in one volume, a part in no volume.
             f"# {ONE}\n0 0 10\n1 9 10",
             f"# {ONE}\n0 0 10\n1 11 10",
             f"# {ONE}\n1 0 10\n0 10 10",
@@ -162,7 +162,7 @@ class TestNotes:
             parse_volume({VOLUME_ANNOTATION: f"0 3 {SET} app.%d", PARTS_ANNOTATION: text})
         assert len(caught.value.message) < 200
 
-    def test_names_of_parts_are_those_and_no_others(self) -> None:
+    def test_only_valid_part_names_are_parsed(self) -> None:
         hexes = ONE[7:]
         assert parse_part_name(f"parts/sha256/{hexes}/0") == (ONE, 0, False)
         assert parse_part_name(f"parts/sha256/{hexes}/17.sha256") == (ONE, 17, True)
@@ -177,7 +177,7 @@ class TestNotes:
             parse_checksum_line("parts/x", line)
 
 
-#: The digest of the first of `with_blobs`.
+#: The digest of the first blob of `with_blobs`.
 SOME = digest_of(b"0")
 
 
@@ -186,14 +186,14 @@ def graph_of(layout: Layout) -> Graph:
 
 
 def with_blobs(graph: Graph, sizes: list[int]) -> Graph:
-    """Give a graph other blobs, of which there need be no bytes."""
+    """Replace the blobs of a graph by others of these sizes, without content."""
     blobs = [Descriptor("x", digest_of(str(number).encode()), size) for number, size in enumerate(sizes)]
     return dataclasses.replace(graph, blobs=tuple(blobs))
 
 
 class TestPlans:
     @pytest.mark.parametrize("seed", range(40))
-    def test_no_volume_is_larger_and_each_byte_has_one_place(self, layout: Layout, seed: int) -> None:
+    def test_no_volume_exceeds_the_size_and_each_byte_is_in_one(self, layout: Layout, seed: int) -> None:
         chance = random.Random(seed)
         layout.image([b"layer"], name="v1")
         sizes = [int(chance.paretovariate(0.5) * 1000) % 10_000_000 for _ in range(chance.randrange(1, 60))]
@@ -235,7 +235,7 @@ class TestPlans:
 
     @staticmethod
     def size_of(plan: VolumePlan, number: int, graph: Graph) -> int:
-        """Add up what a volume has, as a tar has it."""
+        """Return the size of a volume as a tar archive."""
         entries = {
             "oci-layout": 30,
             "index.json": len(
@@ -254,7 +254,7 @@ class TestPlans:
         sizes = [len(build_header(name, size)) + size + -size % 512 for name, size in entries.items()]
         return sum(sizes) + len(END_OF_ARCHIVE)
 
-    def test_a_blob_of_more_than_eight_gigabytes_has_room_for_its_longer_header(self, layout: Layout) -> None:
+    def test_the_longer_header_of_a_blob_over_eight_gigabytes_counts(self, layout: Layout) -> None:
         layout.image([b"layer"], name="v1")
         graph = with_blobs(graph_of(layout), [25 << 30, 9 << 30])
         plan = plan_volumes(graph, TEMPLATE, 10 << 30)
@@ -262,7 +262,7 @@ class TestPlans:
         for number in range(plan.total):
             assert self.size_of(plan, number, graph) <= 10 << 30
 
-    def test_parts_whose_names_are_too_long_for_a_header_have_room_for_longer_ones(self, layout: Layout) -> None:
+    def test_the_longer_headers_of_parts_with_long_names_count(self, layout: Layout) -> None:
         layout.image([b"layer"], name="v1")
         long = Descriptor("x", digest_of(b"0", "sha512"), 5_000_000)
         graph = dataclasses.replace(graph_of(layout), blobs=(long,))
@@ -272,7 +272,7 @@ class TestPlans:
         for number in range(plan.total):
             assert self.size_of(plan, number, graph) <= 1_000_000
 
-    def test_what_goes_on_begins_where_there_is_room_but_not_in_next_to_none(self, layout: Layout) -> None:
+    def test_a_split_blob_does_not_begin_in_very_little_space(self, layout: Layout) -> None:
         layout.image([b"layer"], name="v1")
         for first, volume in ((900_000, 0), (985_000, 1)):
             plan = plan_volumes(with_blobs(graph_of(layout), [first, 1_500_000]), TEMPLATE, 1_000_000)
@@ -280,7 +280,7 @@ class TestPlans:
             assert [piece.volume for piece in plan.parts[SOME]] == [0]
             assert plan.parts[digest_of(b"1")][0].volume == volume
 
-    def test_another_image_another_cut_and_other_names_are_another_set(self, layout: Layout) -> None:
+    def test_a_set_is_identified_by_image_size_and_names(self, layout: Layout) -> None:
         layout.image([b"layer"], name="v1")
         graph = with_blobs(graph_of(layout), [100_000, 100_000])
         others = [
@@ -299,7 +299,7 @@ class TestPlans:
         ]
         assert len({plan.identity for plan in others if plan}) == len(others)
 
-    def test_more_volumes_than_anybody_reads_are_refused(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_too_many_volumes_are_refused(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         layout.image([b"layer"], name="v1")
         graph = with_blobs(graph_of(layout), [100_000] * 9)
         plan = plan_volumes(graph, TEMPLATE, 110_000)
@@ -309,7 +309,7 @@ class TestPlans:
         with pytest.raises(UsageError, match="too small"):
             plan_volumes(graph, TEMPLATE, 110_000)
 
-    def test_an_index_that_nobody_would_read_is_refused(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_index_that_is_too_large_is_refused(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         layout.image([b"layer"], name="v1")
         graph = with_blobs(graph_of(layout), [100_000] * 9)
         monkeypatch.setattr(limits, "MAX_MANIFEST", 1000)
@@ -317,8 +317,8 @@ class TestPlans:
             plan_volumes(graph, TEMPLATE, 110_000)
 
 
-class TestSink:
-    def test_a_blob_before_the_graph_has_no_place(self, tmp_path: Path) -> None:
+class TestDestination:
+    def test_a_blob_before_the_graph_is_refused(self, tmp_path: Path) -> None:
         sink = VolumeSetDestination(tmp_path / "app.%d.tar", 1000)
         descriptor = Descriptor("x", digest_of(b"x"), 1)
         assert not sink.traits.accepts_early

@@ -1,4 +1,4 @@
-"""Credentials are found where people keep them, and go to no one else. Files and helper programs are real."""
+"""Credentials from files, variables and helpers, and the hosts that they are used for. Helpers are real programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ocistream.auth.credentials import Keychain, parse_credential_source
 from ocistream.auth.docker_config import Credential
 from ocistream.errors import AuthenticationError, UsageError
 
-#: A helper that keeps what it is told in a file beside it, and notes each call with its question.
+#: A helper that stores credentials in a file next to it, and records its calls.
 STORE = f"""#!{sys.executable} -IS
 import json, pathlib, sys
 kept = pathlib.Path(__file__).with_suffix(".json")
@@ -47,7 +47,7 @@ def entry(username: str, word: str = "secret") -> dict[str, str]:
 
 
 class Home:
-    """A user's home directory, with an environment to match and a `bin` for helpers."""
+    """A home directory, with a matching environment and a `bin` for helpers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path / "home"
@@ -96,11 +96,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return Home(tmp_path)
 
 
-# -- the order of places ---------------------------------------------------------------------------------------
+# -- order of the sources --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("explicit", [None, Credential("flag", "p", source="--username")])
-def test_what_has_no_registrys_name_with_it_is_for_those_that_the_user_named(
+def test_credentials_without_a_registry_are_for_the_registries_of_the_command_line(
     home: Home, explicit: Credential | None
 ) -> None:
     env = {"OCISTREAM_USERNAME": "u", "OCISTREAM_PASSWORD": "p"}
@@ -113,13 +113,13 @@ def test_what_has_no_registrys_name_with_it_is_for_those_that_the_user_named(
     assert username(keychain.find("m.example")) == "the mirror's own"
 
 
-def test_podmans_file_of_this_user_is_read_where_there_is_no_runtime_directory(home: Home, tmp_path: Path) -> None:
+def test_podmans_file_is_read_without_a_runtime_directory(home: Home, tmp_path: Path) -> None:
     write(tmp_path / "run" / str(os.getuid()) / "auth.json", {"auths": {"r.example": entry("run")}})
     assert username(home.keychain().find("r.example")) == "run"
     assert home.keychain(XDG_RUNTIME_DIR=str(tmp_path / "elsewhere")).find("r.example") is None
 
 
-def test_podmans_files_are_where_podman_has_them_by_relative_paths_too(
+def test_a_relative_xdg_config_home_is_used_as_by_podman(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,13 +127,7 @@ def test_podmans_files_are_where_podman_has_them_by_relative_paths_too(
     assert username(home.keychain(XDG_CONFIG_HOME="x").find("r.example")) == "moved"
 
 
-# -- the environment -------------------------------------------------------------------------------------------
-
-
-# -- exact hosts -----------------------------------------------------------------------------------------------
-
-
-# -- what an entry says ----------------------------------------------------------------------------------------
+# -- entries ---------------------------------------------------------------------------------------------------
 
 
 def test_no_secret_is_in_a_repr(home: Home) -> None:
@@ -143,7 +137,7 @@ def test_no_secret_is_in_a_repr(home: Home) -> None:
     assert "hidden" not in repr(home.keychain().find("r.example"))
 
 
-# -- files that are wrong --------------------------------------------------------------------------------------
+# -- malformed sources -----------------------------------------------------------------------------------------
 
 
 def test_a_variable_that_is_not_utf8_is_malformed(home: Home) -> None:
@@ -163,7 +157,7 @@ def test_a_variable_that_is_not_utf8_is_malformed(home: Home) -> None:
         ({"Username": "alice", "Secret": "credentials not found in native keychain"}, None),
     ],
 )
-def test_a_helpers_answer_counts_when_it_ended_well_and_said_anything(
+def test_the_answer_of_a_successful_helper_is_used(
     home: Home, said: dict[str, str], expected: tuple[str, str] | None
 ) -> None:
     home.helper("some", f"#!/bin/sh\necho '{json.dumps(said)}'\n")
@@ -173,15 +167,15 @@ def test_a_helpers_answer_counts_when_it_ended_well_and_said_anything(
     assert (found.username, found.secret) == (expected or tuple(said.values()))
 
 
-def test_a_helper_that_answers_without_reading_the_question_is_heard(home: Home) -> None:
+def test_a_helper_need_not_read_its_input(home: Home) -> None:
     home.helper("deaf", '#!/bin/sh\nexec 0<&-\nsleep 0.1\necho \'{"Username": "alice", "Secret": "s"}\'\n')
     write(home.docker, {"credsStore": "deaf"})
     assert username(home.keychain().find("r.example")) == "alice"
-    # More than a pipe holds: the rest of it meets a closed pipe.
+    # More than a pipe can buffer: the rest is written to a closed pipe.
     assert home.keychain().save("r.example", Credential("alice", "x" * 200_000)) == "docker-credential-deaf"
 
 
-def test_a_secret_that_is_longer_than_a_pipe_reaches_the_helper_whole(home: Home) -> None:
+def test_a_secret_longer_than_a_pipe_reaches_the_helper(home: Home) -> None:
     home.helper("pass")
     write(home.docker, {"credsStore": "pass"})
     home.keychain().save("r.example", Credential("alice", "x" * 200_000))
@@ -192,13 +186,11 @@ def test_a_secret_that_is_longer_than_a_pipe_reaches_the_helper_whole(home: Home
     "script",
     [
         "#!/bin/sh\nexec sleep 9\n",
-        "#!/bin/sh\nsleep 9\n",  # its child holds the pipe open when it is killed itself
+        "#!/bin/sh\nsleep 9\n",  # its child keeps the pipe open after the shell is killed
         "#!/bin/sh\necho '{}'\nexec >&-\nexec sleep 9\n",
     ],
 )
-def test_a_helper_that_does_not_come_to_an_end_is_stopped(
-    home: Home, monkeypatch: pytest.MonkeyPatch, script: str
-) -> None:
+def test_a_helper_that_does_not_end_is_stopped(home: Home, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr(credential_helper, "HELPER_TIMEOUT", 0.3)
     home.helper("slow", script)
     write(home.docker, {"credsStore": "slow"})
@@ -206,9 +198,7 @@ def test_a_helper_that_does_not_come_to_an_end_is_stopped(
         home.keychain().find("r.example")
 
 
-def test_the_helper_is_looked_up_in_the_environment_that_was_handed_in(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_helper_is_looked_up_in_the_given_environment(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.helper("pass")
     write(home.docker, {"credsStore": "pass"})
     monkeypatch.setenv("PATH", str(home.bin), prepend=":")
@@ -219,7 +209,7 @@ def test_the_helper_is_looked_up_in_the_environment_that_was_handed_in(
 # -- login -----------------------------------------------------------------------------------------------------
 
 
-def test_an_identity_token_is_saved_beside_the_user_name(home: Home) -> None:
+def test_an_identity_token_is_saved_with_the_user_name(home: Home) -> None:
     home.keychain().save("r.example", Credential("alice", "", "identity"))
     assert json.loads(home.docker.read_text())["auths"]["r.example"] == {
         "auth": auth("alice", ""),
@@ -240,14 +230,14 @@ def test_an_identity_token_is_saved_beside_the_user_name(home: Home) -> None:
         (Credential("a", "", "hid\ud800den"), "not UTF-8"),
     ],
 )
-def test_what_would_be_read_back_as_something_else_is_not_saved(home: Home, bad: Credential, message: str) -> None:
+def test_a_credential_that_would_be_read_differently_is_not_saved(home: Home, bad: Credential, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         home.keychain().save("r.example", bad)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     assert not home.docker.exists()
 
 
-def test_an_identity_token_goes_to_a_helper_under_the_name_that_marks_it(home: Home) -> None:
+def test_an_identity_token_is_given_to_a_helper_with_the_user_name_token(home: Home) -> None:
     home.helper("pass")
     write(home.docker, {"credsStore": "pass"})
     home.keychain().save("r.example", Credential("alice", "", "identity"))
@@ -257,7 +247,7 @@ def test_an_identity_token_goes_to_a_helper_under_the_name_that_marks_it(home: H
 # -- logout ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_erased_is_not_found_any_more_and_nothing_else_goes(home: Home) -> None:
+def test_erasing_removes_all_entries_of_the_registry_and_no_others(home: Home) -> None:
     kept = {"other.example": entry("bob"), "r.example/org": entry("scoped"), "r.example:5000": entry("port")}
     write(home.docker, {"auths": {**kept, "r.example": entry("a"), "https://r.example/v1/": entry("b")}, "x": 1})
     assert home.keychain().erase("r.example") == "~/.docker/config.json"
@@ -265,7 +255,7 @@ def test_what_is_erased_is_not_found_any_more_and_nothing_else_goes(home: Home) 
     assert home.keychain().find("r.example") is None
 
 
-# -- what the configuration says ---------------------------------------------------------------------------------
+# -- configured sources ----------------------------------------------------------------------------------------
 
 
 def configured(home: Home, source: str, **env: str) -> Keychain:
@@ -274,7 +264,7 @@ def configured(home: Home, source: str, **env: str) -> Keychain:
     return Keychain(home.env | env, home=home.path, named=["named.example"], configured=of.get)
 
 
-def test_the_places_are_named_and_no_helper_is_run(home: Home) -> None:
+def test_sources_are_listed_without_running_a_helper(home: Home) -> None:
     helper = home.helper("pass")
     write(home.docker, {"auths": {"r.example": entry("docker")}, "credsStore": "pass"})
     write(home.podman, {"auths": {"r.example": entry("podman"), "x.example": entry("podman")}})

@@ -1,4 +1,4 @@
-"""Challenges become headers. What a token server says is data here; that real ones are understood, interop proves."""
+"""Challenges and the Authorization headers that answer them. The token server is a fake; real ones: interop tests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answer(status: int = 200, /, **fields: object) -> TokenResponse:
 
 
 class Server:
-    """A token server as data: it gives out t1, t2, ... unless `answers` says what comes first."""
+    """A fake token server: it issues t1, t2, ... unless `answers` has other answers to give first."""
 
     def __init__(self, *answers: TokenResponse, **fields: object) -> None:
         self.answers = list(answers)
@@ -92,7 +92,7 @@ def authenticator(
         ("\\", []),
     ],
 )
-def test_challenges_are_read_as_rfc_9110_writes_them_and_garbage_is_skipped(
+def test_challenges_are_parsed_by_rfc_9110_and_garbage_is_skipped(
     value: str, expected: list[tuple[str, dict[str, str]]]
 ) -> None:
     assert parse_challenges([value]) == [Challenge(*each) for each in expected]
@@ -102,7 +102,7 @@ def test_challenges_of_several_headers_are_joined() -> None:
     assert [one.scheme for one in parse_challenges(["Basic, NTLM", "", BEARER])] == ["basic", "ntlm", "bearer"]
 
 
-#: Texts that look like challenges more often than random ones do.
+#: Texts that look like challenges more often than random texts do.
 CHALLENGE_LIKE = st.lists(
     st.sampled_from(["Bearer", "Basic", " ", "\t", ",", "=", '"', "\\", "realm", "a", "é", "\n", "\0", "ab==", "/"])
 ).map("".join)
@@ -121,7 +121,7 @@ WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+.^_`|~-", min_size=
 
 
 @given(st.lists(st.tuples(WORDS, st.dictionaries(WORDS, QUOTED, min_size=1)), min_size=1))
-def test_what_is_written_by_the_rules_is_read_back(challenges: list[tuple[str, dict[str, str]]]) -> None:
+def test_well_formed_challenges_are_parsed(challenges: list[tuple[str, dict[str, str]]]) -> None:
     def quoted(text: str) -> str:
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -150,9 +150,7 @@ def test_a_scope_names_repository_and_actions() -> None:
     ids=lambda given: given.source,
 )
 @pytest.mark.parametrize("challenge", ["Basic", BEARER])
-def test_of_what_was_given_for_this_run_no_login_is_advised_which_would_come_after_it(
-    given: Credential, challenge: str
-) -> None:
+def test_no_login_is_advised_for_credentials_that_take_precedence_over_it(given: Credential, challenge: str) -> None:
     auth = authenticator(Server(answer(401)), given)
     with pytest.raises(AuthenticationError) as caught:
         auth.answer_challenge(["Basic"], PULL, auth.answer_challenge([challenge], PULL, None))
@@ -162,20 +160,20 @@ def test_of_what_was_given_for_this_run_no_login_is_advised_which_would_come_aft
     assert (caught.value.hint or "").startswith(hint)
 
 
-def test_of_a_file_whose_name_reads_as_if_something_named_it_a_login_is_advised() -> None:
+def test_a_login_is_advised_for_a_file_named_like_a_description() -> None:
     auth = authenticator(Server(answer(401)), Credential("alice", "wrong", source="~/a list of names"))
     with pytest.raises(AuthenticationError) as caught:
         auth.answer_challenge(["Basic"], PULL, auth.answer_challenge(["Basic"], PULL, None))
     assert caught.value.hint == "ocistream login registry.example"
 
 
-def test_a_user_name_with_a_colon_is_refused_since_basic_would_cut_it() -> None:
+def test_a_user_name_with_a_colon_is_refused_because_basic_would_split_it() -> None:
     auth = authenticator(Server(), Credential("a:b", "c"))
     with pytest.raises(UsageError, match="contains a colon"):
         auth.answer_challenge(["Basic"], PULL, None)
 
 
-def test_bytes_of_a_password_that_are_not_utf8_are_sent_as_they_are() -> None:
+def test_a_password_that_is_not_utf8_is_sent_unchanged() -> None:
     auth = authenticator(Server(), Credential("alice", b"p\xe4ss".decode(errors="surrogateescape")))
     header = auth.answer_challenge(["Basic"], PULL, None)
     assert base64.b64decode(header.removeprefix("Basic ")) == b"alice:p\xe4ss"
@@ -183,7 +181,7 @@ def test_bytes_of_a_password_that_are_not_utf8_are_sent_as_they_are() -> None:
 
 @pytest.mark.parametrize("bad", [Credential("\ud800", "x"), Credential("a", "\ud800"), Credential("a", "", "\ud800")])
 @pytest.mark.parametrize("challenge", ["Basic", BEARER])
-def test_a_credential_that_is_no_text_is_refused_without_being_shown(bad: Credential, challenge: str) -> None:
+def test_a_credential_that_is_not_text_is_refused_without_being_shown(bad: Credential, challenge: str) -> None:
     server = Server()
     with pytest.raises(UsageError, match="the credentials are not text") as caught:
         authenticator(server, bad).answer_challenge([challenge], PULL, None)
@@ -191,7 +189,7 @@ def test_a_credential_that_is_no_text_is_refused_without_being_shown(bad: Creden
     assert server.requests == []
 
 
-def test_an_identity_token_stands_in_for_the_password_where_only_basic_is_spoken() -> None:
+def test_an_identity_token_is_the_password_for_basic() -> None:
     assert authenticator(Server(), IDENTITY).answer_challenge(["Basic"], (), None) == basic(
         "<token>", "identity-of-alice"
     )
@@ -201,7 +199,7 @@ def test_an_identity_token_stands_in_for_the_password_where_only_basic_is_spoken
     )
 
 
-def test_a_token_that_cannot_stand_in_a_header_is_refused() -> None:
+def test_a_token_that_a_header_cannot_contain_is_refused() -> None:
     auth = authenticator(Server(), Credential("", "", source="config.json", registry_token="a\r\nX: y"))
     with pytest.raises(
         UsageError, match=r"^the credentials from config.json have a token with characters that a header cannot contain"
@@ -209,10 +207,10 @@ def test_a_token_that_cannot_stand_in_a_header_is_refused() -> None:
         auth.answer_challenge([BEARER], PULL, None)
 
 
-# -- which challenge -------------------------------------------------------------------------------------------
+# -- choice of a challenge -------------------------------------------------------------------------------------
 
 
-def test_other_schemes_are_named_in_the_error_each_once_and_no_longer_than_a_name_is() -> None:
+def test_the_error_names_other_schemes_once_and_shortened() -> None:
     auth = authenticator(Server(), ALICE)
     with pytest.raises(AuthenticationError, match="requires negotiate, ntlm authentication; only Basic and Bearer"):
         auth.answer_challenge(["Negotiate, NTLM, Negotiate"], PULL, None)
@@ -229,16 +227,16 @@ def test_a_401_without_a_challenge_reuses_the_one_seen_before() -> None:
     assert dict(server.query())["scope"] == PUSH[0]
 
 
-# -- what a token server is asked ------------------------------------------------------------------------------
+# -- requests to a token server --------------------------------------------------------------------------------
 
 
-def test_a_realm_without_anything_to_ask_is_asked_as_it_is() -> None:
+def test_a_realm_without_service_and_scopes_is_used_unchanged() -> None:
     server = Server()
     authenticator(server).answer_challenge(['Bearer realm="https://a.example/t"'], (), None)
     assert server.requests[0].url == "https://a.example/t"
 
 
-def test_what_the_challenge_says_cannot_break_out_of_the_query() -> None:
+def test_values_of_a_challenge_are_escaped_in_the_query() -> None:
     server = Server()
     authenticator(server).answer_challenge(
         ['Bearer realm="https://a.example/t",service="s&scope=x y#\r\n"'], PULL, None
@@ -248,7 +246,7 @@ def test_what_the_challenge_says_cannot_break_out_of_the_query() -> None:
     assert server.requests[0].url.isprintable()
 
 
-def test_bytes_that_are_not_utf8_reach_the_token_server_as_they_are() -> None:
+def test_bytes_that_are_not_utf8_reach_the_token_server_unchanged() -> None:
     server = Server()
     odd = b"\xe4".decode(errors="surrogateescape")
     authenticator(server, Credential(odd, "x")).answer_challenge([BEARER], (), None)
@@ -265,7 +263,7 @@ def test_an_oauth2_request_has_no_empty_fields() -> None:
     assert set(parse_qs(server.requests[0].body.decode())) == {"grant_type", "refresh_token", "client_id"}
 
 
-# -- what a token server answers -------------------------------------------------------------------------------
+# -- answers of a token server ---------------------------------------------------------------------------------
 
 
 def test_no_secret_is_in_a_repr() -> None:
@@ -278,10 +276,10 @@ def test_no_secret_is_in_a_repr() -> None:
         assert secret not in seen
 
 
-# -- tokens are kept -------------------------------------------------------------------------------------------
+# -- stored tokens ---------------------------------------------------------------------------------------------
 
 
-def test_a_token_serves_for_what_its_scopes_cover_and_for_nothing_else() -> None:
+def test_a_token_is_used_only_for_the_scopes_that_it_covers() -> None:
     server = Server(expires_in=300)
     auth = authenticator(server)
     assert auth.answer_challenge([BEARER], (PUSH[0], "repository:other/app:pull"), None) == "Bearer t1"
@@ -293,14 +291,14 @@ def test_a_token_serves_for_what_its_scopes_cover_and_for_nothing_else() -> None
     assert len(server.requests) == 4
 
 
-def test_a_scope_that_is_not_of_the_usual_form_is_covered_by_itself() -> None:
+def test_a_scope_of_an_unusual_form_covers_only_itself() -> None:
     auth = authenticator(Server())
     assert auth.answer_challenge([BEARER], ("odd",), None) == "Bearer t1"
     assert auth.authorization(("odd",)) == "Bearer t1"
     assert auth.authorization(("other",)) == "Bearer t2"
 
 
-def test_the_token_for_just_these_scopes_goes_before_one_that_covers_them() -> None:
+def test_a_token_for_exactly_these_scopes_is_preferred() -> None:
     auth = authenticator(Server())
     auth.answer_challenge([BEARER], PULL, None)
     assert auth.authorization(PUSH) == "Bearer t2"
@@ -335,7 +333,7 @@ def test_the_token_for_just_these_scopes_goes_before_one_that_covers_them() -> N
         (1e308, 0.9e308),
     ],
 )
-def test_a_token_is_used_until_shortly_before_its_end_and_then_renewed(expires_in: object, useful: float) -> None:
+def test_a_token_is_renewed_shortly_before_it_expires(expires_in: object, useful: float) -> None:
     clock = Clock()
     server = Server(expires_in=expires_in, issued_at="1970-01-01T00:00:00Z")
     auth = authenticator(server, clock=clock)
@@ -346,7 +344,7 @@ def test_a_token_is_used_until_shortly_before_its_end_and_then_renewed(expires_i
     assert auth.authorization(PULL) == "Bearer t2"
 
 
-def test_a_life_is_counted_from_the_answer_and_not_from_the_request() -> None:
+def test_the_lifetime_starts_at_the_answer_and_not_at_the_request() -> None:
     clock = Clock()
 
     class Slow(Server):
@@ -359,7 +357,7 @@ def test_a_life_is_counted_from_the_answer_and_not_from_the_request() -> None:
     assert auth.authorization(PULL) == "Bearer t1"
 
 
-def test_a_refused_token_is_replaced_once_and_not_again_for_who_comes_later_with_it() -> None:
+def test_a_refused_token_is_replaced_only_once() -> None:
     server = Server()
     auth = authenticator(server)
     assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
@@ -370,7 +368,7 @@ def test_a_refused_token_is_replaced_once_and_not_again_for_who_comes_later_with
     assert len(server.requests) == 2
 
 
-def test_a_registry_that_changes_from_basic_to_bearer_is_followed() -> None:
+def test_a_registry_may_change_between_basic_and_bearer() -> None:
     auth = authenticator(Server(), ALICE)
     header = auth.answer_challenge(["Basic"], PULL, None)
     assert auth.answer_challenge([BEARER], PULL, header) == "Bearer t1"
@@ -380,7 +378,7 @@ def test_a_registry_that_changes_from_basic_to_bearer_is_followed() -> None:
 # -- credentials -----------------------------------------------------------------------------------------------
 
 
-def test_a_credential_is_looked_up_once_for_each_repository_the_first_of_the_scopes() -> None:
+def test_a_credential_is_looked_up_once_for_each_repository() -> None:
     asked: list[str] = []
 
     def find(repository: str) -> Credential | None:
@@ -397,7 +395,7 @@ def test_a_credential_is_looked_up_once_for_each_repository_the_first_of_the_sco
     assert [dict(server.query(number))["account"] for number in range(4)] == ["a/b", "a/b", "c", "nobody"]
 
 
-def test_a_lookup_that_fails_is_told_and_tried_again_the_next_time() -> None:
+def test_a_failed_lookup_is_reported_and_tried_again() -> None:
     failures = [AuthenticationError("the helper failed")]
 
     def find(_: str) -> Credential | None:

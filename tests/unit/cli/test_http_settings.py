@@ -1,4 +1,4 @@
-"""What the limits of the command line come to: in settings, and for the two sides of a copy."""
+"""The limits of the command line as settings of the HTTP client, for both sides of a copy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ocistream.cli.options import OmissionOptions, RunOptions
 
 
 @pytest.mark.parametrize(("stall", "longest"), [(30.0, 900.0), (3600.0, 3600.0)])
-def test_limits_reach_the_transport(stall: float, longest: float) -> None:
+def test_limits_reach_the_http_client(stall: float, longest: float) -> None:
     options = RunOptions(connect_timeout=2.5, stall_timeout=stall, max_requests_per_second=3.0)
     access = RegistryAccess(options, {}, lambda: None)
     with contextlib.closing(
         access.create_client(RegistryOptions(), lambda *_: None, cancelled=threading.Event())
     ) as client:
-        settings = client._settings  # noqa: SLF001 - nobody but a test wants to know
+        settings = client._settings  # noqa: SLF001 - only a test needs it
     assert (settings.connect_timeout, settings.stall_timeout) == (2.5, stall)
     assert (settings.response_timeout(0), settings.response_timeout(math.inf)) == (stall, longest)
     assert settings.requests_per_second == 3.0
@@ -46,12 +46,12 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
             stack.enter_context(contextlib.closing(context.build_open_context(side).client()))
             for side in ("src", "dest")
         ]
-    source, target = (side._rate_limits for side in sides)  # noqa: SLF001 - nobody but a test wants to know
+    source, target = (side._rate_limits for side in sides)  # noqa: SLF001 - only a test needs it
     assert source is target
     assert source.download is not None
 
 
-def test_memory_is_what_may_be_fetched_ahead() -> None:
+def test_memory_limits_prefetching() -> None:
     assert RunOptions(memory=1 << 26).prefetch_memory == 1 << 26
-    # One connection would be too fast already.
+    # A single connection would exceed the limit already.
     assert RunOptions(memory=1 << 26, limit_rate=1000.0).prefetch_memory == 0

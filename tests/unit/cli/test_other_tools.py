@@ -1,4 +1,4 @@
-"""Options and commands of other tools, and what a command here has instead."""
+"""Options and commands of other tools, and the suggested equivalents."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ocistream.cli.other_tools import suggest_command, suggest_option
         ("--dest-compress-level", ["--compress"], "--compress gzip:LEVEL"),
     ],
 )
-def test_another_tool_s_option_has_one_here(option: str, known: list[str], words: str | None) -> None:
+def test_an_option_of_another_tool_has_an_equivalent(option: str, known: list[str], words: str | None) -> None:
     found = suggest_option(option, "copy", known)
     assert found is None if words is None else words in str(found)
 
 
-def test_a_suggested_command_is_one_of_ocistream() -> None:
+def test_a_suggested_command_exists() -> None:
     for name in ("cp", "save", "validate", "rmi"):
         assert str(suggest_command(name)).split()[2] in COMMANDS
     assert suggest_command("pull") is suggest_command("frobnicate") is None

@@ -1,4 +1,4 @@
-"""What progress is counted up to, how fast that is, and that what is drawn of it fits any terminal."""
+"""Progress: its totals and rates, and a display that fits any terminal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BLOB = Descriptor("text/plain", digest_of(b"a"), 10 * MIB)
 OTHER = Descriptor("text/plain", digest_of(b"b"), 30 * MIB)
 
 
-class TestPace:
-    def test_a_rate_is_that_of_the_last_seconds(self) -> None:
+class TestTransferRate:
+    def test_the_rate_is_that_of_the_last_seconds(self) -> None:
         pace = TransferRate()
         for tenth in range(200):
             pace.add_bytes(tenth / 10, 100_000)
@@ -32,14 +32,14 @@ class TestPace:
             pace.add_bytes(tenth / 10, 10_000)
         assert pace.bytes_per_second(32) == pytest.approx(100_000, rel=0.1)
 
-    def test_it_falls_where_nothing_flows(self) -> None:
+    def test_the_rate_falls_without_data(self) -> None:
         pace = TransferRate()
         assert pace.bytes_per_second(3) == 0
         pace.add_bytes(5, MIB)
         assert pace.bytes_per_second(7) > pace.bytes_per_second(10) > pace.bytes_per_second(1000)
         assert pace.bytes_per_second(1000) < 2000
 
-    def test_what_was_there_and_what_is_taken_back_does_not_flow(self) -> None:
+    def test_resumed_and_subtracted_bytes_do_not_count(self) -> None:
         pace = TransferRate()
         pace.add_bytes(1, 100 * MIB)
         assert pace.bytes_per_second(2) == 0
@@ -47,21 +47,21 @@ class TestPace:
         pace.add_bytes(2.5, -101 * MIB)
         assert pace.bytes_per_second(3) == MIB / 2
 
-    def test_it_does_not_grow(self) -> None:
+    def test_the_number_of_samples_is_limited(self) -> None:
         pace = TransferRate()
         for step in range(100_000):
             pace.add_bytes(step / 100, 1)
-        assert len(pace._samples) < 50  # noqa: SLF001 - nobody else sees it
+        assert len(pace._samples) < 50  # noqa: SLF001 - only a test needs it
 
 
-class TestAccount:
+class TestSnapshots:
     @pytest.fixture
     def account(self) -> Progress:
         account = Progress()
         account.planned(Graph((), (), (BLOB, OTHER)))
         return account
 
-    def test_a_retry_rolls_back_and_no_number_leaves_its_bounds(self, account: Progress) -> None:
+    def test_a_retry_subtracts_bytes_and_all_numbers_stay_in_range(self, account: Progress) -> None:
         account.advance(9 * MIB, BLOB)
         account.advance(-9 * MIB, BLOB)
         account.advance(-MIB, BLOB)
@@ -73,7 +73,7 @@ class TestAccount:
         assert (state.moved, state.percent, state.seconds_left) == (40 * MIB, 100, 0)
         assert state.active_blobs[0][2] == BLOB.size
 
-    def test_the_last_state_is_all_of_it(self, account: Progress) -> None:
+    def test_the_last_snapshot_is_complete(self, account: Progress) -> None:
         account.advance(BLOB.size, BLOB)
         account.done(BLOB, "copied")
         account.advance(OTHER.size - 1, None)
@@ -85,7 +85,7 @@ class TestAccount:
         assert (state.done_count, state.blob_count, state.active_blobs) == (2, 2, [])
         assert state.outcomes == {"copied": 1, "skipped": 1}
 
-    def test_nothing_is_said_of_the_time_left_by_the_first_bytes(
+    def test_the_first_bytes_give_no_estimate_of_the_time_left(
         self, account: Progress, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = time.monotonic()
@@ -95,7 +95,7 @@ class TestAccount:
         monkeypatch.setattr(time, "monotonic", lambda: now + 2)
         assert account.snapshot().seconds_left == 2 * 39
 
-    def test_a_display_ends_its_thread_at_once(self) -> None:
+    def test_closing_a_display_ends_its_thread_at_once(self) -> None:
         class Rare(Progress):
             interval = 3600.0
 
@@ -105,7 +105,7 @@ class TestAccount:
         thread.join(60)
         assert not thread.is_alive()
 
-    def test_a_layer_that_gets_its_digest_at_the_end_is_done_then(self) -> None:
+    def test_a_layer_whose_digest_is_known_at_the_end_is_done_then(self) -> None:
         account = Progress()
         account.advance(5, Descriptor("text/plain", "", 0))
         state = account.snapshot()
@@ -139,7 +139,7 @@ STATES = st.builds(
 
 
 @given(STATES, st.integers(2, 300), st.integers(1, 60), st.booleans())
-def test_what_is_drawn_fits(state: ProgressSnapshot, columns: int, lines: int, ascii_only: bool) -> None:
+def test_the_display_fits_the_terminal(state: ProgressSnapshot, columns: int, lines: int, ascii_only: bool) -> None:
     drawn = render_lines(state, os.terminal_size((columns, lines)), ascii_only=ascii_only)
     assert 1 <= len(drawn) <= min(10, max(1, lines - 1))
     for line in drawn:
@@ -148,7 +148,7 @@ def test_what_is_drawn_fits(state: ProgressSnapshot, columns: int, lines: int, a
         assert line.isascii() or not ascii_only
 
 
-def test_at_80_columns_all_of_it_is_said() -> None:
+def test_everything_fits_80_columns() -> None:
     how = {"copied": 7, "skipped": 3, "mounted": 2, "omitted": 1}
     state = ProgressSnapshot(171 * MIB, 2048 * MIB, 123e6, 16.0, 40, how, [(BLOB.digest, BLOB.size, 4 * MIB, 5e6)])
     blob, counts, total = render_lines(state, os.terminal_size((80, 24)))
@@ -159,7 +159,7 @@ def test_at_80_columns_all_of_it_is_said() -> None:
     assert total.endswith("| 179.3 MB of 2.1 GB, 123.0 MB/s, 16 s left")
 
 
-def test_what_has_no_line_is_counted() -> None:
+def test_blobs_without_a_line_are_counted() -> None:
     under_way = [(BLOB.digest, BLOB.size, 0, 0.0)] * 5
     drawn = render_lines(ProgressSnapshot(0, 5, 0, None, 5, {}, under_way), os.terminal_size((80, 6)))
     assert [line.startswith(BLOB.digest[7:19]) for line in drawn] == [True, True, False, False]

@@ -1,4 +1,4 @@
-"""What the code knows of options without importing the commands that have them."""
+"""Option names that the code knows without importing the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which other programs may write to this terminal, and how a line begins beside them."""
+"""Other programs that may write to the same terminal, and new lines next to their output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ocistream.cli.console import OtherPrograms, fresh_line_prefix
 from tests.cli.terminal import Screen
 
 
-def test_the_other_end_of_a_pipe_is_foreign_until_an_ocistream_shows_itself_there() -> None:
+def test_the_other_end_of_a_pipe_is_foreign_until_an_ocistream_is_found_there() -> None:
     reading, writing = os.pipe()
     first, second = OtherPrograms(), OtherPrograms()
     first.add_pipe(writing)
@@ -21,13 +21,13 @@ def test_the_other_end_of_a_pipe_is_foreign_until_an_ocistream_shows_itself_ther
     second.add_pipe(reading)
     assert not second.can_write()
     assert not first.can_write()
-    # It is known from then on, also when it has ended.
+    # It stays known after it has ended.
     os.close(reading)
     assert not first.can_write()
     os.close(writing)
 
 
-def test_two_sides_that_ask_at_once_find_each_other() -> None:
+def test_two_processes_find_each_other() -> None:
     reading, writing = os.pipe()
     first, second = OtherPrograms(), OtherPrograms()
     first.add_pipe(writing)
@@ -49,7 +49,7 @@ def test_a_socket_has_another_end_and_a_file_has_none(tmp_path: Path) -> None:
         filed.add_pipe(file.fileno())
         assert socketed.can_write()
         assert not filed.can_write()
-    # Nor has what is closed.
+    # A closed descriptor has no other end either.
     filed.add_pipe(10_000)
     assert not filed.can_write()
 
@@ -69,7 +69,7 @@ def test_a_pipe_without_locks_is_foreign(monkeypatch: pytest.MonkeyPatch) -> Non
     os.close(writing)
 
 
-def test_a_command_may_write_as_long_as_it_says_so_and_no_pipe_counts_then() -> None:
+def test_a_command_may_write_while_it_says_so() -> None:
     reading, writing = os.pipe()
     neighbours, asking = OtherPrograms(), [True]
     neighbours.add_pipe(writing)
@@ -83,24 +83,22 @@ def test_a_command_may_write_as_long_as_it_says_so_and_no_pipe_counts_then() -> 
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
-def test_a_line_begins_on_a_row_of_its_own_wherever_the_cursor_is(
-    monkeypatch: pytest.MonkeyPatch, columns: int
-) -> None:
+def test_a_line_begins_on_a_new_row_at_any_cursor_position(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
     for length in range(columns + 1):
         prompt = "?" * length
         screen = Screen(columns, f"{prompt}{fresh_line_prefix()}a line\r\n")
         assert [line for line in screen.lines if line] == [*filter(None, [prompt]), "a line"]
-    # At the beginning of a row there is nothing to be seen of it.
+    # At the beginning of a row the prefix is invisible.
     assert Screen(columns, f"{fresh_line_prefix()}a line\r\n").lines == ["a line", ""]
 
 
-def test_a_terminal_that_does_not_know_its_width_gets_a_new_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_of_unknown_width_gets_a_newline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((0, 0)))
     assert fresh_line_prefix() == "\n"
 
 
-def test_what_is_no_terminal_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_gets_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> os.terminal_size:
         raise OSError(25, "not a terminal")
 

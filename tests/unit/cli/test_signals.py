@@ -15,7 +15,7 @@ from ocistream.cli.signals import CancelEvent, SignalReceivedError, run_until_si
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
-#: Seconds after which a test that hangs fails.
+#: Seconds after which a blocked test fails.
 PATIENCE = 60.0
 
 
@@ -59,11 +59,11 @@ def test_the_first_signal_cancels_the_command_and_waits_for_its_end(number: int)
     assert handlers() == before
 
 
-def test_a_command_that_already_ends_because_of_a_failure_has_time_too() -> None:
+def test_a_command_that_ends_after_a_failure_is_waited_for() -> None:
     cancelled, ended = CancelEvent(), []
 
     def command() -> None:
-        # As the first of several blobs that fails does.
+        # The first of several failing blobs does so.
         cancelled.set()
         strike(signal.SIGINT)
         time.sleep(0.3)
@@ -99,7 +99,7 @@ def test_a_blocked_command_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
     released.set()
 
 
-def test_a_command_has_time_while_an_upload_is_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_waited_for_while_an_upload_is_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_GRACE", 0.05)
     upload, cancelled, ended = process_exit.OpenUpload("registry.test", lambda: True), CancelEvent(), []
 
@@ -115,7 +115,7 @@ def test_a_command_has_time_while_an_upload_is_in_progress(monkeypatch: pytest.M
     assert ended == [True]
 
 
-def test_a_command_has_time_for_a_block_that_delays_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_waited_for_in_a_block_that_delays_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_GRACE", 0.05)
     cancelled, ended = CancelEvent(), []
 

@@ -1,4 +1,4 @@
-"""What a sync remembers of the images that its result will list."""
+"""The stored results of a sync, until they are printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tracemalloc
 from ocistream.cli.commands.sync import CompressedJsonList
 
 
-def test_what_a_result_has_of_many_images_takes_little_room() -> None:
+def test_the_results_of_many_images_take_little_memory() -> None:
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(10_000)]
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""Whose turn it is to draw on a terminal: one process's at a time."""
+"""The lock for drawing on a terminal: one process at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def terminal() -> Iterator[int]:
     os.close(theirs)
 
 
-def test_one_draws_until_it_gives_up(terminal: int) -> None:
+def test_one_process_draws_until_it_releases_the_lock(terminal: int) -> None:
     first, second = TerminalLock(terminal), TerminalLock(terminal)
     assert not is_terminal_locked(terminal)
     assert first.acquire()
@@ -33,7 +33,7 @@ def test_one_draws_until_it_gives_up(terminal: int) -> None:
     second.release()
 
 
-def test_who_inherits_a_terminal_has_not_inherited_the_turn(terminal: int) -> None:
+def test_a_duplicated_descriptor_does_not_have_the_lock(terminal: int) -> None:
     copy = os.dup(terminal)
     first, second = TerminalLock(terminal), TerminalLock(copy)
     assert first.acquire()
@@ -43,8 +43,8 @@ def test_who_inherits_a_terminal_has_not_inherited_the_turn(terminal: int) -> No
     os.close(copy)
 
 
-def test_who_has_no_turn_writes_at_the_beginning_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is typed meanwhile, such as ^C, is echoed where the cursor is.
+def test_without_the_lock_an_error_starts_at_the_beginning_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Typed characters, such as ^C, are echoed at the cursor.
     ours, theirs = pty.openpty()
     other = TerminalLock(theirs)
     assert other.acquire()
@@ -58,7 +58,7 @@ def test_who_has_no_turn_writes_at_the_beginning_of_a_line(monkeypatch: pytest.M
     os.close(ours)
 
 
-def test_two_terminals_have_a_turn_each(terminal: int) -> None:
+def test_two_terminals_have_separate_locks(terminal: int) -> None:
     ours, theirs = pty.openpty()
     first, second = TerminalLock(terminal), TerminalLock(theirs)
     assert first.acquire()
@@ -69,7 +69,7 @@ def test_two_terminals_have_a_turn_each(terminal: int) -> None:
     os.close(theirs)
 
 
-def test_what_is_no_terminal_is_always_ours() -> None:
+def test_a_pipe_needs_no_lock() -> None:
     reading, writing = os.pipe()
     first, second = TerminalLock(writing), TerminalLock(writing)
     assert first.acquire()

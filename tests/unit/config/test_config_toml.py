@@ -1,4 +1,4 @@
-"""Our own configuration file: which one is read, what it may say, and how it is told what is wrong in it."""
+"""The configuration file: which one is read, which keys it may have, and the errors for malformed ones."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def of_a(tmp_path: Path, text: str) -> HostRule:
     return read(tmp_path, f'[registry."a.example"]\n{text}')["a.example"]
 
 
-class TestWhichFile:
+class TestFileSelection:
     text = '[registry."{}"]'
 
-    def test_the_named_one_counts_alone(self, tmp_path: Path) -> None:
+    def test_only_the_named_file_is_read(self, tmp_path: Path) -> None:
         named = write(tmp_path / "named", self.text.format("named.example"))
         write(tmp_path / ".config/ocistream/config.toml", self.text.format("user.example"))
         assert list(read_host_rules(named, {}, tmp_path, system=named)) == ["named.example"]
 
-    def test_then_the_users_then_the_machines(self, tmp_path: Path) -> None:
+    def test_the_users_file_precedes_the_systems(self, tmp_path: Path) -> None:
         system = write(tmp_path / "etc/config.toml", self.text.format("system.example"))
         assert list(read_host_rules(None, {}, tmp_path, system=system)) == ["system.example"]
         write(tmp_path / ".config/ocistream/config.toml", self.text.format("user.example"))
@@ -56,22 +56,22 @@ class TestWhichFile:
         write(tmp_path / "xdg/ocistream/config.toml", self.text.format("xdg.example"))
         assert list(read_host_rules(None, env, tmp_path, system=system)) == ["xdg.example"]
 
-    def test_a_working_directory_says_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_relative_xdg_config_home_is_ignored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(tmp_path / "c/ocistream/config.toml", self.text.format("stranger.example"))
         write(tmp_path / "home/.config/ocistream/config.toml", self.text.format("user.example"))
         monkeypatch.chdir(tmp_path)
         found = read_host_rules(None, {"XDG_CONFIG_HOME": "c"}, tmp_path / "home", system=NOWHERE)
         assert list(found) == ["user.example"]
 
-    def test_none_says_nothing(self, tmp_path: Path) -> None:
+    def test_without_a_file_there_are_no_rules(self, tmp_path: Path) -> None:
         assert read_host_rules(None, {}, tmp_path, system=NOWHERE) == {}
 
-    def test_one_that_is_named_has_to_be_there(self, tmp_path: Path) -> None:
+    def test_a_named_file_must_exist(self, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match=r"--config .*nowhere"):
             read_host_rules(NOWHERE, {}, tmp_path)
 
 
-def test_everything_that_it_may_say(tmp_path: Path) -> None:
+def test_all_keys_are_read(tmp_path: Path) -> None:
     for name in ("conf/ca.pem", "conf/other.pem", "conf/client.pem", "home/key.pem"):
         write(tmp_path / name, "")
     rules = read(
@@ -111,11 +111,11 @@ def test_everything_that_it_may_say(tmp_path: Path) -> None:
     assert rules["docker.io"].settings.ca_files == (str(folder / "ca.pem"),)
 
 
-def test_a_registry_that_is_only_named_changes_nothing(tmp_path: Path) -> None:
+def test_an_empty_registry_table_changes_nothing(tmp_path: Path) -> None:
     assert of_a(tmp_path, "") == HostRule()
 
 
-def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path) -> None:
+def test_an_empty_list_of_mirrors_is_not_a_missing_one(tmp_path: Path) -> None:
     assert of_a(tmp_path, "mirrors = []").mirrors == ()
 
 
@@ -160,7 +160,7 @@ def test_that_there_are_no_mirrors_is_not_to_say_nothing_of_them(tmp_path: Path)
         ("credentials = {password = 'x'}", "credentials is not a string"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, words: str, tmp_path: Path) -> None:
+def test_an_invalid_key_is_refused_with_the_file_and_the_key(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"conf/config\.toml, registry, a\.example(: |, ){words}"):
         of_a(tmp_path, text)
 
@@ -181,12 +181,12 @@ def test_what_makes_no_sense_is_refused_with_the_file_and_the_key(text: str, wor
         ("x = 1 #" + "x" * limits.MAX_CONFIG_FILE, f"larger than {limits.MAX_CONFIG_FILE}"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_refused(text: str, words: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"conf/config\.toml.*({words})"):
         read(tmp_path, text)
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(b"# \xff\n")
     with pytest.raises(UsageError, match="byte 2 is not UTF-8"):
@@ -194,7 +194,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["password", "username", "auth", "identity-token", "client_secret"])
-def test_passwords_are_sent_elsewhere_and_never_shown(key: str, tmp_path: Path) -> None:
+def test_a_password_key_is_refused_with_a_hint_and_never_shown(key: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         of_a(tmp_path, f'{key} = "hunter2"')
     assert "ocistream login" in (caught.value.hint or "")
@@ -207,7 +207,7 @@ def test_a_password_in_a_url_is_refused_and_never_shown(tmp_path: Path) -> None:
     assert "hunter2" not in caught.value.message
 
 
-def test_what_is_no_source_of_credentials_may_be_one_and_is_never_shown(tmp_path: Path) -> None:
+def test_a_malformed_credential_source_is_never_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         of_a(tmp_path, 'credentials = "me:hunter2"')
     assert "hunter2" not in caught.value.message + (caught.value.hint or "")
@@ -215,9 +215,9 @@ def test_what_is_no_source_of_credentials_may_be_one_and_is_never_shown(tmp_path
 
 
 @pytest.mark.parametrize(("text", "path"), [("auth.json", "conf/auth.json"), ("~/auth.json", "home/auth.json")])
-def test_a_file_of_credentials_is_found_as_other_files_are(text: str, path: str, tmp_path: Path) -> None:
+def test_a_relative_credentials_file_is_next_to_the_configuration(text: str, path: str, tmp_path: Path) -> None:
     assert of_a(tmp_path, f'credentials = "file:{text}"').credentials == CredentialSource("file", str(tmp_path / path))
 
 
-def test_defaults_are_nothing_of_a_registry(tmp_path: Path) -> None:
+def test_defaults_add_no_registry(tmp_path: Path) -> None:
     assert read(tmp_path, "[defaults]\njobs = 8\n[defaults.pull]\nretries = 1") == {}

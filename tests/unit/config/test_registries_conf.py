@@ -1,4 +1,4 @@
-"""containers' registries.conf(5): which files are read, in which order, and what of them counts."""
+"""containers' registries.conf(5): which files are read, in which order, and which keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DROP_INS = "registries.conf.d"
 
 
 class Files:
-    """A machine's files and a user's. `found` reads them."""
+    """The files of a system and of a user; `found` reads them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,11 +45,11 @@ def registry(location: str, *lines: str) -> str:
     return "\n".join(["[[registry]]", f'location = "{location}"', *lines, ""])
 
 
-def test_without_files_there_is_nothing(files: Files) -> None:
+def test_without_files_there_are_no_namespaces(files: Files) -> None:
     assert files.found() == {}
 
 
-def test_everything_that_counts_is_read_and_the_rest_passed_over(files: Files) -> None:
+def test_known_keys_are_read_and_others_ignored(files: Files) -> None:
     files.system("""
         unqualified-search-registries = ["example.com"]
         short-name-mode = "permissive"
@@ -85,26 +85,26 @@ def test_everything_that_counts_is_read_and_the_rest_passed_over(files: Files) -
     )
 
 
-def test_mirror_by_digest_only_is_for_every_mirror(files: Files) -> None:
+def test_mirror_by_digest_only_applies_to_every_mirror(files: Files) -> None:
     files.system(registry("a.example", "mirror-by-digest-only = true", "[[registry.mirror]]", 'location = "m.example"'))
     assert files.found()["a.example"].mirrors == (Mirror("m.example", False, "digest-only"),)
 
 
-def test_a_location_is_its_own_prefix_and_a_prefix_its_own_location(files: Files) -> None:
+def test_prefix_or_location_may_be_missing(files: Files) -> None:
     files.system(registry("a.example/x") + '[[registry]]\nprefix = "*.corp.example"\nblocked = true\n')
     found = files.found()
     assert found["a.example/x"].location is None
     assert found["*.corp.example"].blocked
 
 
-def test_an_entry_for_one_tag_is_for_no_repository(files: Files) -> None:
+def test_an_entry_for_a_tag_matches_no_repository(files: Files) -> None:
     files.system(registry("a.example/x", 'prefix = "a.example/x:1"', "blocked = true"))
     (namespace,) = files.found().values()
     assert namespace.strip_prefix("a.example/x") is None
 
 
 class TestOrder:
-    def test_the_users_file_takes_the_place_of_the_machines_and_of_its_folder(self, files: Files) -> None:
+    def test_the_users_files_replace_all_of_the_systems(self, files: Files) -> None:
         files.system(registry("system.example"))
         files.system(registry("folder.example"), "registries.conf.d/1.conf")
         assert set(files.found()) == {"system.example", "folder.example"}
@@ -112,7 +112,7 @@ class TestOrder:
         files.user(registry("own-folder.example"), "registries.conf.d/1.conf")
         assert set(files.found()) == {"user.example", "own-folder.example"}
 
-    def test_the_variable_names_the_file_and_both_folders_are_read(self, files: Files) -> None:
+    def test_with_the_variable_both_directories_are_read(self, files: Files) -> None:
         files.system(registry("system.example"))
         files.user(registry("user.example"))
         files.system(registry("named.example"), "named")
@@ -121,11 +121,11 @@ class TestOrder:
         env = {"CONTAINERS_REGISTRIES_CONF": str(files.path / "etc/named")}
         assert set(files.found(env)) == {"named.example", "folder.example", "own-folder.example"}
 
-    def test_what_the_variable_names_has_to_be_there(self, files: Files) -> None:
+    def test_the_file_named_by_the_variable_must_exist(self, files: Files) -> None:
         with pytest.raises(NotFoundError, match=r"CONTAINERS_REGISTRIES_CONF: /nowhere"):
             files.found({"CONTAINERS_REGISTRIES_CONF": "/nowhere"})
 
-    def test_a_later_file_replaces_an_entry_whole_and_the_users_folder_is_last(self, files: Files) -> None:
+    def test_a_later_file_replaces_complete_entries(self, files: Files) -> None:
         files.system(registry("a.example", "blocked = true", "insecure = true"))
         files.system(registry("a.example", "blocked = true"), "registries.conf.d/10.conf")
         files.system(registry("b.example"), "registries.conf.d/20.conf")
@@ -133,14 +133,14 @@ class TestOrder:
         assert (found["a.example"].blocked, found["a.example"].insecure) == (True, False)
         files.system(registry("a.example", "insecure = true"), "registries.conf.d/9.conf")
         found = files.found()
-        # As text 9 comes after 10.
+        # As text, 9 comes after 10.
         assert (found["a.example"].blocked, found["a.example"].insecure) == (False, True)
         files.user(registry("a.example"), "registries.conf.d/0.conf")
         assert not files.found()["a.example"].insecure
         assert "b.example" in found
 
-    def test_files_of_a_folder_are_read_in_the_order_of_their_names(self, files: Files) -> None:
-        # Whatever order the disk has them in, it is hardly both of these.
+    def test_files_of_a_directory_are_read_in_the_order_of_their_names(self, files: Files) -> None:
+        # The order on disk is hardly both of these.
         for names in (sorted("abcdefgh"), sorted("abcdefgh", reverse=True)):
             for name in names:
                 files.system(
@@ -150,14 +150,14 @@ class TestOrder:
             for name in names:
                 (files.path / "etc" / _DROP_INS / f"{name}.conf").unlink()
 
-    def test_other_files_and_folders_in_a_folder_are_passed_over(self, files: Files) -> None:
+    def test_other_files_and_directories_in_a_directory_are_ignored(self, files: Files) -> None:
         files.system("not TOML", "registries.conf.d/1.conf.rpmsave")
         files.system("not TOML", "registries.conf.d/README")
         files.system("not TOML", "registries.conf.d/sub.conf/1.conf")
         assert files.found() == {}
 
 
-def test_the_older_form_is_understood(files: Files) -> None:
+def test_the_older_format_is_read(files: Files) -> None:
     files.system("""
         [registries.search]
         registries = ["x.example"]
@@ -201,13 +201,13 @@ def test_the_older_form_is_understood(files: Files) -> None:
         ("[registries.block]\nregistries = [1]", "not a string"),
     ],
 )
-def test_a_malformed_file_is_refused_by_its_name(text: str, words: str, files: Files) -> None:
+def test_a_malformed_file_is_refused_with_its_name(text: str, words: str, files: Files) -> None:
     files.system(text)
     with pytest.raises(UsageError, match=rf"etc/registries\.conf.*{words}"):
         files.found()
 
 
-def test_so_is_one_in_a_folder(files: Files) -> None:
+def test_a_malformed_file_in_a_directory_is_refused_with_its_name(files: Files) -> None:
     files.user("x =", "registries.conf.d/1.conf")
     with pytest.raises(UsageError, match=r"registries\.conf\.d/1\.conf is not TOML"):
         files.found()

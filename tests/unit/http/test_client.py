@@ -1,4 +1,4 @@
-"""What a client remembers of hosts and tokens, and what ends when it is closed."""
+"""The HTTP client remembers hosts and tokens, and closes its connections."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Quick = Callable[..., QuickTransport]
 
 PULL = ("repository:app:pull",)
 PUSH = ("repository:app:pull,push",)
-#: What costs nothing to serve, and needs a token where there are any.
+#: A cheap request that needs a token if the registry has authentication.
 TAGS = "/v2/app/tags/list"
 
 
 def ask(
     transport: QuickTransport, registry: CountingRegistry | RawServer | str, target: str = "/v2/", **options: Any
 ) -> Response:
-    """Send a GET, or another `method`, to a path or a URL, and drain the answer; the registry's name is its host."""
+    """Send a request to a path or a URL, by default a GET, and drain the response; registries are given by host."""
     answer = send(transport, registry, target, **options)
     answer.drain()
     return answer
@@ -48,7 +48,7 @@ def ask(
 def send(
     transport: QuickTransport, registry: CountingRegistry | RawServer | str, target: str = "/v2/", **options: Any
 ) -> Response:
-    """Send a request as `ask` does, and leave the answer's body to the test."""
+    """Send a request as `ask` does, but leave the body of the response to the caller."""
     endpoint = transport.endpoint(registry if isinstance(registry, str) else registry.host)
     method = options.pop("method", "GET")
     url = target if "://" in target else f"{endpoint.url}{target}"
@@ -56,7 +56,7 @@ def send(
 
 
 def under_test(registry: CountingRegistry) -> str:
-    """Return the name of a registry under which it is, as far as we know, not on this machine."""
+    """Return a name of a registry that does not look like this machine."""
     return f"registry.test:{registry.host.rpartition(':')[2]}"
 
 
@@ -65,7 +65,7 @@ def statuses(registry: CountingRegistry) -> list[int | None]:
 
 
 class TestRetryAfter:
-    def test_the_host_is_that_of_the_answer(self, faulty: Faulty, quick: Quick) -> None:
+    def test_only_the_host_of_the_answer_is_paused(self, faulty: Faulty, quick: Quick) -> None:
         storage = faulty(Fault(too_many_requests(100)))
         registry = faulty(Fault(redirect(f"{storage.url}/v2/"), path="tags", times=None))
         transport = quick()
@@ -76,7 +76,7 @@ class TestRetryAfter:
         ask(transport, registry, TAGS)
         assert len(transport.waits) == 1
 
-    def test_a_hold_back_that_is_over_holds_nobody_back(self, faulty: Faulty, quick: Quick) -> None:
+    def test_an_expired_pause_delays_no_request(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(too_many_requests()))
         transport = quick()
         ask(transport, registry)
@@ -86,11 +86,11 @@ class TestRetryAfter:
         assert transport.waits == []
 
 
-class TestWhoHasAnsweredBefore:
-    """What would end a run at its beginning, since it looks like a mistake of the user's, passes later on."""
+class TestHostsThatAnsweredBefore:
+    """Errors that end a run at its beginning, because they look like the user's mistake, are retried later."""
 
     @pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_AGAIN])
-    def test_a_name_that_is_gone_is_looked_up_again(
+    def test_a_name_that_does_not_resolve_any_more_is_looked_up_again(
         self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch, code: int
     ) -> None:
         registry = faulty(Fault(Header("Connection", "close"), times=None))
@@ -107,7 +107,7 @@ class TestWhoHasAnsweredBefore:
         assert ask(transport, registry).status == 200
         assert len(transport.waits) == 2
 
-    def test_one_that_spoke_tls_is_asked_again_after_it_has_not(
+    def test_a_host_that_spoke_tls_before_is_tried_again(
         self, faulty: Faulty, quick: Quick, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         registry = faulty(Fault(Header("Connection", "close"), times=None), tls=certificate)
@@ -141,12 +141,12 @@ class TestOrigins:
             ("[::1]:5000", False, "http://[::1]:5000"),
         ],
     )
-    def test_a_registry_has_its_url(self, quick: Quick, registry: str, plain_http: bool, url: str) -> None:
+    def test_a_registry_has_one_url(self, quick: Quick, registry: str, plain_http: bool, url: str) -> None:
         transport = quick(plain_http=plain_http)
         assert transport.endpoint(registry).url == url
         assert transport.endpoint(registry) is transport.endpoint(registry)
 
-    def test_a_url_that_leads_inward_from_a_public_registry_is_refused(
+    def test_an_internal_url_from_a_public_registry_is_refused(
         self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         inner = faulty()
@@ -161,15 +161,13 @@ class TestOrigins:
 
 
 class TestBearer:
-    def test_a_first_one_that_ends_before_it_is_shown_is_replaced(self, faulty: Faulty, quick: Quick) -> None:
+    def test_a_first_token_that_expires_before_its_use_is_replaced(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty(Fault(EndTokens(), path="tags", skip=1, before_auth=True), auth=Bearer())
-        # There is no such repository, which only who is let in is told.
+        # The repository does not exist, which only an authenticated client is told.
         assert ask(quick(), registry, TAGS, scopes=PULL, expected=(404,)).status == 404
         assert statuses(registry) == [401, 200, 401, 200, 404]
 
-    def test_a_401_after_a_large_body_is_no_denial_but_a_reason_to_begin_again(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
+    def test_a_401_after_a_streamed_body_makes_the_caller_retry(self, faulty: Faulty, quick: Quick) -> None:
         auth = Bearer()
         registry = faulty(auth=auth)
         transport = quick()
@@ -179,11 +177,11 @@ class TestBearer:
         body = FixedLengthBody(iter([b"x"]), 1)
         with pytest.raises(NetworkError, match="the token ended"):
             ask(transport, registry, f"{url}x", method="PATCH", body=body, scopes=PUSH)
-        # The next try has a fresh token from the beginning.
+        # The next request has a fresh token from its first attempt.
         ask(transport, registry, url, method="POST", scopes=PUSH, expected=(202,))
         assert statuses(registry) == [401, 200, 202, 401, 200, 202]
 
-    def test_cleaning_up_shows_the_token_that_there_is(self, faulty: Faulty, quick: Quick) -> None:
+    def test_a_clean_up_request_uses_the_stored_token(self, faulty: Faulty, quick: Quick) -> None:
         auth = Bearer()
         registry = faulty(auth=auth)
         transport = quick()
@@ -196,7 +194,7 @@ class TestBearer:
         assert registry.requests[-1].headers["Authorization"].startswith("Bearer ")
 
 
-def test_closing_ends_the_connections(faulty: Faulty, quick: Quick) -> None:
+def test_closing_closes_the_connections(faulty: Faulty, quick: Quick) -> None:
     registry = faulty()
     transport = quick()
     ask(transport, registry)
@@ -205,9 +203,7 @@ def test_closing_ends_the_connections(faulty: Faulty, quick: Quick) -> None:
     eventually(lambda: registry.open_connections == 0)
 
 
-def test_a_connection_that_is_busy_while_the_client_is_closed_ends_with_its_response(
-    faulty: Faulty, quick: Quick
-) -> None:
+def test_a_connection_in_use_is_closed_after_its_response(faulty: Faulty, quick: Quick) -> None:
     registry = faulty()
     transport = quick()
     answer = send(transport, registry)

@@ -1,4 +1,4 @@
-"""Errors of the network in words: what the libraries raise, and what registries answer."""
+"""Messages and hints for network errors: exceptions of the libraries, and answers of registries."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_final(error: NetworkError) -> bool:
 
 
 class TestTls:
-    """What OpenSSL says, in words of use at three in the morning."""
+    """OpenSSL's errors become messages with hints."""
 
     @staticmethod
     def told(said: str) -> NetworkError:
@@ -59,7 +59,7 @@ class TestTls:
             "SSLV3_ALERT_CERTIFICATE_EXPIRED",
         ],
     )
-    def test_who_wants_a_client_certificate_is_final_and_speaks_tls(self, said: str) -> None:
+    def test_a_required_client_certificate_is_a_permanent_error(self, said: str) -> None:
         error = self.told(said)
         assert is_final(error)
         assert "--client-cert" in str(error.hint)
@@ -67,26 +67,26 @@ class TestTls:
         assert has_tls_peer(error)
 
     @pytest.mark.parametrize("said", ["WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"])
-    def test_who_speaks_something_else_is_final_and_does_not_speak_tls(self, said: str) -> None:
+    def test_a_server_without_tls_is_a_permanent_error(self, said: str) -> None:
         error = self.told(said)
         assert is_final(error)
         assert "--plain-http" in str(error.hint)
         assert error.message == "GET https://h/: TLS failed: the server does not speak TLS"
         assert has_tls_peer(error) is False
 
-    def test_who_breaks_off_may_want_a_certificate_and_is_tried_again(self) -> None:
+    def test_a_closed_connection_hints_at_a_certificate_and_is_retried(self) -> None:
         error = self.caused_by(requests.exceptions.SSLError(ssl.SSLEOFError(8, "EOF")))
         assert not is_final(error)
         assert "--client-cert" in str(error.hint)
         assert has_tls_peer(error) is False
 
 
-class TestReasons:
-    def test_a_header_that_cannot_be_sent_is_final(self) -> None:
+class TestCauses:
+    def test_an_invalid_header_is_a_permanent_error(self) -> None:
         error = network_error("GET", "http://h/", requests.exceptions.InvalidHeader("Invalid return character"))
         assert is_final(error)
 
-    def test_a_cause_is_found_however_deep_and_a_circle_of_them_ends(self) -> None:
+    def test_a_nested_cause_is_found_even_in_a_cycle(self) -> None:
         inner = OSError(errno.EIO, "Input/output error")
         outer = urllib3.exceptions.ProtocolError("Connection aborted.", RuntimeError(inner))
         inner.__cause__ = outer
@@ -99,14 +99,14 @@ class TestReasons:
             (ssl.SSLCertVerificationError("wrong host"), "the certificate is not trusted: verification failed"),
         ],
     )
-    def test_an_error_of_tls_that_python_made_itself_is_understood(self, error: ssl.SSLError, said: str) -> None:
+    def test_a_tls_error_without_a_reason_has_a_message(self, error: ssl.SSLError, said: str) -> None:
         assert describe_cause(requests.exceptions.SSLError(error)) == said
         assert network_error("GET", "https://h/", requests.exceptions.SSLError(error)).message.endswith(said)
 
-    def test_an_exception_without_words_is_named(self) -> None:
+    def test_an_exception_without_a_message_is_named(self) -> None:
         assert describe_cause(urllib3.exceptions.HTTPError()) == "HTTPError"
 
-    def test_control_characters_are_not_passed_on(self) -> None:
+    def test_control_characters_are_replaced(self) -> None:
         assert describe_cause(urllib3.exceptions.HTTPError("\x1b[31mred\n")) == "?[31mred?"
 
 
@@ -147,7 +147,7 @@ class TestRefusals:
         assert f"{WHERE}{status}" in error.message
         assert "secret" not in f"{error.message} {error.hint}"
 
-    def test_what_the_registry_says_is_passed_on(self) -> None:
+    def test_the_message_of_the_registry_is_shown(self) -> None:
         body = errors(
             {"code": "MANIFEST_INVALID", "message": "no such layer", "detail": {"x": 1}},
             {"code": "MANIFEST_INVALID", "message": "second"},
@@ -174,31 +174,31 @@ class TestRefusals:
             b'{"errors": [' + b'{"code": "X"}' * 2,
         ],
     )
-    def test_a_body_that_is_no_error_document_says_nothing(self, body: bytes) -> None:
+    def test_a_body_that_is_not_an_error_document_is_ignored(self, body: bytes) -> None:
         assert refused(500, body).message == f"{WHERE}500"
 
-    def test_a_stranger_drives_no_terminal_and_fills_no_screen(self) -> None:
+    def test_a_message_of_a_registry_is_printable_and_short(self) -> None:
         error = refused(500, errors({"code": "\x1b[2J" + "C" * 1000, "message": "\x1b]0;x\x07\n" + "m" * 5000}))
         assert error.message.isprintable()
         assert len(error.message) < 600
 
-    def test_denials_say_how_to_log_in(self) -> None:
+    def test_hints_of_denials_say_how_to_log_in(self) -> None:
         for status in (401, 403):
             error = refused(status, errors({"code": "DENIED", "message": "requested access is denied"}))
             assert error.message.startswith("registry.example refused: ")
             assert "DENIED: requested access is denied" in error.message
             assert "ocistream login registry.example" in error.hint
 
-    def test_a_rate_limit_says_what_can_be_done_and_how_long_it_lasts(self) -> None:
+    def test_the_hint_of_a_rate_limit_says_what_to_do_and_how_long_to_wait(self) -> None:
         hint = "the registry limits requests: wait{}, or log in for a higher limit"
         assert refused(429).hint == hint.format("")
         assert refused(429, wait=3600.4).hint == hint.format(" 61 min")
 
-    def test_a_pause_that_is_asked_for_is_passed_on(self) -> None:
+    def test_the_hint_says_how_long_to_wait(self) -> None:
         assert refused(503, wait=600.0).hint == "the registry asks to wait 10 min"
         assert "--retries" in str(refused(503).hint)
 
-    def test_a_blob_that_was_listed_and_is_gone_is_the_registry_s_loss(self) -> None:
+    def test_the_hint_of_a_missing_blob_names_the_registry(self) -> None:
         lost = response_error(
             "registry.example", "GET", f"https://registry.example/v2/app/blobs/sha256:{'0' * 64}", 404, b""
         )
@@ -224,11 +224,11 @@ class TestRefusals:
             ("Fri, 31 Dec 9999 23:59:59 GMT", "a year or more"),
         ],
     )
-    def test_however_long_it_is_it_can_be_read(self, value: str, said: str) -> None:
+    def test_any_wait_is_readable(self, value: str, said: str) -> None:
         assert refused(503, wait=parse_retry_after(value)).hint == f"the registry asks to wait {said}"
 
     @pytest.mark.parametrize("status", [401, 403])
-    def test_a_denial_of_another_host_is_its_own_and_no_login_helps(self, status: int) -> None:
+    def test_a_denial_of_another_host_does_not_advise_a_login(self, status: int) -> None:
         url = f"https://user:secret@cdn.example:8443{SIGNED}"
         error = response_error("registry.example", "GET", url, status, errors({"code": "DENIED"}), elsewhere=True)
         assert isinstance(error, RegistryError)
@@ -241,7 +241,7 @@ class TestRefusals:
         assert "ocistream login" not in error.hint
         assert error.hint.startswith("registry.example redirected the request to that host")
 
-    def test_nor_is_its_pause_the_registrys(self) -> None:
+    def test_a_wait_of_another_host_names_that_host(self) -> None:
         for status, said in ((429, "limits requests: wait 5 s"), (503, "asks to wait 5 s")):
             error = response_error("registry.example", "GET", "https://cdn.example/x", status, b"", 5.0, elsewhere=True)
             assert error.hint == f"cdn.example {said}"
@@ -256,19 +256,19 @@ class TestRefusals:
             (b"Reason: You're speaking plain HTTP to an SSL-enabled server port.", "--plain-http"),
         ],
     )
-    def test_what_a_server_says_before_any_registry_is_asked_is_understood(self, body: bytes, hint: str) -> None:
+    def test_known_answers_of_web_servers_have_a_hint(self, body: bytes, hint: str) -> None:
         assert hint in refused(400, body).hint
         assert refused(404, body).hint is None
 
     @pytest.mark.parametrize(("scheme", "hint"), [("https", "--client-cert"), ("http", "--plain-http")])
-    def test_a_head_that_is_refused_has_no_words_so_the_hint_asks(self, scheme: str, hint: str) -> None:
+    def test_a_refused_head_request_has_a_hint(self, scheme: str, hint: str) -> None:
         error = response_error("registry.example", "HEAD", f"{scheme}://registry.example/v2/", 400, b"")
         assert error.hint is not None
         assert hint in error.hint
 
-    def test_a_proxy_that_wants_a_password_is_told_by_the_hint(self) -> None:
+    def test_the_hint_of_a_proxy_login_says_how_to_give_a_password(self) -> None:
         assert "USER:PASSWORD" in refused(407).hint
 
     @given(st.binary() | st.text().map(str.encode) | st.builds(errors, st.dictionaries(st.text(), st.text())))
-    def test_no_body_makes_it_fail(self, body: bytes) -> None:
+    def test_any_body_gives_a_printable_message(self, body: bytes) -> None:
         assert refused(500, body).message.isprintable()

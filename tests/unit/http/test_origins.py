@@ -1,4 +1,4 @@
-"""Where a request may go, and how a URL is shown."""
+"""Origins: which URLs a request may go to, and how URLs are shown."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ class TestOrigin:
             "https://evil.test/registry.example",
         ],
     )
-    def test_anything_else_is_another_one(self, other: str) -> None:
+    def test_anything_else_is_another_origin(self, other: str) -> None:
         assert Origin.from_url(other) != PUBLIC
 
     @pytest.mark.parametrize(
         "url", ["", "/v2/", "ftp://host/", "file:///etc/passwd", "https://", "https:///x", "http://h:x/", "http://[::1"]
     )
-    def test_what_is_no_url_with_a_host_has_none(self, url: str) -> None:
+    def test_a_url_without_a_host_is_refused(self, url: str) -> None:
         with pytest.raises(PermanentNetworkError, match="not an http or https URL"):
             Origin.from_url(url)
 
 
 class TestLoopback:
     @pytest.mark.parametrize("host", ["localhost", "app.localhost", "127.0.0.1", "127.5.5.5", "::1"])
-    def test_names_of_this_machine(self, host: str) -> None:
+    def test_loopback_names_are_recognized(self, host: str) -> None:
         assert is_loopback(host)
 
     @pytest.mark.parametrize("host", ["", "localhost.example", "notlocalhost", "10.0.0.1", "0.0.0.0", "::2"])  # noqa: S104
-    def test_other_names(self, host: str) -> None:
+    def test_other_names_are_not_loopback(self, host: str) -> None:
         assert not is_loopback(host)
 
 
@@ -76,24 +76,24 @@ class TestResolved:
             ("", "https://registry.example/v2/app/blobs/uploads/?x=1"),
         ],
     )
-    def test_a_location_is_resolved_and_otherwise_left_byte_for_byte(self, location: str, expected: str) -> None:
+    def test_a_location_is_resolved_and_otherwise_unchanged(self, location: str, expected: str) -> None:
         assert resolve_url(self.BASE, location) == expected
 
     @pytest.mark.parametrize(
         ("location", "expected"),
         [("/a b", "/a%20b"), ("/\xe9", "/%E9"), ("/\xc3\xa9?n=\xa0", "/%C3%A9?n=%A0"), ("/\x7f", "/%7F")],
     )
-    def test_what_cannot_be_sent_is_encoded(self, location: str, expected: str) -> None:
+    def test_characters_that_cannot_be_sent_are_encoded(self, location: str, expected: str) -> None:
         assert resolve_url(self.BASE, location) == f"https://registry.example{expected}"
 
     @pytest.mark.parametrize("location", ["http://[::1/x?sig=secret", "https://[v]/secret", "/\u2603"])
-    def test_a_malformed_one_is_refused_and_not_shown(self, location: str) -> None:
+    def test_a_malformed_location_is_refused_and_not_shown(self, location: str) -> None:
         with pytest.raises(PermanentNetworkError, match="points to") as caught:
             resolve_url(self.BASE, location)
         assert "secret" not in caught.value.message
 
     @given(st.text(st.characters(max_codepoint=255)))
-    def test_no_header_makes_it_fail_otherwise(self, location: str) -> None:
+    def test_any_header_is_resolved_or_refused(self, location: str) -> None:
         with contextlib.suppress(PermanentNetworkError):
             assert all("!" <= character <= "~" for character in resolve_url(self.BASE, location))
 
@@ -112,7 +112,7 @@ class TestRedacted:
     def test_user_password_query_and_control_characters_are_not_shown(self, url: str, expected: str) -> None:
         assert redact_url(url) == expected
 
-    def test_a_long_one_is_cut(self) -> None:
+    def test_a_long_url_is_shortened(self) -> None:
         assert len(redact_url("https://h/" + "x" * 5000)) < 500
 
 
@@ -138,7 +138,7 @@ class TestProxies:
             ("http://[::1]:5000/", ""),
         ],
     )
-    def test_what_is_asked_for_without_a_proxy(self, url: str, no_proxy: str) -> None:
+    def test_these_requests_bypass_the_proxy(self, url: str, no_proxy: str) -> None:
         assert is_proxy_bypassed(url, no_proxy)
 
     @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ class TestProxies:
             ("https://registry.example/", "::1"),
         ],
     )
-    def test_what_goes_through_the_proxy(self, url: str, no_proxy: str) -> None:
+    def test_these_requests_use_the_proxy(self, url: str, no_proxy: str) -> None:
         assert not is_proxy_bypassed(url, no_proxy)
 
     def test_the_environment_is_neither_read_nor_written(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ class TestProxies:
             try:
                 for _ in range(200):
                     is_proxy_bypassed("https://registry.example/", "other.example")
-            except BaseException as error:  # noqa: BLE001 - it is looked at below
+            except BaseException as error:  # noqa: BLE001 - asserted below
                 failures.append(error)
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -191,5 +191,5 @@ class TestProxies:
         ("http://[::1]:5000/v2/#", "/v2/"),
     ],
 )
-def test_the_target_of_a_request_is_path_and_query_byte_for_byte(url: str, target: str) -> None:
+def test_the_target_of_a_request_is_the_unchanged_path_and_query(url: str, target: str) -> None:
     assert url_target(url) == target

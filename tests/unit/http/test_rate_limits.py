@@ -1,4 +1,4 @@
-"""How fast bytes and requests may go, by a clock that the tests turn."""
+"""Limits of bytes and requests per second, with a clock that the tests advance."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Clock:
 
 
 class TestThrottle:
-    def test_what_is_spent_takes_its_time(self) -> None:
+    def test_the_wait_grows_with_the_bytes(self) -> None:
         throttle = Throttle(1000.0, clock=Clock())
         assert [throttle.spend(count) for count in (100, 50, 0, 850)] == pytest.approx([0.1, 0.15, 0.15, 1.0])
 
-    def test_nothing_is_saved_up_in_a_pause(self) -> None:
+    def test_a_pause_allows_no_burst(self) -> None:
         clock = Clock()
         throttle = Throttle(1000.0, clock=clock)
         throttle.spend(100)
@@ -46,7 +46,7 @@ class TestThrottle:
         assert throttle.spend(500) == pytest.approx(0.5)
 
     @pytest.mark.parametrize("rate", [600, 100_000, 5 * MIB, 1 << 30])
-    def test_any_number_of_jobs_together_never_exceed_it_by_more_than_a_piece_for_each(self, rate: int) -> None:
+    def test_jobs_exceed_the_rate_by_at_most_one_piece_each(self, rate: int) -> None:
         clock = Clock()
         throttle = Throttle(rate, clock=clock)
         wakes = dict.fromkeys(range(4), clock.now)
@@ -58,7 +58,7 @@ class TestThrottle:
             count = chance.randint(1, throttle.piece_size)
             moved.append((clock.now, count))
             wakes[job] = clock.now + throttle.spend(count)
-        # In the order of time, with how much had moved before each: there are tens of thousands.
+        # In the order of time, with the bytes moved before each piece: there are tens of thousands.
         times = [when for when, _ in moved]
         before = [0, *itertools.accumulate(count for _, count in moved)]
         assert times == sorted(times)
@@ -71,12 +71,12 @@ class TestThrottle:
     @pytest.mark.parametrize(
         ("rate", "piece"), [(1, 512), (16_000, 1000), (MIB, MIB // 16), (1 << 40, limits.CHUNK_SIZE)]
     )
-    def test_a_piece_is_a_sixteenth_of_a_second_and_no_more_than_a_chunk(self, rate: int, piece: int) -> None:
+    def test_a_piece_is_a_sixteenth_of_a_second_and_at_most_a_chunk(self, rate: int, piece: int) -> None:
         assert Throttle(rate).piece_size == piece
 
 
-class TestTurns:
-    def test_they_are_evenly_spaced_for_each_host(self) -> None:
+class TestRequestSlots:
+    def test_requests_are_evenly_spaced_for_each_host(self) -> None:
         clock = Clock()
         turns = RateLimits(clock=clock)
         assert [turns.reserve("a", 4.0) for _ in range(3)] == pytest.approx([0.0, 0.25, 0.5])
@@ -86,7 +86,7 @@ class TestTurns:
         clock.now += 60
         assert [turns.reserve("a", 2.0), turns.reserve("a", 2.0)] == pytest.approx([0.0, 0.5])
 
-    def test_without_a_number_nobody_waits(self) -> None:
+    def test_without_a_limit_no_request_waits(self) -> None:
         turns = RateLimits(clock=Clock())
         assert [turns.reserve("a", None) for _ in range(100)] == [0.0] * 100
 
@@ -98,22 +98,20 @@ def get(transport: QuickTransport, registry: CountingRegistry, target: str = "/v
 
 
 class TestRequests:
-    def test_each_request_waits_for_its_turn_a_redirected_one_at_the_other_host(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
+    def test_a_redirected_request_waits_for_the_other_host(self, faulty: Faulty, quick: Quick) -> None:
         storage = faulty()
         registry = faulty(Fault(redirect(f"{storage.url}/v2/"), path="away"))
         transport = quick(requests_per_second=0.01)
         get(transport, registry)
         assert transport.waits == []
         get(transport, registry)
-        # Nothing was really waited, so the turns pile up.
+        # No time really passed, so the delays add up.
         get(transport, registry, "/v2/?away")
         assert transport.waits == pytest.approx([100, 200], abs=30)
         get(transport, registry)
         assert transport.waits[2:] == pytest.approx([300], abs=30)
 
-    def test_a_hosts_own_number_comes_first(self, faulty: Faulty, quick: Quick) -> None:
+    def test_the_limit_of_a_host_takes_precedence(self, faulty: Faulty, quick: Quick) -> None:
         registry, other = faulty(), faulty()
         transport = quick(requests_per_second=0.01, hosts={registry.host: HostSettings(requests_per_second=0.001)})
         for _ in range(2):
@@ -121,7 +119,7 @@ class TestRequests:
             get(transport, other)
         assert transport.waits == [pytest.approx(1000, abs=30), pytest.approx(100, abs=30)]
 
-    def test_transports_of_one_run_share_the_turns(self, faulty: Faulty, quick: Quick) -> None:
+    def test_clients_of_one_run_share_the_limit(self, faulty: Faulty, quick: Quick) -> None:
         registry, pace = faulty(), RateLimits()
         get(quick(requests_per_second=0.01, pace=pace), registry)
         second = quick(requests_per_second=0.01, pace=pace)
@@ -130,7 +128,7 @@ class TestRequests:
 
 
 class TestRates:
-    def test_a_download_is_paid_for_byte_by_byte(self, faulty: Faulty, quick: Quick) -> None:
+    def test_a_download_is_limited(self, faulty: Faulty, quick: Quick) -> None:
         size = 300_000
         registry = faulty(Fault(Reply(200, {}, b"x" * size)))
         transport = quick(pace=RateLimits(1000.0))
@@ -138,9 +136,7 @@ class TestRates:
         assert transport.waits[-1] == pytest.approx(size / 1000, rel=0.1)
         assert len(transport.waits) == -(-size // 512)
 
-    def test_a_request_s_head_is_paid_for_by_what_follows_so_that_its_answer_is_read_at_once(
-        self, faulty: Faulty, quick: Quick
-    ) -> None:
+    def test_the_wait_for_a_request_head_follows_its_answer(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         transport = quick(pace=RateLimits(10.0))
         endpoint = transport.endpoint(registry.host)
@@ -149,10 +145,10 @@ class TestRates:
         url = f"{endpoint.url}/v2/a/blobs/uploads/none"
         with pytest.raises(NotFoundError):
             transport.request(endpoint, "PATCH", url, body=FixedLengthBody(iter([b"x"]), 1))
-        # Both heads have some hundred bytes.
+        # Both heads have several hundred bytes.
         assert transport.waits[0] > 10
 
-    def test_an_upload_is_paid_for_too_whatever_the_size_of_its_chunks(self, faulty: Faulty, quick: Quick) -> None:
+    def test_an_upload_is_limited_whatever_the_size_of_its_chunks(self, faulty: Faulty, quick: Quick) -> None:
         size = 300_000
         registry = faulty()
         transport = quick(pace=RateLimits(10_000.0))
@@ -165,24 +161,24 @@ class TestRates:
         assert transport.waits[-1] == pytest.approx(size / 10_000, rel=0.1)
         assert len(transport.waits) >= size / 625
 
-    def test_each_direction_has_its_own(self) -> None:
+    def test_each_direction_has_a_separate_limit(self) -> None:
         pace = RateLimits(1000.0)
         assert pace.download is not None
         assert pace.upload is not None
         pace.download.spend(100_000)
         assert pace.upload.spend(1) < 1.0
 
-    def test_the_kernel_does_not_read_far_ahead(self, quick: Quick) -> None:
+    def test_the_receive_buffer_of_the_kernel_is_limited(self, quick: Quick) -> None:
         sizes = []
         for pace in (RateLimits(), RateLimits(64_000.0), RateLimits(MIB), RateLimits(1 << 30)):
             with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as server:
                 transport = quick(pace=pace)
                 answer = transport.request(transport.endpoint(server.host), "GET", f"{server.url}/v2/")
                 answer.drain()
-                (connection,) = transport._session._adapter._idle  # noqa: SLF001 - nobody but a test wants to know
+                (connection,) = transport._session._adapter._idle  # noqa: SLF001 - only a test needs it
                 sock = connection.sock
                 sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
-        # The kernel doubles what it is asked for (socket(7)).
+        # The kernel doubles the requested size (socket(7)).
         assert sizes[1:3] == [2 * (16 << 10), 2 * (64 << 10)]
         assert sizes[0] == sizes[3]
 

@@ -1,4 +1,4 @@
-"""When something is tried again, how long is waited before, and how often at the most."""
+"""Retries: after which failures, after which wait, and how many."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ URL = "https://user:secret@registry.example/v2/app/blobs/x?sig=secret"
 
 
 class Waits(HttpClient):
-    """Notes what it is told to wait for, and does not."""
+    """A client that records waits instead of waiting."""
 
     def __init__(self, patience: RetryPolicy) -> None:
         self.retry_policy = patience
@@ -37,7 +37,7 @@ class Waits(HttpClient):
 
 
 class Refusal(Response):
-    """An answer of some status."""
+    """A response with a given status."""
 
     def __init__(self, status: int, retry_after: str | None = None) -> None:
         self.url = URL
@@ -58,7 +58,7 @@ BROKEN = NetworkError("GET https://registry.example/v2/: connection refused")
 
 @pytest.mark.parametrize("failure", [BROKEN, Refusal(503), Refusal(429, "0")])
 @pytest.mark.parametrize("attempts", [1, 2, 6])
-def test_the_number_of_tries_is_bounded(failure: NetworkError | Refusal, attempts: int) -> None:
+def test_the_number_of_attempts_is_limited(failure: NetworkError | Refusal, attempts: int) -> None:
     waits = Waits(RetryPolicy(attempts=attempts))
     tries = Retries(waits)
     assert [tries.wait_for_retry(failure) for _ in range(attempts)] == [True] * (attempts - 1) + [False]
@@ -66,7 +66,7 @@ def test_the_number_of_tries_is_bounded(failure: NetworkError | Refusal, attempt
     assert not tries.wait_for_retry(failure)
 
 
-def test_progress_gives_all_tries_back() -> None:
+def test_progress_resets_the_number_of_attempts() -> None:
     tries = Retries(Waits(RetryPolicy(attempts=3)))
     for _ in range(20):
         assert tries.wait_for_retry(BROKEN)
@@ -74,7 +74,7 @@ def test_progress_gives_all_tries_back() -> None:
         tries.reset()
 
 
-def test_what_trying_again_does_not_cure_is_not_tried_again() -> None:
+def test_a_permanent_error_is_not_retried() -> None:
     waits = Waits(RetryPolicy())
     assert not Retries(waits).wait_for_retry(PermanentNetworkError("the certificate is not trusted"))
     assert waits.waits == []
@@ -99,7 +99,7 @@ def test_waits_double_up_to_a_limit_with_jitter() -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("as_date", [False, True])
-def test_retry_after_is_obeyed_whether_seconds_or_a_date(status: int, as_date: bool) -> None:
+def test_retry_after_is_obeyed_in_seconds_and_as_a_date(status: int, as_date: bool) -> None:
     waits = Waits(RetryPolicy(backoff=0.001))
     said = formatdate(time.time() + 100, usegmt=True) if as_date else "100"
     refused = Refusal(status, said)
@@ -109,23 +109,23 @@ def test_retry_after_is_obeyed_whether_seconds_or_a_date(status: int, as_date: b
 
 
 @pytest.mark.parametrize("said", ["0", "1", "Thu, 01 Jan 1970 00:00:00 GMT"])
-def test_a_registry_that_asks_for_no_wait_gets_the_usual_one(said: str) -> None:
+def test_a_short_retry_after_does_not_shorten_the_backoff(said: str) -> None:
     waits = Waits(RetryPolicy(backoff=8.0))
     assert Retries(waits).wait_for_retry(Refusal(429, said))
     assert waits.waits[0] >= 4.0
 
 
-def test_a_wait_that_is_longer_than_our_patience_is_not_begun() -> None:
+def test_a_retry_after_over_the_limit_is_not_waited_for() -> None:
     waits = Waits(RetryPolicy(retry_after_limit=10.0))
     assert Retries(waits).wait_for_retry(Refusal(429, "10"))
     refused = Refusal(429, "11")
     assert not Retries(waits).wait_for_retry(refused)
-    # Its body is still to be read: the error is made of it.
+    # Its body is not drained: the error is built from it.
     assert not refused.drained
     assert waits.waits == [10.0]
 
 
-def test_only_429_holds_others_back_from_the_host() -> None:
+def test_only_429_pauses_other_requests_to_the_host() -> None:
     waits = Waits(RetryPolicy())
     assert Retries(waits).wait_for_retry(Refusal(503, "7"))
     assert Retries(waits).wait_for_retry(BROKEN)
@@ -134,7 +134,7 @@ def test_only_429_holds_others_back_from_the_host() -> None:
     assert waits.held == [(URL, 7.0)]
 
 
-def test_each_retry_is_told_with_its_reason_and_no_secret() -> None:
+def test_each_retry_is_reported_with_its_reason_and_without_secrets() -> None:
     waits = Waits(RetryPolicy())
     tries = Retries(waits)
     tries.wait_for_retry(Refusal(429, "7"))
@@ -144,7 +144,7 @@ def test_each_retry_is_told_with_its_reason_and_no_secret() -> None:
     assert [told.wait for told in waits.told] == waits.waits
 
 
-def test_it_is_told_before_the_wait() -> None:
+def test_a_retry_is_reported_before_the_wait() -> None:
     class Cancelled(Waits):
         def wait(self, seconds: float) -> None:
             raise CancelledError(str(seconds))
@@ -170,7 +170,7 @@ def test_it_is_told_before_the_wait() -> None:
         f"Wed, 21 Oct {'9' * 30} 07:28:00 GMT",
     ],
 )
-def test_retry_after_that_makes_no_sense_is_as_good_as_absent(value: str | None) -> None:
+def test_a_malformed_retry_after_is_ignored(value: str | None) -> None:
     assert parse_retry_after(value) is None
 
 
@@ -179,7 +179,7 @@ def test_retry_after_is_never_negative() -> None:
 
 
 @pytest.mark.parametrize("value", ["9" * 400, "99999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_retry_after_has_an_end(value: str) -> None:
+def test_retry_after_has_a_maximum(value: str) -> None:
     assert parse_retry_after(value) == limits.MAX_RETRY_AFTER
 
 
@@ -194,6 +194,6 @@ def test_a_date_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.text())
-def test_no_value_of_a_header_makes_reading_it_fail(value: str) -> None:
+def test_any_value_of_retry_after_is_parsed(value: str) -> None:
     seconds = parse_retry_after(value)
     assert seconds is None or seconds >= 0.0

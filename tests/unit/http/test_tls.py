@@ -1,4 +1,4 @@
-"""Which CAs are trusted on a system that has none of its own."""
+"""Which CAs are trusted on a system without CAs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ocistream.http.tls import TlsContexts
 from tests.certificates import Certificate
 
 
-def test_a_bundle_replaces_the_cas_that_the_system_does_not_have(
+def test_a_bundle_replaces_missing_cas_of_the_system(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))

@@ -1,4 +1,4 @@
-"""The cache of blobs: a failing disk costs what is kept, and never what is moved."""
+"""The blob cache: a failing disk prevents caching, but never the transfer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Setting:
         self.cache = Cache(folder / "cache")
 
     def pull(self, sink: Destination, cache: Cache | None = None, *, ahead: int = 0, jobs: int = 1) -> Cache:
-        """Move the image, with a cache that knows nothing of earlier runs."""
+        """Copy the image, with a cache object that knows nothing of earlier runs."""
         cache = cache or Cache(self.folder / "cache")
 
         def before(repository: ReadableRepository) -> ReadableRepository:
@@ -79,7 +79,7 @@ def setting(
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
-    """Return what is told to users, with the level from which on it is."""
+    """Return the list of notices with their levels."""
     found: list[tuple[int, str]] = []
     monkeypatch.setattr(notices, "_listeners", [])
     notices.set_listener(lambda message, *, level: found.append((level, message)))
@@ -90,7 +90,7 @@ def fetched(setting: Setting) -> list[str]:
     return [request.path.rpartition("/")[2] for request in setting.registry.asked("GET", "/(blobs|manifests)/")]
 
 
-def test_a_disk_that_fills_up_is_said_once_and_what_moves_goes_on(
+def test_a_full_disk_is_reported_once_and_the_transfer_continues(
     setting: Setting, said: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = setting.archive()
@@ -108,14 +108,14 @@ def test_a_disk_that_fills_up_is_said_once_and_what_moves_goes_on(
     monkeypatch.setattr(files, "write_all", bounded)
     assert setting.archive() == plain
     assert [(level, "No space left" in text) for level, text in said] == [(0, True)]
-    # What was kept before is of use, and of what was begun there is nothing.
+    # Blobs cached before remain; no unfinished file does.
     left = {path.name for path in (setting.folder / "cache").rglob("*") if path.is_file()}
     assert left & {digest[7:] for digest in setting.blobs} == set()
     assert setting.image["digest"][7:] in left
     assert not any(name.startswith(".") for name in left)
 
 
-def test_a_disk_that_fails_at_the_end_of_a_file_is_no_failure(
+def test_a_disk_error_at_the_end_of_a_file_does_not_fail_the_transfer(
     setting: Setting, said: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace = Path.replace
@@ -131,7 +131,7 @@ def test_a_disk_that_fails_at_the_end_of_a_file_is_no_failure(
     assert list((setting.folder / "cache" / "blobs" / "sha256").iterdir()) == []
 
 
-def test_what_is_dropped_between_being_seen_and_being_read_is_fetched(setting: Setting) -> None:
+def test_a_blob_evicted_before_it_is_read_is_fetched(setting: Setting) -> None:
     plain = setting.archive()
 
     class Forgetful(Cache):
@@ -148,7 +148,7 @@ def test_what_is_dropped_between_being_seen_and_being_read_is_fetched(setting: S
     assert fetched(setting) == []
 
 
-def test_what_breaks_off_in_the_cache_is_gone_on_with_from_the_registry(
+def test_after_a_read_error_in_the_cache_the_registry_sends_the_rest(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = setting.archive()
@@ -167,7 +167,7 @@ def test_what_breaks_off_in_the_cache_is_gone_on_with_from_the_registry(
     assert request.headers["Range"] == f"bytes={MIB}-"
 
 
-def test_what_is_right_there_stays_if_it_was_the_registry_that_gave_wrong_bytes(
+def test_a_valid_cached_blob_stays_if_the_registry_sends_wrong_bytes(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting.archive()

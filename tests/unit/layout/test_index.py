@@ -1,4 +1,4 @@
-"""What `index.json` and `manifest.json` say: how images are named, listed and chosen."""
+"""`index.json` and `manifest.json`: how images are named, listed and selected."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def named(name: str, digest: str = DIGEST) -> Root:
 
 
 class TestLayoutFile:
-    def test_ours_is_valid_and_understood(self) -> None:
+    def test_our_layout_file_is_valid(self) -> None:
         validate(OCI_LAYOUT, "layout")
         check_layout_file(OCI_LAYOUT)
 
-    def test_later_minor_versions_are_understood(self) -> None:
+    def test_later_minor_versions_are_accepted(self) -> None:
         check_layout_file(b'{"imageLayoutVersion": "1.1.0", "more": 1}')
 
     @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ class TestLayoutFile:
 
 
 class TestParsing:
-    def test_entries_come_in_order(self) -> None:
+    def test_entries_keep_their_order(self) -> None:
         entries = [descriptor(OTHER), descriptor(**{REF_NAME: "v1"}), descriptor(**{FULL_NAME: "r.example/a:1"})]
         raw = build_index_json(entries)
         validate(raw, "index")
         assert [*parse_index_json(raw).entries] == entries
 
-    def test_a_long_index_keeps_what_others_wrote_and_one_that_is_too_long_is_refused(
+    def test_a_long_index_keeps_unknown_fields_and_one_over_the_limit_is_refused(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 1_000)
@@ -77,7 +77,7 @@ class TestParsing:
         entry = {**descriptor(**{REF_NAME: "v1"}).to_json(), **others, "artifactType": None}
         before = json.dumps({"x": [1], "manifests": [entry] * limits.MAX_LIST_ENTRIES, "y": 2}).encode()
         entries = parse_index_json(before).entries
-        # So large a document is parsed piece by piece.
+        # A document of this size is parsed in parts.
         assert len(before) > limits.MAX_JSON_UNSPLIT
         written = json.loads(build_index_json(entries, before))
         assert written == {"x": [1], "manifests": [entry] * limits.MAX_LIST_ENTRIES, "y": 2}
@@ -85,7 +85,7 @@ class TestParsing:
         with pytest.raises(ArchiveError, match=f"index.json has more than {limits.MAX_LIST_ENTRIES} manifests"):
             parse_index_json(json.dumps({"manifests": [entry] * (limits.MAX_LIST_ENTRIES + 1)}).encode())
 
-    def test_of_an_entry_only_what_others_wrote_is_held_beside_the_descriptor(self) -> None:
+    def test_only_unknown_fields_are_stored_in_addition_to_the_descriptor(self) -> None:
         plain = replace(descriptor(**{REF_NAME: "v1"}), platform=Platform("linux", "arm"), artifact_type="a/b")
         (entry,) = parse_index_json(json.dumps({"manifests": [plain.to_json()]}).encode()).entries
         assert entry.extra_json is None
@@ -125,10 +125,12 @@ class TestNames:
             ({"other": "x"}, None),
         ],
     )
-    def test_an_entry_goes_by_its_full_name_or_its_tag(self, annotations: dict[str, str], name: str | None) -> None:
+    def test_the_name_of_an_entry_is_its_full_name_or_its_tag(
+        self, annotations: dict[str, str], name: str | None
+    ) -> None:
         assert image_name_of(descriptor(**annotations)) == name
 
-    def test_a_root_that_is_called_as_before_keeps_its_entry(self) -> None:
+    def test_a_root_with_the_same_name_keeps_its_entry(self) -> None:
         entry = descriptor(**{FULL_NAME: "r.example/a:1", REF_NAME: "odd", "x": "y"})
         assert build_entry(Root("r.example/a:1", entry)) is entry
         assert build_entry(Root(None, entry)) is entry
@@ -145,42 +147,42 @@ class TestNames:
             ("app:v1@blake3:abc", {REF_NAME: "app:v1@blake3:abc"}),
         ],
     )
-    def test_a_root_is_entered_under_its_name(self, name: str, annotations: dict[str, str]) -> None:
+    def test_a_root_is_listed_under_its_name(self, name: str, annotations: dict[str, str]) -> None:
         before = descriptor(**{REF_NAME: "old", FULL_NAME: "r.example/old:1", "x": "y"})
         assert build_entry(Root(name, before)).annotations == {"x": "y", **annotations}
 
 
-class TestDockersManifest:
+class TestManifestJson:
     def made(self, layout: Layout, platforms: PlatformChoice = ALL_PLATFORMS) -> list[dict[str, Any]]:
         graph = LayoutSource(layout.path, Selection(platforms=platforms, referrers="list")).resolve(NothingEarly())
         entries: list[dict[str, Any]] = json.loads(build_manifest_json(graph, list_docker_images(graph), blob_name))
         return entries
 
-    def test_several_names_of_one_image_are_one_entry(self, layout: Layout) -> None:
+    def test_several_names_of_an_image_are_in_one_entry(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         layout.name(image, "r.example/app:v1", "docker.io/org/app:v2")
         (entry,) = self.made(layout)
         assert entry["RepoTags"] == ["r.example/app:v1", "org/app:v2"]
 
-    def test_a_name_that_docker_cannot_have_is_none(self, layout: Layout) -> None:
+    def test_a_name_that_docker_cannot_use_is_omitted(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         layout.name(image, "a b", "app:v1@blake3:abc")
         assert self.made(layout)[0]["RepoTags"] is None
 
     @pytest.mark.parametrize("make", [two_platforms, nested_index])
-    def test_of_an_index_it_is_the_image_for_amd64(self, layout: Layout, make: Callable[..., Any]) -> None:
+    def test_the_amd64_image_of_an_index_is_listed(self, layout: Layout, make: Callable[..., Any]) -> None:
         make(layout, name="r.example/app:v1")
         (entry,) = self.made(layout)
         config = json.loads((layout.path / entry["Config"]).read_bytes())
         assert config["architecture"] == "amd64"
 
-    def test_without_one_it_is_the_first(self, layout: Layout) -> None:
+    def test_without_an_amd64_image_the_first_is_listed(self, layout: Layout) -> None:
         images = [layout.image([tar_layer({"x": p.encode()})], platform=p) for p in ("linux/s390x", "linux/arm64")]
         layout.index(images, name="r.example/app:v1")
         (entry,) = self.made(layout)
         assert json.loads((layout.path / entry["Config"]).read_bytes())["architecture"] == "s390x"
 
-    def test_attestations_and_artifacts_are_no_images(self, layout: Layout) -> None:
+    def test_attestations_and_artifacts_are_not_listed(self, layout: Layout) -> None:
         with_attestation(layout, "v1")
         layout.artifact(b"sbom", name="v2")
         # Older attestations have the config of an image.
@@ -191,7 +193,7 @@ class TestDockersManifest:
         layout.index([vouching], name="v3")
         assert len(self.made(layout)) == 1
 
-    def test_indexes_that_list_each_other_a_thousand_times_are_looked_into_once(self, layout: Layout) -> None:
+    def test_nested_indexes_with_repeated_entries_are_read_once(self, layout: Layout) -> None:
         found = small_image(layout)
         for _ in range(limits.MAX_INDEX_DEPTH - 1):
             found = layout.index([found] * 1000)
@@ -199,7 +201,7 @@ class TestDockersManifest:
         assert len(self.made(layout)) == 1
 
 
-def test_a_path_is_made_of_a_digest_and_of_nothing_else() -> None:
+def test_only_a_digest_becomes_a_path() -> None:
     assert blob_name(DIGEST) == "blobs/sha256/" + "a" * 64
     with pytest.raises(OcistreamError):
         blob_name("sha256:../../../etc/passwd")

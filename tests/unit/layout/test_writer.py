@@ -1,4 +1,4 @@
-"""`index.json` as it is written for several images at a time."""
+"""`index.json` is written for several images at a time."""
 
 from __future__ import annotations
 

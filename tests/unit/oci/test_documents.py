@@ -1,4 +1,4 @@
-"""Documents of strangers: what is legal is understood, and what two parsers could read differently is refused."""
+"""Parsing of manifests, indexes, configs and descriptors: what two parsers could read differently is refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from ocistream.oci.strict_json import canonical_json, discard_item, parse_json
 
 DIGEST = "sha256:" + "a" * 64
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-#: A descriptor that is legal.
+#: A valid descriptor.
 GOOD: dict[str, Any] = {"mediaType": LAYER, "digest": DIGEST, "size": 7}
 
 
@@ -83,12 +83,12 @@ class TestJson:
             '{"a": 1}'.encode("utf-32"),
         ],
     )
-    def test_what_is_not_json_or_not_to_everyone_is_refused(self, raw: bytes) -> None:
+    def test_invalid_or_ambiguous_json_is_refused(self, raw: bytes) -> None:
         with pytest.raises(ArchiveError, match=r"^the thing is not valid JSON: ") as caught:
             parse_json(raw, "the thing")
         assert caught.value.exit_code == 6
 
-    def test_what_is_too_deep_for_the_parser_is_said_to_be(self) -> None:
+    def test_nesting_too_deep_for_the_parser_is_reported(self) -> None:
         for raw in (b"[" * 100_000, b'{"a":' * 40_000, b'{"a":' + b"[" * 100_000):
             with pytest.raises(ArchiveError, match="x is nested too deeply: more than 64 levels"):
                 parse_json(raw, "x")
@@ -96,7 +96,7 @@ class TestJson:
             parse_json(b'{"a": 1, "a": 1}', "x")
 
     @pytest.mark.parametrize("raw", [b"[]", b"1", b"null", b'"{}"', b"true"])
-    def test_what_is_no_object_is_refused(self, raw: bytes) -> None:
+    def test_json_that_is_not_an_object_is_refused(self, raw: bytes) -> None:
         with pytest.raises(ArchiveError, match="not a JSON object"):
             parse_json(raw, "x")
 
@@ -112,7 +112,7 @@ class TestJson:
         def wide(items: int) -> bytes:
             return b'{"a":[' + b",".join([b"1"] * items) + b"]}"
 
-        # One brace, one bracket, and a comma less than there are items.
+        # A brace, a bracket, and one comma less than items.
         parse_json(wide(limits.MAX_JSON_ITEMS - 1), "x", convert={"a": discard_item})
         with pytest.raises(ArchiveError, match=f"more than {limits.MAX_JSON_ITEMS} items"):
             parse_json(wide(limits.MAX_JSON_ITEMS), "x", convert={"a": discard_item})
@@ -123,7 +123,7 @@ class TestJson:
             parse_json(b"{}" + b" " * 9, "x", 10)
 
     @given(st.binary(max_size=60))
-    def test_any_bytes_are_an_object_or_one_of_our_errors(self, raw: bytes) -> None:
+    def test_any_bytes_are_an_object_or_an_ocistream_error(self, raw: bytes) -> None:
         with contextlib.suppress(OcistreamError):
             assert isinstance(parse_json(raw, "x"), dict)
 
@@ -134,13 +134,13 @@ class TestJson:
     )
 
     @given(st.dictionaries(st.text(), json_values, max_size=5))
-    def test_what_was_parsed_can_be_written_again(self, document: dict[str, Any]) -> None:
+    def test_parsed_json_can_be_written_again(self, document: dict[str, Any]) -> None:
         parsed = parse_json(json.dumps(document).encode(), "x")
         assert parse_json(canonical_json(parsed), "x") == document
 
 
 class TestDescriptors:
-    def test_every_field_is_taken(self) -> None:
+    def test_every_field_is_parsed(self) -> None:
         fields = {
             **GOOD,
             "platform": {"os": "linux", "architecture": "arm64", "variant": "v8", "os.version": "1", "os.features": []},
@@ -161,7 +161,7 @@ class TestDescriptors:
             "annotations": {"a": "1", "b": "2"},
         }
 
-    def test_what_is_not_there_is_not_written(self) -> None:
+    def test_missing_fields_are_not_written(self) -> None:
         assert parse_descriptor(GOOD, "it").to_json() == GOOD
 
     @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ class TestDescriptors:
             parse_descriptor({**GOOD, **changed}, "layers[0]")
 
     @pytest.mark.parametrize("fields", [None, [], "x", 1])
-    def test_what_is_no_object_is_no_descriptor(self, fields: object) -> None:
+    def test_json_that_is_not_an_object_is_not_a_descriptor(self, fields: object) -> None:
         with pytest.raises(ArchiveError, match="it is not a descriptor"):
             parse_descriptor(fields, "it")
 
@@ -212,14 +212,14 @@ class TestDescriptors:
         assert caught.value.exit_code == 8
 
     @pytest.mark.parametrize("size", [0, 2**63 - 1])
-    def test_the_ends_of_the_range_of_sizes_are_legal(self, size: int) -> None:
+    def test_the_smallest_and_largest_size_are_valid(self, size: int) -> None:
         assert parse_descriptor({**GOOD, "size": size}, "it").size == size
 
     @pytest.mark.parametrize("platform", [{}, {"os": "", "architecture": ""}, {"os": "linux"}, None])
     def test_an_empty_platform_is_none(self, platform: dict[str, str] | None) -> None:
         assert parse_descriptor({**GOOD, "platform": platform}, "it").platform is None
 
-    def test_media_types_tell_what_is_promised(self) -> None:
+    def test_media_types_tell_manifests_from_indexes_and_layers(self) -> None:
         kinds = {
             kind: (Descriptor(kind, DIGEST, 1).is_index, Descriptor(kind, DIGEST, 1).is_manifest)
             for kind in (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST, LAYER)
@@ -231,7 +231,7 @@ class TestDescriptors:
 
 
 class TestDocuments:
-    def test_an_image_manifest_is_understood(self) -> None:
+    def test_an_image_manifest_is_parsed(self) -> None:
         subject = {**GOOD, "mediaType": OCI_MANIFEST}
         document = document_of({"schemaVersion": 2, "config": GOOD, "layers": [GOOD, GOOD], "subject": subject})
         assert document.config == parse_descriptor(GOOD, "")
@@ -240,7 +240,7 @@ class TestDocuments:
         assert document.subject == parse_descriptor(subject, "")
 
     @pytest.mark.parametrize("media_type", [OCI_INDEX, DOCKER_LIST])
-    def test_an_index_is_understood(self, media_type: str) -> None:
+    def test_an_index_is_parsed(self, media_type: str) -> None:
         child = {**GOOD, "mediaType": OCI_MANIFEST}
         document = document_of({"mediaType": media_type, "manifests": [child], "artifactType": "a/b"}, media_type)
         assert document.config is None
@@ -254,7 +254,7 @@ class TestDocuments:
         assert document.manifests == (parse_descriptor(child, ""),)
         assert document.layers == (parse_descriptor(GOOD, ""),) * 2
         old = {**GOOD, "mediaType": "application/vnd.oci.artifact.manifest.v1+json"}
-        # Refused when it is read: it is a manifest, of a kind that is not supported.
+        # Refused when it is read: it is a manifest of an unsupported kind.
         assert document_of({"manifests": [old]}, OCI_INDEX).manifests == (parse_descriptor(old, ""),)
 
     def test_small_content_in_descriptors_is_decoded(self) -> None:
@@ -266,25 +266,25 @@ class TestDocuments:
         assert document_of({"config": large, "layers": []}).embedded == {}
 
     @pytest.mark.parametrize(("key", "media_type"), [("layers", OCI_MANIFEST), ("manifests", OCI_INDEX)])
-    def test_a_long_list_is_understood_and_one_that_is_too_long_is_refused(
+    def test_a_long_list_is_parsed_and_one_over_the_limit_is_refused(
         self, key: str, media_type: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "MAX_LIST_ENTRIES", 1_000)
         fields = {"config": GOOD} if key == "layers" else {}
-        # So large a document is parsed piece by piece.
+        # A document of this size is parsed in parts.
         document = document_of({**fields, key: [GOOD] * limits.MAX_LIST_ENTRIES}, media_type)
         assert (document.layers or document.manifests) == (parse_descriptor(GOOD, ""),) * limits.MAX_LIST_ENTRIES
         with pytest.raises(ArchiveError, match=f"has more than {limits.MAX_LIST_ENTRIES} {key}"):
             document_of({**fields, key: [GOOD] * (limits.MAX_LIST_ENTRIES + 1)}, media_type)
 
-    def test_of_configs_and_layers_nothing_is_held_but_the_promise(self) -> None:
+    def test_annotations_and_platforms_of_configs_and_layers_are_not_stored(self) -> None:
         fields = {**GOOD, "annotations": {"a": "b"}, "platform": {"os": "linux", "architecture": "arm"}}
         document = document_of({"config": fields, "layers": [fields]})
         assert document.config == document.layers[0] == parse_descriptor(GOOD, "")
         index = document_of({"manifests": [{**fields, "mediaType": OCI_MANIFEST}]}, OCI_INDEX)
         assert index.manifests[0].annotations == {"a": "b"}
 
-    def test_what_a_document_is_counts_before_what_is_wrong_with_its_lists(self) -> None:
+    def test_an_error_about_the_kind_of_document_precedes_errors_in_its_lists(self) -> None:
         with pytest.raises(UnsupportedError, match="a Docker schema 1 manifest"):
             document_of({"schemaVersion": 1, "layers": [1]})
         with pytest.raises(ArchiveError, match="claims to be an image and an index"):
@@ -298,16 +298,16 @@ class TestDocuments:
         document = document_of({**fields, key: None}, media_type)
         assert (document.layers, document.manifests) == ((), ())
 
-    def test_a_leaf_of_an_unknown_kind_is_carried_and_not_looked_into(self) -> None:
+    def test_a_manifest_of_an_unknown_kind_without_content_is_copied(self) -> None:
         document = document_of({"anything": 1}, "application/vnd.example.future.v9+json")
         assert (document.config, document.layers, document.manifests) == (None, (), ())
 
     @pytest.mark.parametrize("key", ["config", "layers", "blobs", "manifests"])
-    def test_but_not_where_it_seems_to_need_other_content(self, key: str) -> None:
+    def test_a_manifest_of_an_unknown_kind_with_content_is_refused(self, key: str) -> None:
         with pytest.raises(UnsupportedError, match=r"future\.v9\+json, which is not supported"):
             document_of({key: []}, "application/vnd.example.future.v9+json")
 
-    def test_a_referrers_own_annotations_are_kept_where_they_are_legal(self) -> None:
+    def test_valid_annotations_of_a_referrer_are_kept(self) -> None:
         fields = {"config": GOOD, "layers": [], "subject": GOOD}
         assert document_of({**fields, "annotations": {"a": "b"}}).annotations == {"a": "b"}
         malformed: object
@@ -376,13 +376,13 @@ class TestDocuments:
 
 
 class TestKeys:
-    """Keys that are like those of the specifications but for their case: Go's tools read those as well."""
+    """Keys that differ from those of the specifications only in case: Go's tools read them too."""
 
     IMAGE: Final = {"schemaVersion": 2, "config": GOOD, "layers": [GOOD]}
     INDEX: Final = {"schemaVersion": 2, "manifests": [{**GOOD, "mediaType": OCI_MANIFEST}]}
 
     @pytest.mark.parametrize("key", ["Layers", "Config", "MediaType", "Manifests", "SchemaVersion", "subJect", "BLOBS"])
-    def test_of_a_document(self, key: str) -> None:
+    def test_keys_of_a_document(self, key: str) -> None:
         for fields, media_type in ((self.IMAGE, OCI_MANIFEST), (self.INDEX, OCI_INDEX)):
             for raw in ({key: [], **fields}, {**fields, key: []}):
                 with pytest.raises(ArchiveError, match=f"^manifest {DIGEST} has the key '{key}'"):
@@ -391,7 +391,7 @@ class TestKeys:
                     parse_outline(json.dumps(raw).encode(), "it")
 
     @pytest.mark.parametrize("key", ["Digest", "SIZE", "mediatype", "Platform", "Urls", "Data", "ArtifactType"])
-    def test_of_a_descriptor(self, key: str) -> None:
+    def test_keys_of_a_descriptor(self, key: str) -> None:
         wrong = {**GOOD, key: GOOD["digest"]}
         for fields in ({**self.IMAGE, "config": wrong}, {**self.IMAGE, "layers": [GOOD, wrong]}):
             with pytest.raises(ArchiveError, match=f"has the key '{key}'"):
@@ -400,7 +400,7 @@ class TestKeys:
             document_of({**self.IMAGE, "subject": wrong})
 
     @pytest.mark.parametrize("key", ["OS", "Architecture", "Variant", "OS.Version", "os.Features"])
-    def test_of_a_platform(self, key: str) -> None:
+    def test_keys_of_a_platform(self, key: str) -> None:
         with pytest.raises(ArchiveError, match=f"^platform of it has the key '{key}'"):
             parse_descriptor({**GOOD, "platform": {"os": "linux", "architecture": "arm", key: "x"}}, "it")
 
@@ -408,13 +408,13 @@ class TestKeys:
         "fields",
         [{"RootFS": {}}, {"OS": "linux"}, {"rootfs": {"diff_ids": [], "Diff_Ids": []}}, {"rootf\u017f": {}}],
     )
-    def test_of_a_config(self, fields: dict[str, Any]) -> None:
+    def test_keys_of_a_config(self, fields: dict[str, Any]) -> None:
         raw = json.dumps({"os": "linux", "rootfs": {"type": "layers", "diff_ids": []}, **fields}).encode()
         for read in (check_config, parse_diff_ids):
             with pytest.raises(ArchiveError, match="has the key"):
                 read(raw, "it")
 
-    def test_those_of_maps_and_of_what_runs_an_image_are_data(self) -> None:
+    def test_keys_of_maps_and_of_the_runtime_config_are_data(self) -> None:
         maps = {"annotations": {"layers": "a", "Layers": "b", "DIGEST": "c"}, "x-Other": {"Digest": 1}}
         document = document_of({**self.IMAGE, **maps, "layers": [{**GOOD, **maps, "x": 1}]})
         assert document.layers == (parse_descriptor(GOOD, "it"),)
@@ -436,10 +436,10 @@ class TestMediaTypeOf:
             ({"schemaVersion": 1}, "application/vnd.docker.distribution.manifest.v1+json"),
         ],
     )
-    def test_a_manifest_is_known_by_its_word_or_its_shape(self, fields: dict[str, Any], media_type: str) -> None:
+    def test_a_media_type_is_guessed_from_the_field_or_the_keys(self, fields: dict[str, Any], media_type: str) -> None:
         assert guess_media_type(json.dumps(fields).encode(), "it") == media_type
 
-    def test_what_is_neither_is_refused(self) -> None:
+    def test_a_document_that_is_neither_is_refused(self) -> None:
         with pytest.raises(ArchiveError, match="neither a manifest nor an index"):
             guess_media_type(b'{"schemaVersion": 2}', "it")
 
@@ -486,45 +486,45 @@ class TestPlatforms:
             ("windows(10.0.1)/amd64", "windows(10.0.2)/amd64", False),
         ],
     )
-    def test_variants_match_as_the_specification_has_it(self, wanted: str, offered: str, covered: bool) -> None:
+    def test_variants_match_as_specified(self, wanted: str, offered: str, covered: bool) -> None:
         assert parse_platform(wanted).matches(parse_platform(offered)) is covered
 
-    def test_the_plain_form_is_preferred(self) -> None:
+    def test_the_default_variant_is_preferred(self) -> None:
         wanted = parse_platform("linux/arm")
         assert wanted.has_same_variant(parse_platform("linux/arm/v7"))
         assert not wanted.has_same_variant(parse_platform("linux/arm/v6"))
 
-    def test_a_configuration_names_its_platform(self) -> None:
+    def test_a_config_names_its_platform(self) -> None:
         raw = json.dumps({"os": "linux", "architecture": "arm64", "variant": "v8", "config": {}}).encode()
         assert parse_config_platform(raw, OCI_CONFIG) == Platform("linux", "arm64", "v8")
         assert parse_config_platform(b"{}", OCI_CONFIG) is None
         with pytest.raises(ArchiveError, match="the config"):
             parse_config_platform(b'{"os": 1}', "the config")
 
-    def test_a_configuration_may_be_larger_than_a_manifest(self) -> None:
+    def test_a_config_may_be_larger_than_a_manifest(self) -> None:
         raw = b"{}" + b" " * limits.MAX_MANIFEST
         assert parse_config_platform(raw, "it") is None
         with pytest.raises(ArchiveError, match="larger"):
             parse_config_platform(b"{}" + b" " * limits.MAX_CONFIG, "it")
 
 
-def test_our_own_documents_are_written_the_same_each_time() -> None:
+def test_canonical_json_is_the_same_each_time() -> None:
     assert canonical_json({"b": [1, "ä"], "a": None}) == '{"b":[1,"ä"],"a":null}'.encode()
 
 
-def test_a_manifest_of_any_size_can_be_asked_what_it_is() -> None:
+def test_the_media_type_of_a_large_manifest_is_guessed() -> None:
     lists: dict[str, list[object]] = {"layers": [GOOD] * 9000, "history": [{"v1Compatibility": "x" * 100}] * 9000}
     raw = json.dumps({"mediaType": OCI_MANIFEST, "schemaVersion": 1, **lists}).encode()
     fields = parse_outline(raw, "it")
     assert (fields["mediaType"], fields["schemaVersion"], fields.keys() & lists.keys()) == (OCI_MANIFEST, 1, {"layers"})
     assert guess_media_type(raw, "it") == OCI_MANIFEST
-    # Nor is the length of its lists a reason not to carry what is not looked into.
+    # The length of a list that is not parsed is no reason to refuse a manifest either.
     assert document_of({"schemaVersion": 2, "x": lists["layers"]}, "a/future").layers == ()
     with pytest.raises(UnsupportedError):
         document_of({"blobs": lists["layers"]}, "a/future")
 
 
-def test_the_bytes_of_a_refused_manifest_are_not_kept() -> None:
+def test_the_bytes_of_a_refused_manifest_are_freed() -> None:
     """Many clients may push manifests that are refused, and Python's collector may run much later."""
     raw = json.dumps({"schemaVersion": 2, "config": GOOD, "layers": [GOOD, {}]}).encode()
     descriptor = Descriptor(OCI_MANIFEST, f"sha256:{'0' * 64}", len(raw))

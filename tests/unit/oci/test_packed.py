@@ -37,7 +37,7 @@ ENTRIES = st.builds(
     ),
     st.dictionaries(TEXT, TEXT, max_size=3),
 )
-#: Some have the same place in a table.
+#: Some of them collide in the table.
 KEYS = st.sampled_from([0, 1, 256, 257])
 
 
@@ -58,7 +58,7 @@ def test_a_packed_entry_is_equal_in_all_fields(items: list[dict[str, object]]) -
     assert list(map(json.loads, lines)) == items
 
 
-def test_entries_of_more_kinds_than_a_table_has_are_kept_too() -> None:
+def test_entries_of_many_kinds_are_kept() -> None:
     entries = [
         Descriptor(OCI_MANIFEST, compute_digest(b"%d" % number), number, annotations={f"key{number}": "value"})
         for number in range(300)

@@ -1,4 +1,4 @@
-"""Names become values, or are refused: what passes here becomes a path, a URL or a file name."""
+"""References, digests and registry names: valid ones are parsed, and others never become a path, URL or file name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONG_DIGEST = f"sha512:{HEX}{HEX}"
 
 class TestDigests:
     @pytest.mark.parametrize("text", [DIGEST, LONG_DIGEST])
-    def test_a_registered_digest_is_split(self, text: str) -> None:
+    def test_a_registered_digest_is_parsed(self, text: str) -> None:
         assert is_digest(text)
         digest = parse_digest(text)
         assert digest == Digest(*text.split(":"))
@@ -61,13 +61,13 @@ class TestDigests:
         with pytest.raises(UnsupportedError, match="sha256 and sha512"):
             parse_digest(text)
 
-    def test_the_name_of_an_algorithm_is_not_repeated_at_any_length(self) -> None:
+    def test_a_long_algorithm_name_is_shortened_in_the_error(self) -> None:
         with pytest.raises(UnsupportedError, match=r"'a{40}…' is not supported") as caught:
             parse_digest("a" * 100_000 + ":0")
         assert len(str(caught.value)) < 200
 
     @pytest.mark.parametrize("value", [None, 7, True, ["sha256"], DIGEST.encode()])
-    def test_what_is_no_text_is_no_digest(self, value: object) -> None:
+    def test_other_types_are_not_digests(self, value: object) -> None:
         assert not is_digest(value)
 
 
@@ -152,7 +152,7 @@ class TestReferences:
             parse_reference("https://r.example/a")
         assert "without http://" in (caught.value.hint or "")
 
-    def test_no_tag_is_filled_in_where_none_is_wanted(self) -> None:
+    def test_the_default_tag_can_be_disabled(self) -> None:
         assert parse_reference("nginx", default_tag=False).tag is None
         assert parse_reference("nginx", default_tag=False).target == "latest"
 
@@ -169,9 +169,7 @@ class TestReferences:
             (f"nginx:1@{DIGEST}", f"docker.io/library/nginx:1@{DIGEST}", "nginx:1", DIGEST),
         ],
     )
-    def test_a_reference_is_written_in_full_and_as_people_know_it(
-        self, text: str, full: str, familiar: str, target: str
-    ) -> None:
+    def test_a_reference_has_a_full_and_a_familiar_form(self, text: str, full: str, familiar: str, target: str) -> None:
         reference = parse_reference(text)
         assert str(reference) == full
         assert reference.familiar == familiar
@@ -180,7 +178,7 @@ class TestReferences:
         assert parse_reference(full) == reference
 
     @given(st.text(max_size=40))
-    def test_any_text_is_a_name_or_one_of_our_errors(self, text: str) -> None:
+    def test_any_text_is_a_reference_or_an_ocistream_error(self, text: str) -> None:
         try:
             reference = parse_reference(text)
         except OcistreamError:
@@ -192,8 +190,8 @@ class TestReferences:
 
 
 class TestParts:
-    def test_host_and_repository_together_have_255_characters_at_most(self) -> None:
-        # The host, a slash, and what is left of 255.
+    def test_host_and_repository_together_have_at_most_255_characters(self) -> None:
+        # The host, a slash, and the rest of 255.
         assert parse_reference("r.example/" + "a" * 245).repository == "a" * 245
         with pytest.raises(InvalidNameError, match="is not a repository"):
             parse_reference("r.example/" + "a" * 246)
@@ -218,7 +216,7 @@ class TestParts:
             ("registry.hub.docker.com/v2", "docker.io"),
         ],
     )
-    def test_a_registry_is_given_in_its_usual_spelling(self, text: str, registry: str) -> None:
+    def test_a_registry_name_is_normalized(self, text: str, registry: str) -> None:
         assert parse_registry(text) == registry
 
     @pytest.mark.parametrize("text", ["", "r.example/path", "user:secret@r.example", "r example", "ftp://r.example"])
@@ -235,8 +233,8 @@ class TestHosts:
             ("Bücher.Example:5000", "xn--bcher-kva.example:5000"),
             ("bu\N{COMBINING DIAERESIS}cher.example", "xn--bcher-kva.example"),
             ("日本語.jp", "xn--wgv71a119e.jp"),
-            # As a whole in one script it is somebody's name; it is shown as what it is.
-            ("аррӏе.example", "xn--80ak6aa92e.example"),  # noqa: RUF001 - the point of it
+            # A name in a single script may be genuine; it is shown in ASCII.
+            ("аррӏе.example", "xn--80ak6aa92e.example"),  # noqa: RUF001 - the test needs this letter
             ("xn--bcher-kva.example", "xn--bcher-kva.example"),
             ("[::1]:5000", "[::1]:5000"),
             ("[2001:db8::7]", "[2001:db8::7]"),
@@ -244,7 +242,7 @@ class TestHosts:
             ("192.0.2.1:65535", "192.0.2.1:65535"),
         ],
     )
-    def test_a_host_is_given_in_ascii(self, written: str, host: str) -> None:
+    def test_a_host_is_converted_to_ascii(self, written: str, host: str) -> None:
         assert parse_reference(f"{written}/app:1") == Reference(host, "app", "1")
         assert parse_registry(written) == host
 
@@ -273,7 +271,7 @@ class TestHosts:
             "[]:5000",
         ],
     )
-    def test_what_is_none_or_looks_like_another_is_refused(self, written: str) -> None:
+    def test_a_malformed_or_misleading_host_is_refused(self, written: str) -> None:
         for parse in (parse_registry, lambda text: parse_reference(f"{text}/app:1")):
             with pytest.raises(InvalidNameError) as caught:
                 parse(written)
@@ -282,7 +280,7 @@ class TestHosts:
     @pytest.mark.parametrize(
         ("written", "hint"), [("[fe80::1%eth0]:5000", "zone"), ("registry.example.", "dot"), ("x.example.:5000", "dot")]
     )
-    def test_zones_and_last_dots_are_refused_and_the_hint_says_why(self, written: str, hint: str) -> None:
+    def test_zones_and_trailing_dots_are_refused_with_a_hint(self, written: str, hint: str) -> None:
         for parse in (parse_registry, lambda text: parse_reference(f"{text}/app:1")):
             with pytest.raises(InvalidNameError) as caught:
                 parse(written)
@@ -293,7 +291,7 @@ class TestPrintable:
     def test_control_characters_do_not_reach_a_terminal(self) -> None:
         assert printable("a\x1b[2Jb\r\n\x07\u202ec\ud800") == "a?[2Jb????c?"
 
-    def test_long_text_is_cut(self) -> None:
+    def test_long_text_is_truncated(self) -> None:
         assert printable("a" * 200) == "a" * 200
         assert printable("a" * 201) == "a" * 200 + "…"
         assert printable("abc", 2) == "ab…"

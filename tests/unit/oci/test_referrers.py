@@ -1,4 +1,4 @@
-"""What hangs on an image, by name: cosign's tags, lists' tags, what people call it; and graphs less some of it."""
+"""Referrers: cosign's tags, fallback tags and kinds; and graphs without some referrers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SHA512 = digest_of(b"x", "sha512")
 
 
 class TestNames:
-    def test_cosigns_tags_are_made_of_the_digest_and_lead_back_to_it(self) -> None:
+    def test_cosigns_tags_are_built_from_the_digest_and_parsed(self) -> None:
         tags = cosign_tags(SHA256)
         assert tags == [f"sha256-{SHA256[7:]}{suffix}" for suffix in (".sig", ".att", ".sbom")]
         assert {cosign_subject(tag) for tag in tags} == {SHA256}
 
-    def test_of_a_longer_digest_there_can_be_none(self) -> None:
+    def test_a_sha512_digest_has_no_cosign_tags(self) -> None:
         assert cosign_tags(SHA512) == []
 
     @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ class TestNames:
         assert cosign_subject(tag) is None
 
     @pytest.mark.parametrize("digest", [SHA256, SHA512])
-    def test_a_list_has_a_tag_of_64_characters_of_the_digest(self, digest: str) -> None:
+    def test_a_fallback_tag_has_64_characters_of_the_digest(self, digest: str) -> None:
         algorithm, _, encoded = digest.partition(":")
         assert fallback_tag(digest) == f"{algorithm}-{encoded[:64]}"
         assert is_fallback_tag(fallback_tag(digest))
 
-    def test_an_images_tag_and_cosigns_are_no_lists(self) -> None:
+    def test_other_tags_are_not_fallback_tags(self) -> None:
         assert not any(map(is_fallback_tag, ["latest", *cosign_tags(SHA256)]))
 
 
@@ -77,14 +77,14 @@ class TestKinds:
             (None, "artifact"),
         ],
     )
-    def test_a_type_is_called_what_people_call_it(self, artifact_type: str | None, kind: str) -> None:
+    def test_an_artifact_type_has_a_common_name(self, artifact_type: str | None, kind: str) -> None:
         assert classify_referrer(artifact_type) == kind
 
-    def test_cosigns_tag_says_it_whatever_the_type(self) -> None:
+    def test_cosigns_tag_overrides_the_type(self) -> None:
         found = [classify_referrer("application/vnd.oci.image.config.v1+json", tag) for tag in cosign_tags(SHA256)]
         assert found == ["signature", "attestation", "SBOM"]
 
-    def test_they_are_counted_in_one_order(self) -> None:
+    def test_kinds_are_counted_in_a_fixed_order(self) -> None:
         kinds = ["artifact", "SBOM", "signature", "signature", "attestation", "SBOM"]
         assert format_kind_counts(kinds) == "2 signatures, 1 attestation, 2 SBOMs, 1 artifact"
         assert format_kind_counts(reversed(kinds)) == format_kind_counts(kinds)
@@ -102,8 +102,8 @@ def graph_of(path: Path) -> Graph:
     return LayoutSource(path, Selection()).resolve(NothingEarly())
 
 
-class TestLeavingBehind:
-    def test_what_hangs_on_it_and_all_that_only_that_needs_is_left_too(self, layout: Layout, found: Signed) -> None:
+class TestSkippingReferrers:
+    def test_a_skipped_referrer_takes_its_referrers_and_blobs_with_it(self, layout: Layout, found: Signed) -> None:
         graph = graph_of(layout.path).without_referrers(
             lambda one: one.descriptor.digest == found.signature["digest"], "no reason"
         )
@@ -111,14 +111,14 @@ class TestLeavingBehind:
         kept = parts_of(layout, found.image, found.sbom, found.cosign)
         assert {m.descriptor.digest for m in graph.manifests} == set(kept.manifests) == set(graph.documents)
         assert {blob.digest for blob in graph.blobs} == set(kept.blobs)
-        # The empty config is everybody's.
+        # The empty config is shared by all.
         assert set(left.blobs) & set(kept.blobs)
         assert {(one.digest, one.kind, one.reason) for one in graph.skipped_referrers} == {
             (found.signature["digest"], "signature", "no reason"),
             (found.attestation["digest"], "attestation", "no reason"),
         }
 
-    def test_without_anything_the_image_is_as_it_was(self, layout: Layout, found: Signed) -> None:
+    def test_without_referrers_only_the_image_is_left(self, layout: Layout, found: Signed) -> None:
         graph = graph_of(layout.path).without_referrers(lambda _: True, "no reason")
         image = parts_of(layout, found.image)
         assert {m.descriptor.digest for m in graph.manifests} == set(image.manifests)
@@ -126,7 +126,7 @@ class TestLeavingBehind:
         assert not graph.referrers
         assert len(graph.skipped_referrers) == 4
 
-    def test_what_is_left_is_known_by_its_type_or_its_tag(self) -> None:
+    def test_the_kind_of_a_skipped_referrer_is_its_type_or_its_tag(self) -> None:
         descriptor = Descriptor(OCI_MANIFEST, SHA256, 7, artifact_type=ATTESTATION)
         assert SkippedReferrer.from_referrer(Referrer(descriptor, SHA512), "why") == SkippedReferrer(
             SHA512, "why", "attestation", SHA256
@@ -136,32 +136,32 @@ class TestLeavingBehind:
 
 
 class TestEntries:
-    def test_images_come_first_and_nothing_else_has_an_images_name(self, layout: Layout, found: Signed) -> None:
+    def test_images_come_first_and_referrers_have_no_image_name(self, layout: Layout, found: Signed) -> None:
         entries = build_entries(graph_of(layout.path))
         assert [entry.digest for entry in entries[:1]] == [found.image["digest"]]
         for entry in entries[1:]:
             assert not {"org.opencontainers.image.ref.name", "io.containerd.image.name"} & entry.annotations.keys()
 
-    def test_cosigns_is_called_by_its_tag_in_the_repository_of_the_image(self, layout: Layout, found: Signed) -> None:
+    def test_a_cosign_signature_has_a_tag_in_the_repository_of_the_image(self, layout: Layout, found: Signed) -> None:
         (entry,) = (one for one in build_entries(graph_of(layout.path)) if one.digest == found.cosign["digest"])
         assert entry.annotations == {
             "vnd.ocistream.image.name": f"registry.example.com/app:{found.cosign_tag}",
             "io.containerd.manifest.subject": found.image["digest"],
         }
 
-    def test_an_image_in_two_repositories_has_its_signature_in_both(self, layout: Layout, found: Signed) -> None:
+    def test_a_signature_of_an_image_in_two_repositories_is_in_both(self, layout: Layout, found: Signed) -> None:
         layout.name(found.image, "registry.example.com/other:2")
         entries = [one for one in build_entries(graph_of(layout.path)) if one.digest == found.cosign["digest"]]
         assert [entry.annotations["vnd.ocistream.image.name"] for entry in entries] == [
             f"registry.example.com/{name}:{found.cosign_tag}" for name in ("app", "other")
         ]
 
-    def test_a_referrers_own_annotations_cannot_make_an_image_of_it(self, layout: Layout) -> None:
+    def test_annotations_of_a_referrer_do_not_make_it_an_image(self, layout: Layout) -> None:
         made = signed(layout)
         posing = {"org.opencontainers.image.ref.name": "v1", "io.containerd.image.name": "docker.io/library/a:1"}
         poser = referrer(layout, made.image, "a/b", b"not what it seems", **posing, kept="yes")
         Signed(made.image, poser, made.sbom, poser, made.cosign).enter(layout, "v2")
-        # As a careful writer would have entered it.
+        # As a careful writer would have listed it.
         path = layout.path / "index.json"
         path.write_text(path.read_text().replace('"org.opencontainers.image.ref.name": "v1", ', ""))
         path.write_text(path.read_text().replace('"io.containerd.image.name": "docker.io/library/a:1", ', ""))

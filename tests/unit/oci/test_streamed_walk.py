@@ -1,4 +1,4 @@
-"""A walk whose documents come from a stream: each is searched once."""
+"""A walk whose documents come from a stream searches each of them once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ocistream.oci.walk import StreamedWalk
 from tests.images import Layout
 
 
-def test_each_need_is_searched_once_however_many_documents_arrive(layout: Layout) -> None:
+def test_each_needed_document_is_searched_once(layout: Layout) -> None:
     digests = [layout.image([b"%d" % number], name=f"app:{number}")["digest"] for number in range(20)]
     index = parse_index_json((layout.path / "index.json").read_bytes())
     searched: list[str] = []

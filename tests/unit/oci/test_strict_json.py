@@ -1,4 +1,4 @@
-"""A document that is parsed in parts is understood, or refused, as one that is parsed at once."""
+"""Strict JSON parsing: a document parsed in parts has the same result or error as one parsed at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parse(raw: bytes, whole: int, **fields: Any) -> dict[str, Any]:
 
 
 def outcome(raw: bytes, whole: int, keys: set[str] | None, known: set[str]) -> object:
-    """Return what a document is understood as, or that it is refused."""
+    """Return what a document is parsed to, or "refused"."""
     convert = {"a": placed, "b": placed}
     try:
         return list(parse(raw, whole, keys=keys, known_keys=known, convert=convert).items())
@@ -41,16 +41,16 @@ def outcome(raw: bytes, whole: int, keys: set[str] | None, known: set[str]) -> o
 
 
 def both(raw: bytes, keys: set[str] | None = None, known: set[str] = frozenset()) -> object:  # type: ignore[assignment]
-    """Parse a document at once and in parts, make sure that it comes to the same, and return it."""
+    """Parse a document at once and in parts, check that the results are equal, and return the result."""
     parts = outcome(raw, 0, keys, known)
     assert parts == outcome(raw, ANY_SIZE, keys, known)
     return parts
 
 
 def count_parts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Return a list that gets an element for each part that is parsed."""
+    """Return a list that gets an element for each parsed part."""
     parsed: list[object] = []
-    parse_part = strict_json._parse_part  # noqa: SLF001 - how often it is called is what costs
+    parse_part = strict_json._parse_part  # noqa: SLF001 - the test counts its calls
 
     def counting(*arguments: Any) -> object:
         parsed.append(None)
@@ -68,9 +68,9 @@ _values = st.recursive(
     max_leaves=8,
 )
 _documents = st.dictionaries(_keys, _values, max_size=5)
-#: How a document may be laid out: json.dumps' indentation, and whether it writes all characters as they are.
+#: How a document may be formatted: json.dumps' indentation, and whether it escapes non-ASCII characters.
 _layouts = st.tuples(st.sampled_from([None, 0, 2]), st.booleans())
-#: What a stranger does to it: at a place (a part of the length), so many bytes make room for others.
+#: Changes to a document: at a position (a fraction of the length), some bytes are replaced by others.
 _changes = st.lists(
     st.tuples(
         st.floats(0, 1),
@@ -84,7 +84,7 @@ _changes = st.lists(
 
 
 class TestKeys:
-    """Keys that Go's encoding/json takes for others, since it does not look at their case."""
+    """Keys that Go's encoding/json takes for known fields, because it ignores case."""
 
     KNOWN = frozenset({"layers", "mediaType", "os.version", "Config", "kind"})
 
@@ -93,7 +93,7 @@ class TestKeys:
         ["Layers", "LAYERS", "layer\u017f", "LAYER\u017f", "mediatype", "OS.Version", "o\u017f.version", "config",
          "\u212aind", "KIND"],
     )  # fmt: skip
-    def test_what_others_take_for_a_field_is_refused(self, key: str) -> None:
+    def test_a_key_that_go_takes_for_a_field_is_refused(self, key: str) -> None:
         documents: list[dict[str, Any]] = [{key: []}, {"layers": [], key: []}, {key: [], "x": 1, "layers": []}]
         for document in documents:
             with pytest.raises(ArchiveError, match=r"^it has the key '.*', which other tools read as '"):
@@ -115,19 +115,19 @@ class TestKeys:
         ["layers", "layer", "layerss", "layers\0", "layer\u00df", "lay\u00e9rs", "\u0130", "k\u0131nd", "\uff4cayers",
          "con\ufb01g", "Annotations", ""],
     )  # fmt: skip
-    def test_what_nobody_takes_for_one_is_not(self, key: str) -> None:
+    def test_a_key_that_go_does_not_take_for_a_field_is_accepted(self, key: str) -> None:
         check_keys({key: [], "mediaType": ""}, self.KNOWN, "it")
         raw = json.dumps({key: [], "mediaType": ""}).encode()
         for whole in (0, ANY_SIZE):
             assert parse(raw, whole, known_keys=self.KNOWN) == json.loads(raw)
 
-    def test_keys_of_a_map_and_of_what_lies_deeper_are_data(self) -> None:
+    def test_keys_of_maps_and_of_nested_objects_are_data(self) -> None:
         raw = b'{"a":1,"A":2,"x":{"layers":1,"Layers":2}}'
         for whole in (0, ANY_SIZE):
             assert parse(raw, whole) == parse(raw, whole, known_keys=self.KNOWN) == json.loads(raw)
 
     @given(st.dictionaries(st.sampled_from(["a", "A", "b", "B", "c"]), st.integers()), st.sets(st.sampled_from("aBc")))
-    def test_in_parts_it_is_as_when_parsed_at_once(self, document: dict[str, int], known: set[str]) -> None:
+    def test_keys_parsed_in_parts_and_at_once_are_the_same(self, document: dict[str, int], known: set[str]) -> None:
         folded = {name.lower() for name in known}
         refused = any(key.lower() in folded and key not in known for key in document)
         raw = json.dumps(document).encode()
@@ -136,7 +136,7 @@ class TestKeys:
 
 class TestInParts:
     @given(_documents, _layouts, st.none() | st.sets(_keys))
-    def test_a_document_is_understood_as_when_parsed_at_once(
+    def test_a_document_has_the_same_result_as_when_parsed_at_once(
         self, document: dict[str, Any], layout: tuple[int | None, bool], keys: set[str] | None
     ) -> None:
         raw = json.dumps(document, indent=layout[0], ensure_ascii=layout[1]).encode()
@@ -147,7 +147,7 @@ class TestInParts:
         ]
 
     @given(_documents, _layouts, _changes)
-    def test_what_was_tampered_with_is_refused_as_when_parsed_at_once(
+    def test_a_changed_document_has_the_same_result_as_when_parsed_at_once(
         self, document: dict[str, Any], layout: tuple[int | None, bool], changes: list[tuple[float, int, bytes]]
     ) -> None:
         raw = json.dumps(document, indent=layout[0], ensure_ascii=layout[1]).encode()
@@ -159,7 +159,7 @@ class TestInParts:
     @given(
         st.lists(st.sampled_from([b"{", b"}", b"[", b"]", b",", b":", b'"a"', b'"', b" ", b"1", b"\\"]), max_size=14)
     )
-    def test_any_marks_in_any_order_are_read_alike(self, marks: list[bytes]) -> None:
+    def test_any_order_of_tokens_has_the_same_result(self, marks: list[bytes]) -> None:
         both(b"".join(marks))
         both(b'{"a":' + b"".join(marks) + b"}")
         both(b'{"a":[' + b"".join(marks) + b"]}")
@@ -210,7 +210,7 @@ class TestInParts:
             b'{"c":' + b"[" * 64 + b"]" * 64 + b"}",
         ],
     )
-    def test_what_is_malformed_is_refused(self, raw: bytes) -> None:
+    def test_malformed_json_is_refused(self, raw: bytes) -> None:
         assert both(raw) == "refused"
 
     @pytest.mark.parametrize(
@@ -228,10 +228,10 @@ class TestInParts:
             (b'{"a":[' + b"[" * 62 + b"]" * 62 + b"]}", [("a", [placed(0, json.loads("[" * 62 + "]" * 62))])]),
         ],
     )
-    def test_what_is_well_formed_is_understood(self, raw: bytes, understood: object) -> None:
+    def test_well_formed_json_is_parsed(self, raw: bytes, understood: object) -> None:
         assert both(raw) == understood
 
-    def test_members_that_nobody_asked_for_are_checked_and_left_out(self) -> None:
+    def test_members_that_the_caller_does_not_want_are_checked_and_omitted(self) -> None:
         assert both(b'{"c":{"x":1},"a":[1]}', {"a"}) == [("a", [placed(0, 1)])]
         assert both(b'{"c":{"x":1,"x":2},"a":[1]}', {"a"}) == "refused"
         assert both(b'{"c":[1,{"x":1,"x":2}],"a":[1]}', {"a"}) == "refused"
@@ -261,7 +261,7 @@ class TestGroups:
             (b"[1,2," + b"[" * 62 + b"]" * 62 + b",3]", False),
         ],
     )
-    def test_they_are_understood_as_when_parsed_at_once(
+    def test_groups_have_the_same_result_as_when_parsed_at_once(
         self, monkeypatch: pytest.MonkeyPatch, size: int, listed: bytes, is_refused: bool
     ) -> None:
         monkeypatch.setattr(limits, "MAX_JSON_GROUP", size)
@@ -269,7 +269,9 @@ class TestGroups:
             for key in (b"a", b"c"):
                 assert (both(b'{"%b":%b,"z":1}' % (key, listed), keys) == "refused") is is_refused
 
-    def test_a_parser_is_started_for_a_group_and_not_for_each_element(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_parser_is_called_for_each_group_and_not_for_each_element(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         count = 100_000
         raw = b'{"a":1,"x":[' + b",".join([b"[]"] * count) + b"]}"
         parsed = count_parts(monkeypatch)
@@ -278,11 +280,11 @@ class TestGroups:
 
 
 class TestParts:
-    """The limits of a part: some elements of a list, or all outside such lists."""
+    """The limits of a part: some elements of a list, or everything outside such lists."""
 
     @pytest.fixture(autouse=True)
     def small_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Use limits with the proportions of the real ones, so that documents need not have megabytes."""
+        """Use limits with the proportions of the real ones, so that documents can be small."""
         small = {"UNSPLIT": 512, "GROUP": 64, "PART": 56_000, "PART_ITEMS": 2_000, "ITEMS": 25_000}
         for name, limit in small.items():
             monkeypatch.setattr(limits, f"MAX_JSON_{name}", limit)
@@ -294,7 +296,7 @@ class TestParts:
         assert parse_json(raw, "it", ANY_SIZE, convert={"a": discard_item}) == {"a": [None] * 5, "b": 1}
         with pytest.raises(ArchiveError, match=f"it has a part, at byte 0, of more than {limits.MAX_JSON_PART} bytes"):
             parse_json(raw, "it", ANY_SIZE)
-        # What nobody asked for may be a long list of whatever it likes.
+        # A member that the caller does not want may be a long list of anything.
         assert parse_json(raw, "it", ANY_SIZE, keys={"b"}) == {"b": 1}
 
     @pytest.mark.parametrize(
@@ -310,12 +312,12 @@ class TestParts:
         ],
     )
     @pytest.mark.parametrize("element", [False, True])
-    def test_a_part_has_a_limit_and_a_narrower_one_where_python_makes_its_characters_wide(
+    def test_a_part_has_a_lower_limit_if_python_stores_wide_characters(
         self, character: str, limit_name: str, *, element: bool
     ) -> None:
         limit = getattr(limits, limit_name)
         before, after = (b'{"a":[', b"]}") if element else (b'{"a":', b"}")
-        # The brackets around the elements count, since they are parsed within them.
+        # The brackets around the elements count, because they are parsed with them.
         around = 2 if element else len(before + after)
 
         def document(size: int) -> bytes:
@@ -326,13 +328,13 @@ class TestParts:
         with pytest.raises(ArchiveError, match=f"it has a part, at byte {6 if element else 0}, of more than"):
             parse_json(document(limit + 1), "it", ANY_SIZE, convert={"a": discard_item})
 
-    def test_a_part_and_the_outermost_object_have_so_many_items(self) -> None:
+    def test_the_items_of_a_part_and_of_the_outermost_object_are_limited(self) -> None:
         def wide(items: int) -> bytes:
-            # Two brackets, and a comma less than there are items.
+            # Two brackets, and one comma less than items.
             return b'{"a":[' + b",".join([b"1234"] * (items - 1)) + b"]}"
 
         def nested(items: int) -> bytes:
-            # Four brackets within the list, with the one that the group gets, and a comma less than there are items.
+            # Four brackets within the list, one for the group, and one comma less than items.
             return b'{"a":[[[[' + b",".join([b"1234"] * (items - 3)) + b"]]]]}"
 
         def members(items: int) -> bytes:
@@ -387,7 +389,7 @@ class TestErrors:
             parse(raw, whole, convert={"a": placed, "b": placed})
         assert not re.search("sys|codec|utf-8", str(caught.value))
 
-    def test_a_place_is_found_in_a_document_of_many_groups(self) -> None:
+    def test_an_error_in_a_document_of_many_groups_has_its_position(self) -> None:
         raw = b'{"a":[' + b"1," * limits.MAX_JSON_UNSPLIT + b"x]}"
         place = raw.index(b"x")
         reason = f"Expecting value: line 1 column {place + 1} (byte {place})"
@@ -423,11 +425,11 @@ class TestErrors:
         for raw in (f'{{"a":["{text}"]}}', f'{{"c":{{"{text}":1}}}}', f'{{"c":[["{text}"]]}}'):
             assert (both(raw.encode()) == "refused") is is_refused
 
-    def test_what_is_unclosed_and_deep_is_said_to_be_deep(self) -> None:
+    def test_unclosed_deep_nesting_is_reported_as_nesting(self) -> None:
         with pytest.raises(ArchiveError, match="it is nested too deeply: more than 64 levels"):
             parse_json(b'{"a":' + b"[" * limits.MAX_JSON_UNSPLIT, "it")
 
-    def test_one_element_at_a_time_is_held_as_objects(self) -> None:
+    def test_only_one_element_at_a_time_is_in_memory(self) -> None:
         raw = b'{"a":[' + b",".join(b'{"x":%d,"y":{},"z":[]}' % number for number in range(10_000)) + b"]}"
         tracemalloc.start()
         try:
@@ -435,7 +437,7 @@ class TestErrors:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        # All of them at once take more than five million bytes; the list's places are 8 bytes each.
+        # All objects at once take more than five million bytes; the list takes 8 bytes for each.
         assert peak < 500_000
 
     def test_a_long_text_takes_twice_its_size(self) -> None:
@@ -447,12 +449,12 @@ class TestErrors:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        # The text and the strings that are made of it, or the part and its text.
+        # The text and its strings, or the part and its text.
         assert peak < 2.1 * len(raw)
 
 
 @given(_documents, _keys, st.lists(_values, max_size=3))
-def test_a_list_of_canonical_items_is_written_as_the_whole_document_would_be(
+def test_canonical_items_are_written_as_in_the_whole_document(
     document: dict[str, Any], key: str, items: list[Any]
 ) -> None:
     written = canonical_json_with_items(document, key, (canonical_json(item) for item in items))

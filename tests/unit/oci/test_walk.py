@@ -1,4 +1,4 @@
-"""The walk: it tells all its needs at once, each of them once, and takes the answers in any order."""
+"""The walk: it requests each document once, all known ones at a time, and takes the answers in any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which large images a registry already has, by a sample of their blobs."""
+"""Existing images: a sample of blobs decides whether a registry has a large image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.observers import NothingEarly
 
 
 def large(layout: Layout, *, more: int = 40, platform: str = "linux/amd64", first: int = 0) -> Document:
-    """Write an image of which not every blob is asked for; `first` makes its layers other ones."""
+    """Write an image with more blobs than are checked; `first` changes its layers."""
     return layout.image([b"%d" % (first + n) for n in range(MAX_BLOBS_CHECKED + more)], platform=platform)
 
 
@@ -55,14 +55,14 @@ def test_an_image_exists_only_if_all_checks_succeeded(layout: Layout) -> None:
                 check()
         return known
 
-    # The registry does not say whether it has the manifest.
+    # The registry does not answer whether it has the manifest.
     assert not check_all().has_blob(graph.blobs[0])
-    # A blob outside of the sample is lost.
+    # A blob outside the sample is lost.
     lost.add("sha256:other")
     known = check_all()
     assert all(known.has_blob(blob) for blob in graph.blobs)
     assert len(checked) == 1 + MAX_BLOBS_CHECKED
-    # A blob of the sample is lost: nothing else is checked then.
+    # A blob of the sample is lost: nothing else is checked after it.
     lost.add(checked[1])
     assert not any(check_all().has_blob(blob) for blob in graph.blobs)
     assert len(checked) == 2

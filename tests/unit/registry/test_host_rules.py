@@ -1,4 +1,4 @@
-"""Where an image may be read from, by what our configuration and containers' registries.conf say."""
+"""Pull sources and settings of hosts, from ocistream's configuration and containers' registries.conf."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def mirrored(*locations: str, prefix: str = "a.example") -> RegistryNamespace:
     return RegistryNamespace(prefix, mirrors=tuple(map(Mirror, locations)))
 
 
-def test_without_rules_an_image_is_read_from_where_it_is_named_after() -> None:
+def test_without_rules_an_image_is_read_from_its_registry() -> None:
     (place,) = places().find_pull_sources(parse_reference("A.example:5000/x/y:1"))
     assert (place.registry, place.repository, place.is_mirror) == ("A.example:5000", "x/y", False)
 
 
-def test_mirrors_come_in_their_order_and_the_registry_itself_last() -> None:
+def test_mirrors_keep_their_order_before_the_registry() -> None:
     found = places(mirrored("m.example/hub", "n.example:5000")).find_pull_sources(parse_reference("a.example/x/y:1"))
     assert list(map(str, found)) == ["m.example/hub/x/y", "n.example:5000/x/y", "a.example/x/y"]
     assert [place.is_mirror for place in found] == [True, True, False]
@@ -48,19 +48,19 @@ def test_docker_hubs_images_are_in_its_mirrors_under_their_full_names() -> None:
     assert of(rules, "nginx") == ["m.example/hub/library/nginx", "docker.io/library/nginx"]
 
 
-def test_no_mirrors_leaves_the_registry_itself_where_it_is() -> None:
+def test_no_mirrors_keeps_the_configured_location() -> None:
     rules = places(RegistryNamespace("a.example", "b.example/c", mirrors=(Mirror("m.example"),)), mirrors=False)
     assert of(rules, "a.example/x") == ["b.example/c/x"]
 
 
-def test_another_location_takes_the_prefixs_place() -> None:
+def test_a_location_replaces_the_prefix() -> None:
     rules = places(RegistryNamespace("a.example/foo", "b.example/bar"))
     assert of(rules, "a.example/foo/x:1") == ["b.example/bar/x"]
     assert of(rules, "a.example/foo") == ["b.example/bar"]
 
 
 @pytest.mark.parametrize("name", ["a.example/foobar", "a.example/fo", "a.example:5000/foo/x", "b.a.example/foo/x"])
-def test_a_prefix_ends_where_a_part_of_the_name_does(name: str) -> None:
+def test_a_prefix_matches_complete_path_components(name: str) -> None:
     assert of(places(mirrored("m.example", prefix="a.example/foo")), name) == [name]
 
 
@@ -75,7 +75,7 @@ def test_only_the_longest_prefix_counts() -> None:
     assert of(rules, "b.example/x/z") == ["o.example/x/z", "b.example/x/z"]
 
 
-def test_a_wildcard_is_for_every_host_below_a_domain_and_no_other() -> None:
+def test_a_wildcard_matches_only_hosts_below_a_domain() -> None:
     rules = places(mirrored("m.example/all", prefix="*.corp.example"))
     assert of(rules, "a.b.corp.example:5000/x") == ["m.example/all/x", "a.b.corp.example:5000/x"]
     assert of(rules, "corp.example/x") == ["corp.example/x"]
@@ -83,18 +83,18 @@ def test_a_wildcard_is_for_every_host_below_a_domain_and_no_other() -> None:
     assert of(rules, "a.example/b.corp.example/x") == ["a.example/b.corp.example/x"]
 
 
-def test_our_own_mirrors_count_for_more_even_if_there_are_none() -> None:
+def test_our_own_mirrors_take_precedence_even_an_empty_list() -> None:
     own = {"a.example": HostRule(mirrors=(Mirror("own.example"),)), "b.example": HostRule(mirrors=())}
     rules = places(mirrored("m.example"), mirrored("m.example", prefix="b.example"), own=own)
     assert of(rules, "a.example/x") == ["own.example/x", "a.example/x"]
     assert of(rules, "b.example/x") == ["b.example/x"]
 
 
-def test_a_rule_without_mirrors_leaves_those_to_containers() -> None:
+def test_a_rule_without_mirrors_keeps_those_of_registries_conf() -> None:
     assert of(places(mirrored("m.example"), own={"a.example": HostRule()}), "a.example/x")[0] == "m.example/x"
 
 
-def test_a_mirror_that_is_the_registry_itself_is_not_asked_twice() -> None:
+def test_a_mirror_that_is_the_registry_itself_is_listed_once() -> None:
     assert of(places(mirrored("a.example", "m.example", "m.example")), "a.example/x") == ["m.example/x", "a.example/x"]
 
 
@@ -105,7 +105,7 @@ def test_the_case_of_a_host_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("pull", "by_tag", "by_digest"), [("all", True, True), ("digest-only", False, True), ("tag-only", True, False)]
 )
-def test_a_mirror_is_asked_for_what_it_is_there_for(pull: str, by_tag: bool, by_digest: bool) -> None:
+def test_the_pull_mode_of_a_mirror_is_obeyed(pull: str, by_tag: bool, by_digest: bool) -> None:
     rules = places(RegistryNamespace("a.example", mirrors=(Mirror("m.example", pull_mode=pull),)))
     mirror = rules.find_pull_sources(parse_reference("a.example/x"))[0]
     assert (mirror.can_pull(by_digest=False), mirror.can_pull(by_digest=True)) == (by_tag, by_digest)
@@ -120,11 +120,11 @@ class TestBlocked:
     )
 
     @pytest.mark.parametrize("name", ["a.example/x", "b.example/x"])
-    def test_nothing_is_read_from_there_under_whatever_name(self, name: str) -> None:
+    def test_nothing_is_read_from_it_under_any_name(self, name: str) -> None:
         with pytest.raises(AuthenticationError, match=r"a\.example.* is blocked: see a\.example in /etc/x\.conf"):
             self.rules.find_pull_sources(parse_reference(name))
 
-    def test_nothing_is_pushed_there(self) -> None:
+    def test_nothing_is_pushed_to_it(self) -> None:
         with pytest.raises(AuthenticationError, match="is blocked"):
             self.rules.check_push(parse_reference("a.example/x"))
 
@@ -133,11 +133,11 @@ class TestBlocked:
         assert str(self.rules.find_pull_sources(reference)[-1]) == "a.example/fine/x"
         self.rules.check_push(reference)
 
-    def test_it_is_no_mirror_either(self) -> None:
+    def test_it_is_not_used_as_a_mirror(self) -> None:
         assert of(self.rules, "d.example/x") == ["c.example/m/x", "d.example/x"]
 
-    def test_what_is_pushed_goes_where_it_is_named_after(self) -> None:
-        # b.example is read from a blocked place, and that is no reason not to push to b.example itself.
+    def test_a_push_ignores_the_pull_location(self) -> None:
+        # b.example is read from a blocked location; a push to b.example itself is allowed.
         self.rules.check_push(parse_reference("b.example/x"))
 
 
@@ -154,10 +154,10 @@ class TestSettings:
         RegistryNamespace("m.corp.example"),
     )
 
-    def test_of_a_host_that_nobody_speaks_of_are_the_defaults(self) -> None:
+    def test_an_unknown_host_has_the_defaults(self) -> None:
         assert places().settings("a.example") == HostSettings()
 
-    def test_are_our_own(self) -> None:
+    def test_settings_of_our_configuration_are_used(self) -> None:
         own = HostSettings(plain_http=True, requests_per_second=5.0)
         assert places(own={"a.example": HostRule(own)}).settings("A.example") == own
 
@@ -175,7 +175,7 @@ class TestSettings:
             ("x.corp.example", "x"),
         ],
     )
-    def test_what_containers_call_insecure_is_insecure(self, host: str, repository: str) -> None:
+    def test_insecure_in_registries_conf_is_insecure(self, host: str, repository: str) -> None:
         assert self.theirs.settings(host, repository) == self.loose
 
     @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ class TestSettings:
             ("corp.example", "x"),
         ],
     )
-    def test_and_nothing_else_of_the_same_host(self, host: str, repository: str) -> None:
+    def test_other_repositories_of_the_host_are_secure(self, host: str, repository: str) -> None:
         assert self.theirs.settings(host, repository) == HostSettings()
 
-    def test_a_place_of_which_two_things_are_said_is_not_insecure(self) -> None:
+    def test_contradicting_rules_are_not_insecure(self) -> None:
         two = [
             RegistryNamespace("a.example", insecure=True),
             RegistryNamespace("b.example", mirrors=(Mirror("a.example"),)),
@@ -203,17 +203,17 @@ class TestSettings:
         assert places(*two).settings("a.example", "x") == HostSettings()
         assert places(*reversed(two)).settings("a.example", "x") == HostSettings()
 
-    def test_what_we_say_ourselves_counts_for_more(self) -> None:
+    def test_our_configuration_takes_precedence(self) -> None:
         theirs = (RegistryNamespace("a.example", insecure=True), RegistryNamespace("b.example/x"))
         own = {"a.example": HostRule(insecure=False), "b.example": HostRule(insecure=True)}
         assert places(*theirs, own=own).settings("a.example", "x") == HostSettings()
         assert places(*theirs, own=own).settings("b.example", "x") == self.unchecked
 
-    def test_what_we_call_insecure_is_unchecked_and_still_not_plain(self) -> None:
+    def test_insecure_in_our_configuration_does_not_allow_plain_http(self) -> None:
         own = {"a.example": HostRule(HostSettings(requests_per_second=5.0), insecure=True)}
         assert places(own=own).settings("a.example") == HostSettings(insecure=True, requests_per_second=5.0)
 
-    def test_an_insecure_mirror_of_our_own_is_unchecked_and_nothing_else_there(self) -> None:
+    def test_an_insecure_mirror_of_our_configuration_affects_nothing_else(self) -> None:
         rules = places(own={"a.example": HostRule(mirrors=(Mirror("m.example/x", insecure=True),))})
         assert rules.settings("m.example", "x/y") == self.unchecked
         assert rules.settings("m.example", "y") == HostSettings()
@@ -230,11 +230,11 @@ class TestSettings:
         ("[::1]:5000/x", "[::1]:5000/x"),
     ],
 )
-def test_a_location_has_one_spelling(text: str, location: str) -> None:
+def test_a_location_is_normalized(text: str, location: str) -> None:
     assert parse_registry_location(text) == location
 
 
 @pytest.mark.parametrize("text", ["", "/", "https://m.example", "m.example/X", "m.example/x:1", "m..example", "a b/c"])
-def test_what_is_no_location_is_refused(text: str) -> None:
+def test_a_malformed_location_is_refused(text: str) -> None:
     with pytest.raises(InvalidNameError):
         parse_registry_location(text)

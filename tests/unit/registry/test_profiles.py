@@ -1,4 +1,4 @@
-"""What is known of registries: whose host or answer it is, and what is not."""
+"""Registry profiles: which hosts and responses they match, and which not."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_host_is_known(host: str) -> None:
+def test_a_host_has_a_profile(host: str) -> None:
     assert find_profile(host).name == HOSTS[host]
 
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("spoilt", ["evil{}", "{}.evil.example", "evil.{}.x", "{}\n", "x/{}", "{}@evil"])
-def test_a_host_that_only_contains_its_name_is_not(host: str, spoilt: str) -> None:
+def test_a_host_that_only_contains_a_known_name_has_none(host: str, spoilt: str) -> None:
     name = spoilt.format(host.partition(":")[0])
     found = find_profile(name)
-    # `evilteam.azurecr.io` is a registry of Azure's as well, but of no other kind.
+    # `evilteam.azurecr.io` is a registry of Azure too, but of no other kind.
     assert found is UNKNOWN_PROFILE or (spoilt == "evil{}" and found.name == HOSTS[host])
     assert (
         find_profile("evilghcr.io") is find_profile("ghcr.io.evil.com") is find_profile("evilgcr.io") is UNKNOWN_PROFILE
@@ -71,35 +71,35 @@ def test_a_host_that_only_contains_its_name_is_not(host: str, spoilt: str) -> No
 
 
 @pytest.mark.parametrize("host", ["localhost:5000", "[::1]:5000", "registry.example.com", "127.0.0.1", ""])
-def test_anybody_else_follows_the_specification(host: str) -> None:
+def test_any_other_registry_follows_the_specification(host: str) -> None:
     assert find_profile(host) is UNKNOWN_PROFILE
     assert UNKNOWN_PROFILE.methods == (STREAM, PUT, CHUNK)
     assert UNKNOWN_PROFILE.can_resume
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_an_answer_shows_what_its_registry_is(answer: tuple[str, str]) -> None:
+def test_a_header_identifies_the_registry(answer: tuple[str, str]) -> None:
     name, value = answer
     found = find_profile_by_headers(lambda header: value if header == name else None)
     assert found is not None
     assert found.name == ANSWERS[answer]
 
 
-def test_an_answer_that_shows_nothing_is_nobody_s() -> None:
+def test_other_headers_identify_no_registry() -> None:
     for server in ("nginx", "MyArtifactory/1", "xNexus/3", "Docker Registry", None):
         assert find_profile_by_headers(lambda header, server=server: server if header == "Server" else None) is None  # type: ignore[misc]
 
 
-def test_every_profile_says_where_it_is_known_from_and_begins_with_what_it_takes() -> None:
+def test_every_profile_has_a_source_and_starts_with_streaming() -> None:
     assert len({profile.name for profile in PROFILES}) == len(PROFILES)
     for profile in PROFILES:
         assert profile.documented_in, profile.name
         assert profile.hosts or profile.headers, profile.name
-        assert profile.methods[0] == STREAM, f"{profile.name}: docker's way is what every registry takes"
+        assert profile.methods[0] == STREAM, f"{profile.name}: every registry accepts docker's method"
         assert set(profile.methods) <= {STREAM, PUT, CHUNK}
 
 
-def test_what_holds_where() -> None:
+def test_profiles_have_the_known_restrictions() -> None:
     by_name = {profile.name: profile for profile in PROFILES}
     assert CHUNK not in by_name["Google Artifact Registry"].methods
     assert CHUNK not in by_name["Amazon ECR"].methods
@@ -109,7 +109,7 @@ def test_what_holds_where() -> None:
     assert dataclasses.is_dataclass(UNKNOWN_PROFILE)
 
 
-def test_a_configuration_names_them_in_small_letters() -> None:
+def test_names_of_profiles_in_the_configuration_are_lower_case() -> None:
     assert PROFILES_BY_NAME["amazon-ecr"].name == "Amazon ECR"
     assert PROFILES_BY_NAME["unknown"] is UNKNOWN_PROFILE
     assert set(PROFILES_BY_NAME.values()) == {*PROFILES, UNKNOWN_PROFILE}

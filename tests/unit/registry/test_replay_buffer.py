@@ -1,4 +1,4 @@
-"""A blob's bytes from any offset at which they can still be had: out of a bounded window, or read again."""
+"""The replay buffer: it returns a blob's bytes from an earlier offset, from a bounded window or by reading again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTENT = random.Random(7).randbytes(1000)
 
 
 class Source:
-    """Bytes in chunks of some size, in one buffer that is used over and over, as a file's are."""
+    """Bytes in chunks of a given size, in one reused buffer, as a file's chunks are."""
 
     def __init__(self, content: bytes = CONTENT, chunk: int = 64, *, replayable: bool = False) -> None:
         self.content = content
@@ -52,7 +52,7 @@ def gathered(feed: ReplayBuffer, offset: int, count: int | None = None) -> bytes
 
 @pytest.mark.parametrize("capacity", [1, 63, 64, 65, 300, 1000, 5000])
 @pytest.mark.parametrize("chunk", [1, 64, 999, 1000])
-def test_all_of_a_blob_passes_whatever_is_held(capacity: int, chunk: int) -> None:
+def test_a_blob_passes_with_any_capacity(capacity: int, chunk: int) -> None:
     for blob in (Source(chunk=chunk).blob, Source(chunk=chunk).unnamed):
         with ReplayBuffer(blob, capacity) as feed:
             assert gathered(feed, 0) == CONTENT
@@ -66,7 +66,7 @@ def test_all_of_a_blob_passes_whatever_is_held(capacity: int, chunk: int) -> Non
     chunk=st.integers(1, 1100),
     steps=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), max_size=12),
 )
-def test_what_it_says_that_it_can_give_it_gives(capacity: int, chunk: int, steps: list[tuple[int, int]]) -> None:
+def test_every_offset_reported_as_seekable_is_readable(capacity: int, chunk: int, steps: list[tuple[int, int]]) -> None:
     source = Source(chunk=chunk)
     with ReplayBuffer(source.blob, capacity) as feed:
         for offset, count in steps:
@@ -82,7 +82,7 @@ def test_what_it_says_that_it_can_give_it_gives(capacity: int, chunk: int, steps
     chunk=st.integers(1, 1100),
     steps=st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), max_size=12),
 )
-def test_a_source_that_can_be_read_again_gives_everything(
+def test_a_repeatable_source_is_readable_from_any_offset(
     capacity: int, chunk: int, steps: list[tuple[int, int]]
 ) -> None:
     source = Source(chunk=chunk, replayable=True)
@@ -94,7 +94,7 @@ def test_a_source_that_can_be_read_again_gives_everything(
     assert source.opened == source.closed
 
 
-def test_it_is_not_read_again_for_what_is_held() -> None:
+def test_buffered_bytes_are_not_read_again() -> None:
     source = Source(replayable=True)
     with ReplayBuffer(source.blob, 300) as feed:
         gathered(feed, 0, 900)
@@ -106,7 +106,7 @@ def test_it_is_not_read_again_for_what_is_held() -> None:
         assert source.opened == 2
 
 
-def test_what_has_left_the_window_of_a_pipe_is_gone() -> None:
+def test_bytes_of_a_pipe_outside_of_the_window_are_lost() -> None:
     with ReplayBuffer(Source().blob, 300) as feed:
         gathered(feed, 0, 640)
         assert (feed.start, feed.end) == (340, 640)
@@ -116,7 +116,7 @@ def test_what_has_left_the_window_of_a_pipe_is_gone() -> None:
         assert not feed.can_seek(641)
 
 
-def test_reading_ahead_stops_at_what_can_be_held() -> None:
+def test_reading_ahead_stops_at_the_capacity() -> None:
     with ReplayBuffer(Source().unnamed, 300) as feed:
         assert feed.fill(0, 200) == 200
         assert gathered(feed, 0, 200) == CONTENT[:200]
@@ -142,7 +142,7 @@ def test_bytes_are_buffered_without_another_copy() -> None:
             tracemalloc.stop()
 
 
-def test_of_an_empty_one_this_is_known_before_anything_is_sent() -> None:
+def test_an_empty_blob_is_known_before_anything_is_sent() -> None:
     with ReplayBuffer(Source(b"").unnamed, 300) as feed:
         feed.open()
         assert feed.is_empty
@@ -151,7 +151,7 @@ def test_of_an_empty_one_this_is_known_before_anything_is_sent() -> None:
         assert not feed.is_empty
 
 
-def test_a_source_that_fails_is_known_for_it_and_its_last_chunk_never_comes() -> None:
+def test_a_failed_source_is_recorded_and_its_last_chunk_withheld() -> None:
     source = Source()
     source.content = CONTENT[:-1] + b"!"
     with ReplayBuffer(source.blob, 300) as feed:
@@ -161,7 +161,7 @@ def test_a_source_that_fails_is_known_for_it_and_its_last_chunk_never_comes() ->
         assert feed.end == 960
 
 
-def test_bytes_beyond_the_promised_ones_are_found_at_the_end() -> None:
+def test_extra_bytes_are_detected_at_the_end() -> None:
     source = Source()
     source.content = CONTENT + b"!" * 64
     source.chunk = 1000
@@ -171,7 +171,7 @@ def test_bytes_beyond_the_promised_ones_are_found_at_the_end() -> None:
             feed.check_end()
 
 
-def test_one_that_fails_at_its_first_byte_is_closed() -> None:
+def test_a_source_that_fails_at_its_first_byte_is_closed() -> None:
     source = Source(b"x")
     source.content = b"y"
     feed = ReplayBuffer(source.blob, 300)

@@ -1,4 +1,4 @@
-"""Parts of blobs that are fetched beside others: which bytes are requested, and from which host."""
+"""Ranges of blobs that are fetched in parallel: which bytes are requested, and from which host."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SIZE = len(CONTENT)
 
 @pytest.fixture
 def registry(faulty: Faulty) -> CountingRegistry:
-    """Return a registry that holds the blob."""
+    """Return a registry that has the blob."""
     found = faulty()
     found.hold(CONTENT)
     return found
@@ -54,12 +54,12 @@ def repository(transport: QuickTransport, registry: CountingRegistry | RawServer
 
 
 def download(transport: QuickTransport, registry: CountingRegistry | RawServer, blob: Descriptor = BLOB) -> bytes:
-    """Read a blob as a transfer does, verified."""
+    """Read and verify a blob, as a transfer does."""
     return read_blob(repository(transport, registry).fetch_blob(blob), blob)
 
 
-class TestParts:
-    """Bytes of a blob that are asked for beside others, by one request: what is not had so is had otherwise."""
+class TestRanges:
+    """Ranges of a blob, each fetched by one request without retries: the caller handles a failure."""
 
     def part(self, quick: Quick, registry: CountingRegistry | RawServer, start: int, end: int) -> bytes:
         view = memoryview(bytearray(end - start))
@@ -67,7 +67,9 @@ class TestParts:
         return bytes(view[: sum(counts)])
 
     @pytest.mark.parametrize(("start", "end"), [(0, 1), (0, SIZE - 1), (1000, MIB), (SIZE - 1, SIZE), (0, SIZE)])
-    def test_just_those_are_asked_for(self, registry: CountingRegistry, quick: Quick, start: int, end: int) -> None:
+    def test_exactly_the_range_is_requested(
+        self, registry: CountingRegistry, quick: Quick, start: int, end: int
+    ) -> None:
         assert self.part(quick, registry, start, end) == CONTENT[start:end]
         (request,) = registry.requests
         asked = None if (start, end) == (0, SIZE) else f"bytes={start}-{end - 1}"
@@ -78,17 +80,13 @@ class TestParts:
         [refusal(429), refusal(503), refusal(416), HangUp(), Drop(after=1000), Reset(after=1000), IgnoreRange()],
         ids=lambda action: type(action).__name__,
     )
-    def test_whatever_comes_in_their_way_is_not_tried_again(
-        self, registry: CountingRegistry, quick: Quick, action: Action
-    ) -> None:
+    def test_a_failed_range_is_not_retried(self, registry: CountingRegistry, quick: Quick, action: Action) -> None:
         registry.faults.append(Fault(action, path="blobs", times=None))
         with pytest.raises(NetworkError):
             self.part(quick, registry, 1000, MIB)
         assert len(registry.requests) == 1
 
-    def test_a_registry_that_wants_a_pause_has_it_from_everybody(
-        self, registry: CountingRegistry, quick: Quick
-    ) -> None:
+    def test_a_retry_after_pauses_all_requests(self, registry: CountingRegistry, quick: Quick) -> None:
         registry.faults.append(Fault(Reply(429, {"Retry-After": "7"}), path="blobs"))
         transport = quick()
         source = repository(transport, registry)
@@ -99,7 +97,7 @@ class TestParts:
         assert transport.waits == [pytest.approx(7, abs=1)]
 
     @pytest.mark.parametrize("said", ["bytes 0-9/20", "bytes 11-20/30", "bytes */30", "10-19", ""])
-    def test_others_than_those_are_refused(self, quick: Quick, said: str) -> None:
+    def test_another_range_is_refused(self, quick: Quick, said: str) -> None:
         answer = f"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\nContent-Range: {said}\r\n\r\n0123456789"
         with (
             RawServer(answer.encode()) as server,
@@ -109,7 +107,7 @@ class TestParts:
 
 
 class TestRedirectedDownloads:
-    def test_parts_that_are_had_one_after_the_other_are_asked_for_where_the_first_was_led(
+    def test_later_ranges_are_requested_from_the_redirect_target(
         self, faulty: Faulty, registry: CountingRegistry, quick: Quick
     ) -> None:
         there = redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}?sig=x")
@@ -119,7 +117,7 @@ class TestRedirectedDownloads:
         assert len(registry.requests) == 4
         assert not any("Authorization" in request.headers for request in registry.requests)
 
-    def test_where_that_has_ended_the_registry_is_asked_once_more(
+    def test_an_expired_redirect_is_requested_again(
         self, faulty: Faulty, registry: CountingRegistry, quick: Quick
     ) -> None:
         there = redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}?sig=x")
@@ -129,7 +127,7 @@ class TestRedirectedDownloads:
         assert len(front.asked("GET", "/blobs/")) == 2
 
     @pytest.mark.parametrize("status", [429, 500, 503])
-    def test_where_there_is_trouble_the_registry_is_not_asked_once_more(
+    def test_a_server_error_does_not_renew_the_redirect(
         self, faulty: Faulty, registry: CountingRegistry, quick: Quick, status: int
     ) -> None:
         there = redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}?sig=x")
@@ -139,7 +137,7 @@ class TestRedirectedDownloads:
             self.in_parts(quick, front)
         assert (len(front.asked("GET", "/blobs/")), len(registry.requests)) == (1, 2)
 
-    def test_over_several_hosts_each_part_goes_all_the_way(
+    def test_a_chain_of_redirects_is_followed_for_each_range(
         self, faulty: Faulty, registry: CountingRegistry, quick: Quick
     ) -> None:
         there = redirect(f"{registry.url}/v2/app/blobs/{BLOB.digest}")
@@ -153,10 +151,7 @@ class TestRedirectedDownloads:
         step = SIZE // 4 + 1
         for start in range(0, SIZE, step):
             end = min(start + step, SIZE)
-            # Buffers need not be as large as the part.
+            # Buffers may be smaller than the range.
             buffers = iter([content[start : start + 1000], content[start + 1000 : end]])
             assert sum(source.fetch_blob_range(BLOB, led, start, end, buffers)) == end - start
         return bytes(content)
-
-
-# -- manifests -------------------------------------------------------------------------------------------------

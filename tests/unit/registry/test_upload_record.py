@@ -1,4 +1,4 @@
-"""Files that say where an upload goes on: private, without secrets, locked while in use, and believed only so far."""
+"""Records of upload sessions: private, without secrets, locked while in use, and checked before use."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def left(folder: Path) -> Path:
-    """Return the file of an upload that another run has left."""
+    """Return the record of an upload of another run."""
     claim = claimed(folder)
     claim.write(RECORD)
     claim.release()
@@ -51,7 +51,7 @@ def left(folder: Path) -> Path:
     return file
 
 
-class TestWhatStandsInItsPlace:
+class TestReplacedRecords:
     def check(self, folder: Path) -> None:
         claim = claimed(folder)
         assert claim.location is None
@@ -59,10 +59,10 @@ class TestWhatStandsInItsPlace:
         claim.release()
         assert claimed(folder).location == RECORD
 
-    def test_a_file_that_went_while_it_was_being_locked_is_not_the_one_and_another_ones_new_one_stays(
+    def test_a_record_replaced_while_it_is_locked_belongs_to_the_other_process(
         self, folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Whoever had it drops it between our opening and our locking it, and somebody else begins anew.
+        # The owner deletes the record between our opening and our locking of it, and another process creates a new one.
         really = fcntl.flock
         others: list[LockedRecord] = []
         went: list[int] = []
@@ -83,7 +83,7 @@ class TestWhatStandsInItsPlace:
         assert again.location == RECORD
         again.release()
 
-    def test_one_that_is_not_there_any_more_is_made_anew(
+    def test_a_record_deleted_while_it_is_locked_is_created_again(
         self, folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         really = fcntl.flock
@@ -99,7 +99,7 @@ class TestWhatStandsInItsPlace:
         self.check(folder)
 
 
-def test_a_run_holds_no_more_files_than_a_process_may_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_open_records_is_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_OPEN_UPLOAD_RECORDS", 3)
     kept = records(folder)
     claims = [kept.lock(replace(KEY, size=0, digest=f"sha256:{number:064}")) for number in range(5)]
@@ -127,7 +127,7 @@ class TestLocations:
             f"{UPLOADS}/k2j5h_2-x",
         ],
     )
-    def test_those_of_registries_may_be_kept(self, session: str) -> None:
+    def test_usual_locations_of_registries_are_stored(self, session: str) -> None:
         assert can_store_location(f"{HOME}{session}", HOME, "team/app")
         assert can_store_location(f"https://REGISTRY.example:5000{session}", HOME, "team/app")
         assert can_store_location(f"{HOME}/gateway{session}", f"{HOME}/gateway/", "team/app")
@@ -154,7 +154,7 @@ class TestLocations:
             "",
         ],
     )
-    def test_no_other_path(self, path: str) -> None:
+    def test_other_paths_are_not_stored(self, path: str) -> None:
         assert not can_store_location(f"{HOME}{path}", HOME, "team/app")
 
     @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ class TestLocations:
             "https://[/x",
         ],
     )
-    def test_no_other_place_and_nothing_malformed(self, location: str) -> None:
+    def test_other_hosts_and_malformed_locations_are_not_stored(self, location: str) -> None:
         assert not can_store_location(location, HOME, "team/app")
 
     @pytest.mark.parametrize(
@@ -224,6 +224,6 @@ class TestLocations:
             "uuid=1&part=2",
         ],
     )
-    def test_no_parameter_that_is_not_known_to_be_no_secret(self, query: str) -> None:
+    def test_a_parameter_that_may_be_a_secret_is_not_stored(self, query: str) -> None:
         for given in (query, f"_state=a&{query}", f"{query}&_state=a"):
             assert not can_store_location(f"{HOME}{UPLOADS}/{UUID}?{given}", HOME, "team/app")

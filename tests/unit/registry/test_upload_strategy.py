@@ -1,4 +1,4 @@
-"""Which way a blob goes up: what is refused, what is tried then, and what is remembered of it."""
+"""Upload methods: parsing, alternatives after a refusal, and what is remembered of a registry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ocistream.registry.upload_strategy import ALTERNATIVES, UploadMethod, Uploa
 KIB = 1024
 
 
-class TestRungs:
+class TestMethods:
     @pytest.mark.parametrize(
         ("text", "rung"),
         [
@@ -27,7 +27,7 @@ class TestRungs:
             ("chunk=100b", UploadMethod(CHUNK, 100)),
         ],
     )
-    def test_one_is_read_as_it_is_written(self, text: str, rung: UploadMethod | None) -> None:
+    def test_a_method_is_parsed_and_formatted(self, text: str, rung: UploadMethod | None) -> None:
         assert parse_upload_method(text) == rung
         if rung is not None:
             assert parse_upload_method(str(rung)) == rung
@@ -59,22 +59,22 @@ class TestRungs:
         assert caught.value.hint
         assert "chunk=SIZE" in caught.value.hint
 
-    def test_a_chunk_that_cannot_be_held_is_refused_with_the_bound(self) -> None:
+    def test_a_chunk_over_the_limit_is_refused_with_the_limit(self) -> None:
         assert parse_upload_method("chunk=8MiB") == UploadMethod(CHUNK, limits.UPLOAD_MEMORY)
         for text in ("chunk=8388609", "chunk=1G", "chunk=999999999999G"):
             with pytest.raises(UsageError) as caught:
                 parse_upload_method(text)
             assert "at most chunk=8MiB" in (caught.value.hint or "")
 
-    def test_the_table_of_refusals_names_ways_only(self) -> None:
+    def test_the_table_of_alternatives_has_only_known_methods(self) -> None:
         for refused in ALTERNATIVES.values():
             for status, ways in refused.items():
                 assert 400 <= status < 600
                 assert set(ways) <= {STREAM, PUT, CHUNK}
 
 
-class TestJobs:
-    def test_what_several_hold_together_is_what_one_pipe_may(self) -> None:
+class TestMemory:
+    def test_buffers_of_all_jobs_share_the_upload_memory(self) -> None:
         for jobs in (1, 4, 32):
             ladder = UploadStrategy(jobs=jobs)
             assert ladder.replay_buffer_size(reopenable=False, is_size_known=True) == limits.UPLOAD_MEMORY
@@ -83,7 +83,7 @@ class TestJobs:
             assert limits.CHUNK_SIZE <= made <= max(limits.CHUNK_SIZE, limits.UPLOAD_MEMORY // jobs)
 
 
-def test_an_answer_refines_what_is_known_of_a_host_but_never_the_table() -> None:
+def test_headers_identify_an_unknown_host_but_do_not_override_a_known_one() -> None:
     strategy = UploadStrategy()
     assert strategy.profile("registry.example") is UNKNOWN_PROFILE
     strategy.observe_headers("registry.example", lambda name: "6d70dcfd" if name == "X-Artifactory-Id" else None)
@@ -93,7 +93,7 @@ def test_an_answer_refines_what_is_known_of_a_host_but_never_the_table() -> None
 
 
 @pytest.mark.parametrize("name", ["amazon-ecr", "unknown"])
-def test_what_the_user_says_that_a_registry_is_counts_and_not_what_it_looks_like(name: str) -> None:
+def test_a_configured_profile_takes_precedence(name: str) -> None:
     ladder = UploadStrategy(configured_profile=lambda host: PROFILES_BY_NAME[name] if host == "quay.io" else None)
     ladder.observe_headers("quay.io", lambda header: "Nexus/3" if header == "Server" else None)
     assert ladder.profile("quay.io") is PROFILES_BY_NAME[name]

@@ -1,4 +1,4 @@
-"""The remote command: it can be stopped before it is started."""
+"""The remote command can be stopped before it is started."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ocistream.remote.command import RemoteCommand
 
 @pytest.fixture
 def far() -> RemoteCommand:
-    """Return one that is not started, and does not tell what is said."""
+    """Return a command that is not started and discards its messages."""
     return RemoteCommand(lambda _: None, threading.Event())
 
 
-def test_what_was_not_started_is_abandoned_without_a_word(far: RemoteCommand) -> None:
+def test_stopping_a_command_that_was_not_started_does_nothing(far: RemoteCommand) -> None:
     far.stop()
     with pytest.raises(NotFoundError, match="cannot run no-such-command: no such command"):
         far.start(["no-such-command"])

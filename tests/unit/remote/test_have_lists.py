@@ -1,4 +1,4 @@
-"""Lists of what is there: written, read back as a stream, and refused where they are none or not whole."""
+"""Have lists: written, read as a stream, and refused if they are malformed or truncated."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def test_a_list_is_a_header_and_its_digests_in_order() -> None:
 
 
 @pytest.mark.parametrize("there", [{A}, {A, B, LONG}])
-def test_a_list_that_is_cut_anywhere_is_refused(there: set[str]) -> None:
+def test_a_list_truncated_anywhere_is_refused(there: set[str]) -> None:
     whole = written(there)
     for size in range(len(whole) - 1):
         with pytest.raises(ArchiveError):
             read(whole[:size], A)
-    # The last line's end says nothing.
+    # The last newline may be missing.
     assert read(whole[:-1], A).digests == {A}
 
 
-def test_how_much_is_lacking_is_said() -> None:
+def test_the_error_says_how_much_is_missing() -> None:
     there = [digest_of(bytes([n])) for n in range(30)]
     cut = b"".join(written(there).splitlines(keepends=True)[: 4 + 17])
     refused(cut, "is truncated: 17 of 30 digests", error=TruncatedError)
-    # In the middle of a line as well.
+    # In the middle of a line too.
     for begun in (b"s", b"sha2", b"sha256:", b"sha256:0123456789abcdef", b"sha512:" + b"0" * 127):
         refused(cut + begun, "is truncated: 17 of 30 digests", error=TruncatedError)
     refused(cut + b"sha256:" + b"0" * 65, "line 22")
@@ -69,7 +69,7 @@ def test_how_much_is_lacking_is_said() -> None:
         b"# what is this?\n",
     ],
 )
-def test_a_command_that_failed_wrote_no_list(text: bytes) -> None:
+def test_output_without_digests_is_not_a_list(text: bytes) -> None:
     refused(text, "no digest", error=TruncatedError)
 
 
@@ -84,11 +84,11 @@ def test_a_command_that_failed_wrote_no_list(text: bytes) -> None:
     ],
     ids=["bare", "crlf", "byte order mark", "comments, twice", "later headers, appended"],
 )
-def test_lists_are_taken_as_people_make_them(text: str) -> None:
+def test_handmade_lists_are_accepted(text: str) -> None:
     assert read(text.encode(), A, B).digests == {A, B}
 
 
-def test_lists_are_joined_by_cat() -> None:
+def test_concatenated_lists_are_accepted() -> None:
     joined = written({A, B}) + f"{C}\n".encode() + written({A}, "oci:there")
     assert read(joined, A, C) == HaveListMatch({A, C}, ("registry.local/app", "oci:there"), ("0.5.0",), 4)
     refused(written({A, B})[: -len(A) - 1] + written({C}), "is truncated: 2 of 3 digests", error=TruncatedError)
@@ -109,12 +109,12 @@ def test_lists_are_joined_by_cat() -> None:
         ("# digests 9999999999", "is not a number of digests"),
     ],
 )
-def test_a_line_that_is_no_digest_is_named(line: str, words: str) -> None:
+def test_a_line_that_is_not_a_digest_is_named(line: str, words: str) -> None:
     refused(f"{A}\n{line}\n".encode(), "line 2:", words)
 
 
 @pytest.mark.parametrize("version", ["2", "1.1", "x", "10"])
-def test_a_later_format_is_not_guessed_at(version: str) -> None:
+def test_a_later_format_is_not_supported(version: str) -> None:
     refused(f"# ocistream have {version}\n{A}\n".encode(), version, error=UnsupportedError)
 
 
@@ -130,7 +130,7 @@ def test_a_later_format_is_not_guessed_at(version: str) -> None:
     ],
     ids=["gzip", "zstd", "utf-16", "utf-16, big-endian", "a tar", "zeros"],
 )
-def test_what_is_no_text_is_no_list(text: bytes, word: str) -> None:
+def test_binary_data_is_not_a_list(text: bytes, word: str) -> None:
     refused(text, word)
 
 
@@ -156,7 +156,7 @@ def partial(text: bytes) -> dict[str, int]:
     return listed.partial_blobs
 
 
-def test_what_is_there_of_others_stands_in_front_and_readers_that_do_not_know_it_pass_over_it() -> None:
+def test_partial_blobs_are_comments_that_older_readers_skip() -> None:
     text = "".join(format_have_list(["app"], {A}, version="0.5.0", partial_blobs={C: 12, B: 1 << 40})).encode()
     first, second = sorted([f"# partial {B} {1 << 40}", f"# partial {C} 12"])
     assert f"{first}\n{second}\n# digests 1\n" in text.decode()
@@ -167,11 +167,11 @@ def test_what_is_there_of_others_stands_in_front_and_readers_that_do_not_know_it
 @pytest.mark.parametrize(
     "line", ["", "x", A, f"{A} ", f"{A} 0", f"{A} 01", f"{A} -1", f"{A} 1 2", f"{A} {10**18}", "sha256:1 5", f"{A} ٣"]
 )
-def test_what_makes_no_sense_there_is_passed_over(line: str) -> None:
+def test_malformed_lines_of_partial_blobs_are_skipped(line: str) -> None:
     assert partial(HEAD + f"# partial {line}\n# partial {B} 7\n# digests 0\n".encode()) == {B: 7}
 
 
-def test_no_more_of_them_is_held_than_there_can_be() -> None:
+def test_the_number_of_partial_blobs_is_limited() -> None:
     many = {digest_of(f"{n}".encode()): n + 1 for n in range(limits.MAX_RESUMABLE_BLOBS + 1)}
     assert (
         len(partial("".join(format_have_list(["app"], (), version="1", partial_blobs=many)).encode()))

@@ -1,4 +1,4 @@
-"""The loops over a blob's bytes: nothing wrong gets to its end, everything right is counted."""
+"""Loops over the bytes of a blob: wrong bytes are detected before the end, and right ones are passed on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cut(content: bytes, size: int) -> list[Chunk]:
 
 
 def passed_on(chunks: Iterator[Chunk]) -> tuple[bytes, IntegrityError | None]:
-    """Return what came out before the end, or before the error."""
+    """Return the bytes before the end or the error."""
     found = b""
     try:
         for chunk in chunks:
@@ -44,7 +44,7 @@ def passed_on(chunks: Iterator[Chunk]) -> tuple[bytes, IntegrityError | None]:
 
 
 class Closing:
-    """Chunks of one byte out of something that is to be closed, as a socket is."""
+    """Chunks of one byte from a source that must be closed, like a socket."""
 
     def __init__(self, content: bytes) -> None:
         self._chunks = iter(cut(content, 1))
@@ -60,9 +60,9 @@ class Closing:
         self.closed = True
 
 
-class TestVerified:
+class TestVerifyChunks:
     @given(st.binary(max_size=300), st.integers(1, 100), st.sampled_from(["sha256", "sha512"]))
-    def test_right_bytes_pass_however_they_are_cut(self, content: bytes, size: int, algorithm: str) -> None:
+    def test_right_bytes_pass_in_any_chunking(self, content: bytes, size: int, algorithm: str) -> None:
         chunks: list[Chunk] = [b"", *cut(content, size), b""]
         assert passed_on(verify_chunks(chunks, descriptor_of(content, algorithm))) == (content, None)
 
@@ -86,7 +86,7 @@ class TestVerified:
         assert f"expected {len(content)} bytes, got {len(kept)}" in error.message
         assert found == kept
 
-    def test_a_blob_that_is_too_long_is_given_up_at_the_first_chunk_too_many(self) -> None:
+    def test_a_blob_that_is_too_long_is_refused_at_the_first_extra_chunk(self) -> None:
         def endless() -> Iterator[Chunk]:
             while True:
                 yield b"12345"
@@ -103,15 +103,15 @@ class TestVerified:
         assert passed_on(verify_chunks([b"x"], descriptor_of(b"")))[1] is not None
 
     @pytest.mark.parametrize("given", [b"12x", b"1234"], ids=["wrong", "too-long"])
-    def test_a_wrong_blob_closes_what_it_comes_from(self, given: bytes) -> None:
+    def test_a_wrong_blob_closes_its_source(self, given: bytes) -> None:
         source = Closing(given)
         with pytest.raises(IntegrityError) as caught:
             list(verify_chunks(source, descriptor_of(b"123")))
-        # The error's traceback holds on to all that was at work: nothing is collected as long as it is looked at.
+        # The error's traceback refers to all frames: nothing is collected while a caller holds it.
         assert source.closed
         assert caught.value.exit_code == 5
 
-    def test_a_blob_that_is_given_up_half_way_closes_what_it_comes_from(self) -> None:
+    def test_a_blob_closed_early_closes_its_source(self) -> None:
         source = Closing(b"123")
         chunks = verify_chunks(source, descriptor_of(b"123"))
         assert next(chunks) == b"1"
@@ -119,7 +119,7 @@ class TestVerified:
         chunks.close()  # type: ignore[attr-defined]
         assert source.closed
 
-    def test_a_buffer_that_is_used_again_is_hashed_in_time(self) -> None:
+    def test_a_reused_buffer_is_hashed_in_time(self) -> None:
         content = bytes(range(250))
         assert passed_on(verify_chunks(read_chunks(io.BytesIO(content), 250, 7), descriptor_of(content))) == (
             content,
@@ -127,8 +127,8 @@ class TestVerified:
         )
 
 
-class TestHeld:
-    """The beginning of a blob is there already: hashed with the rest, and not passed on."""
+class TestStoredBeginning:
+    """The beginning of a blob is already stored: hashed with the rest, and not passed on."""
 
     CONTENT = bytes(range(256)) * 5
 
@@ -141,7 +141,7 @@ class TestHeld:
 
     @pytest.mark.parametrize("size", [1, 700, 1279, 1280])
     @pytest.mark.parametrize("at", [0, -1])
-    def test_one_wrong_bit_in_it_is_found_and_the_blob_never_completed(self, size: int, at: int) -> None:
+    def test_a_blob_with_one_wrong_stored_bit_is_never_completed(self, size: int, at: int) -> None:
         held = bytearray(self.CONTENT[:size])
         held[at] ^= 1
         rest = verify_chunks(cut(self.CONTENT[size:], 100), descriptor_of(self.CONTENT), [bytes(held)])
@@ -149,12 +149,12 @@ class TestHeld:
         assert isinstance(error, IntegrityError)
         assert len(found) < len(self.CONTENT) - size or not found
 
-    def test_what_is_held_is_closed_and_so_is_the_rest(self) -> None:
+    def test_the_stored_beginning_and_the_rest_are_closed(self) -> None:
         held, rest = Closing(b"abc"), Closing(b"def")
         assert passed_on(verify_chunks(rest, descriptor_of(b"abcdef"), held)) == (b"def", None)
         assert (held.closed, rest.closed) == (True, True)
 
-    def test_nothing_of_the_rest_is_asked_for_before_it_was_read(self) -> None:
+    def test_the_stored_beginning_is_read_before_the_rest_is_requested(self) -> None:
         order: list[str] = []
 
         def chunks(name: str, content: bytes) -> Iterator[Chunk]:
@@ -165,26 +165,26 @@ class TestHeld:
         assert order == ["held", "rest"]
 
 
-class TestSized:
+class TestCheckSize:
     @pytest.mark.parametrize(("given", "right"), [(b"cdef", True), (b"cde", False), (b"cdefg", False), (b"", False)])
-    def test_of_what_begins_in_the_middle_the_size_is_checked(self, given: bytes, right: bool) -> None:
+    def test_the_size_of_the_rest_of_a_blob_is_checked(self, given: bytes, right: bool) -> None:
         found, error = passed_on(check_chunks_size(iter([given[:3], given[3:]]), descriptor_of(b"abcdef"), 2))
         assert (error is None) is right
         assert (len(found) == 4) is right
 
-    def test_what_it_comes_from_is_closed(self) -> None:
+    def test_the_source_is_closed(self) -> None:
         chunks = Closing(b"too long")
         passed_on(check_chunks_size(chunks, descriptor_of(b"abcd"), 2))
         assert chunks.closed
 
 
 @given(st.lists(st.binary(max_size=5)), st.integers(0, 30))
-def test_from_a_byte_on_is_all_that_comes_after_it(chunks: list[bytes], offset: int) -> None:
+def test_chunks_from_an_offset_have_all_later_bytes(chunks: list[bytes], offset: int) -> None:
     assert b"".join(bytes(chunk) for chunk in chunks_from(iter(chunks), offset)) == b"".join(chunks)[offset:]
 
 
 class Trickle(io.RawIOBase):
-    """A file that gives fewer bytes than it is asked for, as a pipe does."""
+    """A file that returns fewer bytes than requested, as a pipe does."""
 
     def __init__(self, content: bytes) -> None:
         self._rest = content
@@ -198,19 +198,19 @@ class Trickle(io.RawIOBase):
         return len(part)
 
 
-class TestChunksOf:
-    def test_no_more_than_size_is_read(self) -> None:
+class TestReadChunks:
+    def test_at_most_size_bytes_are_read(self) -> None:
         file = io.BytesIO(b"0123456789")
         assert b"".join(bytes(chunk) for chunk in read_chunks(file, 7, 4)) == b"0123456"
         assert file.read() == b"789"
 
-    def test_it_ends_where_the_file_does(self) -> None:
+    def test_reading_ends_at_the_end_of_the_file(self) -> None:
         assert [bytes(chunk) for chunk in read_chunks(io.BytesIO(b"01234"), 9, 4)] == [b"0123", b"4"]
 
-    def test_short_reads_are_no_end(self) -> None:
+    def test_short_reads_do_not_end_the_chunks(self) -> None:
         assert b"".join(bytes(chunk) for chunk in read_chunks(Trickle(b"0123456789"), 8, 100)) == b"01234567"
 
-    def test_a_size_that_is_claimed_is_not_allocated(self) -> None:
+    def test_a_claimed_size_is_not_allocated(self) -> None:
         file = Trickle(b"01234")
         assert b"".join(bytes(chunk) for chunk in read_chunks(file, 1 << 60)) == b"01234"
         assert max(file.asked) == CHUNK_SIZE
@@ -221,7 +221,7 @@ class TestChunksOf:
         assert file.asked == []
 
 
-def test_the_hash_is_the_one_that_the_digest_names() -> None:
+def test_the_digest_names_the_hash_algorithm() -> None:
     for algorithm in ("sha256", "sha512"):
         hasher = new_hash(compute_digest(b"x", algorithm))
         hasher.update(memoryview(b"abc"))

@@ -1,4 +1,4 @@
-"""The codecs: what goes in comes out, whatever the chunks; what is broken, or grows without end, is refused."""
+"""The codecs: a round trip in any chunking, and errors for malformed streams and for excessive expansion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.runner import run_measured
 
 MIB: Final = limits.MIB
 COMPRESSING: Final = [GZIP, ZSTD]
-#: Several blocks of either kind, some of which compress.
+#: Several blocks for either codec, some of which compress.
 CONTENT: Final = random.Random(1).randbytes(150_000) + b"over and over " * 30_000 + random.Random(2).randbytes(300_000)
 SKIPPABLE: Final = b"\x5a\x2a\x4d\x18" + struct.pack("<I", 5) + b"notes"
 EMPTY_SKIPPABLE: Final = b"\x50\x2a\x4d\x18" + bytes(4)
@@ -40,14 +40,14 @@ def joined(chunks: Iterable[Chunk]) -> bytes:
 
 
 def in_one_buffer(content: bytes, sizes: Iterable[int]) -> Iterator[Chunk]:
-    """Yield `content` in pieces of these sizes, then the rest, all in one buffer as a file's chunks are."""
+    """Yield `content` in pieces of these sizes, then the rest, all in one buffer, as a file's chunks are."""
     buffer = bytearray(max(1, len(content)))
     start = 0
     for size in (*sizes, len(content)):
         piece = content[start : start + size]
         buffer[: len(piece)] = piece
         yield memoryview(buffer)[: len(piece)]
-        # Whoever keeps a chunk beyond its time is to notice.
+        # Code that keeps a chunk for too long must fail.
         buffer[: len(piece)] = b"\xaa" * len(piece)
         start += len(piece)
 
@@ -61,19 +61,19 @@ def plain(codec: Codec, content: bytes, sizes: Iterable[int] = ()) -> bytes:
 
 
 def by_others(codec: Codec, content: bytes) -> bytes:
-    """Compress with somebody else's choice of options."""
+    """Compress with another library and other options."""
     return gzip.compress(content, 1) if codec is GZIP else zstandard.compress(content, 1)
 
 
 @pytest.fixture
 def no_isal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide isal, which may be installed or not."""
+    """Hide isal, whether it is installed or not."""
     monkeypatch.setitem(sys.modules, "isal.isal_zlib", None)
 
 
 @pytest.fixture(params=["zlib", "isal"])
 def inflate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test without isal, and with it."""
+    """Run a test without and with isal."""
     if request.param == "zlib":
         monkeypatch.setitem(sys.modules, "isal.isal_zlib", None)
     else:
@@ -90,7 +90,7 @@ class TestRoundTrip:
         sizes=st.lists(st.integers(0, 300_000), max_size=20),
         others=st.lists(st.integers(0, 100_000), max_size=20),
     )
-    def test_what_goes_in_comes_out_in_any_chunking(
+    def test_a_round_trip_in_any_chunking(
         self, codec: Codec, content: bytes, level: int, sizes: list[int], others: list[int]
     ) -> None:
         packed = compressed(codec, content, level, sizes)
@@ -101,14 +101,14 @@ class TestRoundTrip:
     @pytest.mark.parametrize(
         "size", [0, 1, 511, 1 << 17, (1 << 17) + 1, limits.CHUNK_SIZE, 2 * limits.CHUNK_SIZE, 3 * MIB + 1]
     )
-    def test_any_size_byte_by_byte_at_the_seams(self, codec: Codec, size: int) -> None:
+    def test_any_size_with_chunks_of_one_byte_at_either_end(self, codec: Codec, size: int) -> None:
         content = (CONTENT * 5)[:size]
         packed = compressed(codec, content)
         assert plain(codec, packed, [1] * 40) == content
         assert plain(codec, packed, [max(0, len(packed) - 20)] + [1] * 20) == content
 
     @codecs
-    def test_others_read_it(self, codec: Codec) -> None:
+    def test_other_libraries_read_the_output(self, codec: Codec) -> None:
         packed = compressed(codec)
         if codec is GZIP:
             assert gzip.decompress(packed) == CONTENT
@@ -117,17 +117,17 @@ class TestRoundTrip:
         assert len(packed) < len(CONTENT)
 
     @codecs
-    def test_what_others_wrote_is_read(self, codec: Codec) -> None:
+    def test_output_of_other_libraries_is_read(self, codec: Codec) -> None:
         assert plain(codec, by_others(codec, CONTENT)) == CONTENT
 
     @codecs
-    def test_the_same_on_every_run_in_any_chunking_and_another_at_another_level(self, codec: Codec) -> None:
+    def test_output_depends_on_the_level_but_not_on_the_chunking(self, codec: Codec) -> None:
         content = CONTENT * 4
         first = compressed(codec, content)
         assert all(compressed(codec, content, sizes=sizes) == first for sizes in ([], [1] * 50, [7919] * 100, [MIB]))
         assert compressed(codec, content, codec.levels[-1] if codec is GZIP else 9) != first
 
-    def test_nothing_of_this_machine_is_in_a_gzip_header(self) -> None:
+    def test_a_gzip_header_has_no_name_time_or_platform(self) -> None:
         packed = compressed(GZIP)
         # RFC 1952, section 2.3: no flags, so no name; no time; and always Unix.
         assert packed[3:8] == bytes(5)
@@ -141,7 +141,7 @@ class TestRoundTrip:
         packed = compressed(codec, bytes(20 * MIB))
         assert max(len(chunk) for chunk in codec.decompress([packed])) <= limits.CHUNK_SIZE
 
-    def test_none_passes_chunks_on(self) -> None:
+    def test_none_returns_chunks_unchanged(self) -> None:
         assert compressed(NONE) == plain(NONE, CONTENT) == CONTENT
 
     @codecs
@@ -150,20 +150,20 @@ class TestRoundTrip:
         assert {plain(codec, compressed(codec, content, level)) for level in codec.levels} == {content}
 
 
-class TestSeveral:
-    """Members of gzip and frames of zstd, one after the other (RFC 1952, section 2.2; RFC 8878, section 3.1)."""
+class TestSeveralMembers:
+    """Gzip members and zstd frames, one after the other (RFC 1952, section 2.2; RFC 8878, section 3.1)."""
 
     @pytest.mark.usefixtures("inflate")
     @codecs
     @pytest.mark.parametrize("sizes", [[], [1] * 60, [50_000, 1, 1]])
-    def test_all_of_them_are_read(self, codec: Codec, sizes: list[int]) -> None:
+    def test_all_members_and_frames_are_read(self, codec: Codec, sizes: list[int]) -> None:
         pieces = [b"first", b"", CONTENT, b"", b"last"]
         whole = b"".join(by_others(codec, piece) for piece in pieces)
         assert plain(codec, whole, sizes) == b"".join(pieces)
 
     @pytest.mark.usefixtures("inflate")
     @pytest.mark.parametrize("sizes", [[], [1] * 4000])
-    def test_zeros_may_follow_a_member_and_stand_between_two(self, sizes: list[int]) -> None:
+    def test_zeros_may_follow_a_member(self, sizes: list[int]) -> None:
         packed = compressed(GZIP, b"content")
         assert plain(GZIP, packed + bytes(2000), sizes) == b"content"
         assert plain(GZIP, packed + bytes(600) + packed, sizes) == b"contentcontent"
@@ -171,20 +171,20 @@ class TestSeveral:
     @pytest.mark.usefixtures("inflate")
     @pytest.mark.parametrize("sizes", [[], [1] * 4000])
     @pytest.mark.parametrize("behind", [b"garbage", b"g", bytes(600) + b"garbage", b"\x1e\x8b\x08", b"x" * 9000])
-    def test_what_is_no_member_behind_one_is_said_to_be_there(self, behind: bytes, sizes: list[int]) -> None:
+    def test_other_data_after_a_member_is_refused(self, behind: bytes, sizes: list[int]) -> None:
         with pytest.raises(ArchiveError, match="something else follows its last member"):
             plain(GZIP, compressed(GZIP, b"content") + behind, sizes)
 
     @pytest.mark.usefixtures("inflate")
     @pytest.mark.parametrize("sizes", [[], [1] * 4000])
     @pytest.mark.parametrize("behind", [b"\x1f", b"\x1f\x8b", b"\x1f\x8b\x08"])
-    def test_a_member_that_has_only_begun_is_cut(self, behind: bytes, sizes: list[int]) -> None:
+    def test_a_truncated_header_of_a_second_member_is_refused(self, behind: bytes, sizes: list[int]) -> None:
         with pytest.raises(ArchiveError, match="it ends too early"):
             plain(GZIP, compressed(GZIP, b"content") + behind, sizes)
 
     @pytest.mark.parametrize("sizes", [[], [1] * 200])
     @pytest.mark.parametrize("skipped", [SKIPPABLE, EMPTY_SKIPPABLE])
-    def test_skippable_frames_are_passed_over(self, skipped: bytes, sizes: list[int]) -> None:
+    def test_skippable_frames_are_skipped(self, skipped: bytes, sizes: list[int]) -> None:
         packed = compressed(ZSTD, b"content")
         for whole in (skipped + packed, packed + skipped, skipped + packed + skipped * 2 + packed):
             assert plain(ZSTD, whole, sizes) == b"content" * whole.count(packed)
@@ -199,7 +199,7 @@ class TestSeveral:
     )
     @pytest.mark.parametrize("size", [0, 1, 255, 256, 65_791, 65_792, 500_000])
     @pytest.mark.parametrize("sort", ["mixed", "zeros", "noise"])
-    def test_every_form_of_a_frame_is_followed_to_its_end(self, options: dict[str, Any], size: int, sort: str) -> None:
+    def test_every_form_of_a_frame_is_read_to_its_end(self, options: dict[str, Any], size: int, sort: str) -> None:
         content = {"mixed": CONTENT, "zeros": bytes(size), "noise": random.Random(3).randbytes(size)}[sort][:size]
         packed = zstandard.ZstdCompressor(**options).compress(content)
         assert plain(ZSTD, packed, [1] * 30) == content
@@ -208,7 +208,7 @@ class TestSeveral:
             plain(ZSTD, packed[:-1])
 
     @pytest.mark.parametrize("code", [1, 2, 3])
-    def test_a_dictionarys_number_may_be_said_to_be_none(self, code: int) -> None:
+    def test_a_dictionary_id_may_be_zero(self, code: int) -> None:
         raw_last_block = (1 << 3 | 1).to_bytes(3, "little") + b"x"
         # RFC 8878, section 3.1.1.1.3: 1, 2 or 4 bytes.
         packed = ZSTD.magic + bytes([code, 0]) + bytes((0, 1, 2, 4)[code]) + raw_last_block
@@ -218,11 +218,11 @@ class TestSeveral:
 
 
 @pytest.mark.usefixtures("inflate")
-class TestBroken:
+class TestMalformed:
     SMALL: Final = CONTENT[:300] + bytes(5000)
 
     @codecs
-    def test_it_may_end_nowhere_but_at_the_end(self, codec: Codec) -> None:
+    def test_a_truncated_stream_is_refused(self, codec: Codec) -> None:
         packed = by_others(codec, self.SMALL) + compressed(codec, self.SMALL)
         seam = len(by_others(codec, self.SMALL))
         for end in range(len(packed)):
@@ -233,7 +233,7 @@ class TestBroken:
                 plain(codec, packed[:end])
 
     @codecs
-    def test_every_flipped_bit_is_found_or_harmless(self, codec: Codec) -> None:
+    def test_every_flipped_bit_is_detected_or_harmless(self, codec: Codec) -> None:
         packed = compressed(codec, self.SMALL)
         found = 0
         for place in range(len(packed)):
@@ -244,7 +244,7 @@ class TestBroken:
                     assert plain(codec, bytes(damaged)) == self.SMALL, (place, bit)
                 except (ArchiveError, UnsupportedError):
                     found += 1
-        # Harmless are a time and a few flags in a gzip header, and the width of zstd's window up to the greatest.
+        # Harmless are the time and a few flags in a gzip header, and zstd's window size up to the limit.
         assert found > len(packed) * 8 - 100
 
     @codecs
@@ -258,16 +258,16 @@ class TestBroken:
 
     @codecs
     @pytest.mark.parametrize("content", [b"", b"\0", bytes(600), b"not compressed at all"])
-    def test_what_has_no_beginning_is_refused(self, codec: Codec, content: bytes) -> None:
+    def test_a_stream_without_magic_bytes_is_refused(self, codec: Codec, content: bytes) -> None:
         with pytest.raises(ArchiveError, match=f"the {codec.name} stream is malformed"):
             plain(codec, content)
 
-    def test_zeros_do_not_follow_a_zstd_frame(self) -> None:
+    def test_zeros_may_not_follow_a_zstd_frame(self) -> None:
         with pytest.raises(ArchiveError, match="the zstd stream is malformed"):
             plain(ZSTD, compressed(ZSTD, b"content") + bytes(512))
 
     @codecs
-    def test_what_the_chunks_raise_comes_out_as_it_is(self, codec: Codec) -> None:
+    def test_errors_of_the_input_are_raised_unchanged(self, codec: Codec) -> None:
         def chunks() -> Iterator[Chunk]:
             yield compressed(codec)[:1000]
             msg = "wrong"
@@ -286,14 +286,14 @@ def frame_asking_for(window_log: int) -> bytes:
 
 
 class TestGrowth:
-    def test_a_window_of_128_mebibytes_is_allowed_and_no_larger_one(self) -> None:
+    def test_a_window_of_up_to_128_mebibytes_is_allowed(self) -> None:
         assert plain(ZSTD, frame_asking_for(27)) == b"x"
         for window_log in (28, 31, 41):
             with pytest.raises(UnsupportedError, match="needs a window of"):
                 plain(ZSTD, frame_asking_for(window_log))
 
     @codecs
-    def test_a_ratio_over_the_limit_is_refused_above_what_is_free(
+    def test_a_ratio_over_the_limit_is_refused_above_the_unchecked_size(
         self, codec: Codec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 4 * MIB)
@@ -306,7 +306,7 @@ class TestGrowth:
         assert joined(decompress(codec, [packed], 1_000_000)) == bytes(8 * MIB)
         assert joined(decompress(codec, [compressed(codec, bytes(4 * MIB))], 1)) == bytes(4 * MIB)
 
-    def test_the_ratio_is_that_of_what_was_read_so_far(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_ratio_counts_only_input_read_so_far(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 0)
         noise = random.Random(4).randbytes(MIB)
         packed = compressed(GZIP, noise) + compressed(GZIP, bytes(MIB))
@@ -314,13 +314,13 @@ class TestGrowth:
         with pytest.raises(ArchiveError):
             joined(decompress(GZIP, in_one_buffer(compressed(GZIP, bytes(MIB)) + packed, [2000]), 3))
 
-    def test_what_is_not_compressed_has_no_ratio(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_uncompressed_data_has_no_ratio(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 0)
         assert joined(decompress(NONE, in_one_buffer(CONTENT, [100_000]), 1)) == CONTENT
 
     @pytest.mark.parametrize("size", [96, pytest.param(1024, marks=pytest.mark.nightly)])
     @codecs
-    def test_a_gibibyte_of_zeros_passes_in_little_memory_and_no_more_than_that(self, codec: Codec, size: int) -> None:
+    def test_a_gibibyte_of_zeros_takes_little_memory_and_more_is_refused(self, codec: Codec, size: int) -> None:
         assert limits.UNCHECKED_EXPANSION == 1024 * MIB
         passed = run_measured([sys.executable, "-c", BOMB, codec.name, f"{size}", f"{size}"])
         assert (passed.code, passed.out.split()) == (0, [b"%d" % (size * MIB)]), passed.err
@@ -333,7 +333,7 @@ class TestGrowth:
         assert "expands to more than 200 times" in stopped.err
 
 
-#: Compresses so many MiB of zeros, decompresses them again, and says how many bytes came out.
+#: Compresses that many MiB of zeros, decompresses them, and prints how many bytes came out.
 BOMB: Final = """
 import itertools, sys
 import zstandard
@@ -348,27 +348,27 @@ print(sum(len(piece) for piece in decompress(codec, packed, limits.MAX_RATIO)))
 
 
 class TestWithoutZstandard:
-    """A zipapp cannot have it: nothing that is compiled can be imported out of a zip."""
+    """A zipapp cannot contain it: compiled modules cannot be imported from a zip."""
 
     @pytest.fixture(autouse=True)
     def gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "zstandard", None)
 
-    def test_what_needs_it_says_what_to_install(self) -> None:
+    def test_the_error_says_what_to_install(self) -> None:
         for made in (ZSTD.compress([b"plain"], 3), ZSTD.decompress([b"compressed"])):
             with pytest.raises(UnsupportedError, match="zstandard") as caught:
                 joined(made)
             assert sys.executable in str(caught.value.hint)
 
-    def test_all_else_goes_on(self) -> None:
+    def test_everything_else_works(self) -> None:
         assert detect_codec(ZSTD.magic) is ZSTD
         assert joined(GZIP.decompress(GZIP.compress([CONTENT], 1))) == CONTENT
 
 
 class TestIsal:
-    """The library that gunzips faster is used where it is there, and changes nothing else."""
+    """The faster gzip library is used if it is installed, and changes nothing else."""
 
-    def test_it_is_used_where_it_is_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_used_if_it_is_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[int] = []
 
         def decompressobj(wbits: int) -> Any:
@@ -385,7 +385,7 @@ class TestIsal:
             plain(GZIP, b"\x1f\x8b\x08" + bytes(100))
 
     @pytest.mark.usefixtures("no_isal")
-    def test_it_need_not_be_there(self) -> None:
+    def test_it_is_optional(self) -> None:
         assert plain(GZIP, compressed(GZIP)) == CONTENT
 
 
@@ -401,7 +401,7 @@ class TestTable:
             (lambda: b"", NONE),
         ],
     )
-    def test_a_codec_is_told_by_its_first_bytes(self, make: Callable[[], bytes], expected: Codec) -> None:
+    def test_a_codec_is_detected_from_the_first_bytes(self, make: Callable[[], bytes], expected: Codec) -> None:
         assert detect_codec(make()[:MAGIC_SIZE]) is expected
 
     def test_a_codec_is_found_by_its_name(self) -> None:
@@ -409,9 +409,9 @@ class TestTable:
 
 
 class TestWideWindows:
-    """Streams that need much memory to be unpacked are unpacked one after the other."""
+    """Streams that need much memory to decompress are decompressed one after the other."""
 
-    def test_one_has_its_turn_when_the_other_has_ended(self) -> None:
+    def test_a_second_stream_waits_for_the_end_of_the_first(self) -> None:
         first, second = ZSTD.decompress([frame_asking_for(23)]), ZSTD.decompress([frame_asking_for(23)])
         assert bytes(next(first)) == b"x"
         got: list[bytes] = []
@@ -423,19 +423,19 @@ class TestWideWindows:
         other.join(30)
         assert got == [b"x"]
 
-    def test_or_was_given_up(self) -> None:
+    def test_a_second_stream_starts_when_the_first_is_closed(self) -> None:
         first, second = ZSTD.decompress([frame_asking_for(23)]), ZSTD.decompress([frame_asking_for(23)])
         next(first)
         first.close()  # type: ignore[attr-defined]
         assert joined(second) == b"x"
 
-    def test_one_inside_of_another_does_not_wait_for_it(self) -> None:
+    def test_a_nested_stream_does_not_wait(self) -> None:
         outer = ZSTD.decompress([frame_asking_for(23)])
         next(outer)
         assert joined(ZSTD.decompress([frame_asking_for(24)])) == b"x"
         assert list(outer) == []
 
-    def test_usual_ones_do_not_wait(self) -> None:
+    def test_streams_with_usual_windows_do_not_wait(self) -> None:
         first = ZSTD.decompress([frame_asking_for(23)])
         next(first)
         got: list[bytes] = []
@@ -447,7 +447,7 @@ class TestWideWindows:
         assert list(first) == []
 
 
-def test_zstd_that_begins_with_a_frame_to_be_passed_over_is_known_as_such() -> None:
+def test_zstd_that_begins_with_a_skippable_frame_is_detected() -> None:
     for number in range(16):
         content = struct.pack("<II", 0x184D2A50 + number, 4) + b"----" + zstandard.compress(CONTENT)
         assert detect_codec(content[:MAGIC_SIZE]) is ZSTD
@@ -456,7 +456,7 @@ def test_zstd_that_begins_with_a_frame_to_be_passed_over_is_known_as_such() -> N
 
 @pytest.mark.parametrize("size", [0, 1, 5_000, 70_000])
 @pytest.mark.parametrize("filled", [0, 1, 5_000])
-def test_members_of_any_size_are_found_wherever_they_begin(size: int, filled: int) -> None:
+def test_members_of_any_size_at_any_offset_are_read(size: int, filled: int) -> None:
     parts = [random.Random(number).randbytes(size) for number in range(7)]
     packed = b"".join(gzip.compress(part) + bytes(filled) for part in parts)
     for step in (1_000, len(packed)):

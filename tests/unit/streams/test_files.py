@@ -1,4 +1,4 @@
-"""Files are whole or not there, and the disk's errors come in our own words."""
+"""Files appear complete or not at all, and disk errors become ocistream errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_descriptors() -> int:
 
 
 class TestAtomicFile:
-    def test_an_old_file_stays_until_then(self, tmp_path: Path) -> None:
+    def test_an_old_file_stays_until_the_block_ends(self, tmp_path: Path) -> None:
         path = tmp_path / "a"
         path.write_bytes(b"old")
         with atomic_file(path) as file:
@@ -45,7 +45,7 @@ class TestAtomicFile:
         assert path.read_bytes() == b"new"
 
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-    def test_a_failure_leaves_everything_as_it_was(self, tmp_path: Path, error: type[BaseException]) -> None:
+    def test_a_failure_changes_nothing(self, tmp_path: Path, error: type[BaseException]) -> None:
         path = tmp_path / "a"
         path.write_bytes(b"old")
         before = open_descriptors()
@@ -67,7 +67,7 @@ class TestAtomicFile:
             write_all(file, b"new")
         assert names_in(tmp_path) == ["a"]
 
-    def test_the_rights_are_those_of_any_new_file(self, tmp_path: Path) -> None:
+    def test_the_mode_is_that_of_a_new_file(self, tmp_path: Path) -> None:
         before = os.umask(0o027)
         try:
             with atomic_file(tmp_path / "a"):
@@ -80,9 +80,9 @@ class TestAtomicFile:
         assert (tmp_path / "b").stat().st_mode & 0o777 == 0o600
 
 
-class TestWhatIsNoFile:
+class TestSpecialFiles:
     def test_a_fifo_is_never_replaced_by_a_file(self, tmp_path: Path) -> None:
-        # As root, the same rename would put a file in the place of /dev/null.
+        # As root, the same rename would replace /dev/null by a file.
         os.mkfifo(tmp_path / "fifo")
         with pytest.raises(OSError, match="not a regular file") as caught, atomic_file(tmp_path / "fifo") as file:
             write_all(file, b"x")
@@ -91,8 +91,8 @@ class TestWhatIsNoFile:
         assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
 
 
-class TestDroppingUnfinished:
-    def test_files_of_threads_that_will_not_end_are_removed(self, tmp_path: Path) -> None:
+class TestCleaningUp:
+    def test_files_of_threads_that_do_not_end_are_removed(self, tmp_path: Path) -> None:
         begun, go_on = threading.Event(), threading.Event()
 
         def stall() -> None:
@@ -128,7 +128,7 @@ class TestDiskErrors:
             (errno.EIO, LocalDiskError, 9, None),
         ],
     )
-    def test_each_has_its_kind_and_its_advice(
+    def test_each_error_has_its_class_and_hint(
         self, number: int, kind: type[LocalDiskError], code: int, hint: str | None
     ) -> None:
         with pytest.raises(kind, match=r"^cannot write x: ") as caught, disk_errors("cannot write x"):
@@ -137,7 +137,7 @@ class TestDiskErrors:
         assert (hint or "") in (caught.value.hint or "")
         assert (caught.value.hint is None) == (hint is None)
 
-    def test_an_error_without_a_number_keeps_its_words(self) -> None:
+    def test_an_error_without_a_number_keeps_its_message(self) -> None:
         with pytest.raises(LocalDiskError, match="cannot read x: odd"), disk_errors("cannot read x"):
             raise OSError("odd")
 
@@ -163,8 +163,8 @@ class TestLockedDirectory:
         assert len(seen) == 200
 
     @pytest.mark.parametrize("kind", [fcntl.LOCK_SH, fcntl.LOCK_EX])
-    def test_who_does_not_let_go_is_not_waited_for_without_end(self, tmp_path: Path, kind: int) -> None:
-        """Whoever can read a directory can lock it."""
+    def test_waiting_for_a_lock_has_a_timeout(self, tmp_path: Path, kind: int) -> None:
+        """Every process that can read a directory can lock it."""
         said: list[str] = []
         set_listener(lambda message, *, level: said.append(f"{level} {message}"))
         before = open_descriptors()
@@ -180,7 +180,7 @@ class TestLockedDirectory:
         assert open_descriptors() == before
         assert said == []
 
-    def test_a_wait_that_is_long_is_said_once_and_ends_with_the_lock(
+    def test_a_long_wait_is_reported_once_and_ends_with_the_lock(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         said: list[str] = []
@@ -207,7 +207,7 @@ class TestLockedDirectory:
         with locked_directory(tmp_path), pytest.raises(KeyboardInterrupt), locked_directory(tmp_path):
             pass
 
-    def test_the_lock_leaves_nothing_behind(self, tmp_path: Path) -> None:
+    def test_the_lock_leaves_no_file_and_no_descriptor(self, tmp_path: Path) -> None:
         before = open_descriptors()
         with locked_directory(tmp_path):
             pass
@@ -216,20 +216,20 @@ class TestLockedDirectory:
 
 
 class Stingy(io.FileIO):
-    """A file that takes three bytes at a time."""
+    """A file that writes three bytes at a time."""
 
     def write(self, data: memoryview) -> int:  # type: ignore[override]
         return super().write(data[:3])
 
 
-def test_all_of_a_chunk_is_written_though_the_file_takes_less(tmp_path: Path) -> None:
+def test_a_chunk_is_written_completely_after_short_writes(tmp_path: Path) -> None:
     with Stingy(tmp_path / "a", "wb") as file:
         write_all(file, memoryview(b"0123456789"))
         write_all(file, b"")
     assert (tmp_path / "a").read_bytes() == b"0123456789"
 
 
-class TestSteadyWriter:
+class TestWritebackWriter:
     SIZE = 2 * limits.WRITEBACK_SIZE + 3 * limits.READ_BUFFER + 17
 
     def written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None = None) -> list[range]:
@@ -250,24 +250,22 @@ class TestSteadyWriter:
         assert (tmp_path / "a").read_bytes() == b"before" + bytes(content)
         return begun
 
-    def test_the_disk_begins_with_each_part_of_a_file_once(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_writeback_is_started_once_for_each_part(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         begun = self.written(tmp_path, monkeypatch)
         assert [len(part) for part in begun] == [limits.WRITEBACK_SIZE] * 2
         assert (begun[0].start, begun[0].stop) == (len(b"before"), begun[1].start)
 
-    def test_where_it_cannot_it_writes_later(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failing_writeback_is_ignored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(self.written(tmp_path, monkeypatch, OSError(22, "invalid"))) == 2
 
-    def test_there_need_be_no_such_call(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_posix_fadvise_is_ignored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(os, "posix_fadvise", raising=False)
         with io.FileIO(tmp_path / "a", "wb") as file:
             WritebackWriter(file).write(bytes(limits.WRITEBACK_SIZE))
         assert (tmp_path / "a").stat().st_size == limits.WRITEBACK_SIZE
 
 
-def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_synced_is_ignored(tmp_path: Path) -> None:
     files.sync_directory(tmp_path / "gone")
 
 
@@ -284,7 +282,7 @@ class TestNamedAtTheEnd:
         assert names_in(tmp_path) == ["named"]
 
     @pytest.mark.parametrize("when", ["before", "after"])
-    def test_a_failure_leaves_nothing_whether_it_was_named_or_not(self, tmp_path: Path, when: str) -> None:
+    def test_a_failure_before_or_after_naming_leaves_nothing(self, tmp_path: Path, when: str) -> None:
         before = open_descriptors()
 
         def fail() -> None:
@@ -305,7 +303,7 @@ class TestNamedAtTheEnd:
             name(tmp_path / "fifo")
         assert names_in(tmp_path) == ["fifo"]
 
-    def test_an_end_of_the_process_drops_it(self, tmp_path: Path) -> None:
+    def test_the_end_of_the_process_removes_it(self, tmp_path: Path) -> None:
         def interrupted() -> None:
             with atomic_file_named_later(tmp_path) as (_, name):
                 name(tmp_path / "named")

@@ -1,4 +1,4 @@
-"""A hash that is made beside everything else is the same hash, and no byte is passed on that it does not know of."""
+"""Hashing in a thread: the digest is the same, and the last chunk is passed on only after the check."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def hashing_threads() -> int:
 
 
 def ended() -> bool:
-    """Say whether no thread is left that hashes, once those that end have done so."""
+    """Return whether no hashing thread is left, after waiting for those that are ending."""
     for thread in threading.enumerate():
         if thread.name == "hash":
             thread.join(30)
@@ -41,7 +41,7 @@ def ended() -> bool:
 
 
 class Slow:
-    """A hash that gets to nothing before it is let."""
+    """A hash that waits until the test lets it continue."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -55,14 +55,14 @@ class Slow:
         return self.seen.hex()
 
 
-def test_bytes_and_memory_that_is_used_again_come_out_as_they_are() -> None:
+def test_bytes_and_reused_buffers_are_passed_on_unchanged() -> None:
     assert b"".join(verify_chunks(chunked(CONTENT), BLOB, hash_in_thread=True)) == CONTENT
     read = read_chunks(io.BytesIO(CONTENT), BLOB.size)
     assert b"".join(bytes(chunk) for chunk in verify_chunks(read, BLOB, hash_in_thread=True)) == CONTENT
     assert ended()
 
 
-def test_what_was_held_is_hashed_first() -> None:
+def test_the_stored_beginning_is_hashed_first() -> None:
     held = read_chunks(io.BytesIO(CONTENT[: 2 * limits.CHUNK_SIZE]), 2 * limits.CHUNK_SIZE)
     rest = chunked(CONTENT[2 * limits.CHUNK_SIZE :])
     assert (
@@ -71,7 +71,7 @@ def test_what_was_held_is_hashed_first() -> None:
 
 
 @pytest.mark.parametrize("at", [0, limits.CHUNK_SIZE, len(CONTENT) - 1])
-def test_of_wrong_bytes_the_last_chunk_is_not_passed_on(at: int) -> None:
+def test_the_last_chunk_of_wrong_bytes_is_not_passed_on(at: int) -> None:
     wrong = CONTENT[:at] + bytes([CONTENT[at] ^ 1]) + CONTENT[at + 1 :]
     passed: list[bytes] = []
     with pytest.raises(IntegrityError):
@@ -80,7 +80,7 @@ def test_of_wrong_bytes_the_last_chunk_is_not_passed_on(at: int) -> None:
     assert ended()
 
 
-def test_a_reader_that_leaves_and_a_source_that_fails_leave_no_thread() -> None:
+def test_a_reader_that_stops_and_a_source_that_fails_leave_no_thread() -> None:
     def failing() -> Iterator[bytes]:
         yield CONTENT[: limits.CHUNK_SIZE]
         msg = "reset"
@@ -95,7 +95,7 @@ def test_a_reader_that_leaves_and_a_source_that_fails_leave_no_thread() -> None:
     assert ended()
 
 
-def test_a_small_blob_needs_none() -> None:
+def test_a_small_blob_needs_no_thread() -> None:
     content = CONTENT[:1000]
     blob = Descriptor("", f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
     chunks = verify_chunks(iter([content[:500], content[500:]]), blob, hash_in_thread=True)
@@ -103,7 +103,7 @@ def test_a_small_blob_needs_none() -> None:
     assert hashing_threads() == 0
 
 
-def test_memory_is_not_used_again_before_it_is_hashed() -> None:
+def test_a_buffer_is_not_reused_before_it_is_hashed() -> None:
     slow = Slow()
     with ThreadedHasher(slow) as hasher:
         memory = bytearray(b"first")
@@ -114,7 +114,7 @@ def test_memory_is_not_used_again_before_it_is_hashed() -> None:
         assert hasher.hexdigest() == b"first".hex()
 
 
-def test_only_so_many_chunks_wait() -> None:
+def test_the_number_of_waiting_chunks_is_limited() -> None:
     slow, given = Slow(), []
 
     def give() -> None:

@@ -1,4 +1,4 @@
-"""The media types of image layers: which are known, and how the same layer is called otherwise."""
+"""Media types of image layers: which are known, and how they map between Docker and OCI."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ocistream.streams import layer_media_types
 from ocistream.streams.compression import CODECS
 from tests.recompression_checks import SUFFIXES
 
-#: Family, codec, and what the two of them are called, as the specifications have it.
+#: Family, codec, and the media type of both in the specifications.
 KNOWN = [(family, codec, family + suffix) for family, of in SUFFIXES.items() for codec, suffix in of.items()]
 
 
 @pytest.mark.parametrize(("family", "codec", "kind"), KNOWN)
-def test_a_layer_says_how_it_is_compressed(family: str, codec: str, kind: str) -> None:
+def test_a_media_type_has_a_family_and_a_codec(family: str, codec: str, kind: str) -> None:
     assert (layer_media_types.media_type_family(kind), layer_media_types.codec_name(kind)) == (family, codec)
     assert layer_media_types.layer_media_type(family, codec) == kind
 
@@ -25,7 +25,7 @@ def test_every_codec_has_a_name_in_both_families() -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_docker_layers_have_names_of_ocis(codec: str) -> None:
+def test_docker_layers_have_oci_media_types(codec: str) -> None:
     oci = layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec)
     assert (
         layer_media_types.to_oci_media_type(layer_media_types.layer_media_type(layer_media_types.DOCKER_LAYER, codec))
@@ -35,7 +35,7 @@ def test_docker_layers_have_names_of_ocis(codec: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gzip"])
-def test_so_do_dockers_foreign_layers(suffix: str) -> None:
+def test_dockers_foreign_layers_have_oci_media_types(suffix: str) -> None:
     kind = f"application/vnd.docker.image.rootfs.foreign.diff.tar{suffix}"
     assert layer_media_types.to_oci_media_type(kind) == (
         "application/vnd.oci.image.layer.nondistributable.v1.tar" + suffix.replace(".", "+")
@@ -55,7 +55,7 @@ def test_so_do_dockers_foreign_layers(suffix: str) -> None:
         "application/vnd.cncf.helm.chart.content.v1.tar+gzip",
     ],
 )
-def test_anything_else_is_no_layer_of_an_image(kind: str) -> None:
+def test_anything_else_is_not_an_image_layer(kind: str) -> None:
     assert layer_media_types.media_type_family(kind) is layer_media_types.codec_name(kind) is None
     if "foreign" not in kind:
         assert layer_media_types.to_oci_media_type(kind) == kind

@@ -1,4 +1,4 @@
-"""Memory that is read into again and again is never written to while somebody still needs what is in it."""
+"""Reused read buffers are never overwritten while their content is still needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOB = Descriptor("", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}", SIZE)
 
 
 class Late:
-    """A hash that takes longer than to read the next chunk does."""
+    """A hash that takes longer than reading the next chunk."""
 
     def __init__(self) -> None:
         self._hasher = hashlib.sha256()
@@ -41,7 +41,7 @@ class Late:
 
 
 def read_into(pages: ReadBuffers, start: int = 0, end: int = SIZE) -> Iterator[memoryview]:
-    """Give the content from `start` to `end` as a connection gives it."""
+    """Yield the content from `start` to `end`, as a connection does."""
     with pages.borrow() as turns:
         for position in range(start, end, limits.READ_BUFFER):
             page = next(turns)
@@ -50,7 +50,7 @@ def read_into(pages: ReadBuffers, start: int = 0, end: int = SIZE) -> Iterator[m
             yield page[: len(piece)]
 
 
-def test_a_page_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_buffer_is_hashed_before_it_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "new_hash", lambda _digest: Late())
     assert (
         b"".join(bytes(chunk) for chunk in verify_chunks(read_into(ReadBuffers()), BLOB, hash_in_thread=True))
@@ -58,7 +58,7 @@ def test_a_page_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.Monke
     )
 
 
-def test_what_broke_off_is_not_read_over_by_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_before_a_reconnect_are_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "new_hash", lambda _digest: Late())
     pages = ReadBuffers()
     ends = [0, *range(limits.READ_BUFFER, SIZE, limits.READ_BUFFER), SIZE]
@@ -67,7 +67,7 @@ def test_what_broke_off_is_not_read_over_by_what_follows_it(monkeypatch: pytest.
     assert b"".join(bytes(chunk) for chunk in verify_chunks(chunks, BLOB, hash_in_thread=True)) == CONTENT
 
 
-def test_one_buffer_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_buffer_is_hashed_before_it_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "new_hash", lambda _digest: Late())
     memory = allocate_buffer(limits.READ_BUFFER)
 
@@ -80,7 +80,7 @@ def test_one_buffer_is_hashed_before_it_is_read_into_again(monkeypatch: pytest.M
     assert b"".join(bytes(chunk) for chunk in verify_chunks(chunks(), BLOB, hash_in_thread=True)) == CONTENT
 
 
-def test_what_lasts_is_bytes_and_one_of_two_pages() -> None:
+def test_bytes_and_read_buffers_are_double_buffered() -> None:
     assert is_double_buffered(b"x")
     assert not is_double_buffered(memoryview(bytearray(1)))
     assert not is_double_buffered(allocate_buffer(1))
@@ -90,7 +90,7 @@ def test_what_lasts_is_bytes_and_one_of_two_pages() -> None:
         assert is_double_buffered(memoryview(page))
 
 
-def test_who_reads_alone_has_large_pages_and_others_beside_have_small_ones() -> None:
+def test_only_the_first_reader_has_large_buffers() -> None:
     pages = ReadBuffers()
     for _ in range(3):
         with ExitStack() as stack:
@@ -98,14 +98,14 @@ def test_who_reads_alone_has_large_pages_and_others_beside_have_small_ones() -> 
             assert [len(next(turns)) for turns in lent] == [limits.READ_BUFFER, limits.CHUNK_SIZE, limits.CHUNK_SIZE]
 
 
-def test_there_are_two_of_them_in_turn() -> None:
+def test_two_buffers_alternate() -> None:
     with ReadBuffers().borrow() as turns:
         first, second, *others = (id(next(turns).obj) for _ in range(6))
         assert first != second
         assert others == [first, second] * 2
 
 
-def test_the_memory_is_the_system_s_again() -> None:
+def test_memory_is_returned_to_the_system() -> None:
     def taken() -> int:
         fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
         return sum(int(fields[name].split()[0]) for name in ("Rss", "Pss_Shmem")) * limits.KIB

@@ -1,4 +1,4 @@
-"""What an interruption leaves of a file: gone on with where that is safe, removed where it is of no use to anybody."""
+"""Partial and temporary files of interrupted runs: resumed if that is safe, removed if nobody can use them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANDOM = ".a.0123456789ab.partial"
 
 @pytest.fixture(autouse=True)
 def everything_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the tests a megabyte each."""
+    """Accept partial files smaller than a megabyte."""
     monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 1)
 
 
@@ -34,7 +34,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def heard() -> list[tuple[str, int]]:
-    """Return the list of what is said from now on, with its level."""
+    """Return a list of all later notices with their levels."""
     said: list[tuple[str, int]] = []
     set_listener(lambda message, *, level: said.append((message, level)))
     return said
@@ -48,11 +48,11 @@ def interrupted(path: Path, content: bytes, error: BaseException | None = None) 
         raise error or NetworkError("it broke off")
 
 
-class TestGoingOn:
+class TestResuming:
     @pytest.mark.parametrize(
         "error", [NetworkError("x"), LocalDiskError("x"), OcistreamError("x"), KeyboardInterrupt()]
     )
-    def test_what_an_interruption_leaves_is_there_the_next_time(self, tmp_path: Path, error: BaseException) -> None:
+    def test_an_interrupted_file_is_resumed(self, tmp_path: Path, error: BaseException) -> None:
         interrupted(tmp_path / "a", b"begin", error)
         assert names_in(tmp_path) == [NAME]
         with resumable_file(tmp_path / "a") as partial:
@@ -63,26 +63,26 @@ class TestGoingOn:
         assert names_in(tmp_path) == ["a"]
 
     @pytest.mark.parametrize("error", [IntegrityError("x"), ArchiveError("x")])
-    def test_what_was_found_wrong_is_not(self, tmp_path: Path, error: OcistreamError) -> None:
+    def test_a_wrong_file_is_not_resumed(self, tmp_path: Path, error: OcistreamError) -> None:
         interrupted(tmp_path / "a", b"begin")
         interrupted(tmp_path / "a", b"wrong", error)
         assert names_in(tmp_path) == []
 
-    def test_what_is_small_vanishes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_small_partial_file_is_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 6)
         interrupted(tmp_path / "a", b"small")
         assert names_in(tmp_path) == []
         interrupted(tmp_path / "a", b"larger")
         assert names_in(tmp_path) == [NAME]
 
-    def test_it_is_said_what_is_kept_until_it_has_its_name(self, tmp_path: Path) -> None:
+    def test_a_kept_file_is_reported_until_it_is_complete(self, tmp_path: Path) -> None:
         interrupted(tmp_path / "a", b"begin")
         assert partial_files.kept_files()[tmp_path / NAME] == 5
         with resumable_file(tmp_path / "a"):
             pass
         assert tmp_path / NAME not in partial_files.kept_files()
 
-    def test_a_thread_that_will_not_end_leaves_what_another_run_can_go_on_with(self, tmp_path: Path) -> None:
+    def test_a_thread_that_does_not_end_leaves_a_partial_file(self, tmp_path: Path) -> None:
         with contextlib.suppress(NetworkError), resumable_file(tmp_path / "a") as partial, atomic_file(tmp_path / "b"):
             write_all(partial.file, b"begin")
             partial_files.clean_up_unfinished()
@@ -91,18 +91,18 @@ class TestGoingOn:
             raise NetworkError("x")
         assert names_in(tmp_path) == [NAME]
 
-    def test_a_thread_that_has_just_ended_is_left_alone(self, tmp_path: Path) -> None:
+    def test_the_clean_up_ignores_a_file_that_was_just_closed(self, tmp_path: Path) -> None:
         partial = partial_files.create_temporary(tmp_path, "x", 0o644)
         partial.file.close()
-        # Between closing the file and saying that it is done with, a signal may come.
+        # A signal may arrive between the closing of the file and `unregister()`.
         partial_files.clean_up_unfinished()
         partial.unregister()
         assert partial.size() == 0
         assert not partial.has_name()
 
 
-class TestTwoAtOnce:
-    def test_both_get_their_file_and_the_last_one_stays(self, tmp_path: Path) -> None:
+class TestConcurrentProcesses:
+    def test_two_writers_have_separate_files_and_the_last_one_stays(self, tmp_path: Path) -> None:
         with resumable_file(tmp_path / "a") as first:
             write_all(first.file, b"first")
             with resumable_file(tmp_path / "a") as second:
@@ -114,10 +114,10 @@ class TestTwoAtOnce:
         assert (tmp_path / "a").read_bytes() == b"first"
         assert names_in(tmp_path) == ["a"]
 
-    def test_what_gets_its_name_while_it_is_opened_is_not_written_to(
+    def test_a_file_that_is_renamed_while_it_is_opened_is_not_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The other process renames its file, and so lets go of it, between our opening and our locking of it."""
+        """The other process renames its file, and so releases the lock, between our opening and our locking of it."""
         (tmp_path / NAME).write_bytes(b"whole")
         real = fcntl.flock
 
@@ -132,10 +132,10 @@ class TestTwoAtOnce:
             write_all(partial.file, b"mine")
             assert (tmp_path / "a").read_bytes() == b"whole"
 
-    def test_who_finds_a_new_one_and_locks_it_first_keeps_it(
+    def test_a_new_file_belongs_to_the_process_that_locks_it_first(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The other process opens our file, and locks it, between our making of it and our locking of it."""
+        """The other process opens and locks our file between our creating and our locking of it."""
         real, theirs = fcntl.flock, list[int]()
 
         def flock(descriptor: int, operation: int) -> None:
@@ -150,7 +150,7 @@ class TestTwoAtOnce:
         os.close(theirs[0])
         assert names_in(tmp_path) == [NAME, "a"]
 
-    def test_what_somebody_has_removed_is_not_confused_with_what_took_its_place(self, tmp_path: Path) -> None:
+    def test_a_replaced_partial_file_is_not_renamed(self, tmp_path: Path) -> None:
         def replaced() -> None:
             with resumable_file(tmp_path / "a") as partial:
                 write_all(partial.file, b"mine")
@@ -162,7 +162,7 @@ class TestTwoAtOnce:
         assert names_in(tmp_path) == [NAME]
         assert (tmp_path / NAME).read_bytes() == b"another's half"
 
-    def test_nor_removed_with_it_or_called_kept(self, tmp_path: Path) -> None:
+    def test_a_replaced_partial_file_is_not_removed_or_reported(self, tmp_path: Path) -> None:
         with contextlib.suppress(IntegrityError), resumable_file(tmp_path / "a") as partial:
             partial.path.unlink()
             partial.path.write_bytes(b"another's half")
@@ -172,8 +172,8 @@ class TestTwoAtOnce:
         assert tmp_path / NAME not in partial_files.kept_files()
 
 
-class TestWhatIsNotUsed:
-    def test_what_belongs_to_somebody_else_does(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestUnusablePartialFiles:
+    def test_a_file_of_another_user_is_not_resumed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / NAME).write_bytes(b"theirs")
         monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
         notices = heard()
@@ -182,14 +182,14 @@ class TestWhatIsNotUsed:
         assert (tmp_path / NAME).read_bytes() == b"theirs"
         assert "belongs to another user" in notices[0][0]
 
-    def test_that_another_process_writes_it_is_said_to_who_asks(self, tmp_path: Path) -> None:
+    def test_a_file_of_another_process_is_reported_with_verbose(self, tmp_path: Path) -> None:
         notices = heard()
         with resumable_file(tmp_path / "a"), resumable_file(tmp_path / "a"):
             pass
         assert [(tmp_path / NAME).name in message for message, _ in notices] == [True]
         assert notices[0][1] == 1
 
-    def test_without_locks_there_is_nothing_to_go_on_with_and_nothing_left(
+    def test_without_locks_nothing_is_resumed_and_nothing_is_left(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def flock(*_: object) -> None:
@@ -204,11 +204,11 @@ class TestWhatIsNotUsed:
         assert names_in(tmp_path) == ["a"]
 
 
-class TestRights:
-    """The result has those of a file that is new, whatever an earlier run has left."""
+class TestMode:
+    """The result has the mode of a new file, whatever an earlier run has left."""
 
     @pytest.mark.parametrize("rights", [0o600, 0o666, 0o4777, 0o2770])
-    def test_they_are_those_of_this_run(self, tmp_path: Path, rights: int) -> None:
+    def test_the_mode_is_that_of_this_run(self, tmp_path: Path, rights: int) -> None:
         interrupted(tmp_path / "a", b"begin")
         (tmp_path / NAME).chmod(rights)
         before = os.umask(0o027)
@@ -220,7 +220,7 @@ class TestRights:
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
         assert names_in(tmp_path) == ["a"]
 
-    def test_where_they_cannot_be_set_it_is_not_gone_on_with(
+    def test_a_file_whose_mode_cannot_be_set_is_not_resumed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         interrupted(tmp_path / "a", b"begin")
@@ -235,7 +235,7 @@ class TestRights:
 
 class TestLongNames:
     @pytest.mark.parametrize("length", [233, 234, 246, 247, 255])
-    def test_any_name_that_the_file_system_takes_will_do(self, tmp_path: Path, length: int) -> None:
+    def test_any_name_that_the_file_system_accepts_works(self, tmp_path: Path, length: int) -> None:
         path = tmp_path / ("x" * length)
         interrupted(path, b"begin")
         with resumable_file(path) as partial, resumable_file(path) as second:
@@ -260,8 +260,8 @@ class TestEndOfTheProcess:
         assert names_in(tmp_path) == [NAME]
 
 
-class TestSweeping:
-    def test_what_nobody_writes_goes_and_what_somebody_does_stays(self, tmp_path: Path) -> None:
+class TestRemovingStaleFiles:
+    def test_only_files_that_nobody_writes_are_removed(self, tmp_path: Path) -> None:
         (tmp_path / RANDOM).write_bytes(b"left")
         with atomic_file_named_later(tmp_path, "a") as (_, name):
             remove_stale(tmp_path, is_temporary_name)
@@ -270,7 +270,7 @@ class TestSweeping:
             name(tmp_path / "a")
         assert names_in(tmp_path) == ["a"]
 
-    def test_only_what_is_called_so_goes(self, tmp_path: Path) -> None:
+    def test_only_files_with_matching_names_are_removed(self, tmp_path: Path) -> None:
         names = [".a.partial", ".b.0123456789ab.partial", RANDOM, "a", ".x.upload.partial", "a.0123456789ab.partial"]
         for name in names:
             (tmp_path / name).write_bytes(b"")
@@ -279,7 +279,7 @@ class TestSweeping:
         remove_stale(tmp_path, is_temporary_name)
         assert names_in(tmp_path) == sorted(set(names) - {RANDOM, ".b.0123456789ab.partial"})
 
-    def test_only_what_is_old_enough_goes(self, tmp_path: Path) -> None:
+    def test_only_old_files_are_removed(self, tmp_path: Path) -> None:
         for name, age in (("old", 100), ("new", 10)):
             (tmp_path / name).write_bytes(b"")
             written = (tmp_path / name).stat().st_mtime - age
@@ -287,7 +287,7 @@ class TestSweeping:
         remove_stale(tmp_path, lambda _: True, older_than=50)
         assert names_in(tmp_path) == ["new"]
 
-    def test_links_and_what_is_no_file_stay(self, tmp_path: Path) -> None:
+    def test_links_and_other_entries_are_not_removed(self, tmp_path: Path) -> None:
         (tmp_path / "kept").write_bytes(b"mine")
         (tmp_path / RANDOM).symlink_to("kept")
         (tmp_path / ".a.111111111111.partial").hardlink_to(tmp_path / "kept")
@@ -297,14 +297,14 @@ class TestSweeping:
         remove_stale(tmp_path, is_temporary_name)
         assert names_in(tmp_path) == before
 
-    def test_what_came_in_its_place_before_it_was_locked_stays(
+    def test_a_file_replaced_before_it_was_locked_is_not_removed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / NAME).write_bytes(b"left")
         real = fcntl.flock
 
         def flock(descriptor: int, operation: int) -> None:
-            # Who had the lock until now gave the file its name, and the next one has begun.
+            # The previous owner of the lock renamed the file, and the next process has begun.
             (tmp_path / NAME).replace(tmp_path / "a")
             (tmp_path / NAME).write_bytes(b"begun")
             real(descriptor, operation)
@@ -314,7 +314,7 @@ class TestSweeping:
         assert (tmp_path / NAME).read_bytes() == b"begun"
         assert (tmp_path / "a").read_bytes() == b"left"
 
-    def test_a_file_that_is_swept_up_as_it_is_made_is_made_again(
+    def test_a_file_removed_while_it_is_created_is_created_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         real, swept = fcntl.flock, list[int]()
@@ -331,7 +331,7 @@ class TestSweeping:
         assert (tmp_path / "a").read_bytes() == b"content"
         assert names_in(tmp_path) == ["a"]
 
-    def test_one_whose_lock_another_holds_for_a_moment_is_made_again(
+    def test_a_file_that_is_briefly_locked_by_another_is_created_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         real, refused = fcntl.flock, list[int]()
@@ -350,7 +350,9 @@ class TestSweeping:
         remove_stale(tmp_path, is_temporary_name)
         assert names_in(tmp_path) == ["a"]
 
-    def test_one_that_never_stays_is_given_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_that_is_always_locked_by_another_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def flock(*_: object) -> None:
             raise BlockingIOError
 
@@ -370,11 +372,11 @@ class TestSweeping:
         (".a", None),
     ],
 )
-def test_the_name_of_what_can_be_gone_on_with_is_in_its_own(entry: str, name: str | None) -> None:
+def test_the_name_of_a_partial_file_contains_the_target_name(entry: str, name: str | None) -> None:
     assert target_name(entry) == name
 
 
-def test_names_that_are_ours_are_known() -> None:
+def test_reserved_names_are_recognized() -> None:
     assert [name for name in (".a.partial", RANDOM, "a.partial", ".a", "a") if is_reserved_name(name)] == [
         ".a.partial",
         RANDOM,

@@ -1,4 +1,4 @@
-"""What is at a path: nothing, something, or an error of ours."""
+"""Checks of a path: whether something exists there, of which kind, or an ocistream error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMINING: list[Callable[[Path], object]] = [
 ]
 
 
-def test_each_kind_is_told_apart(tmp_path: Path) -> None:
+def test_each_kind_is_distinguished(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("file")
@@ -46,7 +46,7 @@ def test_each_kind_is_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("examine", EXAMINING)
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO])
-def test_what_cannot_be_examined_is_the_disks_error(
+def test_a_path_that_cannot_be_examined_is_a_disk_error(
     monkeypatch: pytest.MonkeyPatch, examine: Callable[[Path], object], number: int
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -63,7 +63,7 @@ def test_a_path_with_a_nul_is_malformed() -> None:
         paths.exists("a\0b")
 
 
-def test_a_word_that_is_too_long_for_a_path_names_nothing(tmp_path: Path) -> None:
+def test_a_text_that_is_too_long_for_a_path_does_not_exist(tmp_path: Path) -> None:
     assert not paths.is_existing_path("a" * 300)
     assert paths.is_existing_path(str(tmp_path))
     (tmp_path / "loop").symlink_to("loop")
@@ -71,7 +71,7 @@ def test_a_word_that_is_too_long_for_a_path_names_nothing(tmp_path: Path) -> Non
         paths.is_existing_path(str(tmp_path / "loop"))
 
 
-def test_a_path_in_a_deleted_directory_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_in_a_deleted_directory_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert paths.real_path(tmp_path / "x" / ".." / "y") == tmp_path.resolve() / "y"
     gone = tmp_path / "gone"
     gone.mkdir()

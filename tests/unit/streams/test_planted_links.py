@@ -1,4 +1,4 @@
-"""Which links another user may have planted. This needs no root; tests/cli/test_planted_symlinks.py does."""
+"""Which links another user may have planted. These tests need no root; tests/cli/test_planted_symlinks.py does."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def stat_of(mode: int, owner: int) -> os.stat_result:
     ("folder_mode", "folder_owner", "link_owner", "expected"),
     [
         (0o41777, 0, 4321, True),
-        (0o41777, 4321, 4321, False),  # who owns the directory may do what they like there
-        (0o41777, 0, 1234, False),  # ours
-        (0o40777, 0, 4321, False),  # without the sticky bit anybody might replace anything
-        (0o41775, 0, 4321, False),  # not for everybody
+        (0o41777, 4321, 4321, False),  # the owner of the directory may change anything in it
+        (0o41777, 0, 1234, False),  # our own link
+        (0o40777, 0, 4321, False),  # without the sticky bit any user might replace any entry
+        (0o41775, 0, 4321, False),  # not writable by all users
     ],
 )
 def test_which_links_may_be_planted(
@@ -33,7 +33,7 @@ def test_which_links_may_be_planted(
     assert is_untrusted_link(stat_of(0o120777, link_owner), stat_of(folder_mode, folder_owner)) is expected
 
 
-def test_a_planted_link_behind_ones_own_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_planted_link_behind_an_own_link_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)

@@ -1,4 +1,4 @@
-"""A shared value is created once, and a limit holds, whichever of several threads comes first."""
+"""A shared value is created once, and a budget is not exceeded, whichever thread is first."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 THREADS = 8
-#: Seconds after which a test that hangs fails.
+#: Seconds after which a blocked test fails.
 TIMEOUT = 60.0
 
 
 def run_at_once(work: Callable[[int], None]) -> None:
-    """Call a function in several threads that begin at the same moment."""
+    """Call a function in several threads at the same time."""
     barrier = threading.Barrier(THREADS)
 
     def begin(number: int) -> None:
@@ -35,7 +35,7 @@ def test_one_thread_creates_a_value_and_the_others_wait_for_it() -> None:
 
     def create() -> object:
         created.append(object())
-        # Give the other threads time to come here too.
+        # Give the other threads time to get here.
         threading.Event().wait(0.05)
         return created[-1]
 
@@ -81,7 +81,7 @@ def test_all_threads_get_the_same_lock_for_a_key() -> None:
     assert locks["other"] is not found[0]
 
 
-def test_threads_together_take_no_more_than_a_budget_has() -> None:
+def test_threads_together_do_not_exceed_a_budget() -> None:
     budget = Budget(10_000)
     taken = [0] * THREADS
 

@@ -1,4 +1,4 @@
-"""Work in threads: what cancels it, what a failure cancels, and that no item is left out without an error."""
+"""Work in threads: what cancels it, what a failure cancels, and that no item is skipped without an error."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ocistream.errors import CancelledError, NetworkError
 from ocistream.streams import workers
 from ocistream.streams.workers import run_each, run_in_thread, start, wait_to_settle
 
-#: Seconds after which a test that hangs fails.
+#: Seconds after which a blocked test fails.
 PATIENCE = 60.0
-#: Seconds in which a thread that does nothing must have stopped.
+#: Seconds in which an idle thread must have stopped.
 TIME_TO_STOP = 10.0
 
 
@@ -33,12 +33,12 @@ def test_items_that_are_left_after_a_cancellation_are_an_error(jobs: int) -> Non
     with pytest.raises(CancelledError):
         run_each(work, range(100), jobs=jobs, cancelled=cancelled)
     assert set(done) >= {0, 1, 2, 3, 4}
-    # Each of the other threads may have taken one item more.
+    # Each of the other threads may have taken one more item.
     assert len(done) <= 4 + jobs
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_work_that_is_already_cancelled_does_nothing_and_says_so(jobs: int) -> None:
+def test_cancelled_work_does_nothing_and_raises(jobs: int) -> None:
     cancelled = threading.Event()
     cancelled.set()
     done: list[int] = []
@@ -78,7 +78,7 @@ def test_all_items_are_done_once_and_nothing_is_cancelled(jobs: int, sized: bool
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_a_failure_that_is_not_to_cancel_leaves_the_event_unset(jobs: int) -> None:
+def test_a_failure_leaves_the_event_unset_if_requested(jobs: int) -> None:
     cancelled = threading.Event()
 
     def work(item: int) -> None:
@@ -118,7 +118,7 @@ def test_a_failure_stops_the_other_threads(sets_cancelled: bool) -> None:
 
 
 class TestOneFunction:
-    def test_its_result_and_its_failure_are_the_callers(self) -> None:
+    def test_the_caller_gets_the_result_or_the_failure(self) -> None:
         cancelled = threading.Event()
         assert run_in_thread(threading.current_thread, cancelled) is not threading.current_thread()
 
@@ -154,7 +154,7 @@ class TestOneFunction:
 
 
 @pytest.mark.parametrize("can_end", [True, False])
-def test_blocked_work_is_given_up_later_while_an_upload_can_be_ended(
+def test_blocked_work_is_abandoned_later_if_an_upload_can_be_ended(
     monkeypatch: pytest.MonkeyPatch, can_end: bool
 ) -> None:
     said: list[str] = []

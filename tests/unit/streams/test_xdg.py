@@ -1,4 +1,4 @@
-"""Paths by the XDG Base Directory Specification."""
+"""Paths of the XDG Base Directory Specification."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ocistream.streams.paths import state_home
         ({"XDG_STATE_HOME": "/x"}, "/home/me", "/x"),
         ({"XDG_STATE_HOME": "/x"}, None, "/x"),
         ({"XDG_STATE_HOME": ""}, "/home/me", "/home/me/.local/state"),
-        # The specification: a path that is not absolute is invalid and ignored.
+        # The specification: a relative path is invalid and ignored.
         ({"XDG_STATE_HOME": "x"}, "/home/me", "/home/me/.local/state"),
         ({}, "/home/me", "/home/me/.local/state"),
         ({}, None, None),

@@ -1,4 +1,4 @@
-"""What is asked of a destination beforehand: a layout's index is read once, as long as it stays what it is."""
+"""The index of a destination layout is read once as long as it does not change."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def listed(folder: Path, descriptor: Descriptor, name: str) -> None:
-    """Write an index.json with one name, as whoever writes one does: whole."""
+    """Replace index.json by one with a single name."""
     entry = {**descriptor, "annotations": {"org.opencontainers.image.ref.name": name}}
     (folder / "new").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (folder / "new").replace(folder / "index.json")
 
 
-def test_an_index_is_read_again_only_where_it_has_changed(tmp_path: Path, reads: list[Path]) -> None:
+def test_an_index_is_read_again_only_after_a_change(tmp_path: Path, reads: list[Path]) -> None:
     layout, end, layouts = Layout(tmp_path / "x"), parse_location(f"oci:{tmp_path / 'x'}"), LayoutWriters()
     one = small_image(layout)
     listed(layout.path, one, "1")
@@ -46,6 +46,6 @@ def test_an_index_is_read_again_only_where_it_has_changed(tmp_path: Path, reads:
     assert layouts.list_images(end).referrers == set()
 
 
-def test_where_there_is_no_layout_there_is_nothing(tmp_path: Path) -> None:
+def test_a_missing_layout_has_no_images(tmp_path: Path) -> None:
     assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path}")).referrers == frozenset()
     assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path / 'none'}")).by_name == {}

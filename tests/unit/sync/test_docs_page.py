@@ -1,4 +1,4 @@
-"""What docs/sync.md and `ocistream sync --help` say of the file of `ocistream sync` is valid; the page is complete."""
+"""The examples in docs/sync.md and `ocistream sync --help` are valid, and the page names every key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.docs_examples import code_block
 PAGE: Final = (Path(__file__).parents[3] / "docs" / "sync.md").read_text()
 
 
-def test_the_file_is_one(tmp_path: Path) -> None:
+def test_the_example_is_a_valid_file(tmp_path: Path) -> None:
     (tmp_path / "images.toml").write_text(code_block(PAGE, "toml", "[[sync]]"))
     plan = read_sync_file(tmp_path / "images.toml")
     assert isinstance(plan, SyncPlan)
@@ -41,7 +41,7 @@ def test_the_table_has_every_key() -> None:
         assert re.search(rf"`{key}`|\b{key} = ", rows), key
 
 
-def test_the_tables_of_registries_are_right(tmp_path: Path) -> None:
+def test_the_registry_tables_are_valid(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").touch()
     password = tmp_path / "robot"
     password.touch()
@@ -55,7 +55,7 @@ def test_the_tables_of_registries_are_right(tmp_path: Path) -> None:
     assert (login.username, login.password_file) == ("robot", password)
 
 
-def test_the_tags_in_the_table_choose_tags(tmp_path: Path) -> None:
+def test_the_tag_filters_in_the_table_are_valid(tmp_path: Path) -> None:
     cells = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
     choices = [row[-1].strip("` ") for row in cells if row[0] == "`tags`" or (len(row) == 2 and "{" in row[-1])]
     assert len(choices) == 5

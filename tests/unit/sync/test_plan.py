@@ -1,4 +1,4 @@
-"""What a sync file says, as copies and as shards' work; nothing is asked for."""
+"""A sync file becomes copies and shards, without any request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_shards_are_about_equal() -> None:
 
 
 def test_a_shard_is_the_same_on_every_machine() -> None:
-    """Python's own hash is not: it is another one in each process."""
+    """Python's own hash is not: it differs in each process."""
     name = "docker.io/library/nginx:1"
     assert [Shard(index, 16).has_image(name) for index in range(16)].index(True) == 3
     listed = f"[Shard(i, 16).has_image({name!r}) for i in range(16)]"
@@ -59,7 +59,7 @@ def test_shards_count_from_0(text: str, shard: Shard) -> None:
 @pytest.mark.parametrize(
     "text", ["4/4", "0/0", "/", "1/", "1", "-1/4", "+1/4", " 0/1", "0/1\n", "\u0660/1", "9999999/99999999"]
 )
-def test_what_is_no_shard(text: str) -> None:
+def test_a_malformed_shard_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--shard"):
         parse_shard(text)
 
@@ -72,10 +72,10 @@ def test_tags_keep_their_names_in_a_registry_and_full_names_in_a_layout(tmp_path
     ]
 
 
-def test_images_of_a_layout_go_by_their_tags(tmp_path: Path) -> None:
+def test_images_of_a_layout_keep_their_tags(tmp_path: Path) -> None:
     text = "[[sync]]\nfrom = 'oci:images'\nto = 's.example/app'"
     found = planned(tmp_path, text, ["r.example/app:1", "2", "no tag"])
-    # The name says nothing of where the file lies: a shard is the same on every machine.
+    # The name does not contain the path of the file: a shard is the same on every machine.
     assert shown(found) == [
         ("oci:images:2", ["s.example/app:2"]),
         ("oci:images:r.example/app:1", ["s.example/app:1"]),
@@ -83,7 +83,7 @@ def test_images_of_a_layout_go_by_their_tags(tmp_path: Path) -> None:
     assert found[0].source.path == tmp_path / "images"
 
 
-def test_what_is_said_of_all_holds_where_nothing_else_is_said(tmp_path: Path) -> None:
+def test_defaults_apply_to_entries_without_own_values(tmp_path: Path) -> None:
     text = "[defaults]\nplatforms = ['linux/arm64']\nreferrers = false\n"
     text += "[[sync]]\nfrom = 'a.example/x:1'\nto = 'b.example/x'\n"
     text += "[[sync]]\nfrom = 'a.example/y:1'\nto = 'b.example/y'\nplatforms = 'all'\nreferrers = true\n"
@@ -92,7 +92,7 @@ def test_what_is_said_of_all_holds_where_nothing_else_is_said(tmp_path: Path) ->
     assert (two.platforms.platforms, two.referrers) == ((), True)
 
 
-def test_the_same_twice_is_done_once(tmp_path: Path) -> None:
+def test_duplicate_copies_are_removed(tmp_path: Path) -> None:
     text = "[[sync]]\nfrom = 'a.example/x'\nto = 'b.example/x'\n"
     text += "[[sync]]\nfrom = 'a.example/x:1'\nto = ['b.example/x', 'c.example/x']\n"
     assert shown(planned(tmp_path, text, ["1"])) == [
@@ -102,7 +102,7 @@ def test_the_same_twice_is_done_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.uncounted
-def test_of_many_images_little_more_than_the_names_is_held(tmp_path: Path) -> None:
+def test_memory_for_many_images_is_little_more_than_their_names(tmp_path: Path) -> None:
     (tmp_path / "sync.toml").write_text("[[sync]]\nfrom = 'a.example/x'\nto = ['b.example/x', 'c.example/x']")
     [only] = read_sync_file(tmp_path / "sync.toml").entries
     names = [f"1.{number}" for number in range(2_000)]
@@ -117,7 +117,7 @@ def test_of_many_images_little_more_than_the_names_is_held(tmp_path: Path) -> No
 
 
 @pytest.mark.uncounted
-def test_a_file_of_ten_thousand_entries(tmp_path: Path) -> None:
+def test_a_file_of_ten_thousand_entries_is_read(tmp_path: Path) -> None:
     text = "".join(f"[[sync]]\nfrom='a.example/x:{number}'\nto='b.example/x'\n" for number in range(10_000))
     (tmp_path / "sync.toml").write_text(text)
     assert len(read_sync_file(tmp_path / "sync.toml").entries) == 10_000
@@ -135,7 +135,7 @@ def test_a_file_of_ten_thousand_entries(tmp_path: Path) -> None:
         ["from = 'a.example/x:1'\nto = 'c.example/x'", "from = 'a.example/x:1'\nto = 'c.example/x'\nreferrers = false"],
     ],
 )
-def test_two_for_one_place_are_refused(tmp_path: Path, entries: list[str]) -> None:
+def test_two_images_for_one_destination_are_refused(tmp_path: Path, entries: list[str]) -> None:
     with pytest.raises(UsageError, match="would both become"):
         planned(tmp_path, "".join(f"[[sync]]\n{entry}\n" for entry in entries), [])
 
@@ -148,7 +148,7 @@ def test_an_image_without_a_tag_needs_one(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_file_is_a_plan_or_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_file_is_a_plan_or_an_error_of_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_bytes(content)
     with pytest.raises(OcistreamError) as caught:

@@ -1,4 +1,4 @@
-"""Blobs that move at a time: how many, which failure is reported, and what stops. The rest is in tests/contract."""
+"""Concurrent copies of blobs: how many, which failure is reported, and what stops. The rest is in tests/contract."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.contract.image_shapes import named_in
 from tests.images import Layout
 from tests.observers import Watch
 
-#: Seconds after which a test that hangs fails.
+#: Seconds after which a blocked test fails.
 PATIENCE = 60.0
 
 
 class Memory:
-    """A sink that keeps what it is given, and a diary of the order of things; `take` may be replaced."""
+    """A destination that stores blobs in memory and records the order of calls; `take` may be replaced."""
 
     traits = Traits(concurrent=True)
 
@@ -64,14 +64,14 @@ class Memory:
         self.diary.append("commit")
 
     def discard(self) -> None:
-        """Nothing is kept in part."""
+        """Do nothing."""
 
     def close(self) -> None:
         self.diary.append("close")
 
 
 class Wrapped(CompleteSource):
-    """A layout's images, with some of the source changed."""
+    """A layout's images, with changed properties of the source."""
 
     def __init__(
         self, path: Path, *, parallel: bool = True, early: Callable[[EarlyBlobs], None] = lambda _: None
@@ -90,7 +90,7 @@ class Wrapped(CompleteSource):
         self.ended = True
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 def whole(blob: Blob) -> bytes:
@@ -104,18 +104,18 @@ def several_layers(layout: Layout, count: int = 6) -> list[str]:
 
 
 def config_of(layout: Layout) -> str:
-    """Return the digest of the one image's configuration, which is a single chunk."""
+    """Return the digest of the only image's config, which is a single chunk."""
     (image,) = named_in(layout)
     return str(layout.read(image["digest"])["config"]["digest"])
 
 
 class Holding(Memory):
-    """A sink that takes memory for each blob under way."""
+    """A destination that buffers each blob in progress."""
 
     traits = Traits(concurrent=True, buffer_size=limits.MIB)
 
 
-class TestAhead:
+class TestPrefetching:
     @pytest.mark.parametrize(
         ("sink", "jobs", "memory"),
         [
@@ -126,7 +126,7 @@ class TestAhead:
             (Memory(), 1, None),
         ],
     )
-    def test_what_is_fetched_ahead_makes_way_for_what_the_sink_holds(
+    def test_prefetching_uses_the_memory_that_the_destination_leaves(
         self, layout: Layout, monkeypatch: pytest.MonkeyPatch, sink: Memory, jobs: int, memory: int | None
     ) -> None:
         several_layers(layout, 10)
@@ -142,7 +142,7 @@ class TestAhead:
         assert given == ([] if memory is None else [memory])
         assert len(sink.blobs) == 11
 
-    def test_few_small_blobs_are_not_measured(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_few_small_blobs_are_not_prefetched(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         several_layers(layout, 2)
         monkeypatch.delattr(prefetch, "Prefetcher")
         sink = Memory()
@@ -150,9 +150,9 @@ class TestAhead:
         assert len(sink.blobs) == 3
 
 
-class TestSideBySide:
+class TestConcurrency:
     @pytest.mark.parametrize(("source", "sink", "jobs"), [(True, True, 1), (True, False, 4)])
-    def test_where_one_side_cannot_it_all_happens_in_this_thread(
+    def test_without_concurrency_only_the_calling_thread_copies(
         self, layout: Layout, source: bool, sink: bool, jobs: int
     ) -> None:
         several_layers(layout)
@@ -161,7 +161,7 @@ class TestSideBySide:
         transfer.copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs)
         assert into.threads == {threading.get_ident()}
 
-    def test_where_both_can_as_many_blobs_move_at_once_as_there_are_jobs(self, layout: Layout) -> None:
+    def test_as_many_blobs_as_jobs_are_copied_at_once(self, layout: Layout) -> None:
         several_layers(layout, 5)
         sink = Memory()
         together = threading.Barrier(3)
@@ -177,7 +177,7 @@ class TestSideBySide:
         assert threading.get_ident() not in sink.threads
         assert sink.diary == ["begin", *["put"] * 6, "commit"]
 
-    def test_the_first_failure_is_the_one_that_is_reported_and_the_others_stop(self, layout: Layout) -> None:
+    def test_the_first_failure_is_reported_and_the_others_stop(self, layout: Layout) -> None:
         several_layers(layout)
         sink = Memory()
         sink.blobs[config_of(layout)] = b"there already"
@@ -209,7 +209,7 @@ class TestSideBySide:
         assert [type(error) for error in stopped] == [CancelledError]
         assert sink.diary == ["begin"]
 
-    def test_a_source_that_fails_is_a_failure_too(self, layout: Layout) -> None:
+    def test_a_failing_source_is_reported(self, layout: Layout) -> None:
         several_layers(layout)
 
         class Failing(Wrapped):
@@ -223,7 +223,7 @@ class TestSideBySide:
             transfer.copy(Failing(layout.path), sink, Watch(), jobs=3)
         assert "commit" not in sink.diary
 
-    def test_a_failing_question_is_a_failure_too(self, layout: Layout) -> None:
+    def test_a_failing_query_of_stored_blobs_is_reported(self, layout: Layout) -> None:
         several_layers(layout)
 
         class Asked(Memory):

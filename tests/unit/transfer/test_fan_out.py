@@ -1,4 +1,4 @@
-"""Several destinations at once: a reader that begins a blob again, and what its source does wrong then."""
+"""Several destinations at once: a reader starts a blob again, and the source then gives wrong bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRAPH = Graph((), (), (BLOB,))
 
 
 class Memory:
-    """A destination in memory, which reads the first chunk of a blob `restarts` times before it reads all of it."""
+    """A destination in memory that reads the first chunk of a blob `restarts` times before the complete blob."""
 
     traits = Traits(concurrent=True)
 
@@ -54,14 +54,14 @@ class Memory:
     def close(self) -> None: ...
 
 
-def test_wrong_bytes_for_a_reader_that_begins_again_are_told_to_the_source() -> None:
+def test_wrong_bytes_for_a_reader_that_starts_again_are_reported_to_the_source() -> None:
     opened: list[int] = []
     told: list[bool] = []
 
     def chunks(offset: int = 0) -> Iterator[Chunk]:
         assert not offset
         opened.append(len(opened))
-        # The first reading is shared, the second is of the reader that begins again.
+        # The first reading is shared; the second belongs to the reader that starts again.
         content = b"wrong half, wrong half." if len(opened) == 2 else CONTENT
         yield from (content[:11], content[11:])
 

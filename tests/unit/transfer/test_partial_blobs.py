@@ -1,4 +1,4 @@
-"""Archives that have only the rest of a blob: what they say of it, and what is believed."""
+"""Archives that have only the rest of a blob: their annotation, and how destinations use it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ A, B = digest_of(b"a"), digest_of(b"b")
 
 
 @given(st.dictionaries(st.sampled_from([A, B, digest_of(b"c", "sha512")]), st.integers(1, 10**18 - 1)))
-def test_what_is_written_is_read(begun: dict[str, int]) -> None:
+def test_partial_blobs_are_formatted_and_parsed(begun: dict[str, int]) -> None:
     assert parse_partial_blobs({PARTIAL_BLOBS: format_partial_blobs(begun)}) == begun
 
 
-def test_without_the_annotation_an_archive_comes_over_no_line() -> None:
+def test_a_missing_annotation_differs_from_an_empty_one() -> None:
     assert parse_partial_blobs({}) is None
     assert parse_partial_blobs({PARTIAL_BLOBS: ""}) == {}
 
 
 class Rest:
-    """An image's archive that has one layer from some byte on, as `copy --via` sends it."""
+    """The archive of an image that has only the rest of one layer, as `copy --via` sends it."""
 
     def __init__(self, layout: Layout) -> None:
         self.start = 2 * MIB
@@ -48,7 +48,7 @@ class Rest:
         self.index = (layout.path / "index.json").read_bytes()
 
     def of_config(self, layout: Layout) -> bytes:
-        """Return the same with all of the layer, and no more than the end of the config."""
+        """Return an archive that has the complete layer, but only the rest of the config."""
         index = json.loads(self.index)
         config = str(layout.read(index["manifests"][0]["digest"])["config"]["digest"])
         index["annotations"] = {PARTIAL_BLOBS: f"{config} 1"}
@@ -57,14 +57,14 @@ class Rest:
         return tar_of([("index.json", json.dumps(index).encode()), *items, part])
 
     def complete(self) -> bytes:
-        """Return an archive that says so too, and has all of the layer."""
+        """Return an archive that announces the rest of the layer, but has the complete layer."""
         index = json.loads(self.index)
         index["annotations"] = {PARTIAL_BLOBS: f"sha256:{self.hex} {self.start}"}
         items = [item for item in self.items if item[0] != "index.json"]
         return tar_of([("index.json", json.dumps(index).encode()), *items])
 
     def archive(self, said: int | None = None, rest: bytes | None = None) -> bytes:
-        """Return it: it says that it begins at `said`, and has `rest`."""
+        """Return an archive that announces the layer from byte `said` on, and has `rest`."""
         index = json.loads(self.index)
         index["annotations"] = {PARTIAL_BLOBS: f"sha256:{self.hex} {self.start if said is None else said}"}
         items = [item for item in self.items if item[0] != "index.json" and not item[0].endswith(self.hex)]
@@ -90,16 +90,16 @@ def begun(folder: Path, rest: Rest, content: bytes) -> Path:
     return path
 
 
-class TestIntoALayout:
+class TestLayoutDestination:
     @pytest.mark.parametrize("more", [0, MIB, 2 * MIB, 3 * MIB])
-    def test_it_goes_behind_what_is_there(self, rest: Rest, tmp_path: Path, more: int) -> None:
+    def test_the_rest_is_appended_to_the_partial_file(self, rest: Rest, tmp_path: Path, more: int) -> None:
         path = begun(tmp_path / "there", rest, (rest.content + b"x" * MIB)[: rest.start + more])
         copied(rest.archive(), LayoutDestination(tmp_path / "there"))
         assert path.with_name(rest.hex).read_bytes() == rest.content
         assert not path.exists()
 
     @pytest.mark.parametrize("size", [0, 2 * MIB - 1])
-    def test_where_less_is_there_than_that_nothing_is_lost(self, rest: Rest, tmp_path: Path, size: int) -> None:
+    def test_a_partial_file_that_is_too_short_is_kept(self, rest: Rest, tmp_path: Path, size: int) -> None:
         path = begun(tmp_path / "there", rest, rest.content[:size])
         with pytest.raises(PartialBlobLostError):
             copied(rest.archive(), LayoutDestination(tmp_path / "there"))
@@ -108,18 +108,18 @@ class TestIntoALayout:
         if size:
             assert path.stat().st_size == size
 
-    def test_what_comes_whole_needs_nothing_that_is_there(self, rest: Rest, tmp_path: Path) -> None:
+    def test_a_complete_blob_needs_no_partial_file(self, rest: Rest, tmp_path: Path) -> None:
         copied(rest.complete(), LayoutDestination(tmp_path / "there"))
         assert (tmp_path / "there/blobs/sha256" / rest.hex).read_bytes() == rest.content
 
 
-class TestWhatIsRefused:
-    def test_by_who_cannot_go_on(self, rest: Rest, tmp_path: Path) -> None:
+class TestRefused:
+    def test_a_destination_that_cannot_resume_refuses_a_partial_blob(self, rest: Rest, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match="has only a part of this blob"):
             copied(rest.archive(), ArchiveDestination(open_file_output(tmp_path / "x.tar")))
         assert not (tmp_path / "x.tar").exists()
 
-    def test_what_has_to_be_read_from_its_beginning(self, rest: Rest, layout: Layout, tmp_path: Path) -> None:
+    def test_a_partial_config_is_refused(self, rest: Rest, layout: Layout, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError, match="the complete blob is needed"):
             copied(rest.of_config(layout), LayoutDestination(tmp_path / "there"))
         assert not (tmp_path / "there/index.json").exists()

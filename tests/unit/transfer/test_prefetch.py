@@ -1,4 +1,4 @@
-"""What comes out of several connections is what would come out of one, whatever happens on any of them."""
+"""Prefetching over several connections: the reader gets the same bytes as over one, whatever connection fails."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 
 CHUNK = limits.CHUNK_SIZE
-#: A chunk between the one at which a slow connection is seen to be slow, and the one at which others take over.
+#: A chunk between the one at which a connection is found to be slow and the one at which the others take over.
 MEETING = 30
 CONNECTIONS = 4
-#: Of one chunk each, so that few bytes have many of them.
+#: Segments of one chunk each, so that a small blob has many.
 MEMORY = CONNECTIONS * CHUNK
-#: Seconds that a chunk takes over a connection that is slow, and over one that is not.
+#: Seconds for each chunk over a slow connection and over a fast one.
 SLOW, QUICK = 0.02, 0.0001
 
 
 class Clock:
-    """Seconds that go by when something is slow, and not otherwise."""
+    """A clock that advances only when a test says so."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -54,7 +54,7 @@ class Clock:
             self._now += seconds
 
 
-#: Seconds after which a test that waits is cancelled, and fails; every test takes much less.
+#: Seconds after which a waiting test is cancelled and fails; every test takes much less.
 TIMEOUT = 120
 
 _opened: list[tuple[Prefetcher, threading.Event]] = []
@@ -67,14 +67,14 @@ def prefetcher(memory: int, cancelled: threading.Event, clock: Clock) -> Prefetc
 
 
 def cancel_all() -> None:
-    """Let each reader that waits for bytes fail."""
+    """Make each reader that waits for bytes fail."""
     for _, cancelled in _opened:
         cancelled.set()
 
 
 @pytest.fixture(autouse=True)
 def nobody_goes_on_fetching() -> Iterator[None]:
-    """End what a test has begun, and see that nothing of it goes on."""
+    """Close all prefetchers of a test, and check that no prefetch thread is left."""
     timer = threading.Timer(TIMEOUT, cancel_all)
     timer.daemon = True
     timer.start()
@@ -91,17 +91,17 @@ def nobody_goes_on_fetching() -> Iterator[None]:
 
 @dataclass
 class Registry:
-    """Where blobs come from; what was asked of it is noted."""
+    """A source of blobs that records its requests."""
 
     clock: Clock = field(default_factory=Clock)
     #: Seconds that each chunk takes.
     alone: float = SLOW
     ahead: float = 0.0
-    #: So many chunks of a blob come sooner than the rest, as many servers have it.
+    #: The number of first chunks of a blob that arrive faster than the rest, as on many servers.
     burst: int = 0
-    #: What a part's chunks are made into, by how many parts were asked for before.
+    #: Returns the chunks of a part, given the number of parts requested before.
     fault: Callable[[int, bytes], Iterator[bytes]] = lambda _number, content: chunked(content)
-    #: The one connection stops at this chunk until a part has begun to come, or was refused: threads take their time.
+    #: The first connection waits at this chunk until a part has arrived or failed, because threads start late.
     meets_at: int = 0
     came: threading.Event = field(default_factory=threading.Event)
     asked: list[int] = field(default_factory=list)
@@ -109,7 +109,7 @@ class Registry:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def blob(self, content: bytes) -> RecoverableBlob:
-        """Give a blob with this content."""
+        """Return a blob with this content."""
         descriptor = Descriptor("", f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
 
         def opened(offset: int = 0) -> Iterator[bytes]:
@@ -146,50 +146,50 @@ class Registry:
         return RecoverableBlob(descriptor, opened, fetch_range=part)
 
     def reading(self, cancelled: threading.Event | None = None) -> Prefetcher:
-        """Begin to read from it."""
+        """Return a prefetcher for this registry."""
         return prefetcher(MEMORY, cancelled or threading.Event(), self.clock)
 
 
 def chunked(content: bytes) -> Iterator[bytes]:
-    """Give content as it comes over a connection."""
+    """Yield content in chunks, as a connection does."""
     for start in range(0, len(content), CHUNK):
         yield content[start : start + CHUNK]
 
 
 def some(size: int, seed: int = 0) -> bytes:
-    """Give bytes that are like no others."""
+    """Return random bytes."""
     return random.Random(seed).randbytes(size)
 
 
 def read(blob: Blob, offset: int = 0) -> bytes:
-    """Read a blob, with what is valid only until the next chunk is asked for."""
+    """Read a blob whose chunks are valid only until the next one is requested."""
     return b"".join(bytes(chunk) for chunk in blob.open(offset))
 
 
 def refuse(*_: object) -> Iterator[bytes]:
-    """Answer a request for a part with an error."""
+    """Fail each request for a part."""
     msg = "429"
     raise NetworkError(msg)
 
 
-class TestWhatComesOut:
-    def test_a_slow_blob_comes_in_parts_and_whole(self) -> None:
+class TestContent:
+    def test_a_slow_blob_is_fetched_in_parts(self) -> None:
         registry = Registry(meets_at=MEETING)
         content = some(90 * CHUNK + 17)
         (found,) = map(read, registry.reading().in_order([registry.blob(content)]))
         assert found == content
-        # One connection until it was seen to be slow, and then the others, each byte from one of them.
+        # One connection until it was found to be slow, then the others; each byte comes from one of them.
         assert registry.asked == [0]
         assert len(registry.parts) > 20
         assert sum(end - start for start, end in registry.parts) < len(content)
 
-    def test_of_a_fast_registry_nothing_is_asked_ahead(self) -> None:
+    def test_nothing_is_prefetched_from_a_fast_registry(self) -> None:
         registry = Registry(alone=QUICK)
         contents = [some(80 * CHUNK, seed) for seed in range(3)]
         assert list(map(read, registry.reading().in_order(map(registry.blob, contents)))) == contents
         assert registry.parts == []
 
-    def test_nor_where_it_is_not_the_registry_that_is_waited_for(self) -> None:
+    def test_nothing_is_prefetched_when_the_reader_is_slow(self) -> None:
         registry = Registry(alone=QUICK)
         content = some(80 * CHUNK)
         got = []
@@ -200,30 +200,30 @@ class TestWhatComesOut:
         assert b"".join(got) == content
         assert registry.parts == []
 
-    def test_many_small_blobs_are_fetched_ahead_where_each_is_waited_for(self) -> None:
+    def test_many_small_blobs_are_prefetched_when_each_is_slow(self) -> None:
         registry = Registry(alone=0.1)
         contents = [some(1000 + seed, seed) for seed in range(100)]
         assert list(map(read, registry.reading().in_order(map(registry.blob, contents)))) == contents
         assert len(registry.parts) > 50
 
-    def test_where_that_is_no_faster_it_is_one_connection_again(self) -> None:
+    def test_one_connection_is_used_again_when_several_are_not_faster(self) -> None:
         registry = Registry(meets_at=MEETING, ahead=SLOW)
         content = some(400 * CHUNK)
         (found,) = map(read, registry.reading().in_order([registry.blob(content)]))
         assert found == content
-        # Tried, for two windows of time; and then once more, after a longer time.
+        # Tried for two periods, and once more after a longer time.
         assert 10 < len(registry.parts) < 120
         assert len(registry.asked) > 1
 
-    def test_what_one_connection_gave_at_first_is_not_what_it_is_held_to(self) -> None:
-        # Several give what the one did at first, and four times what it gives after that.
+    def test_an_initial_burst_does_not_count_as_the_speed_of_one_connection(self) -> None:
+        # Several connections are as fast as the one was at first, and four times as fast as it is later.
         registry = Registry(meets_at=200, burst=200, ahead=SLOW / 4)
         content = some(500 * CHUNK)
         (found,) = map(read, registry.reading().in_order([registry.blob(content)]))
         assert found == content
         assert sum(end - start for start, end in registry.parts) > 220 * CHUNK
 
-    def test_a_blob_begins_where_it_is_asked_to(self) -> None:
+    def test_a_blob_starts_at_the_requested_offset(self) -> None:
         registry = Registry()
         contents = [some(30 * CHUNK, seed) for seed in range(3)]
         blobs = registry.reading().in_order(map(registry.blob, contents))
@@ -231,7 +231,7 @@ class TestWhatComesOut:
         found = [read(blob, offset) for blob, offset in zip(blobs, offsets, strict=True)]
         assert found == [content[offset:] for content, offset in zip(contents, offsets, strict=True)]
 
-    def test_what_is_begun_again_is_read_again(self) -> None:
+    def test_a_blob_can_be_read_twice(self) -> None:
         registry = Registry()
         contents = [some(40 * CHUNK, seed) for seed in range(2)]
         found = [(read(blob), read(blob)) for blob in registry.reading().in_order(map(registry.blob, contents))]
@@ -250,7 +250,7 @@ class TestWhatComesOut:
         assert found == [content] * 12
         assert registry.parts
 
-    def test_side_by_side_each_comes_whole(self) -> None:
+    def test_concurrent_readers_get_complete_blobs(self) -> None:
         registry = Registry(meets_at=MEETING)
         contents = {len(content): content for content in (some(40 * CHUNK + seed, seed) for seed in range(6))}
         found: dict[int, bytes] = {}
@@ -263,7 +263,7 @@ class TestWhatComesOut:
         assert found == contents
         assert registry.parts
 
-    def test_small_blobs_side_by_side_are_fetched_by_the_threads_that_read_them(self) -> None:
+    def test_small_blobs_with_concurrent_readers_are_not_prefetched(self) -> None:
         registry = Registry()
         contents = {size: some(size, size) for size in range(CHUNK - 60, CHUNK)}
         found: dict[int, bytes] = {}
@@ -290,7 +290,7 @@ class TestWhatComesOut:
         assert len(registry.parts) > 2 * CONNECTIONS
         assert 0 < len(started) <= CONNECTIONS
 
-    def test_an_empty_blob_and_one_without_parts_are_left_as_they_are(self) -> None:
+    def test_an_empty_blob_and_one_without_ranges_are_not_prefetched(self) -> None:
         registry = Registry()
         blob = Blob(Descriptor("", "sha256:0", 3), lambda: iter([b"abc"]), access=Access.ONCE)
         found = list(map(read_once, registry.reading().in_order([registry.blob(b""), blob])))
@@ -334,29 +334,29 @@ def _fallen(number: int, content: bytes) -> Iterator[bytes]:
 FAULTS = {"short": _short, "long": _long, "broken": _broken, "gone": _gone, "a fault of our own": _fallen}
 
 
-class TestWhatComesInTheWay:
+class TestFailures:
     @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-    def test_is_not_seen(self, fault: Callable[[int, bytes], Iterator[bytes]]) -> None:
+    def test_the_reader_does_not_notice_a_fault(self, fault: Callable[[int, bytes], Iterator[bytes]]) -> None:
         registry = Registry(meets_at=MEETING, fault=fault)
         content = some(90 * CHUNK)
         (found,) = map(read, registry.reading().in_order([registry.blob(content)]))
         assert found == content
-        # The one connection goes on where the last byte was that came, and not before. The several may be tried again
-        # then, and be found no quicker, as threads have it.
+        # The first connection resumes after the last byte that arrived. The other connections may be tried again
+        # later, and found to be no faster, depending on the threads.
         assert len(registry.asked) in {2, 3}
         assert registry.asked == sorted(set(registry.asked))
         assert registry.asked[1] >= registry.parts[5][0]
 
-    def test_a_registry_that_gives_no_parts_is_asked_for_few(self) -> None:
+    def test_a_registry_that_refuses_parts_gets_few_requests(self) -> None:
         registry = Registry(meets_at=MEETING, fault=refuse)
         contents = [some(100 * CHUNK, seed) for seed in range(4)]
         assert list(map(read, registry.reading().in_order(map(registry.blob, contents)))) == contents
-        # Some at each of a few tries: as many as were under way when the first was refused, and those that waited.
+        # Each of a few attempts sends some: those already sent when the first was refused, and those that waited.
         assert len(registry.parts) <= 8 * CONNECTIONS
-        # The one connection is not given up: this registry would not let another begin in the middle.
+        # The first connection is kept: this registry would not let another start in the middle of the blob.
         assert registry.asked == [0] * 4
 
-    def test_what_the_one_connection_says_is_what_counts(self) -> None:
+    def test_the_error_of_the_first_connection_is_raised(self) -> None:
         registry = Registry(meets_at=MEETING, fault=_gone)
         blob = registry.blob(some(90 * CHUNK))
         opened = 0
@@ -373,7 +373,7 @@ class TestWhatComesInTheWay:
         with pytest.raises(NetworkError, match="this one"):
             list(map(read, registry.reading().in_order([broken])))
 
-    def test_a_reader_that_leaves_early_holds_up_nobody(self) -> None:
+    def test_a_reader_that_stops_early_does_not_block_others(self) -> None:
         registry = Registry()
         contents = [some(40 * CHUNK, seed) for seed in range(6)]
         found = []
@@ -387,7 +387,7 @@ class TestWhatComesInTheWay:
                 del chunks
         assert found == [True, True]
 
-    def test_whoever_waits_is_told_that_all_is_cancelled(self) -> None:
+    def test_a_waiting_reader_is_cancelled(self) -> None:
         cancelled, over = threading.Event(), threading.Event()
 
         def stall(number: int, content: bytes) -> Iterator[bytes]:
@@ -424,7 +424,7 @@ class TestSegments:
         assert max(end - start for start, end in registry.parts) == 2 * (chunks // connections) * CHUNK
 
 
-def test_connections_that_deliver_together_are_measured_over_all_of_their_segments() -> None:
+def test_throughput_is_measured_over_the_segments_of_all_connections() -> None:
     clock, segment = Clock(), 4 * limits.MIB
     meter = _ThroughputMeter(clock, CONNECTIONS * segment)
     meter.start_blob()
@@ -437,7 +437,7 @@ def test_connections_that_deliver_together_are_measured_over_all_of_their_segmen
     receive(segment, 0.5, is_ahead=False)
     assert meter.is_parallel
     for _ in range(10):
-        # The first of four segments arrives as slowly as over one connection, and then the others are there.
+        # The first of four segments arrives as slowly as over one connection; the others have arrived by then.
         receive(segment, 0.5, is_ahead=True)
         receive(3 * segment, 0.001, is_ahead=True)
         assert meter.is_parallel
@@ -458,7 +458,7 @@ def _plans(draw: st.DrawFn) -> tuple[list[int], list[tuple[str, int]], int]:
 
 @settings(max_examples=150, deadline=None)
 @given(_plans())
-def test_whatever_is_asked_in_whatever_order_the_bytes_are_right(
+def test_any_order_of_reads_returns_the_right_bytes(
     plan: tuple[list[int], list[tuple[str, int]], int],
 ) -> None:
     sizes, ways, seed = plan

@@ -1,4 +1,4 @@
-"""A transfer that goes on with what an earlier one has left: the same result, and nothing read twice that is right."""
+"""A transfer that resumes an earlier one has the same result, and does not read valid bytes again."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ SIZES = [70_000, 40_000, 300_000]
 
 @pytest.fixture(autouse=True)
 def little_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the tests a megabyte each; a config is smaller than this."""
+    """Accept partial files smaller than a megabyte; a config is still smaller than this."""
     monkeypatch.setattr(limits, "MIN_PARTIAL_SIZE", 2000)
 
 
 class Reading(CompleteSource):
-    """A layout's images; `read` has each reading of a blob: its digest, from where, and how many bytes were given.
+    """A layout's images; `read` has the digest, offset and number of bytes of each reading of a blob.
 
-    `fail(digest, position)` is asked before each piece of a thousand bytes, and may raise.
+    `fail(digest, position)` is called before each piece of a thousand bytes, and may raise.
     """
 
     concurrent = True
@@ -93,7 +93,7 @@ class Reading(CompleteSource):
             yield piece
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 @pytest.fixture
@@ -105,14 +105,14 @@ def digests(layout: Layout) -> list[str]:
 
 @pytest.fixture
 def whole(layout: Layout, digests: list[str], tmp_path: Path) -> bytes:
-    """Return the archive as an undisturbed run writes it."""
+    """Return the archive of an uninterrupted run."""
     del digests
     transfer.copy(Reading(layout.path), ArchiveDestination(open_file_output(tmp_path / "undisturbed.tar")))
     return (tmp_path / "undisturbed.tar").read_bytes()
 
 
 def failing_in(digest: str, position: int, error: Exception | None = None) -> Callable[[str, int], None]:
-    """Return what fails once, in the middle of a blob."""
+    """Return a callback that fails once, in the middle of a blob."""
     left = [error or NetworkError("it broke off")]
 
     def fail(present: str, at: int) -> None:
@@ -135,7 +135,7 @@ def fails(source: Reading, sink: Destination, error: type[OcistreamError] = Netw
 
 
 def places_in(archive: bytes) -> dict[str, tuple[int, int]]:
-    """Return where the content of each entry begins, and its size."""
+    """Return the offset and size of the content of each entry."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         return {entry.name: (entry.offset_data, entry.size) for entry in tar}
 
@@ -144,7 +144,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-class TestAnArchive:
+class TestArchive:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
         """Return an empty folder."""
@@ -155,7 +155,7 @@ class TestAnArchive:
     def archive(self, folder: Path) -> ArchiveDestination:
         return ArchiveDestination(open_file_output(folder / "x.tar"))
 
-    def test_wherever_it_was_cut_the_result_is_the_same_and_no_byte_is_read_twice(
+    def test_an_archive_truncated_anywhere_is_completed_without_reading_twice(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path
     ) -> None:
         places = places_in(whole)
@@ -187,7 +187,7 @@ class TestAnArchive:
             pytest.param(None, id="longer than the archive"),
         ],
     )
-    def test_whatever_is_there_instead_costs_nothing_but_being_written_over(
+    def test_other_data_in_the_partial_file_is_overwritten(
         self, layout: Layout, whole: bytes, folder: Path, left: bytes | None
     ) -> None:
         (folder / ".x.tar.partial").write_bytes(whole + b"and more" if left is None else left)
@@ -196,7 +196,7 @@ class TestAnArchive:
 
     @pytest.mark.parametrize("which", [0, 1, 2])
     @pytest.mark.parametrize("at", [0, 20_000])
-    def test_a_wrong_byte_in_it_costs_the_blobs_from_there_on(
+    def test_a_blob_with_a_wrong_byte_and_later_blobs_are_read_again(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path, which: int, at: int
     ) -> None:
         held = bytearray(whole[:-100_000])
@@ -208,7 +208,7 @@ class TestAnArchive:
         anew = [[digest, 0, size] for digest, size in zip(digests, SIZES, strict=True)][which:]
         assert [read for read in source.read if not read[1]] == anew
 
-    def test_a_wrong_byte_in_a_header_or_a_manifest_costs_what_follows(
+    def test_blobs_after_a_wrong_byte_in_a_header_or_manifest_are_read_again(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path
     ) -> None:
         for at in (0, 600, places_in(whole)[blob_name(digests[1])][0] - 400):
@@ -221,7 +221,7 @@ class TestAnArchive:
             assert [digests[1], 0, SIZES[1]] in source.read
             assert ([digests[0], 0, SIZES[0]] in source.read) is (at <= 600)
 
-    def test_a_failure_while_it_is_looked_at_leaves_all_of_it(
+    def test_a_failure_before_the_check_keeps_the_partial_file(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path
     ) -> None:
         (folder / ".x.tar.partial").write_bytes(whole[:-1])
@@ -234,7 +234,7 @@ class TestAnArchive:
         assert (folder / ".x.tar.partial").read_bytes() == whole[:-1]
         del digests
 
-    def test_a_blob_that_is_wrong_with_what_was_held_is_read_anew_in_the_same_run(
+    def test_a_blob_with_a_wrong_partial_is_read_again_in_the_same_run(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path
     ) -> None:
         end = sum(places_in(whole)[blob_name(digests[0])])
@@ -246,7 +246,7 @@ class TestAnArchive:
         assert (folder / "x.tar").read_bytes() == whole
         assert [read[1] for read in source.read if read[0] == digests[0]] == [SIZES[0] - 1000, 0]
 
-    def test_from_a_pipe_what_is_there_is_compared_and_not_written_again(
+    def test_input_from_a_pipe_is_compared_with_the_partial_file(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (folder / ".x.tar.partial").write_bytes(whole[:-5000])
@@ -265,7 +265,7 @@ class TestAnArchive:
         assert [read[1] for read in source.read if read[0] in digests] == [0, 0, 0]
         assert sum(written) == 5000
 
-    def test_so_it_is_in_the_middle_of_a_blob(
+    def test_a_read_error_in_the_middle_of_a_blob_keeps_the_partial_file(
         self, layout: Layout, digests: list[str], whole: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (folder / ".x.tar.partial").write_bytes(whole[:-1])
@@ -282,12 +282,12 @@ class TestAnArchive:
         assert (folder / ".x.tar.partial").read_bytes() == whole[:-1]
 
 
-class TestALayout:
+class TestLayout:
     def parts(self, path: Path) -> list[str]:
         return sorted(entry.name for entry in path.rglob("*.partial"))
 
     @pytest.mark.parametrize("size", [5000, SIZES[1], SIZES[1] + 5000])
-    def test_what_is_wrong_is_thrown_away_and_the_blob_read_anew(
+    def test_a_wrong_partial_file_is_deleted_and_the_blob_read_again(
         self, layout: Layout, digests: list[str], tmp_path: Path, size: int
     ) -> None:
         folder = tmp_path / "out" / "blobs" / "sha256"
@@ -299,7 +299,9 @@ class TestALayout:
         assert (folder / digests[1][7:]).read_bytes() == layout.file(digests[1]).read_bytes()
         assert self.parts(tmp_path) == []
 
-    def test_what_is_only_longer_is_cut(self, layout: Layout, digests: list[str], tmp_path: Path) -> None:
+    def test_a_partial_file_that_is_too_long_is_truncated(
+        self, layout: Layout, digests: list[str], tmp_path: Path
+    ) -> None:
         folder = tmp_path / "out" / "blobs" / "sha256"
         folder.mkdir(parents=True)
         (folder / f".{digests[1][7:]}.partial").write_bytes(layout.file(digests[1]).read_bytes() + b"more")
@@ -308,7 +310,7 @@ class TestALayout:
         assert digests[1] not in {read[0] for read in source.read}
         assert (folder / digests[1][7:]).read_bytes() == layout.file(digests[1]).read_bytes()
 
-    def test_only_the_blob_that_was_found_wrong_is_dropped(
+    def test_only_the_partial_file_of_the_wrong_blob_is_deleted(
         self, layout: Layout, digests: list[str], tmp_path: Path
     ) -> None:
         folder = tmp_path / "out" / "blobs" / "sha256"
@@ -325,7 +327,7 @@ class TestALayout:
             transfer.copy(Reading(layout.path, wrong), LayoutDestination(tmp_path / "out"), jobs=1)
         assert self.parts(tmp_path) == parts[1:]
 
-    def test_strays_go_at_once_and_old_parts_once_something_has_arrived(
+    def test_temporary_files_are_deleted_at_once_and_old_partials_after_success(
         self, layout: Layout, digests: list[str], tmp_path: Path
     ) -> None:
         out = tmp_path / "out"
@@ -348,11 +350,11 @@ class TestALayout:
         assert self.parts(out) == sorted([new, *others])
 
 
-class TestWhatIsWrongElsewhere:
-    """What a source gave was wrong, and it has others: of what was written, nothing is to be gone on with."""
+class TestWrongSources:
+    """The source has other copies of a blob that was wrong: no byte of the wrong one is resumed."""
 
     @pytest.mark.parametrize("kind", ["archive", "layout"])
-    def test_the_blob_is_read_from_its_first_byte_and_once(
+    def test_the_blob_is_read_once_more_from_its_first_byte(
         self, layout: Layout, digests: list[str], tmp_path: Path, kind: str
     ) -> None:
         class TwoPlaces(Reading):
@@ -376,9 +378,7 @@ class TestWhatIsWrongElsewhere:
         )
         assert [read for read in source.read if read[0] == digests[1]] == [[digests[1], 0, SIZES[1]]] * 2
 
-    def test_a_layer_that_is_not_compressed_as_it_says_is_found_out_though_it_was_begun(
-        self, layout: Layout, tmp_path: Path
-    ) -> None:
+    def test_a_wrong_compression_is_detected_in_a_resumed_layer(self, layout: Layout, tmp_path: Path) -> None:
         layer = layout.blob(tar_layer({"noise": bytes(9000)}, compression=""), OCI_LAYER + "+gzip")
         layout.image([layer], name="v1")
         folder = tmp_path / "out" / "blobs" / "sha256"
@@ -404,7 +404,7 @@ class TestCounting:
 
         return BlobProgress(watch, descriptor, cancelled), Blob(descriptor, opened), watch.advances
 
-    def test_what_is_there_counts_at_once_and_what_is_begun_again_is_taken_back(self) -> None:
+    def test_resumed_bytes_count_at_once_and_a_restart_subtracts_them(self) -> None:
         watched, blob, advances = self.watched(threading.Event())
 
         def use(verified: VerifiedBlob) -> None:
@@ -420,7 +420,7 @@ class TestCounting:
 
         use_verified(blob, use, can_retry=True, progress=watched)
 
-    def test_a_chunk_counts_once_the_next_is_asked_for(self) -> None:
+    def test_a_chunk_counts_when_the_next_is_requested(self) -> None:
         watched, _, advances = self.watched(threading.Event())
         given: list[Chunk] = [b"12", memoryview(b"345")]
         chunks = watched.count(given)
@@ -431,7 +431,7 @@ class TestCounting:
         assert next(chunks, None) is None
         assert advances == [2, 3]
 
-    def test_it_can_be_stopped_while_what_is_there_is_looked_at(self) -> None:
+    def test_checking_a_partial_file_can_be_cancelled(self) -> None:
         cancelled = threading.Event()
         watched, blob, _ = self.watched(cancelled)
         cancelled.set()
@@ -439,8 +439,8 @@ class TestCounting:
             use_verified(blob, lambda verified: list(verified.open(2, iter([b"01"]))), can_retry=True, progress=watched)
 
 
-class TestTheRest:
-    """`rest_of`: what is written from some byte on, as the rest of a pipe that broke."""
+class TestTailOutput:
+    """`TailOutput` writes an archive from a given byte on, to continue a broken pipe."""
 
     def write(self, source: Reading, first: int, path: Path, *, docker: bool = False) -> Report:
         with io.FileIO(path, "wb") as file:
@@ -450,7 +450,7 @@ class TestTheRest:
                 return transfer.copy(source, sink, recompression=parse_recompression("none", 200))
             return transfer.copy(source, ArchiveDestination(output))
 
-    def test_from_any_byte_on_it_is_the_end_of_the_whole_and_no_more_is_read_than_that(
+    def test_from_any_byte_on_only_the_required_bytes_are_read(
         self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path
     ) -> None:
         places = places_in(whole)
@@ -470,7 +470,7 @@ class TestTheRest:
             assert source.read == expected, first
         del digests
 
-    def test_all_after_the_blob_that_it_begins_in_is_verified(
+    def test_blobs_after_the_first_incomplete_one_are_verified(
         self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path
     ) -> None:
         first = places_in(whole)[blob_name(digests[1])][0] + 100
@@ -479,7 +479,9 @@ class TestTheRest:
         with pytest.raises(IntegrityError, match=digests[2]):
             self.write(Reading(layout.path), first, tmp_path / "rest")
 
-    def test_of_that_blob_the_size_is(self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path) -> None:
+    def test_the_size_of_the_first_incomplete_blob_is_verified(
+        self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path
+    ) -> None:
         first = places_in(whole)[blob_name(digests[1])][0] + 100
         path = layout.file(digests[1])
         path.write_bytes(path.read_bytes()[:-1])

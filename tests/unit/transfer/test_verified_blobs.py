@@ -1,4 +1,4 @@
-"""A blob used until it is right: who is asked for other bytes, and when there are none."""
+"""A blob is verified while it is used; after wrong bytes it is read again, or from another place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RIGHT = b"right"
 
 
 class Places:
-    """Several places for one blob, of which each is left when its bytes were wrong."""
+    """Several places for one blob; wrong bytes make the next place the first."""
 
     def __init__(self, *contents: bytes) -> None:
         self.contents = list(contents)
@@ -33,29 +33,29 @@ def read(checked: VerifiedBlob) -> bytes:
     return read_all(checked.open())
 
 
-def test_what_is_right_is_used_once() -> None:
+def test_a_valid_blob_is_used_once() -> None:
     assert use_verified(Places(RIGHT).blob, read, can_retry=True) == RIGHT
 
 
-def test_what_is_wrong_is_read_from_the_next_place() -> None:
+def test_a_wrong_blob_is_read_from_the_next_place() -> None:
     places = Places(b"wrong", b"too long", b"short", RIGHT)
     assert use_verified(places.blob, read, can_retry=True) == RIGHT
     assert places.contents == [RIGHT]
 
 
-def test_that_work_cannot_be_begun_anew_is_said_to_the_source() -> None:
+def test_the_source_is_told_that_the_work_cannot_be_repeated() -> None:
     places = Places(b"wrong", RIGHT)
     with pytest.raises(IntegrityError):
         use_verified(places.blob, read, can_retry=False)
     assert places.contents == [b"wrong", RIGHT]
 
 
-def test_a_blob_of_one_place_is_as_it_is() -> None:
+def test_a_wrong_blob_of_a_single_place_is_an_error() -> None:
     with pytest.raises(IntegrityError):
         use_verified(Blob(blob_of(RIGHT), lambda: iter([b"wrong"])), read, can_retry=True)
 
 
-def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
+def test_an_error_of_the_user_does_not_change_the_place() -> None:
     places = Places(RIGHT, b"another")
 
     def use(checked: VerifiedBlob) -> None:
@@ -68,7 +68,7 @@ def test_what_its_user_finds_wrong_is_not_the_places_fault() -> None:
     assert places.contents == [RIGHT, b"another"]
 
 
-def test_an_error_that_is_kept_does_not_keep_the_chunks_open() -> None:
+def test_a_stored_error_does_not_keep_the_chunks_open() -> None:
     is_open = True
 
     def chunks(_offset: int = 0) -> Iterator[Chunk]:
@@ -92,14 +92,14 @@ def test_an_error_that_is_kept_does_not_keep_the_chunks_open() -> None:
 
 
 @pytest.mark.parametrize("offset", range(len(RIGHT) + 1))
-def test_bytes_and_what_was_looked_into_begin_anywhere(offset: int) -> None:
+def test_bytes_and_peeked_blobs_can_be_opened_at_any_offset(offset: int) -> None:
     blob = blob_from_bytes(blob_of(RIGHT), RIGHT)
     assert read_all(blob.open(offset)) == RIGHT[offset:]
     seen, beginning = peek(blob)
     assert (read_all(seen.open(offset)), beginning, seen.reopenable) == (RIGHT[offset:], RIGHT, False)
 
 
-def test_only_from_its_first_byte_to_its_last_is_a_blob_complete() -> None:
+def test_a_blob_is_complete_only_with_all_its_bytes() -> None:
     blob = VerifiedBlob(blob_of(RIGHT), lambda *_: iter([RIGHT]))
     require_complete(blob)
     rest, beginning = ByteRange(1, len(RIGHT)), ByteRange(0, 4)
@@ -112,7 +112,7 @@ def test_only_from_its_first_byte_to_its_last_is_a_blob_complete() -> None:
 
 
 class Resumable:
-    """A blob of one place that can be begun anywhere; `asked` has the offsets at which it was."""
+    """A blob of one place that can be opened at any offset; `asked` has the offsets."""
 
     def __init__(self, content: bytes = RIGHT) -> None:
         self.content = content
@@ -125,7 +125,7 @@ class Resumable:
 
 
 def resumed(held: bytes) -> Callable[[VerifiedBlob], bytes]:
-    """Return what uses a blob of which it holds some: wrong content is thrown away."""
+    """Return a user of a blob that has stored its beginning, and deletes a wrong beginning."""
     left = [held]
 
     def use(checked: VerifiedBlob) -> bytes:
@@ -139,37 +139,37 @@ def resumed(held: bytes) -> Callable[[VerifiedBlob], bytes]:
 
 class TestResuming:
     @pytest.mark.parametrize("size", [0, 1, 4])
-    def test_only_what_is_not_held_is_asked_for(self, size: int) -> None:
+    def test_only_the_missing_bytes_are_requested(self, size: int) -> None:
         place = Resumable()
         assert use_verified(place.blob, resumed(RIGHT[:size]), can_retry=True) == RIGHT
         assert place.asked == [size]
 
-    def test_of_what_is_held_whole_nothing_is_asked_for(self) -> None:
+    def test_nothing_is_requested_of_a_complete_blob(self) -> None:
         place = Resumable()
         assert use_verified(place.blob, resumed(RIGHT), can_retry=True) == RIGHT
         assert place.asked == []
 
     @pytest.mark.parametrize("held", [b"R", b"wrong", b"too long"])
-    def test_where_the_whole_is_wrong_it_is_begun_anew_once(self, held: bytes) -> None:
+    def test_a_wrong_result_is_read_again_once(self, held: bytes) -> None:
         place = Resumable()
         assert use_verified(place.blob, resumed(held), can_retry=True) == RIGHT
         assert place.asked[-1:] == [0]
         assert len(place.asked) <= 2
 
-    def test_what_is_wrong_then_too_is_an_error(self) -> None:
+    def test_a_second_wrong_result_is_an_error(self) -> None:
         place = Resumable(b"worse")
         with pytest.raises(IntegrityError):
             use_verified(place.blob, resumed(b"R"), can_retry=True)
         assert place.asked == [1, 0]
 
-    def test_what_was_held_is_suspected_before_a_place_is(self) -> None:
+    def test_stored_bytes_are_suspected_before_the_place(self) -> None:
         place = Resumable()
         told: list[IntegrityError] = []
         blob = dataclasses.replace(place.blob, on_corrupt=lambda error, _: told.append(error))
         assert use_verified(blob, resumed(b"R"), can_retry=True) == RIGHT
         assert told == []
 
-    def test_a_place_that_lies_is_left_after_that(self) -> None:
+    def test_the_place_is_suspected_after_that(self) -> None:
         place = Resumable(b"worse")
 
         def on_wrong(_: IntegrityError, again: bool) -> None:
@@ -180,24 +180,24 @@ class TestResuming:
         assert use_verified(blob, resumed(RIGHT[:1]), can_retry=True) == RIGHT
         assert place.asked == [1, 0, 0]
 
-    def test_what_can_only_be_read_from_its_beginning_cannot_be_resumed(self) -> None:
+    def test_a_blob_that_can_be_read_only_once_cannot_be_resumed(self) -> None:
         pipe = Blob(blob_of(RIGHT), lambda: iter([RIGHT]), access=Access.ONCE)
         assert not use_verified(pipe, lambda checked: checked.can_resume, can_retry=True)
 
-    def test_what_comes_over_a_line_that_may_break_can_although_it_comes_once(self) -> None:
+    def test_a_resumable_blob_can_be_resumed_although_it_is_read_once(self) -> None:
         place = Resumable()
         line = Blob(place.blob.descriptor, place.chunks, Access.RESUMABLE)
         assert use_verified(line, resumed(b"ri"), can_retry=True) == RIGHT
         assert place.asked == [2]
 
-    def test_where_it_is_wrong_then_it_cannot_be_begun_anew(self) -> None:
+    def test_a_wrong_resumable_blob_cannot_be_read_again(self) -> None:
         place = Resumable()
         line = Blob(place.blob.descriptor, place.chunks, Access.RESUMABLE)
         with pytest.raises(PartialBlobLostError):
             use_verified(line, resumed(b"RI"), can_retry=True)
         assert place.asked == [2]
 
-    def test_what_begins_in_the_middle_has_its_size_checked(self) -> None:
+    def test_the_size_of_a_blob_opened_in_the_middle_is_checked(self) -> None:
         def use(checked: VerifiedBlob) -> bytes:
             return read_all(checked.open(2))
 
@@ -208,7 +208,7 @@ class TestResuming:
 
 
 class TestPartsOfBlobs:
-    """A source that has only some bytes of a blob: the part in a volume has a digest, the rest of a copy has none."""
+    """A source that has only some bytes of a blob: a part in a volume has a digest, the rest of a copy has none."""
 
     @pytest.mark.parametrize("content", [b"igh", b"xgh", b"ig", b"igh!"])
     def test_a_part_is_verified_by_its_own_digest(self, content: bytes) -> None:
@@ -225,7 +225,7 @@ class TestPartsOfBlobs:
         assert use_verified(rest, resumed(b"rig"), can_retry=True) == RIGHT
         assert place.asked == [3]
 
-    def test_a_rest_that_does_not_fit_is_lost_and_not_the_source_wrong(self) -> None:
+    def test_a_rest_that_does_not_match_is_lost_and_the_source_is_not_blamed(self) -> None:
         for use in (resumed(b"RI"), read, raise_integrity_error):
             rest = Blob(blob_of(RIGHT), lambda *_: iter([b"wrong"]), Access.RESUMABLE, range=ByteRange(2, len(RIGHT)))
             with pytest.raises(PartialBlobLostError):
@@ -233,6 +233,6 @@ class TestPartsOfBlobs:
 
 
 def raise_integrity_error(checked: VerifiedBlob) -> bytes:
-    """Fail as a registry does that finds the complete blob wrong."""
+    """Fail like a registry that finds the complete blob wrong."""
     del checked
     raise IntegrityError("wrong together")
