@@ -142,13 +142,14 @@ def _is_list_file(path: Path) -> bool:
 
 def _read_have_list(context: CommandContext, text: str, graph: Graph) -> Mapping[str, OmissionReason]:
     """Read a list beside the graph and keep only digests of the graph, so memory does not grow with the list."""
-    from ocistream.remote.have_lists import match_have_list, read_lines
+    from ocistream.remote.have_lists import HaveListReader
 
     description = "the list on stdin" if text == "-" else printable(text, 1024)
     with context.open_list(text) as file:
-        matches = match_have_list(read_lines(file), {blob.digest for blob in graph.blobs}, description)
-    reason = OmissionReason(HAVE, " ".join(matches.origins) or ("" if text == "-" else Path(text).name))
-    return _report_if_empty(context, dict.fromkeys(sorted(matches.digests), reason), description)
+        listed = HaveListReader(file, description)
+        found = listed.find({blob.digest for blob in graph.blobs})
+    reason = OmissionReason(HAVE, " ".join(listed.origins) or ("" if text == "-" else Path(text).name))
+    return _report_if_empty(context, dict.fromkeys(sorted(found), reason), description)
 
 
 def _report_if_empty(
@@ -208,15 +209,16 @@ def _select_only(context: CommandContext, selected: Sequence[str | Path], graph:
     kept: set[str] = set()
     for item in selected:
         if isinstance(item, Path):
-            from ocistream.remote.have_lists import match_have_list, read_lines
+            from ocistream.remote.have_lists import HaveListReader
 
             description = printable(str(item), 1024)
             with files.disk_errors(f"cannot read {item}"), item.open("rb") as file:
-                matches = match_have_list(read_lines(file), available, description)
-            kept |= matches.digests
-            if unmatched := matches.total - len(matches.digests):
+                listed = HaveListReader(file, description)
+                found = listed.find(available)
+            kept |= found
+            if unmatched := listed.total - len(found):
                 context.console.info(
-                    f"--only {description}: {unmatched} of its {matches.total} digests are in none of the images"
+                    f"--only {description}: {unmatched} of its {listed.total} digests are in none of the images"
                 )
         elif item not in available:
             msg = f"--only {item}: none of the requested images has such a blob"

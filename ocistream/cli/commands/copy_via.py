@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,12 +19,12 @@ from ocistream.oci.omitted_blobs import HAVE, OmissionReason
 from ocistream.oci.reference import is_digest, printable
 from ocistream.oci.volumes import part_name
 from ocistream.remote.command import RemoteCommand, check_shell_safe, split_command
-from ocistream.remote.have_lists import HaveListReader, format_have_list, read_lines
+from ocistream.remote.have_lists import HaveListReader, format_have_list
 from ocistream.streams.chunks import chunks_from
 from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, format_partial_blobs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import IO
 
     from ocistream.cli.context import CommandContext
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
 
+#: Lines of a query per write.
+_LINES_PER_WRITE: Final = 512
 _LOG_IN_REMOTELY: Final = "run `ocistream login` on the remote side: --via sends no passwords"
 _CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the configuration of the remote ocistream"
 _ASKED_REMOTELY: Final = "omit the option: ocistream asks the remote side which blobs it has"
@@ -172,13 +175,14 @@ class _RemoteOcistream:
         return dict.fromkeys(sorted(stored), OmissionReason(HAVE, self._target.query_location))
 
     def _query(self, digests: Sequence[str]) -> tuple[set[str], HaveListReader]:
-        lines = (line.encode() for line in format_have_list(["the expected blobs"], digests, version=__version__))
+        lines = format_have_list(["the expected blobs"], digests, version=__version__)
+        pieces = iter(lambda: "".join(itertools.islice(lines, _LINES_PER_WRITE)).encode(), b"")
         queried = set(digests)
 
         def read(answer: IO[bytes]) -> tuple[set[str], HaveListReader]:
-            reader = HaveListReader(read_lines(answer), "the list of the remote side")
+            reader = HaveListReader(answer, "the list of the remote side")
             try:
-                return {digest for digest in reader if digest in queried}, reader
+                return reader.find(queried), reader
             except ArchiveError as error:
                 error.hint = "the command of --via must not print anything on stdout, such as a greeting"
                 raise
@@ -186,7 +190,7 @@ class _RemoteOcistream:
         remote = self._build_command()
         try:
             self._start(remote, ["have", "--among", "-", self._target.query_location or ""], self._query_options())
-            return remote.query(_join_lines(lines), read)
+            return remote.query(pieces, read)
         except BaseException:
             remote.stop()
             raise
@@ -352,14 +356,3 @@ def _check_results(graph: Graph, lines: Sequence[str]) -> None:
             shown = f"{', '.join(map(printable, sorted(reported)[:3]))}" or "nothing"
             msg = f"sent {root.descriptor.digest}, but the remote side reports that it wrote {shown}"
             raise IntegrityError(msg)
-
-
-def _join_lines(lines: Iterable[bytes]) -> Iterable[bytes]:
-    """Return lines joined into pieces of up to 512 lines."""
-    buffered: list[bytes] = []
-    for line in lines:
-        buffered.append(line)
-        if len(buffered) >= 512:
-            yield b"".join(buffered)
-            buffered.clear()
-    yield b"".join(buffered)

@@ -136,12 +136,12 @@ def _read_among_list(context: CommandContext, among: str) -> list[Descriptor]:
     """Return the blobs of the list of --among, without types and sizes; raise UnsupportedError for too many."""
     from ocistream import limits
     from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, UNKNOWN_SIZE, Descriptor
-    from ocistream.remote.have_lists import HaveListReader, read_lines
+    from ocistream.remote.have_lists import HaveListReader
 
     description = "the list on stdin" if among == "-" else among
     digests: dict[str, None] = {}
     with context.open_list(among) as file:
-        for digest in HaveListReader(read_lines(file), description):
+        for digest in HaveListReader(file, description):
             digests[digest] = None
             if len(digests) > limits.MAX_QUERIED_DIGESTS:
                 msg = f"{description} has more than {limits.MAX_QUERIED_DIGESTS} digests"

@@ -33,7 +33,7 @@ from ocistream.oci.reference import (
 )
 from ocistream.registry.configuration import parse_registry_location
 from ocistream.registry.upload_strategy import parse_upload_method
-from ocistream.remote.have_lists import HaveListReader, format_have_list, match_have_list, read_lines
+from ocistream.remote.have_lists import HaveListReader, format_have_list
 from ocistream.sizes import parse_size
 from tests.fuzz.engine import Check, Target
 
@@ -217,12 +217,12 @@ def _lists(_: Path) -> Iterator[Check]:
     """A list of digests is read; what is taken out of it is written again and read again as the same."""
 
     def check(data: bytes) -> None:
-        read = HaveListReader(read_lines(io.BytesIO(data)), "the list")
+        read = HaveListReader(io.BytesIO(data), "the list")
         digests = set(read)
         assert len(digests) <= read.total
         again = "".join(format_have_list(list(read.origins), digests, version="0")).encode()
-        found = match_have_list(read_lines(io.BytesIO(again)), digests, "the list")
-        assert found.digests == digests, "read again, it is another one"
+        found = HaveListReader(io.BytesIO(again), "the list")
+        assert found.find(digests) == digests, "read again, it is another one"
         assert found.total == len(digests)
         assert all(origin.isprintable() for origin in found.origins)
 
