@@ -23,13 +23,11 @@ from ocistream.layout.index import image_names_of
 from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
-from ocistream.signatures.policy import TrustPolicy
 from ocistream.streams.workers import run_each, start, wait_to_settle
-from ocistream.sync.comparison import ImageComparer, ImageComparison, SyncResult, select_with_signatures
-from ocistream.sync.destination_state import LayoutWriters
+from ocistream.sync.comparison import ImageComparer, ImageComparison, SyncResult
 from ocistream.sync.plan import EntryCopies, drop_duplicates
 from ocistream.sync.progress import ImageProgress
-from ocistream.sync.sources import SyncSources, read_graph
+from ocistream.sync.sources import read_graph
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
@@ -39,12 +37,12 @@ from ocistream.transfer.incomplete_indexes import limit_to_source
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from ocistream.locations import OpenContext
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.oci.reference import Reference
     from ocistream.signatures.check import SignatureCheck
-    from ocistream.sync.plan import CopyDestination, ImageCopy, Shard, SyncEntry, SyncLocation, SyncPlan
+    from ocistream.sync.comparison import SyncAccess
+    from ocistream.sync.plan import CopyDestination, ImageCopy, Shard, SyncEntry, SyncPlan
     from ocistream.transfer.interfaces import Destination, RunObserver, Source
     from ocistream.transfer.report import Report
 
@@ -62,57 +60,30 @@ _POLL_INTERVAL: Final = 0.2
 
 
 class SyncRun:
-    """One run. `on_result` is called with each result as soon as it is known, from this thread.
-
-    All images share connections and tokens, but each has a cancel event of its own: a failed image must not stop the
-    next.
-    """
+    """One run. `on_result` is called with each result as soon as it is known, from this thread."""
 
     def __init__(
         self,
-        context: Callable[[SyncLocation], OpenContext],
+        access: SyncAccess,
         on_result: Callable[[SyncResult], None],
+        observer: RunObserver,
         *,
         jobs: int,
         prefetch_memory: int,
-        create_cancel_event: Callable[[], threading.Event],
-        observer: RunObserver,
-        check_push: Callable[[Reference | None], None] = lambda _: None,
-        policy: TrustPolicy | None = None,
     ) -> None:
-        """`context` returns the context of a location; `create_cancel_event` an event to cancel one image.
-
-        `policy` says which signatures images need.
-        """
-        policy = policy or TrustPolicy()
-        self._context_of = context
+        """Read nothing yet."""
+        self._access = access
         self._on_result = on_result
         self._jobs = jobs
         self._prefetch_memory = prefetch_memory
-        self._create_cancel_event = create_cancel_event
-        self._cancelled = create_cancel_event()
-        self._sources = SyncSources()
-        self._layouts = LayoutWriters()
-        self._comparer = ImageComparer(
-            context,
-            sources=self._sources,
-            layouts=self._layouts,
-            create_cancel_event=create_cancel_event,
-            check_push=check_push,
-            policy=policy,
-        )
+        self._cancelled = access.create_cancel_event()
+        self._layouts = access.layouts
+        self._comparer = ImageComparer(access)
         #: Copied images whose results are not reported yet, and when others were (monotonic seconds).
         self._unreported: list[ImageComparison] = []
         self._reported_at = 0.0
         self._observer = observer
-        self._copier = ImageCopier(
-            context,
-            sources=self._sources,
-            layouts=self._layouts,
-            create_cancel_event=create_cancel_event,
-            observer=observer,
-            policy=policy,
-        )
+        self._copier = ImageCopier(access, observer)
 
     def run(self, plan: SyncPlan, shard: Shard, *, dry_run: bool = False) -> None:
         """Copy all images of this shard that differ; with `dry_run`, only report what would be copied.
@@ -120,7 +91,7 @@ class SyncRun:
         Raises:
             UsageError: two images would get one name at a destination, or a configuration is malformed.
         """
-        with closing(self._sources), closing(self._layouts):
+        with closing(self._access.sources), closing(self._layouts):
             copies = self._list_copies(plan)
             count = sum(shard.has_image(copy.name) for copy in drop_duplicates(copies))
             selected = (copy for copy in drop_duplicates(copies) if shard.has_image(copy.name))
@@ -129,7 +100,7 @@ class SyncRun:
                 comparisons = [ImageComparison(copy) for copy in batch]
                 jobs = self._limit_jobs(batch)
                 for step in (self._comparer.compare, self._copier.plan if dry_run else self._comparer.prepare):
-                    run_each(step, comparisons, jobs=jobs, cancelled=self._create_cancel_event())
+                    run_each(step, comparisons, jobs=jobs, cancelled=self._access.create_cancel_event())
                 if dry_run:
                     for comparison in comparisons:
                         self._report([*comparison.results, *self._copier.list_planned(comparison)])
@@ -146,7 +117,7 @@ class SyncRun:
         for copy in copies:
             for sync_location in (copy.entry.source, *(destination.sync_location for destination in copy.destinations)):
                 if (reference := sync_location.location.reference) is not None:
-                    jobs = min(jobs, self._context_of(sync_location).jobs_at([reference.registry]))
+                    jobs = min(jobs, self._access.context_of(sync_location).jobs_at([reference.registry]))
         return jobs
 
     def _copy_batch(self, comparisons: Sequence[ImageComparison], jobs: int, done: int, count: int) -> None:
@@ -164,7 +135,8 @@ class SyncRun:
             self._comparer.release(comparison)
             copied.put(comparison)
 
-        copying = start(partial(run_each, copy, pending, jobs=images, cancelled=self._create_cancel_event()))
+        cancelled = self._access.create_cancel_event()
+        copying = start(partial(run_each, copy, pending, jobs=images, cancelled=cancelled))
         try:
             for number, comparison in enumerate(comparisons, done + 1):
                 while comparison in waiting:
@@ -207,7 +179,7 @@ class SyncRun:
             for sync_location in (entry.source, *entry.destinations):
                 if sync_location.location.reference is not None:
                     # Create the opener here: several threads would each create one.
-                    self._context_of(sync_location).repository_opener()
+                    self._access.context_of(sync_location).repository_opener()
             try:
                 copies.append(EntryCopies(entry, () if entry.has_one_image else self._list_names(entry)))
             except OcistreamError as error:
@@ -218,7 +190,7 @@ class SyncRun:
         return copies
 
     def _list_names(self, entry: SyncEntry) -> Iterable[str]:
-        location, context = entry.source.location, self._context_of(entry.source)
+        location, context = entry.source.location, self._access.context_of(entry.source)
         if location.reference is not None:
             listed = context.repository_opener().list_tags(location.reference)
             if listed.incomplete_reason:
@@ -226,7 +198,7 @@ class SyncRun:
                 raise UnsupportedError(msg, hint="name its images one by one")
             self._comparer.add_tags(location.reference, listed.tags)
             return listed.tags
-        roots, orphans = self._sources.list_images(location, context)
+        roots, orphans = self._access.sources.list_images(location, context)
         images = select_existing_images(roots, location.description)
         if entry.tag_filter is None:
             by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
@@ -242,23 +214,10 @@ class SyncRun:
 class ImageCopier:
     """Copies images, for one run. Safe for several threads."""
 
-    def __init__(
-        self,
-        context: Callable[[SyncLocation], OpenContext],
-        *,
-        sources: SyncSources,
-        layouts: LayoutWriters,
-        create_cancel_event: Callable[[], threading.Event],
-        observer: RunObserver,
-        policy: TrustPolicy,
-    ) -> None:
-        """`context` returns the context of a location; `create_cancel_event` an event to cancel one image."""
-        self._context_of = context
-        self._sources = sources
-        self._layouts = layouts
-        self._create_cancel_event = create_cancel_event
+    def __init__(self, access: SyncAccess, observer: RunObserver) -> None:
+        """Copy nothing yet."""
+        self._access = access
         self._observer = observer
-        self._policy = policy
         self._blobs = _CopiedBlobs()
         #: Blobs planned for each registry or layout: one that several images have is written once.
         self._planned_blobs: set[int] = set()
@@ -268,7 +227,7 @@ class ImageCopier:
 
         May be called in several threads. `jobs` blobs move at once, and `memory` is for prefetching, in bytes.
         """
-        started_at, cancelled = monotonic(), self._create_cancel_event()
+        started_at, cancelled = monotonic(), self._access.create_cancel_event()
         failures: dict[str, OcistreamError] = {}
         branches: dict[str, FanOutBranch] = {}
         digest, bytes_read = None, 0
@@ -278,7 +237,11 @@ class ImageCopier:
             claim = stack.enter_context(self._blobs.claim(stores, cancelled))
             stack.callback(progress.close)
             try:
-                source = self._open_source(comparison, cancelled, stack)
+                source = comparison.source
+                if source is None:
+                    context = self._access.context(comparison.copy.entry.source, cancelled)
+                    source = self._access.open_source(comparison.copy, context)
+                    stack.callback(source.close)
                 branches = self._open_branches(comparison, cancelled, failures)
                 fan_out = FanOutDestination(list(branches.values()), cancelled, claim)
                 stack.callback(fan_out.close)
@@ -324,25 +287,16 @@ class ImageCopier:
             if isinstance(branch.destination, LayoutDestination) and branch.destination.change is not None:
                 comparison.index_changes[name] = branch.destination.change
 
-    def _open_source(self, comparison: ImageComparison, cancelled: threading.Event, stack: ExitStack) -> Source:
-        if comparison.source is not None:
-            return comparison.source
-        copy = comparison.copy
-        context = self._cancellable_context(copy.entry.source, cancelled)
-        source = self._sources.open(copy.source, context, select_with_signatures(copy, self._policy))
-        stack.callback(source.close)
-        return source
-
     def _build_check(self, comparison: ImageComparison) -> SignatureCheck | None:
         """Return the check of an image. The rules for all its destinations hold: it is read once."""
-        if not self._policy.rules:
+        if not (policy := self._access.policy).rules:
             return None
         from ocistream.signatures.check import SignatureCheck
 
         references = [comparison.copy.source.reference, *(target.reference for target in comparison.pending)]
         names = [str(target.reference or target.image_name or "") for target in comparison.pending]
         return SignatureCheck(
-            find_rules=lambda root: self._policy.find_for(root, image_names_of(root.descriptor), references),
+            find_rules=lambda root: policy.find_for(root, image_names_of(root.descriptor), references),
             find_names=lambda _: [*filter(None, names)],
         )
 
@@ -363,11 +317,10 @@ class ImageCopier:
         """Find out what would be copied; write nothing. May be called in any thread."""
         if not comparison.pending:
             return
-        copy, cancelled = comparison.copy, self._create_cancel_event()
-        context = replace(self._cancellable_context(copy.entry.source, cancelled), jobs=1)
+        copy, cancelled = comparison.copy, self._access.create_cancel_event()
+        context = replace(self._access.context(copy.entry.source, cancelled), jobs=1)
         try:
-            selection = select_with_signatures(copy, self._policy)
-            with closing(self._sources.open(copy.source, context, selection)) as source:
+            with closing(self._access.open_source(copy, context)) as source:
                 graph = read_graph(source, copy.source)
                 if (check := self._build_check(comparison)) is not None:
                     reader = GraphCheckReader(check, graph)
@@ -440,17 +393,14 @@ class ImageCopier:
     ) -> Destination:
         location, reference = copy_destination.sync_location.location, copy_destination.reference
         context = replace(
-            self._cancellable_context(copy_destination.sync_location, cancelled),
-            layout_writer=self._layouts.open,
+            self._access.context(copy_destination.sync_location, cancelled),
+            layout_writer=self._access.layouts.open,
             is_dry_run=is_dry_run,
         )
         if reference is not None:
             location = replace(location, reference=reference)
             context = replace(context, mount_candidates=lambda digest: self._blobs.find_repositories(reference, digest))
         return open_destination(location, context)
-
-    def _cancellable_context(self, sync_location: SyncLocation, cancelled: threading.Event) -> OpenContext:
-        return replace(self._context_of(sync_location), cancelled=cancelled)
 
 
 class _CopiedBlobs:

@@ -83,6 +83,8 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     to = "registry.local:5000/app:2"
     platforms = ["linux/amd64"]                        # default: all
     """
+    from ocistream.signatures.policy import TrustPolicy
+    from ocistream.sync.comparison import SyncAccess
     from ocistream.sync.file import read_sync_file
     from ocistream.sync.plan import parse_shard
     from ocistream.sync.run import SyncRun
@@ -98,23 +100,20 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
             msg = f"--result {printable(str(result), 1024)} is the sync file itself"
             raise UsageError(msg, hint="name another file: this one would be overwritten")
         check_result_writable(result)
-    policy = context.access.load_trust_policy()
+    policy = context.access.load_trust_policy() or TrustPolicy()
     open_contexts = _build_open_contexts(context, plan)
+    access = SyncAccess(
+        context_of=lambda sync_location: open_contexts[sync_location.login],
+        create_cancel_event=lambda: LinkedEvent([context.cancelled]),
+        check_push=context.access.check_push,
+        policy=policy,
+    )
     reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
     is_complete = False
     try:
         with context.console.show_progress(context.options.progress) as observer:
-            run = SyncRun(
-                lambda sync_location: open_contexts[sync_location.login],
-                reporter,
-                jobs=context.options.jobs,
-                prefetch_memory=context.options.prefetch_memory,
-                # One event per image: cancelling one transfer must not cancel the next.
-                create_cancel_event=lambda: LinkedEvent([context.cancelled]),
-                observer=observer,
-                check_push=context.access.check_push,
-                policy=policy,
-            )
+            jobs, memory = context.options.jobs, context.options.prefetch_memory
+            run = SyncRun(access, reporter, observer, jobs=jobs, prefetch_memory=memory)
             run_in_thread(lambda: run.run(plan, shard, dry_run=dry_run), context.cancelled, abandons=True)
         is_complete = True
     finally:
