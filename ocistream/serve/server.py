@@ -95,12 +95,11 @@ class Registry:
         self.auth = auth
         self.page_slot = Budget(1)
         self.large_push_slots = Budget(limits.MAX_LARGE_PUSHES)
-        self._tls = tls
         self._task: Task[None] | None = None
         self._serving = False
         family, resolved = _resolve_listen_address(address, has_password=auth is not None)
         try:
-            self._server = ConnectionServer(self, family, resolved, handler)
+            self._server = ConnectionServer(self, family, resolved, handler, tls)
         except OSError as error:
             msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
             raise NetworkError(msg, hint="choose another port; 0 chooses a free one") from error
@@ -190,13 +189,6 @@ class Registry:
         self.uploads.close()
         self._resources.close()
 
-    def wrap_connection(self, connection: socket.socket) -> socket.socket:
-        """Return the connection that the handler uses for a new one."""
-        if self._tls is None:
-            return connection
-        # The connection's thread does the handshake, because a client may be slow.
-        return self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-
     def __enter__(self) -> Self:
         """Start."""
         self.start()
@@ -225,10 +217,16 @@ class ConnectionServer(ThreadingHTTPServer):
     request_queue_size = 2 * limits.MAX_CLIENTS
 
     def __init__(
-        self, registry: Registry, family: socket.AddressFamily, address: tuple[str, int], handler: type[RegistryHandler]
+        self,
+        registry: Registry,
+        family: socket.AddressFamily,
+        address: tuple[str, int],
+        handler: type[RegistryHandler],
+        tls: ssl.SSLContext | None,
     ) -> None:
         """Listen at a checked address."""
         self.registry = registry
+        self._tls = tls
         self.address_family = family
         self._connections: set[Connection] = set()
         #: Connections without an admitted request, and since when (`time.monotonic`), the longest wait first.
@@ -253,7 +251,10 @@ class ConnectionServer(ThreadingHTTPServer):
                 # The connection is still queued: accepting again at once would loop.
                 time.sleep(_DESCRIPTOR_RETRY_DELAY)
             raise
-        return self.registry.wrap_connection(connection), client
+        if self._tls is not None:
+            # The connection's thread does the handshake, because a client may be slow.
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, client
 
     def process_request(self, request: Connection, client_address: object) -> None:
         """Start a connection's thread, if the limit allows it; `cut_connections` can cut it from now on."""
