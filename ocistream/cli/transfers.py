@@ -96,7 +96,7 @@ def run_transfer(
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
-    result = context.options.result
+    result = context.run.result
     if result is not None:
         _check_not_volume(result, plan)
         check_result_writable(result)
@@ -110,12 +110,12 @@ def run_transfer(
             report_selected_platforms(graph.roots, source, into_docker_archive=into_docker_archive)
 
         try:
-            with context.console.show_progress("none" if dry_run else context.options.progress) as observer:
+            with context.console.show_progress("none" if dry_run else context.run.progress) as observer:
                 report = plan.run(
                     source,
                     destination,
                     observer,
-                    client=context.options,
+                    client=context.run,
                     find_host_jobs=context.access.find_host_jobs,
                     cancelled=context.cancelled,
                     omit=omission_rule,

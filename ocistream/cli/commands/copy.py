@@ -18,8 +18,8 @@ from ocistream.cli.options import (
     compression_options,
     credential_options,
     dry_run_option,
+    group_options,
     identity_options,
-    options,
     platform_option,
     side_options,
     transfer_options,
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 @command
 @click.argument("source", metavar="SRC", type=FilePath())
 @click.argument("destination", metavar="DST", type=FilePath())
-@options(CopyOptions, "all_tags", "tags")
+@group_options(CopyOptions, "all_tags", "tags")
 @platform_option("all; docker-archive: linux/ARCH")
 @all_platforms_option
-@options(CopyOptions, "split")
-@options(OmissionOptions)
+@group_options(CopyOptions, "split")
+@group_options(OmissionOptions)
 @click.option(
     "--via",
     cls=Option,
@@ -58,13 +58,13 @@ if TYPE_CHECKING:
     section=MISSING,
     help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
 )
-@options(CopyOptions, "no_referrers", "require_signature")
+@group_options(CopyOptions, "no_referrers", "require_signature")
 @identity_options
 @compression_options("To stdout, it needs temporary disk space in TMPDIR.")
 @upload_options
 @credential_options
 @side_options
-@options(RunOptions, "memory", "cache")
+@group_options(RunOptions, "memory", "cache")
 @transfer_options
 @dry_run_option("Print the images and bytes that would be copied; change nothing.")
 def copy(

@@ -229,7 +229,7 @@ class _RemoteOcistream:
         Its messages are JSON, errors with their exit codes too: what runs it (ssh, kubectl, docker) has other exit
         codes and messages of its own.
         """
-        context, run = self._context, self._context.options
+        context, run = self._context, self._context.run
         registry = context.registry_options("dest")
         options = ["--plain-http"] if registry.plain_http else []
         options += ["--insecure"] if registry.insecure else []
@@ -242,7 +242,7 @@ class _RemoteOcistream:
         return [*options, "--log-format", "json", *(["-q"] if verbosity < 0 else ["-v"] * verbosity)]
 
     def _push_options(self) -> list[str]:
-        options, run = self._query_options(), self._context.options
+        options, run = self._query_options(), self._context.run
         if run.upload is not None:
             options += ["--upload", str(run.upload)]
         if run.limit_rate:
@@ -258,7 +258,7 @@ class _RemoteOcistream:
             self._print_message(message, 0)
         elif isinstance(message.get("message"), str):
             self._print_message(message["message"], 1 if message.get("level") == "debug" else 0)
-        elif self._context.options.progress == "json" and "event" in message:
+        elif self._context.run.progress == "json" and "event" in message:
             console.emit_event(**{**message, "side": "remote"})
 
     def _print_message(self, message: str, level: int) -> None:

@@ -19,8 +19,8 @@ from ocistream.cli.options import (
     compression_options,
     credential_options,
     dry_run_option,
+    group_options,
     identity_options,
-    options,
     platform_option,
     transfer_options,
 )
@@ -81,15 +81,15 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     section=OUTPUT,
     help="Write the archive to stdout from byte N on, to append to a partly received copy.",
 )
-@options(CopyOptions, "split")
+@group_options(CopyOptions, "split")
 @platform_option("linux/ARCH of this machine")
 @all_platforms_option
-@options(OmissionOptions)
-@options(CopyOptions, "no_referrers", "require_signature")
+@group_options(OmissionOptions)
+@group_options(CopyOptions, "no_referrers", "require_signature")
 @identity_options
 @compression_options("To stdout, it needs temporary disk space in TMPDIR.")
 @credential_options
-@options(RunOptions, "memory", "cache")
+@group_options(RunOptions, "memory", "cache")
 @transfer_options
 @dry_run_option("Print the images and bytes that would be copied; change nothing.")
 def pull(

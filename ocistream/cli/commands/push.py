@@ -19,8 +19,8 @@ from ocistream.cli.options import (
     compression_options,
     credential_options,
     dry_run_option,
+    group_options,
     identity_options,
-    options,
     platform_option,
     transfer_options,
     upload_options,
@@ -56,7 +56,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
     section=SELECTION,
     help="Archive, layout or quoted glob; repeatable for volumes.  [default: stdin]",
 )
-@options(CopyOptions, "images")
+@group_options(CopyOptions, "images")
 @click.option(
     "--to",
     "prefix",
@@ -68,7 +68,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
 )
 @platform_option("all")
 @all_platforms_option
-@options(CopyOptions, "no_referrers", "require_signature")
+@group_options(CopyOptions, "no_referrers", "require_signature")
 @identity_options
 @compression_options("Without it, layers of `docker save` become gzip.")
 @upload_options

@@ -18,7 +18,7 @@ from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.option_hints import build_sync_hint_translator
-from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
+from ocistream.cli.options import Option, RunOptions, command, dry_run_option, group_options, transfer_options
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
 from ocistream.cli.result_document import check_result_writable, write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
@@ -57,8 +57,8 @@ _REPORT_TIMEOUT: Final = 5.0
     section=SELECTION,
     help="Copy only part I of N (I is 0 to N-1); a hash of the name assigns each image to a part.",
 )
-@options(RegistryOptions, "authfile", help_text="Read credentials from FILE instead of Docker's files.")
-@options(RunOptions, "memory")
+@group_options(RegistryOptions, "authfile", help_text="Read credentials from FILE instead of Docker's files.")
+@group_options(RunOptions, "memory")
 @transfer_options
 def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> None:
     """Copy the images that a TOML FILE lists, but only what differs.
@@ -93,7 +93,7 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     context.access.host_rules = plan.registries
     _report_unused_tables(context, plan)
     _warn_unused_variables(context, plan)
-    result = context.options.result
+    result = context.run.result
     context.check_result_path(*(sync_location.location for sync_location in plan.sync_locations))
     if result is not None:
         if real_path(result) == real_path(file):
@@ -111,8 +111,8 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
     is_complete = False
     try:
-        with context.console.show_progress(context.options.progress) as observer:
-            jobs, memory = context.options.jobs, context.options.prefetch_memory
+        with context.console.show_progress(context.run.progress) as observer:
+            jobs, memory = context.run.jobs, context.run.prefetch_memory
             run = SyncRun(access, reporter, observer, jobs=jobs, prefetch_memory=memory)
             run_in_thread(lambda: run.run(plan, shard, dry_run=dry_run), context.cancelled, abandons=True)
         is_complete = True
