@@ -20,7 +20,7 @@ import click
 from ocistream import __version__, notices, process_exit
 from ocistream.cli.console import Console
 from ocistream.cli.signals import SignalReceivedError, run_until_signal
-from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError, OutputClosedError, UsageError
+from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files, partial_files
 
@@ -76,7 +76,6 @@ _THREAD_LIMIT_HINT: Final = (
 )
 #: Errors of writing to stdout. All other writes convert their errors where they happen.
 _STDOUT_ERRNOS: Final = frozenset({errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPIPE})
-_STDOUT_OPERATION: Final = "cannot write to stdout"
 
 
 def load_command(name: str) -> click.Command:
@@ -258,15 +257,18 @@ def _report_error(console: Console, error: BaseException) -> int:
         message, hint = _describe_usage_error(error)
         console.error(message, hint=hint, code=UsageError.exit_code)
         return UsageError.exit_code
+    # Not at the top: `--version` does not need it.
+    from ocistream.cli.standard_streams import StdoutClosedError, stdout_error
+
     if isinstance(error, OSError) and error.errno in _STDOUT_ERRNOS:
-        error = files.disk_error(_STDOUT_OPERATION, error)
+        error = stdout_error(error)
     if isinstance(error, RuntimeError) and _NO_THREAD_MESSAGE in str(error):
         error = OcistreamError("cannot start another thread", hint=_THREAD_LIMIT_HINT)
     if isinstance(error, OSError) and isinstance(error.filename, str):
         # No caller handled this file error, but the user can act on the path and the cause.
         error = files.disk_error(f"cannot access {error.filename}", error)
-    if isinstance(error, OutputClosedError) and error.message.startswith(_STDOUT_OPERATION):
-        # The reader wanted no more, as in `| head`: the exit code alone says it, as with other tools.
+    if isinstance(error, StdoutClosedError):
+        # The exit code alone says it, as with other tools.
         console.info(error.message, level=1)
         return error.exit_code
     if isinstance(error, OcistreamError):
