@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ocistream.api.results import list_images
 from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
-from ocistream.cli.result_document import check_result_writable, write_result
 from ocistream.errors import OcistreamError, UsageError
 
 if TYPE_CHECKING:
@@ -98,8 +97,7 @@ def run_transfer(
     """
     result = context.run.result
     if result is not None:
-        _check_not_volume(result, plan)
-        check_result_writable(result)
+        _check_result_path(result, plan)
     with contextlib.ExitStack() as stack:
         source, destination = open_locations()
         stack.callback(source.close)
@@ -130,6 +128,8 @@ def run_transfer(
     images = list_images(report, plan)
     cached_sizes = context.access.cached_sizes
     if result is not None:
+        from ocistream.cli.result_document import write_result
+
         methods_used = context.access.upload_strategy().methods_used
         write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)
     if dry_run:
@@ -141,11 +141,13 @@ def run_transfer(
     report_copy(context.console, plan, source, report, images, cached_sizes, omits=omission_rule is not None)
 
 
-def _check_not_volume(result: Path, plan: CopyPlan) -> None:
-    """Raise UsageError if the document of --result would be written over by a volume of the archive."""
+def _check_result_path(result: Path, plan: CopyPlan) -> None:
+    """Check that --result can be written; raise UsageError if a volume of the archive would overwrite it."""
+    from ocistream.cli.result_document import check_result_writable
     from ocistream.oci.volumes import parse_template
 
     path = plan.destination.path
     if plan.options.split and path is not None and parse_template(path.name).parse_number(result.name) is not None:
         msg = f"--result {result} has the name of a volume"
         raise UsageError(msg, hint="name another file: this one would be overwritten")
+    check_result_writable(result)
