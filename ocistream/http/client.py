@@ -207,7 +207,6 @@ class HttpClient:
         """Send a request with the Authorization that its endpoint wants, and to no other origin."""
         endpoint = request.endpoint
         if scopes is None or Origin.from_url(url) != endpoint.origin:
-            self._check_target(endpoint.origin, url)
             return self._follow_redirects(request, url, None)
         with contextlib.closing(endpoint.authenticator.authorize(scopes)) as headers:
             header = next(headers)
@@ -240,6 +239,8 @@ class HttpClient:
         is_trusted = origin == endpoint.origin
         leader = None if is_trusted else endpoint.origin
         for hops in range(limits.MAX_REDIRECTS + 1):
+            if leader is not None:
+                check_target(leader, url, self._is_external)
             self._wait_for_rate_limit(endpoint, url)
             response = self._exchange(request, url, authorization, is_trusted=is_trusted, leader=leader)
             response.hops = hops
@@ -257,7 +258,6 @@ class HttpClient:
             if request.is_started:
                 msg = f"{request.method} {redact_url(url)} was redirected after its body was sent"
                 raise PermanentNetworkError(msg)
-            self._check_target(leader, target)
             url = target
         msg = f"{request.method} {redact_url(url)}: more than {limits.MAX_REDIRECTS} redirects"
         raise PermanentNetworkError(msg)
@@ -306,7 +306,7 @@ class HttpClient:
             authorization = endpoint.authenticator.authorization(scopes)
         else:
             leader = endpoint.origin
-            self._check_target(leader, url)
+            check_target(leader, url, self._is_external)
         response = self._exchange(request, url, authorization, is_trusted=is_trusted, leader=leader)
         response.drain()
         return response
@@ -368,10 +368,8 @@ class HttpClient:
         """Return the settings of the host at an origin, whichever host led to it."""
         return endpoint.settings if origin == endpoint.origin else self._host_settings((origin.host_and_port, ""))
 
-    def _check_target(self, leader: Origin, url: str) -> None:
-        check_target(leader, url, is_external=self._session.external.get(leader.host.lower()))
-
     def _is_external(self, origin: Origin) -> bool:
+        """Return whether an origin has responded from an external address, or else resolves to one."""
         is_external = self._session.external.get(origin.host.lower())
         return not is_internal(origin.host) if is_external is None else is_external
 

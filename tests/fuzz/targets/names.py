@@ -17,7 +17,15 @@ from ocistream.auth.docker_config import normalize_host
 from ocistream.cli import COMMANDS
 from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, UnsupportedError, UsageError
-from ocistream.http.origins import Origin, check_target, is_loopback, is_proxy_bypassed, redact_url, resolve_url
+from ocistream.http.origins import (
+    Origin,
+    check_target,
+    is_internal,
+    is_loopback,
+    is_proxy_bypassed,
+    redact_url,
+    resolve_url,
+)
 from ocistream.http.retry import parse_retry_after
 from ocistream.layout.index import docker_tag, tag_of
 from ocistream.locations import parse_location
@@ -133,6 +141,10 @@ _HEADER_TOKENS: Final = (
 )  # fmt: skip
 
 
+def _is_external(origin: Origin) -> bool:
+    return not is_internal(origin.host)
+
+
 @contextlib.contextmanager
 def _headers(_: Path) -> Iterator[Check]:
     """A header's value as http.client gives it, taken for a Location, a realm, a Retry-After, a NO_PROXY."""
@@ -150,10 +162,10 @@ def _headers(_: Path) -> Iterator[Check]:
         assert url.isascii()
         assert url.isprintable(), "what is sent is two lines"
         for home in (Origin.from_url(base), Origin("http", "127.0.0.1", 5000)):
-            check_target(home, url)
+            check_target(home, url, _is_external)
             assert home.scheme == "http" or url.lower().startswith("https://"), "from https to http"
         is_proxy_bypassed(url, "10.0.0.0/8, .example")
-        check_target(Origin.from_url(base), text)
+        check_target(Origin.from_url(base), text, _is_external)
 
     yield check
 
