@@ -60,11 +60,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     plan = plan_copy([source_location], remote_destination, context.copy, is_remote=True)
     plan = plan.with_policy(context.access.load_trust_policy())
     _check_options(context)
-    remote_location = _RemoteLocation(plan.destination)
-    command, program = via
-    remote = _RemoteOcistream(
-        context, [*split_command(command), *map(check_shell_safe, program.split())], remote_location
-    )
+    remote = _RemoteOcistream(context, plan.destination, via)
 
     def open_source_and_destination() -> tuple[Source, Destination]:
         open_context = context.build_open_context("src", registries=plan.source_registries)
@@ -116,43 +112,35 @@ def _check_options(context: CommandContext) -> None:
             raise UsageError(msg, hint=hint)
 
 
-class _RemoteLocation:
-    """A location of the remote ocistream: what to query, and which command writes to it."""
-
-    def __init__(self, location: Location) -> None:
-        self.location, text = location, location.text
-        #: The location to query for stored blobs; None if the destination is replaced, not added to.
-        self.query_location: str | None = None
-        if location.reference is not None:
-            self.query_location = f"{location.reference.registry}/{location.reference.repository}"
-            self.arguments = ["push", str(location.reference)]
-        else:
-            self.arguments = ["copy", "-", text]
-            if location.kind == "oci":
-                self.query_location = f"oci:{text.split(':')[1]}"
-            elif location.kind == "path" and text.endswith("/"):
-                self.query_location = f"oci:{text}"
-            elif location.kind != "oci-archive" or location.is_stream:
-                msg = f"{printable(text)!r} does not say whether it is a layout or an archive on the remote side"
-                raise UsageError(msg, hint="write REGISTRY/REPO:TAG, oci:DIR or oci-archive:FILE")
-
-
 class _RemoteOcistream:
     """The remote ocistream: first queried for stored blobs, then sent the others."""
 
-    def __init__(self, context: CommandContext, line: Sequence[str], target: _RemoteLocation) -> None:
+    def __init__(self, context: CommandContext, location: Location, via: tuple[str, str]) -> None:
         self._context = context
-        self._command_line = line
-        self._target = target
+        self._location, text = location, location.text
+        #: The location to query for stored blobs; None if the destination is replaced, not added to.
+        self._query_location: str | None = None
+        #: The command there that writes to the location.
+        self._arguments = ["copy", "-", text]
+        if location.reference is not None:
+            self._query_location = f"{location.reference.registry}/{location.reference.repository}"
+            self._arguments = ["push", str(location.reference)]
+        elif location.kind == "oci":
+            self._query_location = f"oci:{text.split(':')[1]}"
+        elif location.kind == "path" and text.endswith("/"):
+            self._query_location = f"oci:{text}"
+        elif location.kind != "oci-archive" or location.is_stream:
+            msg = f"{printable(text)!r} does not say whether it is a layout or an archive on the remote side"
+            raise UsageError(msg, hint="write REGISTRY/REPO:TAG, oci:DIR or oci-archive:FILE")
+        command, program = via
+        self._command_line = [*split_command(command), *map(check_shell_safe, program.split())]
         self._destination: _RemoteArchiveDestination | None = None
         #: Whether to resume blobs that the remote side has in part.
         self.can_resume = True
 
     def open_destination(self) -> Destination:
         """Return the destination, which starts the remote command at the first write."""
-        output = _RemoteOutput(
-            self._build_command, lambda remote: self._start(remote, self._target.arguments, self._push_options())
-        )
+        output = _RemoteOutput(lambda: self._start(self._arguments, self._push_options()))
         self._destination = _RemoteArchiveDestination(output, mtime=self._context.build_open_context().mtime)
         return self._destination
 
@@ -164,7 +152,7 @@ class _RemoteOcistream:
         # The plain layers of a docker-archive are compressed on the way, so the digests that arrive are not known yet.
         sent = self._destination.stored(graph.blobs) if self._destination else set()
         digests = [blob.digest for blob in graph.blobs if blob.digest not in sent]
-        if self._target.query_location is None or graph.has_plain_layers or not digests:
+        if self._query_location is None or graph.has_plain_layers or not digests:
             return {}
         stored, answer = self._query(digests)
         self._report_version(answer)
@@ -172,7 +160,7 @@ class _RemoteOcistream:
             self._destination.partial_blobs = _find_resumable_blobs(graph, answer.partial_blobs)
             for digest, offset in self._destination.partial_blobs.items():
                 self._context.console.info(f"{digest} resumes at byte {offset}: the remote side has the bytes before")
-        return dict.fromkeys(sorted(stored), OmissionReason(HAVE, self._target.query_location))
+        return dict.fromkeys(sorted(stored), OmissionReason(HAVE, self._query_location))
 
     def _query(self, digests: Sequence[str]) -> tuple[set[str], HaveListReader]:
         lines = format_have_list(["the expected blobs"], digests, version=__version__)
@@ -187,9 +175,8 @@ class _RemoteOcistream:
                 error.hint = "the command of --via must not print anything on stdout, such as a greeting"
                 raise
 
-        remote = self._build_command()
+        remote = self._start(["have", "--among", "-", self._query_location or ""], self._query_options())
         try:
-            self._start(remote, ["have", "--among", "-", self._target.query_location or ""], self._query_options())
             return remote.query(pieces, read)
         except BaseException:
             remote.stop()
@@ -204,10 +191,7 @@ class _RemoteOcistream:
 
     # -- commands and options ------------------------------------------------------------------------------
 
-    def _build_command(self) -> RemoteCommand:
-        return RemoteCommand(self._handle_message, self._context.cancelled)
-
-    def _start(self, remote: RemoteCommand, arguments: Sequence[str], options: Sequence[str]) -> None:
+    def _start(self, arguments: Sequence[str], options: Sequence[str]) -> RemoteCommand:
         """Start the remote command.
 
         It has no timeout: a registry there may be retried for minutes. `ssh -o ServerAliveInterval=N` detects a dead
@@ -218,10 +202,12 @@ class _RemoteOcistream:
         self._context.console.info(
             f"running {printable(self._command_line[0])} ... {' '.join(safe_arguments)}", level=1
         )
-        # Its output is printed here line by line; only prompts of the command itself go straight to the terminal.
-        self._context.console.other_programs.add_command(lambda: remote.is_connecting)
+        command = [*self._command_line, *safe_arguments]
         with self._context.console.suspend_display():
-            remote.start([*self._command_line, *safe_arguments])
+            remote = RemoteCommand(command, self._handle_message, self._context.cancelled)
+            # Its output is printed here line by line; only prompts of the command itself go straight to the terminal.
+            self._context.console.other_programs.add_command(lambda: remote.is_connecting)
+        return remote
 
     def _query_options(self) -> list[str]:
         """Return the options of the destination, and those for the output of the remote ocistream.
@@ -235,7 +221,7 @@ class _RemoteOcistream:
         options += ["--insecure"] if registry.insecure else []
         options += ["--retries", f"{run.retries}", "--connect-timeout", f"{run.connect_timeout:g}"]
         options += ["--stall-timeout", f"{run.stall_timeout:g}"]
-        if self._target.location.reference is not None:
+        if self._location.reference is not None:
             for repository in context.copy.mount_from:
                 options += ["--mount-from", repository]
         verbosity = context.console.verbosity
@@ -269,8 +255,7 @@ class _RemoteOcistream:
 class _RemoteOutput(Output):
     """The stdin of the remote ocistream, as the output of an archive."""
 
-    def __init__(self, command: Callable[[], RemoteCommand], start: Callable[[RemoteCommand], None]) -> None:
-        self._build_command = command
+    def __init__(self, start: Callable[[], RemoteCommand]) -> None:
         self._start = start
         self._remote: RemoteCommand | None = None
         #: The lines on its stdout, after its end.
@@ -278,8 +263,7 @@ class _RemoteOutput(Output):
 
     def write(self, chunk: Chunk) -> None:
         if self._remote is None:
-            self._remote = self._build_command()
-            self._start(self._remote)
+            self._remote = self._start()
             self._remote.start_reading()
         self._remote.write(chunk)
 
