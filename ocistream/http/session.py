@@ -171,7 +171,7 @@ class Session(requests.Session):
         release = functools.partial(self._adapter.release, response)
         raw = cast("BoundedResponse", response.raw)
         throttle = BlockingThrottle(route.limits.download, self._sleep) if route.limits.download else None
-        return Response(raw, method, url, release, self._read_buffers, throttle)
+        return Response(raw, method, url, route.origin, release, self._read_buffers, throttle)
 
     def handshake(self, url: str, timeout: float) -> None:
         """Open a TLS connection to the host of an https URL, through the same proxy, and close it again.
