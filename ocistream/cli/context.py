@@ -128,7 +128,7 @@ class CommandContext:
             )
 
         context = self.access.build_context(create_client, self.cancelled)
-        return replace(context, stdin=self.open_stdin, output=self._open_stdout)
+        return replace(context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run.dry_run)
 
     def check_result_path(self, *locations: Location) -> None:
         """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""

@@ -175,6 +175,9 @@ class RunOptions(ClientOptions):
         section=OUTPUT,
         help="Write the result to FILE as JSON.",
     )
+    dry_run: bool = option(
+        default=False, section=OUTPUT, help="Print the images and bytes that would be copied; change nothing."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,8 +402,3 @@ def json_option(help_text: str) -> _Decorator:
     return click.option(
         "--json", "as_json", cls=Option, is_flag=True, section=OUTPUT, help=help_text, no_default=SELECTS_OUTPUT
     )
-
-
-def dry_run_option(help_text: str) -> _Decorator:
-    """Give a command --dry-run."""
-    return click.option("--dry-run", cls=Option, is_flag=True, section=OUTPUT, help=help_text)

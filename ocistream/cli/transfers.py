@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import Destination, Source
 
 
-def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry_run: bool) -> None:
+def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> None:
     """Copy images by the plan of a command, then print and write the results.
 
-    `from_byte` is the first byte of the archive to write. With `dry_run`, nothing is changed.
+    `from_byte` is the first byte of the archive to write.
 
     Raise an OcistreamError if the copy fails; then nothing is visible at the destination.
     """
@@ -42,12 +42,9 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry
     def open_locations() -> tuple[Source, Destination]:
         source_context = context.build_open_context(sides[0], registries=plan.source_registries)
         destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
-        return plan.open(
-            replace(source_context, is_dry_run=dry_run),
-            replace(destination_context, is_dry_run=dry_run, from_byte=from_byte),
-        )
+        return plan.open(source_context, replace(destination_context, from_byte=from_byte))
 
-    run_transfer(context, plan, open_locations, omission_rule=omission_rule, dry_run=dry_run)
+    run_transfer(context, plan, open_locations, omission_rule=omission_rule)
 
 
 def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
@@ -86,16 +83,15 @@ def run_transfer(
     open_locations: Callable[[], tuple[Source, Destination]],
     *,
     omission_rule: OmissionRule | None,
-    dry_run: bool,
 ) -> None:
     """Copy images, then print and write the results.
 
     `open_locations` opens the plan's source and destination. If an archive is written to stdout, no result lines are
-    printed. `omission_rule` selects the blobs to omit. With `dry_run`, nothing is changed.
+    printed. `omission_rule` selects the blobs to omit.
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
-    result = context.run.result
+    result, dry_run = context.run.result, context.run.dry_run
     if result is not None:
         _check_result_path(result, plan)
     with contextlib.ExitStack() as stack:

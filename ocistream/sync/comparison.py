@@ -210,7 +210,8 @@ class ImageComparer:
             (tags := self._digest_tags.get((location.reference.registry, location.reference.repository))) is not None
         ):
             opener = context.repository_opener().wrapped_by(lambda repository: _TagListRepository(repository, tags))
-            context = replace(context, opener=lambda: opener)
+            # In a dry run, an open context omits all wrappers, because one may be a cache.
+            context = replace(context, opener=lambda: opener, is_dry_run=False)
 
         @functools.cache
         def graph() -> Graph:

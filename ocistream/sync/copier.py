@@ -206,7 +206,7 @@ class ImageCopier:
         """
         location = copy_destination.sync_location.location
         with ExitStack() as stack:
-            destination = self._open_destination(copy_destination, cancelled, is_dry_run=True)
+            destination = self._open_destination(copy_destination, cancelled)
             stack.callback(destination.close)
             if location.reference is not None:
                 # For a registry this sends no request and writes nothing.
@@ -217,14 +217,11 @@ class ImageCopier:
             stored = destination.stored(pending)
             return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
 
-    def _open_destination(
-        self, copy_destination: CopyDestination, cancelled: threading.Event, *, is_dry_run: bool = False
-    ) -> Destination:
+    def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:
         location, reference = copy_destination.sync_location.location, copy_destination.reference
         context = replace(
             self._access.context(copy_destination.sync_location, cancelled),
             layout_writer=self._access.layouts.open,
-            is_dry_run=is_dry_run,
         )
         if reference is not None:
             location = replace(location, reference=reference)

@@ -17,7 +17,6 @@ from ocistream.cli.options import (
     command,
     compression_options,
     credential_options,
-    dry_run_option,
     group_options,
     identity_options,
     platform_option,
@@ -66,10 +65,8 @@ if TYPE_CHECKING:
 @side_options
 @group_options(RunOptions, "memory", "cache")
 @transfer_options
-@dry_run_option("Print the images and bytes that would be copied; change nothing.")
-def copy(
-    context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str, dry_run: bool
-) -> None:
+@group_options(RunOptions, "dry_run")
+def copy(context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str) -> None:
     """Copy images between registries, layouts and archives.
 
     SRC and DST are images, paths, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`, or - for
@@ -93,8 +90,8 @@ def copy(
     if via is not None:
         from ocistream.cli.commands.copy_via import copy_via
 
-        copy_via(context, source, destination, (via, via_program), dry_run=dry_run)
+        copy_via(context, source, destination, (via, via_program))
         return
     locations = parse_location_argument(source), resolve_stdout(parse_location_argument(destination))
     context.check_result_path(*locations)
-    run_plan(context, plan_copy([locations[0]], locations[1], context.copy), dry_run=dry_run)
+    run_plan(context, plan_copy([locations[0]], locations[1], context.copy))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import __version__, limits
@@ -40,10 +39,10 @@ _CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the config
 _ASKED_REMOTELY: Final = "omit the option: ocistream asks the remote side which blobs it has"
 
 
-def copy_via(context: CommandContext, source: str, destination: str, via: tuple[str, str], *, dry_run: bool) -> None:
+def copy_via(context: CommandContext, source: str, destination: str, via: tuple[str, str]) -> None:
     """Copy to a destination of the remote ocistream; `via` are --via and --via-program.
 
-    With `dry_run`, the remote side is asked which blobs it has, and sent nothing.
+    With --dry-run, the remote side is asked which blobs it has, and sent nothing.
 
     Raise an OcistreamError if it fails on either side; then nothing is visible at the destination.
     """
@@ -64,11 +63,10 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
 
     def open_source_and_destination() -> tuple[Source, Destination]:
         open_context = context.build_open_context("src", registries=plan.source_registries)
-        open_context = replace(open_context, is_dry_run=dry_run)
         return open_source(source_location, open_context, plan.selection), remote.open_destination()
 
     def send() -> None:
-        run_transfer(context, plan, open_source_and_destination, omission_rule=remote.find_omitted, dry_run=dry_run)
+        run_transfer(context, plan, open_source_and_destination, omission_rule=remote.find_omitted)
 
     try:
         send()

@@ -18,7 +18,7 @@ from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.option_hints import build_sync_hint_translator
-from ocistream.cli.options import Option, RunOptions, command, dry_run_option, group_options, transfer_options
+from ocistream.cli.options import Option, RunOptions, command, group_options, transfer_options
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
 from ocistream.cli.result_document import check_result_writable, write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
@@ -46,7 +46,7 @@ _REPORT_TIMEOUT: Final = 5.0
 
 @command
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
-@dry_run_option("Print the images and bytes that would be copied; change nothing.")
+@group_options(RunOptions, "dry_run")
 @click.option(
     "--shard",
     "part",
@@ -60,7 +60,7 @@ _REPORT_TIMEOUT: Final = 5.0
 @group_options(RegistryOptions, "authfile", help_text="Read credentials from FILE instead of Docker's files.")
 @group_options(RunOptions, "memory")
 @transfer_options
-def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> None:
+def sync(context: CommandContext, file: Path, part: str) -> None:
     """Copy the images that a TOML FILE lists, but only what differs.
 
     A failure does not stop the other images; the exit code is that of the first failure. Re-run an interrupted command
@@ -108,13 +108,13 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
         check_push=context.access.check_push,
         policy=policy,
     )
-    reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
+    reporter = _OutcomeReporter(context)
     is_complete = False
     try:
         with context.console.show_progress(context.run.progress) as observer:
             jobs, memory = context.run.jobs, context.run.prefetch_memory
             run = SyncRun(access, reporter, observer, jobs=jobs, prefetch_memory=memory)
-            run_in_thread(lambda: run.run(plan, shard, dry_run=dry_run), context.cancelled, abandons=True)
+            run_in_thread(lambda: run.run(plan, shard, dry_run=context.run.dry_run), context.cancelled, abandons=True)
         is_complete = True
     finally:
         # A stopped run reports its outcomes too.
@@ -218,14 +218,14 @@ def _read_secret(login: Login | None) -> str:
 class _OutcomeReporter:
     """Prints a line for each outcome, sums them up, and keeps them for --result."""
 
-    def __init__(self, context: CommandContext, *, dry_run: bool, keeps: bool) -> None:
+    def __init__(self, context: CommandContext) -> None:
         self._context = context
-        self._dry_run = dry_run
+        self._dry_run = context.run.dry_run
         self._started_at = monotonic()
         self._counts: Counter[str] = Counter()
         self._size = self._fetched = 0
         #: The entries of --result, compressed: there may be many thousands.
-        self._results = CompressedJsonList() if keeps else None
+        self._results = CompressedJsonList() if context.run.result is not None else None
         #: The exit code of the first failure, 0 without one: no order of gravity is defined.
         self.exit_code = 0
 
