@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -48,33 +47,22 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
 
 
 def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
-    """Raise UsageError if options of one side contradict each other, or a credential could be for two registries."""
-    queried: set[str] = set()
+    """Raise UsageError if options of one side contradict each other, or a user name could be for two registries."""
+    source, destination = plan.source_registries, plan.destination_registries
     if context.omission.have or context.omission.base:
         from ocistream.cli.omission_rules import find_queried_registries
 
-        queried = find_queried_registries(context)
-    named = plan.source_registries | plan.destination_registries
+        destination |= find_queried_registries(context) - source
     if not context.sides:
-        context.credentials.check_registries(named | queried)
+        context.credentials.check_registries(source | destination)
         return
-    for side in context.sides:
+    registries = {"src": source, "dest": destination}
+    for side in registries:
         context.registry_options(side)
-    destination_user = context.sides["dest"].username is not None or os.environ.get("OCISTREAM_DEST_USERNAME")
-    if destination_user and len(queried - named) > 1:
-        msg = f"one destination user name cannot be used for {' and '.join(sorted(queried - named))}"
-        raise UsageError(msg, hint="run `ocistream login` for each registry")
-    registries = {
-        "src": plan.source_registries,
-        "dest": plan.destination_registries | (queried - plan.source_registries),
-    }
-    shared: set[str] = set()
-    for side, side_registries in registries.items():
-        if not side_registries and (message := describe_unused_side_options(side)):
+    context.credentials.check_sides(registries)
+    for side, names in registries.items():
+        if not names and (message := describe_unused_side_options(side)):
             context.console.info(message)
-        if not context.sides[side].has_credential:
-            shared |= side_registries
-    context.credentials.check_registries(shared)
 
 
 def run_transfer(
