@@ -12,14 +12,18 @@ from ocistream.cli.report import print_dry_run, print_results, report_copy, repo
 from ocistream.errors import OcistreamError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+    from typing import TypeAlias
 
     from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.context import CommandContext
-    from ocistream.cli.omission_rules import OmissionRule
     from ocistream.oci.graph import Graph
+    from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.transfer.interfaces import Destination, Source
+
+    #: Returns the blobs of a graph that the destination omits, by digest.
+    FindOmitted: TypeAlias = Callable[[Graph], Mapping[str, OmissionReason]]
 
 
 def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> None:
@@ -31,11 +35,11 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
     """
     _check_registries(context, plan)
     plan = plan.with_policy(context.access.load_trust_policy())
-    omission_rule: OmissionRule | None = None
+    find_omitted: FindOmitted | None = None
     if context.omission.have or context.omission.base or context.omission.only:
-        from ocistream.cli.omission_rules import build_omission_rule
+        from ocistream.cli.omission_rules import OmissionRules
 
-        omission_rule = build_omission_rule(context, plan)
+        find_omitted = OmissionRules(context, plan)
     sides = list(context.sides) or ["", ""]
 
     def open_locations() -> tuple[Source, Destination]:
@@ -43,7 +47,7 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
         destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
         return plan.open(source_context, replace(destination_context, from_byte=from_byte))
 
-    run_transfer(context, plan, open_locations, omission_rule=omission_rule)
+    run_transfer(context, plan, open_locations, find_omitted=find_omitted)
 
 
 def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
@@ -70,12 +74,12 @@ def run_transfer(
     plan: CopyPlan,
     open_locations: Callable[[], tuple[Source, Destination]],
     *,
-    omission_rule: OmissionRule | None,
+    find_omitted: FindOmitted | None,
 ) -> None:
     """Copy images, then print and write the results.
 
     `open_locations` opens the plan's source and destination. If an archive is written to stdout, no result lines are
-    printed. `omission_rule` selects the blobs to omit.
+    printed. `find_omitted` selects the blobs of a graph to omit.
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
@@ -100,7 +104,7 @@ def run_transfer(
                     client=context.run,
                     find_host_jobs=context.access.find_host_jobs,
                     cancelled=context.cancelled,
-                    omit=omission_rule,
+                    omit=find_omitted,
                     on_resolved=announce,
                     dry_run=dry_run,
                 )
@@ -122,7 +126,7 @@ def run_transfer(
         return
     if not plan.destination.is_stream:
         print_results(images)
-    report_copy(context.console, plan, source, report, images, cached_sizes, omits=omission_rule is not None)
+    report_copy(context.console, plan, source, report, images, cached_sizes, omits=find_omitted is not None)
 
 
 def _check_result_path(result: Path, plan: CopyPlan) -> None:

@@ -66,7 +66,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
         return open_source(source_location, open_context, plan.selection), remote.open_destination()
 
     def send() -> None:
-        run_transfer(context, plan, open_source_and_destination, omission_rule=remote.find_omitted)
+        run_transfer(context, plan, open_source_and_destination, find_omitted=remote.find_omitted)
 
     try:
         send()
