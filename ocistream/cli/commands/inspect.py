@@ -148,7 +148,7 @@ def inspect(
         raise
     if template is not None:
         # Render all lines first: if one fails, none is printed.
-        for line in [template.render(image) for image in document["images"]]:
+        for line in [template(image) for image in document["images"]]:
             click.echo(line)
         return
     _write_document(document, kind, "the archive on stdin" if parsed.is_stream else parsed.text)
