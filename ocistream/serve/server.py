@@ -15,7 +15,6 @@ import socketserver
 import sys
 import threading
 import time
-from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream import limits
@@ -208,9 +207,13 @@ class Registry:
         self._server.serve_forever(poll_interval=_POLL_INTERVAL)
 
 
-class ConnectionServer(ThreadingHTTPServer):
-    """The listening socket and the threads of its connections."""
+class ConnectionServer(socketserver.ThreadingTCPServer):
+    """The listening socket and the threads of its connections.
 
+    Not http.server's class, which asks the name service for this host's name: that may take seconds.
+    """
+
+    allow_reuse_address = True
     daemon_threads = True
     # Clients that reconnect as soon as they are cut would fill a short queue, and the kernel would drop other clients'
     # attempts. This length gives each client a turn (limited by net.core.somaxconn).
@@ -235,12 +238,6 @@ class ConnectionServer(ThreadingHTTPServer):
         self._admitted: set[Connection] = set()
         self._changed = threading.Condition()
         super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        """Bind without asking the name service for this host's name, as the base class would: that may take seconds."""
-        socketserver.TCPServer.server_bind(self)
-        name, port = self.server_address[:2]
-        self.server_name, self.server_port = str(name), int(port)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection."""
