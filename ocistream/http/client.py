@@ -237,21 +237,22 @@ class HttpClient:
         Authorization, body and client certificate stay with the first URL's origin.
         """
         endpoint, origin = request.endpoint, Origin.from_url(url)
-        target, is_trusted = origin, origin == endpoint.origin
-        leader = None if is_trusted else endpoint.origin
+        target, leader = origin, None if origin == endpoint.origin else endpoint.origin
         for hops in range(limits.MAX_REDIRECTS + 1):
             if leader is not None:
                 check_target(leader, url, self._is_external)
             self._wait_for_rate_limit(endpoint, target)
-            response = self._exchange(request, url, target, authorization, is_trusted=is_trusted, leader=leader)
+            response = self._exchange(request, url, target, authorization, leader)
             response.hops = hops
             if response.status not in _REDIRECT_STATUSES or not (location := response.header("Location")):
                 return response
             response.drain()
             previous, url = url, resolve_url(url, location)
-            leader, target = target, Origin.from_url(url)
+            if (redirected := Origin.from_url(url)) != target or leader is not None:
+                leader = target
+            target = redirected
             if target != origin:
-                is_trusted, authorization = False, None
+                authorization = None
                 headers = {name: value for name, value in request.headers.items() if name != "Authorization"}
                 request = replace(request, headers=headers)
                 if request.body is not None:
@@ -271,25 +272,17 @@ class HttpClient:
             self.wait(delay)
 
     def _exchange(
-        self,
-        request: _Request,
-        url: str,
-        target: Origin,
-        authorization: str | None,
-        *,
-        is_trusted: bool,
-        leader: Origin | None,
+        self, request: _Request, url: str, target: Origin, authorization: str | None, leader: Origin | None
     ) -> Response:
         """Send one request to a URL at the origin `target`.
 
-        `leader` is the origin that led to this URL; None if the endpoint itself was asked.
-
-        Only a trusted request, which has stayed at the endpoint's own origin, shows the client certificate.
+        `leader` is the origin that led to this URL; None if the request has stayed at the endpoint's own origin. Only
+        then the client certificate is shown.
         """
         endpoint = request.endpoint
         tls = TlsSettings()
         if target.scheme == "https":
-            tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), trusted=is_trusted)
+            tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), trusted=leader is None)
         # `check_target` resolved the name before; the connection must check again, since the address may have changed.
         is_external_only = leader is not None and leader.host != target.host and self._is_external(leader)
         headers = request.headers if authorization is None else {**request.headers, "Authorization": authorization}
@@ -310,14 +303,13 @@ class HttpClient:
         request = _Request(endpoint, method, {}, None, (_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
         url = endpoint.current_url(url)
         target = Origin.from_url(url)
-        is_trusted = target == endpoint.origin
         authorization, leader = None, None
-        if is_trusted:
+        if target == endpoint.origin:
             authorization = endpoint.authenticator.authorization(scopes)
         else:
             leader = endpoint.origin
             check_target(leader, url, self._is_external)
-        response = self._exchange(request, url, target, authorization, is_trusted=is_trusted, leader=leader)
+        response = self._exchange(request, url, target, authorization, leader)
         response.drain()
         return response
 
