@@ -5,6 +5,7 @@ The environment and the home directory are parameters. A secret is never in an e
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -31,9 +32,13 @@ from ocistream.streams.files import atomic_file, disk_errors, locked_directory, 
 from ocistream.streams.paths import write_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from typing import TypeAlias
 
     from ocistream.auth.credential_helpers import CredentialHelper
+
+    #: A credential, a helper that may have one, or nothing.
+    _Place: TypeAlias = Credential | CredentialHelper | None
 
 #: Podman's directory without XDG_RUNTIME_DIR, as is usual for root and in CI.
 PODMAN_RUN_DIRECTORY: Final = Path("/run/containers")
@@ -145,20 +150,17 @@ class Keychain:
             return self._explicit
         if self.auth_file is not None:
             path, named_by = self.auth_file
-            if (credential := self._from_file(self._load_named(path, named_by), host, repository)) is not None:
+            places = self._file_places(self._load_named(path, named_by), host, repository)
+            if (credential := _find_first(places, host)) is not None:
                 return with_named_source(credential, named_by)
         if is_named and (credential := self._from_environment()) is not None:
             return credential
         source = self._configured(host)
         if source is not None:
-            if (credential := self._from_source(source, host, repository)) is not None:
+            if (credential := _find_first(self._source_places(source, host, repository), host)) is not None:
                 return with_named_source(credential, "the configuration")
             notices.notify(f"{host}: {printable(str(source))} of the configuration has no credential for it")
-        for file in self._files():
-            credential = self._from_file(file, host, repository)
-            if credential is not None:
-                return credential
-        return None
+        return _find_first(self._stored_places(host, repository), host)
 
     def sources(self, registry: str) -> list[str]:
         """Return the names of the places that are asked for a registry, in order, up to the first with a credential.
@@ -168,11 +170,16 @@ class Keychain:
         Raises:
             UsageError, LocalDiskError, AuthenticationError: as `find`.
         """
+        host = normalize_host(registry)
+        source = self._configured(host)
+        configured = self._source_places(source, host) if source is not None else ()
         names: dict[str, None] = {}
-        for name, is_sure in self._list_sources(normalize_host(registry)):
-            names[name] = None
-            if is_sure:
+        for place in itertools.chain([self._from_environment()], configured, self._stored_places(host)):
+            if isinstance(place, Credential):
+                names[place.source] = None
                 break
+            if place is not None:
+                names[place.program] = None
         return list(names)
 
     def save(self, registry: str, credential: Credential) -> str:
@@ -247,35 +254,24 @@ class Keychain:
             raise UsageError(msg, hint="set both or neither")
         return None
 
-    def _from_source(self, source: CredentialSource, host: str, repository: str) -> Credential | None:
+    def _source_places(self, source: CredentialSource, host: str, repository: str = "") -> Iterator[_Place]:
         if source.kind == "env":
-            return self._from_variables(source.name)
-        if source.kind == "helper":
-            return self._ask_helper(source.name, "the configuration", host)
-        return self._from_file(self._load_named(Path(source.name), "the configuration"), host, repository)
+            yield self._from_variables(source.name)
+        elif source.kind == "helper":
+            yield self._helper(source.name, "the configuration")
+        else:
+            yield from self._file_places(self._load_named(Path(source.name), "the configuration"), host, repository)
 
-    def _list_sources(self, host: str) -> Iterator[tuple[str, bool]]:
-        """Yield the places that `find` asks, and whether each has a credential. For a helper that is unknown."""
-        if (credential := self._from_environment()) is not None:
-            yield credential.source, True
-        source = self._configured(host)
-        if source is not None and source.kind == "file":
-            yield from self._list_file_sources(self._load_named(Path(source.name), "the configuration"), host)
-        elif source is not None and source.kind == "helper":
-            yield f"docker-credential-{source.name}", False
-        elif source is not None and (credential := self._from_variables(source.name)) is not None:
-            yield credential.source, True
+    def _stored_places(self, host: str, repository: str = "") -> Iterator[_Place]:
         for file in self._files():
-            yield from self._list_file_sources(file, host)
+            yield from self._file_places(file, host, repository)
 
-    def _list_file_sources(self, file: AuthFile, host: str) -> Iterator[tuple[str, bool]]:
+    def _file_places(self, file: AuthFile, host: str, repository: str = "") -> Iterator[_Place]:
         host_helper = file.host_helper(host)
-        if host_helper:
-            yield f"docker-credential-{host_helper}", False
-        if file.find_entry(host, "") is not None:
-            yield file.display_name, True
-        if host_helper is None and (default_helper := file.default_helper()):
-            yield f"docker-credential-{default_helper}", False
+        yield self._helper(host_helper, file.description)
+        yield file.find_entry(host, repository)
+        if host_helper is None:
+            yield self._helper(file.default_helper(), file.description)
 
     def _files(self) -> Iterator[AuthFile]:
         if self.auth_file is not None:
@@ -292,23 +288,6 @@ class Keychain:
             file = self._load(path, variable)
             if file is not None:
                 yield file
-
-    def _from_file(self, file: AuthFile, host: str, repository: str) -> Credential | None:
-        host_helper = file.host_helper(host)
-        credential = self._ask_helper(host_helper, file.description, host) or file.find_entry(host, repository)
-        if credential is None and host_helper is None:
-            credential = self._ask_helper(file.default_helper(), file.description, host)
-        return credential
-
-    def _ask_helper(self, name: str | None, configured_in: str, host: str) -> Credential | None:
-        helper = self._helper(name, configured_in)
-        login = helper.get(docker_server_name(host)) if helper is not None else None
-        if helper is None or login is None:
-            return None
-        username, secret = login
-        if username == TOKEN_USERNAME:
-            return Credential(username, "", secret, helper.program)
-        return Credential(username, secret, None, helper.program)
 
     def _helper(self, name: str | None, configured_in: str) -> CredentialHelper | None:
         if not name:
@@ -375,3 +354,16 @@ class Keychain:
                 if fields != file.fields:
                     with atomic_file(target, mode=0o600) as out:
                         write_all(out, json.dumps(fields, indent="\t").encode())
+
+
+def _find_first(places: Iterable[_Place], host: str) -> Credential | None:
+    """Return the first credential of a host, and ask the helpers that come before it."""
+    for place in places:
+        if isinstance(place, Credential):
+            return place
+        if place is not None and (login := place.get(docker_server_name(host))) is not None:
+            username, secret = login
+            if username == TOKEN_USERNAME:
+                return Credential(username, "", secret, place.program)
+            return Credential(username, secret, None, place.program)
+    return None

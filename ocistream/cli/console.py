@@ -107,9 +107,9 @@ class Console:
             fields = {key: value for key, value in optional.items() if value is not None}
             self._print_message("error", message, fields)
             return
-        self._print_line(sanitize_line(f"ocistream: error: {message}"))
+        self.print_line(sanitize_line(f"ocistream: error: {message}"))
         if hint:
-            self._print_line(sanitize_line(f"  {hint}"))
+            self.print_line(sanitize_line(f"  {hint}"))
 
     def print_traceback(self, text: Callable[[], str]) -> None:
         """Print a traceback at verbosity 2."""
@@ -117,7 +117,7 @@ class Console:
             if self.as_json:
                 self._print_message("debug", text().rstrip(), {})
             else:
-                self._print_line(text().rstrip())
+                self.print_line(text().rstrip())
 
     def emit_event(self, /, **fields: Any) -> None:
         """Print one JSON object on its own line, at any verbosity and message format.
@@ -126,7 +126,7 @@ class Console:
         """
         import json
 
-        self._print_line(escape_ci_commands(json.dumps(fields)))
+        self.print_line(escape_ci_commands(json.dumps(fields)))
 
     def suspend_display(self) -> AbstractContextManager[None]:
         """Remove the display within the block: stdout may be the same terminal."""
@@ -136,17 +136,14 @@ class Console:
         """Return text that starts an empty row if another program may have left the cursor inside one, else ""."""
         return fresh_line_prefix() if can_draw() and not self.as_json and self.other_programs.can_write() else ""
 
-    def print_raw(self, text: str) -> None:
-        """Print trusted text unchanged, for markers that a CI's log viewer interprets."""
-        self._print_line(text)
-
     def _print_message(self, level: str, message: str, fields: dict[str, Any]) -> None:
         if self.as_json:
             self.emit_event(level=level, message=message, **fields)
         else:
-            self._print_line(sanitize_line(f"ocistream: {message}"))
+            self.print_line(sanitize_line(f"ocistream: {message}"))
 
-    def _print_line(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
+        """Print trusted text unchanged, such as markers that a CI's log viewer interprets."""
         display = self.display
         if display is not None:
             display.print_above(text)

@@ -61,7 +61,7 @@ class CommandContext:
     #: The name of the command.
     command: str
     console: Console
-    options: RunOptions
+    run: RunOptions
     registry: RegistryOptions
     #: The options of `copy` for one side alone, by side: "src" and "dest". Empty for other commands.
     sides: Mapping[str, RegistryOptions]
@@ -78,10 +78,10 @@ class CommandContext:
         # The files of the configuration are read on first use: a command that contacts no registry does not fail for a
         # malformed file.
         self.access = RegistryAccess(
-            self.options,
+            self.run,
             os.environ,
-            lambda: self.configuration or load_configuration(self.options.config, os.environ),
-            use_mirrors=not self.options.no_mirrors,
+            lambda: self.configuration or load_configuration(self.run.config, os.environ),
+            use_mirrors=not self.run.no_mirrors,
             report=self._report,
         )
         self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
@@ -132,11 +132,11 @@ class CommandContext:
             )
 
         context = self.access.build_context(create_client, self.cancelled)
-        return replace(context, stdin=self.open_stdin, output=self._open_stdout)
+        return replace(context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run.dry_run)
 
     def check_result_path(self, *locations: Location) -> None:
         """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
-        result = self.options.result
+        result = self.run.result
         if result is not None and is_visible_on_stdout(result):
             raise result_on_stdout_error(str(result))
         # A circle of links is reported where the path is opened.
@@ -207,7 +207,7 @@ class CommandContext:
         self.console.other_programs.add_pipe(file.fileno())
         if what == ARCHIVE_INPUT:
             has_terminal = sys.stderr is not None and sys.stderr.isatty()
-            wants_more_output = self.options.progress not in {"auto", "none"} or self.console.verbosity > 0
+            wants_more_output = self.run.progress not in {"auto", "none"} or self.console.verbosity > 0
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ocistream.cli.option_hints import SIDES
 from ocistream.cli.standard_streams import read_password, read_password_file
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import printable
@@ -53,6 +54,18 @@ class ExplicitCredentials:
                     ", or use --src-username and --dest-username, or OCISTREAM_SRC_USERNAME and OCISTREAM_DEST_USERNAME"
                 )
             raise UsageError(msg, hint=hint)
+
+    def check_sides(self, registries: Mapping[str, Collection[str]]) -> None:
+        """Raise UsageError if several registries of a side could ask for its user name, or for that of both sides."""
+        shared: set[str] = set()
+        for side, names in registries.items():
+            options = self._options[side]
+            if len(names) > 1 and (options.username is not None or self._env.get(f"{variable_prefix(side)}_USERNAME")):
+                msg = f"one {SIDES[side]} user name cannot be used for {' and '.join(sorted(names))}"
+                raise UsageError(msg, hint="run `ocistream login` for each registry")
+            if not options.has_credential:
+                shared.update(names)
+        self.check_registries(shared)
 
     def are_given(self, side: str) -> bool:
         """Return whether an option that holds for a side gives a credential, or names the file of credentials."""

@@ -20,7 +20,7 @@ import click
 from ocistream import __version__, notices, process_exit
 from ocistream.cli.console import Console
 from ocistream.cli.signals import SignalReceivedError, run_until_signal
-from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError, OutputClosedError, UsageError
+from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files, partial_files
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-_NAME: Final = "ocistream"
+PROGRAM: Final = "ocistream"
 #: Command name to "module:attribute" and the line of `ocistream --help`, which need not import the commands.
 COMMANDS: Final = {
     "pull": ("ocistream.cli.commands.pull:pull", "Pull images from registries into an archive (default: stdout)."),
@@ -62,13 +62,7 @@ _PRINTING_COMMANDS: Final = frozenset({"completion", "config", "digest", "have",
 #: Commands that stand for an option: `help [COMMAND]` and `version`.
 _OPTION_COMMANDS: Final = {"help": "--help", "version": "--version"}
 #: The beginning of click's message about arguments that the command does not take.
-_EXTRA_ARGUMENT: Final = "Got unexpected extra argument"
-#: What to do about them, after the command with the arguments that it takes.
-_EXTRA_ARGUMENT_NOTES: Final = {
-    "copy": ", with one archive or image as SRC; `ocistream push -i 'app.*.tar' IMAGE` combines archives",
-    "serve": ", with one layout directory or archive",
-    "sync": ", with one TOML file; for two locations, use `ocistream copy SRC DST`",
-}
+EXTRA_ARGUMENT: Final = "Got unexpected extra argument"
 #: Python's message if the system allows no more threads.
 _NO_THREAD_MESSAGE: Final = "can't start new thread"
 _THREAD_LIMIT_HINT: Final = (
@@ -76,7 +70,6 @@ _THREAD_LIMIT_HINT: Final = (
 )
 #: Errors of writing to stdout. All other writes convert their errors where they happen.
 _STDOUT_ERRNOS: Final = frozenset({errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPIPE})
-_STDOUT_OPERATION: Final = "cannot write to stdout"
 
 
 def load_command(name: str) -> click.Command:
@@ -119,11 +112,11 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
             import difflib
 
-            from ocistream.cli.other_tools import suggest_command
+            from ocistream.cli.usage_errors import suggest_command
 
             hint = suggest_command(args[0])
             if hint is None and (close := difflib.get_close_matches(args[0], COMMANDS, n=2)):
-                hint = f"did you mean {' or '.join(close)}? see `{_NAME} --help`"
+                hint = f"did you mean {' or '.join(close)}? see `{PROGRAM} --help`"
             if hint is not None:
                 msg = f"No such command {printable(args[0])!r}."
                 raise UsageError(msg, hint=hint)
@@ -172,7 +165,7 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
 
         return print_completions(cli, instruction)
     if not arguments:
-        click.echo(cli.make_context(_NAME, [], resilient_parsing=True).get_help(), err=True)
+        click.echo(cli.make_context(PROGRAM, [], resilient_parsing=True).get_help(), err=True)
         return UsageError.exit_code
     partial_files.reset()
     process_exit.reset()
@@ -209,8 +202,8 @@ def _replace_option_command(arguments: Sequence[str]) -> Sequence[str]:
     rest = [argument for argument in arguments[1:] if argument not in _HELP_OPTIONS]
     topic, extra = (rest[:1], rest[1:]) if option == "--help" else ([], rest)
     if extra:
-        msg = f"{_EXTRA_ARGUMENT} ({printable(extra[0])})."
-        raise UsageError(msg, hint=f"write `{_NAME} help [COMMAND]` or `{_NAME} version`")
+        msg = f"{EXTRA_ARGUMENT} ({printable(extra[0])})."
+        raise UsageError(msg, hint=f"write `{PROGRAM} help [COMMAND]` or `{PROGRAM} version`")
     # `help help` and `help version` are about commands that have no page of their own.
     return [*(name for name in topic if name not in _OPTION_COMMANDS), option]
 
@@ -219,7 +212,7 @@ def _run(arguments: Sequence[str], console: Console, *, ends_process: bool) -> i
     """Parse and run, without click's own `main`, which has other exit codes for Ctrl-C and for a closed pipe."""
     try:
         # `--help` and `--version` end here, without a worker thread.
-        with cli.make_context(_NAME, list(arguments), obj=console) as context:
+        with cli.make_context(PROGRAM, list(arguments), obj=console) as context:
             run_until_signal(lambda: _invoke(context), console.cancelled, restores_handlers=not ends_process)
     except click.exceptions.Exit as end:
         _flush_stdout()
@@ -255,18 +248,23 @@ def _report_error(console: Console, error: BaseException) -> int:
         _report_signal(console, "interrupted" if error.number == signal.SIGINT else "terminated", error.exit_code)
         return error.exit_code
     if isinstance(error, click.ClickException):
-        message, hint = _describe_usage_error(error)
+        from ocistream.cli.usage_errors import describe_usage_error
+
+        message, hint = describe_usage_error(error)
         console.error(message, hint=hint, code=UsageError.exit_code)
         return UsageError.exit_code
+    # Not at the top: `--version` does not need it.
+    from ocistream.cli.standard_streams import StdoutClosedError, stdout_error
+
     if isinstance(error, OSError) and error.errno in _STDOUT_ERRNOS:
-        error = files.disk_error(_STDOUT_OPERATION, error)
+        error = stdout_error(error)
     if isinstance(error, RuntimeError) and _NO_THREAD_MESSAGE in str(error):
         error = OcistreamError("cannot start another thread", hint=_THREAD_LIMIT_HINT)
     if isinstance(error, OSError) and isinstance(error.filename, str):
         # No caller handled this file error, but the user can act on the path and the cause.
         error = files.disk_error(f"cannot access {error.filename}", error)
-    if isinstance(error, OutputClosedError) and error.message.startswith(_STDOUT_OPERATION):
-        # The reader wanted no more, as in `| head`: the exit code alone says it, as with other tools.
+    if isinstance(error, StdoutClosedError):
+        # The exit code alone says it, as with other tools.
         console.info(error.message, level=1)
         return error.exit_code
     if isinstance(error, OcistreamError):
@@ -344,51 +342,6 @@ def _report_unraisable(console: Console, problem: sys.UnraisableHookArgs) -> Non
     """Print a traceback of an error that Python could not raise, at verbosity 2."""
     if problem.exc_value is not None:
         console.print_traceback(partial(_format_traceback, problem.exc_value))
-
-
-def _describe_usage_error(error: click.ClickException) -> tuple[str, str | None]:
-    """Return the message and the hint of an error that click raised."""
-    context = getattr(error, "ctx", None)
-    if isinstance(error, click.NoSuchOption) and context is not None:
-        from ocistream.cli.option_hints import SIDES
-        from ocistream.cli.other_tools import suggest_option
-
-        is_global = context.command is cli
-        command = load_command("copy") if is_global else context.command
-        known = [name for parameter in command.params for name in parameter.opts]
-        hint = suggest_option(error.option_name, command.name or "", known)
-        side, dash, name = error.option_name.removeprefix("--").partition("-")
-        if hint is None and dash and side in SIDES and f"--{name}" in known:
-            hint = f"{context.command_path} reaches one registry: use --{name}"
-        if is_global and hint is None:
-            hint = f"options follow the command: see `{_NAME} COMMAND --help`"
-        if hint is None and (others := _find_commands_with(error.option_name)):
-            hint = f"{error.option_name} is an option of {', '.join(others)}"
-        if hint is not None:
-            # Without the similar names that click appends: they would contradict the hint.
-            return f"No such option {printable(error.option_name)!r}.", hint
-    # Some messages of click have a line for each choice.
-    message = " ".join(error.format_message().split())
-    hint = f"see `{_NAME if context is None else context.command_path} --help`"
-    if context is not None and message.startswith(_EXTRA_ARGUMENT):
-        hint = f"write `{_usage(context)}`{_EXTRA_ARGUMENT_NOTES.get(context.command.name or '', '')}"
-    elif context is not None and isinstance(error, click.MissingParameter):
-        from ocistream.cli.parameter_types import describe_missing_key
-
-        hint = describe_missing_key(context.params.get("require_signature", ())) or hint
-    return message, hint
-
-
-def _usage(context: click.Context) -> str:
-    """Return the command with the names of its arguments, such as `ocistream copy SRC DST`."""
-    arguments = [piece for piece in context.command.collect_usage_pieces(context) if piece != "[OPTIONS]"]
-    return " ".join([context.command_path, *arguments])
-
-
-def _find_commands_with(option_name: str) -> list[str]:
-    """Return the commands that have an option."""
-    commands = {name: load_command(name) for name in COMMANDS}
-    return [name for name, command in commands.items() if any(option_name in one.opts for one in command.params)]
 
 
 def _flush_streams() -> None:

@@ -6,16 +6,13 @@ import itertools
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ocistream.cli.console import sanitize_line
 from ocistream.errors import MissingContentError, UnsupportedError, UsageError
 from ocistream.oci.reference import printable
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-#: Returns a part of the line of an image.
+#: Returns the line of an image, or a part of it.
 _Part: TypeAlias = Callable[[Mapping[str, Any]], str]
 
 #: A doubled brace, a field, or a single brace.
@@ -24,28 +21,16 @@ _ITEM: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _GO_TEMPLATE: Final = re.compile(r"\{\{-?\s*(?:\.|json\b|range\b|if\b|index\b|println\b)")
 
 
-class ImageTemplate:
-    """A template whose fields are known."""
+def parse_template(text: str) -> _Part:
+    """Return a function that returns the line of an image of the JSON document.
 
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        """Take functions that return the parts of the line of an image."""
-        self._parts = tuple(parts)
-
-    def render(self, image: Mapping[str, Any]) -> str:
-        """Return the line of an image of the JSON document. Labels and annotations that it lacks are empty.
-
-        Raises:
-            UsageError: the image is an index, and a field belongs to one platform.
-            UnsupportedError: a docker-archive has no such field.
-        """
-        return sanitize_line("".join(part(image) for part in self._parts))
-
-
-def parse_template(text: str) -> ImageTemplate:
-    """Parse a template such as "{name} {labels.org.opencontainers.image.version}"; {{ and }} are literal braces.
+    A template is such as "{name} {labels.org.opencontainers.image.version}"; {{ and }} are literal braces. Labels and
+    annotations that the image lacks are empty.
 
     Raises:
-        UsageError: the template has no field, an unknown one, or a single brace.
+        UsageError: the template has no field, an unknown one, or a single brace. The function also raises it if the
+            image is an index, and a field belongs to one platform; and UnsupportedError if a docker-archive has no such
+            field.
     """
     shown = printable(text)
     if _GO_TEMPLATE.search(text):
@@ -69,7 +54,7 @@ def parse_template(text: str) -> ImageTemplate:
     if not has_field:
         msg = f"--format {shown!r} is not text, json or html, and a template needs a field"
         raise UsageError(msg, hint=_describe_fields())
-    return ImageTemplate(parts)
+    return lambda image: sanitize_line("".join(part(image) for part in parts))
 
 
 def _parse_field(text: str) -> _Part:

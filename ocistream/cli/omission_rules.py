@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from ocistream.errors import ArchiveError, NotFoundError, UsageError
 from ocistream.layout.image_selection import Selection
@@ -14,27 +14,12 @@ from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest,
 from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.context import CommandContext
     from ocistream.locations import Location, OpenContext
     from ocistream.oci.graph import Graph
-    from ocistream.oci.platforms import PlatformChoice
-
-OmissionRule: TypeAlias = "Callable[[Graph], Mapping[str, OmissionReason]]"
-
-
-def _open_context_for(context: CommandContext, location: Location, source_location: Location) -> OpenContext:
-    """Return the open context for a location that is queried or read.
-
-    The sides of `copy` have separate credentials. A location in the source's registry uses those of the source; any
-    other location belongs to the destination.
-    """
-    side = ""
-    if context.sides:
-        side = "src" if location.registries & source_location.registries else "dest"
-    return context.build_open_context(side, registries=location.registries)
 
 
 def find_queried_registries(context: CommandContext) -> set[str]:
@@ -45,35 +30,115 @@ def find_queried_registries(context: CommandContext) -> set[str]:
     return {location.reference.registry for location in locations if location.reference}
 
 
-def build_omission_rule(context: CommandContext, plan: CopyPlan) -> OmissionRule:
-    """Return the function that selects the blobs to omit from the destination.
+class OmissionRules:
+    """Selects the blobs of a graph that the destination omits. Manifests are never omitted.
 
-    Manifests are never omitted. Calling the function reads the lists and locations, and raises their errors. The
-    platforms of the plan are also those of each --base.
+    The call reads the lists and locations, and raises their errors. The platforms of the plan are also those of each
+    --base.
     """
-    have, base, only = context.omission.have, context.omission.base, context.omission.only
-    source_location, choice = plan.sources[0], plan.selection.platforms
-    _check_omissions(context, plan)
-    holders = [_build_have_rule(context, text, source_location) for text in have] + [
-        _build_base_rule(context, text, choice, source_location) for text in base
-    ]
-    selected = [_parse_only(text) for text in only]
 
-    def omitted(graph: Graph) -> Mapping[str, OmissionReason]:
+    def __init__(self, context: CommandContext, plan: CopyPlan) -> None:
+        """Parse the options, and raise UsageError if they do not fit the plan."""
+        self._context = context
+        self._plan = plan
+        options = context.omission
+        _check_plan(options.have, plan)
+        #: The values of --have: a location that stores blobs, or None for a list.
+        self._have = [(text, _parse_have(text)) for text in options.have]
+        self._base = [(text, _parse_base(text)) for text in options.base]
+        self._only = [_parse_only(text) for text in options.only]
+
+    def __call__(self, graph: Graph) -> Mapping[str, OmissionReason]:
+        """Return the blobs to omit, by digest."""
         omitted: dict[str, OmissionReason] = {}
-        for holder in holders:
-            for digest, reason in holder(graph).items():
-                omitted.setdefault(digest, reason)
-        kept = _select_only(context, selected, graph) if selected else omitted
-        for blob in graph.blobs:
-            if selected and blob.digest not in kept:
-                omitted.setdefault(blob.digest, OmissionReason(NOT_SELECTED, ""))
+        for text, location in self._have:
+            self._add(omitted, text, self._match_list(text, graph) if location is None else self._ask(location, graph))
+        for text, location in self._base:
+            digests = {blob.digest for blob in self._read_graph(location).blobs}
+            reason = OmissionReason(BASE, location.reference.name if location.reference else location.text)
+            self._add(omitted, text, {blob.digest: reason for blob in graph.blobs if blob.digest in digests})
+        if self._only:
+            kept = self._select_only(graph)
+            for blob in graph.blobs:
+                if blob.digest not in kept:
+                    omitted.setdefault(blob.digest, OmissionReason(NOT_SELECTED, ""))
         return omitted
 
-    return omitted
+    def _add(self, omitted: dict[str, OmissionReason], text: str, found: Mapping[str, OmissionReason]) -> None:
+        """Add blobs, or print a note if a list or location has none of the images: it is probably the wrong one."""
+        if not found:
+            shown = _describe(text)
+            self._context.console.info(f"{shown} has none of the requested blobs: nothing is omitted")
+        for digest, reason in found.items():
+            omitted.setdefault(digest, reason)
+
+    def _match_list(self, text: str, graph: Graph) -> Mapping[str, OmissionReason]:
+        """Read a list beside the graph and keep only digests of the graph, so memory does not grow with the list."""
+        from ocistream.remote.have_lists import HaveListReader
+
+        with self._context.open_list(text) as file:
+            listed = HaveListReader(file, _describe(text))
+            found = listed.find({blob.digest for blob in graph.blobs})
+        reason = OmissionReason(HAVE, " ".join(listed.origins) or ("" if text == "-" else Path(text).name))
+        return dict.fromkeys(sorted(found), reason)
+
+    def _ask(self, location: Location, graph: Graph) -> Mapping[str, OmissionReason]:
+        from ocistream.remote.stored_blobs import open_stored_blobs
+        from ocistream.transfer.verify import DiscardedBlobs
+
+        with contextlib.closing(DiscardedBlobs(self._context.cancelled)) as discarded:
+            stored_blobs = open_stored_blobs(location, self._open_context(location), discarded)
+            stored = stored_blobs.stored(graph.blobs)
+        return dict.fromkeys(sorted(stored), OmissionReason(HAVE, stored_blobs.origin))
+
+    def _read_graph(self, location: Location) -> Graph:
+        from ocistream.transfer.verify import read_graph
+
+        selection = Selection(platforms=self._plan.selection.platforms, referrers="skip")
+        with contextlib.closing(open_source(location, self._open_context(location), selection)) as source:
+            return read_graph(source, self._context.cancelled)
+
+    def _open_context(self, location: Location) -> OpenContext:
+        """Return the open context for a location that is queried or read.
+
+        The sides of `copy` have separate credentials. A location in the source's registry uses those of the source; any
+        other location belongs to the destination.
+        """
+        side = ""
+        if self._context.sides:
+            side = "src" if location.registries & self._plan.sources[0].registries else "dest"
+        return self._context.build_open_context(side, registries=location.registries)
+
+    def _select_only(self, graph: Graph) -> Collection[str]:
+        """Return the digests that --only selects; raise NotFoundError if no image has one of them."""
+        available = {blob.digest for blob in graph.blobs}
+        kept: set[str] = set()
+        for item in self._only:
+            if isinstance(item, Path):
+                from ocistream.remote.have_lists import HaveListReader
+
+                description = printable(str(item), 1024)
+                with files.disk_errors(f"cannot read {item}"), item.open("rb") as file:
+                    listed = HaveListReader(file, description)
+                    found = listed.find(available)
+                kept |= found
+                if unmatched := listed.total - len(found):
+                    self._context.console.info(
+                        f"--only {description}: {unmatched} of its {listed.total} digests are in none of the images"
+                    )
+            elif item not in available:
+                msg = f"--only {item}: none of the requested images has such a blob"
+                raise NotFoundError(msg, hint="was the tag moved? name the image by its digest, and check --platform")
+            else:
+                kept.add(item)
+        return kept
 
 
-def _check_omissions(context: CommandContext, plan: CopyPlan) -> None:
+def _describe(text: str) -> str:
+    return "the list on stdin" if text == "-" else printable(text, 1024)
+
+
+def _check_plan(have: Collection[str], plan: CopyPlan) -> None:
     if plan.destination.kind in {"docker", "docker-archive"}:
         description = "a docker-archive" if plan.destination.kind == "docker-archive" else "an upload to a registry"
         msg = f"cannot omit blobs from {description}"
@@ -82,18 +147,18 @@ def _check_omissions(context: CommandContext, plan: CopyPlan) -> None:
         # A recompressed layer has a new digest, which no list has.
         msg = "--compress makes layers with unknown digests: they cannot be compared with a list"
         raise UsageError(msg, hint="omit --compress")
-    if context.omission.have.count("-") > 1:
+    if [*have].count("-") > 1:
         msg = "only one list can come from stdin"
         raise UsageError(msg)
-    if "-" in context.omission.have and plan.sources[0].is_stream:
+    if "-" in have and plan.sources[0].is_stream:
         msg = "stdin cannot be both the archive and the list"
         raise UsageError(msg, hint="read one of them from a file")
 
 
-def _build_have_rule(context: CommandContext, text: str, source_location: Location) -> OmissionRule:
-    """Parse a value of --have: a list, or a location that stores blobs."""
+def _parse_have(text: str) -> Location | None:
+    """Parse a value of --have: a location that stores blobs; None for a list."""
     if text == "-" or _is_list_file(Path(text)):
-        return lambda graph: _read_have_list(context, text, graph)
+        return None
     location = parse_location(text, bare_is_path=paths.is_existing_path(text))
     if location.kind == "docker" and "/" not in text:
         # Text without a registry is more likely a missing file than an image of Docker Hub.
@@ -101,17 +166,7 @@ def _build_have_rule(context: CommandContext, text: str, source_location: Locati
         raise NotFoundError(msg, hint="check the path; a repository needs its registry: HOST/REPO")
     if location.path is not None and (location.kind == "oci" or paths.is_directory(location.path)):
         _check_layout(location.path)
-
-    def leaving(graph: Graph) -> Mapping[str, OmissionReason]:
-        from ocistream.remote.stored_blobs import open_stored_blobs
-        from ocistream.transfer.verify import DiscardedBlobs
-
-        with contextlib.closing(DiscardedBlobs(context.cancelled)) as discarded:
-            stored_blobs = open_stored_blobs(location, _open_context_for(context, location, source_location), discarded)
-            stored = stored_blobs.stored(graph.blobs)
-        return _report_if_empty(context, dict.fromkeys(sorted(stored), OmissionReason(HAVE, stored_blobs.origin)), text)
-
-    return leaving
+    return location
 
 
 def _check_layout(path: Path) -> None:
@@ -140,53 +195,13 @@ def _is_list_file(path: Path) -> bool:
     return b"\0" not in beginning and not beginning.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
 
 
-def _read_have_list(context: CommandContext, text: str, graph: Graph) -> Mapping[str, OmissionReason]:
-    """Read a list beside the graph and keep only digests of the graph, so memory does not grow with the list."""
-    from ocistream.remote.have_lists import match_have_list, read_lines
-
-    description = "the list on stdin" if text == "-" else printable(text, 1024)
-    with context.open_list(text) as file:
-        matches = match_have_list(read_lines(file), {blob.digest for blob in graph.blobs}, description)
-    reason = OmissionReason(HAVE, " ".join(matches.origins) or ("" if text == "-" else Path(text).name))
-    return _report_if_empty(context, dict.fromkeys(sorted(matches.digests), reason), description)
-
-
-def _report_if_empty(
-    context: CommandContext, omitted: Mapping[str, OmissionReason], description: str
-) -> Mapping[str, OmissionReason]:
-    """Print a note if a list or location has no blob of the images: it is probably the wrong one."""
-    if not omitted:
-        context.console.info(f"{printable(description, 1024)} has none of the requested blobs: nothing is omitted")
-    return omitted
-
-
-def _build_base_rule(
-    context: CommandContext, text: str, choice: PlatformChoice, source_location: Location
-) -> OmissionRule:
+def _parse_base(text: str) -> Location:
     """Parse a value of --base: an image, or any other location."""
     location = parse_location(text, bare_is_path=paths.is_existing_path(text))
     if location.is_stream:
         msg = "--base takes an image; use --have for a list"
         raise UsageError(msg)
-
-    def leaving(graph: Graph) -> Mapping[str, OmissionReason]:
-        base_digests = {blob.digest for blob in _read_graph(context, location, choice, source_location).blobs}
-        name = location.reference.name if location.reference else location.text
-        omitted = {blob.digest: OmissionReason(BASE, name) for blob in graph.blobs if blob.digest in base_digests}
-        return _report_if_empty(context, omitted, text)
-
-    return leaving
-
-
-def _read_graph(
-    context: CommandContext, location: Location, choice: PlatformChoice, source_location: Location
-) -> Graph:
-    from ocistream.transfer.verify import read_graph
-
-    open_context = _open_context_for(context, location, source_location)
-    selection = Selection(platforms=choice, referrers="skip")
-    with contextlib.closing(open_source(location, open_context, selection)) as source:
-        return read_graph(source, context.cancelled)
+    return location
 
 
 def _parse_only(text: str) -> str | Path:
@@ -200,27 +215,3 @@ def _parse_only(text: str) -> str | Path:
         msg = f"--only {printable(text)}: not a digest, and no such file"
         raise NotFoundError(msg, hint="a digest is sha256: with 64 hex digits")
     return Path(text)
-
-
-def _select_only(context: CommandContext, selected: Sequence[str | Path], graph: Graph) -> Collection[str]:
-    """Return the digests that --only selects; raise NotFoundError if no image has one of them."""
-    available = {blob.digest for blob in graph.blobs}
-    kept: set[str] = set()
-    for item in selected:
-        if isinstance(item, Path):
-            from ocistream.remote.have_lists import match_have_list, read_lines
-
-            description = printable(str(item), 1024)
-            with files.disk_errors(f"cannot read {item}"), item.open("rb") as file:
-                matches = match_have_list(read_lines(file), available, description)
-            kept |= matches.digests
-            if unmatched := matches.total - len(matches.digests):
-                context.console.info(
-                    f"--only {description}: {unmatched} of its {matches.total} digests are in none of the images"
-                )
-        elif item not in available:
-            msg = f"--only {item}: none of the requested images has such a blob"
-            raise NotFoundError(msg, hint="was the tag moved? name the image by its digest, and check --platform")
-        else:
-            kept.add(item)
-    return kept

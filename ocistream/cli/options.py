@@ -179,6 +179,9 @@ class RunOptions(ClientOptions):
         section=OUTPUT,
         help="Write the result to FILE as JSON.",
     )
+    dry_run: bool = option(
+        default=False, section=OUTPUT, help="Print the images and bytes that would be copied; change nothing."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +244,7 @@ def make_options(group: type[DataclassInstance]) -> Iterator[Option]:
         yield Option(flags, **attributes)
 
 
-def options(group: type[DataclassInstance], *names: str, side: str = "", help_text: str = "{}") -> _Decorator:
+def group_options(group: type[DataclassInstance], *names: str, side: str = "", help_text: str = "{}") -> _Decorator:
     """Give a command options of a group: those with these field names, or all; with `side`, the forms for one side.
 
     `help_text` replaces the declared help; {} in it is the declared help.
@@ -315,7 +318,7 @@ def command(function: Callable[..., None]) -> click.Command:
         context = CommandContext(
             command=function.__name__,
             console=console,
-            options=run_options,
+            run=run_options,
             registry=_collect(RegistryOptions, values),
             sides={side: _collect(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
             copy=_collect(CopyOptions, values),
@@ -352,38 +355,40 @@ def _combine(*decorators: _Decorator) -> _Decorator:
 
 
 user_options: Final = _combine(
-    options(RegistryOptions, "username", help_text="User name."),
-    options(RegistryOptions, "password_stdin", "password_file"),
+    group_options(RegistryOptions, "username", help_text="User name."),
+    group_options(RegistryOptions, "password_stdin", "password_file"),
 )
 credential_options: Final = _combine(
-    options(RegistryOptions, "username"),
-    options(RegistryOptions, "password_stdin", help_text="{} It cannot also carry an archive or a list."),
-    options(RegistryOptions, "password_file", "authfile"),
+    group_options(RegistryOptions, "username"),
+    group_options(RegistryOptions, "password_stdin", help_text="{} It cannot also carry an archive or a list."),
+    group_options(RegistryOptions, "password_file", "authfile"),
 )
-side_options: Final = _combine(*(options(RegistryOptions, side=side) for side in SIDES))
+side_options: Final = _combine(*(group_options(RegistryOptions, side=side) for side in SIDES))
 tls_options: Final = _combine(
-    options(RegistryOptions, "ca_cert", "client_cert", "client_key", "cert_dir", "insecure", "plain_http"),
+    group_options(RegistryOptions, "ca_cert", "client_cert", "client_key", "cert_dir", "insecure", "plain_http"),
 )
 network_options: Final = _combine(
-    options(RunOptions, "retries", "connect_timeout", "stall_timeout", "limit_rate", "max_requests_per_second"),
+    group_options(RunOptions, "retries", "connect_timeout", "stall_timeout", "limit_rate", "max_requests_per_second"),
     tls_options,
-    options(RunOptions, "config", "no_mirrors"),
+    group_options(RunOptions, "config", "no_mirrors"),
 )
 transfer_options: Final = _combine(
-    options(RunOptions, "jobs"), network_options, options(RunOptions, "progress", "result")
+    group_options(RunOptions, "jobs"), network_options, group_options(RunOptions, "progress", "result")
 )
-identity_options: Final = options(CopyOptions, "certificate_identity", "certificate_oidc_issuer", "trusted_root")
-upload_options: Final = _combine(options(RunOptions, "upload"), options(CopyOptions, "mount_from"))
+identity_options: Final = group_options(CopyOptions, "certificate_identity", "certificate_oidc_issuer", "trusted_root")
+upload_options: Final = _combine(group_options(RunOptions, "upload"), group_options(CopyOptions, "mount_from"))
 
 
 def compression_options(note: str) -> _Decorator:
     """Give a command --compress, with a note in its help, and --max-ratio."""
-    return _combine(options(CopyOptions, "compress", help_text=f"{{}} {note}"), options(CopyOptions, "max_ratio"))
+    return _combine(
+        group_options(CopyOptions, "compress", help_text=f"{{}} {note}"), group_options(CopyOptions, "max_ratio")
+    )
 
 
 def platform_option(default: str) -> _Decorator:
     """Give a command --platform; `default` is the default that --help shows."""
-    return options(CopyOptions, "platforms", help_text=f"{{}}  [default: {default}]")
+    return group_options(CopyOptions, "platforms", help_text=f"{{}}  [default: {default}]")
 
 
 all_platforms_option: Final = click.option(
@@ -402,8 +407,3 @@ def json_option(help_text: str) -> _Decorator:
     return click.option(
         "--json", "as_json", cls=Option, is_flag=True, section=OUTPUT, help=help_text, no_default=SELECTS_OUTPUT
     )
-
-
-def dry_run_option(help_text: str) -> _Decorator:
-    """Give a command --dry-run."""
-    return click.option("--dry-run", cls=Option, is_flag=True, section=OUTPUT, help=help_text)

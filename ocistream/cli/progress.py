@@ -303,10 +303,10 @@ class _ProgressLines(Progress):
             begin, end = self._section
             now, title = int(time.time()), f"ocistream: {format_count(len(self._blob_lines), 'blob')}"
             name = f"ocistream_{now}_{os.getpid()}"
-            self._console.print_raw(begin.format(now=now, name=name, title=title))
+            self._console.print_line(begin.format(now=now, name=name, title=title))
             for line in self._blob_lines:
-                self._console.print_raw(f"  {line}")
-            self._console.print_raw(end.format(now=int(time.time()), name=name))
+                self._console.print_line(f"  {line}")
+            self._console.print_line(end.format(now=int(time.time()), name=name))
 
 
 def _find_log_section(environment: Mapping[str, str]) -> tuple[str, str] | None:

@@ -6,12 +6,12 @@ import io
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ocistream import limits
-from ocistream.errors import UsageError
+from ocistream.errors import OcistreamError, OutputClosedError, UsageError
 from ocistream.oci.reference import printable
-from ocistream.streams.files import CancellableInput, disk_errors
+from ocistream.streams.files import CancellableInput, disk_error, disk_errors
 
 if TYPE_CHECKING:
     import threading
@@ -43,7 +43,27 @@ def open_stdout(usage: str) -> io.FileIO:
     if sys.stdout.isatty():
         msg = "stdout is a terminal: archives are not written to terminals"
         raise UsageError(msg, hint=f"name an output file (`{usage}`), or pipe the archive: `... | ssh host ...`")
-    return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+    return _Stdout(sys.stdout.fileno(), "wb", closefd=False)
+
+
+class StdoutClosedError(OutputClosedError):
+    """The reader of stdout wanted no more, as in `| head`."""
+
+
+class _Stdout(io.FileIO):
+    """Stdout as the output of an archive."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise stdout_error(error) from error
+
+
+def stdout_error(error: OSError) -> OcistreamError:
+    """Convert an error of a write to stdout."""
+    converted = disk_error("cannot write to stdout", error)
+    return StdoutClosedError(converted.message) if isinstance(converted, OutputClosedError) else converted
 
 
 def read_password() -> str:

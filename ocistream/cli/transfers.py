@@ -3,82 +3,70 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream.api.results import list_images
 from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
-from ocistream.cli.result_document import check_result_writable, write_result
 from ocistream.errors import OcistreamError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+    from typing import TypeAlias
 
     from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.context import CommandContext
-    from ocistream.cli.omission_rules import OmissionRule
     from ocistream.oci.graph import Graph
+    from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.transfer.interfaces import Destination, Source
 
+    #: Returns the blobs of a graph that the destination omits, by digest.
+    FindOmitted: TypeAlias = Callable[[Graph], Mapping[str, OmissionReason]]
 
-def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0, dry_run: bool) -> None:
+
+def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> None:
     """Copy images by the plan of a command, then print and write the results.
 
-    `from_byte` is the first byte of the archive to write. With `dry_run`, nothing is changed.
+    `from_byte` is the first byte of the archive to write.
 
     Raise an OcistreamError if the copy fails; then nothing is visible at the destination.
     """
     _check_registries(context, plan)
     plan = plan.with_policy(context.access.load_trust_policy())
-    omission_rule: OmissionRule | None = None
+    find_omitted: FindOmitted | None = None
     if context.omission.have or context.omission.base or context.omission.only:
-        from ocistream.cli.omission_rules import build_omission_rule
+        from ocistream.cli.omission_rules import OmissionRules
 
-        omission_rule = build_omission_rule(context, plan)
+        find_omitted = OmissionRules(context, plan)
     sides = list(context.sides) or ["", ""]
 
     def open_locations() -> tuple[Source, Destination]:
         source_context = context.build_open_context(sides[0], registries=plan.source_registries)
         destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
-        return plan.open(
-            replace(source_context, is_dry_run=dry_run),
-            replace(destination_context, is_dry_run=dry_run, from_byte=from_byte),
-        )
+        return plan.open(source_context, replace(destination_context, from_byte=from_byte))
 
-    run_transfer(context, plan, open_locations, omission_rule=omission_rule, dry_run=dry_run)
+    run_transfer(context, plan, open_locations, find_omitted=find_omitted)
 
 
 def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
-    """Raise UsageError if options of one side contradict each other, or a credential could be for two registries."""
-    queried: set[str] = set()
+    """Raise UsageError if options of one side contradict each other, or a user name could be for two registries."""
+    source, destination = plan.source_registries, plan.destination_registries
     if context.omission.have or context.omission.base:
         from ocistream.cli.omission_rules import find_queried_registries
 
-        queried = find_queried_registries(context)
-    named = plan.source_registries | plan.destination_registries
+        destination |= find_queried_registries(context) - source
     if not context.sides:
-        context.credentials.check_registries(named | queried)
+        context.credentials.check_registries(source | destination)
         return
-    for side in context.sides:
+    registries = {"src": source, "dest": destination}
+    for side in registries:
         context.registry_options(side)
-    destination_user = context.sides["dest"].username is not None or os.environ.get("OCISTREAM_DEST_USERNAME")
-    if destination_user and len(queried - named) > 1:
-        msg = f"one destination user name cannot be used for {' and '.join(sorted(queried - named))}"
-        raise UsageError(msg, hint="run `ocistream login` for each registry")
-    registries = {
-        "src": plan.source_registries,
-        "dest": plan.destination_registries | (queried - plan.source_registries),
-    }
-    shared: set[str] = set()
-    for side, side_registries in registries.items():
-        if not side_registries and (message := describe_unused_side_options(side)):
+    context.credentials.check_sides(registries)
+    for side, names in registries.items():
+        if not names and (message := describe_unused_side_options(side)):
             context.console.info(message)
-        if not context.sides[side].has_credential:
-            shared |= side_registries
-    context.credentials.check_registries(shared)
 
 
 def run_transfer(
@@ -86,20 +74,18 @@ def run_transfer(
     plan: CopyPlan,
     open_locations: Callable[[], tuple[Source, Destination]],
     *,
-    omission_rule: OmissionRule | None,
-    dry_run: bool,
+    find_omitted: FindOmitted | None,
 ) -> None:
     """Copy images, then print and write the results.
 
     `open_locations` opens the plan's source and destination. If an archive is written to stdout, no result lines are
-    printed. `omission_rule` selects the blobs to omit. With `dry_run`, nothing is changed.
+    printed. `find_omitted` selects the blobs of a graph to omit.
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
-    result = context.options.result
+    result, dry_run = context.run.result, context.run.dry_run
     if result is not None:
-        _check_not_volume(result, plan)
-        check_result_writable(result)
+        _check_result_path(result, plan)
     with contextlib.ExitStack() as stack:
         source, destination = open_locations()
         stack.callback(source.close)
@@ -110,15 +96,15 @@ def run_transfer(
             report_selected_platforms(graph.roots, source, into_docker_archive=into_docker_archive)
 
         try:
-            with context.console.show_progress("none" if dry_run else context.options.progress) as observer:
+            with context.console.show_progress("none" if dry_run else context.run.progress) as observer:
                 report = plan.run(
                     source,
                     destination,
                     observer,
-                    client=context.options,
+                    client=context.run,
                     find_host_jobs=context.access.find_host_jobs,
                     cancelled=context.cancelled,
-                    omit=omission_rule,
+                    omit=find_omitted,
                     on_resolved=announce,
                     dry_run=dry_run,
                 )
@@ -130,6 +116,8 @@ def run_transfer(
     images = list_images(report, plan)
     cached_sizes = context.access.cached_sizes
     if result is not None:
+        from ocistream.cli.result_document import write_result
+
         methods_used = context.access.upload_strategy().methods_used
         write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)
     if dry_run:
@@ -138,14 +126,16 @@ def run_transfer(
         return
     if not plan.destination.is_stream:
         print_results(images)
-    report_copy(context.console, plan, source, report, images, cached_sizes, omits=omission_rule is not None)
+    report_copy(context.console, plan, source, report, images, cached_sizes, omits=find_omitted is not None)
 
 
-def _check_not_volume(result: Path, plan: CopyPlan) -> None:
-    """Raise UsageError if the document of --result would be written over by a volume of the archive."""
+def _check_result_path(result: Path, plan: CopyPlan) -> None:
+    """Check that --result can be written; raise UsageError if a volume of the archive would overwrite it."""
+    from ocistream.cli.result_document import check_result_writable
     from ocistream.oci.volumes import parse_template
 
     path = plan.destination.path
     if plan.options.split and path is not None and parse_template(path.name).parse_number(result.name) is not None:
         msg = f"--result {result} has the name of a volume"
         raise UsageError(msg, hint="name another file: this one would be overwritten")
+    check_result_writable(result)

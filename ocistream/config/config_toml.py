@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 
 def read_credential_source(table: TomlTable, key: str, value: object) -> CredentialSource:
     """Read `env:PREFIX`, `helper:NAME` or `file:PATH`. Errors do not show the value: it may be a password."""
+    text = toml.text(table, key, value)
     try:
-        source = parse_credential_source(toml.text(table, key, value))
+        source = parse_credential_source(text)
     except UsageError as error:
-        if error.message.startswith(table.label):
-            raise
         raise table.key_error(key, error.message, error.hint) from error
     if source.kind != "file":
         return source

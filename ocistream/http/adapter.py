@@ -29,8 +29,9 @@ from ocistream.http.origins import internal_address_error, is_internal_address, 
 from ocistream.http.rate_limits import BlockingThrottle, ConnectionLimits
 from ocistream.http.response import BoundedResponse
 from ocistream.http.settings import TlsSettings
-from ocistream.http.tls import TlsContexts
+from ocistream.http.tls import create_client_context
 from ocistream.oci.reference import printable
+from ocistream.streams.synchronization import OncePerKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -79,7 +80,10 @@ class Adapter(requests.adapters.BaseAdapter):
         self._no_proxy = settings.proxies.get("no_proxy", "")
         # A proxy never gets a registry's client certificate.
         self._proxy_tls = TlsSettings(settings.tls.ca_files)
-        self._contexts = TlsContexts(settings.ca_file, requests.utils.DEFAULT_CA_BUNDLE_PATH)
+        fallback = requests.utils.DEFAULT_CA_BUNDLE_PATH
+        self._load_context = OncePerKey[TlsSettings, ssl.SSLContext](
+            lambda tls: create_client_context(tls, settings.ca_file, fallback)
+        )
         #: Host in lower case -> whether its address is outside of this machine and network. A host without a connection
         #: so far, or only through a proxy, is missing.
         self.external: dict[str, bool] = {}
@@ -184,10 +188,10 @@ class Adapter(requests.adapters.BaseAdapter):
         if proxy is not None:
             host, port = cast("str", proxy.host), proxy.port or (443 if proxy.scheme == "https" else 80)
             # Without a context of its own for the proxy, urllib3 would choose the trusted CAs.
-            context = self._contexts.load(self._proxy_tls) if proxy.scheme == "https" else None
+            context = self._load_context(self._proxy_tls) if proxy.scheme == "https" else None
             options |= {"proxy": proxy, "proxy_config": ProxyConfig(context, False, None, None)}
         if is_encrypted:
-            options["ssl_context"] = self._contexts.load(route.tls)
+            options["ssl_context"] = self._load_context(route.tls)
         kind = _TlsConnection if is_encrypted or (proxy is not None and proxy.scheme == "https") else _Connection
         connection = kind(host, port, **options)
         connection.adapter, connection.route = self, route

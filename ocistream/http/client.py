@@ -196,7 +196,8 @@ class HttpClient:
                     raise
                 continue
             is_transient = response.status in _RETRIED_STATUSES
-            if response.status == HTTPStatus.FORBIDDEN and _is_elsewhere(response, endpoint) and not was_asked_again:
+            is_elsewhere = response.origin != endpoint.origin
+            if response.status == HTTPStatus.FORBIDDEN and is_elsewhere and not was_asked_again:
                 # Most likely a signed URL that has expired, perhaps from a cache. The registry gives a new one.
                 is_transient = Origin.from_url(url) == endpoint.origin
                 was_asked_again = is_transient
@@ -207,13 +208,12 @@ class HttpClient:
         """Send a request with the Authorization that its endpoint wants, and to no other origin."""
         endpoint = request.endpoint
         if scopes is None or Origin.from_url(url) != endpoint.origin:
-            self._check_target(endpoint.origin, url)
             return self._follow_redirects(request, url, None)
         with contextlib.closing(endpoint.authenticator.authorize(scopes)) as headers:
             header = next(headers)
             while True:
                 response = self._follow_redirects(request, url, header)
-                if _is_elsewhere(response, endpoint):
+                if response.origin != endpoint.origin:
                     return response
                 for observe in self._observers:
                     observe(endpoint.registry, response.header)
@@ -236,34 +236,35 @@ class HttpClient:
 
         Authorization, body and client certificate stay with the first URL's origin.
         """
-        origin, endpoint = Origin.from_url(url), request.endpoint
-        is_trusted = origin == endpoint.origin
-        leader = None if is_trusted else endpoint.origin
+        endpoint, origin = request.endpoint, Origin.from_url(url)
+        target, leader = origin, None if origin == endpoint.origin else endpoint.origin
         for hops in range(limits.MAX_REDIRECTS + 1):
-            self._wait_for_rate_limit(endpoint, url)
-            response = self._exchange(request, url, authorization, is_trusted=is_trusted, leader=leader)
+            if leader is not None:
+                check_target(leader, url, self._is_external)
+            self._wait_for_rate_limit(endpoint, target)
+            response = self._exchange(request, url, target, authorization, leader)
             response.hops = hops
             if response.status not in _REDIRECT_STATUSES or not (location := response.header("Location")):
                 return response
             response.drain()
-            leader, target = Origin.from_url(url), resolve_url(url, location)
-            if Origin.from_url(target) != origin:
-                is_trusted, authorization = False, None
+            previous, url = url, resolve_url(url, location)
+            if (redirected := Origin.from_url(url)) != target or leader is not None:
+                leader = target
+            target = redirected
+            if target != origin:
+                authorization = None
                 headers = {name: value for name, value in request.headers.items() if name != "Authorization"}
                 request = replace(request, headers=headers)
                 if request.body is not None:
-                    msg = f"was redirected to another host, {redact_url(target)}: not followed"
-                    raise PermanentNetworkError(f"{request.method} {redact_url(url)} {msg}")
+                    msg = f"was redirected to another host, {redact_url(url)}: not followed"
+                    raise PermanentNetworkError(f"{request.method} {redact_url(previous)} {msg}")
             if request.is_started:
-                msg = f"{request.method} {redact_url(url)} was redirected after its body was sent"
+                msg = f"{request.method} {redact_url(previous)} was redirected after its body was sent"
                 raise PermanentNetworkError(msg)
-            self._check_target(leader, target)
-            url = target
         msg = f"{request.method} {redact_url(url)}: more than {limits.MAX_REDIRECTS} redirects"
         raise PermanentNetworkError(msg)
 
-    def _wait_for_rate_limit(self, endpoint: Endpoint, url: str) -> None:
-        origin = Origin.from_url(url)
+    def _wait_for_rate_limit(self, endpoint: Endpoint, origin: Origin) -> None:
         per_second = self._settings_at(endpoint, origin).requests_per_second or self._settings.requests_per_second
         delay = self._rate_limits.reserve(origin, per_second)
         # `is_set` also asks the kernel for signals, which costs more; here it is enough to see what others have seen.
@@ -271,16 +272,17 @@ class HttpClient:
             self.wait(delay)
 
     def _exchange(
-        self, request: _Request, url: str, authorization: str | None, *, is_trusted: bool, leader: Origin | None
+        self, request: _Request, url: str, target: Origin, authorization: str | None, leader: Origin | None
     ) -> Response:
-        """Send one request. `leader` is the origin that led to this URL; None if the endpoint itself was asked.
+        """Send one request to a URL at the origin `target`.
 
-        Only a trusted request, which has stayed at the endpoint's own origin, shows the client certificate.
+        `leader` is the origin that led to this URL; None if the request has stayed at the endpoint's own origin. Only
+        then the client certificate is shown.
         """
-        endpoint, target = request.endpoint, Origin.from_url(url)
+        endpoint = request.endpoint
         tls = TlsSettings()
         if target.scheme == "https":
-            tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), trusted=is_trusted)
+            tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), trusted=leader is None)
         # `check_target` resolved the name before; the connection must check again, since the address may have changed.
         is_external_only = leader is not None and leader.host != target.host and self._is_external(leader)
         headers = request.headers if authorization is None else {**request.headers, "Authorization": authorization}
@@ -300,14 +302,14 @@ class HttpClient:
         """
         request = _Request(endpoint, method, {}, None, (_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
         url = endpoint.current_url(url)
-        is_trusted = Origin.from_url(url) == endpoint.origin
+        target = Origin.from_url(url)
         authorization, leader = None, None
-        if is_trusted:
+        if target == endpoint.origin:
             authorization = endpoint.authenticator.authorization(scopes)
         else:
             leader = endpoint.origin
-            self._check_target(leader, url)
-        response = self._exchange(request, url, authorization, is_trusted=is_trusted, leader=leader)
+            check_target(leader, url, self._is_external)
+        response = self._exchange(request, url, target, authorization, leader)
         response.drain()
         return response
 
@@ -320,7 +322,7 @@ class HttpClient:
         response = self._follow_redirects(_Request(endpoint, "GET", {}, None, request.timeout), base, None)
         response.drain()
         # The challenge of another host is not the registry's.
-        return [] if _is_elsewhere(response, endpoint) else response.challenges()
+        return response.challenges() if response.origin == endpoint.origin else []
 
     def _send_token_request(self, endpoint: Endpoint, request: TokenRequest) -> TokenResponse:
         """Send a request to a token server. It gets a credential, so the rules for redirect targets apply to it."""
@@ -368,10 +370,8 @@ class HttpClient:
         """Return the settings of the host at an origin, whichever host led to it."""
         return endpoint.settings if origin == endpoint.origin else self._host_settings((origin.host_and_port, ""))
 
-    def _check_target(self, leader: Origin, url: str) -> None:
-        check_target(leader, url, is_external=self._session.external.get(leader.host.lower()))
-
     def _is_external(self, origin: Origin) -> bool:
+        """Return whether an origin has responded from an external address, or else resolves to one."""
         is_external = self._session.external.get(origin.host.lower())
         return not is_internal(origin.host) if is_external is None else is_external
 
@@ -415,7 +415,7 @@ class HttpClient:
                 response.status,
                 response.drain(),
                 parse_retry_after(response.header("Retry-After")),
-                elsewhere=_is_elsewhere(response, endpoint),
+                elsewhere=response.origin != endpoint.origin,
             )
         )
 
@@ -437,8 +437,3 @@ class HttpClient:
         """Return the error with the option names in its hint as the user writes them."""
         error.hint = error.hint and self._settings.format_hint(error.hint)
         return error
-
-
-def _is_elsewhere(response: Response, endpoint: Endpoint) -> bool:
-    """Return whether another origin than the endpoint's has responded: it was redirected to."""
-    return Origin.from_url(response.url) != endpoint.origin

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
+    from ocistream.http.origins import Origin
     from ocistream.http.rate_limits import BlockingThrottle
     from ocistream.streams.chunks import Chunk
     from ocistream.streams.memory import ReadBuffers
@@ -49,6 +50,7 @@ class Response:
         raw: BoundedResponse,
         method: str,
         url: str,
+        origin: Origin,
         release: Callable[[], None],
         read_buffers: ReadBuffers,
         throttle: BlockingThrottle | None,
@@ -63,6 +65,8 @@ class Response:
         self._error_body: bytes | None = None
         self.method = method
         self.url = url
+        #: The origin of the URL.
+        self.origin = origin
         self.status = raw.status
         #: The body, after `read`.
         self.content = b""

@@ -177,7 +177,7 @@ class Session(requests.Session):
             cause = f"{printable(Origin.from_url(url).host)} sent a Content-Encoding, which changes blobs"
             add_failure_hint(f"{cause}: check its proxy, or ask its operator")
         throttle = BlockingThrottle(route.limits.download, self._sleep) if route.limits.download else None
-        return Response(raw, method, url, release, self._read_buffers, throttle)
+        return Response(raw, method, url, route.origin, release, self._read_buffers, throttle)
 
     def handshake(self, url: str, timeout: float) -> None:
         """Open a TLS connection to the host of an https URL, through the same proxy, and close it again.

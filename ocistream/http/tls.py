@@ -10,7 +10,6 @@ from ocistream import notices
 from ocistream.errors import UsageError
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors
-from ocistream.streams.synchronization import OncePerKey
 
 if TYPE_CHECKING:
     from ocistream.http.settings import TlsSettings
@@ -49,50 +48,44 @@ def create_server_context(certificate: str, key: str | None = None) -> ssl.SSLCo
     return context
 
 
-class TlsContexts:
-    """The TLS contexts of one run. Safe for several threads.
+def create_client_context(settings: TlsSettings, bundle: str | None, fallback: str) -> ssl.SSLContext:
+    """Return the context of a client.
 
-    Loading a CA bundle takes some 20 ms and 2 MB, so connections share contexts.
+    It trusts `bundle`, a file or directory, instead of the system's CAs, and `fallback` if there are none. Loading a
+    bundle takes some 20 ms and 2 MB, so connections with equal settings share a context.
+
+    Raises:
+        NotFoundError, LocalDiskError, UsageError: as `check_tls_files`.
     """
-
-    def __init__(self, bundle: str | None, fallback: str) -> None:
-        """Trust `bundle`, a file or directory, instead of the system's CAs; trust `fallback` if there are none."""
-        self._bundle = bundle
-        self._fallback = fallback
-        #: Returns the context for some settings. Raises the errors of `check_tls_files`.
-        self.load = OncePerKey(self._make)
-
-    def _make(self, settings: TlsSettings) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if settings.insecure:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        # A trusted certificate may be the registry's own instead of a CA's, as with the Go tools that `certs.d` folders
+        # are made for.
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+        if bundle is None:
+            _trust_system_cas(context, fallback)
         else:
-            # A trusted certificate may be the registry's own instead of a CA's, as with the Go tools that `certs.d`
-            # folders are made for.
-            context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
-            self._trust_system_cas(context)
-        _load(context, settings)
-        return context
+            _load_authorities(context, bundle)
+    _load(context, settings)
+    return context
 
-    def _trust_system_cas(self, context: ssl.SSLContext) -> None:
-        if self._bundle is not None:
-            _load_authorities(context, self._bundle)
-            return
-        context.load_default_certs()
-        folder = ssl.get_default_verify_paths().capath
-        # OpenSSL loads certificates from a folder on demand, so the count is 0 although the folder has some.
-        if context.cert_store_stats()["x509_ca"] or (folder and any(Path(folder).glob("*.[0-9]"))):
-            return
-        if (path := next((path for path in _BUNDLES if paths.exists(path)), None)) is not None:
-            notices.notify(f"no CA certificates where OpenSSL searches: using those in {path}", level=1)
-        else:
-            path = self._fallback
-            notices.notify(
-                f"the system has no CA certificates: using those of the Python package certifi, {path}", level=1
-            )
-        _load_authorities(context, path)
+
+def _trust_system_cas(context: ssl.SSLContext, fallback: str) -> None:
+    context.load_default_certs()
+    folder = ssl.get_default_verify_paths().capath
+    # OpenSSL loads certificates from a folder on demand, so the count is 0 although the folder has some.
+    if context.cert_store_stats()["x509_ca"] or (folder and any(Path(folder).glob("*.[0-9]"))):
+        return
+    if (path := next((path for path in _BUNDLES if paths.exists(path)), None)) is not None:
+        notices.notify(f"no CA certificates where OpenSSL searches: using those in {path}", level=1)
+    else:
+        path = fallback
+        notices.notify(f"the system has no CA certificates: using those of the Python package certifi, {path}", level=1)
+    _load_authorities(context, path)
 
 
 def _load(context: ssl.SSLContext, settings: TlsSettings) -> None:

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from io import FileIO
     from typing import IO
 
-    from ocistream.streams.workers import Task
-
 #: A word that no shell changes, expands or splits, and that is not an unexpected option.
 _SHELL_SAFE = re.compile(r"(?:[A-Za-z0-9_/.][A-Za-z0-9_./:@=+,-]*|-{0,2}(?:[a-z][a-z-]*)?)\Z")
 #: Seconds for the remote command to clean up after its stdin is closed, and then to end after each signal. The second
@@ -128,7 +126,7 @@ def check_shell_safe(word: str) -> str:
 
 
 class RemoteCommand:
-    """One run of the remote command. The caller writes to its stdin and reads its stdout.
+    """One run of a command. The caller writes to its stdin and reads its stdout.
 
     `on_message` receives each stderr line from another thread: a JSON object of the remote ocistream, or a printable
     line of the command itself. Error objects are raised instead. Waits for the command end when `cancelled` is set.
@@ -138,11 +136,19 @@ class RemoteCommand:
     without output. Users who want one set ssh's `ServerAliveInterval`.
     """
 
-    def __init__(self, on_message: Callable[[Mapping[str, Any] | str], None], cancelled: threading.Event) -> None:
-        """Run nothing yet."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        on_message: Callable[[Mapping[str, Any] | str], None],
+        cancelled: threading.Event,
+    ) -> None:
+        """Run a command line.
+
+        Raises:
+            NotFoundError, LocalDiskError: the command does not exist, or cannot be run.
+        """
         self._on_message = on_message
         self._cancelled = cancelled
-        self._end: Task[None] | None = None
         self._is_stopped = False
         self._error: Mapping[str, Any] | None = None
         #: The last stderr line that is not JSON. It is not reported yet, as it may be the reason of the failure.
@@ -150,18 +156,6 @@ class RemoteCommand:
         self._output = b""
         self._has_answered = False
         self._written_bytes = 0
-
-    @property
-    def is_connecting(self) -> bool:
-        """Whether the command runs and no remote ocistream has answered: ssh may be asking for a password."""
-        return self._end is not None and not self._has_answered and not self._end.is_done
-
-    def start(self, command: Sequence[str]) -> None:
-        """Run a command line.
-
-        Raises:
-            NotFoundError, LocalDiskError: the command does not exist, or cannot be run.
-        """
         self._name = printable(command[0])
         try:
             process = subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
@@ -178,6 +172,11 @@ class RemoteCommand:
         self._stderr = cast("FileIO", process.stderr)
         self._readers = [workers.start(self._read_messages)]
         self._end = workers.start(self._wait)
+
+    @property
+    def is_connecting(self) -> bool:
+        """Whether the command runs and no remote ocistream has answered: ssh may be asking for a password."""
+        return not self._has_answered and not self._end.is_done
 
     # -- operations --------------------------------------------------------------------------------------
 
@@ -243,8 +242,6 @@ class RemoteCommand:
         If the source fails, the remote side gets an incomplete archive, and refuses it. Its error message would only
         repeat the failure, and is not shown. A cancelled copy does not wait for the command to end.
         """
-        if self._end is None:
-            return
         self._is_stopped = True
         self._close_stdin()
         if not self._cancelled.is_set() and self._end.wait(_STOP_TIMEOUT):
@@ -265,7 +262,6 @@ class RemoteCommand:
 
     def _wait_for_end(self, timeout: float | None = None) -> bool:
         """Wait until the command has ended; return False after `timeout` seconds."""
-        assert self._end is not None, "it was started"  # noqa: S101 - the caller starts it
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._end.wait(_POLL_INTERVAL):
             if self._cancelled.is_set():

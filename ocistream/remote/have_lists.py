@@ -7,7 +7,7 @@ Must not open files or connections.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from functools import partial
 from string import hexdigits
 from typing import IO, TYPE_CHECKING, Final
 
@@ -16,7 +16,7 @@ from ocistream.errors import ArchiveError, TruncatedError, UnsupportedError
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _FORMAT: Final = "# ocistream have "
 _VERSION: Final = "1"
@@ -36,21 +36,6 @@ _FOREIGN_FORMATS: Final = {
 #: Some editors write this before UTF-8 text; it has no meaning.
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
 _HINT: Final = "a list has one digest per line, as `ocistream have` prints it"
-
-
-@dataclass(frozen=True, slots=True)
-class HaveListMatch:
-    """The wanted digests that a list contains, and its headers.
-
-    `origins` are the locations listed and `writers` the versions of ocistream that wrote the list. Both are in order,
-    without duplicates, at most `limits.MAX_HAVE_HEADERS`, and empty for a list made by hand. `total` counts all digests
-    of the list.
-    """
-
-    digests: set[str]
-    origins: tuple[str, ...]
-    writers: tuple[str, ...]
-    total: int
 
 
 def format_have_list(
@@ -73,36 +58,20 @@ def format_have_list(
         yield f"{digest}\n"
 
 
-def read_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file; each is cut one byte above the limit, so that the reader notices."""
-    while line := file.readline(limits.MAX_HAVE_LINE + 1):
-        yield line
-
-
-def match_have_list(lines: Iterable[bytes], wanted: Collection[str], label: str) -> HaveListMatch:
-    """Return the wanted digests that a list contains. Memory does not grow with the list.
-
-    `label` names the list in errors. `lines` may have any length, and may end in a newline.
-
-    Raises:
-        ArchiveError: this is not a list, or it is truncated.
-        UnsupportedError: the list has an unknown format, or too many lines.
-    """
-    reader = HaveListReader(lines, label)
-    digests = {digest for digest in reader if digest in wanted}
-    return HaveListMatch(digests, tuple(reader.origins), tuple(reader.writers), reader.total)
-
-
 class HaveListReader:
     """Read a list once. Iterate to get its digests, with duplicates; the headers are complete at the end.
+
+    `origins` are the locations listed, and `writers` the versions of ocistream that wrote the list: both in order,
+    without duplicates, at most `limits.MAX_HAVE_HEADERS`. `total` counts all digests.
 
     Unknown headers are ignored, because later versions may add some; another format number is refused. A list without a
     number of digests counts as complete, because people make such lists with jq.
     """
 
-    def __init__(self, lines: Iterable[bytes], label: str) -> None:
-        """Take the lines, without reading them; `label` names the list in errors."""
-        self._lines = lines
+    def __init__(self, file: IO[bytes], label: str) -> None:
+        """Take the file, without reading it; `label` names the list in errors."""
+        # Each line is cut one byte above the limit, so that `_decode_line` notices.
+        self._lines = iter(partial(file.readline, limits.MAX_HAVE_LINE + 1), b"")
         self._what = label
         #: Dictionaries used as ordered sets.
         self.origins: dict[str, None] = {}
@@ -119,7 +88,8 @@ class HaveListReader:
         """Yield all digests.
 
         Raises:
-            ArchiveError, UnsupportedError: as for `match_have_list`.
+            ArchiveError: this is not a list, or it is truncated.
+            UnsupportedError: the list has an unknown format, or too many lines.
         """
         for number, line in enumerate(self._lines, 1):
             if number > limits.MAX_HAVE_LINES:
@@ -136,6 +106,10 @@ class HaveListReader:
             elif text:
                 raise self._malformed_error(number, f"{printable(text, 80)!r} is not a digest")
         self._check_complete()
+
+    def find(self, wanted: Collection[str]) -> set[str]:
+        """Read the list, and return the wanted digests that it has. Memory does not grow with the list."""
+        return {digest for digest in self if digest in wanted}
 
     def _decode_line(self, line: bytes, number: int) -> str:
         if number == 1:

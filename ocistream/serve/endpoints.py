@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 from urllib.parse import quote
 
 from ocistream import limits
@@ -42,6 +42,9 @@ _NO_QUALITY: Final = re.compile(r"q=0(?:\.0{0,3})?\Z")
 class RegistryHandler(HTTPRequestHandler):
     """Serves one connection of a `Registry`. Tests subclass it to cause faults; it has no code for faults itself."""
 
+    # Docker's clients expect the version of the API in every response.
+    common_headers: ClassVar = {"Docker-Distribution-Api-Version": "registry/2.0"}
+
     @property
     def registry(self) -> Registry:
         """The registry of this connection."""
@@ -55,11 +58,6 @@ class RegistryHandler(HTTPRequestHandler):
     def set_waiting(self, is_waiting: bool) -> None:
         """Tell the server whether it may cut the connection if the client takes too long."""
         cast("ConnectionServer", self.server).set_waiting(self.request, is_waiting)
-
-    def write_head(self, response: ServerResponse) -> None:
-        """Write the head, with the API version that Docker's clients expect in every response."""
-        headers = {"Docker-Distribution-Api-Version": "registry/2.0", **response.headers}
-        super().write_head(ServerResponse(response.status, headers, response.body))
 
     def dispatch(self) -> None:
         """Serve the endpoint of the path.
@@ -139,13 +137,12 @@ class RegistryHandler(HTTPRequestHandler):
         """Yield pieces of a body, and let the connection fail if the client takes too long to read them."""
         deadline = time.monotonic() + limits.PAGE_TIMEOUT
         for piece in pieces:
-            # Not 0, which would make the socket non-blocking.
-            self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            self.set_deadline(deadline)
             yield piece
-        self.connection.settimeout(self.timeout)
+        self.set_deadline(None)
 
     def _list_repositories(self) -> None:
-        page, link = _paginate_names(self.registry.repositories.list_repositories(), self.parameters)
+        page, link = _paginate_names(self.registry.storage.index().repositories(), self.parameters)
         self._respond_page("/v2/_catalog", {"repositories": page}, link)
 
     # Blobs -------------------------------------------------------------------------------------------------

@@ -110,6 +110,8 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
     # The end of a response must not wait until the client acknowledges its beginning.
     disable_nagle_algorithm = True
     timeout: ClassVar[float | None] = limits.CLIENT_IDLE_TIMEOUT
+    #: Headers of all responses.
+    common_headers: ClassVar[Mapping[str, str]] = {}
     # The base class sets these; a request that is rejected before it is parsed needs defaults.
     command = ""
     path = ""
@@ -225,19 +227,22 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         return None
 
     def _read_until(self, deadline: float | None, buffer: memoryview) -> int:
-        """Read some of the body before `deadline`, a time of `time.monotonic`."""
         if deadline is None:
             return self.read_body(buffer)
-        # Not 0, which would make the socket non-blocking.
-        self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        self.set_deadline(deadline)
         try:
             count = self.read_body(buffer)
         except TimeoutError as error:
             # A connection cannot be read after a timeout.
             self.close_connection = True
             raise RequestRejectedError(408, "SIZE_INVALID", "the body took too long") from error
-        self.connection.settimeout(self.timeout)
+        self.set_deadline(None)
         return count
+
+    def set_deadline(self, deadline: float | None) -> None:
+        """Let the connection fail at a time of `time.monotonic`; None for the timeout of each read and write."""
+        # Not 0, which would make the socket non-blocking.
+        self.connection.settimeout(self.timeout if deadline is None else max(deadline - time.monotonic(), 0.001))
 
     def respond(self, response: ServerResponse) -> None:
         """Send a response, after the rest of the request's body was read or the connection marked for closing."""
@@ -262,7 +267,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         self.send_response_only(response.status)
         self.send_header("Server", self.server_version)
         self.send_header("Date", self.date_time_string())
-        for name, value in response.headers.items():
+        for name, value in {**self.common_headers, **response.headers}.items():
             self.send_header(name, value)
         if response.size is None:
             if not self.close_connection:

@@ -137,12 +137,7 @@ class Repositories:
         # Cached by digest, so the entries stay valid. Unreachable digests are dropped. References that exceed the limit
         # are read again when needed.
         self._references: dict[str, _ManifestReferences] = {}
-        self._shared_digests: dict[str, str] = {}
         self._reference_count = 0
-
-    def list_repositories(self) -> list[str]:
-        """Return the repositories that have tags, sorted, each by the first of its names."""
-        return self._storage.index().repositories()
 
     def operator_notices(self) -> list[str]:
         """Return lines for the operator about the images and their names.
@@ -397,11 +392,6 @@ class Repositories:
             self._reference_count = sum(
                 len(references.manifest_types or ()) for references in self._references.values()
             )
-            self._shared_digests = {
-                digest_object: digest_object
-                for references in self._references.values()
-                for digest_object in references.manifest_types or ()
-            }
         return index.reachable
 
     def _find_reachable(self, entries: Iterable[Descriptor]) -> dict[str, str]:
@@ -436,12 +426,7 @@ class Repositories:
     def _remember_references(self, digest: str, document: Document) -> _ManifestReferences:
         subject = document.subject.digest if document.subject else None
         has_room = self._reference_count + len(document.manifests) <= limits.MAX_CACHED_INDEX_ENTRIES
-        # Many indexes list the same digests, so they share one object for each. (Not `sys.intern`, see
-        # `documents.intern_string`.)
-        shared_digests = self._shared_digests if has_room else {}
-        manifests = {
-            shared_digests.setdefault(child.digest, child.digest): child.media_type for child in document.manifests
-        }
+        manifests = {child.digest: child.media_type for child in document.manifests}
         references = _ManifestReferences(subject, manifests)
         self._reference_count += len(manifests) if has_room else 0
         self._references[digest] = references if has_room else _ManifestReferences(subject, None)

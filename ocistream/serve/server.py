@@ -15,7 +15,6 @@ import socketserver
 import sys
 import threading
 import time
-from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream import limits
@@ -95,12 +94,11 @@ class Registry:
         self.auth = auth
         self.page_slot = Budget(1)
         self.large_push_slots = Budget(limits.MAX_LARGE_PUSHES)
-        self._tls = tls
         self._task: Task[None] | None = None
         self._serving = False
         family, resolved = _resolve_listen_address(address, has_password=auth is not None)
         try:
-            self._server = ConnectionServer(self, family, resolved, handler)
+            self._server = ConnectionServer(self, family, resolved, handler, tls)
         except OSError as error:
             msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
             raise NetworkError(msg, hint="choose another port; 0 chooses a free one") from error
@@ -190,13 +188,6 @@ class Registry:
         self.uploads.close()
         self._resources.close()
 
-    def wrap_connection(self, connection: socket.socket) -> socket.socket:
-        """Return the connection that the handler uses for a new one."""
-        if self._tls is None:
-            return connection
-        # The connection's thread does the handshake, because a client may be slow.
-        return self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-
     def __enter__(self) -> Self:
         """Start."""
         self.start()
@@ -216,19 +207,29 @@ class Registry:
         self._server.serve_forever(poll_interval=_POLL_INTERVAL)
 
 
-class ConnectionServer(ThreadingHTTPServer):
-    """The listening socket and the threads of its connections."""
+class ConnectionServer(socketserver.ThreadingTCPServer):
+    """The listening socket and the threads of its connections.
 
+    Not http.server's class, which asks the name service for this host's name: that may take seconds.
+    """
+
+    allow_reuse_address = True
     daemon_threads = True
     # Clients that reconnect as soon as they are cut would fill a short queue, and the kernel would drop other clients'
     # attempts. This length gives each client a turn (limited by net.core.somaxconn).
     request_queue_size = 2 * limits.MAX_CLIENTS
 
     def __init__(
-        self, registry: Registry, family: socket.AddressFamily, address: tuple[str, int], handler: type[RegistryHandler]
+        self,
+        registry: Registry,
+        family: socket.AddressFamily,
+        address: tuple[str, int],
+        handler: type[RegistryHandler],
+        tls: ssl.SSLContext | None,
     ) -> None:
         """Listen at a checked address."""
         self.registry = registry
+        self._tls = tls
         self.address_family = family
         self._connections: set[Connection] = set()
         #: Connections without an admitted request, and since when (`time.monotonic`), the longest wait first.
@@ -237,12 +238,6 @@ class ConnectionServer(ThreadingHTTPServer):
         self._admitted: set[Connection] = set()
         self._changed = threading.Condition()
         super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        """Bind without asking the name service for this host's name, as the base class would: that may take seconds."""
-        socketserver.TCPServer.server_bind(self)
-        name, port = self.server_address[:2]
-        self.server_name, self.server_port = str(name), int(port)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection."""
@@ -253,7 +248,10 @@ class ConnectionServer(ThreadingHTTPServer):
                 # The connection is still queued: accepting again at once would loop.
                 time.sleep(_DESCRIPTOR_RETRY_DELAY)
             raise
-        return self.registry.wrap_connection(connection), client
+        if self._tls is not None:
+            # The connection's thread does the handshake, because a client may be slow.
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, client
 
     def process_request(self, request: Connection, client_address: object) -> None:
         """Start a connection's thread, if the limit allows it; `cut_connections` can cut it from now on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,8 +14,8 @@ from ocistream.errors import NetworkError, OcistreamError, RegistryError
 from ocistream.layout.image_selection import Selection
 from ocistream.oci.reference import is_digest_tag
 from ocistream.streams.synchronization import Budget
-from ocistream.sync.destination_state import DestinationState
-from ocistream.sync.sources import read_graph
+from ocistream.sync.destination_state import DestinationState, LayoutWriters
+from ocistream.sync.sources import SyncSources, read_graph
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
     from ocistream.signatures.policy import TrustPolicy
-    from ocistream.sync.destination_state import LayoutWriters
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
-    from ocistream.sync.sources import SyncSources
     from ocistream.transfer.interfaces import RecoverableBlob, Source
 
 #: A registry that could not be reached for this many images in a row is skipped for this many seconds.
@@ -98,6 +96,32 @@ class ImageComparison:
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncAccess:
+    """What all images of a run share. Safe for several threads."""
+
+    #: Returns the context of a location.
+    context_of: Callable[[SyncLocation], OpenContext]
+    #: Returns an event that cancels one image: a failed image must not stop the next.
+    create_cancel_event: Callable[[], threading.Event]
+    #: Raises AuthenticationError if the configuration forbids a push.
+    check_push: Callable[[Reference | None], None]
+    #: Which signatures images need.
+    policy: TrustPolicy
+    sources: SyncSources = field(default_factory=SyncSources)
+    layouts: LayoutWriters = field(default_factory=LayoutWriters)
+
+    def context(self, sync_location: SyncLocation, cancelled: threading.Event | None = None) -> OpenContext:
+        """Return the context of a location for one image, which `cancelled` cancels."""
+        return replace(self.context_of(sync_location), cancelled=cancelled or self.create_cancel_event())
+
+    def open_source(self, copy: ImageCopy, context: OpenContext) -> Source:
+        """Open an image that is copied, with the signatures that it may need."""
+        references = [copy.source.reference, *(destination.reference for destination in copy.destinations)]
+        needs = self.policy.needs_signatures(references, may_have_names=copy.source.reference is None)
+        return self.sources.open(copy.source, context, replace(_select_for(copy.entry), with_signatures=needs))
+
+
 class ImageComparer:
     """Compares images with their destinations, for one run. Safe for several threads.
 
@@ -105,23 +129,9 @@ class ImageComparer:
     are compared too, unless the file says `referrers = false`.
     """
 
-    def __init__(
-        self,
-        context: Callable[[SyncLocation], OpenContext],
-        *,
-        sources: SyncSources,
-        layouts: LayoutWriters,
-        create_cancel_event: Callable[[], threading.Event],
-        check_push: Callable[[Reference | None], None],
-        policy: TrustPolicy,
-    ) -> None:
-        """`context` returns the context of a location; `create_cancel_event` a new event that cancels one image."""
-        self._context_of = context
-        self._sources = sources
-        self._layouts = layouts
-        self._create_cancel_event = create_cancel_event
-        self._check_push = check_push
-        self._policy = policy
+    def __init__(self, access: SyncAccess) -> None:
+        """Compare nothing yet."""
+        self._access = access
         self._unreachable = _UnreachableRegistries()
         #: Memory for manifests, in bytes.
         self._memory = Budget(limits.MAX_PENDING_GRAPH_BYTES)
@@ -143,9 +153,10 @@ class ImageComparer:
             return
         for destination in copy.destinations:
             try:
-                self._check_push(destination.reference)
+                self._access.check_push(destination.reference)
                 with self._unreachable.guard(destination.reference):
-                    state = DestinationState(destination, self._context_of(destination.sync_location), self._layouts)
+                    context = self._access.context_of(destination.sync_location)
+                    state = DestinationState(destination, context, self._access.layouts)
                     digest = state.find_digest()
                     is_same = digest in source_image.digests
                 # Referrers are requested only if the image itself is the same; otherwise it is copied anyway.
@@ -161,15 +172,14 @@ class ImageComparer:
 
     def prepare(self, comparison: ImageComparison) -> None:
         """Read the graph of an image that must be copied, and keep it until then if memory allows."""
-        location, entry = comparison.copy.source, comparison.copy.entry
-        if not comparison.pending or location.reference is None:
+        copy = comparison.copy
+        if not comparison.pending or copy.source.reference is None:
             return
-        context = self._image_context(entry.source)
         try:
             with ExitStack() as stack:
-                source = self._sources.open(location, context, select_with_signatures(comparison.copy, self._policy))
+                source = self._access.open_source(copy, self._image_context(copy.entry))
                 stack.callback(source.close)
-                graph = read_graph(source, location)
+                graph = read_graph(source, copy.source)
                 stack.pop_all()
         except OcistreamError as error:
             comparison.add_failure(comparison.pending, error)
@@ -189,22 +199,23 @@ class ImageComparer:
             comparison.source = None
             self._memory.give_back(comparison.manifest_bytes)
 
-    def _image_context(self, sync_location: SyncLocation) -> OpenContext:
+    def _image_context(self, entry: SyncEntry) -> OpenContext:
         # One request at a time: other images are compared in parallel.
-        return replace(self._context_of(sync_location), cancelled=self._create_cancel_event(), jobs=1)
+        return replace(self._access.context(entry.source), jobs=1)
 
     def _find_source_image(self, copy: ImageCopy) -> _SourceImage:
         location, entry = copy.source, copy.entry
-        context = self._image_context(entry.source)
+        context = self._image_context(entry)
         if location.reference is not None and (
             (tags := self._digest_tags.get((location.reference.registry, location.reference.repository))) is not None
         ):
             opener = context.repository_opener().wrapped_by(lambda repository: _TagListRepository(repository, tags))
-            context = replace(context, opener=lambda: opener)
+            # In a dry run, an open context omits all wrappers, because one may be a cache.
+            context = replace(context, opener=lambda: opener, is_dry_run=False)
 
         @functools.cache
         def graph() -> Graph:
-            with closing(self._sources.open(location, context, select_for(entry))) as source:
+            with closing(self._access.sources.open(location, context, _select_for(entry))) as source:
                 source_graph = read_graph(source, location)
                 return source_graph if location.reference is not None else limit_to_source(source, source_graph)
 
@@ -226,16 +237,8 @@ class _SourceImage(NamedTuple):
     read_graph: Callable[[], Graph]
 
 
-def select_for(entry: SyncEntry) -> Selection:
-    """Return the selection for an entry's source."""
+def _select_for(entry: SyncEntry) -> Selection:
     return Selection(platforms=entry.platforms, referrers="copy" if entry.referrers else "skip")
-
-
-def select_with_signatures(copy: ImageCopy, policy: TrustPolicy) -> Selection:
-    """Return the selection for an image that is copied, with the signatures that it may need."""
-    references = [copy.source.reference, *(destination.reference for destination in copy.destinations)]
-    needs = policy.needs_signatures(references, may_have_names=copy.source.reference is None)
-    return replace(select_for(copy.entry), with_signatures=needs)
 
 
 class _TagListRepository:

@@ -186,8 +186,11 @@ class TestPull:
         assert ocistream(*arguments, "--result", tmp_path / "result.json").code == 0
         assert json.loads((tmp_path / "result.json").read_bytes())["resumed"] == resumed
 
-    def test_a_cache_is_not_filled(self, host: str, tmp_path: Path) -> None:
-        dry = ocistream("pull", f"{host}/app:1", "--cache", tmp_path / "cache", "-o", tmp_path / "x.tar", "--dry-run")
+    @pytest.mark.parametrize("with_base", [False, True])
+    def test_a_cache_is_not_filled(self, host: str, tmp_path: Path, *, with_base: bool) -> None:
+        base = ["--base", f"{host}/app:1"] if with_base else []
+        output = ("--cache", tmp_path / "cache", "-o", tmp_path / "x.tar")
+        dry = ocistream("pull", f"{host}/app:1", *output, *base, "--dry-run")
         assertions.success(dry)
         assert not (tmp_path / "cache").exists()
 

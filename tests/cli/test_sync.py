@@ -167,7 +167,8 @@ class TestCopies:
         text = entry(f"{source.host}/app", f"{target.host}/app")
         assertions.success(sync(tmp_path, text))
         source.requests.clear()
-        assertions.success(sync(tmp_path, text))
+        for options in ([], ["--dry-run"]):
+            assertions.success(sync(tmp_path, text, *options))
         assert source.asked("HEAD|GET", ".sig") == []
         # A signature that was added since is copied.
         digest = manifest_digest(source.host, "app", "1.0")

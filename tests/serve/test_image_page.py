@@ -66,7 +66,7 @@ class TestContent:
         second = layout.image([4_000], name="example.com/app:1")
         with Registry(layout.path) as registry, Client(registry.host) as ask:
             page = page_of(ask("GET", "/", headers=BROWSER))
-            repository = registry.repositories.list_repositories()[0]
+            repository = registry.storage.index().repositories()[0]
         assert repository == "app"
         assert f"docker pull {registry.host}/app:1" in page.text.partition(second["digest"])[2]
         assert f"@{first['digest']}" in page.text

@@ -10,7 +10,7 @@ import click
 
 from ocistream.api.registries import find_home
 from ocistream.cli.entry_point import COMMANDS, load_command
-from ocistream.cli.options import RunOptions, command, json_option, options
+from ocistream.cli.options import RunOptions, command, group_options, json_option
 from ocistream.cli.parameter_types import FilePath, empty_value_error, is_path
 from ocistream.cli.settings import (
     check_all_defaults,
@@ -66,7 +66,7 @@ def _suggest_action(text: str) -> str:
 @click.argument("action", type=_Action(["show", "check"]))
 @click.argument("of", metavar="[COMMAND|IMAGE|FILE]", required=False, type=FilePath())
 @json_option("Print one JSON document.")
-@options(RunOptions, "config")
+@group_options(RunOptions, "config")
 def config(context: CommandContext, *, action: str, of: str | None, as_json: bool) -> None:
     """Show the effective settings, or check a configuration file.
 
@@ -84,7 +84,7 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
     ocistream config check ./config.toml
     """
     console = context.console
-    config_file = None if context.options.config is None else str(context.options.config)
+    config_file = None if context.run.config is None else str(context.run.config)
     if action == "check":
         if as_json:
             msg = "--json is only for `config show`"

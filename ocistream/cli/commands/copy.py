@@ -17,9 +17,8 @@ from ocistream.cli.options import (
     command,
     compression_options,
     credential_options,
-    dry_run_option,
+    group_options,
     identity_options,
-    options,
     platform_option,
     side_options,
     transfer_options,
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
 @command
 @click.argument("source", metavar="SRC", type=FilePath())
 @click.argument("destination", metavar="DST", type=FilePath())
-@options(CopyOptions, "all_tags", "tags")
+@group_options(CopyOptions, "all_tags", "tags")
 @platform_option("all; docker-archive: linux/ARCH")
 @all_platforms_option
-@options(CopyOptions, "split")
-@options(OmissionOptions)
+@group_options(CopyOptions, "split")
+@group_options(OmissionOptions)
 @click.option(
     "--via",
     cls=Option,
@@ -58,18 +57,16 @@ if TYPE_CHECKING:
     section=MISSING,
     help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
 )
-@options(CopyOptions, "no_referrers", "require_signature")
+@group_options(CopyOptions, "no_referrers", "require_signature")
 @identity_options
 @compression_options("To stdout, it needs temporary disk space in TMPDIR.")
 @upload_options
 @credential_options
 @side_options
-@options(RunOptions, "memory", "cache")
+@group_options(RunOptions, "memory", "cache")
 @transfer_options
-@dry_run_option("Print the images and bytes that would be copied; change nothing.")
-def copy(
-    context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str, dry_run: bool
-) -> None:
+@group_options(RunOptions, "dry_run")
+def copy(context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str) -> None:
     """Copy images between registries, layouts and archives.
 
     SRC and DST are images, paths, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`, or - for
@@ -93,8 +90,8 @@ def copy(
     if via is not None:
         from ocistream.cli.commands.copy_via import copy_via
 
-        copy_via(context, source, destination, (via, via_program), dry_run=dry_run)
+        copy_via(context, source, destination, (via, via_program))
         return
     locations = parse_location_argument(source), resolve_stdout(parse_location_argument(destination))
     context.check_result_path(*locations)
-    run_plan(context, plan_copy([locations[0]], locations[1], context.copy), dry_run=dry_run)
+    run_plan(context, plan_copy([locations[0]], locations[1], context.copy))

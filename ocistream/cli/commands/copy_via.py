@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import __version__, limits
@@ -18,12 +18,12 @@ from ocistream.oci.omitted_blobs import HAVE, OmissionReason
 from ocistream.oci.reference import is_digest, printable
 from ocistream.oci.volumes import part_name
 from ocistream.remote.command import RemoteCommand, check_shell_safe, split_command
-from ocistream.remote.have_lists import HaveListReader, format_have_list, read_lines
+from ocistream.remote.have_lists import HaveListReader, format_have_list
 from ocistream.streams.chunks import chunks_from
 from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, format_partial_blobs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import IO
 
     from ocistream.cli.context import CommandContext
@@ -32,15 +32,17 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
 
+#: Lines of a query per write.
+_LINES_PER_WRITE: Final = 512
 _LOG_IN_REMOTELY: Final = "run `ocistream login` on the remote side: --via sends no passwords"
 _CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the configuration of the remote ocistream"
 _ASKED_REMOTELY: Final = "omit the option: ocistream asks the remote side which blobs it has"
 
 
-def copy_via(context: CommandContext, source: str, destination: str, via: tuple[str, str], *, dry_run: bool) -> None:
+def copy_via(context: CommandContext, source: str, destination: str, via: tuple[str, str]) -> None:
     """Copy to a destination of the remote ocistream; `via` are --via and --via-program.
 
-    With `dry_run`, the remote side is asked which blobs it has, and sent nothing.
+    With --dry-run, the remote side is asked which blobs it has, and sent nothing.
 
     Raise an OcistreamError if it fails on either side; then nothing is visible at the destination.
     """
@@ -57,19 +59,14 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     plan = plan_copy([source_location], remote_destination, context.copy, is_remote=True)
     plan = plan.with_policy(context.access.load_trust_policy())
     _check_options(context)
-    remote_location = _RemoteLocation(plan.destination)
-    command, program = via
-    remote = _RemoteOcistream(
-        context, [*split_command(command), *map(check_shell_safe, program.split())], remote_location
-    )
+    remote = _RemoteOcistream(context, plan.destination, via)
 
     def open_source_and_destination() -> tuple[Source, Destination]:
         open_context = context.build_open_context("src", registries=plan.source_registries)
-        open_context = replace(open_context, is_dry_run=dry_run)
         return open_source(source_location, open_context, plan.selection), remote.open_destination()
 
     def send() -> None:
-        run_transfer(context, plan, open_source_and_destination, omission_rule=remote.find_omitted, dry_run=dry_run)
+        run_transfer(context, plan, open_source_and_destination, find_omitted=remote.find_omitted)
 
     try:
         send()
@@ -113,43 +110,35 @@ def _check_options(context: CommandContext) -> None:
             raise UsageError(msg, hint=hint)
 
 
-class _RemoteLocation:
-    """A location of the remote ocistream: what to query, and which command writes to it."""
-
-    def __init__(self, location: Location) -> None:
-        self.location, text = location, location.text
-        #: The location to query for stored blobs; None if the destination is replaced, not added to.
-        self.query_location: str | None = None
-        if location.reference is not None:
-            self.query_location = f"{location.reference.registry}/{location.reference.repository}"
-            self.arguments = ["push", str(location.reference)]
-        else:
-            self.arguments = ["copy", "-", text]
-            if location.kind == "oci":
-                self.query_location = f"oci:{text.split(':')[1]}"
-            elif location.kind == "path" and text.endswith("/"):
-                self.query_location = f"oci:{text}"
-            elif location.kind != "oci-archive" or location.is_stream:
-                msg = f"{printable(text)!r} does not say whether it is a layout or an archive on the remote side"
-                raise UsageError(msg, hint="write REGISTRY/REPO:TAG, oci:DIR or oci-archive:FILE")
-
-
 class _RemoteOcistream:
     """The remote ocistream: first queried for stored blobs, then sent the others."""
 
-    def __init__(self, context: CommandContext, line: Sequence[str], target: _RemoteLocation) -> None:
+    def __init__(self, context: CommandContext, location: Location, via: tuple[str, str]) -> None:
         self._context = context
-        self._command_line = line
-        self._target = target
+        self._location, text = location, location.text
+        #: The location to query for stored blobs; None if the destination is replaced, not added to.
+        self._query_location: str | None = None
+        #: The command there that writes to the location.
+        self._arguments = ["copy", "-", text]
+        if location.reference is not None:
+            self._query_location = f"{location.reference.registry}/{location.reference.repository}"
+            self._arguments = ["push", str(location.reference)]
+        elif location.kind == "oci":
+            self._query_location = f"oci:{text.split(':')[1]}"
+        elif location.kind == "path" and text.endswith("/"):
+            self._query_location = f"oci:{text}"
+        elif location.kind != "oci-archive" or location.is_stream:
+            msg = f"{printable(text)!r} does not say whether it is a layout or an archive on the remote side"
+            raise UsageError(msg, hint="write REGISTRY/REPO:TAG, oci:DIR or oci-archive:FILE")
+        command, program = via
+        self._command_line = [*split_command(command), *map(check_shell_safe, program.split())]
         self._destination: _RemoteArchiveDestination | None = None
         #: Whether to resume blobs that the remote side has in part.
         self.can_resume = True
 
     def open_destination(self) -> Destination:
         """Return the destination, which starts the remote command at the first write."""
-        output = _RemoteOutput(
-            self._build_command, lambda remote: self._start(remote, self._target.arguments, self._push_options())
-        )
+        output = _RemoteOutput(lambda: self._start(self._arguments, self._push_options()))
         self._destination = _RemoteArchiveDestination(output, mtime=self._context.build_open_context().mtime)
         return self._destination
 
@@ -161,7 +150,7 @@ class _RemoteOcistream:
         # The plain layers of a docker-archive are compressed on the way, so the digests that arrive are not known yet.
         sent = self._destination.stored(graph.blobs) if self._destination else set()
         digests = [blob.digest for blob in graph.blobs if blob.digest not in sent]
-        if self._target.query_location is None or graph.has_plain_layers or not digests:
+        if self._query_location is None or graph.has_plain_layers or not digests:
             return {}
         stored, answer = self._query(digests)
         self._report_version(answer)
@@ -169,24 +158,24 @@ class _RemoteOcistream:
             self._destination.partial_blobs = _find_resumable_blobs(graph, answer.partial_blobs)
             for digest, offset in self._destination.partial_blobs.items():
                 self._context.console.info(f"{digest} resumes at byte {offset}: the remote side has the bytes before")
-        return dict.fromkeys(sorted(stored), OmissionReason(HAVE, self._target.query_location))
+        return dict.fromkeys(sorted(stored), OmissionReason(HAVE, self._query_location))
 
     def _query(self, digests: Sequence[str]) -> tuple[set[str], HaveListReader]:
-        lines = (line.encode() for line in format_have_list(["the expected blobs"], digests, version=__version__))
+        lines = format_have_list(["the expected blobs"], digests, version=__version__)
+        pieces = iter(lambda: "".join(itertools.islice(lines, _LINES_PER_WRITE)).encode(), b"")
         queried = set(digests)
 
         def read(answer: IO[bytes]) -> tuple[set[str], HaveListReader]:
-            reader = HaveListReader(read_lines(answer), "the list of the remote side")
+            reader = HaveListReader(answer, "the list of the remote side")
             try:
-                return {digest for digest in reader if digest in queried}, reader
+                return reader.find(queried), reader
             except ArchiveError as error:
                 error.hint = "the command of --via must not print anything on stdout, such as a greeting"
                 raise
 
-        remote = self._build_command()
+        remote = self._start(["have", "--among", "-", self._query_location or ""], self._query_options())
         try:
-            self._start(remote, ["have", "--among", "-", self._target.query_location or ""], self._query_options())
-            return remote.query(_join_lines(lines), read)
+            return remote.query(pieces, read)
         except BaseException:
             remote.stop()
             raise
@@ -200,10 +189,7 @@ class _RemoteOcistream:
 
     # -- commands and options ------------------------------------------------------------------------------
 
-    def _build_command(self) -> RemoteCommand:
-        return RemoteCommand(self._handle_message, self._context.cancelled)
-
-    def _start(self, remote: RemoteCommand, arguments: Sequence[str], options: Sequence[str]) -> None:
+    def _start(self, arguments: Sequence[str], options: Sequence[str]) -> RemoteCommand:
         """Start the remote command.
 
         It has no timeout: a registry there may be retried for minutes. `ssh -o ServerAliveInterval=N` detects a dead
@@ -214,10 +200,12 @@ class _RemoteOcistream:
         self._context.console.info(
             f"running {printable(self._command_line[0])} ... {' '.join(safe_arguments)}", level=1
         )
-        # Its output is printed here line by line; only prompts of the command itself go straight to the terminal.
-        self._context.console.other_programs.add_command(lambda: remote.is_connecting)
+        command = [*self._command_line, *safe_arguments]
         with self._context.console.suspend_display():
-            remote.start([*self._command_line, *safe_arguments])
+            remote = RemoteCommand(command, self._handle_message, self._context.cancelled)
+            # Its output is printed here line by line; only prompts of the command itself go straight to the terminal.
+            self._context.console.other_programs.add_command(lambda: remote.is_connecting)
+        return remote
 
     def _query_options(self) -> list[str]:
         """Return the options of the destination, and those for the output of the remote ocistream.
@@ -225,20 +213,20 @@ class _RemoteOcistream:
         Its messages are JSON, errors with their exit codes too: what runs it (ssh, kubectl, docker) has other exit
         codes and messages of its own.
         """
-        context, run = self._context, self._context.options
+        context, run = self._context, self._context.run
         registry = context.registry_options("dest")
         options = ["--plain-http"] if registry.plain_http else []
         options += ["--insecure"] if registry.insecure else []
         options += ["--retries", f"{run.retries}", "--connect-timeout", f"{run.connect_timeout:g}"]
         options += ["--stall-timeout", f"{run.stall_timeout:g}"]
-        if self._target.location.reference is not None:
+        if self._location.reference is not None:
             for repository in context.copy.mount_from:
                 options += ["--mount-from", repository]
         verbosity = context.console.verbosity
         return [*options, "--log-format", "json", *(["-q"] if verbosity < 0 else ["-v"] * verbosity)]
 
     def _push_options(self) -> list[str]:
-        options, run = self._query_options(), self._context.options
+        options, run = self._query_options(), self._context.run
         if run.upload is not None:
             options += ["--upload", str(run.upload)]
         if run.limit_rate:
@@ -254,7 +242,7 @@ class _RemoteOcistream:
             self._print_message(message, 0)
         elif isinstance(message.get("message"), str):
             self._print_message(message["message"], 1 if message.get("level") == "debug" else 0)
-        elif self._context.options.progress == "json" and "event" in message:
+        elif self._context.run.progress == "json" and "event" in message:
             console.emit_event(**{**message, "side": "remote"})
 
     def _print_message(self, message: str, level: int) -> None:
@@ -265,8 +253,7 @@ class _RemoteOcistream:
 class _RemoteOutput(Output):
     """The stdin of the remote ocistream, as the output of an archive."""
 
-    def __init__(self, command: Callable[[], RemoteCommand], start: Callable[[RemoteCommand], None]) -> None:
-        self._build_command = command
+    def __init__(self, start: Callable[[], RemoteCommand]) -> None:
         self._start = start
         self._remote: RemoteCommand | None = None
         #: The lines on its stdout, after its end.
@@ -274,8 +261,7 @@ class _RemoteOutput(Output):
 
     def write(self, chunk: Chunk) -> None:
         if self._remote is None:
-            self._remote = self._build_command()
-            self._start(self._remote)
+            self._remote = self._start()
             self._remote.start_reading()
         self._remote.write(chunk)
 
@@ -352,14 +338,3 @@ def _check_results(graph: Graph, lines: Sequence[str]) -> None:
             shown = f"{', '.join(map(printable, sorted(reported)[:3]))}" or "nothing"
             msg = f"sent {root.descriptor.digest}, but the remote side reports that it wrote {shown}"
             raise IntegrityError(msg)
-
-
-def _join_lines(lines: Iterable[bytes]) -> Iterable[bytes]:
-    """Return lines joined into pieces of up to 512 lines."""
-    buffered: list[bytes] = []
-    for line in lines:
-        buffered.append(line)
-        if len(buffered) >= 512:
-            yield b"".join(buffered)
-            buffered.clear()
-    yield b"".join(buffered)

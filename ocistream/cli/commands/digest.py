@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.options import CopyOptions
-from ocistream.cli.options import command, credential_options, network_options, options
+from ocistream.cli.options import command, credential_options, group_options, network_options
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.oci.platforms import parse_platform_choice
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @command
 @click.argument("text", metavar="LOCATION", type=FilePath())
-@options(CopyOptions, "platforms", help_text="One platform of an index.  [default: the index itself]")
-@options(CopyOptions, "max_ratio")
+@group_options(CopyOptions, "platforms", help_text="One platform of an index.  [default: the index itself]")
+@group_options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
 def digest(context: CommandContext, text: str) -> None:

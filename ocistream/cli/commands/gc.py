@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.options import Option, command, dry_run_option
+from ocistream.cli.options import Option, RunOptions, command, group_options
 from ocistream.cli.parameter_types import FilePath, parse_age, parse_max_size
 from ocistream.locations import parse_layout_path
 from ocistream.sizes import format_count, format_size
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     metavar="TIME",
     help="Keep files used within TIME (seconds, 30m, 12h, 7d).  [default: 1h; with --max-size 0; unfinished files 7d]",
 )
-@dry_run_option("Print what would be deleted; delete nothing.")
-def gc(
-    context: CommandContext, directory: str, *, max_size: int | None, older_than: float | None, dry_run: bool
-) -> None:
+@group_options(RunOptions, "dry_run", help_text="Print what would be deleted; delete nothing.")
+def gc(context: CommandContext, directory: str, *, max_size: int | None, older_than: float | None) -> None:
     """Delete blobs that no image in the layout DIR needs, and old unfinished files; print their digests.
 
     A cache (--cache) lists no images, so every blob may be deleted. Other commands may use DIR at the same time.
@@ -47,7 +45,7 @@ def gc(
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.layout.gc import collect_garbage
 
-    console = context.console
+    console, dry_run = context.console, context.run.dry_run
     layout = LayoutDirectory(parse_layout_path(directory))
     result = collect_garbage(layout, max_size=max_size, older_than=older_than, dry_run=dry_run)
     for digest in result.deleted:

@@ -11,7 +11,7 @@ import click
 
 from ocistream.api.copy_plan import parse_mount_sources
 from ocistream.api.options import SELECTION, SELECTS_CONTENT, CopyOptions
-from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options
+from ocistream.cli.options import Option, RunOptions, command, credential_options, group_options, network_options
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import Selection
@@ -40,13 +40,13 @@ _LINES_PER_WRITE: Final = 4096
     section=SELECTION,
     help="List only the digests in FILE (- is stdin) that LOCATION has.",
 )
-@options(
+@group_options(
     CopyOptions,
     "mount_from",
     help_text="With --among: also count blobs that REPO in the same registry has; repeatable.",
 )
-@options(RunOptions, "jobs", help_text="Parallel requests to a registry.")
-@options(CopyOptions, "max_ratio")
+@group_options(RunOptions, "jobs", help_text="Parallel requests to a registry.")
+@group_options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
 def have(context: CommandContext, locations: tuple[str, ...], among: str | None) -> None:
@@ -136,12 +136,12 @@ def _read_among_list(context: CommandContext, among: str) -> list[Descriptor]:
     """Return the blobs of the list of --among, without types and sizes; raise UnsupportedError for too many."""
     from ocistream import limits
     from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, UNKNOWN_SIZE, Descriptor
-    from ocistream.remote.have_lists import HaveListReader, read_lines
+    from ocistream.remote.have_lists import HaveListReader
 
     description = "the list on stdin" if among == "-" else among
     digests: dict[str, None] = {}
     with context.open_list(among) as file:
-        for digest in HaveListReader(read_lines(file), description):
+        for digest in HaveListReader(file, description):
             digests[digest] = None
             if len(digests) > limits.MAX_QUERIED_DIGESTS:
                 msg = f"{description} has more than {limits.MAX_QUERIED_DIGESTS} digests"

@@ -18,9 +18,9 @@ from ocistream.cli.options import (
     Option,
     command,
     credential_options,
+    group_options,
     json_option,
     network_options,
-    options,
     platform_option,
 )
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
@@ -71,7 +71,7 @@ _PIECES_PER_WRITE: Final = 4096
     help="Print the exact bytes of the config.",
 )
 @platform_option("all")
-@options(CopyOptions, "max_ratio")
+@group_options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
 def inspect(
@@ -106,7 +106,7 @@ def inspect(
     if location is None:
         msg = "Missing argument 'LOCATION'."
         hint = "write an image, a layout or an archive; - is stdin"
-        if context.options.config is not None:
+        if context.run.config is not None:
             hint = "--config is the configuration file; --raw-config prints the config of an image"
         raise UsageError(msg, hint=hint)
     if as_json + raw + raw_config + (output_format is not None) > 1:
@@ -148,7 +148,7 @@ def inspect(
         raise
     if template is not None:
         # Render all lines first: if one fails, none is printed.
-        for line in [template.render(image) for image in document["images"]]:
+        for line in [template(image) for image in document["images"]]:
             click.echo(line)
         return
     _write_document(document, kind, "the archive on stdin" if parsed.is_stream else parsed.text)

@@ -14,7 +14,7 @@ import click
 
 from ocistream.api.options import RegistryOptions
 from ocistream.api.registries import RegistryAccess, find_home
-from ocistream.cli.options import RunOptions, command, options, tls_options, user_options
+from ocistream.cli.options import RunOptions, command, group_options, tls_options, user_options
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import parse_registry
 from ocistream.process_exit import called_at_forced_exit
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _RETRIES: Final = 2
 
 
-_authfile_option: Final = options(
+_authfile_option: Final = group_options(
     RegistryOptions,
     "authfile",
     help_text="Use FILE (Docker's format) instead of ~/.docker/config.json.",
@@ -39,7 +39,7 @@ _authfile_option: Final = options(
 @click.argument("registry", default="docker.io")
 @user_options
 @_authfile_option
-@options(RunOptions, "config")
+@group_options(RunOptions, "config")
 @tls_options
 def login(context: CommandContext, registry: str) -> None:
     """Check a credential for a registry (default: Docker Hub) and store it where `docker login` does.
@@ -95,7 +95,7 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
         asked.append(registry)
         return credential if registry == host else None
 
-    options = replace(context.options, retries=_RETRIES)
+    options = replace(context.run, retries=_RETRIES)
     client = RegistryAccess(options, os.environ, context.access.configuration).create_client(
         context.registry, find, cancelled=context.cancelled
     )

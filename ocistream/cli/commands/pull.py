@@ -18,9 +18,8 @@ from ocistream.cli.options import (
     command,
     compression_options,
     credential_options,
-    dry_run_option,
+    group_options,
     identity_options,
-    options,
     platform_option,
     transfer_options,
 )
@@ -81,17 +80,17 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     section=OUTPUT,
     help="Write the archive to stdout from byte N on, to append to a partly received copy.",
 )
-@options(CopyOptions, "split")
+@group_options(CopyOptions, "split")
 @platform_option("linux/ARCH of this machine")
 @all_platforms_option
-@options(OmissionOptions)
-@options(CopyOptions, "no_referrers", "require_signature")
+@group_options(OmissionOptions)
+@group_options(CopyOptions, "no_referrers", "require_signature")
 @identity_options
 @compression_options("To stdout, it needs temporary disk space in TMPDIR.")
 @credential_options
-@options(RunOptions, "memory", "cache")
+@group_options(RunOptions, "memory", "cache")
 @transfer_options
-@dry_run_option("Print the images and bytes that would be copied; change nothing.")
+@group_options(RunOptions, "dry_run")
 def pull(
     context: CommandContext,
     sources: tuple[str, ...],
@@ -100,7 +99,6 @@ def pull(
     kind: str | None,
     *,
     from_byte: int | None,
-    dry_run: bool,
 ) -> None:
     """Pull images from registries into an archive, a layout directory, or stdout.
 
@@ -128,13 +126,13 @@ def pull(
         msg = "cannot write a layout directory to stdout"
         raise UsageError(msg, hint="name a directory with -o")
     if from_byte is not None:
-        if dry_run:
+        if context.run.dry_run:
             msg = "--from-byte does not work with --dry-run, which writes no archive"
             raise UsageError(msg, hint="omit one of them")
         check_from_byte(destination, context.copy.split)
     context.check_result_path(destination)
     plan = plan_copy(images, destination, context.copy, only_this_platform=True)
-    run_plan(context, plan, from_byte=from_byte or 0, dry_run=dry_run)
+    run_plan(context, plan, from_byte=from_byte or 0)
 
 
 def parse_output(output: str, kind: str | None) -> Location:

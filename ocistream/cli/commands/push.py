@@ -14,13 +14,13 @@ from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.options import SELECTION, SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import (
     Option,
+    RunOptions,
     all_platforms_option,
     command,
     compression_options,
     credential_options,
-    dry_run_option,
+    group_options,
     identity_options,
-    options,
     platform_option,
     transfer_options,
     upload_options,
@@ -56,7 +56,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
     section=SELECTION,
     help="Archive, layout or quoted glob; repeatable for volumes.  [default: stdin]",
 )
-@options(CopyOptions, "images")
+@group_options(CopyOptions, "images")
 @click.option(
     "--to",
     "prefix",
@@ -68,16 +68,14 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
 )
 @platform_option("all")
 @all_platforms_option
-@options(CopyOptions, "no_referrers", "require_signature")
+@group_options(CopyOptions, "no_referrers", "require_signature")
 @identity_options
 @compression_options("Without it, layers of `docker save` become gzip.")
 @upload_options
 @credential_options
 @transfer_options
-@dry_run_option("Print the images and bytes that would be copied; change nothing.")
-def push(
-    context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None, *, dry_run: bool
-) -> None:
+@group_options(RunOptions, "dry_run")
+def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None) -> None:
     """Push the images of an archive to a registry.
 
     IMAGE (HOST/REPO:TAG) is the destination of the archive's only image, or of --image. --to pushes all images (or
@@ -110,7 +108,7 @@ def push(
             raise UsageError(msg, hint="use --to HOST[/PREFIX] to push several")
         destination = Location("docker", image, reference=parse_image_name(image))
         plan = plan_copy(archives, destination, context.copy, select_one=select_only_image)
-    run_plan(context, plan, dry_run=dry_run)
+    run_plan(context, plan)
 
 
 def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.options import SELECTS_CONTENT
-from ocistream.cli.options import Option, command, credential_options, dry_run_option, network_options
+from ocistream.cli.options import Option, RunOptions, command, credential_options, group_options, network_options
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.cli.report import format_result_line
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     no_default=SELECTS_CONTENT,
     help="If a registry cannot delete a tag, delete its manifest, and so all tags of that manifest.",
 )
-@dry_run_option("Print what would be removed; remove nothing.")
+@group_options(RunOptions, "dry_run", help_text="Print what would be removed; remove nothing.")
 @credential_options
 @network_options
-def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_run: bool) -> None:
+def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool) -> None:
     """Remove images from a layout directory by name, or from registries.
 
     In a layout, NAME is a full name, its short form, a tag, or a digest; a digest removes all names of that image.
@@ -53,7 +53,7 @@ def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_
     location = parse_location(texts[0])
     # Without a tag or digest, a name that may be a directory or a repository is never an image to delete.
     if location.reference is not None and not location.is_repository:
-        _remove_from_registries(context, [_parse_image(text) for text in texts], by_digest=by_digest, dry_run=dry_run)
+        _remove_from_registries(context, [_parse_image(text) for text in texts], by_digest=by_digest)
         return
     if by_digest:
         msg = "--by-digest is for images in a registry"
@@ -69,7 +69,7 @@ def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool, dry_
         msg = f"{shown}: no such directory"
         raise NotFoundError(msg, hint="an image in a registry needs a tag or a digest: HOST/REPO:TAG")
     names = texts[1:] if location.name is None else (location.name, *texts[1:])
-    _remove_from_layout(context, layout_path_of(location), names, dry_run=dry_run)
+    _remove_from_layout(context, layout_path_of(location), names)
 
 
 def _parse_image(text: str) -> Reference:
@@ -82,7 +82,7 @@ def _parse_image(text: str) -> Reference:
     return parse_reference(text, default_tag=False)
 
 
-def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str], *, dry_run: bool) -> None:
+def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str]) -> None:
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.layout.index import entry_name_of
     from ocistream.layout.removal import remove_images
@@ -91,6 +91,7 @@ def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str
         msg = "Missing argument 'NAME'."
         raise UsageError(msg, hint="`ocistream tags DIR` lists the names; to delete everything, delete the directory")
     # The blobs stay for `gc`, which knows what a concurrent pull may still need.
+    dry_run = context.run.dry_run
     removed = remove_images(LayoutDirectory(path), names, dry_run=dry_run)
     for entry in (*removed.images, *removed.referrers):
         name = entry_name_of(entry)
@@ -102,11 +103,10 @@ def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str
     context.console.info(message)
 
 
-def _remove_from_registries(
-    context: CommandContext, references: Sequence[Reference], *, by_digest: bool, dry_run: bool
-) -> None:
+def _remove_from_registries(context: CommandContext, references: Sequence[Reference], *, by_digest: bool) -> None:
     from ocistream.registry.deletion import ImageDeleter
 
+    dry_run = context.run.dry_run
     registries = {reference.registry for reference in references}
     context.credentials.check_registries(registries)
     open_context = context.build_open_context(registries=registries)

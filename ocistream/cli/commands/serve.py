@@ -17,7 +17,7 @@ import click
 
 from ocistream import limits
 from ocistream.api.options import TLS, RegistryOptions
-from ocistream.cli.options import MESSAGES, SELECTS_OUTPUT, Option, command, options
+from ocistream.cli.options import MESSAGES, SELECTS_OUTPUT, Option, command, group_options
 from ocistream.cli.parameter_types import FilePath
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.http.origins import is_loopback
@@ -57,13 +57,13 @@ _PATH_TYPE: Final = FilePath(path_type=Path)
     help="Address to listen on; port 0 chooses one.",
 )
 @click.option("--read-only", cls=Option, is_flag=True, help="Refuse every push and delete.")
-@options(
+@group_options(
     RegistryOptions,
     "username",
     help_text="Require a login as USER; needed if other machines can connect.",
 )
-@options(RegistryOptions, "password_stdin", help_text="Read the password from stdin.")
-@options(RegistryOptions, "password_file", help_text="Read the password from FILE.")
+@group_options(RegistryOptions, "password_stdin", help_text="Read the password from stdin.")
+@group_options(RegistryOptions, "password_file", help_text="Read the password from FILE.")
 @click.option("--tls-cert", cls=Option, type=_PATH_TYPE, metavar="FILE", section=TLS, help="Certificate (PEM).")
 @click.option(
     "--tls-key",

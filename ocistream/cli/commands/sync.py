@@ -18,7 +18,7 @@ from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint
 from ocistream.cli.option_hints import build_sync_hint_translator
-from ocistream.cli.options import Option, RunOptions, command, dry_run_option, options, transfer_options
+from ocistream.cli.options import Option, RunOptions, command, group_options, transfer_options
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
 from ocistream.cli.result_document import check_result_writable, write_result_pieces
@@ -47,7 +47,7 @@ _REPORT_TIMEOUT: Final = 5.0
 
 @command
 @click.argument("file", metavar="FILE", type=FilePath(path_type=Path))
-@dry_run_option("Print the images and bytes that would be copied; change nothing.")
+@group_options(RunOptions, "dry_run")
 @click.option(
     "--shard",
     "part",
@@ -58,10 +58,10 @@ _REPORT_TIMEOUT: Final = 5.0
     section=SELECTION,
     help="Copy only part I of N (I is 0 to N-1); a hash of the name assigns each image to a part.",
 )
-@options(RegistryOptions, "authfile", help_text="Read credentials from FILE instead of Docker's files.")
-@options(RunOptions, "memory")
+@group_options(RegistryOptions, "authfile", help_text="Read credentials from FILE instead of Docker's files.")
+@group_options(RunOptions, "memory")
 @transfer_options
-def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> None:
+def sync(context: CommandContext, file: Path, part: str) -> None:
     """Copy the images that a TOML FILE lists, but only what differs.
 
     A failure does not stop the other images; the exit code is that of the first failure. Re-run an interrupted command
@@ -84,6 +84,8 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     to = "registry.local:5000/app:2"
     platforms = ["linux/amd64"]                        # default: all
     """
+    from ocistream.signatures.policy import TrustPolicy
+    from ocistream.sync.comparison import SyncAccess
     from ocistream.sync.file import read_sync_file
     from ocistream.sync.plan import parse_shard
     from ocistream.sync.run import SyncRun
@@ -92,31 +94,28 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
     context.access.host_rules = plan.registries
     _report_unused_tables(context, plan)
     _warn_unused_variables(context, plan)
-    result = context.options.result
+    result = context.run.result
     context.check_result_path(*(sync_location.location for sync_location in plan.sync_locations))
     if result is not None:
         if real_path(result) == real_path(file):
             msg = f"--result {printable(str(result), 1024)} is the sync file itself"
             raise UsageError(msg, hint="name another file: this one would be overwritten")
         check_result_writable(result)
-    policy = context.access.load_trust_policy()
+    policy = context.access.load_trust_policy() or TrustPolicy()
     open_contexts = _build_open_contexts(context, plan)
-    reporter = _OutcomeReporter(context, dry_run=dry_run, keeps=result is not None)
+    access = SyncAccess(
+        context_of=lambda sync_location: open_contexts[sync_location.login],
+        create_cancel_event=lambda: LinkedEvent([context.cancelled]),
+        check_push=context.access.check_push,
+        policy=policy,
+    )
+    reporter = _OutcomeReporter(context)
     is_complete = False
     try:
-        with context.console.show_progress(context.options.progress) as observer:
-            run = SyncRun(
-                lambda sync_location: open_contexts[sync_location.login],
-                reporter,
-                jobs=context.options.jobs,
-                prefetch_memory=context.options.prefetch_memory,
-                # One event per image: cancelling one transfer must not cancel the next.
-                create_cancel_event=lambda: LinkedEvent([context.cancelled]),
-                observer=observer,
-                check_push=context.access.check_push,
-                policy=policy,
-            )
-            run_in_thread(lambda: run.run(plan, shard, dry_run=dry_run), context.cancelled, abandons=True)
+        with context.console.show_progress(context.run.progress) as observer:
+            jobs, memory = context.run.jobs, context.run.prefetch_memory
+            run = SyncRun(access, reporter, observer, jobs=jobs, prefetch_memory=memory)
+            run_in_thread(lambda: run.run(plan, shard, dry_run=context.run.dry_run), context.cancelled, abandons=True)
         is_complete = True
     finally:
         # A stopped run reports its outcomes too.
@@ -220,14 +219,14 @@ def _read_secret(login: Login | None) -> str:
 class _OutcomeReporter:
     """Prints a line for each outcome, sums them up, and keeps them for --result."""
 
-    def __init__(self, context: CommandContext, *, dry_run: bool, keeps: bool) -> None:
+    def __init__(self, context: CommandContext) -> None:
         self._context = context
-        self._dry_run = dry_run
+        self._dry_run = context.run.dry_run
         self._started_at = monotonic()
         self._counts: Counter[str] = Counter()
         self._size = self._fetched = 0
         #: The entries of --result, compressed: there may be many thousands.
-        self._results = CompressedJsonList() if keeps else None
+        self._results = CompressedJsonList() if context.run.result is not None else None
         #: The exit code of the first failure, 0 without one: no order of gravity is defined.
         self.exit_code = 0
 

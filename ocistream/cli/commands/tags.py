@@ -9,7 +9,7 @@ import click
 
 from ocistream.api.options import CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
-from ocistream.cli.options import command, credential_options, json_option, network_options, options
+from ocistream.cli.options import command, credential_options, group_options, json_option, network_options
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @command
 @click.argument("text", metavar="LOCATION", type=FilePath())
 @json_option("Print one JSON document.")
-@options(CopyOptions, "max_ratio")
+@group_options(CopyOptions, "max_ratio")
 @credential_options
 @network_options
 def tags(context: CommandContext, text: str, *, as_json: bool) -> None:

@@ -15,10 +15,10 @@ from ocistream.cli.options import (
     RunOptions,
     command,
     credential_options,
+    group_options,
     identity_options,
     json_option,
     network_options,
-    options,
 )
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.report import format_result_line
@@ -63,8 +63,8 @@ _MAX_NAMES: Final = 20
     help="Also decompress layers and compare them with the diff_ids of their configs.",
 )
 @json_option("Print one JSON document.")
-@options(CopyOptions, "max_ratio")
-@options(RunOptions, "progress")
+@group_options(CopyOptions, "max_ratio")
+@group_options(RunOptions, "progress")
 @credential_options
 @network_options
 def verify(
@@ -101,7 +101,7 @@ def verify(
             )
         )
         # Opening stdin may silence the display.
-        observer = stack.enter_context(context.console.show_progress(context.options.progress))
+        observer = stack.enter_context(context.console.show_progress(context.run.progress))
         result = verify_source(
             source,
             paths,

@@ -17,7 +17,15 @@ from ocistream.auth.docker_config import normalize_host
 from ocistream.cli import COMMANDS
 from ocistream.cli.console import Console
 from ocistream.errors import OcistreamError, UnsupportedError, UsageError
-from ocistream.http.origins import Origin, check_target, is_loopback, is_proxy_bypassed, redact_url, resolve_url
+from ocistream.http.origins import (
+    Origin,
+    check_target,
+    is_internal,
+    is_loopback,
+    is_proxy_bypassed,
+    redact_url,
+    resolve_url,
+)
 from ocistream.http.retry import parse_retry_after
 from ocistream.layout.index import docker_tag, tag_of
 from ocistream.locations import parse_location
@@ -33,7 +41,7 @@ from ocistream.oci.reference import (
 )
 from ocistream.registry.configuration import parse_registry_location
 from ocistream.registry.upload_strategy import parse_upload_method
-from ocistream.remote.have_lists import HaveListReader, format_have_list, match_have_list, read_lines
+from ocistream.remote.have_lists import HaveListReader, format_have_list
 from ocistream.sizes import parse_size
 from tests.fuzz.engine import Check, Target
 
@@ -133,6 +141,10 @@ _HEADER_TOKENS: Final = (
 )  # fmt: skip
 
 
+def _is_external(origin: Origin) -> bool:
+    return not is_internal(origin.host)
+
+
 @contextlib.contextmanager
 def _headers(_: Path) -> Iterator[Check]:
     """A header's value as http.client gives it, taken for a Location, a realm, a Retry-After, a NO_PROXY."""
@@ -150,10 +162,10 @@ def _headers(_: Path) -> Iterator[Check]:
         assert url.isascii()
         assert url.isprintable(), "what is sent is two lines"
         for home in (Origin.from_url(base), Origin("http", "127.0.0.1", 5000)):
-            check_target(home, url)
+            check_target(home, url, _is_external)
             assert home.scheme == "http" or url.lower().startswith("https://"), "from https to http"
         is_proxy_bypassed(url, "10.0.0.0/8, .example")
-        check_target(Origin.from_url(base), text)
+        check_target(Origin.from_url(base), text, _is_external)
 
     yield check
 
@@ -217,12 +229,12 @@ def _lists(_: Path) -> Iterator[Check]:
     """A list of digests is read; what is taken out of it is written again and read again as the same."""
 
     def check(data: bytes) -> None:
-        read = HaveListReader(read_lines(io.BytesIO(data)), "the list")
+        read = HaveListReader(io.BytesIO(data), "the list")
         digests = set(read)
         assert len(digests) <= read.total
         again = "".join(format_have_list(list(read.origins), digests, version="0")).encode()
-        found = match_have_list(read_lines(io.BytesIO(again)), digests, "the list")
-        assert found.digests == digests, "read again, it is another one"
+        found = HaveListReader(io.BytesIO(again), "the list")
+        assert found.find(digests) == digests, "read again, it is another one"
         assert found.total == len(digests)
         assert all(origin.isprintable() for origin in found.origins)
 

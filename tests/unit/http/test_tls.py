@@ -9,7 +9,7 @@ import pytest
 
 from ocistream.http import tls
 from ocistream.http.settings import TlsSettings
-from ocistream.http.tls import TlsContexts
+from ocistream.http.tls import create_client_context
 from tests.certificates import Certificate
 
 
@@ -19,9 +19,9 @@ def test_a_bundle_replaces_missing_cas_of_the_system(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     monkeypatch.setattr(tls, "_BUNDLES", ())
-    context = TlsContexts(None, str(certificate.file)).load(TlsSettings())
+    context = create_client_context(TlsSettings(), None, str(certificate.file))
     assert context.get_ca_certs(binary_form=True) == [base64.b64decode(certificate.x5c)]
     monkeypatch.setattr(tls, "_BUNDLES", (str(tmp_path / "none"), str(certificate.file)))
-    assert len(TlsContexts(None, "").load(TlsSettings()).get_ca_certs()) == 1
+    assert len(create_client_context(TlsSettings(), None, "").get_ca_certs()) == 1
     (tmp_path / "0a1b2c3d.0").touch()
-    assert TlsContexts(None, "").load(TlsSettings()).get_ca_certs() == []
+    assert create_client_context(TlsSettings(), None, "").get_ca_certs() == []

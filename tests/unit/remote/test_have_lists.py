@@ -11,7 +11,7 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError, TruncatedError, UnsupportedError
-from ocistream.remote.have_lists import HaveListMatch, HaveListReader, format_have_list, match_have_list, read_lines
+from ocistream.remote.have_lists import HaveListReader, format_have_list
 from tests.images import digest_of
 
 A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
@@ -23,8 +23,10 @@ def written(digests: Collection[str], *origins: str) -> bytes:
     return "".join(format_have_list(origins or ("registry.local/app",), digests, version="0.5.0")).encode()
 
 
-def read(text: bytes, *wanted: str) -> HaveListMatch:
-    return match_have_list(read_lines(io.BytesIO(text)), {*wanted}, "have.txt")
+def read(text: bytes, *wanted: str) -> tuple[set[str], list[str], list[str], int]:
+    """Return the wanted digests that a list has, its origins, its writers, and the number of its digests."""
+    listed = HaveListReader(io.BytesIO(text), "have.txt")
+    return listed.find({*wanted}), [*listed.origins], [*listed.writers], listed.total
 
 
 def refused(text: bytes, *words: str, error: type[OcistreamError] = ArchiveError) -> None:
@@ -48,7 +50,7 @@ def test_a_list_truncated_anywhere_is_refused(there: set[str]) -> None:
         with pytest.raises(ArchiveError):
             read(whole[:size], A)
     # The last newline may be missing.
-    assert read(whole[:-1], A).digests == {A}
+    assert read(whole[:-1], A)[0] == {A}
 
 
 def test_the_error_says_how_much_is_missing() -> None:
@@ -85,12 +87,12 @@ def test_output_without_digests_is_not_a_list(text: bytes) -> None:
     ids=["bare", "crlf", "byte order mark", "comments, twice", "later headers, appended"],
 )
 def test_handmade_lists_are_accepted(text: str) -> None:
-    assert read(text.encode(), A, B).digests == {A, B}
+    assert read(text.encode(), A, B)[0] == {A, B}
 
 
 def test_concatenated_lists_are_accepted() -> None:
     joined = written({A, B}) + f"{C}\n".encode() + written({A}, "oci:there")
-    assert read(joined, A, C) == HaveListMatch({A, C}, ("registry.local/app", "oci:there"), ("0.5.0",), 4)
+    assert read(joined, A, C) == ({A, C}, ["registry.local/app", "oci:there"], ["0.5.0"], 4)
     refused(written({A, B})[: -len(A) - 1] + written({C}), "is truncated: 2 of 3 digests", error=TruncatedError)
 
 
@@ -142,16 +144,18 @@ def test_memory_does_not_grow_with_the_list() -> None:
 
     peaks = []
     for count in (1_000, 50_000):
+        file = io.BytesIO(b"".join(many(count)))
         tracemalloc.start()
-        found = match_have_list(many(count), {A}, "have.txt")
+        listed = HaveListReader(file, "have.txt")
+        listed.find({A})
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        assert len(found.origins) <= limits.MAX_HAVE_HEADERS
+        assert len(listed.origins) <= limits.MAX_HAVE_HEADERS
     assert peaks[1] < peaks[0] + 64 * limits.KIB
 
 
 def partial(text: bytes) -> dict[str, int]:
-    listed = HaveListReader(read_lines(io.BytesIO(text)), "have.txt")
+    listed = HaveListReader(io.BytesIO(text), "have.txt")
     list(listed)
     return listed.partial_blobs
 
@@ -161,7 +165,7 @@ def test_partial_blobs_are_comments_that_older_readers_skip() -> None:
     first, second = sorted([f"# partial {B} {1 << 40}", f"# partial {C} 12"])
     assert f"{first}\n{second}\n# digests 1\n" in text.decode()
     assert partial(text) == {B: 1 << 40, C: 12}
-    assert read(text, A, B) == HaveListMatch({A}, ("app",), ("0.5.0",), 1)
+    assert read(text, A, B) == ({A}, ["app"], ["0.5.0"], 1)
 
 
 @pytest.mark.parametrize(

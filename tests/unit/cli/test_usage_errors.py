@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ocistream.cli.entry_point import COMMANDS
-from ocistream.cli.other_tools import suggest_command, suggest_option
+from ocistream.cli.usage_errors import suggest_command, suggest_option
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,28 @@
-"""What users of skopeo, crane, regctl, oras, docker and podman type here, and what ocistream has instead: two tables.
+"""Explain wrong command lines: two tables say what ocistream has instead of the words of other tools.
 
-Only an error imports this module.
+The tools are skopeo, crane, regctl, oras, docker and podman. Only an error imports this module.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import click
+
+from ocistream.cli.entry_point import COMMANDS, EXTRA_ARGUMENT, PROGRAM, LazyGroup, load_command
+from ocistream.cli.option_hints import SIDES
+from ocistream.cli.parameter_types import describe_missing_key
+from ocistream.oci.reference import printable
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+#: What to do about arguments that a command does not take, after the command with the arguments that it takes.
+_EXTRA_ARGUMENT_NOTES: Final = {
+    "copy": ", with one archive or image as SRC; `ocistream push -i 'app.*.tar' IMAGE` combines archives",
+    "serve": ", with one layout directory or archive",
+    "sync": ", with one TOML file; for two locations, use `ocistream copy SRC DST`",
+}
 #: Options of other tools; an option of ours that the command must have, the command, or ""; and what to do. {0} is the
 #: side.
 _OPTIONS: Final = (
@@ -147,3 +160,43 @@ def suggest_option(option_name: str, command: str, known: Collection[str]) -> st
         if not side:
             return None
     return f"use --{side}-{rest}" if f"--{side}-{rest}" in known else None
+
+
+def describe_usage_error(error: click.ClickException) -> tuple[str, str | None]:
+    """Return the message and the hint of an error that click raised."""
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        is_global = isinstance(context.command, LazyGroup)
+        command = load_command("copy") if is_global else context.command
+        known = [name for parameter in command.params for name in parameter.opts]
+        hint = suggest_option(error.option_name, command.name or "", known)
+        side, dash, name = error.option_name.removeprefix("--").partition("-")
+        if hint is None and dash and side in SIDES and f"--{name}" in known:
+            hint = f"{context.command_path} reaches one registry: use --{name}"
+        if is_global and hint is None:
+            hint = f"options follow the command: see `{PROGRAM} COMMAND --help`"
+        if hint is None and (others := _find_commands_with(error.option_name)):
+            hint = f"{error.option_name} is an option of {', '.join(others)}"
+        if hint is not None:
+            # Without the similar names that click appends: they would contradict the hint.
+            return f"No such option {printable(error.option_name)!r}.", hint
+    # Some messages of click have a line for each choice.
+    message = " ".join(error.format_message().split())
+    hint = f"see `{PROGRAM if context is None else context.command_path} --help`"
+    if context is not None and message.startswith(EXTRA_ARGUMENT):
+        hint = f"write `{_usage(context)}`{_EXTRA_ARGUMENT_NOTES.get(context.command.name or '', '')}"
+    elif context is not None and isinstance(error, click.MissingParameter):
+        hint = describe_missing_key(context.params.get("require_signature", ())) or hint
+    return message, hint
+
+
+def _usage(context: click.Context) -> str:
+    """Return the command with the names of its arguments, such as `ocistream copy SRC DST`."""
+    arguments = [piece for piece in context.command.collect_usage_pieces(context) if piece != "[OPTIONS]"]
+    return " ".join([context.command_path, *arguments])
+
+
+def _find_commands_with(option_name: str) -> list[str]:
+    """Return the commands that have an option."""
+    commands = {name: load_command(name) for name in COMMANDS}
+    return [name for name, command in commands.items() if any(option_name in one.opts for one in command.params)]
