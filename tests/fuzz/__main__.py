@@ -24,11 +24,11 @@ _TURN: Final = 20.0
 
 def main() -> int:
     """Fuzz the targets in turn, and print the finds. Return 1 if there are any."""
-    parser = argparse.ArgumentParser(prog="scripts/fuzz", description="Fuzz whatever reads what strangers wrote.")
+    parser = argparse.ArgumentParser(prog="scripts/fuzz", description="Fuzz every parser of untrusted input.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="in all, for all targets together (default: 60)")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32), help="default: another one each time")
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="only look at this input, with its traceback")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together (default: 60)")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32), help="default: a random one")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="only check this input, and print its traceback")
     options = parser.parse_args()
     unknown = set(options.targets) - TARGETS.keys()
     if unknown:

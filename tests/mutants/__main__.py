@@ -162,11 +162,13 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__)
-    parser.add_argument("--count", type=int, default=150, help="how many mutants (default: 150)")
-    parser.add_argument("--seed", type=int, default=1, help="what the sample is drawn with (default: 1)")
+    parser.add_argument("--count", type=int, default=150, help="number of mutants (default: 150)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample (default: 1)")
     parser.add_argument("--modules", default="", help="a regular expression for the paths of modules (default: all)")
     parser.add_argument("--again", action="store_true", help="try only the survivors of the last run")
-    parser.add_argument("--jobs", type=int, default=2, help="how many copies of the project work at once (default: 2)")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="number of copies of the project that run at once (default: 2)"
+    )
     parser.add_argument("--seconds", type=float, default=TIME, help="for one mutant (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the sample and run nothing")
     arguments = parser.parse_args()

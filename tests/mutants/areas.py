@@ -41,7 +41,7 @@ SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = (
         "complete and references.manifest_types is None  ->  (references",
         "a cache: what it lacks is read again, with the same answer",
     ),
-    ("len(_interned_strings) >= limits.MAX_INTERNED_STRINGS", "bounds memory: the words are the same"),
+    ("len(_interned_strings) >= limits.MAX_INTERNED_STRINGS", "limits memory: the strings are the same"),
     ("monotonic() >= deadline  ->  False", "saves time: the next run deletes what is left"),
     ("_kept_sizes.clear()  ->  pass", "a process runs one command line and ends with it"),
     ("number is None or not number < volume.total  ->  (number is None or not", "number is None if volume is None"),
