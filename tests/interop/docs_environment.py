@@ -77,7 +77,7 @@ class World:
 def script_of(text: str) -> str:
     """Return a block as a script that ends at the first failure, and then ends its background processes.
 
-    The script waits until a registry started in the background listens, as a person who types the next line does.
+    After starting a registry in the background, the script waits until it listens: a person types the next line later.
     """
     lines = []
     for line in text.splitlines():

@@ -374,7 +374,7 @@ def _unpack(data: bytes, path: Path) -> None:
                     where.write_bytes(reader.read(entry, 1 << 20))
 
 
-#: zstd may need its largest window.
+#: A layer may need the largest zstd window; wide windows are used one at a time.
 _MEMORY: Final = limits.MAX_ZSTD_WINDOW + MEMORY
 #: 2: two images with one name, or several images when one must be selected.
 _CHOOSING: Final = _CODES | {2}
