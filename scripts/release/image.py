@@ -3,8 +3,9 @@
     python -m scripts.release.image [--output FILE] [--platform OS/ARCH]... [--zipapp FILE] [BASE]
 
 BASE is any location of an image with Python 3.11 or later and glibc, by default Docker Hub's slim image. One layer is
-added to it: ocistream.pyz, and isal and zstandard for the platform, which pip fetches as wheels. No program of the
-image is run, so one machine makes the image for all platforms. ocistream itself reads BASE and writes the archive.
+added to it: ocistream.pyz, and isal and zstandard for the platform, which pip fetches as wheels. The script runs no
+program of the image, so one machine makes the image for all platforms. ocistream itself reads BASE and writes the
+archive.
 
 The same BASE, wheels and Python give the same bytes.
 """
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parents[2]
 _BASE: Final = "docker.io/library/python:3.13-slim"
 _PLATFORMS: Final = ("linux/amd64", "linux/arm64")
-#: The machine's name in wheels, by GOARCH.
 #: The packages that the zipapp lacks.
 _COMPILED: Final = ("isal", "zstandard")
+#: The machine's name in wheels, by GOARCH.
 _MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 #: The user of the image: the usual number for "nonroot", which needs no entry in /etc/passwd.
 _USER: Final = 65532

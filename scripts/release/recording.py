@@ -73,7 +73,7 @@ _COLOURS: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """What was on the screen, and for how many seconds: of each line its runs of one colour."""
+    """A screen and its duration in seconds. Each line is a tuple of runs, and each run a colour and a text."""
 
     lines: tuple[tuple[tuple[str, str], ...], ...]
     seconds: float

@@ -69,7 +69,7 @@ def until(terminal: int, wanted: str) -> None:
         while wanted not in plain(screen):
             screen += os.read(terminal, 1 << 16)
     except OSError:
-        pytest.fail(f"the shell has ended; on its screen: {plain(screen)}")
+        pytest.fail(f"the shell exited; its screen: {plain(screen)}")
     finally:
         signal.alarm(0)
 
@@ -84,7 +84,7 @@ def patience() -> Iterator[None]:
     """Turn the alarm into a failure."""
 
     def give_up(*_: object) -> None:
-        pytest.fail("the shell does not show what it should")
+        pytest.fail("the shell does not show the expected text")
 
     before = signal.signal(signal.SIGALRM, give_up)
     yield

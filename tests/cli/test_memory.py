@@ -207,7 +207,7 @@ def test_peak_memory_is_the_same_for_a_small_and_a_large_image(
             if all(one < other + allowed for one, other in zip(found, most, strict=True)):
                 return
             most = [max(pair) for pair in zip(most, peaks(small), strict=True)]
-    pytest.fail(f"the large image had {found} bytes, the small one {most}")
+    pytest.fail(f"the peak memory was {found} bytes for the large image, and {most} for the small one")
 
 
 # Many images ------------------------------------------------------------------------------------------------------

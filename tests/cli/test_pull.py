@@ -257,7 +257,7 @@ def test_one_platform_is_pulled_as_its_manifest(
         assert registry.asked("GET", other["digest"]) == []
 
 
-@pytest.mark.skipif(not MACHINE, reason="the made-up images are for other machines")
+@pytest.mark.skipif(not MACHINE, reason="the generated images are for other machines")
 def test_the_default_platform_is_linux_on_this_architecture(
     registry: FaultyRegistry, layout: Layout, index: Descriptor, tmp_path: Path
 ) -> None:

@@ -213,6 +213,6 @@ def test_memory_does_not_grow_with_the_archive(layout: Layout, tmp_path: Path) -
         assert found == [200] * 4
         status = Path(f"/proc/{process.pid}/status")
         if not status.exists():
-            pytest.skip("how much memory another process had is read from /proc")
+            pytest.skip("the peak memory of another process needs /proc")
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     assert int(peak.split()[1]) < 48 * 1024, peak

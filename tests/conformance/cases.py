@@ -1,8 +1,8 @@
 """The cases of the distribution-spec's conformance suite (v1.1.1, `conformance/0*_test.go`), by their names there.
 
-A case is its chapter, its context and its text. Where the suite has one twice, because the registry under test may want
-manifests deleted before blobs or behind them, say, it stands here once. `DATA` are the kinds of content of the suite as
-it is since (its `main`, which has no sentences): each is pushed, listed, pulled and deleted there.
+A case has a chapter, a context and a text. A case that the suite has twice, for example because a registry may require
+that manifests are deleted before or after blobs, is listed once. `DATA` are the kinds of content of the newer suite (on
+`main`, without texts), which pushes, lists, pulls and deletes each of them.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ CASES: Final[tuple[str, ...]] = tuple(
     for text in texts
 )
 
-#: Kinds of content, as the suite calls them in its report.
+#: Kinds of content, with their names in the suite's report.
 DATA: Final[tuple[str, ...]] = (
     "Artifact",
     "Artifact Index",
@@ -169,13 +169,13 @@ DATA: Final[tuple[str, ...]] = (
 
 
 def case(chapter: str, context: str, text: str) -> pytest.MarkDecorator:
-    """Say that a test is this case of the suite."""
+    """Mark a test as this case of the suite."""
     name = f"{chapter} / {context} / {text}"
     assert name in CASES, name
     return pytest.mark.conformance(name)
 
 
 def data(kind: str) -> pytest.MarkDecorator:
-    """Say that a test is about this kind of content."""
+    """Mark a test as a test of this kind of content."""
     assert kind in DATA, kind
     return pytest.mark.conformance(f"Data / {kind}")

@@ -1,4 +1,4 @@
-"""What the conformance cases run against, and the table of what became of each at the end of a run."""
+"""The registries for the conformance cases, and the table of their results at the end of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REGISTRIES: Final[dict[str, type[Registry]]] = {"serve": serve.Registry, "tests
 
 @pytest.fixture(params=[*_REGISTRIES, "archive"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    """Return a registry with the contents of the suite: pushed, or in an archive that `serve` reads."""
+    """Return a registry with the contents of the suite, pushed or in an archive that `serve` reads."""
     with contextlib.ExitStack() as stack:
         if request.param == "archive":
             yield archived(tmp_path, stack)
@@ -35,7 +35,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture(params=_REGISTRIES)
 def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    """Return a registry to which the contents of the suite were pushed."""
+    """Return a registry with the pushed contents of the suite."""
     with contextlib.ExitStack() as stack:
         yield pushed(_REGISTRIES[request.param], tmp_path, stack)
 
@@ -57,13 +57,13 @@ def cases_of(marks: Any) -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Write into each test's report which case it is."""
+    """Add the names of a test's cases to its report."""
     for item in items:
         item.user_properties += [(_PROPERTY, name) for name in cases_of(item.iter_markers(_PROPERTY))]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print, for each case, what became of its tests."""
+    """Print the results of each case's tests."""
     outcomes: dict[str, dict[str, int]] = {}
     for outcome in _WORST_FIRST:
         for report in terminalreporter.stats.get(outcome, []):

@@ -1,4 +1,4 @@
-"""What the suite's set-up puts into a registry: two images, four tags, and what refers to one and to a missing one."""
+"""The content of a registry after the suite's setup: two images, four tags, referrers of one and of a missing image."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KIND_B: Final = "application/vnd.example.b"
 
 
 class Registry(Protocol):
-    """What the cases need of a registry."""
+    """The interface of a registry that the cases use."""
 
     def __init__(self, path: Path) -> None:
-        """Store everything below `path`."""
+        """Store all content below `path`."""
 
     @property
     def host(self) -> str:
@@ -42,9 +42,9 @@ class Registry(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """A registry, and what is in it. `missing` is the digest of a manifest that nobody has, with one referrer.
+    """A registry and its content. `missing` is the digest of a manifest that does not exist and has one referrer.
 
-    Nothing can be changed if it `is_archive`.
+    If `is_archive`, the registry is read-only.
     """
 
     ask: Client
@@ -65,17 +65,17 @@ class World:
 
     @property
     def layer(self) -> str:
-        """The digest of the layer that both images have."""
+        """The digest of the layer of both images."""
         return str(self.manifest(0)["layers"][0]["digest"])
 
 
 def url(kind: str, reference: str, repository: str = REPOSITORY) -> str:
-    """Return where a blob, a manifest, or the referrers of one are; or `tags`, or `uploads`."""
+    """Return the path of a blob, a manifest, its referrers, `tags` or `uploads`."""
     return f"/v2/{repository}/{kind}/{reference}"
 
 
 def pushed(start: type[Registry], folder: Path, stack: contextlib.ExitStack) -> World:
-    """Start a registry and push everything to it."""
+    """Start a registry and push the content."""
     layout, images, referrers, missing = _made(folder)
     registry = stack.enter_context(start(folder / "served"))
     for image, tags in ((images[0], TAGS[:1]), (images[1], TAGS[1:])):
@@ -87,7 +87,7 @@ def pushed(start: type[Registry], folder: Path, stack: contextlib.ExitStack) -> 
 
 
 def archived(folder: Path, stack: contextlib.ExitStack) -> World:
-    """Put everything into an archive, and serve that."""
+    """Write the content into an archive and serve the archive."""
     layout, images, referrers, missing = _made(folder)
     layout.name(images[0], *(f"registry.example/{REPOSITORY}:{tag}" for tag in TAGS[:1]))
     layout.name(images[1], *(f"registry.example/{REPOSITORY}:{tag}" for tag in TAGS[1:]))

@@ -1,4 +1,4 @@
-"""The kinds of content of the suite's present form: each is pushed, listed, looked at, pulled and deleted."""
+"""The kinds of content of the current suite: each is pushed, listed, checked by HEAD, pulled and deleted."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ MADE: dict[str, Make] = {
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=data(kind), id=kind.replace(" ", "-")) for kind in MADE])
-def test_it_is_pushed_listed_pulled_and_deleted(ask: Client, layout: Layout, kind: str) -> None:
+def test_content_is_pushed_listed_pulled_and_deleted(ask: Client, layout: Layout, kind: str) -> None:
     made = MADE[kind](layout)
     push_all(ask, layout, made, tag="v1")
     root, raw = made[-1], layout.file(made[-1]["digest"]).read_bytes()
@@ -102,7 +102,7 @@ def test_it_is_pushed_listed_pulled_and_deleted(ask: Client, layout: Layout, kin
 @data("Artifacts with Subject")
 @data("Index with Subject")
 @data("Missing Subject")
-def test_what_refers_to_something_is_confirmed_and_listed(ask: Client, layout: Layout) -> None:
+def test_the_subject_of_a_referrer_is_confirmed_and_the_referrer_is_listed(ask: Client, layout: Layout) -> None:
     subject = image(layout)
     absent = {"mediaType": MANIFEST, "digest": digest_of(b"absent"), "size": 6}
     first, second = artifact(layout, subject=bare(subject)), artifact(layout, subject=absent)
@@ -123,7 +123,7 @@ def test_what_refers_to_something_is_confirmed_and_listed(ask: Client, layout: L
 
 
 @data("Bad Digest Image")
-def test_what_has_another_digest_is_refused(ask: Client, layout: Layout) -> None:
+def test_content_with_another_digest_is_refused(ask: Client, layout: Layout) -> None:
     made = image(layout)
     push_blobs(ask, layout, made)
     answer = put(ask, layout, made, digest_of(b"another"))
@@ -136,8 +136,8 @@ def test_what_has_another_digest_is_refused(ask: Client, layout: Layout) -> None
 
 
 @data("Sparse Manifests")
-def test_what_lacks_something_is_refused(ask: Client, layout: Layout) -> None:
-    """The suite leaves them out unless it is told that a registry takes them; what is served here lacks nothing."""
+def test_a_sparse_index_is_refused(ask: Client, layout: Layout) -> None:
+    """The suite skips sparse manifests unless a setting enables them; these registries require complete images."""
     made = index_of(layout, image(layout))
     answer = put(ask, layout, made, "v1")
     assert (answer.status, answer.codes) == (400, ["MANIFEST_BLOB_UNKNOWN"])
@@ -147,7 +147,7 @@ def test_what_lacks_something_is_refused(ask: Client, layout: Layout) -> None:
     "algorithm",
     [pytest.param("sha256", marks=data("Tag Param")), pytest.param("sha512", marks=data("Tag Param sha512"))],
 )
-def test_tags_may_come_with_a_digest(ask: Client, layout: Layout, algorithm: str) -> None:
+def test_a_push_by_digest_may_set_tags(ask: Client, layout: Layout, algorithm: str) -> None:
     made = image(layout, algorithm=algorithm)
     push_blobs(ask, layout, made)
     answer = put(ask, layout, made, f"{made['digest']}?tag=v1&tag=v2")
@@ -158,7 +158,7 @@ def test_tags_may_come_with_a_digest(ask: Client, layout: Layout, algorithm: str
 
 
 def push_all(ask: Client, layout: Layout, documents: list[Descriptor], tag: str | None = None) -> None:
-    """Push documents and their blobs, the last one under `tag`; a tag alone would stand for its sha256."""
+    """Push documents and their blobs, the last one with `tag`; a push by tag alone would use the sha256 digest."""
     for document in documents:
         push_blobs(ask, layout, document)
         reference = str(document["digest"])

@@ -12,12 +12,12 @@ class TestSetup:
     @case("Content Management", "Setup", "Populate registry with test config blob")
     @case("Content Management", "Setup", "Populate registry with test layer")
     @case("Content Management", "Setup", "Populate registry with test tag")
-    def test_all_of_it_is_there(self, filled: World) -> None:
+    def test_blobs_and_tags_exist(self, filled: World) -> None:
         for target in (url("blobs", filled.config(0)), url("blobs", filled.layer), url("manifests", TAGS[0])):
             assert filled.ask("HEAD", target).status == 200
 
     @case("Content Management", "Setup", "Check how many tags there are before anything gets deleted")
-    def test_tags(self, filled: World) -> None:
+    def test_the_number_of_tags(self, filled: World) -> None:
         assert len(filled.ask("GET", TAGS_OF).json()["tags"]) == len(TAGS)
 
 
@@ -27,10 +27,10 @@ class TestManifestDelete:
         "Manifest delete",
         "DELETE request to manifest tag should return 202, unless tag deletion is disallowed (400/405)",
     )
-    def test_of_a_tag(self, filled: World) -> None:
+    def test_delete_a_tag(self, filled: World) -> None:
         assert filled.ask("DELETE", url("manifests", TAGS[0])).status == 202
         assert filled.ask("GET", url("manifests", TAGS[0])).status == 404
-        # Only the tag: the manifest is there by its digest.
+        # The manifest still exists under its digest.
         assert filled.ask("GET", url("manifests", filled.images[0]["digest"])).status == 200
 
     @case(
@@ -43,7 +43,7 @@ class TestManifestDelete:
         "Manifest delete",
         "GET request to deleted manifest URL should yield 404 response, unless delete is disallowed",
     )
-    def test_by_digest(self, filled: World) -> None:
+    def test_delete_by_digest(self, filled: World) -> None:
         target = url("manifests", filled.images[0]["digest"])
         assert filled.ask("DELETE", target).status == 202
         answer = filled.ask("GET", target)
@@ -55,7 +55,7 @@ class TestManifestDelete:
         "Manifest delete",
         "GET request to tags list should reflect manifest deletion",
     )
-    def test_tags(self, filled: World) -> None:
+    def test_tags_of_a_deleted_manifest(self, filled: World) -> None:
         filled.ask("DELETE", url("manifests", filled.images[0]["digest"]))
         assert filled.ask("GET", TAGS_OF).json()["tags"] == list(TAGS[1:])
 
@@ -63,7 +63,7 @@ class TestManifestDelete:
 class TestBlobDelete:
     @case("Content Management", "Blob delete", "DELETE request to blob URL should yield 202 response")
     @case("Content Management", "Blob delete", "GET request to deleted blob URL should yield 404 response")
-    def test_of_blobs(self, filled: World) -> None:
+    def test_delete_blobs(self, filled: World) -> None:
         for digest in (filled.config(0), filled.layer):
             assert filled.ask("DELETE", url("blobs", digest)).status == 202
             answer = filled.ask("GET", url("blobs", digest))

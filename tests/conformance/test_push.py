@@ -18,20 +18,20 @@ CONTENT = "application/octet-stream"
 
 
 def begin(ask: Client) -> str:
-    """Open a session, and return where it is."""
+    """Open an upload session and return its location."""
     answer = ask("POST", UPLOADS, headers={"Content-Length": "0"})
     assert answer.status == 202
     return answer.headers["Location"]
 
 
 def chunk(ask: Client, location: str, content: bytes, start: int) -> Response:
-    """Send a chunk that begins at byte `start`."""
+    """Send a chunk that starts at byte `start`."""
     stated = f"{start}-{start + len(content) - 1}"
     return ask("PATCH", location, content, {"Content-Type": CONTENT, "Content-Range": stated})
 
 
 def close(ask: Client, location: str, body: bytes | None = None, content: bytes = BLOB) -> Response:
-    """Close a session with the digest of `content`."""
+    """Complete an upload session with the digest of `content`."""
     return ask("PUT", f"{location}?digest={digest_of(content)}", body, {"Content-Type": CONTENT})
 
 
@@ -52,7 +52,7 @@ class TestBlobUploadStreamed:
 
 class TestBlobUploadMonolithic:
     @case("Push", "Blob Upload Monolithic", "GET nonexistent blob should result in 404 response")
-    def test_get_of_none(self, ask: Client) -> None:
+    def test_get_of_a_nonexistent_blob(self, ask: Client) -> None:
         assert ask("GET", url("blobs", NOBODY)).status == 404
 
     @case("Push", "Blob Upload Monolithic", "POST request with digest and blob should yield a 201 or 202")
@@ -65,7 +65,7 @@ class TestBlobUploadMonolithic:
         "Blob Upload Monolithic",
         "GET request to blob URL from prior request should yield 200 or 404 based on response code",
     )
-    def test_get_after_that(self, ask: Client) -> None:
+    def test_get_after_post_with_digest(self, ask: Client) -> None:
         location = ask("POST", f"{UPLOADS}?digest={digest_of(BLOB)}", BLOB).headers["Location"]
         answer = ask("GET", location)
         assert (answer.status, answer.body) == (200, BLOB)
@@ -95,12 +95,12 @@ class TestBlobUploadChunked:
         assert chunk(ask, begin(ask), SECOND, len(FIRST)).status == 416
 
     @case("Push", "Blob Upload Chunked", "PATCH request with first chunk should return 202")
-    def test_first(self, ask: Client) -> None:
+    def test_first_chunk(self, ask: Client) -> None:
         answer = chunk(ask, begin(ask), FIRST, 0)
         assert (answer.status, answer.headers["Range"]) == (202, f"0-{len(FIRST) - 1}")
 
     @case("Push", "Blob Upload Chunked", "Retry previous blob chunk should return 416")
-    def test_again(self, ask: Client) -> None:
+    def test_repeated_chunk(self, ask: Client) -> None:
         location = begin(ask)
         chunk(ask, location, FIRST, 0)
         answer = chunk(ask, location, FIRST, 0)
@@ -108,7 +108,7 @@ class TestBlobUploadChunked:
         assert answer.headers["Range"] == f"0-{len(FIRST) - 1}"
 
     @case("Push", "Blob Upload Chunked", "Get on stale blob upload should return 204 with a range and location")
-    def test_where_it_is(self, ask: Client) -> None:
+    def test_get_after_a_repeated_chunk(self, ask: Client) -> None:
         location = begin(ask)
         chunk(ask, location, FIRST, 0)
         chunk(ask, location, FIRST, 0)
@@ -117,7 +117,7 @@ class TestBlobUploadChunked:
         assert answer.headers["Location"]
 
     @case("Push", "Blob Upload Chunked", "PATCH request with second chunk should return 202")
-    def test_second(self, ask: Client) -> None:
+    def test_second_chunk(self, ask: Client) -> None:
         answer = chunk(ask, chunk(ask, begin(ask), FIRST, 0).headers["Location"], SECOND, len(FIRST))
         assert (answer.status, answer.headers["Range"]) == (202, f"0-{len(BLOB) - 1}")
         assert answer.headers["Location"]
@@ -139,7 +139,7 @@ class TestCrossRepositoryBlobMount:
         "Cross-Repository Blob Mount",
         "Cross-mounting of a blob without the from argument should yield session id",
     )
-    def test_of_none_without_from(self, ask: Client) -> None:
+    def test_a_nonexistent_blob_without_from(self, ask: Client) -> None:
         answer = ask("POST", f"{self.TO}?mount={NOBODY}")
         assert answer.status == 202
         assert answer.headers["Location"].startswith(self.TO)
@@ -149,7 +149,7 @@ class TestCrossRepositoryBlobMount:
         "Cross-Repository Blob Mount",
         "POST request to mount another repository's blob should return 201 or 202",
     )
-    def test_of_anothers(self, ask: Client) -> None:
+    def test_a_blob_of_another_repository(self, ask: Client) -> None:
         digest = ask.upload(BLOB, REPOSITORY)
         answer = ask("POST", f"{self.TO}?mount={digest}&from={REPOSITORY}")
         assert (answer.status, answer.headers["Location"]) == (201, url("blobs", digest, OTHER))
@@ -165,7 +165,7 @@ class TestCrossRepositoryBlobMount:
         assert ask("GET", location).body == BLOB
 
     @case("Push", "Cross-Repository Blob Mount", "Cross-mounting of nonexistent blob should yield session id")
-    def test_of_none(self, ask: Client) -> None:
+    def test_a_nonexistent_blob(self, ask: Client) -> None:
         answer = ask("POST", f"{self.TO}?mount={NOBODY}&from={REPOSITORY}")
         assert answer.status == 202
         assert answer.headers["Location"].startswith(self.TO)
@@ -185,7 +185,7 @@ class TestCrossRepositoryBlobMount:
         "Cross-mounting without from, and automatic content discovery disabled should return a 202",
     )
     def test_without_from_and_without_discovery(self, ask: Client) -> None:
-        # Here a blob is found wherever it is. Of one that is nowhere the answer is that of who does not look.
+        # These registries have content discovery. For a blob that does not exist, the response is the same as without.
         answer = ask("POST", f"{self.TO}?mount={NOBODY}")
         assert answer.status == 202
         assert answer.headers["Location"].startswith(self.TO)
@@ -193,7 +193,7 @@ class TestCrossRepositoryBlobMount:
 
 class TestManifestUpload:
     @case("Push", "Manifest Upload", "GET nonexistent manifest should return 404")
-    def test_get_of_none(self, ask: Client) -> None:
+    def test_get_of_a_nonexistent_manifest(self, ask: Client) -> None:
         assert ask("GET", url("manifests", NOBODY)).status == 404
 
     @case("Push", "Manifest Upload", "PUT should accept a manifest upload")
@@ -221,11 +221,11 @@ class TestManifestUpload:
 
 class TestTeardown:
     @case("Push", "Teardown", "Delete manifest created in tests")
-    def test_of_a_manifest(self, filled: World) -> None:
+    def test_delete_a_manifest(self, filled: World) -> None:
         assert filled.ask("DELETE", url("manifests", filled.images[0]["digest"])).status == 202
 
     @case("Push", "Teardown", "Delete config blob created in tests")
     @case("Push", "Teardown", "Delete layer blob created in setup")
-    def test_of_blobs(self, filled: World) -> None:
+    def test_delete_blobs(self, filled: World) -> None:
         for digest in (filled.config(0), filled.layer):
             assert filled.ask("DELETE", url("blobs", digest)).status == 202

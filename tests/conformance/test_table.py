@@ -10,7 +10,7 @@ from tests.conformance.cases import CASES, DATA
 
 
 def names_tested() -> set[str]:
-    """Return the name of every case for which a test stands in this folder."""
+    """Return the names of all cases that have a test in this folder."""
     found: set[str] = set()
     for path in Path(__file__).parent.glob("test_*.py"):
         module = importlib.import_module(f"tests.conformance.{path.stem}")

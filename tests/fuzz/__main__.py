@@ -1,4 +1,4 @@
-"""`scripts/fuzz`: fuzz for as long as one likes. Not for the tests, which do the same with few inputs."""
+"""`scripts/fuzz`: fuzz for a given time. tests/fuzz/test_fuzz.py does the same with few inputs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tests.fuzz.targets import TARGETS
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _KEPT: Final = _ROOT / ".cache" / "fuzz"
-#: How long one target has its turn, in seconds.
+#: Seconds for one turn of a target.
 _TURN: Final = 20.0
 
 
 def main() -> int:
-    """Fuzz the targets in turn, and say what was found. Exit code 1 where something was."""
-    parser = argparse.ArgumentParser(prog="scripts/fuzz", description="Fuzz whatever reads what strangers wrote.")
+    """Fuzz the targets in turn, and print the finds. Return 1 if there are any."""
+    parser = argparse.ArgumentParser(prog="scripts/fuzz", description="Fuzz every parser of untrusted input.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="in all, for all targets together (default: 60)")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32), help="default: another one each time")
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="only look at this input, with its traceback")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together (default: 60)")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32), help="default: a random one")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="only check this input, and print its traceback")
     options = parser.parse_args()
     unknown = set(options.targets) - TARGETS.keys()
     if unknown:
@@ -55,7 +55,7 @@ def main() -> int:
 def _turn(
     name: str, seed: int, folder: Path, guide: Guide | None, seconds: float, found: dict[tuple[str, str], Find]
 ) -> int:
-    """Fuzz one target for so long, and return how many inputs that were."""
+    """Fuzz one target for some seconds, and return the number of inputs."""
     kept = _KEPT / "corpus" / name
     kept.mkdir(parents=True, exist_ok=True)
     count, ends_at = 0, time.monotonic() + seconds
@@ -66,7 +66,7 @@ def _turn(
         for data in run.inputs():
             if time.monotonic() > ends_at:
                 break
-            # Whatever cannot be interrupted from within ends the process, with a stack; the input is on disk by then.
+            # An input that cannot be interrupted ends the process with a stack trace; the input is already on disk.
             (_KEPT / "current").write_bytes(data)
             faulthandler.dump_traceback_later(3 * PATIENCE, exit=True)
             find = run.look(data)

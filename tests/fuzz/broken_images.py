@@ -1,6 +1,6 @@
-"""Images with something wrong in them: documents changed in one place, and everything above hashed anew.
+"""Make invalid images: documents are changed in one place, and all digests above them are recomputed.
 
-So what is wrong is met where it is looked at, and not at the first digest.
+So the code that reads the changed place must find the error, not the check of a digest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LAYERS: Final = (
     (images.OCI_LAYER, _LAYER),
 )
 _REF_NAME: Final = "org.opencontainers.image.ref.name"
-#: Names as index.json has them; the last is one of cosign's tags.
+#: Names in index.json; the last one is a tag of cosign.
 _IMAGE_NAMES: Final = (
     "1",
     "latest",
@@ -88,7 +88,7 @@ class Made:
         return self._document(document, images.OCI_MANIFEST)
 
     def name(self, descriptor: Descriptor, name: str | None) -> None:
-        """Enter something into index.json."""
+        """Add a descriptor to index.json."""
         named = {"annotations": {_REF_NAME: name}} if name is not None else {}
         self.entries.append({**descriptor, **named})
 
@@ -132,7 +132,7 @@ class Made:
 
 
 def layout_items(rng: Random) -> list[Item]:
-    """Return the files of a layout with an image, an index or several of both, and things that hang on them."""
+    """Return the files of a layout with images, indexes and referrers."""
     made = Made(rng, rng.choice((0.0, 0.05, 0.15, 0.3)))
     for _ in range(rng.choice((1, 1, 1, 2))):
         image = made.image()
@@ -151,7 +151,7 @@ def layout_items(rng: Random) -> list[Item]:
 
 
 def docker_items(rng: Random) -> list[tuple[str, bytes | Link | None]]:
-    """Return the entries of a docker-archive of some dialect."""
+    """Return the entries of a docker-archive of a random dialect."""
     config = {
         "architecture": "amd64",
         "os": "linux",
@@ -178,7 +178,7 @@ def docker_items(rng: Random) -> list[tuple[str, bytes | Link | None]]:
 
 
 def tar_with_faults(rng: Random, items: Iterable[tuple[str, bytes | Link | None]]) -> bytes:
-    """Return a tar of `items`, with headers of all kinds between them and some that are wrong."""
+    """Return a tar of `items`, with extended headers of all kinds and some invalid headers."""
     kind: Kind = rng.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT))
     prefix = rng.choice(("", "", "", "./", "/", ".//"))
     parts = []
@@ -203,7 +203,7 @@ def tar_with_faults(rng: Random, items: Iterable[tuple[str, bytes | Link | None]
 
 
 def _extended(rng: Random) -> bytes:
-    """Return a header that is about the entry behind it."""
+    """Return an extended header for the next entry."""
     if rng.random() < 0.3:
         kind = rng.choice((tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK))
         name = rng.choice((b"index.json\0", b"a" * 5000, b"", b"blobs/sha256/\xff\0x", b"../../x\0"))

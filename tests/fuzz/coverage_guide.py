@@ -1,4 +1,4 @@
-"""What code an input reaches, by `sys.monitoring` (Python 3.12 and later): so that what reaches more is built upon."""
+"""Detect inputs that reach new code, by `sys.monitoring` (Python 3.12 and later), so that the engine mutates them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _OURS: Final = "/ocistream/"
 
 
 class Guide:
-    """Counts the branches of ocistream's code that were taken, each once.
+    """Counts the lines and branches of ocistream's code that were reached, each once.
 
-    Python before 3.14 has one event for both ways of a branch, so that a place is left alone when both are known.
+    Python before 3.14 has one event for both directions of a branch, so an event stays enabled until both are known.
     """
 
     def __init__(self) -> None:
@@ -21,20 +21,20 @@ class Guide:
         self.total = 0
 
     def begin(self) -> None:
-        """Look at a new input from here on."""
+        """Start a new input."""
         self._new = 0
 
     def reached(self) -> bool:
-        """Say whether something was reached that nothing had before."""
+        """Return whether the input reached new code."""
         return self._new > 0
 
     @staticmethod
     def is_possible() -> bool:
-        """Say whether this Python can do it."""
+        """Return whether this Python has `sys.monitoring`."""
         return sys.version_info >= (3, 12)
 
     def start(self) -> None:
-        """Begin to look; it is not stopped."""
+        """Start monitoring, until the process ends."""
         if sys.version_info >= (3, 12):
             monitoring: Any = sys.monitoring  # type: ignore[attr-defined, unused-ignore]
             tool = monitoring.OPTIMIZER_ID

@@ -1,7 +1,7 @@
-"""The engine: targets, inputs for them, and what counts as a fault.
+"""The fuzzing engine: targets, their inputs, and the faults that it reports.
 
-Input number N of a target and a seed is always the same, unless it is guided by what code earlier ones have reached;
-then it is one of those, changed.
+Input number N of a target and a seed is always the same, except in a guided run, which mutates inputs that reached new
+code.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from tests.fuzz.coverage_guide import Guide
 from tests.fuzz.monitor import HangError, watched
 from tests.fuzz.mutation import mutated
 
-#: How much memory an input may cost, in bytes, where nothing that it may ask for costs more.
+#: The default limit for the memory that an input uses, in bytes.
 MEMORY: Final = 32 * MIB
-#: An error's text is a line for people.
+#: The longest error text, in characters.
 _TEXT: Final = 1_000
 _CORPUS: Final = 2_000
 
-#: Looks at one input. It may raise an OcistreamError; whatever else it raises is a fault.
+#: Checks one input. It may raise an OcistreamError; any other exception is a fault.
 Check = Callable[[bytes], None]
 
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to be fuzzed.
+    """One parser to fuzz.
 
-    `opened` makes what checks inputs, in an empty folder of its own. `seeds` are inputs to begin with, `make` makes
-    others that have the right form in most places. `codes` are the exit codes that are right for a bad input, `tokens`
-    words of the format, and `share` says how many of the tests' inputs are its: by what one of them costs.
+    `opened` returns a context manager of the check, for an empty folder. `seeds` are the first inputs; `make` makes
+    other inputs that are mostly valid. `codes` are the expected exit codes for an invalid input, `tokens` are words of
+    the format, and `share` is the number of inputs in a usual test run, by the cost of an input.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Target:
     make: Callable[[Random], bytes] | None = None
     tokens: tuple[bytes, ...] = ()
     share: int = 400
-    #: How much memory one input may cost, in bytes.
+    #: The limit for the memory that one input uses, in bytes.
     memory: int = MEMORY
 
 
 @dataclass(frozen=True)
 class Find:
-    """An input that does what none may do; `problem` is one line, the same for inputs that show the same fault."""
+    """An input that causes a fault; `problem` is one line, the same for inputs with the same fault."""
 
     target: str
     data: bytes = field(repr=False)
@@ -67,7 +67,7 @@ class Run:
     """One target on one seed."""
 
     def __init__(self, target: Target, folder: Path, seed: int = 0, guide: Guide | None = None) -> None:
-        """Open the target below `folder`, which is empty. With a `guide`, inputs that reach new code are built upon."""
+        """Use the empty `folder` for the target. With a `guide`, mutate inputs that reach new code."""
         self._target = target
         self._folder = folder / "within"
         self._seed = seed
@@ -77,7 +77,7 @@ class Run:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Go into the folder: a relative path that is written to by mistake is to be seen there."""
+        """Change to the folder and open the target there."""
         self._folder.mkdir(parents=True)
         before = Path.cwd(), tempfile.tempdir
         self._stack.callback(os.chdir, before[0])
@@ -91,11 +91,11 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the target and restore the working directory."""
         self._stack.close()
 
     def inputs(self) -> Iterator[bytes]:
-        """Give inputs without end: first the seeds as they are."""
+        """Yield inputs without end; the seeds come first, unchanged."""
         yield from self._seeds
         number = 0
         while True:
@@ -103,7 +103,7 @@ class Run:
             number += 1
 
     def look(self, data: bytes) -> Find | None:
-        """Look at one input, and give what is wrong with what became of it."""
+        """Check one input, and return its fault, if any."""
         problem, trace = None, ""
         if self._guide is not None:
             self._guide.begin()
@@ -123,7 +123,7 @@ class Run:
         return Find(self._target.name, data, problem, trace) if problem else None
 
     def smaller(self, find: Find) -> Find:
-        """Leave away of an input what is not needed for its problem."""
+        """Remove the parts of an input that its problem does not need."""
         data, size = find.data, max(1, len(find.data) // 2)
         while True:
             start = 0
@@ -140,7 +140,7 @@ class Run:
 
     @property
     def corpus(self) -> list[bytes]:
-        """The inputs that reached something new."""
+        """The inputs that reached new code."""
         return self._grown
 
     def _input(self, rng: Random) -> bytes:
@@ -151,7 +151,7 @@ class Run:
         return mutated(rng, rng.choice(pool) if made is None else made, self._target.tokens, self._seeds)
 
     def _wrong(self, error: OcistreamError) -> str | None:
-        """Say what is wrong with an error of ours, if anything is."""
+        """Return the problem of an OcistreamError, if any."""
         if error.exit_code not in self._target.codes:
             return f"exit code {error.exit_code}, by {type(error).__name__}"
         for text in (error.message, error.hint or "x"):
@@ -161,7 +161,7 @@ class Run:
 
 
 def _said(error: BaseException) -> str:
-    """Name a fault: what was raised, and the innermost line of ours that it passed."""
+    """Name a fault: the exception, and the innermost function of ocistream in its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "ocistream" in Path(frame.filename).parts[-3:-1]] or frames
     text = str(error) if isinstance(error, AssertionError) else ""

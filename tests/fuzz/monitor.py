@@ -1,6 +1,6 @@
-"""What is watched while one input is looked at: how long it takes, what memory it costs, what else it does.
+"""Monitor the check of one input: its time, its memory, and forbidden actions.
 
-Nothing of it depends on what is fuzzed.
+The monitor does not depend on the target.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
 
-#: Seconds for one input: thousands of times what any takes, so that a busy machine is no hang.
+#: Seconds for one input: thousands of times more than it needs, so that a busy machine does not count as a hang.
 PATIENCE: Final = 30.0
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _STATUS: Final = Path("/proc/self/status")
-#: What changes a file system, and which of its arguments are paths (Python's table of audit events).
+#: Audit events that change a file system, and the positions of their path arguments (Python's table of audit events).
 _CHANGES: Final = {
     "os.chmod": (0,),
     "os.chown": (0,),
@@ -39,18 +39,18 @@ _CHANGES: Final = {
 _PROGRAMS: Final = frozenset({"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"})
 
 
-#: The ports of this machine on which a target listens: to no other is anything connected.
+#: The local ports on which a target listens; connections to other ports are refused.
 PORTS: Final[set[int]] = set()
-#: What needs no name service.
+#: Hosts that need no name lookup.
 _NUMERIC: Final = re.compile(r"[0-9.]+|.*:.*|localhost", re.DOTALL)
 
 
 class HangError(BaseException):
-    """An input that takes for ever; no `Exception`, so that nothing on the way takes it for its own."""
+    """An input takes too long. It is not an `Exception`, so that no handler of the product catches it."""
 
 
 class _Deeds:
-    """What happens while it is on: programs that are run, files that are changed outside. The network is shut."""
+    """Records started programs and changed files outside the folder while active, and disables the network."""
 
     def __init__(self) -> None:
         self.folder: str | None = None
@@ -76,17 +76,17 @@ class _Deeds:
 
     def _check(self, event: str, path: object) -> None:
         if isinstance(path, bytes | str | os.PathLike):
-            # What is relative is meant from the folder, or from a descriptor within it.
+            # A relative path starts at the folder, or at a file descriptor of a folder in it.
             where = os.path.normpath(os.path.join(self.folder or "", os.fsdecode(path)))  # noqa: PTH118 - text only
             if not f"{where}/".startswith(f"{self.folder}/") and where != str(_CLEAR):
                 self.seen.append(f"{event} of {where}")
 
     @staticmethod
     def _refuse(address: object) -> None:
-        """Let what a stranger's words lead to be unreachable: the world, and other services of this machine.
+        """Refuse connections to other hosts and to other services of this machine.
 
         Raises:
-            OSError: it is not one of our own servers.
+            OSError: the address is not a server of a target.
         """
         if isinstance(address, tuple) and (address[0] not in {"127.0.0.1", "::1"} or address[1] not in PORTS):
             raise OSError(errno.ECONNREFUSED, "nobody is there")
@@ -96,7 +96,7 @@ _deeds: _Deeds | None = None
 
 
 def _the_deeds() -> _Deeds:
-    """Return the one hook of this process: Python has no way to take one away."""
+    """Return the only audit hook of this process: Python cannot remove one."""
     global _deeds  # noqa: PLW0603 - see above
     if _deeds is None:
         _deeds = _Deeds()
@@ -104,7 +104,7 @@ def _the_deeds() -> _Deeds:
 
 
 class Watched:
-    """What was seen: `grown` is by how much memory grew at the most, in bytes, `deeds` what should not happen."""
+    """The result: `grown` is the peak growth of memory in bytes, `deeds` are the forbidden actions."""
 
     def __init__(self) -> None:
         self.grown = 0
@@ -113,7 +113,7 @@ class Watched:
 
 @contextlib.contextmanager
 def watched(folder: Path) -> Iterator[Watched]:
-    """Watch a block, which may change files in `folder` and nowhere else. For the main thread only.
+    """Monitor a block, which may change files only in `folder`. For the main thread only.
 
     Raises:
         HangError: within the block, after `PATIENCE` seconds.
@@ -139,7 +139,7 @@ def _alarm(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _begin_peak() -> int:
-    """Let the peak begin anew where this system can (proc(5), clear_refs), and return the memory of now, in bytes."""
+    """Reset the peak memory if this system can (proc(5), clear_refs), and return the current memory in bytes."""
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
     return max(_kib("VmRSS"), _kib("VmHWM")) * 1024

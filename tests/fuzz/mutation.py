@@ -1,4 +1,4 @@
-"""Changes of inputs: of bytes, of JSON, of tar headers. All chance comes from the `Random` that is handed in."""
+"""Mutate inputs: bytes, JSON, tar headers. All randomness comes from the given `Random`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tests.archives import BLOCK, with_checksum
 
-#: No input is larger: what is looked for are shapes, not sizes.
+#: The largest input: fuzzing looks for invalid structures, not for large inputs.
 MAX_INPUT: Final = 192 * 1024
 _NUMBERS: Final = (
     b"0", b"-0", b"-1", b"1", b"00", b"+1", b"255", b"256", b"512", b"65536", b"2147483648", b"4294967295",
@@ -116,7 +116,7 @@ def _header(rng: Random, data: bytes, _: Sequence[bytes]) -> bytes:
 
 
 def _blocks(rng: Random, data: bytes, _: Sequence[bytes]) -> bytes:
-    """Move, drop or repeat whole blocks: entries of a tar change places, or lose their content."""
+    """Move, remove or repeat complete blocks: entries of a tar change places or lose their content."""
     if len(data) < 2 * BLOCK:
         return data
     start = rng.randrange(len(data) // BLOCK) * BLOCK
@@ -146,7 +146,7 @@ _SIZES: Final = (
 
 
 def header_mutated(rng: Random, block: bytes) -> bytes:
-    """Return a tar header with one field changed, mostly with the checksum that belongs to it."""
+    """Return a tar header with one field changed, mostly with the correct checksum."""
     start, end = rng.choice(_FIELDS)
     if (start, end) == (156, 157):
         field = bytes([rng.choice(_TYPES)])
@@ -174,7 +174,7 @@ _VALUES: Final[tuple[Any, ...]] = (
 
 
 def json_mutated(rng: Random, document: Any) -> Any:
-    """Return a document with one place of it changed; it may share parts with the one that was given."""
+    """Return a document with one change; it may share parts with the given one."""
     path, node = [], document
     while isinstance(node, dict | list) and node and rng.random() < 0.85:
         key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
@@ -216,10 +216,10 @@ def _with(node: Any, path: Sequence[Any], value: Any) -> Any:
 
 
 def json_bytes(rng: Random, document: Any) -> bytes:
-    """Return a document as bytes: in one of the spellings of it that are as good as another, or nearly so."""
+    """Return a document as JSON in a random spelling, sometimes with duplicate keys or deep nesting."""
     text = json.dumps(document, ensure_ascii=rng.random() < 0.7, indent=rng.choice((None, None, None, 1)))
     if rng.random() < 0.1 and '"' in text:
-        # A key twice, in some object.
+        # Add a key that may be a duplicate.
         text = text.replace("{", '{"mediaType": 1, "mediaType": 2,', 1) if rng.random() < 0.3 else text
         text = text.replace("{", '{"digest": "x", ', 1)
     if rng.random() < 0.05:

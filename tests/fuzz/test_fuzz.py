@@ -1,6 +1,6 @@
-"""Strangers' input is taken, or refused in one line with an exit code that fits; at once, and in little memory.
+"""Untrusted input is accepted, or refused in one line with an expected exit code, fast and in little memory.
 
-Part of what `scripts/fuzz` does: the same inputs on each run, and all that was ever found.
+These tests run a part of `scripts/fuzz`: the same inputs on each run, and all earlier finds.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ocistream.errors import ArchiveError, UsageError
 from tests.fuzz.engine import MEMORY, Check, Find, Run, Target
 from tests.fuzz.targets import TARGETS
 
-#: Another one gives other inputs.
+#: Another seed gives other inputs.
 SEED: Final = int(os.environ.get("OCISTREAM_FUZZ_SEED", "0"))
 _FOUND: Final = Path(__file__).parent / "found"
 
 
 @pytest.mark.parametrize("part", [8, pytest.param(1, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", TARGETS)
-def test_no_input_makes_it_crash_hang_or_hoard(name: str, part: int, tmp_path: Path) -> None:
-    # pytest shows it where a test fails.
+def test_no_input_causes_a_fault(name: str, part: int, tmp_path: Path) -> None:
+    # pytest shows the seed if the test fails.
     sys.stderr.write(f"OCISTREAM_FUZZ_SEED={SEED}\n")
     with Run(TARGETS[name], tmp_path, SEED) as run:
         finds = [run.look(data) for data in itertools.islice(run.inputs(), TARGETS[name].share // part)]
-    # Not all of their bytes: pytest would show the difference between so much and nothing.
+    # Shorten the inputs: pytest would show all bytes.
     found = [f"{find.problem}: {find.data[:200]!r}" for find in finds if find is not None]
     assert not found, f"{len(found)} finds, the first: {found[0]}"
 
 
 @pytest.mark.parametrize("path", sorted(_FOUND.glob("*/*")), ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_what_was_found_stays_mended(path: Path, tmp_path: Path) -> None:
+def test_an_earlier_find_stays_fixed(path: Path, tmp_path: Path) -> None:
     with Run(TARGETS[path.parent.name], tmp_path) as run:
         find = run.look(path.read_bytes())
     assert find is None, find.trace or find.problem
@@ -81,7 +81,7 @@ def _look(tmp_path: Path, act: Callable[[], object]) -> Find | None:
         (_raise(ArchiveError("two\nlines")), "a text that is not one short line of print"),
         (_raise(ArchiveError("x" * 10_000)), "a text that is not one short line of print"),
         (_raise(ArchiveError("x", hint="\x1b[2J")), "a text that is not one short line of print"),
-        # Far more than the tests before it may have left free in this process.
+        # Far more than the free memory that earlier tests may have left in this process.
         (lambda: len(bytearray(b"x" * (8 * MEMORY))), "it costs more memory"),
         (_write_outside, "it does what none may do: open of "),
         (lambda: subprocess.run([sys.executable, "-c", ""], check=True), "it does what none may do: subprocess.Popen"),
@@ -89,24 +89,24 @@ def _look(tmp_path: Path, act: Callable[[], object]) -> Find | None:
         (lambda: socket.getaddrinfo("example.com", 80), "gaierror"),
     ],
 )
-def test_the_engine_sees_what_is_wrong(act: Callable[[], object], problem: str, tmp_path: Path) -> None:
+def test_the_engine_reports_each_kind_of_fault(act: Callable[[], object], problem: str, tmp_path: Path) -> None:
     find = _look(tmp_path, act)
     assert find is not None
     assert find.problem.startswith(problem)
 
 
-def test_the_engine_sees_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_reports_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fuzz.monitor.PATIENCE", 0.05)
     find = _look(tmp_path, _for_ever)
     assert find is not None
     assert find.problem.startswith("HangError")
 
 
-def test_the_engine_sees_nothing_wrong_in_a_refusal(tmp_path: Path) -> None:
+def test_the_engine_accepts_a_refusal(tmp_path: Path) -> None:
     assert _look(tmp_path, _raise(ArchiveError("the archive is malformed", hint="make it anew"))) is None
 
 
-def test_a_find_is_made_as_small_as_it_can_be(tmp_path: Path) -> None:
+def test_a_find_is_minimized(tmp_path: Path) -> None:
     @contextlib.contextmanager
     def opened(_: Path) -> Iterator[Check]:
         def check(data: bytes) -> None:

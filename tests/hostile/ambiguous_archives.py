@@ -160,11 +160,11 @@ HEADERS: Final = [
             lambda: _prefixed(bytes(8), b"d"), seen=Seen(OTHER, SOUND, OTHER)),
     Hostile("differ-prefix-gnu", "another image's index has a prefix in a header with GNU's magic",
             lambda: _prefixed(b"ustar  \0", b"d"), seen=Seen(OTHER, SOUND, SOUND)),
-    Hostile("differ-prefix-star", "a prefix goes on where star has times",
+    Hostile("differ-prefix-star", "a prefix continues in the field where star has times",
             lambda: _prefixed(b"ustar\x0000", b"d" * 140, b"tar\0"), seen=Seen(SOUND, SOUND, REFUSED)),
     Hostile("differ-size-slash", "another image's index is the content of a file whose name ends with a slash",
             lambda: _hidden("innocent/", tarfile.REGTYPE), seen=Seen(OTHER, SOUND, SOUND)),
-    Hostile("differ-size-volume", "another image's index is the content of a volume's name, which bsdtar reads",
+    Hostile("differ-size-volume", "another image's index is the content of a volume label, which bsdtar reads",
             lambda: _hidden("innocent", b"V"), seen=Seen(SOUND, SOUND, REFUSED)),
     Hostile("differ-size-hard-link", "another image's index is the content of a hard link, which bsdtar skips",
             lambda: _hidden("innocent", tarfile.LNKTYPE, pax(("comment", "x"))), seen=Seen(OTHER, OTHER, OTHER)),
@@ -176,7 +176,7 @@ HEADERS: Final = [
             lambda: _pax_sized(1, 0), seen=Seen(SOUND, SOUND, SOUND)),
     Hostile("differ-size-pax-0", "a file has no size in its pax header, and one in its own",
             lambda: _pax_sized(0, 1), seen=Seen(OTHER, OTHER, OTHER)),
-    Hostile("differ-time", "a time is not a number, where tarfile stops without an error", _bad_time,
+    Hostile("differ-time", "a time is not a number, at which tarfile stops without an error", _bad_time,
             seen=Seen(REFUSED, SOUND, REFUSED)),
 ]  # fmt: skip
 

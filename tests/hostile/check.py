@@ -137,7 +137,7 @@ def _wrong(hostile: Hostile, way: Way, result: Result, target: Target) -> Iterat
     if result.code != way.code(hostile):
         yield f"exit code {result.code}, not {way.code(hostile)}: {result.err}"
     if result.out and way.name != "verify":
-        yield "something on stdout"
+        yield "output on stdout"
     if result.peak is None or result.peak >= BUDGET:
         yield f"a peak of {result.peak} bytes"
     yield from _wrong_words(result.err, has_problems=way.name == "verify")

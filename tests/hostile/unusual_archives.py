@@ -179,18 +179,18 @@ ORDERS: Final = [
     Odd("order-backwards", "the layers come first, and the index last", lambda: _order(5, 4, 3, 2, 1, 0), _LATE),
     Odd("order-manifest-last", "the manifest comes last", lambda: _order(0, 1, 3, 4, 5, 2), _LATE),
     Odd("order-config-last", "the config comes last", lambda: _order(0, 1, 2, 4, 5, 3)),
-    Odd("order-index-of-index-last", "an index of two platforms, after all it lists", lambda: _nested(last=True),
+    Odd("order-index-of-index-last", "an index of two platforms, after its manifests", lambda: _nested(last=True),
         _LATE),
-    Odd("order-index-of-index-first", "an index of two platforms, before all it lists", lambda: _nested(last=False),
+    Odd("order-index-of-index-first", "an index of two platforms, before its manifests", lambda: _nested(last=False),
         _LATE),
     Odd("order-partial-index-last", "an index without one of its platforms, after the image",
         lambda: _partial(last=True), _LATE),
     Odd("order-partial-index-first", "an index without one of its platforms, before the image",
         lambda: _partial(last=False), _LATE),
-    Odd("order-cache-last", "a cache of BuildKit's, its index last", lambda: _cache(last=True), _LATE),
-    Odd("order-cache-first", "a cache of BuildKit's, its index first", lambda: _cache(last=False)),
-    Odd("order-referrer-first", "what refers to the image comes before its layers", lambda: _signed(last=False)),
-    Odd("order-referrer-last", "what refers to the image comes after its layers", lambda: _signed(last=True),
+    Odd("order-cache-last", "a BuildKit cache, its index last", lambda: _cache(last=True), _LATE),
+    Odd("order-cache-first", "a BuildKit cache, its index first", lambda: _cache(last=False)),
+    Odd("order-referrer-first", "a referrer comes before the layers of its image", lambda: _signed(last=False)),
+    Odd("order-referrer-last", "a referrer comes after the layers of its image", lambda: _signed(last=True),
         _LATE),
 ]  # fmt: skip
 
@@ -198,8 +198,8 @@ FORMATS: Final = [
     Odd("format-dot", "names begin with ./, and directories have entries", lambda: tar_of(
         [("", None), ("blobs", None), ("blobs/sha256", None), *_NAMED], prefix="./")),
     Odd("format-gnu", "GNU's headers", lambda: tar_of(_NAMED, kind=tarfile.GNU_FORMAT)),
-    Odd("format-ustar", "headers of POSIX's older form", lambda: tar_of(_NAMED, kind=tarfile.USTAR_FORMAT)),
-    Odd("format-old-file", "a layer is of the type that files had before there were types",
+    Odd("format-ustar", "headers of the older POSIX format", lambda: tar_of(_NAMED, kind=tarfile.USTAR_FORMAT)),
+    Odd("format-old-file", "a layer has the type of regular files in old archives",
         lambda: with_other(LAYER, lambda name, content: entry(name, content, tarfile.AREGTYPE), _NAMED)),
     Odd("format-size-of-bytes", "a layer's size is not in octal digits",
         lambda: with_other(LAYER, lambda name, content: entry(name, content, size=base256(len(content))), _NAMED)),
@@ -216,7 +216,7 @@ FORMATS: Final = [
 ]  # fmt: skip
 
 CONTENTS: Final = [
-    Odd("files-of-others", "files that belong to no image, at all places",
+    Odd("files-of-others", "files that belong to no image, in all places",
         lambda: tar(("a.txt", b"x"), *_NAMED[:MANIFEST], ("b.json", b"{}"), *_NAMED[MANIFEST:], ("z", b"y" * 5000))),
     Odd("files-above", "a file ../x", lambda: tar(entry("../x", b"x"), *_NAMED)),
     Odd("files-in-blobs", "a file in blobs that is not a blob", lambda: tar(*_NAMED, ("blobs/sha256/x", b"x"))),
@@ -231,8 +231,8 @@ CONTENTS: Final = [
     Odd("layout-none", "no oci-layout", lambda: tar(*_NAMED[INDEX:])),
     Odd("images-none", "an index.json without images", lambda: tar(_NAMED[LAYOUT], _listing())),
     Odd("images-two", "two images", lambda: _two(f"{_REGISTRY}/a:1", f"{_REGISTRY}/b:2"), _LATE),
-    Odd("images-of-one-name", "two images of one name", lambda: _two(f"{_REGISTRY}/a:1", f"{_REGISTRY}/a:1")),
-    Odd("names-two", "one image by two names", lambda: tar(
+    Odd("images-of-one-name", "two images with one name", lambda: _two(f"{_REGISTRY}/a:1", f"{_REGISTRY}/a:1")),
+    Odd("names-two", "one image with two names", lambda: tar(
         _NAMED[LAYOUT], _listing(_listed(_NAMED, f"{_REGISTRY}/a:1"), _listed(_NAMED, f"{_REGISTRY}/b:2")),
         *_NAMED[MANIFEST:])),
     Odd("name-none", "an image without a name", lambda: tar(*image(entry={"annotations": {}}))),
@@ -244,23 +244,23 @@ CONTENTS: Final = [
     Odd("unneeded-json", "a JSON blob that no image needs", lambda: tar(blob(b'{"un":"needed"}'), *_NAMED)),
     Odd("unneeded-json-6-mib", "6 MiB of JSON blobs that no image needs, before the index", lambda: tar(
         *(blob(json_of({"x": str(number) * MIB})) for number in range(7)), *_NAMED), _LATE),
-    Odd("unneeded-wrong-last", "a blob that no image needs, and that is wrong, at the end",
+    Odd("unneeded-wrong-last", "a corrupt blob that no image needs, at the end",
         lambda: _unneeded(b"unneeded", b"unn33ded", first=False)),
-    Odd("unneeded-wrong-first", "a blob that no image needs, and that is wrong, at the beginning",
+    Odd("unneeded-wrong-first", "a corrupt blob that no image needs, at the beginning",
         lambda: _unneeded(b"unneeded", b"unn33ded", first=True), _LATE),
-    Odd("unneeded-json-wrong-first", "a JSON blob that no image needs, and that is wrong, at the beginning",
+    Odd("unneeded-json-wrong-first", "a corrupt JSON blob that no image needs, at the beginning",
         lambda: _unneeded(b'{"un":"needed"}', b'{"un":"n33ded"}', first=True)),
-    Odd("unneeded-wrong-6-mib", "a blob that is wrong, and 6 MiB of JSON, that no image needs, before all else",
+    Odd("unneeded-wrong-6-mib", "a corrupt blob and 6 MiB of JSON, which no image needs, before all other files",
         lambda: tar((blob(b"unneeded")[0], b"unn33ded"), *(blob(json_of({"x": str(n) * (MIB - 8)})) for n in range(6)),
                     *_NAMED[MANIFEST:], *_NAMED[:MANIFEST]), _LATE),
-    Odd("unneeded-twice-wrong", "a blob that no image needs, twice, the second time wrong",
+    Odd("unneeded-twice-wrong", "a blob that no image needs, twice, the second time corrupt",
         lambda: tar(*_NAMED, blob(b"unneeded"), (blob(b"unneeded")[0], b"unn33ded"))),
     Odd("config-of-artifact", "an artifact with a config that is not JSON", lambda: tar(*image(
         config=b"binary", of_config={"mediaType": "application/vnd.example.config"}))),
 ]  # fmt: skip
 
 DOCKER: Final = [
-    *(Odd(f"docker-of-{dialect}", f"a docker-archive as {dialect} writes them",
+    *(Odd(f"docker-of-{dialect}", f"a docker-archive as {dialect} writes it",
           functools.partial(_docker, dialect, f"{_REGISTRY}/app:1"), _LATE)
       for dialect in DIALECTS),
     Odd("docker-manifest-first", "a docker-archive with manifest.json first", _docker_manifest_first, _LATE),
@@ -272,7 +272,7 @@ DOCKER: Final = [
         {"push --to": (2, 8)}),
     Odd("docker-25-nameless", "Docker 25's archive of two images without names", _docker_25,
         {"push --to": (2, 8)}),
-    Odd("docker-none", "a docker-archive of no image", lambda: _docker_listed((_CONFIG, SOUND_CONFIG), listed=[])),
+    Odd("docker-none", "a docker-archive without images", lambda: _docker_listed((_CONFIG, SOUND_CONFIG), listed=[])),
     Odd("docker-unneeded", "a docker-archive with a layer that no image has",
         lambda: _docker_listed(("one", PLAIN[0]), ("two", PLAIN[1]), ("three.tar", PLAIN[0] + bytes(512)),
                                (_CONFIG, SOUND_CONFIG), listed=_DOCKER_LISTED), _LATE),

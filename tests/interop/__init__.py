@@ -1,1 +1,1 @@
-"""Tests against the real peers: registries, daemons and tools of others."""
+"""Tests against other implementations: registries, daemons and tools."""

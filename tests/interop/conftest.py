@@ -1,6 +1,6 @@
-"""What several of these tests share, made once for the run: the Debian image in a registry, and as pulled from it.
+"""Session fixtures: the Debian image in a registry and as an archive, containerd, and the tools that write archives.
 
-Nothing here is to be written to.
+Tests must not write to them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.runner import ocistream
 def long_push(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, certificate: Certificate
 ) -> Iterator[concurrent.futures.Future[Lasted] | None]:
-    """Begin the long push before the first test, so that it lasts beside the others, if its own test is to come."""
+    """Start the long push before the first test, so that it runs beside the others, if a selected test needs it."""
     tests = [item for item in request.session.items if isinstance(item, pytest.Function)]
     if not any("long_push" in getattr(item.function, "__annotations__", {}) for item in tests):
         yield None
@@ -35,7 +35,7 @@ def long_push(
 
 @pytest.fixture(scope="session")
 def debian_registry(tmp_path_factory: pytest.TempPathFactory, debian_image: DebianImage) -> Iterator[DockerRegistry]:
-    """Return a docker-registry that holds the Debian image as team/debian:v1."""
+    """Return a docker-registry that has the Debian image as team/debian:v1."""
     with docker_registry(tmp_path_factory.mktemp("debian-registry")) as registry:
         seed(debian_image.layout, debian_image.manifest, registry.host, "team/debian", "v1")
         yield registry
@@ -49,7 +49,7 @@ def debian_name(debian_registry: DockerRegistry) -> str:
 
 @pytest.fixture(scope="session")
 def debian_archive(debian_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the Debian image as `ocistream pull` wrote it into a file."""
+    """Return the archive of the Debian image that `ocistream pull` wrote."""
     archive = tmp_path_factory.mktemp("debian-archive") / "debian.tar"
     pulled = ocistream("pull", debian_name, "-o", archive)
     assert pulled.code == 0, pulled.err
@@ -58,14 +58,14 @@ def debian_archive(debian_name: str, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def containerd_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    """Return a containerd, one for the whole run: its images stay, so each test uses names of its own."""
+    """Return one containerd for the complete run. Its images stay, so each test uses its own names."""
     with containerd(tmp_path_factory.mktemp("containerd")) as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="session")
 def one_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """Keep what archives are written with, and what was written, for the whole run."""
+    """Return the tools that write archives, and keep their archives for the complete run."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "tools").mkdir()
     with isolated_tools(folder / "tools") as tools:
@@ -74,6 +74,6 @@ def one_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture
 def bench(one_bench: Bench, request: pytest.FixtureRequest) -> Bench:
-    """Return what the tools of others write archives with; a daemon that is missing skips who asks for it."""
+    """Return the tools that write archives. A test that needs a missing daemon is skipped."""
     one_bench.fixture = request.getfixturevalue
     return one_bench

@@ -1,8 +1,8 @@
-"""A world in which the commands of the documents mean what they say.
+"""An environment in which the commands of the documentation work as written.
 
-In that world `registry.example.com`, `registry.local:5000`, `localhost:5000` and Docker Hub are registries, each a real
-one with images in it; `ssh host` leads somewhere, and `docker` has a daemon. It is a network namespace, so that none of
-these names and ports is taken from, or seen by, anybody else.
+`registry.example.com`, `registry.local:5000`, `localhost:5000` and Docker Hub are real registries with images;
+`ssh host` reaches a host, and `docker` has a daemon. The environment is a network namespace: its names and ports do not
+collide with those of other processes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tests.signatures.fake_sigstore import FakeSigstore
 from tests.signed_image import cosign_tag
 from tests.signing import bundle_referrer, sign_with_tag, signer, statement
 
-#: Seconds that a block may take: far more than any does.
+#: Seconds that a block may take: far more than any block needs.
 TIMEOUT: Final = 120.0
 _MIB: Final = 1 << 20
 
-#: Name of a registry, its address in the world, and the port it has there. What is on port 443 speaks TLS, and so does
-#: what is not loopback.
+#: Name of a registry, its address and its port. A registry on port 443 uses TLS, and so does one that is not on
+#: loopback.
 _REGISTRIES: Final = {
     "docker.io": ("198.51.100.1", 443),
     "registry.example.com": ("198.51.100.2", 443),
@@ -46,17 +46,17 @@ _TAGS: Final = ("1", "2")
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Where commands of documents run."""
+    """The environment of the documentation's commands."""
 
     inside: Sequence[str]
     env: Mapping[str, str]
     certificate: Certificate
-    #: The public key of the signer of registry.example.com/release:1, and the trusted root for release:2.
+    #: The public key that verifies registry.example.com/release:1, and the trusted root for release:2.
     key: Path
     trusted_root: Path
 
     def run(self, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-        """Run a script of bash in a folder; stdout and stderr come together, as on a terminal."""
+        """Run a bash script in a folder; stdout and stderr are merged, as on a terminal."""
         home = folder.parent / f"{folder.name}-home"
         home.mkdir(exist_ok=True)
         env = {**self.env, "HOME": str(home), "XDG_STATE_HOME": str(home / "state")}
@@ -75,16 +75,16 @@ class World:
 
 
 def script_of(text: str) -> str:
-    """Return a block as a script that ends at the first failure, and takes what it left running with it.
+    """Return a block as a script that ends at the first failure, and then ends its background processes.
 
-    A registry that is started in the background listens when the next line is run: a person types no faster.
+    After starting a registry in the background, the script waits until it listens: a person types the next line later.
     """
     lines = []
     for line in text.splitlines():
         lines.append(line)
         if re.search(r"&\s*(#.*)?$", line):
             lines.append('until [[ $(ss -Htlnp) == *"pid=$!,"* ]]; do kill -0 $!; sleep 0.05; done')
-    # What it left running would have its output, and so keep the pipe open.
+    # A background process would inherit stdout and keep the pipe open.
     left = "trap 'code=$?; pkill -P $$ || :; wait; exit $code' EXIT"
     return "\n".join(["set -euo pipefail", left, *lines])
 
@@ -93,9 +93,9 @@ def script_of(text: str) -> str:
 def world(
     folder: Path, certificate: Certificate, *, more: Mapping[str, tuple[Layout, Descriptor]] | None = None
 ) -> Iterator[World]:
-    """Make it: registries with images, a host behind ssh, a daemon with an image.
+    """Start registries with images, a host behind ssh, and a daemon with an image.
 
-    Of `more`, which is by NAME:TAG, each is on Docker Hub too.
+    Docker Hub also has the images of `more`, a mapping by NAME:TAG.
     """
     names = list(_REGISTRIES) + [other for others in _NAMES.values() for other in others]
     issued = certificate.issue(folder / "certificate", names=[*names, "localhost"])
@@ -130,7 +130,7 @@ def world(
                 if registry == "registry.example.com":
                     _seed_signed(layout, seeded.host, folder / "cosign.pub", sigstore)
             stack.enter_context(docker_registry(there, tls=issued, within=inside, address=f"{address}:{port}"))
-        # What is behind `ssh host` has a loopback of its own, and on it a registry.
+        # The host behind `ssh host` has its own loopback interface, with a registry on it.
         far = stack.enter_context(namespace(f"{name}-far"))
         far_forks = stack.enter_context(contextlib.closing(Server(os.environ, far)))
         far_programs = _programs(folder / "far-bin", forking_command(far_forks.address))
@@ -147,14 +147,14 @@ def world(
             ssh_server(folder / "ssh", name="host", env={**env, **homes}, program=enter, within=inside)
         )
         _program(programs / "ssh", f'exec {shutil.which("ssh")} {" ".join(ssh[1:-1])} "$@"')
-        # `ip netns exec` mounts another /sys, without the cgroups that the daemon wants.
+        # `ip netns exec` mounts another /sys, without the cgroups that the daemon needs.
         network = ["nsenter", f"--net=/run/netns/{name}"]
         daemon = stack.enter_context(dockerd(folder / "dockerd", within=network))
         env |= {"DOCKER_HOST": daemon.host, "DOCKER_CONFIG": str(daemon.config)}
         found = World(inside, env, issued, folder / "cosign.pub", sigstore.trusted_root)
         prepared = folder / "prepared"
         prepared.mkdir()
-        # An image in the daemon, and on the remote side what a pipe that broke has left.
+        # An image in the daemon, and a truncated archive on the remote host, as a broken pipe leaves it.
         begun = f"ocistream pull app:2 -o app.tar && docker load -i app.tar && head -c 1000000 app.tar > {home}/x.tar"
         done = found.run(begun, prepared)
         assert done.returncode == 0, done.stdout
@@ -162,25 +162,25 @@ def world(
 
 
 def _seed_signed(layout: Layout, host: str, key: Path, sigstore: FakeSigstore) -> None:
-    """Push release:1, signed by a key that is written to a file, and release:2, signed keyless."""
+    """Push release:1, signed with a key whose public half goes to a file, and release:2, signed keyless."""
     image, keyless = _image(layout, "release", "1"), _image(layout, "release", "2")
     seed(layout, image, host, "release", "1")
     seed(layout, sign_with_tag(layout, image, signer(key)), host, "release", cosign_tag(image))
     seed(layout, keyless, host, "release", "2")
     found = json.dumps(sigstore.bundle(statement=statement(keyless["digest"]))).encode()
-    # The registry has no list of referrers, so a tag has it.
+    # The registry has no referrers API, so a tag lists the referrers.
     referrers = [bundle_referrer(layout, keyless, found)]
     listed = layout.document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": referrers})
     seed(layout, listed, host, "release", keyless["digest"].replace(":", "-"))
 
 
 def _tags(repository: str, tag: str) -> Sequence[str]:
-    """Return under which tags an image is there: those of one repository are versions as well."""
+    """Return the tags of an image: nginx has a version as a second tag."""
     return (tag, f"1.{25 + int(tag)}.0") if repository == "nginx" else (tag,)
 
 
 def _image(layout: Layout, name: str, tag: str) -> Descriptor:
-    """Make an image of two platforms, each of a layer that all of its name share, and one of its tag."""
+    """Write an image of two platforms, each with a layer that all tags of the name share, and one of its own."""
     images = []
     for number, platform in enumerate(("linux/amd64", "linux/arm64")):
         base, _ = layout.random_layer(2 * _MIB, seed=f"{name} {platform}")
@@ -191,7 +191,7 @@ def _image(layout: Layout, name: str, tag: str) -> Descriptor:
 
 @contextlib.contextmanager
 def _hosts(name: str) -> Iterator[None]:
-    """Write who is called what in a network namespace of that name, which finds it there (ip-netns(8))."""
+    """Write the hosts file that a network namespace of that name uses (ip-netns(8))."""
     folder = Path("/etc/netns") / name
     was = folder.parent.exists()
     folder.mkdir(parents=True)
@@ -209,9 +209,9 @@ def _hosts(name: str) -> Iterator[None]:
 
 
 def _programs(folder: Path, ocistream: Sequence[str]) -> Path:
-    """Make a folder of programs, with `ocistream` in it."""
+    """Create a folder with an `ocistream` program."""
     folder.mkdir()
-    # The process that a shell starts in the background must be the one that listens.
+    # The process that a shell starts in the background must itself listen.
     serve = f'[ "$1" != serve ] || exec {" ".join(command())} "$@"'
     _program(folder / "ocistream", f'{serve}\nexec {" ".join(ocistream)} "$@"')
     return folder

@@ -1,4 +1,4 @@
-"""Archives as the tools of others write them: of one image, or of two, each written once for the run."""
+"""Archives that other tools write, of one image or of two, each written once for the run."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from tests.images import Descriptor, Layout
 from tests.interop.program_image import program_image
 from tests.peers import Containerd, Dockerd, Tools
 
-#: What the images are called, in full.
+#: The full names of the images.
 APP: Final = "written.test/org/app:v1"
 WEB: Final = "written.test/org/web:v2"
 
 
 class Bench:
-    """What the writers work with. Each daemon, and each store of images, is filled when it is first asked for."""
+    """The tools that write archives. Each daemon and each image store gets its images when it is first used."""
 
     def __init__(self, folder: Path, tools: Tools) -> None:
-        """Keep everything below `folder`."""
+        """Store all files below `folder`."""
         self.folder = folder
-        #: Gives a fixture of the test that is running.
+        #: Returns a fixture of the running test.
         self.fixture: Callable[[str], Any]
         self._tools = tools
 
     @functools.cached_property
     def app(self) -> tuple[Layout, Descriptor]:
-        """The first image, called v1 in its layout."""
+        """The first image, named v1 in its layout."""
         layout = Layout(self.folder / "app")
         return layout, program_image(layout, name="v1")
 
     @functools.cached_property
     def web(self) -> tuple[Layout, Descriptor]:
-        """The second one, called v2 in its layout. It shares all layers but one with the first."""
+        """The second image, named v2 in its layout. It shares all layers but one with the first."""
         layout = Layout(self.folder / "web")
         return layout, program_image(layout, name="v2", greeting="goodbye\n")
 
@@ -66,12 +66,12 @@ class Bench:
 
     @functools.cached_property
     def copied(self) -> Path:
-        """The first image in a layout of skopeo's."""
+        """The first image in a layout that skopeo wrote."""
         self.skopeo(APP, f"oci:{self.folder / 'copied'}:v1")
         return self.folder / "copied"
 
     def skopeo(self, name: str, target: str) -> None:
-        """Have skopeo copy one of the images."""
+        """Copy one of the images with skopeo."""
         layout, tag = (self.app[0], "v1") if name == APP else (self.web[0], "v2")
         self._tools.run("skopeo", "copy", f"oci:{layout.path}:{tag}", target)
 
@@ -90,7 +90,7 @@ Write = Callable[[Bench, Path], object]
 
 
 def tar_of(folder: Path, archive: Path, *names: str) -> Path:
-    """Write `names` of a folder into a tar, by the tool of that name."""
+    """Write `names` of a folder into an archive with `tar`."""
     subprocess.run(["tar", "--create", "--file", archive, "--directory", folder, *names], check=True)
     return archive
 
@@ -121,7 +121,7 @@ def _skopeos_of_both(bench: Bench, to: Path) -> None:
     tar_of(bench.folder / "both", to, ".")
 
 
-#: Who writes APP, with its manifest.
+#: Writers of APP with its manifest.
 OCI_WRITERS: Final[Mapping[str, Write]] = {
     "skopeo-oci": _skopeo("oci-archive"),
     "podman-oci": _podman("oci-archive"),
@@ -131,14 +131,14 @@ OCI_WRITERS: Final[Mapping[str, Write]] = {
     "layout-with-dots": lambda bench, to: tar_of(bench.copied, to, "."),
     "layout-without-dots": lambda bench, to: tar_of(bench.copied, to, "blobs", "index.json", "oci-layout"),
 }
-#: Who writes APP as a docker-archive, which has none.
+#: Writers of APP as a docker-archive, which has no manifest.
 DOCKER_WRITERS: Final[Mapping[str, Write]] = {
     "skopeo-docker": _skopeo("docker-archive"),
     "podman-docker": _podman("docker-archive"),
     "buildah-docker": _buildah("docker-archive"),
     "docker-save": lambda bench, to: bench.docker.docker("save", "--output", to, APP),
 }
-#: Who writes APP and WEB into one archive.
+#: Writers of APP and WEB into one archive.
 WRITERS_OF_BOTH: Final[Mapping[str, Write]] = {
     "docker-save-of-both": lambda bench, to: bench.docker.docker("save", "--output", to, APP, WEB),
     "podman-docker-of-both": lambda bench, to: bench.tools.run("podman", "save", "-m", "--output", to, APP, WEB),
@@ -149,7 +149,7 @@ _ALL: Final = {**OCI_WRITERS, **DOCKER_WRITERS, **WRITERS_OF_BOTH}
 
 
 def written(bench: Bench, writer: str) -> Path:
-    """Return the archive of one of the writers. Not to be written to."""
+    """Return the archive of one of the writers. The caller must not write to it."""
     archive = bench.folder / f"{writer}.tar"
     if not archive.exists():
         _ALL[writer](bench, archive)

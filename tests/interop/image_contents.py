@@ -1,4 +1,4 @@
-"""What an image consists of, read out of a registry, a layout or an archive without a line of ocistream."""
+"""Read an image from a registry, a layout or an archive, without code of ocistream."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.images import Descriptor, digest_of
 from tests.peers import DockerRegistry
 from tests.registry_http import get, manifest
 
-#: A blob's bytes by its digest, or a file's by its name.
+#: Returns a blob's bytes by its digest, or a file's by its name.
 Read = Callable[[str], bytes]
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """An image that was found whole: each blob has its digest, and the layers are those that the config promises.
+    """A complete image: each blob matches its digest, and the layers match the diff IDs of the config.
 
-    `digest` is its manifest's, or None where there is none. `config` is the digest of its configuration, `diff_ids`
-    are computed here from the layers themselves, and `layers` are these layers' media types.
+    `digest` is the manifest's, or None without a manifest. `config` is the digest of the config, `diff_ids` are
+    computed from the layers themselves, and `layers` are the layers' media types.
     """
 
     digest: str | None
@@ -36,7 +36,7 @@ class Contents:
 
 
 def in_registry(registry: DockerRegistry, repository: str, tag: str) -> Contents:
-    """Return what a registry serves under a tag."""
+    """Return the image that a registry serves under a tag."""
 
     def blob(digest: str) -> bytes:
         status, content = get(registry.host, f"/v2/{repository}/blobs/{digest}")
@@ -44,7 +44,7 @@ def in_registry(registry: DockerRegistry, repository: str, tag: str) -> Contents
         return content
 
     raw = manifest(registry.host, repository, tag)
-    assert raw is not None, f"{repository}:{tag} is not there"
+    assert raw is not None, f"{repository}:{tag} not found"
     return _contents(raw, blob)
 
 
@@ -71,13 +71,13 @@ def in_docker_archive(archive: Path) -> Contents:
 
 
 def entries_of(archive: Path) -> list[Descriptor]:
-    """Return what an archive's index.json lists."""
+    """Return the descriptors in an archive's index.json."""
     with tarfile.open(archive) as tar:
         return list(json.loads(_reader(tar)("index.json"))["manifests"])
 
 
 def diff_id_of(layer: bytes) -> str:
-    """Return the digest of a layer without its compression, which its first bytes tell."""
+    """Return the digest of a layer without its compression, which its first bytes show."""
     if layer.startswith(b"\x1f\x8b"):
         layer = gzip.decompress(layer)
     elif layer.startswith(b"\x28\xb5\x2f\xfd"):
@@ -86,7 +86,7 @@ def diff_id_of(layer: bytes) -> str:
 
 
 def compression_of(media_type: str) -> str:
-    """Return how a layer of some media type is compressed, as the command line has it."""
+    """Return the compression of a media type, in the words of the command line."""
     found = re.search(r"[+.](gzip|zstd)\Z", media_type)
     return found[1] if found else "none"
 

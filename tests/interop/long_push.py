@@ -1,4 +1,4 @@
-"""The one push that lasts longer than a token of a minute; it takes no work, so it may go on beside the other tests."""
+"""A push that takes longer than the minute that a token is valid; it mostly waits, so it can run beside other tests."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MIB: Final = 1 << 20
 USER: Final = "ada"
 PASSWORD: Final = "lovelace: the 1st"
 LOGIN: Final = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
-#: For how long it lasts, in seconds: distribution allows for clocks that are a minute apart.
+#: Duration of the push in seconds: distribution tolerates clocks that differ by a minute.
 _LONG: Final = 67.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Lasted:
-    """What became of a push, and what the registry and the token server saw of it."""
+    """The result of the push, and the requests that the registry and the token server received."""
 
     code: int
     errors: str
@@ -36,7 +36,7 @@ class Lasted:
 
 
 def push_for_long(folder: Path, certificate: Certificate) -> Lasted:
-    """Push through a slow pipe, with tokens that say that they live for a minute, and do so."""
+    """Push through a slow pipe, with tokens that are valid for a minute."""
     layout = Layout(folder / "made")
     layout.image([4 * MIB, 4 * MIB], name="v1")
     archive = tar_of(small_first(layout))

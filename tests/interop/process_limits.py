@@ -1,4 +1,4 @@
-"""What a process may take: so much memory at its peak, and no file."""
+"""Limits of a process: its peak memory, and no writing into files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from tests.peers import need
 from tests.runner import Result
 
 MIB: Final = 1 << 20
-#: CLI.md, promise 3: what a process may have at its peak, in bytes, whatever the size of the image.
+#: CLI.md, promise 3: the peak memory of a process in bytes, for an image of any size.
 BUDGET: Final = 48 * MIB
-#: The same for one that compresses.
+#: The same for a process that compresses.
 COMPRESSING_BUDGET: Final = 72 * MIB
 
 
 def assert_within_budget(*results: Result, budget: int = BUDGET) -> None:
-    """Assert that processes succeeded, and had no more memory than `budget`, in bytes."""
+    """Assert that processes succeeded, and that their peak memory was below `budget` bytes."""
     for result in results:
         assert result.code == 0, result.err
         assert result.peak is not None
@@ -23,6 +23,6 @@ def assert_within_budget(*results: Result, budget: int = BUDGET) -> None:
 
 
 def no_files() -> list[str]:
-    """Return what to put before a command so that it cannot write a byte into any file, root or not."""
+    """Return a prefix for a command, with which it cannot write into any file, even as root."""
     need("prlimit")
     return ["prlimit", "--fsize=0"]

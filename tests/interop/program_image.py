@@ -1,4 +1,4 @@
-"""A small image that runs: `cat` of this machine with its libraries, made without a line of ocistream."""
+"""Small images that run, made of programs of this machine and their libraries, without code of ocistream."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from typing import Final
 from tests.images import Descriptor, Layout, tar_layer
 from tests.peers import STOP_TIMEOUT, Tools, need
 
-#: What the image prints when it is run.
+#: The output of the image.
 GREETING: Final = "hello\n"
-#: Podman wants to raise these limits, which not every root may; runc works with any cgroups.
+#: Podman would raise these limits, which fails in some containers; runc works with any cgroups.
 _PODMAN_RUN: Final = (
     "run",
     "--rm",
@@ -41,9 +41,9 @@ _LEFT_OUT: Final = frozenset(
 def program_image(layout: Layout, *, name: str | None = None, greeting: str = GREETING, mark: str = "") -> Descriptor:
     """Write an image that prints `greeting`, of five gzip layers.
 
-    All but one are the same for all images with the same `mark`: a daemon does not unpack again what it has. What is
-    printed lies in two layers, so that it says too whether they were laid over each other in their order; and one layer
-    stands there twice, as those of empty steps do, for which older `docker save` writes a link.
+    All but one are the same for all images with the same `mark`: a daemon does not unpack a layer that it has. Two
+    layers contain the printed file, so the output also shows whether they were applied in order. One layer occurs
+    twice, as those of empty build steps do: older `docker save` writes a link for it.
     """
     libraries, program = _program(mark)
     note = tar_layer({"etc/mark": mark.encode()})
@@ -66,7 +66,7 @@ def image_of_programs(layout: Layout, *programs: str) -> Descriptor:
 
 
 def python_image(layout: Layout, environment: Sequence[str]) -> Descriptor:
-    """Write an image of the Python that runs the tests, as a base for `scripts/image`, with variables of its own."""
+    """Write an image of the Python that runs the tests, with environment variables, as a base for `scripts/image`."""
     need("env", "ldd")
     library = Path(sysconfig.get_path("stdlib"))
     program = Path(sys.executable).resolve()
@@ -85,7 +85,7 @@ def python_image(layout: Layout, environment: Sequence[str]) -> Descriptor:
     content |= {f"{program.parent}/python3"[1:]: program.read_bytes(), "usr/bin/env": env.read_bytes()}
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w") as archive:
-        # A directory without an entry is readable for root only in Docker.
+        # In Docker, only root can read a directory that has no entry.
         for folder in sorted({str(parent) for file_name in content for parent in Path(file_name).parents}):
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
@@ -99,12 +99,12 @@ def python_image(layout: Layout, environment: Sequence[str]) -> Descriptor:
 
 
 def podman_run(tools: Tools, name: str, *arguments: str, options: Sequence[str] = ("--network=none",)) -> str:
-    """Have podman run an image that is in its storage, and return what that prints."""
+    """Run an image in podman's storage, and return its output."""
     printed = tools.run("podman", *_PODMAN_RUN, *options, name, *arguments).stdout
-    # What watched over the container cleans up after it, and may not have ended in folders that the test deletes.
+    # podman's monitor cleans up after the container, and may still use folders that the test deletes.
     deadline = time.monotonic() + STOP_TIMEOUT
     while any(str(tools.runroot) in _command_line(process) for process in Path("/proc").glob("[0-9]*")):
-        assert time.monotonic() < deadline, "podman does not end"
+        assert time.monotonic() < deadline, "podman does not exit"
         time.sleep(0.02)
     return printed
 
@@ -118,7 +118,7 @@ def _command_line(process: Path) -> str:
 
 @functools.cache
 def _program(mark: str) -> tuple[bytes, bytes]:
-    """Return the layers with the libraries and with the program."""
+    """Return the layer with the libraries and the layer with the program."""
     need("cat", "ldd")
     program = Path(str(shutil.which("cat")))
     libraries = _libraries(program)

@@ -1,4 +1,4 @@
-"""What other tools make of the archives that are refused because tools read them differently."""
+"""Which image other tools read from the archives that ocistream refuses as ambiguous."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ each_case = pytest.mark.parametrize("case", _CASES, ids=lambda case: case.name)
 
 
 def image_in(case: Hostile, folder: Path) -> str:
-    """Return which image a tool has extracted."""
+    """Return the image that a tool extracted."""
     if case in DOCKER:
         (listed,) = json.loads((folder / "manifest.json").read_bytes())
         return _IMAGES[digest_of((folder / listed["Config"]).read_bytes())]
@@ -47,7 +47,7 @@ def image_in(case: Hostile, folder: Path) -> str:
 
 
 def extracted(case: Hostile, folder: Path, extract: Callable[[Path, Path], None]) -> str:
-    """Extract an archive with a tool; an error of the tool and a layout without an image are the same."""
+    """Extract an archive with a tool; an error of the tool and a layout without an image both count as refused."""
     archive, target = folder / "x.tar", folder / "in" / "x"
     archive.write_bytes(case.make())
     target.mkdir(parents=True)
@@ -77,7 +77,7 @@ def test_pythons_tarfile(case: Hostile, tmp_path: Path) -> None:
 
     def extract(archive: Path, target: Path) -> None:
         with tarfile.open(archive) as opened:
-            # It writes an absolute name outside `target`: not into the root directory of this machine.
+            # tarfile would write an absolute name outside `target`, into the root directory of this machine.
             members = [member for member in opened if not member.name.startswith("/")]
             opened.extractall(target, members, **options)  # noqa: S202 - the tests made it themselves
 

@@ -1,4 +1,4 @@
-"""Every kind of archive that ocistream writes, read by the tools of others, and run by those that run images."""
+"""Other tools read every kind of archive that ocistream writes, and container engines run the image."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tests.peers import Containerd, Dockerd, Tools, docker_registry
 from tests.registry_http import seed
 from tests.runner import ocistream
 
-#: What `pull` is asked for: the options that make each kind.
+#: The options of `pull` for each kind.
 KINDS: Final = {
     "oci-archive": (),
     "oci-archive-zstd": ("--compress=zstd",),
     "oci-archive-none": ("--compress=none",),
     "docker-archive": ("--format=docker-archive",),
 }
-#: Of which kind the image is run: the layers that a tool has unpacked are the same for each kind.
+#: The kind whose image is run: the unpacked layers are the same for each kind.
 RUN: Final = "oci-archive"
-#: These do not know zstd, and say so.
+#: The kinds for tools that report zstd as an unknown compression.
 WITHOUT_ZSTD: Final = [kind for kind in KINDS if kind != "oci-archive-zstd"]
 
 
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Layout, Descriptor, str]]:
-    """Return an image, and the name without a tag under which a registry has it once for each kind."""
+    """Return an image, and its repository in a registry, with a tag for each kind."""
     layout = Layout(tmp_path_factory.mktemp("seeded"))
     image = program_image(layout, name="v1", mark="for others")
     with docker_registry(tmp_path_factory.mktemp("registry")) as registry:
@@ -49,7 +49,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Layout, D
 def pulled(
     seeded: tuple[Layout, Descriptor, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Path, str]]:
-    """Return a function that gives the archive of a kind, pulled once, and the name of the image in it."""
+    """Return a function that returns the archive of a kind, pulled once, and the name of its image."""
     folder = tmp_path_factory.mktemp("pulled")
 
     def pull(kind: str) -> tuple[Path, str]:
@@ -67,12 +67,12 @@ Pulled = Callable[[str], tuple[Path, str]]
 
 @pytest.fixture(scope="module")
 def made(seeded: tuple[Layout, Descriptor, str]) -> Contents:
-    """Return what the image consists of."""
+    """Return the contents of the image."""
     return in_layout(seeded[0].path)
 
 
 def transport(kind: str) -> str:
-    """Return what containers-transports(5) calls a kind."""
+    """Return the name of a kind in containers-transports(5)."""
     return "docker-archive" if kind == "docker-archive" else "oci-archive"
 
 
@@ -81,14 +81,14 @@ def digest_in(kind: str, archive: Path) -> str | None:
     return None if kind == "docker-archive" else str(entries_of(archive)[0]["digest"])
 
 
-# tests/cli/test_pull.py, test_docker_archive.py and test_recompression.py show what is in each archive.
+# tests/cli/test_pull.py, test_docker_archive.py and test_recompression.py check the contents of each archive.
 
 
 # -- Docker 20.10 -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", WITHOUT_ZSTD)
-def test_docker_loads_and_runs_it_under_its_full_name(
+def test_docker_loads_and_runs_an_image_under_its_full_name(
     kind: str, pulled: Pulled, docker_daemon: Dockerd, made: Contents
 ) -> None:
     archive, name = pulled(kind)
@@ -102,14 +102,12 @@ def test_docker_loads_and_runs_it_under_its_full_name(
         if kind == RUN:
             assert docker_daemon.docker("run", "--rm", "--network=none", name).stdout == GREETING
     finally:
-        # It would not read layers again that it has.
+        # Docker does not read layers that it already has.
         docker_daemon.docker("image", "rm", name, check=False)
 
 
-def test_docker_of_before_23_cannot_load_layers_in_zstd_and_later_ones_can(
-    pulled: Pulled, docker_daemon: Dockerd
-) -> None:
-    """For those before, there is `--compress none` and `--format docker-archive`."""
+def test_docker_loads_zstd_layers_since_version_23(pulled: Pulled, docker_daemon: Dockerd) -> None:
+    """For older versions, use `--compress none` or `--format docker-archive`."""
     version = docker_daemon.docker("version", "--format={{.Server.Version}}").stdout
     can = int(version.split(".")[0]) >= 23
     archive, name = pulled("oci-archive-zstd")
@@ -123,7 +121,7 @@ def test_docker_of_before_23_cannot_load_layers_in_zstd_and_later_ones_can(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_containerd_imports_and_runs_it_under_its_full_name(
+def test_containerd_imports_and_runs_an_image_under_its_full_name(
     kind: str, pulled: Pulled, containerd_daemon: Containerd
 ) -> None:
     archive, name = pulled(kind)
@@ -133,7 +131,7 @@ def test_containerd_imports_and_runs_it_under_its_full_name(
         listed = check.splitlines()[1].split()
         assert listed[0] == name
         assert "complete" in listed
-        # It makes a manifest of its own for what has none.
+        # containerd makes a manifest for a docker-archive.
         assert listed[2] == (digest_in(kind, archive) or listed[2])
         if kind == RUN:
             assert containerd_daemon.ctr("run", "--rm", "--snapshotter=native", name, "of-archive") == GREETING
@@ -145,7 +143,9 @@ def test_containerd_imports_and_runs_it_under_its_full_name(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_podman_loads_and_runs_it_under_its_full_name(kind: str, pulled: Pulled, tools: Tools, made: Contents) -> None:
+def test_podman_loads_and_runs_an_image_under_its_full_name(
+    kind: str, pulled: Pulled, tools: Tools, made: Contents
+) -> None:
     archive, name = pulled(kind)
     tools.run("podman", "load", "--input", archive)
     (seen,) = json.loads(tools.run("podman", "image", "inspect", name).stdout)
@@ -157,7 +157,7 @@ def test_podman_loads_and_runs_it_under_its_full_name(kind: str, pulled: Pulled,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_buildah_pulls_it_and_builds_on_it_under_its_full_name(
+def test_buildah_pulls_an_image_and_builds_on_it_under_its_full_name(
     kind: str, pulled: Pulled, tools: Tools, made: Contents
 ) -> None:
     archive, name = pulled(kind)
@@ -175,9 +175,11 @@ def test_buildah_pulls_it_and_builds_on_it_under_its_full_name(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_skopeo_copies_it_by_its_name(kind: str, pulled: Pulled, tools: Tools, made: Contents, tmp_path: Path) -> None:
+def test_skopeo_copies_an_image_by_its_name(
+    kind: str, pulled: Pulled, tools: Tools, made: Contents, tmp_path: Path
+) -> None:
     archive, name = pulled(kind)
-    # In an OCI archive the tag is the name that counts for it, the full one is containerd's.
+    # In an OCI archive, skopeo uses the tag as the name; the full name is for containerd.
     called = name if kind == "docker-archive" else kind
     tools.run("skopeo", "copy", f"{transport(kind)}:{archive}:{called}", f"dir:{tmp_path / 'copied'}")
     manifest = json.loads((tmp_path / "copied/manifest.json").read_bytes())
@@ -187,20 +189,19 @@ def test_skopeo_copies_it_by_its_name(kind: str, pulled: Pulled, tools: Tools, m
 
 
 @pytest.mark.parametrize("kind", WITHOUT_ZSTD)
-def test_umoci_unpacks_the_layout_that_it_is_copied_into(
-    kind: str, pulled: Pulled, tools: Tools, tmp_path: Path
-) -> None:
+def test_umoci_unpacks_a_layout_copied_from_an_archive(kind: str, pulled: Pulled, tools: Tools, tmp_path: Path) -> None:
     layout = layout_of(kind, pulled, tmp_path)
     tools.run("umoci", "unpack", "--image", f"{layout}:v1", tmp_path / "bundle")
     assert (tmp_path / "bundle/rootfs/etc/motd").read_text() == GREETING
 
 
-def test_umoci_does_not_take_layers_in_zstd(pulled: Pulled, tools: Tools, tmp_path: Path) -> None:
+def test_umoci_does_not_unpack_zstd_layers_until_they_are_recompressed(
+    pulled: Pulled, tools: Tools, tmp_path: Path
+) -> None:
     layout = layout_of("oci-archive-zstd", pulled, tmp_path)
     refused = tools.run("umoci", "unpack", "--image", f"{layout}:v1", tmp_path / "bundle", check=False)
     assert refused.returncode != 0
     assert "not correct mediatype" in refused.stderr + refused.stdout
-    # Once they are made gzip, it does.
     result = ocistream("copy", "--compress=gzip", f"oci:{layout}:v1", f"oci:{tmp_path / 'gzip'}:v1")
     assert result.code == 0, result.err
     tools.run("umoci", "unpack", "--image", f"{tmp_path / 'gzip'}:v1", tmp_path / "bundle")

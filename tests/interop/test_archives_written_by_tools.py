@@ -1,6 +1,6 @@
-"""Every archive that a tool of others writes, from a file and from a pipe, plain and compressed, into a registry.
+"""Push archives that other tools wrote, from a file and from a pipe, plain and compressed.
 
-The layers that the registry has afterwards are those of the image, and a manifest that was there keeps its digest.
+The registry then has the layers of the image, and a manifest of the archive keeps its digest.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ WRAPPINGS: Final[Mapping[str, Callable[[bytes], bytes]]] = {
 
 @pytest.fixture(scope="module")
 def shared_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
-    """Return a docker-registry for all tests here, each of which has repositories of its own."""
+    """Return a docker-registry for all tests of this module; each test uses its own repositories."""
     with docker_registry(tmp_path_factory.mktemp("registry")) as registry:
         yield registry
 
 
 def pushed_both_ways(archive: Path, name: str, *options: str) -> None:
-    """Push an archive to NAME:file as a file, and to NAME:pipe through one."""
-    # Bytes, not the file itself: what is a file is read as one, by seeking.
+    """Push an archive to NAME:file from a file, and to NAME:pipe from a pipe."""
+    # stdin is the bytes, not the file: ocistream would seek in a file.
     for result in (
         ocistream("push", *options, f"{name}:file", "-i", archive),
         ocistream("push", *options, f"{name}:pipe", stdin=archive.read_bytes()),
@@ -72,12 +72,12 @@ def test_an_oci_archive_keeps_its_manifest(
 
 @pytest.fixture(scope="module")
 def of_docker_archives() -> dict[str, str]:
-    """Keep the digest that the first docker-archive got."""
+    """Return a place for the digest of the first docker-archive."""
     return {}
 
 
 @pytest.mark.parametrize("writer", DOCKER_WRITERS)
-def test_a_docker_archive_becomes_the_same_image_whoever_wrote_it(
+def test_docker_archives_of_all_writers_become_the_same_image(
     writer: str, of_docker_archives: dict[str, str], bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
 ) -> None:
     archive = written(bench, writer)
@@ -90,7 +90,7 @@ def test_a_docker_archive_becomes_the_same_image_whoever_wrote_it(
     assert {compression_of(layer) for layer in pushed.layers} == {"gzip"}
 
 
-# The tests above read each writer's archive as it is. What is inside a compression does not depend on the writer.
+# The tests above push each writer's plain archive. Decompression does not depend on the writer.
 @pytest.mark.parametrize(
     ("writer", "wrapping"),
     [
@@ -102,7 +102,7 @@ def test_a_docker_archive_becomes_the_same_image_whoever_wrote_it(
         ),
     ],
 )
-def test_an_archive_may_be_compressed_as_a_whole(
+def test_a_compressed_archive_is_pushed(
     writer: str, wrapping: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
 ) -> None:
     archive = written(bench, writer)
@@ -116,9 +116,7 @@ def test_an_archive_may_be_compressed_as_a_whole(
         assert pushed == in_archive(archive)
 
 
-def test_a_directory_of_skopeos_keeps_its_manifest(
-    bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
-) -> None:
+def test_a_layout_of_skopeo_keeps_its_manifest(bench: Bench, shared_registry: DockerRegistry, tmp_path: Path) -> None:
     result = ocistream("push", f"{shared_registry.host}/{tmp_path.name}:v1", "-i", bench.copied)
     assert result.code == 0, result.err
     pushed = in_registry(shared_registry, tmp_path.name, "v1")
@@ -126,7 +124,7 @@ def test_a_directory_of_skopeos_keeps_its_manifest(
     assert pushed.diff_ids == in_layout(bench.app[0].path).diff_ids
 
 
-def test_an_index_in_an_archive_of_skopeos_keeps_all_its_images(
+def test_an_index_in_an_archive_of_skopeo_keeps_all_its_images(
     layout: Layout, shared_registry: DockerRegistry, tools: Tools, tmp_path: Path
 ) -> None:
     index = two_platforms(layout, name="v1")
@@ -151,7 +149,7 @@ def test_an_image_that_buildah_built_keeps_its_manifest(
     assert shared_registry.tags(tmp_path.name) == {"file": entry["digest"], "pipe": entry["digest"]}
 
 
-def test_what_docker_saved_is_the_same_image_when_docker_pulls_it_again(
+def test_docker_pulls_back_the_same_image_that_it_saved(
     layout: Layout, shared_registry: DockerRegistry, docker_daemon: Dockerd, tmp_path: Path
 ) -> None:
     name, again = f"{shared_registry.host}/{tmp_path.name}:saved", f"{shared_registry.host}/{tmp_path.name}:pipe"
@@ -161,9 +159,9 @@ def test_what_docker_saved_is_the_same_image_when_docker_pulls_it_again(
     docker_daemon.docker("pull", name)
     docker_daemon.docker("save", "--output", tmp_path / "saved.tar", name)
     with tarfile.open(tmp_path / "saved.tar") as archive:
-        assert "manifest.json" in archive.getnames(), "it is not the old kind any more"
-        assert "index.json" not in archive.getnames(), "it is not the old kind any more"
-        assert any(member.issym() for member in archive), "the layer that stands there twice is no link any more"
+        assert "manifest.json" in archive.getnames(), "`docker save` no longer writes the old format"
+        assert "index.json" not in archive.getnames(), "`docker save` no longer writes the old format"
+        assert any(member.issym() for member in archive), "`docker save` no longer writes a link for a repeated layer"
     pushed_both_ways(tmp_path / "saved.tar", f"{shared_registry.host}/{tmp_path.name}")
     docker_daemon.docker("pull", again)
     wanted = ("inspect", "--format", "{{.Id}} {{json .RootFS.Layers}} {{json .Config.Cmd}}")
@@ -174,7 +172,7 @@ def test_what_docker_saved_is_the_same_image_when_docker_pulls_it_again(
 
 
 @pytest.mark.parametrize(("writer", "wanted"), list(zip(WRITERS_OF_BOTH, itertools.cycle([APP, WEB]), strict=False)))
-def test_one_of_several_images_is_chosen_by_its_name(
+def test_image_selects_one_of_several_images_by_its_name(
     writer: str, wanted: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
 ) -> None:
     name = f"{shared_registry.host}/{tmp_path.name}:pipe"
@@ -186,9 +184,7 @@ def test_one_of_several_images_is_chosen_by_its_name(
 
 
 @pytest.mark.parametrize("writer", WRITERS_OF_BOTH)
-def test_several_images_go_each_under_the_full_name_that_it_has(
-    writer: str, bench: Bench, registry: DockerRegistry
-) -> None:
+def test_several_images_are_pushed_under_their_full_names(writer: str, bench: Bench, registry: DockerRegistry) -> None:
     result = ocistream("push", "-i", written(bench, writer), "--to", f"{registry.host}/mirror")
     assert result.code == 0, result.err
     for (layout, _), name in ((bench.app, "org/app:v1"), (bench.web, "org/web:v2")):
@@ -205,7 +201,9 @@ def test_several_images_go_each_under_the_full_name_that_it_has(
 
 
 @pytest.mark.parametrize("name", ["docker-and-index-same-name", "docker-and-index-other-name"])
-def test_what_skopeo_reads_as_two_different_images_is_refused(name: str, tools: Tools, tmp_path: Path) -> None:
+def test_an_archive_that_skopeo_reads_as_two_different_images_is_refused(
+    name: str, tools: Tools, tmp_path: Path
+) -> None:
     archive = tmp_path / "given.tar"
     archive.write_bytes(CORPUS[name].make())
     configs = [

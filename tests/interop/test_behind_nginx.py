@@ -1,4 +1,4 @@
-"""A real docker-registry behind a real nginx: TLS, passwords and tokens, another path, blobs on a second server."""
+"""Push and pull with a docker-registry behind nginx: TLS, passwords and tokens, another path, blobs on another host."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ MIB: Final = 1 << 20
 USER: Final = "ada"
 PASSWORD: Final = "lovelace: the 1st"
 LOGIN: Final = {"OCISTREAM_USERNAME": USER, "OCISTREAM_PASSWORD": PASSWORD}
-#: How this machine is called where TLS is spoken: loopback's own names speak plain HTTP.
+#: The name of this machine for TLS: ocistream uses plain HTTP for names of loopback.
 NAME: Final = "registry.test"
 
 How = Literal["a file", "a pipe"]
 Auth = Literal["open", "htpasswd", "tokens"]
 StartRegistry = Callable[..., DockerRegistry]
 StartNginx = Callable[..., Nginx]
-#: Each kind of authorization, and both ways: tests/quirks has all of them with each other.
+#: Each kind of authorization, and a file and a pipe; tests/quirks has all combinations.
 each_auth = pytest.mark.parametrize(
     ("auth", "how"), [("open", "a file"), ("htpasswd", "a pipe"), ("tokens", "a file"), ("tokens", "a pipe")]
 )
 with_tokens = pytest.mark.parametrize(("auth", "how"), [("tokens", "a pipe")])
 
-#: The token server is behind the same nginx: who speaks https sends no password by http.
+#: The token server is behind the same nginx: a client of an HTTPS registry sends no password over HTTP.
 TOKENS_HERE: Final = """
 map $upstream_http_www_authenticate $challenge {
     default $upstream_http_www_authenticate;
@@ -48,7 +48,7 @@ map $upstream_http_www_authenticate $challenge {
 
 @dataclasses.dataclass(frozen=True)
 class Behind:
-    """A registry, and what is told to an nginx to stand before it."""
+    """A registry, and the configuration of an nginx in front of it."""
 
     registry: DockerRegistry
     tokens: TokenServer
@@ -67,7 +67,7 @@ class Behind:
 
 @pytest.fixture
 def behind(start_registry: StartRegistry, start_token_server: Callable[..., TokenServer]) -> Callable[..., Behind]:
-    """Return a function that starts a registry of one of the kinds of `Auth`."""
+    """Return a function that starts a registry with one kind of `Auth`."""
 
     def start(auth: Auth, **options: object) -> Behind:
         tokens = start_token_server(users={USER: User(PASSWORD)})
@@ -79,7 +79,7 @@ def behind(start_registry: StartRegistry, start_token_server: Callable[..., Toke
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Pushes an image to app:v1 of a host, and pulls it again, each by the command."""
+    """Runs `push` and `pull` of team/app:v1 on a host."""
 
     host: str
     how: How
@@ -107,7 +107,7 @@ class Runs:
         return result, files_in(path.read_bytes()) if result.code == 0 else {}
 
     def there_and_back(self, layout: Layout, image: Descriptor) -> None:
-        """Push, pull, and assert that every blob came back as it was."""
+        """Push, pull, and assert that every blob is unchanged."""
         pushed = self.push(layout)
         assert pushed.code == 0, pushed.err
         assert pushed.lines() == [f"{self.image}@{image['digest']}"]
@@ -119,7 +119,7 @@ class Runs:
 
 @contextlib.contextmanager
 def by_name(front: Nginx, certificate: Certificate) -> Iterator[tuple[str, dict[str, str]]]:
-    """Give the name of an nginx that speaks TLS, and an environment in which it leads there and is trusted."""
+    """Yield the name of an nginx with TLS, and an environment in which the name reaches it and its CA is trusted."""
     with tunnelling_to(front.host) as proxy:
         host = f"{NAME}:{front.host.rpartition(':')[2]}"
         yield host, {"HTTPS_PROXY": proxy.url, "SSL_CERT_FILE": str(certificate.file)}
@@ -133,7 +133,7 @@ def image(layout: Layout) -> Descriptor:
 
 @quirk(1)
 @each_auth
-def test_by_tls_with_an_authority_of_its_own(
+def test_tls_with_a_private_certificate_authority(
     auth: Auth,
     how: How,
     behind: Callable[..., Behind],
@@ -151,14 +151,14 @@ def test_by_tls_with_an_authority_of_its_own(
     assert back.registry.uploads("team/app") == []
     front.stop()
     refused = [entry for entry in front.entries() if entry["status"] == "401"]
-    # Each of the two runs is told once what to show, and then shows it.
+    # Each of the two runs gets challenges at its start only.
     assert len(refused) <= (0 if auth == "open" else 2 * 4)
     assert not any(entry["method"] in {"PATCH", "PUT"} for entry in refused)
     tokens = [entry for entry in front.entries() if entry["target"].startswith("/token")]
     assert bool(tokens) == (auth == "tokens")
 
 
-def test_an_authority_that_nobody_knows_is_not_trusted(
+def test_an_unknown_certificate_authority_is_not_trusted(
     behind: Callable[..., Behind], start_nginx: StartNginx, certificate: Certificate, layout: Layout, tmp_path: Path
 ) -> None:
     layout.image([5000], name="app")
@@ -170,13 +170,12 @@ def test_an_authority_that_nobody_knows_is_not_trusted(
     assert (pushed.code, pushed.out) == (7, b"")
     assert "certificate is not trusted" in pushed.err
     front.stop()
-    # Not a byte was said to it.
     assert front.entries() == []
 
 
 @quirk(1)
 @with_tokens
-def test_locations_come_back_under_another_path(
+def test_the_registry_returns_locations_under_another_path(
     auth: Auth,
     how: How,
     behind: Callable[..., Behind],
@@ -185,7 +184,7 @@ def test_locations_come_back_under_another_path(
     image: Descriptor,
     tmp_path: Path,
 ) -> None:
-    # All that the registry says has its prefix, and who asks for an image cannot know that.
+    # All locations of the registry have its prefix, which the client does not know.
     back = behind(auth, settings={"REGISTRY_HTTP_PREFIX": "/prefix/"})
     server = back.server.replace(
         "location / {", f"location /v2/ {{ proxy_pass {back.registry.url}/prefix/v2/; }}\nlocation /prefix/ {{"
@@ -220,7 +219,7 @@ def test_blobs_come_from_a_second_server_that_refuses_authorization(
         location ~ "^/bucket/sha256:(..)(.+)$" {{ alias {stored}/$1/$1$2/data; }}
         """
     )
-    # As a registry before S3 does: whoever may read is sent there, with a signature in the query.
+    # As a registry with S3 storage does: it redirects an authorized reader, with a signature in the query.
     away = f"""
         location ~ "^/v2/.+/blobs/(sha256:.+)$" {{
             error_page 418 = @away;

@@ -1,6 +1,6 @@
-"""Docker-archives of any size out of a pipe: pushed in bounded memory, and without a byte written into a file.
+"""Push big docker-archives from a pipe in bounded memory, without writing into files.
 
-They are made while they are read, so that no disk has to hold them.
+The archives are generated while they are read, so that they need no disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAME: Final = "big.test/org/app:v1"
 
 @pytest.fixture
 def big_registry(tmp_path: Path) -> Iterator[DockerRegistry]:
-    """Return a docker-registry whose storage is deleted with it."""
+    """Return a docker-registry whose storage is deleted at its end."""
     try:
         with docker_registry(tmp_path / "big") as registry:
             yield registry
@@ -43,7 +43,7 @@ def big_registry(tmp_path: Path) -> Iterator[DockerRegistry]:
     ("mebibytes", "options", "budget"),
     [
         pytest.param(14, ("--compress=none",), BUDGET, id="as it is"),
-        # tests/cli/test_recompression.py measures the memory of one that compresses.
+        # tests/cli/test_recompression.py measures the memory of a push that compresses.
         pytest.param(256, ("--compress=none",), BUDGET, id="a GiB as it is", marks=pytest.mark.nightly),
         pytest.param(64, (), COMPRESSING_BUDGET, id="a quarter of one to gzip", marks=pytest.mark.nightly),
     ],
@@ -60,7 +60,7 @@ def test_a_docker_archive_of_four_layers_is_pushed_from_a_pipe(
     layers = [layer["digest"] for layer in document["layers"]]
     assert (layers == diff_ids) == bool(options)
     assert big_registry.blobs("big") == {*layers, document["config"]["digest"]}
-    # What does not compress is stored by gzip as it is.
+    # gzip stores incompressible data uncompressed.
     assert all(layer["size"] >= mebibytes * MIB for layer in document["layers"])
 
 
@@ -70,9 +70,9 @@ def push(fifo: Path, *arguments: str) -> Result:
 
 @contextlib.contextmanager
 def docker_save(fifo: Path, mebibytes: int) -> Iterator[list[str]]:
-    """Write an image of four layers of `mebibytes` each into a new FIFO, in the form of older `docker save`.
+    """Write an image of four layers of `mebibytes` each into a new FIFO, in the format of older `docker save`.
 
-    What the block gets are the layers' diff_ids, complete when the archive is.
+    Yield the layers' diff_ids, a list that is complete when the archive is.
     """
     os.mkfifo(fifo)
     diff_ids: list[str] = []
@@ -101,7 +101,7 @@ def docker_save(fifo: Path, mebibytes: int) -> Iterator[list[str]]:
 
 
 def layer(out: IO[bytes], name: str, mebibytes: int, seed: int) -> str:
-    """Write a layer of so many MiB, each of them different, and return its digest."""
+    """Write a layer of `mebibytes`, each of them different, and return its digest."""
     block = random.Random(seed).randbytes(MIB - 8)
     out.write(header(name, mebibytes * MIB))
     whole = hashlib.sha256()

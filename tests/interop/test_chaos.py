@@ -1,4 +1,4 @@
-"""Kills at random moments, in small: `scripts/chaos` does the same as often as one likes."""
+"""Kill pulls and pushes at random moments, with a few runs of `scripts/chaos`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ import pytest
 from tests.peers import need
 from tests.runner import command
 
-#: How often, and with which registry: a push out of a file and one out of a directory; and each way often. In a usual
-#: run tests/contract/test_killed.py and test_interrupted_push.py kill at chosen moments.
+#: Number of runs, and registry: pushes from a file and from a directory; nightly, every way many times. In a usual run
+#: tests/contract/test_killed.py and test_interrupted_push.py kill at chosen moments.
 RUNS = [(2, "docker-registry"), pytest.param(60, "both", marks=pytest.mark.nightly)]
-#: The seed of the first run. Others are for a search by hand: a change must not fail by chance.
+#: The seed of the first run. It is fixed, so that a change does not fail by chance; use other seeds by hand.
 SEED = 3
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "chaos"
 
 
 @pytest.mark.parametrize(("runs", "registry"), RUNS)
-def test_pulls_and_pushes_that_are_killed_at_random_moments_end_as_if_nothing_had_happened(
-    runs: int, registry: str
-) -> None:
+def test_pulls_and_pushes_resume_after_kills_at_random_moments(runs: int, registry: str) -> None:
     need("docker-registry")
     chaos = [sys.executable, str(SCRIPT), "--runs", str(runs), "--seed", str(SEED), "--registry", registry]
     chaos += ["--command", shlex.join(command())]
     done = subprocess.run(chaos, capture_output=True, text=True, check=False)
-    # The seed of a run that failed is in it, by which it can be had again.
+    # The output names the seed of a failed run, which repeats it.
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{runs} runs, from seed {SEED}" in done.stdout

@@ -1,6 +1,6 @@
-"""`ocistream copy` as a converter of what skopeo wrote, without a registry, stdin and stdout among the locations.
+"""`ocistream copy` converts archives and layouts of skopeo without a registry, also between stdin and stdout.
 
-The config and the layers stay what they are. Formats that have manifests keep them too.
+The config and the layers do not change. Formats with manifests keep the manifest too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.peers import Tools, isolated_tools
 from tests.runner import ocistream
 
 NAME: Final = "converted.test/org/app:v1"
-#: How each kind is written as an end; those with a - are stdin or stdout.
+#: Each kind as a location of `copy`; a `-` is stdin or stdout.
 ENDS: Final = {
     "oci": "oci:{folder}/layout:" + NAME,
     "oci-archive": "oci-archive:{folder}/oci-archive.tar:" + NAME,
@@ -29,7 +29,7 @@ ENDS: Final = {
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contents]:
-    """Return a folder with one image in each kind, as skopeo writes them, and what it consists of."""
+    """Return a folder with one image in each kind, as skopeo writes them, and the contents of the image."""
     folder = tmp_path_factory.mktemp("sources")
     made = Layout(folder / "made")
     program_image(made, name="v1")
@@ -44,7 +44,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contents]:
     return folder, in_layout(made.path)
 
 
-# tests/cli/test_copy.py and tests/cli/test_docker_archive.py have every pair.
+# tests/cli/test_copy.py and tests/cli/test_docker_archive.py test every pair.
 @pytest.mark.parametrize(
     ("source", "target"),
     [
@@ -56,7 +56,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contents]:
         ("docker-archive", "oci-archive on a pipe"),
     ],
 )
-def test_what_skopeo_wrote_is_converted_and_skopeo_reads_it(
+def test_copy_converts_an_image_of_skopeo_and_skopeo_reads_it(
     source: str, target: str, sources: tuple[Path, Contents], tools: Tools, tmp_path: Path
 ) -> None:
     folder, made = sources
@@ -64,11 +64,11 @@ def test_what_skopeo_wrote_is_converted_and_skopeo_reads_it(
     found = contents_of(target, tmp_path)
     assert (found.config, found.diff_ids) == (made.config, made.diff_ids)
     if "docker" not in target:
-        # Plain layers of a docker-archive become gzip.
+        # Plain layers of a docker-archive are compressed with gzip.
         assert {compression_of(layer) for layer in found.layers} == {"gzip"}
         if "docker" not in source:
             assert found.digest == made.digest
-    # An index made of a docker-archive has its tag as the name that skopeo reads; the full name is containerd's.
+    # In an index made from a docker-archive, skopeo reads the tag as the name; the full name is for containerd.
     kind = target.removesuffix(" on a pipe")
     name = f":{NAME}" if "docker" in target else ":v1" if "docker" in source else ""
     tools.run("skopeo", "copy", f"{kind}:{path_of(target, tmp_path)}{name}", f"oci:{tmp_path / 'back'}:v1")
@@ -77,7 +77,7 @@ def test_what_skopeo_wrote_is_converted_and_skopeo_reads_it(
 
 def convert(source: str, folder: Path, target: str, into: Path) -> None:
     kind = source.removesuffix(" on a pipe")
-    # Bytes, not the file itself: what is a file is read as one, by seeking.
+    # stdin is the bytes, not the file: ocistream would seek in a file.
     stdin = path_of(source, folder).read_bytes() if source != kind else None
     stdout = path_of(target, into) if target.endswith("pipe") else None
     ends = ENDS[source].format(folder=folder), ENDS[target].format(folder=into)

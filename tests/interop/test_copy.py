@@ -1,4 +1,4 @@
-"""`ocistream copy` between real registries, with every kind of image: the manifest's digest does not change."""
+"""`ocistream copy` between registries keeps the manifest's digest, for every kind of image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def requests_to(registry: DockerRegistry, method: str) -> list[str]:
 def test_an_image_keeps_its_digest_in_every_kind_of_location_and_back_in_a_registry(
     registry: DockerRegistry, layout: Layout, tmp_path: Path
 ) -> None:
-    # tests/cli/test_copy.py has every pair.
+    # tests/cli/test_copy.py tests every pair.
     image = small_image(layout)
     document = layout.read(image["digest"])
     blobs = {document["config"]["digest"], *(layer["digest"] for layer in document["layers"])}
@@ -62,7 +62,7 @@ def test_an_image_keeps_its_digest_in_every_kind_of_location_and_back_in_a_regis
 # -- within one registry ----------------------------------------------------------------------------------
 
 
-def test_within_one_registry_blobs_are_mounted_and_none_is_sent(
+def test_within_one_registry_blobs_are_mounted_and_not_uploaded(
     registry: DockerRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     image = small_image(layout)
@@ -71,14 +71,14 @@ def test_within_one_registry_blobs_are_mounted_and_none_is_sent(
     copied(f"{registry.host}/team/app:v1", f"{registry.host}/other/app:v2", "--result", tmp_path / "result.json")
     assert registry.tags("other/app") == {"v2": image["digest"]}
     assert registry.blobs("other/app") == registry.blobs("team/app")
-    # The one PUT is the manifest's.
+    # The only PUT is the manifest.
     assert (len(requests_to(registry, "PUT")), len(requests_to(registry, "PATCH"))) == (sent[0] + 1, sent[1])
     result = json.loads((tmp_path / "result.json").read_bytes())
     assert {blob["status"] for blob in result["blobs"]} == {"mounted"}
     assert result["bytes"]["copied"] == 0
 
 
-def test_a_copy_again_sends_nothing_at_all(
+def test_a_second_copy_only_sends_head_requests(
     registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout
 ) -> None:
     seed(layout, small_image(layout), registry.host, "app", "v1")
@@ -94,7 +94,7 @@ def test_a_copy_again_sends_nothing_at_all(
 # -- every kind of image ----------------------------------------------------------------------------------
 
 
-def test_an_index_travels_byte_for_byte(
+def test_an_index_is_copied_byte_for_byte(
     registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     index = two_platforms(layout)
@@ -110,7 +110,7 @@ def test_an_index_travels_byte_for_byte(
     assert other_registry.manifests("app") == {index["digest"], *children}
 
 
-def test_one_platform_of_an_index_is_that_platforms_manifest(
+def test_one_platform_of_an_index_is_copied_as_its_manifest(
     registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout
 ) -> None:
     index = two_platforms(layout)
@@ -121,7 +121,7 @@ def test_one_platform_of_an_index_is_that_platforms_manifest(
     assert other_registry.manifests("app") == {arm["digest"]}
 
 
-def test_a_docker_image_of_skopeos_stays_one(
+def test_a_docker_image_of_skopeo_keeps_its_manifest(
     registry: DockerRegistry,
     other_registry: DockerRegistry,
     layout: Layout,
@@ -143,7 +143,7 @@ def test_a_docker_image_of_skopeos_stays_one(
         docker_daemon.docker("pull", f"{other_registry.host}/{repository}:v1")
 
 
-def test_a_docker_list_of_skopeos_stays_one(
+def test_a_docker_manifest_list_of_skopeo_keeps_its_bytes(
     registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout, tools: Tools
 ) -> None:
     two_platforms(layout, name="v1")
@@ -169,7 +169,7 @@ def test_an_artifact_with_an_empty_config_and_a_subject(
     for repository in ("piped", "copied"):
         tags = other_registry.tags(repository)
         assert tags["sbom"] == sbom["digest"]
-        # That registry does not list what refers to the image, so its clients do.
+        # This registry has no referrers API, so the client keeps a tag with the list.
         assert tags.keys() == {"sbom", image["digest"].replace(":", "-")}
         assert manifest(other_registry.host, repository, "sbom") == layout.file(sbom["digest"]).read_bytes()
 
@@ -187,7 +187,7 @@ def test_layers_with_sha512_digests(
         assert f"blobs/{layer['digest'].replace(':', '/')}" in tar.getnames()
 
 
-def test_an_image_that_is_sha512_throughout_gets_no_tag_where_manifests_are_known_by_sha256_alone(
+def test_a_registry_without_sha512_manifests_gets_no_tag_for_an_image_with_sha512_digests(
     registry: DockerRegistry, layout: Layout
 ) -> None:
     image = small_image(layout, algorithm="sha512", name="v1")
@@ -200,7 +200,7 @@ def test_an_image_that_is_sha512_throughout_gets_no_tag_where_manifests_are_know
     assert_no_image(registry)
 
 
-def test_an_image_that_is_sha512_throughout_keeps_its_digest_through_a_registry_that_knows_it(
+def test_an_image_with_sha512_digests_keeps_its_digest_through_a_registry_with_sha512(
     layout: Layout, tools: Tools, tmp_path: Path
 ) -> None:
     digest = small_image(layout, algorithm="sha512", name="v1")["digest"]
@@ -211,7 +211,7 @@ def test_an_image_that_is_sha512_throughout_keeps_its_digest_through_a_registry_
         assert pushed.lines() == [f"{two.host}/app:v1@{digest}"]
         for name in (f"{two.host}/app:v1", f"{two.host}/app@{digest}"):
             assert copied(name, f"oci:{tmp_path / 'back'}:v1").out.decode().strip().endswith(f"@{digest}")
-        # skopeo stores no blobs by sha512, but the tag is one that it can ask for.
+        # skopeo stores no sha512 blobs, but it can fetch the manifest by tag.
         raw = tools.run("skopeo", "inspect", "--raw", f"docker://{two.host}/app:v1").stdout
         assert raw.encode() == layout.file(digest).read_bytes()
 

@@ -1,7 +1,7 @@
-"""Every command that the documents and `--help` show does what they say, and prints what they show.
+"""Every command in the documentation and in `--help` works and prints the output that is shown.
 
-A document's blocks are run in their order, in a folder of its own. A block of TOML whose first line names a file in a
-comment is that file, or its next part. One that another test runs says so, in a comment before it.
+The blocks of a document run in order, in one folder. A TOML block whose first line names a file in a comment is
+appended to that file. If another test runs a block, a comment before the block names the test.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from tests.docs_examples import ROOT, Block, blocks, is_like, turns
 from tests.interop.docs_environment import World, script_of, world
 
 DOCUMENTS: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "SECURITY.md"]
-#: Languages of blocks that others hold to what they say, or that say nothing.
+#: Languages of blocks that other tests check, or that need no check.
 _OTHERS: Final = {"yaml", "json", "python"}
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory, certificate: Certificate) -> Iterator[World]:
-    """Return the world, one for all documents: each has its own folder and home in it."""
+    """Return one environment for all documents; each has its own folder and HOME in it."""
     with world(tmp_path_factory.mktemp("world"), certificate) as made:
         yield made
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_document_does_what_it_shows(document: Path, here: World, tmp_path: Path) -> None:
+def test_the_commands_of_a_document_print_what_it_shows(document: Path, here: World, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     certificate = here.certificate
@@ -55,10 +55,10 @@ def test_a_document_does_what_it_shows(document: Path, here: World, tmp_path: Pa
             with (folder / file[1]).open("a") as written:
                 written.write(block.text)
         else:
-            assert block.language in _OTHERS, f"{where}: nothing holds this block to what it says"
+            assert block.language in _OTHERS, f"{where}: no test checks this block"
 
 
-#: What the examples of the help need: archives, volumes, layouts, a cache, lists and credentials, here and behind ssh.
+#: Files for the examples of the help: archives, volumes, layouts, a cache, lists and credentials, local and behind ssh.
 _PREPARATION: Final = """
 ocistream pull --all -o app.tar registry.example.com/app:1
 ocistream pull --split 2MiB -o 'app.%03d.tar' app:2
@@ -72,7 +72,7 @@ printf '[defaults]\\njobs = 2\\n' > config.toml
 printf secret > token
 mkdir -p ~/.local/share/bash-completion/completions ~/.zsh/completions ~/.config/fish/completions
 """
-#: Examples that end otherwise here: docker-registry 2.8 deletes no tags.
+#: Examples that fail here: docker-registry 2.8 does not delete tags.
 _OTHER_EXIT_CODES: Final = {"ocistream rm registry.example.com/app:1 registry.example.com/app:2": 8}
 
 
@@ -89,10 +89,10 @@ def prepared(here: World, certificate: Certificate, tmp_path_factory: pytest.Tem
     return folder
 
 
-# `serve` runs until it is stopped: docs/serve.md has its examples.
+# `serve` runs until it is stopped; docs/serve.md has its examples.
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "serve"])
 def test_the_examples_of_the_help_run(name: str, here: World, prepared: Path, tmp_path: Path) -> None:
-    # No example finds what another command has written.
+    # Each command gets a copy, so that no example sees files of another one.
     shutil.copytree(prepared.parent, tmp_path / "copy")
     text = (load_command(name).help or "").partition("\b\n")[2].partition("\b\n")[0]
     lines = [line.strip() for line in text.replace("\\\n", "").strip().splitlines()]
@@ -121,5 +121,5 @@ def _compare(block: Block, here: World, folder: Path, where: str) -> None:
         ("one\nmore", "one\n…", True),
     ],
 )
-def test_what_is_like_what_is_shown(said: str, shown: str, like: bool) -> None:
+def test_output_matches_the_shown_output(said: str, shown: str, like: bool) -> None:
     assert is_like(said, shown) is like

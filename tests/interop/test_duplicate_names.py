@@ -1,4 +1,4 @@
-"""Of two images of one name, each tool takes the one that ocistream says."""
+"""When two images have the same name, each tool selects the one that ocistream names."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ NAME = "registry.example.com/same-names/app:1"
 
 @pytest.fixture
 def ids(layout: Layout) -> tuple[list[str], list[str]]:
-    """Return the digests of two images of one name, and their image IDs."""
+    """Return the digests and the image IDs of two images with the same name."""
     images = [small_image(layout, platform=platform) for platform in ("linux/amd64", "linux/arm64")]
     for image in images:
         layout.name(image, NAME)
     return [image["digest"] for image in images], [layout.read(image["digest"])["config"]["digest"] for image in images]
 
 
-def test_skopeo_takes_the_first_one(layout: Layout, ids: tuple[list[str], list[str]], tools: Tools) -> None:
+def test_skopeo_selects_the_first_one(layout: Layout, ids: tuple[list[str], list[str]], tools: Tools) -> None:
     raw = tools.run("skopeo", "inspect", "--raw", f"oci:{layout.path}:{NAME}").stdout
     assert digest_of(raw.encode()) == ids[0][0]
 
 
-def test_containerd_takes_the_last_one(
+def test_containerd_selects_the_last_one(
     layout: Layout, ids: tuple[list[str], list[str]], containerd_daemon: Containerd, tmp_path: Path
 ) -> None:
     archive = tmp_path / "both.tar"
@@ -39,7 +39,7 @@ def test_containerd_takes_the_last_one(
     assert ids[0][1] in containerd_daemon.ctr("image", "ls", f"name=={NAME}")
 
 
-def test_docker_takes_the_last_one(
+def test_docker_selects_the_last_one(
     layout: Layout, ids: tuple[list[str], list[str]], docker_daemon: Dockerd, tmp_path: Path
 ) -> None:
     archive = tmp_path / "both.tar"

@@ -1,4 +1,4 @@
-"""`ocistream have`, asked of a real registry: what it says is there is what its storage has."""
+"""`ocistream have` lists the blobs that the storage of a real registry has."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def seeded(layout: Layout, registry: DockerRegistry) -> Descriptor:
     return image
 
 
-def test_it_lists_what_the_storage_has_and_no_layer_that_was_lost(registry: DockerRegistry, layout: Layout) -> None:
+def test_have_lists_the_blobs_of_the_storage_without_a_lost_layer(registry: DockerRegistry, layout: Layout) -> None:
     image = seeded(layout, registry)
     assert listed(ocistream("have", f"{registry.host}/team/app")) == all_in(registry, "team/app")
     lost = layout.read(image["digest"])["layers"][1]["digest"]
@@ -37,12 +37,12 @@ def test_it_lists_what_the_storage_has_and_no_layer_that_was_lost(registry: Dock
     assert found == all_in(registry, "team/app")
 
 
-def test_which_of_a_list_are_there(registry: DockerRegistry, layout: Layout) -> None:
+def test_among_lists_the_digests_of_a_list_that_the_registry_has(registry: DockerRegistry, layout: Layout) -> None:
     image = seeded(layout, registry)
     there = all_in(registry, "team/app")
     asked = "\n".join([*there, digest_of(b"nobody has this")]).encode()
     name = f"{registry.host}/team/app"
-    # By its digest alone nobody knows that one is a manifest's.
+    # The digest alone does not show that it is a manifest.
     assert image["digest"] in there
     assert listed(ocistream("have", name, "--among", "-", stdin=asked)) == there
     other = f"{registry.host}/team/other"

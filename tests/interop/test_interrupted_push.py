@@ -1,4 +1,4 @@
-"""Pushes that are interrupted, killed, cut off, or fill the registry: what is said, and what is sent again."""
+"""A push is interrupted, killed, disconnected, or fills the registry's disk: its report, and the bytes sent again."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from tests.runner import Result, ocistream, started
 
 MIB = 1 << 20
 LAYER = 12 * MIB
-#: How much passes before something happens.
+#: Bytes that pass before the interruption.
 PASSED = 3 * MIB
-#: Heads of requests, the config and the manifests, in bytes.
+#: Request headers, the config and the manifests, in bytes.
 OVERHEAD = 100_000
-#: What human_size rounds away.
+#: The rounding error of human_size.
 ROUNDED = 50_000
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 class Relay:
-    """Passes bytes between clients and a registry, counts what clients send, and can be cut."""
+    """Passes bytes between clients and a registry, counts the bytes that clients send, and can disconnect."""
 
     def __init__(self, host: str) -> None:
         name, _, port = host.rpartition(":")
@@ -48,12 +48,12 @@ class Relay:
         self._threads[0].start()
 
     def cut(self) -> None:
-        """Close every connection, and each new one at once, until `mend`."""
+        """Close all connections, and reject new ones until `mend`."""
         self._is_cut = True
         self._shut()
 
     def mend(self) -> None:
-        """Pass bytes again; nothing is counted so far."""
+        """Pass bytes again, and reset the count."""
         self._is_cut = False
         self.sent = 0
 
@@ -97,7 +97,7 @@ class Relay:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A registry that stores into `storage`; clients use `relay`. `loses` says that a torn request costs the blob."""
+    """A registry that stores into `storage`; clients use `relay`. `loses`: a broken request loses the blob's bytes."""
 
     relay: Relay
     host: str
@@ -142,7 +142,7 @@ def image(layout: Layout) -> Descriptor:
 
 @pytest.fixture
 def push(place: Place, layout: Layout, image: Descriptor, tmp_path: Path) -> Callable[..., Result]:
-    """Return how the command is run again, with further options."""
+    """Return a function that runs the command again, with more options."""
     del image
 
     def run(*options: str) -> Result:
@@ -160,9 +160,9 @@ def state(tmp_path: Path) -> dict[str, str | None]:
 
 
 def ended(place: Place, layout: Layout, tmp_path: Path, number: signal.Signals | None, *options: str) -> Result:
-    """Run a push until some of the layer has passed; end it by a signal, or by a cut of its line."""
+    """Run a push until a part of the layer has passed; end it by a signal, or by a disconnect."""
     place.relay.mend()
-    # To send all of it takes seconds, whatever else this machine does.
+    # The limit makes the layer take seconds, even on a fast machine.
     arguments = line(place, layout, "--limit-rate", "4M", "--retries", "0", *options)
     with started(*arguments, env=state(tmp_path)) as process:
         assertions.wait_for(lambda: place.relay.sent > PASSED)
@@ -176,13 +176,13 @@ def ended(place: Place, layout: Layout, tmp_path: Path, number: signal.Signals |
 
 
 def size_of(text: str) -> int:
-    """Read a size of MB or GB, as it is shown, in bytes."""
+    """Return the bytes of a size shown in kB or MB."""
     number, _, unit = text.partition(" ")
     return round(float(number) * {"kB": 1e3, "MB": 1e6}[unit])
 
 
 def check_the_rest(place: Place, again: Result, image: Descriptor, tmp_path: Path) -> int:
-    """Check that a second run sent what it says, and no more; give how many bytes it says that it resumed."""
+    """Check that a second run sent no more than it reports; return how many bytes it resumed."""
     assertions.success(again)
     assert manifest_digest(place.host, "team/app", "1") == image["digest"]
     resumed = re.search(r"resumed (\S+ [kM]B) of 12.6 MB of sha256:", again.err)
@@ -195,8 +195,8 @@ def check_the_rest(place: Place, again: Result, image: Descriptor, tmp_path: Pat
     return size
 
 
-#: In one stream the registries differ; in chunks they do not. tests/quirks/test_resumed_uploads.py and
-#: tests/cli/test_push_resume.py have every way.
+#: The registries differ with one stream, but not with chunks. tests/quirks/test_resumed_uploads.py and
+#: tests/cli/test_push_resume.py test every way.
 IN_ONE_STREAM = [("docker-registry", "auto"), ("serve", "auto")]
 IN_CHUNKS = [("docker-registry", "chunk=2MiB")]
 MORE = [pytest.param("serve", "chunk=2MiB", marks=pytest.mark.nightly)]
@@ -209,7 +209,7 @@ def by_registry_and_way(*ways: object) -> pytest.MarkDecorator:
 
 @ON_DOCKER_REGISTRY
 @pytest.mark.parametrize(("way", "number", "code"), [("auto", signal.SIGINT, 130), ("chunk=2MiB", signal.SIGTERM, 143)])
-def test_one_that_is_interrupted_ends_its_request_and_resumes_where_it_says(
+def test_an_interrupted_push_ends_its_request_and_resumes_at_the_reported_size(
     place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path,
     way: str, number: signal.Signals, code: int,
 ) -> None:  # fmt: skip
@@ -226,7 +226,7 @@ def test_one_that_is_interrupted_ends_its_request_and_resumes_where_it_says(
 
 
 @ON_DOCKER_REGISTRY
-def test_one_that_is_interrupted_while_it_resumes_loses_nothing_either(
+def test_a_push_that_is_interrupted_twice_loses_no_bytes(
     place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     for _ in range(2):
@@ -239,9 +239,9 @@ def test_one_that_is_interrupted_while_it_resumes_loses_nothing_either(
     assert [blob.get("resumed") for blob in document["blobs"]] == [None, document["resumed"]]
 
 
-# test_push_resume.py kills one between chunks.
+# test_push_resume.py kills a push between chunks.
 @by_registry_and_way(*IN_ONE_STREAM, *MORE)
-def test_one_that_is_killed_promises_nothing_and_the_next_says_what_is_sent_again(
+def test_after_a_killed_push_the_next_one_reports_what_it_resumes(
     place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path, way: str
 ) -> None:
     assert ended(place, layout, tmp_path, signal.SIGKILL, "--upload", way).code == -signal.SIGKILL
@@ -251,7 +251,7 @@ def test_one_that_is_killed_promises_nothing_and_the_next_says_what_is_sent_agai
 
 
 @by_registry_and_way(IN_ONE_STREAM[0], *IN_CHUNKS, *MORE)
-def test_of_one_whose_line_is_cut_nothing_is_promised_for_sure(
+def test_a_disconnected_push_reports_that_the_registry_may_have_stored_a_part(
     place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path, way: str
 ) -> None:
     first = ended(place, layout, tmp_path, None, "--upload", way)
@@ -260,13 +260,13 @@ def test_of_one_whose_line_is_cut_nothing_is_promised_for_sure(
     )
     assertions.failure(first, 7, may_have)
     size = check_the_rest(place, push("--upload", way), image, tmp_path)
-    # Of chunks, the cut may have come between two.
+    # With chunks, the disconnect may come between two of them.
     assert way != "auto" or (size == 0) == place.loses
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a disk for the registry with room for half of the layer; it is mounted before the registry starts."""
+    """Mount a disk for the registry with room for half of the layer, before the registry starts."""
     need("mount", root=True)
     disk = tmp_path / "registry"
     disk.mkdir()
@@ -276,10 +276,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @by_registry_and_way(*IN_CHUNKS, IN_ONE_STREAM[1], *MORE)
-def test_of_one_that_fills_the_disk_of_its_registry_nothing_is_promised_for_sure(
+def test_a_push_that_fills_the_disk_reports_that_the_registry_may_have_stored_a_part(
     small_disk: Path, place: Place, push: Callable[..., Result], image: Descriptor, tmp_path: Path, way: str
 ) -> None:
-    # The config is there before the disk is full: `serve` gives the space of such an upload to the next one.
+    # One job: the config is stored before the disk is full. `serve` gives the space of a failed upload to the next one.
     first = push("--upload", way, "--retries", "0", "--jobs", "1")
     may_have = (
         f"{place.relay.host} may have stored a part of 1 blob: re-run the same command; it reports what it resumes"

@@ -1,4 +1,4 @@
-"""A real nginx that limits each connection, before a real registry: several connections, and the same archive."""
+"""Pulls through an nginx that limits the rate of each connection use several connections and give the same archive."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from tests.peers import DockerRegistry, Nginx
 
-#: What a connection is given, in bytes a second: so little that waiting for it shows on any machine.
+#: Bytes a second for each connection: slow enough to limit the pull on any machine.
 RATE = 4 * MIB
 LIMIT = f"limit_rate {RATE}; proxy_buffering on; proxy_max_temp_file_size 0;"
-#: Sizes of layers, in bytes. At this rate and one connection they take 6 seconds.
+#: Sizes of layers, in bytes. At this rate, one connection needs 6 seconds for them.
 LAYERS = (16 * MIB, 5 * MIB, 70_000, 3 * MIB)
 MEMORY = "--memory=8MiB"
 REFUSES_PARTS = "if ($http_range) { return 429; }"
@@ -39,25 +39,25 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]
 
 @pytest.fixture(scope="module")
 def undisturbed(source: DockerRegistry, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the archive of the image app:v1 as the registry itself gives it."""
+    """Return the archive of app:v1, pulled from the registry without nginx."""
     archive = tmp_path_factory.mktemp("undisturbed") / "app.tar"
     assert ocistream("pull", f"{source.host}/app:v1", "-o", f"{archive}").code == 0
     return archive.read_bytes()
 
 
 def called(archive: bytes, registry: DockerRegistry, limited: Nginx) -> bytes:
-    """Return an archive whose image is called by another host of the same length: any port that the kernel chooses."""
+    """Return an archive with the host of nginx in its names; both hosts must have the same length."""
     assert len(registry.host) == len(limited.host)
     return archive.replace(registry.host.encode(), limited.host.encode())
 
 
 def parts_of(limited: Nginx) -> list[str]:
-    """Return the requests that were answered with a part of a blob."""
+    """Return the requests that nginx answered with a part of a blob."""
     limited.stop()
     return [request for request in limited.requests() if request.endswith(" 206")]
 
 
-def test_the_same_comes_in_parts_in_bounded_memory(
+def test_a_pull_in_parts_gives_the_same_archive_in_bounded_memory(
     undisturbed: bytes, source: DockerRegistry, start_nginx: Callable[..., Nginx]
 ) -> None:
     limited = start_nginx(f"{LIMIT} location / {{ proxy_pass {source.url}; }}")
@@ -67,7 +67,7 @@ def test_the_same_comes_in_parts_in_bounded_memory(
     assert len(parts_of(limited)) >= 3
 
 
-def test_a_registry_that_gives_no_parts_is_asked_for_few(
+def test_a_registry_that_refuses_parts_gets_few_requests(
     undisturbed: bytes, source: DockerRegistry, start_nginx: Callable[..., Nginx]
 ) -> None:
     limited = start_nginx(f"{LIMIT} location / {{ {REFUSES_PARTS} proxy_pass {source.url}; }}")
@@ -75,5 +75,5 @@ def test_a_registry_that_gives_no_parts_is_asked_for_few(
     assert result.out == called(undisturbed, source, limited)
     assert result.code == 0, result.err
     limited.stop()
-    # Each blob once, what they are named in, and what was tried in vain.
+    # Each blob once, the manifests, and the refused requests.
     assert len(limited.requests()) <= 2 * len(LAYERS) + 12

@@ -1,6 +1,6 @@
-"""Real registries as mirrors: down, empty, with a storage that was spoilt; a pull-through cache; skopeo's reading.
+"""Real registries as mirrors: a complete one, one with damaged storage, a pull-through cache.
 
-A mirror is to be of use where it can, and no harm where it cannot.
+The module also checks that ocistream reads registries.conf as skopeo does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Start = Callable[..., DockerRegistry]
 
 @dataclasses.dataclass
 class Mirrored:
-    """A registry and a mirror of it, both with an image as `team/app:1`, and a HOME whose configuration says so."""
+    """A registry and a mirror of it, both with an image as `team/app:1`, and a HOME that configures the mirror."""
 
     registry: DockerRegistry
     mirror: DockerRegistry
@@ -48,7 +48,7 @@ class Mirrored:
         path.write_text(f'[registry."{self.registry.host}"]\nmirrors = [{listed}]\n')
 
     def spoil(self, digest: str, at: int) -> None:
-        """Flip a bit of what the mirror's disk holds under a digest, and leave its size as it is."""
+        """Flip a bit of a blob in the mirror's storage."""
         hexadecimal = digest.partition(":")[2]
         path = self.mirror.root / "docker/registry/v2/blobs/sha256" / hexadecimal[:2] / hexadecimal / "data"
         content = bytearray(path.read_bytes())
@@ -62,7 +62,7 @@ class Mirrored:
         return ocistream("pull", name or self.name, "--format", "oci", "-o", target, env=self.env)
 
     def assert_whole(self, folder: Path) -> None:
-        """Assert that a layout holds the image, byte for byte."""
+        """Assert that a layout has the complete image."""
         document = self.layout.read(self.image["digest"])
         for digest in (self.image["digest"], document["config"]["digest"], *self.layers()):
             content = (folder / "blobs" / digest.replace(":", "/")).read_bytes()
@@ -80,21 +80,21 @@ def mirrored(registry: DockerRegistry, other_registry: DockerRegistry, layout: L
 
 
 def asked(registry: DockerRegistry) -> list[str]:
-    """Return what a registry was asked for since it was filled."""
+    """Return the GET and HEAD requests that a registry received."""
     return [request for request in registry.requests() if request.startswith(("GET", "HEAD"))]
 
 
-# tests/cli/test_mirrors.py and tests/quirks have mirrors that are down or lack the image.
-def test_all_of_an_image_comes_from_the_mirror(mirrored: Mirrored, tmp_path: Path) -> None:
+# tests/cli/test_mirrors.py and tests/quirks test mirrors that are down or lack the image.
+def test_an_image_is_pulled_from_the_mirror(mirrored: Mirrored, tmp_path: Path) -> None:
     pulled = mirrored.pull(tmp_path / "out")
     assert pulled.code == 0, pulled.err
     mirrored.assert_whole(tmp_path / "out")
-    # The mirror knows of nothing that hangs on the image, and the registry may: that is asked for, and nothing else.
+    # The mirror has no referrers of the image, but the registry may: the client asks the registry only for those.
     hanging = re.compile(r"[A-Z]+ /v2/team/app/(referrers/|manifests/sha256-)")
     assert [request for request in asked(mirrored.registry) if not hanging.match(request)] == []
 
 
-def test_a_mirror_whose_layer_is_spoilt_into_a_layout(mirrored: Mirrored, tmp_path: Path) -> None:
+def test_a_damaged_layer_of_a_mirror_is_read_again_from_the_registry(mirrored: Mirrored, tmp_path: Path) -> None:
     mirrored.spoil(mirrored.layers()[1], at=20)
     pulled = mirrored.pull(tmp_path / "out")
     assert pulled.code == 0, pulled.err
@@ -105,7 +105,9 @@ def test_a_mirror_whose_layer_is_spoilt_into_a_layout(mirrored: Mirrored, tmp_pa
     ) in pulled.err
 
 
-def test_a_mirror_whose_layer_is_spoilt_into_a_pipe(mirrored: Mirrored, start_registry: Start) -> None:
+def test_a_damaged_layer_of_a_mirror_fails_a_pull_into_a_pipe_and_no_mirrors_helps(
+    mirrored: Mirrored, start_registry: Start
+) -> None:
     target = start_registry()
     mirrored.spoil(mirrored.layers()[1], at=20)
     pulled, pushed = pipe(["pull", mirrored.name], ["push", f"{target.host}/copy:1"], env=mirrored.env)
@@ -113,7 +115,6 @@ def test_a_mirror_whose_layer_is_spoilt_into_a_pipe(mirrored: Mirrored, start_re
     assert f"received from the mirror {mirrored.mirror.host}/team/app" in pulled.err
     assert "--no-mirrors" in pulled.err
     assert_no_image(target)
-    # And what it says is what helps.
     again = pipe(["pull", "--no-mirrors", mirrored.name], ["push", f"{target.host}/copy:1"], env=mirrored.env)
     assert [result.code for result in again] == [0, 0]
     assert target.tags("copy") == {"1": mirrored.image["digest"]}
@@ -131,7 +132,7 @@ def test_a_real_image_from_a_mirror_stays_within_the_budget(
     mirrored = Mirrored(debian_registry, registry, debian_image.layout, debian_image.manifest, tmp_path / "home")
     mirrored.configure()
     target = start_registry()
-    # The largest layer, at its very end: all of it has to be sent once more.
+    # The last byte of the largest layer: the complete layer must be sent again.
     largest = max(debian_image.layout.read(debian_image.manifest["digest"])["layers"], key=lambda layer: layer["size"])
     mirrored.spoil(largest["digest"], at=largest["size"] - 1)
     copied = measured("copy", f"{debian_registry.host}/team/debian:v1", f"{target.host}/copy:1", env=mirrored.env)
@@ -140,7 +141,7 @@ def test_a_real_image_from_a_mirror_stays_within_the_budget(
     assert manifest_digest(target.host, "copy", "1") == debian_image.manifest["digest"]
 
 
-def test_a_pull_through_cache_fetches_and_keeps_what_is_asked_of_it(
+def test_a_pull_through_cache_fetches_and_keeps_an_image(
     registry: DockerRegistry, start_registry: Start, layout: Layout, tmp_path: Path
 ) -> None:
     image = small_image(layout)
@@ -156,11 +157,11 @@ def test_a_pull_through_cache_fetches_and_keeps_what_is_asked_of_it(
     assert cache.manifests("team/app") == {image["digest"]}
 
 
-# -- what skopeo makes of the same file ---------------------------------------------------------------------
+# -- the same registries.conf with skopeo -------------------------------------------------------------------
 
 
 def entry(location: str, *lines: str, prefix: str = "") -> str:
-    """Write a `[[registry]]` that speaks plain HTTP, which skopeo has to be allowed to."""
+    """Return a `[[registry]]` for plain HTTP, which skopeo only uses if `insecure` allows it."""
     named = [f'prefix = "{prefix}"'] if prefix else []
     return "\n".join(["[[registry]]", *named, f'location = "{location}"', "insecure = true", *lines, ""])
 
@@ -169,7 +170,7 @@ def mirror(location: str, *lines: str) -> str:
     return "\n".join(["[[registry.mirror]]", f'location = "{location}"', "insecure = true", *lines])
 
 
-#: What a file says, what is asked for, and where the manifest is then asked for: "R" is the registry, "M" the other.
+#: The file, the requested name, and where the client requests the manifest: "R" is the registry, "M" the mirror.
 FILES: dict[str, tuple[Sequence[str], str, str]] = {
     "a mirror": ((entry("R", mirror("M")),), "R/team/app:1", "M"),
     "a mirror that lacks it": ((entry("R", mirror("M/empty")),), "R/team/app:1", "MR"),
@@ -200,7 +201,7 @@ FILES: dict[str, tuple[Sequence[str], str, str]] = {
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_a_registries_conf_means_to_us_what_it_means_to_skopeo(what: str, mirrored: Mirrored, tools: Tools) -> None:
+def test_ocistream_reads_registries_conf_as_skopeo_does(what: str, mirrored: Mirrored, tools: Tools) -> None:
     lines, name, places = FILES[what]
 
     def filled(text: str) -> str:
@@ -210,12 +211,12 @@ def test_a_registries_conf_means_to_us_what_it_means_to_skopeo(what: str, mirror
         return text.replace("@D", f"@{mirrored.image['digest']}")
 
     def where(run: Callable[[], int]) -> tuple[str, bool]:
-        """Run something, and say where it asked for a manifest, and whether it ended well."""
+        """Run a command; return where it requested a manifest, and whether it succeeded."""
         before = [len(mirrored.mirror.requests()), len(mirrored.registry.requests())]
         code = run()
         found = ""
         for letter, registry, seen in zip("MR", (mirrored.mirror, mirrored.registry), before, strict=True):
-            # Not what is asked for an image's referrers, under a tag that is made of its digest.
+            # Requests for referrers, under a tag made from the digest, do not count.
             if any("/manifests/" in request and "sha256-" not in request for request in registry.requests()[seen:]):
                 found += letter
         return found, code == 0

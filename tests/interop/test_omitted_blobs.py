@@ -1,4 +1,4 @@
-"""Two releases of an image that share all layers but one: deltas from one docker-registry to another."""
+"""Deltas between two releases of an image that share all layers but one, from one docker-registry to another."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.runner import Result, ocistream
 
 @dataclasses.dataclass(frozen=True)
 class Far:
-    """A docker-registry that has the old release as app:1, and a near one with both."""
+    """A remote docker-registry that has the old release as app:1, and a near one with both releases."""
 
     near: DockerRegistry
     registry: DockerRegistry
     layout: Layout
     new: Descriptor
-    #: Digests that the new release has and the old one has not, its manifest's among them.
+    #: Digests that only the new release has, including its manifest.
     delta: set[str]
 
     @property
@@ -36,7 +36,6 @@ class Far:
 
 @pytest.fixture
 def far(registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout) -> Far:
-    """Return two registries."""
     first = layout.image([2 * MIB, MIB, 300_000, b"the first"])
     layers = layout.read(first["digest"])["layers"]
     new = layout.image([*layers[:-1], tar_layer({"opt/release": b"the second " * 100_000})])
@@ -49,7 +48,7 @@ def far(registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout
     return Far(registry, other_registry, layout, new, delta)
 
 
-def test_a_delta_holds_just_the_new_blobs_and_is_made_whole_there(far: Far, tmp_path: Path) -> None:
+def test_a_delta_has_only_the_new_blobs_and_the_destination_completes_the_image(far: Far, tmp_path: Path) -> None:
     listed = ocistream("have", f"{far.registry.host}/app")
     assertions.success(listed)
     (tmp_path / "have.txt").write_bytes(listed.out)
@@ -64,12 +63,12 @@ def test_a_delta_holds_just_the_new_blobs_and_is_made_whole_there(far: Far, tmp_
     assert far.registry.uploads("app") == []
 
 
-def test_what_was_left_out_is_mounted_from_another_repository_there(far: Far, tmp_path: Path) -> None:
+def test_omitted_blobs_are_mounted_from_another_repository_of_the_destination(far: Far, tmp_path: Path) -> None:
     assertions.success(far.pull(tmp_path / "delta.tar", "--have", f"{far.registry.host}/app"))
-    # The list says which repository has them.
+    # The archive names the repository that has the blobs.
     assertions.success(ocistream("push", f"{far.registry.host}/mirror/app:2", "-i", tmp_path / "delta.tar"))
     assert manifest_digest(far.registry.host, "mirror/app", "2") == far.new["digest"]
-    # Where it says another, --mount-from does.
+    # If the archive names another registry, --mount-from names the repository.
     assertions.success(far.pull(tmp_path / "based.tar", "--base", f"{far.near.host}/team/app:1"))
     target = f"{far.registry.host}/other:2"
     refused = ocistream("push", target, "-i", tmp_path / "based.tar")

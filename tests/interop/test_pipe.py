@@ -1,4 +1,4 @@
-"""The main job, `ocistream pull | ocistream push` between two real registries: whole, or not there at all."""
+"""`ocistream pull | ocistream push` between two real registries copies an image completely or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.runner import command, measured, ocistream, pipe, run_measured
 
 @dataclasses.dataclass(frozen=True)
 class BigImage:
-    """An image that is alone in its layout."""
+    """The only image of a layout."""
 
     layout: Layout
     manifest: Descriptor
@@ -39,7 +39,7 @@ def blobs_of(layout: Layout, image: Descriptor) -> set[str]:
 
 @pytest.fixture
 def start_big_registry(tmp_path: Path) -> Iterator[Callable[[str], DockerRegistry]]:
-    """Return a function that starts a docker-registry; its storage, called by the argument, is deleted with it."""
+    """Return a function that starts a docker-registry with a named storage, which is deleted at the end."""
     with contextlib.ExitStack() as stack:
 
         def start(name: str) -> DockerRegistry:
@@ -51,9 +51,9 @@ def start_big_registry(tmp_path: Path) -> Iterator[Callable[[str], DockerRegistr
 
 @pytest.fixture(scope="module", params=[14, pytest.param(512, marks=pytest.mark.nightly)], ids="{} MiB".format)
 def four_layers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BigImage]:
-    """Return an image of four layers of so many MiB, more than a process may have; deleted after this module's tests.
+    """Return an image of four layers that exceeds the memory budget of a process.
 
-    The layers are noise, not tar files: no registry reads them.
+    The layers are random bytes, not tar files: no registry parses them.
     """
     folder = tmp_path_factory.mktemp("four-layers")
     layout = Layout(folder)
@@ -65,7 +65,7 @@ def four_layers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         shutil.rmtree(folder)
 
 
-def test_four_layers_cross_a_pipe_unchanged_in_bounded_memory_without_a_file(
+def test_four_layers_pass_a_pipe_unchanged_in_bounded_memory_without_a_file(
     four_layers: BigImage, start_big_registry: Callable[[str], DockerRegistry], tmp_path: Path
 ) -> None:
     digest = four_layers.manifest["digest"]
@@ -102,10 +102,10 @@ def test_large_layers_with_their_index_last_are_pushed_from_a_pipe_without_a_fil
     assert target.blobs("big") == blobs_of(four_layers.layout, four_layers.manifest)
 
 
-# tests/cli/test_memory.py measures all three with images that are made while they are read.
+# tests/cli/test_memory.py measures all three with images that are generated while they are read.
 @pytest.mark.nightly
 @pytest.mark.parametrize("way", ["copy", "pull", "push"])
-def test_layers_that_move_side_by_side_stay_within_the_budget_too(
+def test_concurrent_layers_stay_within_the_memory_budget(
     way: str,
     debian_name: str,
     debian_archive: Path,
@@ -123,15 +123,15 @@ def test_layers_that_move_side_by_side_stay_within_the_budget_too(
     assert result.out.decode().strip().endswith(f"@{digest}")
 
 
-# -- pipes that break -------------------------------------------------------------------------------------
+# -- truncated and damaged streams ------------------------------------------------------------------------
 
-#: Layers of an image that crosses a pipe only in part, in bytes. None of them fits into a pipe's buffer.
+#: Sizes of layers of an image whose stream is cut, in bytes. None of them fits into a pipe's buffer.
 LAYERS: Final = (2 * MIB, 3 * MIB, 4 * MIB)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """An image in a docker-registry, the archive that `pull` makes of it, and another registry, which is empty."""
+    """An image in a docker-registry, the archive that `pull` makes of it, and an empty registry."""
 
     image: Descriptor
     name: str
@@ -152,8 +152,8 @@ def cut(layout: Layout, registry: DockerRegistry, start_registry: Callable[..., 
     return Cut(image, name, archive, start_registry())
 
 
-def test_a_pipe_that_is_cut_leaves_no_tag_and_no_manifest_and_the_next_push_completes_the_image(cut: Cut) -> None:
-    # In the last layer.
+def test_a_truncated_stream_leaves_no_tag_and_no_manifest_and_the_next_push_completes_the_image(cut: Cut) -> None:
+    # The stream ends in the last layer.
     size = cut.archive.stat().st_size * 8 // 10
     pulled, pushed = pipe(["pull", cut.name], ["push", cut.pushed], cut=size)
     assert (pushed.code, pushed.out) == (6, b"")
@@ -161,7 +161,7 @@ def test_a_pipe_that_is_cut_leaves_no_tag_and_no_manifest_and_the_next_push_comp
     assert len(pushed.err.splitlines()) <= 2
     assert pulled.code == 141
     assert_no_image(cut.target)
-    # The next run may go on with what was sent.
+    # The next run can resume the uploads.
     assert "DELETE" not in {request.split()[0] for request in cut.target.requests()}
     there = len(cut.target.blobs("copies/app"))
     assert there
@@ -171,8 +171,8 @@ def test_a_pipe_that_is_cut_leaves_no_tag_and_no_manifest_and_the_next_push_comp
     assert cut.target.tags("copies/app") == {"v2": cut.image["digest"]}
 
 
-def test_a_flipped_byte_is_refused_and_nothing_is_visible(cut: Cut, layout: Layout) -> None:
-    # The last byte of the last layer; tests/hostile does so with every file of an archive.
+def test_a_flipped_byte_fails_the_push_and_leaves_no_image(cut: Cut, layout: Layout) -> None:
+    # The last byte of the last layer; tests/hostile flips one in every file of an archive.
     digest = layout.read(cut.image["digest"])["layers"][-1]["digest"]
     content = bytearray(cut.archive.read_bytes())
     with tarfile.open(cut.archive) as tar:
@@ -185,7 +185,7 @@ def test_a_flipped_byte_is_refused_and_nothing_is_visible(cut: Cut, layout: Layo
 
 
 def noise(layout: Layout, mebibytes: int, seed: int) -> Descriptor:
-    """Write a blob of so many MiB, each of them different; no registry looks into a layer, so it is no tar file."""
+    """Write a blob of random bytes, each MiB different."""
     block = random.Random(seed).randbytes(MIB - 8)
     file = layout.path / f"noise-{seed}"
     with file.open("wb") as out:
@@ -196,9 +196,9 @@ def noise(layout: Layout, mebibytes: int, seed: int) -> Descriptor:
 
 
 def place(image: BigImage, registry: DockerRegistry, repository: str, tag: str) -> None:
-    """Put an image into a registry's storage by hard links: no copy of its layers is made.
+    """Add an image to a registry's storage by hard links, without copying its layers.
 
-    The storage is laid out as distribution's `registry/storage/paths.go` says.
+    distribution's `registry/storage/paths.go` describes the storage.
     """
     folder, top = registry.repository(repository), image.manifest["digest"]
     for digest in [top, *blobs_of(image.layout, image.manifest)]:

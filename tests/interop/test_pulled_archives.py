@@ -1,4 +1,4 @@
-"""What `ocistream pull` writes, read by the specification's schemas and by the tools of others."""
+"""The archives and layouts of `ocistream pull` are valid by the specification's schemas, and other tools read them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def untar(archive: Path, folder: Path) -> Path:
     return folder
 
 
-# -- by the specification ---------------------------------------------------------------------------------
+# -- the specification's schemas --------------------------------------------------------------------------
 
 
-def test_an_archive_that_tar_unpacked_is_valid_and_can_be_pushed(
+def test_an_archive_unpacked_by_tar_is_a_valid_layout_and_can_be_pushed(
     registry: DockerRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     index = two_platforms(layout)
@@ -46,17 +46,17 @@ def test_an_archive_that_tar_unpacked_is_valid_and_can_be_pushed(
     assert registry.tags("again") == {"v1": index["digest"]}
 
 
-def test_a_directory_is_valid_too(registry: DockerRegistry, layout: Layout, tmp_path: Path) -> None:
+def test_a_pulled_directory_is_a_valid_layout(registry: DockerRegistry, layout: Layout, tmp_path: Path) -> None:
     seed(layout, small_image(layout), registry.host, "team/app", "v1")
     folder = pulled(f"{registry.host}/team/app:v1", to=tmp_path / "folder", options=("--format", "oci"))
     # oci-layout, index.json, the manifest, the config
     assert validate_layout(folder) == 4
 
 
-# -- by the tools of others -------------------------------------------------------------------------------
+# -- other tools ------------------------------------------------------------------------------------------
 
 
-# test_archives_read_by_tools.py has every tool read archives of one image.
+# In test_archives_read_by_tools.py every tool reads archives of one image.
 
 
 def test_skopeo_copies_each_of_several_images_by_its_tag(
@@ -72,7 +72,7 @@ def test_skopeo_copies_each_of_several_images_by_its_tag(
         assert entry["digest"] == image["digest"]
 
 
-def test_skopeo_picks_a_platform_of_an_index(
+def test_skopeo_selects_a_platform_of_an_index(
     registry: DockerRegistry, layout: Layout, tools: Tools, tmp_path: Path
 ) -> None:
     index = two_platforms(layout)
@@ -90,11 +90,9 @@ def test_skopeo_picks_a_platform_of_an_index(
     assert digest_of((tmp_path / "arm/manifest.json").read_bytes()) == arm["digest"]
 
 
-# test_archives_read_by_tools.py has Docker load and run a small image.
+# In test_archives_read_by_tools.py Docker loads and runs a small image.
 @pytest.mark.nightly
-def test_docker_loads_the_debian_image_and_runs_it(
-    debian_name: str, debian_archive: Path, docker_daemon: Dockerd
-) -> None:
+def test_docker_loads_and_runs_the_debian_image(debian_name: str, debian_archive: Path, docker_daemon: Dockerd) -> None:
     loaded = docker_daemon.docker("load", stdin=debian_archive).stdout
     assert loaded.strip() == f"Loaded image: {debian_name}"
     version = docker_daemon.docker("run", "--rm", "--network=none", debian_name).stdout
@@ -113,7 +111,7 @@ def test_docker_loads_several_images_each_under_its_name(
     assert [json.loads(command) for command in commands] == [["app"], ["web"]]
 
 
-def test_docker_loads_the_usual_platform_of_an_index(
+def test_docker_loads_its_own_platform_of_an_index(
     registry: DockerRegistry, layout: Layout, docker_daemon: Dockerd, tmp_path: Path
 ) -> None:
     name = f"{registry.host}/platforms:both"

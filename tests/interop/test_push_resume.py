@@ -1,4 +1,4 @@
-"""Pushes to a real docker-registry that are killed and run again."""
+"""Killed pushes to a real docker-registry resume when the command is run again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYER = 5 * MIB
 
 
 class Relay:
-    """Hands on what a client says to a registry, until so many PATCHes have come: the next one never gets there."""
+    """Forwards requests to a registry, up to a number of PATCHes; the next PATCH never reaches the registry."""
 
     def __init__(self, host: str, patches: int) -> None:
         self._target = host.split(":")
@@ -51,11 +51,11 @@ class Relay:
     def _copy(self, source: socket.socket, target: socket.socket, asks: bool) -> None:
         with contextlib.suppress(OSError), source, target:
             while data := source.recv(1 << 16):
-                # A head is sent by itself.
+                # The client sends request headers by themselves.
                 if asks and data.startswith(b"PATCH "):
                     if not self._left:
                         self.held.set()
-                        # Nothing of it is handed on; the end of the client is.
+                        # Discard the request until the client closes.
                         while source.recv(1 << 16):
                             pass
                         break
@@ -79,7 +79,7 @@ def env(tmp_path: Path) -> dict[str, str | None]:
 
 @pytest.fixture
 def relay(registry: DockerRegistry) -> Iterator[Relay]:
-    """Return the way to a docker-registry on which the fifth PATCH is lost."""
+    """Return a relay to a docker-registry that loses the fifth PATCH."""
     relay = Relay(registry.host, 4)
     yield relay
     relay.close()
@@ -90,18 +90,18 @@ def records(env: dict[str, str | None]) -> list[Path]:
 
 
 def written(registry: DockerRegistry) -> dict[Path, int]:
-    """Return the sizes of what lies there of uploads."""
+    """Return the sizes of the registry's unfinished uploads."""
     sizes = {}
     for path in registry.repository("team/app").glob("_uploads/*/data"):
-        # It moves when it is whole.
+        # The registry moves the file when the upload is complete.
         with contextlib.suppress(FileNotFoundError):
             sizes[path] = path.stat().st_size
     return sizes
 
 
-# SIGTERM takes ten seconds here: the process waits for the answer to a request that never arrives.
+# SIGTERM takes ten seconds here: the process waits for the response to a request that never arrives.
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
-def test_one_that_ends_between_chunks_goes_on_with_the_next_one(
+def test_a_push_that_ends_between_chunks_resumes_with_the_next_chunk(
     relay: Relay,
     registry: DockerRegistry,
     layout: Layout,
@@ -109,7 +109,7 @@ def test_one_that_ends_between_chunks_goes_on_with_the_next_one(
     env: dict[str, str | None],
     number: signal.Signals,
 ) -> None:
-    # One job: else the config's PATCH comes in between.
+    # One job: otherwise the config's PATCH comes in between.
     push = ["push", "-i", str(layout.path), f"{relay.host}/team/app:1", "--upload", "chunk=1MiB", "--jobs", "1"]
     with started(*push, env=env) as process:
         assert relay.held.wait(60)
@@ -128,7 +128,7 @@ def test_one_that_ends_between_chunks_goes_on_with_the_next_one(
     assert records(env) == []
 
 
-def test_a_pipe_that_breaks_in_a_layer_that_is_made_on_the_way_leaves_no_session(
+def test_a_truncated_docker_archive_leaves_no_upload_session(
     registry: DockerRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     layout.image([tar_layer({"noise": random.Random(3).randbytes(4 * MIB)}, compression="")], name="v1")
@@ -141,7 +141,7 @@ def test_a_pipe_that_breaks_in_a_layer_that_is_made_on_the_way_leaves_no_session
 
 
 @pytest.mark.parametrize("way", ["auto", "chunk=1MiB"])
-def test_after_a_pipe_that_broke_off_the_same_command_ends_well(
+def test_a_push_resumes_after_a_truncated_stream(
     registry: DockerRegistry, layout: Layout, image: Descriptor, env: dict[str, str | None], tmp_path: Path, way: str
 ) -> None:
     archive = tmp_path / "image.tar"

@@ -1,4 +1,4 @@
-"""README's first command shows an image go through a pipe; at night in a fresh clone, with nothing but Python."""
+"""README's first command copies an image through a pipe; nightly in a fresh clone, with only Python installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.peers import DockerRegistry
 from tests.registry_http import seed
 from tests.runner import forking_command
 
-#: What a fresh clone has not.
+#: Files that a fresh clone does not have.
 _NOT_CLONED = shutil.ignore_patterns(".*cache*", ".git", ".tox", ".venv", "__pycache__", "dist")
 
 
@@ -32,18 +32,18 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quickstart(
     clone: Path, home: Path, *arguments: str, before: str = "", replaced: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run it with a HOME of its own, in which it must leave nothing.
+    """Run the quickstart with its own HOME, and assert that it leaves HOME empty.
 
-    `before` is Python code that runs first, in the same process; `replaced` are globals of the script, as keyword
+    `before` is Python code that runs first in the same process; `replaced` are globals of the script, as keyword
     arguments.
     """
     programs = clone / "programs"
     programs.mkdir(exist_ok=True)
-    # pip asks rustc for its version. This is what rustup's rustc does first.
+    # pip asks rustc for its version. rustup's rustc first creates this folder.
     (programs / "rustc").write_text('#!/bin/sh\nmkdir -p "${RUSTUP_HOME:-$HOME/.rustup}"\necho "rustc 1.0.0 (x)"\n')
     (programs / "rustc").chmod(0o755)
     env = {"HOME": str(home), "PATH": f"{programs}:{os.defpath}", "LANG": "C.UTF-8"}
-    # Where packages come from, and by which proxy, is the machine's affair.
+    # The machine configures pip's index and proxies.
     env |= {name: value for name, value in os.environ.items() if name.lower().startswith(("pip_", "http", "no_proxy"))}
     script = str(clone / "scripts" / "quickstart")
     line = [sys.executable, "-P", script, *arguments]
@@ -63,16 +63,16 @@ def home(tmp_path: Path) -> Path:
     return path
 
 
-# To install takes most of the time that the script takes.
+# The installation takes most of the script's time.
 @pytest.mark.nightly
-def test_in_a_fresh_clone_it_installs_the_command_and_shows_an_image_go_through_a_pipe(clone: Path, home: Path) -> None:
+def test_the_quickstart_installs_the_command_in_a_fresh_clone_and_copies_an_image(clone: Path, home: Path) -> None:
     done = quickstart(clone, home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Both registries have the same digest: sha256:" in done.stdout
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["an image that it makes", "an image of a registry"])
-def test_it_shows_an_image_go_through_a_pipe_and_what_to_do_next(
+def test_the_quickstart_copies_an_image_and_shows_the_next_steps(
     given: bool, clone: Path, registry: DockerRegistry, layout: Layout, home: Path
 ) -> None:
     seed(layout, layout.image([2_000_000, 1_000_000]), registry.host, "team/app", "v1")
@@ -98,7 +98,7 @@ def test_it_shows_an_image_go_through_a_pipe_and_what_to_do_next(
         ([], "sys.modules['venv'] = None", 1, "apt install python3-venv"),
     ],
 )
-def test_what_the_quickstart_cannot_do_is_one_clear_line(
+def test_an_error_of_the_quickstart_is_at_most_two_lines(
     clone: Path, home: Path, arguments: list[str], before: str, code: int, words: str
 ) -> None:
     done = quickstart(clone, home, *arguments, before=before)

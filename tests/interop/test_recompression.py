@@ -1,4 +1,4 @@
-"""Layers recompressed between real registries: other tools read and run the image. At full size in nightly runs."""
+"""Other tools read and run an image that was recompressed between real registries; nightly, a Debian image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.runner import measured, measured_pipe, ocistream
 def test_skopeo_reads_and_podman_runs_an_image_in_zstd(
     registry: DockerRegistry, layout: Layout, tools: Tools, tmp_path: Path
 ) -> None:
-    # tests/cli/test_recompression.py has every codec, source and destination, and measures the memory.
+    # tests/cli/test_recompression.py tests every codec, source and destination, and measures the memory.
     seed(layout, program_image(layout, name="v1"), registry.host, "program/gzip", "v1")
     name = f"{registry.host}/program/zstd:v1"
     result = ocistream("copy", "--compress=zstd", f"{registry.host}/program/gzip:v1", name)

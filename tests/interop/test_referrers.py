@@ -1,4 +1,4 @@
-"""What hangs on an image goes with it between real registries, with and without the referrers API; other tools cope."""
+"""Referrers are copied with an image between registries with and without the referrers API; other tools read it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def another_with_api(tmp_path: Path) -> Iterator[FaultyRegistry]:
 
 @pytest.fixture
 def archive(with_api: FaultyRegistry, layout: Layout, found: Signed, tmp_path: Path) -> Path:
-    """Return the signed image as pulled from a registry that lists referrers."""
+    """Return the archive of the signed image, pulled from a registry with the referrers API."""
     found.seed(layout, with_api.host, "team/app", "v1")
     target = tmp_path / "signed.tar"
     done(ocistream("pull", f"{with_api.host}/team/app:v1", "-o", target))
@@ -56,7 +56,7 @@ def listed(host: str, repository: str, subject: str) -> list[str]:
 
 
 def kept(host: str, repository: str, subject: str) -> dict[str, dict[str, str]]:
-    """Return what clients list as referring to a manifest, in a registry that does not."""
+    """Return the list of referrers under a tag, which clients maintain in a registry without the referrers API."""
     raw = registry_http.manifest(host, repository, subject.replace(":", "-"))
     assert raw is not None
     document = json.loads(raw)
@@ -65,14 +65,14 @@ def kept(host: str, repository: str, subject: str) -> dict[str, dict[str, str]]:
 
 
 def is_all_there(found: Signed, host: str, repository: str, tag: str) -> None:
-    """Assert that a registry which lists referrers has the image and all that hangs on it."""
+    """Assert that a registry with the referrers API has the image and all its referrers."""
     assert registry_http.manifest_digest(host, repository, tag) == found.image["digest"]
     assert registry_http.manifest_digest(host, repository, found.cosign_tag) == found.cosign["digest"]
     for subject, referring in found.subjects().items():
         assert listed(host, repository, subject) == sorted(one["digest"] for one in referring)
 
 
-def test_through_an_archive_and_a_registry_without_the_api_all_of_it_comes_back(
+def test_referrers_survive_an_archive_and_a_registry_without_the_api(
     archive: Path, found: Signed, registry: DockerRegistry, another_with_api: FaultyRegistry
 ) -> None:
     pushed = done(ocistream("push", f"{registry.host}/kept/app:v1", "-i", archive))
@@ -87,7 +87,7 @@ def test_through_an_archive_and_a_registry_without_the_api_all_of_it_comes_back(
     assert found.hanging | {found.image["digest"]} <= registry.manifests("kept/app")
     done(ocistream("copy", f"{registry.host}/kept/app:v1", f"{another_with_api.host}/back/app:2"))
     is_all_there(found, another_with_api.host, "back/app", "2")
-    # The list was that registry's way to keep it, and is none of the image's.
+    # The tag with the list of referrers belongs to the other registry and is not copied.
     assert sorted(registry_http.tags(another_with_api.host, "back/app")) == sorted(["2", found.cosign_tag])
 
 
@@ -97,7 +97,7 @@ def test_the_same_image_gives_the_same_archive_from_either_registry(
     done(ocistream("push", f"{registry.host}/team/app:v1", "-i", archive))
     again = tmp_path / "again.tar"
     done(ocistream("pull", f"{registry.host}/team/app:v1", "-o", again))
-    # They differ in the registry's name and in nothing else.
+    # They differ only in the registry's name.
     one, other = (json.loads(index_of(path)) for path in (archive, again))
     for document in (one, other):
         for entry in document["manifests"]:
@@ -111,22 +111,20 @@ def index_of(archive: Path) -> bytes:
     return dict(entries(archive))["index.json"]
 
 
-def test_skopeo_copies_the_image_out_of_it_by_its_tag(
-    archive: Path, found: Signed, tools: Tools, tmp_path: Path
-) -> None:
+def test_skopeo_copies_the_image_by_its_tag(archive: Path, found: Signed, tools: Tools, tmp_path: Path) -> None:
     tools.run("skopeo", "copy", f"oci-archive:{archive}:v1", f"dir:{tmp_path / 'copied'}")
     assert digest_of((tmp_path / "copied/manifest.json").read_bytes()) == found.image["digest"]
 
 
 @pytest.mark.parametrize("options", [("--platform", "all"), ("--platform", "linux/amd64")])
-def test_skopeo_finds_the_one_image_of_what_buildkit_makes(
+def test_skopeo_copies_the_image_of_an_index_of_buildkit(
     layout: Layout, with_api: FaultyRegistry, tools: Tools, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     made = Made(layout)
     registry_http.seed(layout, made.index, with_api.host, "built", "1")
     target = tmp_path / "built.tar"
     done(ocistream("pull", f"{with_api.host}/built:1", *options, "-o", target))
-    # Where the attestations are listed at the top, it asks which image is meant.
+    # skopeo requires a name if the top index lists the attestations.
     name = "" if options[1] == "all" else ":1"
     tools.run("skopeo", "copy", "--all", f"oci-archive:{target}{name}", f"dir:{tmp_path / 'copied'}")
     expected = made.index if options[1] == "all" else made.images["linux/amd64"]
@@ -144,7 +142,7 @@ def test_docker_loads_the_image(archive: Path, with_api: FaultyRegistry, docker_
     assert loaded.strip() == f"Loaded image: {with_api.host}/team/app:v1"
 
 
-def test_containerd_imports_it(archive: Path, with_api: FaultyRegistry, containerd_daemon: Containerd) -> None:
+def test_containerd_imports_the_image(archive: Path, with_api: FaultyRegistry, containerd_daemon: Containerd) -> None:
     containerd_daemon.ctr("images", "import", "--snapshotter=native", archive)
     shown = containerd_daemon.ctr("images", "list", "--quiet").splitlines()
     assert [name for name in shown if with_api.host in name] == [f"{with_api.host}/team/app:v1"]

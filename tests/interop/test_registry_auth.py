@@ -1,4 +1,4 @@
-"""Credentials, shown to a real docker-registry: by htpasswd (Basic), and by a token server (Bearer)."""
+"""Credentials for a real docker-registry with htpasswd (Basic) and with a token server (Bearer)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ StartTokens = Callable[..., TokenServer]
 
 @dataclasses.dataclass(frozen=True)
 class Guarded:
-    """A registry that wants USER's PASSWORD, with one image in it: team/app:v1, which is `archive` too."""
+    """A registry that requires USER's PASSWORD, with the image team/app:v1, which `archive` also has."""
 
     scheme: str
     registry: DockerRegistry
@@ -69,7 +69,7 @@ def write(file: Path, text: str) -> Path:
 
 
 def assert_refused(result: Result, *secrets: str) -> None:
-    """Assert that it ended as one without permission does, in a line or two that tell no secret."""
+    """Assert that a command failed for lack of permission, with one or two lines without secrets."""
     assert (result.code, result.out) == (3, b""), result.err
     assert 1 <= len(result.err.splitlines()) <= 2
     assert_silent_about(result, *secrets)
@@ -82,10 +82,10 @@ def assert_silent_about(result: Result, *secrets: str) -> None:
         assert basic(USER, secret)["Authorization"].removeprefix("Basic ") not in said
 
 
-# -- both schemes; tests/quirks/test_credentials.py has every place that a password comes from ---------------
+# -- both schemes; tests/quirks/test_credentials.py tests every source of a password -------------------------
 
 
-def test_a_password_opens_the_registry_and_nothing_else_does(guarded: Guarded, tmp_path: Path) -> None:
+def test_pull_and_push_succeed_only_with_the_password(guarded: Guarded, tmp_path: Path) -> None:
     pull = ("pull", guarded.name, "-o", tmp_path / "pulled.tar")
     push = ("push", f"{guarded.registry.host}/pushed:v2", "-i", guarded.archive)
     for command in (pull, push):
@@ -117,7 +117,7 @@ def test_a_login_is_checked_and_kept_until_logout(guarded: Guarded, tmp_path: Pa
     assert_refused(ocistream(*pull, env=env), PASSWORD)
 
 
-# -- logins of other tools: a file is the same for both schemes --------------------------------------------
+# -- logins of other tools: the file is the same for both schemes ------------------------------------------
 
 with_htpasswd = pytest.mark.parametrize("guarded", ["Basic"], indirect=True)
 
@@ -152,7 +152,7 @@ def test_the_logins_of_docker_and_skopeo_are_used(
 # -- rights and tokens ------------------------------------------------------------------------------------
 
 
-def test_anybody_pulls_where_that_is_allowed_and_nobody_pushes_where_it_is_not(
+def test_pull_and_push_need_the_rights_of_the_token_server(
     start_registry: Start, start_token_server: StartTokens, layout: Layout, tmp_path: Path
 ) -> None:
     tokens = start_token_server(users={"reader": User(PASSWORD, {"*": ["pull"]})}, anonymous={"public/*": ["pull"]})
@@ -173,10 +173,10 @@ def test_anybody_pulls_where_that_is_allowed_and_nobody_pushes_where_it_is_not(
     assert registry.tags("public/app") == {"v1": image["digest"]}
 
 
-# -- two sides with credentials of their own --------------------------------------------------------------
+# -- separate credentials for source and destination ------------------------------------------------------
 
 
-def test_copy_shows_each_side_its_own_password(start_registry: Start, layout: Layout) -> None:
+def test_copy_sends_each_registry_its_own_password(start_registry: Start, layout: Layout) -> None:
     source, target = start_registry(auth={"ada": "lovelace"}), start_registry(auth={"grace": "hopper"})
     image = small_image(layout)
     seed(layout, image, source.host, "app", "v1", headers=basic("ada", "lovelace"))

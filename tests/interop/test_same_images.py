@@ -1,4 +1,4 @@
-"""An archive that ocistream writes has the same images for skopeo, containerd's rule, GNU tar and ocistream."""
+"""skopeo, containerd's rule, GNU tar and ocistream find the same images in an archive that ocistream wrote."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def with_parts(layout: Layout) -> dict[str, Descriptor]:
     return {"index": two_platforms(layout), "child": small_image(layout), "nested": nested_index(layout, "nested")}
 
 
-#: Which images a layout has, by their tags. None has Docker's media types, which skopeo does not read in OCI archives.
+#: The images of a layout by tag. None has Docker's media types, which skopeo does not read in OCI archives.
 SETS: Final[dict[str, Callable[[Layout], dict[str, Descriptor]]]] = {
     "one image": lambda layout: {"1": small_image(layout)},
     "an image without layers": lambda layout: {"1": layout.image([])},
@@ -44,7 +44,7 @@ SETS: Final[dict[str, Callable[[Layout], dict[str, Descriptor]]]] = {
 
 
 @pytest.mark.parametrize("which", SETS)
-def test_every_tool_sees_the_same_images(which: str, layout: Layout, tools: Tools, tmp_path: Path) -> None:
+def test_every_tool_finds_the_same_images(which: str, layout: Layout, tools: Tools, tmp_path: Path) -> None:
     need("tar")
     made = SETS[which](layout)
     expected = {f"{REPOSITORY}:{tag}": image["digest"] for tag, image in made.items()}

@@ -1,4 +1,4 @@
-"""`digest`, `tags`, `inspect` and `rm` beside the commands of other tools: same registry, same answers."""
+"""`digest`, `tags`, `inspect` and `rm` give the same results as the commands of other tools."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def skopeo(tools: Tools, *arguments: str) -> Any:
 
 @pytest.mark.usefixtures("image")
 @pytest.mark.parametrize("tag", ["1", "both"])
-def test_skopeo_states_the_same_digest(registry: DockerRegistry, tools: Tools, tag: str) -> None:
+def test_skopeo_prints_the_same_digest(registry: DockerRegistry, tools: Tools, tag: str) -> None:
     name = f"{registry.host}/app:{tag}"
     theirs = tools.run("skopeo", "inspect", "--format", "{{.Digest}}", f"docker://{name}").stdout
     assert ocistream("digest", name).out.decode() == theirs
 
 
 @pytest.mark.usefixtures("image")
-def test_skopeo_states_the_same_digest_of_a_layout_and_an_archive(tools: Tools, layout: Layout, tmp_path: Path) -> None:
+def test_skopeo_prints_the_same_digest_of_a_layout_and_an_archive(tools: Tools, layout: Layout, tmp_path: Path) -> None:
     archive = tmp_path / "x.tar"
     tools.run("skopeo", "copy", f"oci:{layout.path}:v1", f"oci-archive:{archive}:v1")
     for end in (f"oci:{layout.path}:v1", f"oci-archive:{archive}"):
@@ -62,7 +62,7 @@ def test_skopeo_states_the_same_digest_of_a_layout_and_an_archive(tools: Tools, 
         assert ocistream("digest", end).out.decode() == theirs
 
 
-def test_podman_and_docker_state_the_same_digest(
+def test_podman_and_docker_print_the_same_digest(
     registry: DockerRegistry, tools: Tools, docker_daemon: Dockerd, image: Descriptor
 ) -> None:
     name = f"{registry.host}/app:1"
@@ -126,14 +126,14 @@ class TestRm:
         settings = {"REGISTRY_STORAGE_MAINTENANCE_READONLY": '{"enabled": true}'}
         with docker_registry(tmp_path / "registry", settings=settings) as registry:
             host = registry.host
-            # The blobs exist: the manifest is what is refused.
+            # The blobs exist, so the registry refuses the manifest.
             for image in ("app:2", "new:1"):
                 result = ocistream("push", "-i", layout.path, f"{host}/{image}")
                 assertions.failure(result, 8, f"{host} does not accept pushes", "405", "it is read-only")
             assertions.failure(ocistream("rm", f"{host}/app:1"), 8, "does not delete the tag", "read-only")
             assert list(registry.tags("app")) == ["1"]
 
-    def test_what_is_deleted_from_serve_is_gone_for_skopeo(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
+    def test_skopeo_does_not_find_a_tag_deleted_from_serve(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         with started_fork("serve", tmp_path / "store", "--listen", "127.0.0.1:0") as process:
             host = process.stdout.readline().decode().strip()
@@ -144,7 +144,9 @@ class TestRm:
             assert tools.run("skopeo", "inspect", f"docker://{host}/app:1", check=False).returncode != 0
 
 
-def test_a_dry_run_only_asks_a_registry(registry: DockerRegistry, layout: Layout, image: Descriptor) -> None:
+def test_a_dry_run_only_sends_get_and_head_requests(
+    registry: DockerRegistry, layout: Layout, image: Descriptor
+) -> None:
     before = len(registry.requests())
     for repository in ("app:new", "other:new"):
         assertions.success(

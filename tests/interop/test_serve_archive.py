@@ -24,7 +24,7 @@ PASSWORD = "an-engine-of-1843"
 
 @contextlib.contextmanager
 def serving(*argv: Argument, password: str | None = None) -> Iterator[str]:
-    """Run `ocistream serve` with a user if there is a password, and give its address."""
+    """Run `ocistream serve`, with a user if a password is given, and yield its address."""
     user: list[Argument] = ["--username=ada"] if password else []
     env = {"OCISTREAM_PASSWORD": password}
     with started_fork("serve", *argv, *user, "--listen=127.0.0.1:0", env=env) as process:
@@ -34,13 +34,13 @@ def serving(*argv: Argument, password: str | None = None) -> Iterator[str]:
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return an image in the layout, which is registry.example/team/app:v1."""
+    """Return an image in the layout, named registry.example/team/app:v1."""
     return small_image(layout, name="registry.example/team/app:v1", config={"Cmd": ["out of an archive"]})
 
 
 @pytest.fixture
 def archive(layout: Layout, image: Descriptor, tmp_path: Path) -> Path:
-    """Return an archive with that image, and something that hangs on it."""
+    """Return an archive with that image and a signature that refers to it."""
     signature = layout.artifact(b"a signature", subject={key: image[key] for key in ("mediaType", "digest", "size")})
     index = json.loads((layout.path / "index.json").read_bytes())
     index["manifests"].append(signature)
@@ -51,7 +51,7 @@ def archive(layout: Layout, image: Descriptor, tmp_path: Path) -> Path:
 
 
 class TestPull:
-    def test_dockers_daemon(self, archive: Path, image: Descriptor, docker_daemon: Dockerd) -> None:
+    def test_docker(self, archive: Path, image: Descriptor, docker_daemon: Dockerd) -> None:
         with serving(archive) as host:
             docker_daemon.docker("pull", f"{host}/team/app:v1")
             shown = docker_daemon.docker("inspect", f"{host}/team/app:v1").stdout
@@ -77,7 +77,7 @@ class TestPull:
             index = json.loads((tmp_path / "back/index.json").read_bytes())
             assert [entry["digest"] for entry in index["manifests"]] == [image["digest"]]
 
-    def test_what_hangs_on_it_comes_too(self, archive: Path, image: Descriptor, tmp_path: Path) -> None:
+    def test_a_copy_includes_the_referrers(self, archive: Path, image: Descriptor, tmp_path: Path) -> None:
         with serving(archive) as host:
             copied = ocistream("copy", f"{host}/team/app:v1", f"oci:{tmp_path / 'back'}:v1")
             assertions.success(copied)
@@ -94,7 +94,7 @@ class TestPull:
         assert digest_of((tmp_path / "back/manifest.json").read_bytes()) == index["digest"]
 
     @pytest.mark.nightly
-    def test_a_debian_image_that_was_pulled_into_an_archive(
+    def test_an_archive_of_the_debian_image(
         self, debian_archive: Path, debian_image: DebianImage, docker_daemon: Dockerd
     ) -> None:
         with serving(debian_archive) as host:
@@ -104,8 +104,8 @@ class TestPull:
             docker_daemon.docker("rmi", f"{host}/team/debian:v1")
 
 
-class TestArchivesOfOthers:
-    def test_what_docker_saved_is_pulled_by_docker_podman_and_skopeo(
+class TestArchivesOfOtherTools:
+    def test_docker_podman_and_skopeo_pull_from_an_archive_of_docker_save(
         self, layout: Layout, docker_daemon: Dockerd, tools: Tools, tmp_path: Path
     ) -> None:
         loaded = tmp_path / "loaded.tar"
@@ -121,7 +121,7 @@ class TestArchivesOfOthers:
             docker_daemon.docker("rmi", f"{host}/saved/app:v1")
 
     @pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
-    def test_what_skopeo_wrote(
+    def test_an_archive_of_skopeo(
         self, layout: Layout, image: Descriptor, tools: Tools, tmp_path: Path, kind: str
     ) -> None:
         del image
@@ -133,7 +133,7 @@ class TestArchivesOfOthers:
             tools.run("podman", "pull", f"{host}/{repository}:v1")
             tools.run("skopeo", "copy", f"docker://{host}/{repository}:v1", f"dir:{tmp_path / 'back'}")
 
-    def test_an_image_that_skopeo_gave_no_name(
+    def test_an_archive_of_skopeo_without_a_name(
         self, layout: Layout, image: Descriptor, tools: Tools, tmp_path: Path
     ) -> None:
         path = tmp_path / "app.tar"
@@ -143,7 +143,7 @@ class TestArchivesOfOthers:
             assert manifest_digest(host, "app", "latest") == image["digest"]
 
 
-def test_what_docker_pushed_into_a_directory_goes_on_as_an_archive(
+def test_a_layout_that_docker_pushed_to_can_be_served_as_an_archive(
     archive: Path, docker_daemon: Dockerd, tmp_path: Path
 ) -> None:
     with serving(archive) as source, serving(tmp_path / "filled") as target:
@@ -179,14 +179,14 @@ class TestPasswordAndTls:
             assert manifest(host, "team/copy", "v1", headers=basic("ada", PASSWORD)) is not None
             assert image["digest"]
 
-    def test_docker_by_tls(self, archive: Path, certificate: Certificate, docker_daemon: Dockerd) -> None:
-        # On loopback Docker's daemon checks no certificate; elsewhere it reads certs.d.
+    def test_docker_with_tls(self, archive: Path, certificate: Certificate, docker_daemon: Dockerd) -> None:
+        # Docker's daemon does not verify the certificate of a registry on loopback.
         tls = ("--tls-cert", certificate.file, "--tls-key", certificate.key_file)
         with serving(archive, *tls) as host:
             docker_daemon.docker("pull", f"{host}/team/app:v1")
             docker_daemon.docker("rmi", f"{host}/team/app:v1")
 
-    def test_podman_and_skopeo_by_tls_with_a_password(
+    def test_podman_and_skopeo_with_tls_and_a_password(
         self, layout: Layout, image: Descriptor, certificate: Certificate, tools: Tools, tmp_path: Path
     ) -> None:
         certs = tmp_path / "certs"

@@ -1,4 +1,4 @@
-"""`ocistream serve` as a user runs it, between Docker's daemon and the other commands."""
+"""The command `ocistream serve` with Docker's daemon and the other commands."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def host(folder: Path) -> Iterator[str]:
-    """Return the address that `ocistream serve` says it has."""
+    """Return the address that `ocistream serve` prints."""
     with started_fork("serve", folder, "--listen", "127.0.0.1:0") as process:
         assert process.stdout is not None
         yield process.stdout.readline().decode().strip()
 
 
-def test_docker_pushes_what_goes_on_to_another_registry_and_back_into_docker(
+def test_an_image_that_docker_pushed_is_copied_to_another_registry_and_pulled_by_docker(
     host: str, registry: DockerRegistry, layout: Layout, docker_daemon: Dockerd
 ) -> None:
     seed(layout, small_image(layout, config={"Cmd": ["there and back"]}), registry.host, "app", "v1")
@@ -43,7 +43,7 @@ def test_docker_pushes_what_goes_on_to_another_registry_and_back_into_docker(
     assert command.strip() == "there and back"
 
 
-def test_what_is_pushed_to_it_is_a_layout_that_docker_can_pull_from(
+def test_a_pushed_image_is_a_valid_layout_and_docker_pulls_it(
     host: str, folder: Path, registry: DockerRegistry, layout: Layout, docker_daemon: Dockerd
 ) -> None:
     image = small_image(layout)

@@ -1,4 +1,4 @@
-"""The embedded registry with the clients of others: skopeo, podman, buildah, and Docker's own daemon."""
+"""Other clients use the embedded registry: skopeo, podman, buildah, and Docker's daemon."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def served(tmp_path: Path, access_log: list[AccessLogEntry]) -> Iterator[Registr
 
 
 def answered(access_log: list[AccessLogEntry], method: str) -> set[int]:
-    """Return the statuses that requests of one method were answered with."""
+    """Return the status codes of the responses to requests with one method."""
     return {entry.status for entry in access_log if entry.method == method}
 
 
@@ -37,7 +37,7 @@ def files_below(folder: Path) -> set[str]:
 
 
 class TestSkopeo:
-    def test_it_pushes_and_pulls_the_same_digest(
+    def test_skopeo_pushes_and_pulls_the_same_digest(
         self, served: Registry, tools: Tools, layout: Layout, tmp_path: Path, access_log: list[AccessLogEntry]
     ) -> None:
         image = small_image(layout, name="v1")
@@ -49,7 +49,7 @@ class TestSkopeo:
         assert answered(access_log, "PUT") == {201}
 
     @pytest.mark.parametrize("media", ["oci", "docker"])
-    def test_it_pushes_and_pulls_an_index_with_all_its_platforms(
+    def test_skopeo_pushes_and_pulls_an_index_with_all_its_platforms(
         self, served: Registry, tools: Tools, layout: Layout, tmp_path: Path, media: str
     ) -> None:
         index = two_platforms(layout, name="both", media=media)  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ class TestSkopeo:
         if media == "oci":
             tools.run(*copy, f"oci:{layout.path}:both", f"docker://{served.host}/app:both")
         else:
-            # skopeo takes no list of Docker's out of a layout.
+            # skopeo does not copy a Docker manifest list from a layout.
             seed(layout, index, served.host, "app", "both")
             tools.run(*copy, f"docker://{served.host}/app:both", f"docker://{served.host}/app:copy")
             assert manifest_digest(served.host, "app", "copy") == index["digest"]
@@ -71,7 +71,7 @@ class TestSkopeo:
         index_json = json.loads((served.layout.path / "index.json").read_bytes())
         assert all("annotations" in entry for entry in index_json["manifests"])
 
-    def test_what_it_pushed_is_a_valid_layout_that_it_reads_as_one(
+    def test_a_pushed_image_is_a_valid_layout_that_skopeo_reads(
         self, served: Registry, tools: Tools, layout: Layout, tmp_path: Path
     ) -> None:
         small_image(layout, name="v1")
@@ -80,7 +80,7 @@ class TestSkopeo:
         assert validate_layout(served.layout.path) > 0
         tools.run("skopeo", "copy", f"oci:{served.layout.path}:v1", f"oci:{tmp_path / 'back'}:v1")
 
-    def test_it_lists_inspects_and_deletes(self, served: Registry, tools: Tools, layout: Layout) -> None:
+    def test_skopeo_lists_inspects_and_deletes(self, served: Registry, tools: Tools, layout: Layout) -> None:
         image = small_image(layout)
         seed(layout, image, served.host, "app", "v1")
         seed(layout, small_image(layout, media="docker"), served.host, "app", "v2")
@@ -91,7 +91,7 @@ class TestSkopeo:
         tools.run("skopeo", "delete", f"docker://{served.host}/app:v1")
         assert tags(served.host, "app") == ["v2"]
 
-    def test_it_mounts_what_another_repository_has(
+    def test_skopeo_mounts_blobs_of_another_repository(
         self, served: Registry, tools: Tools, layout: Layout, access_log: list[AccessLogEntry]
     ) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
@@ -101,7 +101,7 @@ class TestSkopeo:
         assert answered(access_log, "PATCH") == set()
 
     @pytest.mark.nightly
-    def test_it_pushes_the_debian_image(self, served: Registry, tools: Tools, debian_image: DebianImage) -> None:
+    def test_skopeo_pushes_the_debian_image(self, served: Registry, tools: Tools, debian_image: DebianImage) -> None:
         digest = debian_image.manifest["digest"]
         source = f"oci:{debian_image.layout.path}:debian"
         tools.run("skopeo", "copy", source, f"docker://{served.host}/debian:test")
@@ -109,14 +109,14 @@ class TestSkopeo:
 
 
 class TestPodman:
-    def test_it_pulls_and_pushes(self, served: Registry, tools: Tools, layout: Layout) -> None:
+    def test_podman_pulls_and_pushes(self, served: Registry, tools: Tools, layout: Layout) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         tools.run("podman", "pull", f"{served.host}/app:v1")
         tools.run("podman", "push", f"{served.host}/app:v1", f"{served.host}/team/copy:v1")
         tools.run("podman", "pull", f"{served.host}/team/copy:v1")
         assert tags(served.host, "team/copy") == ["v1"]
 
-    def test_buildah_pushes_what_it_built(self, served: Registry, tools: Tools, layout: Layout) -> None:
+    def test_buildah_pushes_an_image_that_it_built(self, served: Registry, tools: Tools, layout: Layout) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         container = tools.run("buildah", "from", f"{served.host}/app:v1").stdout.strip()
         tools.run("buildah", "config", "--label", "built=yes", container)
@@ -126,7 +126,7 @@ class TestPodman:
 
 
 class TestDocker:
-    def test_its_daemon_pulls_and_pushes(
+    def test_docker_pulls_and_pushes(
         self, served: Registry, docker_daemon: Dockerd, layout: Layout, access_log: list[AccessLogEntry]
     ) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
@@ -138,7 +138,7 @@ class TestDocker:
         docker_daemon.docker("pull", f"{served.host}/team/copy:v1")
         assert {entry.status for entry in access_log} <= {200, 201, 202, 400, 404}
 
-    def test_its_daemon_pulls_what_lies_in_a_layout_under_docker_hubs_name(
+    def test_docker_pulls_an_image_that_a_layout_has_under_its_docker_hub_name(
         self, docker_daemon: Dockerd, tmp_path: Path
     ) -> None:
         layout = Layout(tmp_path / "images")
@@ -147,7 +147,9 @@ class TestDocker:
             docker_daemon.docker("pull", f"{registry.host}/library/app:v1")
             docker_daemon.docker("pull", f"{registry.host}/app:v1")
 
-    def test_its_daemon_is_told_that_it_may_not_push(self, docker_daemon: Dockerd, layout: Layout) -> None:
+    def test_docker_reports_that_a_read_only_registry_refuses_a_push(
+        self, docker_daemon: Dockerd, layout: Layout
+    ) -> None:
         small_image(layout, name="app:v1")
         with Registry(layout.path, read_only=True) as registry:
             docker_daemon.docker("pull", f"{registry.host}/app:v1")
@@ -157,7 +159,7 @@ class TestDocker:
         assert "not possible here" in done.stderr
 
 
-def test_umoci_unpacks_what_was_pushed(served: Registry, tools: Tools, layout: Layout, tmp_path: Path) -> None:
+def test_umoci_unpacks_a_pushed_image(served: Registry, tools: Tools, layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="v1")
     tools.run("skopeo", "copy", f"oci:{layout.path}:v1", f"docker://{served.host}/app:v1")
     served.stop()

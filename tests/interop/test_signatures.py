@@ -1,6 +1,6 @@
-"""Signatures by OpenSSL in cosign's layout cross real registries and archives, and nothing unsigned crosses.
+"""Signatures that OpenSSL makes, in cosign's format: copied between registries and archives, and required.
 
-skopeo and podman of Debian have the checks of such signatures disabled, so OpenSSL is the other side.
+Debian's skopeo and podman are built without these checks, so OpenSSL is the other implementation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.runner import Result, ocistream, pipe
 from tests.signed_image import cosign_tag
 from tests.signing import ANNOTATION, Signer, payload, sign_with_tag, signer, tag_signature
 
-#: How OpenSSL makes a key, signs a file and verifies the signature of one, by the kind of key.
+#: Options of OpenSSL for each kind of key.
 _GENERATE: Final = {
     "p256": ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"),
     "p384": ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"),
@@ -45,7 +45,7 @@ class OpenSsl:
         return self.folder / "cosign.pub"
 
     def generate(self) -> None:
-        """Make the key pair."""
+        """Generate the key pair."""
         self._run("genpkey", *_GENERATE[self.kind], "-out", "cosign.key")
         self._run("pkey", "-in", "cosign.key", "-pubout", "-out", "cosign.pub")
 
@@ -82,7 +82,7 @@ def openssl(request: pytest.FixtureRequest, tmp_path: Path) -> OpenSsl:
 
 @pytest.fixture
 def signed(openssl: OpenSsl, layout: Layout, registry: DockerRegistry) -> Descriptor:
-    """Return an image that is signed as team/app:1 in the registry."""
+    """Return a signed image, which the registry has as team/app:1."""
     image = layout.image([40_000])
     registry_http.seed(layout, image, registry.host, "team/app", "1")
     content = payload(image["digest"], f"{registry.host}/team/app:1")
@@ -96,7 +96,7 @@ def done(result: Result) -> Result:
     return result
 
 
-def test_a_signature_is_verified_and_crosses(
+def test_a_signature_is_verified_and_copied(
     openssl: OpenSsl,
     signed: Descriptor,
     registry: DockerRegistry,
@@ -123,12 +123,12 @@ def test_a_signature_is_verified_and_crosses(
         openssl.verify(content, base64.b64decode(layer["annotations"][ANNOTATION]))
 
 
-class TestNothingUnsignedCrosses:
+class TestUnsignedImagesAreNotCopied:
     @pytest.fixture(params=["unsigned", "by another key", "replaced"])
     def image(
         self, request: pytest.FixtureRequest, layout: Layout, registry: DockerRegistry, trusted: Signer, tmp_path: Path
     ) -> Descriptor:
-        """Return an image in the registry as app:1 that the signer of the given key has not signed."""
+        """Return an image, app:1 in the registry, that the signer of the required key did not sign."""
         image = layout.image([40_000])
         registry_http.seed(layout, image, registry.host, "app", "1")
         if request.param == "by another key":
@@ -159,7 +159,7 @@ class TestNothingUnsignedCrosses:
         assert other_registry.tags("app") == {}
         assert other_registry.manifests("app") == set()
 
-    def test_by_a_copy(
+    def test_by_copy(
         self, image: Descriptor, registry: DockerRegistry, other_registry: DockerRegistry, trusted: Signer
     ) -> None:
         result = ocistream(

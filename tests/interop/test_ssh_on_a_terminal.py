@@ -1,4 +1,4 @@
-"""`pull | ssh host push` on one terminal, by real ssh, with a remote side that talks."""
+"""`pull | ssh host push` on one terminal, with real ssh and remote output on stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.runner import command
 
 
 @pytest.mark.parametrize("columns", [40, *(pytest.param(columns, marks=pytest.mark.nightly) for columns in (80, 200))])
-def test_no_line_of_either_side_is_cut_or_overwritten(tmp_path: Path, layout: Layout, columns: int) -> None:
+def test_no_line_of_either_process_is_truncated_or_overwritten(tmp_path: Path, layout: Layout, columns: int) -> None:
     image = layout.image([3 * MIB, 2 * MIB])
     with (
         FaultyRegistry(tmp_path / "near") as near,
@@ -36,10 +36,10 @@ def test_no_line_of_either_side_is_cut_or_overwritten(tmp_path: Path, layout: La
     assert seen.code == 0
     lines = [line for line in Screen(columns, seen.screen).written if line]
     others = [line for line in lines if not re.match(r"ocistream: |127\.0\.0\.1:[0-9]+/app:1@sha256:", line)]
-    # ssh has a word of its own, of a host that it does not know yet.
+    # ssh warns about an unknown host.
     others = [line for line in others if not re.fullmatch(r"Warning: Permanently added .* known hosts\.", line)]
     assert others == [*(f"permission denied {number}" for number in range(1, 10)), "bye"]
-    # The remote side has printed its result alone; what is said of progress is ours.
+    # The remote process prints only its result; the local process prints the progress.
     assert len([line for line in lines if re.fullmatch(r"127\.0\.0\.1:[0-9]+/app:1@sha256:[0-9a-f]{64}", line)]) == 1
     ours = [line for line in lines if line.startswith("ocistream: ")]
     assert ours[0] == "ocistream: 3 blobs, 5.2 MB in all"

@@ -54,7 +54,7 @@ def sync_file(folder: Path, source: DockerRegistry, *targets: DockerRegistry) ->
 
 
 def contents(registry: DockerRegistry, prefix: str) -> dict[str, dict[str, str]]:
-    """Return what every tag of each repository stands for."""
+    """Return the digests of all tags by repository."""
     return {name.removeprefix(prefix): registry.tags(name) for name in registry.repositories()}
 
 
@@ -68,7 +68,9 @@ def assert_same(source: DockerRegistry, target: DockerRegistry) -> None:
     assert blobs(target, "mirror/") == blobs(source, "team/")
 
 
-def test_whole(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -> None:
+def test_a_sync_copies_all_images_and_a_second_one_reports_them_unchanged(
+    source: DockerRegistry, target: DockerRegistry, tmp_path: Path
+) -> None:
     file = sync_file(tmp_path, source, target)
     result = ocistream("sync", file)
     assertions.success(result)
@@ -81,10 +83,10 @@ def test_whole(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_stopped_and_continued(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -> None:
+def test_an_interrupted_sync_resumes(source: DockerRegistry, target: DockerRegistry, tmp_path: Path) -> None:
     file, layout = sync_file(tmp_path, source, target), Layout(tmp_path / "made")
     with FaultyRegistry(tmp_path / "stalling", Fault(Stall(), "POST", "/v2/copy/")) as stalling:
-        # The last image: without it, sync could end before it is stopped.
+        # The last image stalls, so that sync does not end before the signal.
         seed(layout, small_image(layout), stalling.host, "app", "1")
         with file.open("a") as entries:
             entries.write(f'[[sync]]\nfrom = "{stalling.host}/app"\nto = "{stalling.host}/copy"\n')
@@ -103,7 +105,7 @@ def test_stopped_and_continued(source: DockerRegistry, target: DockerRegistry, t
     assertions.success(result)
     assert_same(source, target)
     unchanged = int(result.err.partition(" unchanged")[0].rpartition(" ")[2])
-    # One may have been whole, and not yet said to be.
+    # One more image may have been complete but not yet reported.
     assert unchanged in {len(done), len(done) + 1}
 
 
@@ -117,7 +119,7 @@ def test_one_source_to_two_registries_reads_each_blob_once(tmp_path: Path) -> No
         shared = layout.random_layer(2_000_000)[0]
         seed(layout, layout.image([shared, 5 << 20, 300_000]), source.host, "app", "1")
         seed(layout, small_image(layout), source.host, "app", "2")
-        # One of them has some of it already.
+        # One registry already has some of the blobs.
         seed(layout, layout.image([shared]), two.host, "other/app", "0")
         file = tmp_path / "sync.toml"
         file.write_text(f'[[sync]]\nfrom = "{source.host}/app"\nto = ["{one.host}/app", "{two.host}/other/app"]\n')
@@ -133,7 +135,7 @@ def test_one_source_to_two_registries_reads_each_blob_once(tmp_path: Path) -> No
         assert one.blobs("app") == source.blobs("app")
 
 
-def test_several_destinations_stay_within_the_memory_that_is_promised(tmp_path: Path) -> None:
+def test_a_sync_to_several_destinations_stays_within_the_memory_budget(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "made")
     with (
         docker_registry(tmp_path / "from") as source,
@@ -150,8 +152,7 @@ def test_several_destinations_stay_within_the_memory_that_is_promised(tmp_path: 
         assert result.peak < 48 << 20
 
 
-def test_what_several_repositories_share_goes_to_a_registry_once(target: DockerRegistry, tmp_path: Path) -> None:
-    """And the plan says so: its bytes are those that then go over the line."""
+def test_a_layer_of_several_repositories_is_uploaded_once_as_planned(target: DockerRegistry, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "made")
     base, _ = layout.random_layer(200_000)
     with docker_registry(tmp_path / "from") as source:

@@ -1,4 +1,4 @@
-"""The registry of the tests with the clients of others: skopeo and podman."""
+"""skopeo works with the tests' own registry and notices its faults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    """Return a registry that is empty and has no faults."""
+    """Return an empty registry without faults."""
     with FaultyRegistry(tmp_path / "served") as registry:
         yield registry
 
@@ -35,7 +35,7 @@ def test_skopeo_pushes_mounts_lists_pulls_and_deletes(
     assert {request.status for request in registry.asked("PUT")} == {201}
     registry.requests.clear()
     tools.run(*copy, app, copied)
-    # It mounts layers only: the configs of both platforms are uploaded again.
+    # skopeo mounts only layers: it uploads the configs of both platforms again.
     assert [request.status for request in registry.asked("POST", "mount=")] == [201] * 3
     assert len(registry.asked("PATCH")) == 2
     tools.run(*copy, copied, f"dir:{tmp_path / 'back'}")
@@ -49,33 +49,31 @@ def test_skopeo_pushes_mounts_lists_pulls_and_deletes(
 
 
 class TestFaults:
-    """The faults mean something to real clients too."""
-
     @pytest.mark.parametrize(
         ("action", "said"), [(Drop(MIB), "unexpected EOF"), (Flip(5), "did not match"), (Reset(MIB), "reset")]
     )
-    def test_skopeo_sees_a_download_that_is_cut_or_wrong(
+    def test_skopeo_notices_a_truncated_or_damaged_download(
         self, tools: Tools, layout: Layout, tmp_path: Path, action: Action, said: str
     ) -> None:
         image = layout.image([2 * MIB])
         layer = layout.read(image["digest"])["layers"][0]["digest"]
         with FaultyRegistry(tmp_path / "served") as registry:
             seed(layout, image, registry.host, "app", "v1")
-            # Later versions go on by themselves where it broke.
+            # The fault repeats, because later versions of skopeo resume a download.
             registry.faults.append(Fault(action, method="GET", path=layer, times=None))
             copy = ("skopeo", "copy", f"docker://{registry.host}/app:v1")
             done = tools.run(*copy, f"oci:{tmp_path / 'back'}:v1", check=False)
             assert done.returncode != 0
             assert said in done.stderr
 
-    def test_skopeo_shows_a_password(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
+    def test_skopeo_sends_a_password(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         with FaultyRegistry(tmp_path / "served", auth=Basic("ada", "lovelace")) as registry:
             copy = ("skopeo", "copy", f"oci:{layout.path}:v1", f"docker://{registry.host}/app:v1")
             assert tools.run(*copy, check=False).returncode != 0
             tools.run(*copy, "--dest-creds=ada:lovelace")
 
-    def test_skopeo_gets_tokens(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
+    def test_skopeo_requests_tokens(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         auth = Bearer({"ada": "lovelace"}, anonymous=("pull",))
         with FaultyRegistry(tmp_path / "served", auth=auth) as registry:

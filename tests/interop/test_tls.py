@@ -1,4 +1,4 @@
-"""TLS with the real parts: a docker-registry with its own CA, and nginx before one that wants client certificates."""
+"""TLS with a docker-registry that has its own CA, and with an nginx that requires client certificates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Start = Callable[..., DockerRegistry]
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-    """An authority that nobody knows, a registry's certificate by it, and a client's."""
+    """An unknown certificate authority, and the certificates that it issued to a registry and a client."""
 
     authority: Certificate
     server: Certificate
@@ -36,7 +36,7 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Ids:
 
 @pytest.fixture
 def image(layout: Layout, registry: DockerRegistry) -> Descriptor:
-    """Return a small image, which is `app:1` in the plain registry."""
+    """Return a small image, which the plain registry has as `app:1`."""
     made = small_image(layout, name="app")
     seed(layout, made, registry.host, "app", "1")
     return made
@@ -44,13 +44,13 @@ def image(layout: Layout, registry: DockerRegistry) -> Descriptor:
 
 @pytest.fixture
 def encrypted(start_registry: Start, ids: Ids) -> DockerRegistry:
-    """Return an empty docker-registry that speaks TLS."""
+    """Return an empty docker-registry with TLS."""
     return start_registry(tls=ids.server)
 
 
 @pytest.fixture
 def guard(ids: Ids, tmp_path: Path) -> Iterator[Nginx]:
-    """Return an nginx that speaks TLS, wants a client certificate, and has an empty docker-registry behind it."""
+    """Return an nginx that requires a client certificate, with an empty docker-registry behind it."""
     with docker_registry(tmp_path / "behind", settings={"REGISTRY_HTTP_RELATIVEURLS": "true"}) as behind:
         server = f"client_max_body_size 0; location / {{ proxy_pass {behind.url}; proxy_set_header Host $http_host; }}"
         with nginx(tmp_path / "nginx", server, tls=ids.server, client_authority=ids.authority.file) as running:
@@ -70,7 +70,7 @@ def test_pull_from_a_plain_registry_and_push_to_one_with_its_own_ca(
     assert registry.tags("back") == {"1": image["digest"]}
 
 
-def test_go_says_that_it_speaks_tls_and_is_then_not_trusted_by_itself(
+def test_a_registry_with_an_unknown_ca_needs_ca_cert_or_insecure(
     encrypted: DockerRegistry, image: Descriptor, layout: Layout, tmp_path: Path
 ) -> None:
     del image
@@ -78,22 +78,22 @@ def test_go_says_that_it_speaks_tls_and_is_then_not_trusted_by_itself(
     result = ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", env=env)
     assertions.failure(result, 7, f"https://{encrypted.host}/", "not trusted", "--ca-cert")
     assertions.success(ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", "--insecure", env=env))
-    # Asked for in plain HTTP, it says so, and how to mend it.
+    # Over plain HTTP the registry answers 400, and the error names the fix.
     plain = ocistream("push", "-i", layout.path, f"{encrypted.host}/app:1", "--plain-http", env=env)
     assertions.failure(plain, 7, "400", "omit --plain-http")
 
 
-def test_nginx_that_wants_a_client_certificate(
+def test_nginx_that_requires_a_client_certificate(
     registry: DockerRegistry, guard: Nginx, image: Descriptor, ids: Ids, tmp_path: Path
 ) -> None:
     source, target = f"{registry.host}/app:1", f"{guard.host}/app:1"
     trust = f"--ca-cert={ids.authority.file}"
     refused = ocistream("copy", source, target, trust)
     assertions.failure(refused, 7, "400", "--dest-client-cert")
-    # What it says in words is answered by the option's name too.
+    # The error of a pull names the option too.
     refused = ocistream("copy", target, f"{registry.host}/x:1", trust)
     assertions.failure(refused, 7, "400", "the registry requires a client certificate", "--src-client-cert")
-    # A certificate by an authority that the server does not know is not enough.
+    # The server refuses a certificate of an unknown authority.
     (tmp_path / "stranger").mkdir()
     stranger = make_certificate(tmp_path / "stranger")
     another = [f"--client-cert={stranger.file}", f"--client-key={stranger.key_file}"]
@@ -101,7 +101,7 @@ def test_nginx_that_wants_a_client_certificate(
     shown = [f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"]
     for result in pipe(["pull", source], ["push", target, trust, *shown]):
         assertions.success(result)
-    # The same by a folder, as Docker and podman have it.
+    # The same from certs.d, as Docker and podman read it.
     folder = tmp_path / ".config/containers/certs.d" / guard.host
     folder.mkdir(parents=True)
     for name, file in (("ca.crt", ids.authority.file), ("me.cert", ids.client.file), ("me.key", ids.client.key_file)):
@@ -111,7 +111,7 @@ def test_nginx_that_wants_a_client_certificate(
     assert registry.tags("back") == {"1": image["digest"]}
 
 
-def test_a_registry_in_go_that_wants_a_client_certificate(
+def test_a_docker_registry_that_requires_a_client_certificate(
     start_registry: Start, image: Descriptor, layout: Layout, ids: Ids
 ) -> None:
     del image

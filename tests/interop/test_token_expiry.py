@@ -1,7 +1,7 @@
-"""Transfers that last longer than their tokens, with a real docker-registry and a real token server.
+"""Transfers that take longer than their tokens are valid, with a real docker-registry and a token server.
 
-distribution allows for clocks that are 60 seconds apart, so a token that lives for -58 ends after two seconds, and one
-that lives for none after a minute.
+distribution tolerates clocks that differ by 60 seconds, so a token with a lifetime of -58 expires after two seconds,
+and one with a lifetime of 0 after a minute.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ StartTokens = Callable[..., TokenServer]
 def test_a_push_outlives_its_token(
     start_registry: Start, start_token_server: StartTokens, layout: Layout, tmp_path: Path
 ) -> None:
-    # The server says that the token lives for long, so that its end comes as a surprise.
+    # The server states a long lifetime, so that the client does not expect the token to expire.
     tokens = start_token_server(users={USER: User(PASSWORD)}, lifetime=-58, expires_in=300)
     registry = start_registry(auth=tokens)
     image = layout.image([3 * MIB, 3 * MIB], name="v1")
@@ -39,7 +39,7 @@ def test_a_push_outlives_its_token(
     half = len(content) // 4
     with started_fork("push", f"{registry.host}/app:v1", stdin=subprocess.PIPE, env=LOGIN) as process:
         assert process.stdin is not None
-        # In the middle of the first layer: its upload was opened with the first token and is closed with another.
+        # In the middle of the first layer: its upload starts with the first token and ends with another.
         process.stdin.write(content[:half])
         process.stdin.flush()
         tokens.wait_for_end()
@@ -52,22 +52,22 @@ def test_a_push_outlives_its_token(
 
 
 @quirk(13)
-def test_a_copy_outlives_the_tokens_of_both_its_sides(
+def test_pull_and_push_outlive_the_tokens_of_both_registries(
     start_registry: Start, start_token_server: StartTokens, layout: Layout
 ) -> None:
-    # These servers say so, and tokens are renewed before their end.
+    # These servers state the real lifetime, and the client renews tokens before they expire.
     users = {USER: User(PASSWORD)}
     one, other = (start_token_server(users=users, lifetime=-58, expires_in=2) for _ in range(2))
     source, target = start_registry(auth=one), start_registry(auth=other)
     image = layout.image([6 * MIB, 3 * MIB])
-    # To push the image may take longer than a short token lives.
+    # Seeding the image may take longer than a short token is valid.
     one.lifetime = 60
     seed(layout, image, source.host, "app", "v1", headers=_bearer(one))
     one.lifetime, one.last_end = -58, 0
     with started_fork("pull", f"{source.host}/app:v1", env=LOGIN) as pulling:
         with started_fork("push", f"{target.host}/app:v1", stdin=subprocess.PIPE, env=LOGIN) as pushing:
             assert pushing.stdin is not None
-            # Once in the middle of the first layer, and once in the middle of the second.
+            # Wait in the middle of the first layer, and in the middle of the second.
             for part in (MIB, 6 * MIB):
                 pushing.stdin.write(pulling.stdout.read(part))
                 pushing.stdin.flush()
@@ -83,7 +83,7 @@ def test_a_copy_outlives_the_tokens_of_both_its_sides(
 
 
 @quirk(13)
-def test_who_loses_the_right_meanwhile_is_refused_and_leaves_nothing_visible(
+def test_a_user_whose_password_changes_during_a_push_is_refused_and_leaves_no_image(
     start_registry: Start, start_token_server: StartTokens, layout: Layout
 ) -> None:
     tokens = start_token_server(users={USER: User(PASSWORD)}, lifetime=-58, expires_in=2)
@@ -96,7 +96,7 @@ def test_who_loses_the_right_meanwhile_is_refused_and_leaves_nothing_visible(
         process.stdin.flush()
         tokens.wait_for_end()
         tokens.users[USER] = User("another")
-        # It may end before it has read everything.
+        # The push may exit before it has read everything.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(archive[len(archive) // 4 :])
         _, errors = process.communicate()
@@ -111,7 +111,7 @@ def test_a_push_of_more_than_a_minute_outlives_tokens_of_a_minute(long_push: con
     push = long_push.result()
     assert push.code == 0, push.errors
     assert list(push.tags) == ["v1"]
-    # Renewed before the end, so that nothing that has a body is ever refused.
+    # The client renews tokens before they expire, so the registry refuses no request with a body.
     assert push.granted >= 2
     assert [request for request in push.refused if request.split()[0] in {"PATCH", "PUT"}] == []
 

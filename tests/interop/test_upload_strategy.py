@@ -1,4 +1,4 @@
-"""Uploads through a real nginx that bounds the bodies of requests, and through connections that break."""
+"""Uploads through an nginx that limits the size of request bodies, and every way of uploading to a real registry."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tests.peers import DockerRegistry, Nginx
 from tests.runner import Result, ocistream
 
 LIMIT = 10 * MIB
-#: Headers and the like: nginx bounds the body alone.
+#: Larger than the limit, which applies to the request body alone.
 LAYER = 11 * MIB
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an archive of one image with a layer that is larger than what nginx lets through at once."""
+    """Return an archive of one image with a layer that exceeds nginx's limit."""
     return archive_of(LAYER, tmp_path_factory.mktemp("large"))
 
 
 @pytest.fixture(scope="module")
 def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an archive of one image with a layer of several chunks of a MiB."""
+    """Return an archive of one image with a layer of several 1 MiB chunks."""
     return archive_of(3 * MIB + 1000, tmp_path_factory.mktemp("small"))
 
 
@@ -42,7 +42,7 @@ def archive_of(size: int, folder: Path) -> Path:
 
 @pytest.fixture
 def front(registry: DockerRegistry, start_nginx: Callable[..., Nginx]) -> Nginx:
-    """Return an nginx before a docker-registry."""
+    """Return an nginx in front of a docker-registry."""
     return start_nginx(
         f"client_max_body_size {LIMIT // MIB}m;\n"
         f"location / {{ proxy_pass {registry.url}; proxy_set_header Host $http_host; }}"
@@ -56,7 +56,7 @@ def push(name: str, archive: Path, folder: Path, *options: str, piped: bool) -> 
 
 
 def uploads(front: Nginx, since: int = 0) -> list[tuple[str, int, int]]:
-    """Return method, status and stated length of what was sent with a body to uploads, the blob's name left out."""
+    """Return method, status and stated length of the upload requests that have a body."""
     return [
         (entry["method"], int(entry["status"]), int(entry["length"]))
         for entry in front.entries()[since:]
@@ -65,7 +65,7 @@ def uploads(front: Nginx, since: int = 0) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize("piped", [True, False], ids=["pipe", "file"])
-def test_a_layer_that_is_too_large_for_one_request_lands_in_chunks(
+def test_a_layer_that_is_too_large_for_one_request_is_uploaded_in_chunks(
     front: Nginx, registry: DockerRegistry, archive: Path, tmp_path: Path, *, piped: bool
 ) -> None:
     # tests/cli/test_upload.py measures the memory.
@@ -78,7 +78,7 @@ def test_a_layer_that_is_too_large_for_one_request_lands_in_chunks(
     refused = [entry for entry in first if entry[1] == 413]
     taken = [length for _, status, length in first if status == 202]
     assert one_config[1] == 201
-    # One refusal in each of the two runs; and what was refused is all that was too large.
+    # One refusal in each of the two runs; the chunks then upload the refused bytes.
     assert len(refused) == 2
     assert refused[0][2] > LIMIT
     large = [length for length in taken if length > 10_000]
@@ -90,7 +90,7 @@ def test_a_layer_that_is_too_large_for_one_request_lands_in_chunks(
     assert registry.uploads("team/app") == registry.uploads("team/other") == []
 
 
-def test_what_the_user_asks_for_is_obeyed_and_the_refusal_explained(
+def test_an_explicit_upload_strategy_is_used_and_its_refusal_is_explained(
     front: Nginx, registry: DockerRegistry, archive: Path, tmp_path: Path
 ) -> None:
     refused = push(f"{front.host}/team/app:1", archive, tmp_path, "--upload", "stream", piped=False)
@@ -105,7 +105,7 @@ def test_what_the_user_asks_for_is_obeyed_and_the_refusal_explained(
 
 
 @pytest.mark.parametrize(("way", "piped"), [("stream", True), ("put", False), ("chunk=1MiB", True)])
-def test_every_way_lands_on_a_real_registry(
+def test_every_upload_strategy_works_with_a_real_registry(
     registry: DockerRegistry, small_archive: Path, tmp_path: Path, way: str, *, piped: bool
 ) -> None:
     pushed = push(f"{registry.host}/team/app:1", small_archive, tmp_path, "--upload", way, piped=piped)

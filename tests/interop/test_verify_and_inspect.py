@@ -1,4 +1,4 @@
-"""`verify` and `inspect` on archives and directories that the tools of others wrote."""
+"""`verify` and `inspect` read archives and directories that other tools wrote."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.peers import DockerRegistry, Tools
 from tests.registry_http import seed
 from tests.runner import Result, ocistream
 
-#: One of each form: with the index last and first, and docker-archives with links and without.
+#: One of each form: the index last or first, and docker-archives with and without links.
 FORMS: Final = ("skopeo-oci", "umoci-in-a-tar", "docker-save", "podman-docker")
 ALL: Final = (*OCI_WRITERS, *DOCKER_WRITERS)
 
 
 def run(verb: str, archive: Path, *options: str) -> Result:
-    """Run a command on an archive that comes from a pipe; tests/hostile/test_pipe_and_file_agree.py has files too."""
+    """Run a command on an archive from a pipe; tests/hostile/test_pipe_and_file_agree.py also tests files."""
     return ocistream(verb, "-", *options, stdin=archive.read_bytes())
 
 
@@ -34,7 +34,7 @@ def told(result: Result) -> Any:
 
 
 @pytest.mark.parametrize("writer", ALL)
-def test_what_others_wrote_is_ok(writer: str, bench: Bench) -> None:
+def test_verify_accepts_archives_of_other_tools(writer: str, bench: Bench) -> None:
     archive = written(bench, writer)
     found = told(run("verify", archive, "--deep", "--json"))
     assert found["ok"]
@@ -48,7 +48,7 @@ def test_what_others_wrote_is_ok(writer: str, bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("path", ["copied", "umoci"])
-def test_directories_of_others_are_ok(path: str, bench: Bench) -> None:
+def test_verify_accepts_directories_of_other_tools(path: str, bench: Bench) -> None:
     assert bench.copied.is_dir()
     written(bench, "umoci-in-a-tar")
     found = told(ocistream("verify", bench.folder / path, "--json", "--deep"))
@@ -59,7 +59,7 @@ def test_directories_of_others_are_ok(path: str, bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("writer", FORMS)
-def test_it_lists_what_skopeo_lists(writer: str, bench: Bench, tools: Tools) -> None:
+def test_inspect_lists_the_same_layers_as_skopeo(writer: str, bench: Bench, tools: Tools) -> None:
     archive = written(bench, writer)
     (image,) = told(run("inspect", archive, "--json"))["images"]
     kind = "oci-archive" if writer in OCI_WRITERS else "docker-archive"
@@ -76,7 +76,7 @@ def test_it_lists_what_skopeo_lists(writer: str, bench: Bench, tools: Tools) -> 
         assert image["config"]["digest"] == in_docker_archive(archive).config
 
 
-def test_it_lists_what_a_registry_has_as_skopeo_does(
+def test_inspect_of_a_registry_lists_the_same_as_skopeo(
     bench: Bench, registry: DockerRegistry, tools: Tools, layout: Layout
 ) -> None:
     seed(*bench.app, registry.host, "app", "v1")
@@ -100,7 +100,7 @@ def test_it_lists_what_a_registry_has_as_skopeo_does(
 
 
 @pytest.mark.parametrize("writer", WRITERS_OF_BOTH)
-def test_two_images_of_others_are_ok_and_share_layers(writer: str, bench: Bench) -> None:
+def test_two_images_of_other_tools_are_valid_and_share_layers(writer: str, bench: Bench) -> None:
     found = told(run("verify", written(bench, writer), "--json"))
     assert (found["ok"], found["deep"]) == (True, False)
     document = told(run("inspect", written(bench, writer), "--json"))

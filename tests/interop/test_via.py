@@ -1,4 +1,4 @@
-"""`copy --via`, by real ssh and into a real network namespace: registries that cannot reach each other."""
+"""`copy --via` between registries that cannot reach each other, with real ssh into a network namespace."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from tests.runner import Argument, Result, command, forking_command, ocistream, 
 
 @pytest.fixture(scope="module")
 def inside() -> Iterator[list[str]]:
-    """Return the start of a command line that runs in a network of its own."""
+    """Return the start of a command line that runs in a separate network namespace."""
     with namespace(f"ocistream-{os.getpid()}") as line:
         yield line
 
 
 @pytest.fixture(scope="module")
 def forks(inside: list[str]) -> Iterator[Server]:
-    """Return the process of that network which forks into runs."""
+    """Return the fork server of that network namespace."""
     with contextlib.closing(Server(os.environ, inside)) as server:
         yield server
 
 
 @pytest.fixture
 def program(forks: Server, tmp_path: Path) -> list[str]:
-    """Return the options that name the ocistream of that network."""
+    """Return the options that name the ocistream of that network namespace."""
     return forking_program(tmp_path / "ocistream", forks.address)
 
 
 def forking_program(path: Path, address: str | None = None) -> list[str]:
-    """Make a program that runs ocistream in a fork; return the options that name it."""
+    """Write a program that runs ocistream in a fork; return the options that name it."""
     path.write_text(f'#!/bin/sh\nexec {shlex.join(forking_command(address))} "$@"\n')
     path.chmod(0o755)
     return ["--via-program", str(path)]
@@ -55,14 +55,14 @@ def forking_program(path: Path, address: str | None = None) -> list[str]:
 
 @pytest.fixture
 def far(inside: list[str], tmp_path: Path) -> Iterator[DockerRegistry]:
-    """Return a registry of that network."""
+    """Return a registry in that network namespace."""
     with docker_registry(tmp_path / "far", within=inside) as registry:
         yield registry
 
 
 @pytest.fixture(params=[pytest.param("namespace", marks=pytest.mark.nightly), "ssh"])
 def via(request: pytest.FixtureRequest, inside: list[str], tmp_path: Path) -> Iterator[list[str]]:
-    """Return what leads into it: ssh, or without it the network namespace alone."""
+    """Return the command for --via: ssh into the network namespace, or only the network namespace."""
     with contextlib.ExitStack() as stack:
         ssh = stack.enter_context(ssh_server(tmp_path / "ssh")) if request.param == "ssh" else []
         yield [*ssh, *inside]
@@ -70,7 +70,7 @@ def via(request: pytest.FixtureRequest, inside: list[str], tmp_path: Path) -> It
 
 @pytest.fixture
 def near(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    """Return a registry here that can be made to fall silent."""
+    """Return a local registry that can stall."""
     with FaultyRegistry(tmp_path / "near") as registry:
         yield registry
 
@@ -79,7 +79,7 @@ def copy(source: Argument, destination: str, via: Sequence[str], *options: Argum
     return ocistream("copy", source, destination, "--via", shlex.join(via), *options)
 
 
-def test_an_image_goes_where_nobody_can_reach(
+def test_an_image_is_copied_to_an_unreachable_registry(
     registry: DockerRegistry,
     far: DockerRegistry,
     forks: Server,
@@ -113,17 +113,17 @@ def children(pid: int) -> list[int]:
 
 
 def begun(registry: DockerRegistry) -> list[int]:
-    """Return how large the uploads are that lie there."""
+    """Return the sizes of the registry's unfinished uploads."""
     sizes = []
     for path in registry.repository("app").glob("_uploads/*/data"):
-        # It moves when it is whole.
+        # The registry moves the file when the upload is complete.
         with contextlib.suppress(FileNotFoundError):
             sizes.append(path.stat().st_size)
     return sizes
 
 
 def is_locked(state: Path) -> bool:
-    """Say whether a process uses an upload still that it remembers there."""
+    """Return whether a process still uses an upload record."""
     for path in (state / "ocistream/uploads").iterdir():
         with path.open() as file:
             try:
@@ -133,10 +133,10 @@ def is_locked(state: Path) -> bool:
     return False
 
 
-def test_a_copy_over_a_cut_connection_is_resumed(
+def test_a_copy_over_a_broken_connection_resumes(
     far: DockerRegistry, program: list[str], via: list[str], layout: Layout, near: FaultyRegistry, tmp_path: Path
 ) -> None:
-    # What is remembered of uploads there is not to come from another run of the tests.
+    # The remote upload records must not come from another run of the tests.
     via = [*via, "env", f"XDG_STATE_HOME={tmp_path / 'state'}"]
     image = layout.image([2 * MIB, MIB, 6 * MIB])
     seed(layout, image, near.host, "app", "v1")
@@ -144,7 +144,7 @@ def test_a_copy_over_a_cut_connection_is_resumed(
     near.faults.append(Fault(Stall(after=3 * MIB), path=layers[2], times=None))
     name = f"{far.host}/app:v1"
     with started_fork("copy", f"{near.host}/app:v1", name, "--via", shlex.join(via), *program) as process:
-        # The last layer is on its way.
+        # Wait until a part of the last layer has arrived.
         assertions.wait_for(lambda: far.blobs("app") >= {*layers[:2]})
         assertions.wait_for(lambda: any(size > 2 * MIB for size in begun(far)))
         (child,) = children(process.pid)
@@ -156,12 +156,12 @@ def test_a_copy_over_a_cut_connection_is_resumed(
     assert far.tags("app") == {}
     assert far.manifests("app") == set()
     near.faults.clear()
-    # Behind ssh it gets no signal, but the end of its stdin, and then it has to end its request.
+    # Behind ssh the remote process gets no signal but the end of its stdin, and then ends its request.
     assertions.wait_for(lambda: not is_locked(tmp_path / "state"))
     result = copy(f"{near.host}/app:v1", name, via, *program, "--result", tmp_path / "r.json")
     assertions.success(result)
     if "ssh" in via[0]:
-        # Otherwise it was the remote side itself that was killed, and docker-registry loses what that was sending.
+        # Without ssh, the remote process itself was killed, and docker-registry loses a broken request.
         assert f"{layers[2]} resumes at byte" in result.err
     assert far.tags("app") == {"v1": image["digest"]}
     document = json.loads((tmp_path / "r.json").read_text())
@@ -175,7 +175,7 @@ def test_into_a_container(docker_daemon: Dockerd, layout: Layout, tmp_path: Path
     image = image_of_programs(programs, "chroot", "sleep")
     (tmp_path / "container.tar").write_bytes(archive_of(of_docker([saved(programs, image, loaded)])))
     docker_daemon.docker("load", "--input", tmp_path / "container.tar")
-    # What is run there is the ocistream of this machine, by `chroot`.
+    # The container runs the ocistream of this machine, by `chroot`.
     program = ["--via-program", " ".join(command())]
     options = ["--detach", "--network=none", "--volume=/:/host"]
     container = docker_daemon.docker("run", *options, loaded, "sleep", "3600").stdout.strip()
@@ -198,7 +198,7 @@ def test_into_a_container(docker_daemon: Dockerd, layout: Layout, tmp_path: Path
     assertions.success(ocistream("verify", tmp_path / "there"))
 
 
-def test_what_fails_behind_ssh_is_told(tmp_path: Path, layout: Layout) -> None:
+def test_a_failure_behind_ssh_is_reported(tmp_path: Path, layout: Layout) -> None:
     layout.image([b"one"], name="v1")
     with ssh_server(tmp_path / "ssh") as ssh:
         end = f"oci:{layout.path}"
@@ -209,7 +209,7 @@ def test_what_fails_behind_ssh_is_told(tmp_path: Path, layout: Layout) -> None:
         program = forking_program(tmp_path / "ocistream")
         assertions.success(copy(end, there, ssh, *program))
         assertions.success(ocistream("verify", tmp_path / "there"))
-    # The server has gone.
+    # The ssh server has stopped.
     result = copy(end, there, ssh, *program)
     assert result.code == 7, result.err
     assert "Connection refused" in result.err

@@ -1,4 +1,4 @@
-"""`copy --via` into a real docker-registry, over a line that breaks off in the middle of a layer."""
+"""`copy --via` into a real docker-registry, over a connection that breaks in the middle of a layer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CUT = 5 * MIB
 SMALL = 64 * 1024
 
 
-def test_what_came_over_a_line_that_broke_is_not_sent_again(
+def test_bytes_that_arrived_before_a_connection_broke_are_not_sent_again(
     registry: DockerRegistry, layout: Layout, tmp_path: Path
 ) -> None:
-    # docker-registry loses an upload of which a request broke off; so none of ours may.
+    # docker-registry loses an upload whose request breaks, so ocistream must end its requests.
     image = layout.image([LAYER], name="v1")
     line = Line(tmp_path / "line")
     command = ["copy", f"oci:{layout.path}:v1", f"{registry.host}/app:1", "--via", line.text]

@@ -1,4 +1,4 @@
-"""Volumes into a real docker-registry, and before the tools of others: each is a layout that lacks some blobs."""
+"""Volumes are pushed to a docker-registry and read by other tools: each is a layout that lacks some blobs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.schemas import validate
 
 MIB: Final = 1 << 20
 SIZE: Final = 4 * MIB
-#: The second begins in the first volume, and ends in the third.
+#: The second layer starts in the first volume and ends in the third.
 LAYERS: Final = [2 * MIB, 7 * MIB, MIB]
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Descriptor]:
-    """Return an image, and the layout that has it."""
+    """Return a layout and its image."""
     layout = Layout(tmp_path_factory.mktemp("made"))
     return layout, layout.image([*LAYERS, tar_layer({"etc/motd": b"hello\n"})])
 
 
 @pytest.fixture(scope="module")
 def volumes(image: tuple[Layout, Descriptor], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return its volumes, pulled from a docker-registry."""
+    """Return the volumes of the image, pulled from a docker-registry."""
     folder = tmp_path_factory.mktemp("volumes")
     with docker_registry(tmp_path_factory.mktemp("source")) as source:
         seed(*image, source.host, "app", "1")
@@ -44,16 +44,16 @@ def volumes(image: tuple[Layout, Descriptor], tmp_path_factory: pytest.TempPathF
     return paths
 
 
-def test_docker_registry_gets_the_image(
+def test_all_volumes_push_the_image_to_a_docker_registry(
     volumes: list[Path], registry: DockerRegistry, image: tuple[Layout, Descriptor]
 ) -> None:
-    # tests/cli/test_volumes.py has every order.
+    # tests/cli/test_volumes.py tests every order.
     inputs = [argument for number in (1, 2, 0) for argument in ("-i", volumes[number])]
     assertions.success(ocistream("push", *inputs, f"{registry.host}/app:1"))
     assert manifest_digest(registry.host, "app", "1") == image[1]["digest"]
 
 
-def test_docker_registry_gets_a_layer_in_three_runs(
+def test_three_runs_push_a_layer_to_a_docker_registry(
     volumes: list[Path], registry: DockerRegistry, image: tuple[Layout, Descriptor], tools: Tools, tmp_path: Path
 ) -> None:
     for path, code in zip(volumes, (10, 10, 0), strict=True):
@@ -64,7 +64,7 @@ def test_docker_registry_gets_a_layer_in_three_runs(
     assert sorted(path.stat().st_size for path in (tmp_path / "copied").iterdir())[-2:] == [2 * MIB, 7 * MIB]
 
 
-def test_each_volume_is_a_layout_by_the_specs_schemas(volumes: list[Path]) -> None:
+def test_each_volume_is_a_valid_layout(volumes: list[Path]) -> None:
     for path in volumes:
         files = files_in(path.read_bytes())
         validate(files["oci-layout"], "layout")
@@ -73,7 +73,7 @@ def test_each_volume_is_a_layout_by_the_specs_schemas(volumes: list[Path]) -> No
             validate(files["blobs/" + entry["digest"].replace(":", "/")], "manifest")
 
 
-def test_what_says_the_digest_of_a_part_is_read_by_sha256sum(volumes: list[Path], tmp_path: Path) -> None:
+def test_sha256sum_reads_the_digests_of_parts(volumes: list[Path], tmp_path: Path) -> None:
     for path in volumes:
         with tarfile.open(path) as tar:
             unpack(tar, tmp_path / path.name)
@@ -82,7 +82,7 @@ def test_what_says_the_digest_of_a_part_is_read_by_sha256sum(volumes: list[Path]
     assert len(list(tmp_path.rglob("*.sha256"))) == 3
 
 
-def test_skopeo_and_umoci_read_the_manifest_out_of_each(volumes: list[Path], tools: Tools, tmp_path: Path) -> None:
+def test_skopeo_and_umoci_read_the_manifest_of_each_volume(volumes: list[Path], tools: Tools, tmp_path: Path) -> None:
     for path in volumes:
         shown = tools.run("skopeo", "inspect", "--raw", f"oci-archive:{path}:1").stdout
         assert json.loads(shown)["layers"][1]["size"] == 7 * MIB
@@ -91,7 +91,7 @@ def test_skopeo_and_umoci_read_the_manifest_out_of_each(volumes: list[Path], too
         assert "1" in tools.run("umoci", "list", "--layout", tmp_path / path.name).stdout
 
 
-def test_volumes_that_were_unpacked_into_one_folder_are_the_image_to_others(
+def test_skopeo_copies_the_image_of_volumes_unpacked_into_one_folder(
     registry: DockerRegistry, layout: Layout, tools: Tools, tmp_path: Path
 ) -> None:
     seed(layout, layout.image([2 * MIB, 3 * MIB, MIB]), registry.host, "whole", "1")

@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         return
     from tests.limits.test_rules import archives_of  # noqa: PLC0415 - the import builds the corpus
 
-    terminalreporter.section("what is not believed, and where the rule lives")
+    terminalreporter.section("rules for untrusted input, and the modules that implement them")
     for number, rule in LIMITS.items():
         shown = (
             f"{len(archives_of(rule)):3} archives {passed.get(number, 0):3} tests here {len(rule.tests):2} elsewhere"

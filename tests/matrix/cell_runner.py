@@ -34,7 +34,7 @@ def undisturbed(stage: Stage, flow: Flow) -> Undisturbed:
         assert ran.code == 0, ran.err
         after = flow.seen(scene)
         assert after != before
-        assert set(ran.connected.values()) == {1}, "a request cannot be known by its connection"
+        assert set(ran.connected.values()) == {1}, "a registry did not get exactly one connection"
         steps = [
             step
             for name in flow.registries
@@ -61,7 +61,7 @@ def outcome(stage: Stage, flow: Flow, peace: Undisturbed, step: Step, trouble: T
         scene.calm()
         again = scene.run()
         if again.code != 0 or flow.seen(scene) != peace.after:
-            return f"exit {ran.code}, and the same command once more: {again.code}, {again.err}"
+            return f"exit {ran.code}, and then the same command without the fault: {again.code}, {again.err}"
         return str(ran.code)
 
 
@@ -72,11 +72,11 @@ def _wrong(scene: Scene, peace: Undisturbed, trouble: Trouble, ran: Result) -> s
     except AssertionError as error:
         return str(error)
     if seen != (peace.before if ran.code else peace.after):
-        return f"{seen} is seen"
+        return f"{seen} is visible"
     if ran.code:
         return _badly_told(ran)
     if trouble.name == "429 with Retry-After" and max(ran.waits, default=0.0) < RETRY_AFTER:
-        return f"it waited {ran.waits}"
+        return f"the command waited {ran.waits}"
     if "Traceback" in ran.err:
         return ran.err
     return None
@@ -86,7 +86,7 @@ def _badly_told(ran: Result) -> str | None:
     """Return what is wrong with the error message, or None."""
     lines = ran.err.splitlines()
     if not 1 <= len(lines) <= 2 or not lines[0].startswith("ocistream: error: ") or "Traceback" in ran.err:
-        return f"it says {ran.err!r}"
+        return f"the error is {ran.err!r}"
     return None
 
 
@@ -97,4 +97,4 @@ def _untouched(scene: Scene, led: bool, ran: Result, step: Step) -> str | None:
         happened = ran.connected.get(registry.place, 0) >= (2 if registry.last else 1)
     else:
         happened = any(request.fault is not None for request in registry.requests)
-    return None if happened else "it did not happen"
+    return None if happened else "the fault did not happen"

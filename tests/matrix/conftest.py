@@ -19,9 +19,9 @@ from tests.matrix.request_rows import Step
 _PROPERTY: Final = "cell"
 _LETTERS: Final = dict(zip([trouble.name for trouble in TROUBLES], string.ascii_uppercase, strict=False))
 _LEGEND: Final = (
-    "+ absorbed: exit 0, and all as if nothing had happened; a number: that exit code, with nothing visible, and the "
-    "same command is well afterwards; the second of two: the fault lasts for ever; -: it cannot happen there; .: only "
-    "the nightly run does this, since another fault of the same sort happens there"
+    "+ absorbed: exit 0, with the same result as without the fault; a number: that exit code, with no image visible, "
+    "and the same command succeeds afterwards; the second of two: the fault lasts; -: the fault cannot happen there; "
+    ".: only the nightly run tests this cell, because another fault of the same sort is tested there"
 )
 
 

@@ -65,9 +65,9 @@ class Trouble:
     everywhere: bool = False
 
 
-NO_BODY: Final = NotApplicable("neither the request nor its answer has a body")
-NO_ANSWER_BODY: Final = NotApplicable("its answer has no body")
-NO_TOKEN: Final = NotApplicable("it is made without a token")
+NO_BODY: Final = NotApplicable("neither the request nor its response has a body")
+NO_ANSWER_BODY: Final = NotApplicable("the response has no body")
+NO_TOKEN: Final = NotApplicable("the request is sent without a token")
 
 
 def _reset(place: Callable[[int], int]) -> Callable[[Step], Means]:

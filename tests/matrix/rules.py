@@ -49,66 +49,66 @@ def _lasting(cell: Cell) -> bool:
 
 
 RULES: Final = (
-    Rule("whose certificate does not verify is told nothing, at no time", _sort("certificate"), "7"),
+    Rule("the client sends nothing to a server whose certificate is not valid", _sort("certificate"), "7"),
     Rule(
-        "at the beginning of a run it is most likely a mistake of the user's, who need not wait to hear of it",
+        "at the start of a run the cause is probably a mistake of the user, who should not wait for retries",
         lambda cell: cell.trouble.sort in {"unknown", "plain"} and cell.step.first == 1,
         "7",
     ),
     # Wrong content -------------------------------------------------------------------------------------------
     Rule(
-        "nobody needs the body of a 401",
+        "the client does not need the body of a 401",
         lambda cell: cell.step.before_token and (cell.in_body or cell.trouble.sort in {"flipped", "longer"}),
         ABSORBED,
     ),
     Rule(
-        "a token that is not one is as good as one that has ended: another is asked for",
+        "an invalid token is like an expired one: the client requests another",
         lambda cell: cell.step.what == "token" and cell.trouble.sort == "flipped",
         ABSORBED,
     ),
-    Rule("a token server that speaks no JSON is broken, and would be the next time", _wrong("token"), "7"),
-    Rule("what hangs on an image does not stop it where the registry cannot tell", _wrong("referrers"), ABSORBED),
+    Rule("a token server that does not answer in JSON is broken, and a retry would not help", _wrong("token"), "7"),
+    Rule("a failed list of referrers does not stop the copy of the image", _wrong("referrers"), ABSORBED),
     Rule(
-        "what arrives otherwise than it was sent, and was verified before, is refused by the registry",
+        "the registry refuses verified content that changed on the way",
         lambda cell: cell.trouble.sort == "flipped" and cell.step.method in {"PATCH", "PUT"},
         "7",
     ),
     Rule(
-        "no digest is promised of what a tag stands for, so it shows as a digest of a kind that is not known",
+        "the client has no digest for a tag, so the changed manifest shows as an unknown digest algorithm",
         lambda cell: cell.trouble.sort == "flipped" and cell.step.what == "image by tag",
         "8",
     ),
-    Rule("no digest is promised of what a tag stands for, so it shows as malformed", _wrong("image by tag"), "6"),
+    Rule("the client has no digest for a tag, so the changed manifest shows as malformed", _wrong("image by tag"), "6"),
     Rule(
-        "bytes that are not what was promised are not requested again: who gave them would give the same",
+        "the client does not request wrong bytes again: the same source would send the same bytes",
         _sort("flipped", "longer"),
         "5",
     ),
     # Lasting failures of tokens ------------------------------------------------------------------------------
     Rule(
-        "what hangs on an image does not stop it where one may not ask",
+        "referrers that the client may not list do not stop the copy of the image",
         lambda cell: _sort("token")(cell) and cell.lasting and cell.step.what in {"referrers", "signature by tag"},
         ABSORBED,
     ),
     Rule(
-        "each new token was taken when the upload was opened: it is the registry that is broken, and not the token",
+        "the registry accepted each new token when it opened the upload, so the registry is broken, not the token",
         lambda cell: _sort("token")(cell) and cell.lasting and cell.step.what.startswith("upload of a "),
         "7",
     ),
-    Rule("no token is good enough", lambda cell: _sort("token")(cell) and cell.lasting, "3"),
+    Rule("the registry accepts no token", lambda cell: _sort("token")(cell) and cell.lasting, "3"),
     # Other faults --------------------------------------------------------------------------------------------
     Rule(
-        "what goes on where it broke is shorter each time, until it has no such middle any more",
+        "each retry resumes, so the rest gets shorter until the fault no longer occurs in it",
         lambda cell: cell.lasting and cell.in_body and cell.step.kind in {"GET config", "GET layer"},
         ABSORBED,
     ),
     Rule(
-        "so it is with what is sent, where it is enough to be progress",
+        "each retry resumes the upload, if the registry stored enough of it",
         lambda cell: cell.lasting and cell.in_body and cell.step.kind == "PATCH upload of a layer",
         ABSORBED,
     ),
-    Rule("it does not end, so that has to", _lasting, "7"),
-    Rule("it passes", lambda cell: not cell.lasting, ABSORBED),
+    Rule("the fault lasts, so the client gives up", _lasting, "7"),
+    Rule("a retry succeeds", lambda cell: not cell.lasting, ABSORBED),
 )
 
 

@@ -55,8 +55,8 @@ def test_each_fault_is_absorbed_or_fails_with_nothing_visible(
         for lasting, end in ends.items():
             rule = expected(step, trouble, lasting=lasting)
             if end != rule.ends:
-                often = "for ever" if lasting else "once"
-                wrong.append(f"{step.registry}: {step.kind}, {often}: {end}, and not {rule.ends}, since {rule.why}")
+                often = "lasting" if lasting else "once"
+                wrong.append(f"{step.registry}: {step.kind}, {often}: {end} instead of {rule.ends}: {rule.why}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -1,6 +1,6 @@
-"""Draws a sample of mutants, runs the tests that execute each mutant's line, and prints what survived.
+"""Draw a sample of mutants, run the tests that execute each mutant's line, and print the survivors.
 
-See `scripts/mutants --help`. Nothing here touches the tree that it is started from but .cache/mutants.
+See `scripts/mutants --help`. In the project's folder, this program only changes .cache/mutants.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from tests.mutants.workshop import Workshop
 PROJECT: Final = Path(__file__).parents[2]
 CACHE: Final = PROJECT / ".cache/mutants"
 _LAST: Final = CACHE / "survivors.json"
-#: Seconds for all tests of one mutant, by default. A mutant that is not killed by then counts as a survivor.
+#: Default seconds for all tests of one mutant. A mutant that is not killed by then counts as a survivor.
 TIME: Final = 60.0
-#: How long the tests of the first run for a mutant took when they were recorded; each further run has twice as much.
+#: Recorded seconds of the tests in the first run for a mutant; each further run gets twice as much.
 _FIRST_RUN: Final = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant: the test that killed it, or an empty text if it survived; `note` says more."""
+    """The result of a mutant: the test that killed it, or an empty text if it survived; `note` has details."""
 
     mutant: Mutant
     killed_by: str
@@ -45,13 +45,13 @@ class Outcome:
 
 
 class Judge:
-    """Tries mutants in a copy of the project. `sound` is what is known of tests: whether they pass without a mutant."""
+    """Tries mutants in a copy of the project. `sound` says which tests pass without a mutant, as far as known."""
 
     def __init__(self, shop: Workshop, record: Record, sound: dict[str, bool]) -> None:
         self._shop, self._record, self._sound = shop, record, sound
 
     def try_out(self, mutant: Mutant, seconds: float) -> Outcome:
-        """Apply the mutant, run tests until one fails, and put the file back."""
+        """Apply the mutant, run tests until one fails, and restore the file."""
         tests = self._record.tests_for(mutant)
         if not tests:
             return Outcome(mutant, "", "not executed")
@@ -68,7 +68,7 @@ class Judge:
         return Outcome(mutant, "", f"{tried} tests passed")
 
     def _killed_by(self, mutant: Mutant, tests: Sequence[Test], until: float) -> str:
-        """Return the first test that fails with the mutant, and passes on its own without it."""
+        """Return the first test that fails with the mutant and passes alone without it."""
         limits = {test.name: 15 + 5 * test.seconds for test in tests if self._sound.get(test.name, True)}
         while limits:
             mutant.apply(self._shop.project)
@@ -89,7 +89,7 @@ class Judge:
 
 
 def _runs(tests: Sequence[Test]) -> Iterator[list[Test]]:
-    """Split tests into runs of pytest, each with twice the time of the one before; a file's tests side by side."""
+    """Split tests into runs of pytest, each with twice the time of the previous one; tests of a file stay together."""
     most, chosen, seconds = _FIRST_RUN, list[Test](), 0.0
     for test in tests:
         if chosen and seconds + test.seconds > most:
@@ -101,13 +101,13 @@ def _runs(tests: Sequence[Test]) -> Iterator[list[Test]]:
 
 
 def say(*lines: object) -> None:
-    """Write lines to stdout at once."""
+    """Write lines to stdout and flush."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
 
 
 def drawn(arguments: argparse.Namespace) -> list[Mutant]:
-    """Return the sample: each module's share is its share of all mutants."""
+    """Return the sample, drawn from the mutants of all selected modules."""
     files = sorted((PROJECT / "ocistream").rglob("*.py"))
     every = [mutant for file in files for mutant in mutants(PROJECT, file)]
     if arguments.again:
@@ -119,7 +119,7 @@ def drawn(arguments: argparse.Namespace) -> list[Mutant]:
 
 
 def try_all(sample: Sequence[Mutant], judges: Sequence[Judge], seconds: float) -> list[Outcome]:
-    """Try the mutants, one at a time in each copy, and say what becomes of each."""
+    """Try the mutants, one at a time in each copy, and print each result."""
     waiting: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
     for mutant in sample:
         waiting.put(mutant)
@@ -145,7 +145,7 @@ def try_all(sample: Sequence[Mutant], judges: Sequence[Judge], seconds: float) -
 
 
 def print_summary(outcomes: Sequence[Outcome]) -> None:
-    """Print the survivors, and what was killed of each area."""
+    """Print the survivors, and the number of killed mutants of each area."""
     say("\nSurvivors:")
     for outcome in sorted((outcome for outcome in outcomes if not outcome.killed_by), key=lambda o: o.mutant):
         line = str(outcome.mutant)
@@ -160,13 +160,15 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
 
 
 def main() -> int:
-    """Run it all; 1 if tests did not end when they were recorded."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__)
-    parser.add_argument("--count", type=int, default=150, help="how many mutants (default: 150)")
-    parser.add_argument("--seed", type=int, default=1, help="what the sample is drawn with (default: 1)")
+    parser.add_argument("--count", type=int, default=150, help="number of mutants (default: 150)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample (default: 1)")
     parser.add_argument("--modules", default="", help="a regular expression for the paths of modules (default: all)")
     parser.add_argument("--again", action="store_true", help="try only the survivors of the last run")
-    parser.add_argument("--jobs", type=int, default=2, help="how many copies of the project work at once (default: 2)")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="number of copies of the project that run at once (default: 2)"
+    )
     parser.add_argument("--seconds", type=float, default=TIME, help="for one mutant (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the sample and run nothing")
     arguments = parser.parse_args()

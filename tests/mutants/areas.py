@@ -1,11 +1,11 @@
-"""The areas that the report sums up, and the reasons for which some mutants survive."""
+"""The areas of the report, and why some mutants survive."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-#: Area -> a regular expression for the paths of its modules. The first that matches counts.
+#: Area -> a regular expression for the paths of its modules. The first match applies.
 _AREAS: Final = {
     "serve": r"/serve/",
     "sync": r"/sync/|cli/commands/sync",
@@ -23,7 +23,7 @@ _AREAS: Final = {
     "transfer and documents": "",
 }
 
-#: Parts of a survivor's line -> why no test notices it.
+#: Parts of a survivor's line -> why no test notices the mutant.
 SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = (
     ("in  @dataclass(frozen=True, slots=True)", "no code assigns to the fields of these values"),
     ("True  ->  False  in  for (text, _), digests in zip(self._inputs", "both always have the same length"),
@@ -41,7 +41,7 @@ SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = (
         "complete and references.manifest_types is None  ->  (references",
         "a cache: what it lacks is read again, with the same answer",
     ),
-    ("len(_interned_strings) >= limits.MAX_INTERNED_STRINGS", "bounds memory: the words are the same"),
+    ("len(_interned_strings) >= limits.MAX_INTERNED_STRINGS", "limits memory: the strings are the same"),
     ("monotonic() >= deadline  ->  False", "saves time: the next run deletes what is left"),
     ("_kept_sizes.clear()  ->  pass", "a process runs one command line and ends with it"),
     ("number is None or not number < volume.total  ->  (number is None or not", "number is None if volume is None"),

@@ -1,4 +1,4 @@
-"""The lines of a module that are executed together with a given one."""
+"""Find the lines of a module that are executed together with a given line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass(frozen=True)
 class Scope:
-    """The statement around a line: for `if` and the like the lines of its head, and always the line itself.
+    """The statement around a line: the lines of a compound statement's head, and always the line itself.
 
-    `is_import` says that it is executed when the module is imported. It then matters where its `names` are used, and
-    for a function or a class, its `body`.
+    `is_import` says that importing the module executes the statement. Tests are then found by the uses of its `names`,
+    and for a function or a class, by its `body`.
     """
 
     path: str
@@ -77,7 +77,7 @@ def _last_line(node: ast.stmt | ast.ExceptHandler) -> int:
 
 
 def _names(node: ast.AST) -> Iterator[str]:
-    """Yield the names that a statement outside functions gives a value; none for a function, which has a body."""
+    """Yield the names that a statement outside functions assigns; none for a function, which has a body."""
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     for target in targets:
         for part in ast.walk(target) if target is not None else ():

@@ -1,4 +1,4 @@
-"""The changes: each takes one place of a module's source and puts something else there."""
+"""The mutations: each replaces one expression or statement of a module's source."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _ARITHMETIC: Final[dict[type[ast.operator], type[ast.operator]]] = {
     ast.BitAnd: ast.BitOr,
 }
 _OTHER_NAME: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
-#: What nobody promises: how objects are shown in a debugger.
+#: Only a debugger shows the results of these.
 _NOT_MUTATED: Final = frozenset({"__repr__", "__str__"})
 
-#: What says too little by itself.
+#: A shorter source text is shown with its line.
 _SHORT: Final = 20
 
 
 @dataclass(frozen=True, order=True)
 class Mutant:
-    """One change: the bytes `start` to `end` of a file, which are `old`, become `new`.
+    """One change: `new` replaces `old`, the bytes `start` to `end` of a file.
 
     `path` is relative to the project, `source` is the line.
     """
@@ -58,7 +58,7 @@ class Mutant:
         file.write_bytes(source[: self.start] + self.new.encode() + source[self.end :])
 
     def __str__(self) -> str:
-        """Return one line: where, what became what, and the line around something short."""
+        """Return one line: the place, the old and the new text, and the source line of a short text."""
         old, new = (" ".join(text.split())[:90] for text in (self.old, self.new))
         around = f"  in  {self.source[:90]}" if len(old) < _SHORT else ""
         return f"{self.path}:{self.line}: {old}  ->  {new}{around}"
@@ -85,7 +85,7 @@ def mutants(project: Path, path: Path) -> list[Mutant]:
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
-    """Walk all but docstrings, annotations, texts and what only a type checker reads."""
+    """Yield the changes of all code except docstrings, annotations, texts and code for type checkers."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()

@@ -1,8 +1,8 @@
-"""A plugin of pytest for two kinds of runs, in an environment of `Workshop`.
+"""A pytest plugin for two kinds of runs in an environment of `Workshop`.
 
-With TESTS_LINES in the environment, coverage notes the lines that each test executes. Its context is the test's number
-in this run; TESTS_CONTEXT has the number for the processes that the test starts. With `--chosen`, only the tests that
-a file lists are run, in its order, and a test that takes far too long fails.
+With TESTS_LINES in the environment, coverage records the lines that each test executes. Its context is the test's
+number in this run; TESTS_CONTEXT has the number for the processes that the test starts. With `--chosen`, pytest runs
+only the tests that a file lists, in its order, and a test that takes far too long fails.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what the options ask for."""
-    # A shell's background ignores it; `Workshop` ends a run by it.
+    """Register the plugins that the options select."""
+    # A background process of a shell ignores SIGINT, which `Workshop` sends to end a run.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.times:
         config.pluginmanager.register(_Recorder(Path(config.option.times)))

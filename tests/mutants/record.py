@@ -1,4 +1,4 @@
-"""Which tests execute which lines of the product, and how long each takes: recorded once, and again after changes."""
+"""Record which tests execute which lines of the product, and how long each takes; update the record after changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.mutants.lines import Scope, scope_of
 from tests.mutants.mutations import Mutant
 from tests.mutants.workshop import Workshop, listed
 
-#: Suites that are not run: tests/unit, so that the others show what they hold, and those that need more than Python.
+#: Suites that do not run: tests/unit, to measure the other suites, and suites that need more than Python.
 _NOT_RUN: Final = ("tests/unit/", "tests/interop/", "tests/package/", "tests/typing/")
 _BITS: Final = range(8)
 _IS_TEST: Final = re.compile(r"tests/.*\btest_\w+\.py")
@@ -31,14 +31,14 @@ _MOST: Final = 1800.0
 
 @dataclass(frozen=True)
 class Test:
-    """A test, and how long it took when it was recorded."""
+    """A test and its recorded duration."""
 
     name: str
     seconds: float
 
 
 class Record:
-    """What was recorded of each file of tests below `folder`."""
+    """The records of the test files, stored in `folder`."""
 
     def __init__(self, project: Path, folder: Path) -> None:
         self._project = project
@@ -48,7 +48,7 @@ class Record:
         self._lines: defaultdict[str, set[int]] = defaultdict(set)
 
     def bring_up_to_date(self, shops: Sequence[Workshop]) -> Iterator[str]:
-        """Record the files of tests that have changed, all if anything else has; yield a line about each of these."""
+        """Record changed test files, or all if another file has changed; yield a line about each recorded file."""
         keys = self._keys()
         old = {name for name, key in keys.items() if self._read(name).get("key") != key}
         for path in self._folder.glob("*.json"):
@@ -78,9 +78,9 @@ class Record:
         self._load(keys)
 
     def tests_for(self, mutant: Mutant) -> list[Test]:
-        """Return the tests that execute what is changed: telling and quick ones first, similar ones not in a row.
+        """Return the tests that execute the mutant: specific and quick ones first, similar ones not in a row.
 
-        A test tells much of a module if it executes lines of the module that few of the others do.
+        A test is specific to a module if it executes lines of the module that few other tests execute.
         """
         numbers = self._executing_scope(scope_of(self._project, mutant.path, mutant.line), set())
         fewest = dict.fromkeys(numbers, len(numbers))
@@ -99,7 +99,7 @@ class Record:
         return [test for _, _, test in sorted(ordered, key=lambda entry: entry[:2])]
 
     def _executing_scope(self, scope: Scope, seen: set[tuple[str, int]]) -> set[int]:
-        """Return the tests that execute these lines, or for those of an import, the lines that use its names."""
+        """Return the tests that execute the scope, or if importing executes it, the lines that use its names."""
         found = self._executing_any(scope.path, scope.lines)
         if not scope.is_import:
             return found
@@ -116,7 +116,7 @@ class Record:
         return set().union(*(self._executing.get((path, line), ()) for line in lines))
 
     def _keys(self) -> dict[str, str]:
-        """Return for each file of tests a hash of it and of all that is common to them."""
+        """Return for each test file a hash of the file and of all shared files."""
         names = [name for name in listed(self._project) if name.startswith(("ocistream/", "tests/"))]
         tests = {name for name in names if _IS_TEST.fullmatch(name)}
         common = hashlib.sha256()
@@ -138,7 +138,7 @@ class Record:
                     relative = str(Path(source).relative_to(shop.project.resolve()))
                     for line in executed:
                         lines[relative][line].add(int(context))
-        # Many lines are executed by the same tests.
+        # The same tests execute many lines, so lines refer to groups of tests.
         groups: dict[tuple[int, ...], int] = {}
         compact = {
             source: {line: groups.setdefault(tuple(sorted(tests)), len(groups)) for line, tests in sorted(of.items())}
@@ -175,7 +175,7 @@ class Record:
 
 
 def _mentions(project: Path, scope: Scope) -> Iterator[tuple[str, int]]:
-    """Yield where the product mentions one of the names, but for where it gets its value."""
+    """Yield the lines of the product that mention one of the names, except those that assign it."""
     if not scope.names:
         return
     name = re.compile(rf"\b({'|'.join(map(re.escape, scope.names))})\b")
@@ -192,12 +192,12 @@ def _text(path: Path) -> list[str]:
 
 
 def _counted(path: Path) -> Iterator[tuple[str, str, list[int]]]:
-    """Yield file, context and lines of one of coverage's databases; coverage documents its form."""
+    """Yield file, context and lines of one of coverage's databases, whose schema coverage documents."""
     query = (
         "SELECT path, context, numbits FROM line_bits"
         " JOIN file ON file.id = file_id JOIN context ON context.id = context_id"
     )
-    # A process that was killed may have written half of one.
+    # A killed process may have left an incomplete database.
     with contextlib.closing(sqlite3.connect(path)) as database, contextlib.suppress(sqlite3.DatabaseError):
         for source, context, bits in database.execute(query):
             yield (

@@ -1,4 +1,4 @@
-"""Copies of the project with environments of their own, in which tests run."""
+"""Run tests in copies of the project, each with its own virtual environment."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-#: Has each Python of the environment note the lines of the product that it executes, if TESTS_LINES names coverage's
-#: settings. Not by a variable of coverage's own: many tests take those away.
+#: Starts coverage in each Python of the environment if TESTS_LINES names coverage's settings. A separate variable,
+#: because many tests remove those of coverage.
 _COUNTING: Final = """\
 import os; exec('if "TESTS_LINES" in os.environ:\\n import coverage\\n\
  os.environ["COVERAGE_PROCESS_START"] = os.environ["TESTS_LINES"]\\n\
@@ -29,16 +29,16 @@ parallel = true
 context = ${{TESTS_CONTEXT-}}
 data_file = {data}
 """
-#: Small files are quicker there.
+#: Small files are faster in memory.
 _MEMORY: Final = Path("/dev/shm")
 _GRACE: Final = 20.0
 
 
 class Workshop:
-    """A copy of a project. The project itself is never written to."""
+    """A copy of a project. Nothing writes to the project itself."""
 
     def __init__(self, source: Path, folder: Path) -> None:
-        """Copy what git knows of the project, and install the copy."""
+        """Copy the files that git lists, and install the copy."""
         self._source = source
         self._folder = folder
         self.project = folder / "project"
@@ -47,7 +47,7 @@ class Workshop:
         self._install(folder / "environment")
 
     def _install(self, environment: Path) -> None:
-        """Make an environment with the copy and what its tests need, unless there is one for the same settings."""
+        """Create an environment with the copy and its test dependencies, unless one for the same settings exists."""
         stamp, wanted = environment / "stamp", (self.project / "pyproject.toml").read_text() + sys.version
         if stamp.exists() and stamp.read_text() == wanted:
             return
@@ -58,7 +58,7 @@ class Workshop:
         stamp.write_text(wanted)
 
     def _copy(self) -> None:
-        """Bring the copy up to date. What pytest and Python compiled stays: a run starts in half the time with it."""
+        """Update the copy. Keep compiled files, with which a run starts in half the time."""
         wanted = listed(self._source)
         for name in wanted:
             if _stamp(self._source / name) != _stamp(self.project / name):
@@ -74,7 +74,7 @@ class Workshop:
         shutil.copy2(self._source / name, self.project / name)
 
     def record(self, test_file: str, seconds: float) -> tuple[list[tuple[str, float]], list[Path]]:
-        """Run a file of tests; return its tests with their seconds, and coverage's files.
+        """Run a test file; return its tests with their seconds, and coverage's files.
 
         Raises:
             subprocess.TimeoutExpired: the tests were still running after `seconds`.
@@ -88,7 +88,7 @@ class Workshop:
         return [(name, spent) for name, spent in json.loads(times.read_text())], sorted(data.iterdir())
 
     def first_failure(self, tests: Mapping[str, float], seconds: float) -> str:
-        """Run tests in order until one fails; return its ID, or nothing. `tests` has the seconds that each may take.
+        """Run tests in order until one fails; return its ID, or "". `tests` has the seconds that each may take.
 
         Raises:
             subprocess.TimeoutExpired: no test had failed after `seconds`.
@@ -104,7 +104,7 @@ class Workshop:
             if not failed.read_text():
                 raise
             code = 1
-        if code in (0, 5):  # 5: the tests' names come from the product, and there are none of these
+        if code in (0, 5):  # 5: the names of the tests come from the product, and the mutant removed them
             return ""
         return (failed.read_text().splitlines() or [f"pytest, exit code {code}"])[0]
 
@@ -125,7 +125,7 @@ class Workshop:
             try:
                 return process.wait(seconds)
             except subprocess.TimeoutExpired:
-                # The fixtures stop what they started.
+                # On SIGINT, the fixtures stop the processes that they started.
                 process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_GRACE)
@@ -136,7 +136,7 @@ class Workshop:
 
 
 def listed(project: Path) -> dict[str, None]:
-    """Return the files that git knows or would add, and that exist."""
+    """Return the existing files that git tracks or would add."""
     line = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(line, cwd=project, check=True, capture_output=True).stdout.decode().split("\0")
     return dict.fromkeys(name for name in sorted(names) if name and (project / name).is_file())
@@ -151,7 +151,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """Give the tests a folder, and remove it with all that killed tests left there."""
+    """Yield a folder for the tests, and remove it with the files of killed tests."""
     folder = Path(tempfile.mkdtemp(prefix="mutants-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
     try:
         yield folder

@@ -1,1 +1,1 @@
-"""What others get: a wheel, an sdist, one file that runs by itself, man pages; made anew from these sources."""
+"""The release files, built from these sources: wheel, sdist, zipapp, image and man pages."""

@@ -1,4 +1,4 @@
-"""Everything is built once."""
+"""Build each release file once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS: Final = 300
 
 
 def run(*argv: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run something to its end, without what would change how Python works; a failure of it is one of the test."""
+    """Run a command without the variables that configure Python, and assert that it succeeds."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [str(word) for word in argv],
@@ -45,7 +45,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the wheel. pip builds it from the sdist, with only the packages that the sdist requires, as for a user."""
+    """Return the wheel that pip builds from the sdist, with only the packages that the sdist requires."""
     folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, sdist, cwd=folder)
     (found,) = folder.glob("*.whl")
@@ -62,7 +62,7 @@ def zipapp(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
-    """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
+    """Return a function that starts a registry with the arguments of `FaultyRegistry`."""
     started: list[FaultyRegistry] = []
 
     def start_one(**options: Any) -> FaultyRegistry:

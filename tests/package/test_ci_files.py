@@ -1,4 +1,4 @@
-"""Our workflow, action and template for CI, and the CI files that docs/ci.md shows: their form, and their commands."""
+"""The project's workflow, action and template for CI, and the CI files in docs/ci.md: their form and their commands."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ INSTALLING = PAGE.partition("\n## Install ocistream in a job\n")[2].partition("\
 USES_ACTION, USES_TEMPLATE = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", INSTALLING, re.DOTALL))
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 TEMPLATE = yaml.safe_load((ROOT / "templates" / "ocistream.gitlab-ci.yml").read_text())
-#: YAML 1.1, which PyYAML reads, takes the word `on` for this.
+#: PyYAML reads YAML 1.1, in which the word `on` is a boolean.
 ON = True
 
 
 def steps(job: Mapping[str, Any]) -> list[str]:
-    """Return what a job's steps run, or use."""
+    """Return the commands or actions of a job's steps."""
     return [step.get("run") or step["uses"] for step in job["steps"]]
 
 
@@ -48,7 +48,7 @@ def test_the_workflow_runs_scripts_test_on_each_python() -> None:
     assert job["steps"][-1]["env"] == {"PYTHON": "python${{ matrix.python }}"}
 
 
-def test_githubs_jobs_hand_the_archive_on() -> None:
+def test_github_jobs_pass_the_archive_as_an_artifact() -> None:
     jobs = GITHUB["jobs"]
     assert set(GITHUB) == {"name", ON, "permissions", "jobs"}
     assert list(jobs) == ["pull", "push"]
@@ -64,7 +64,7 @@ def test_githubs_jobs_hand_the_archive_on() -> None:
         assert all(value.startswith("${{ secrets.") for value in step["env"].values())
 
 
-def test_gitlabs_jobs_hand_the_archive_on() -> None:
+def test_gitlab_jobs_pass_the_archive_as_an_artifact() -> None:
     assert GITLAB["stages"] == [GITLAB["pull"]["stage"], GITLAB["push"]["stage"]]
     assert GITLAB["push"]["needs"] == ["pull"]
     (path,) = GITLAB["pull"]["artifacts"]["paths"]
@@ -75,7 +75,7 @@ def test_gitlabs_jobs_hand_the_archive_on() -> None:
 
 
 @pytest.mark.parametrize("kind", ["github", "gitlab"])
-def test_their_commands_carry_an_image(
+def test_the_commands_of_the_ci_files_copy_an_image(
     kind: str, start: Callable[..., FaultyRegistry], layout: Layout, zipapp: Path, tmp_path: Path
 ) -> None:
     if kind == "github":
@@ -94,8 +94,8 @@ def test_their_commands_carry_an_image(
     assert manifest_digest(there.host, "app", "2") == digest
 
 
-def test_no_host_is_named_that_is_not_for_examples() -> None:
-    # A word in the place of a name is what people fill in.
+def test_the_documents_name_only_example_hosts() -> None:
+    # USER is a placeholder.
     ours = {"github.com", "docker.io", "USER"}
     pages = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
     texts = [README, *pages, (ROOT / ".github" / "workflows" / "test.yml").read_text()]
@@ -109,28 +109,28 @@ SECRET: Final = "a 'secret' $HOME `id` \\"
 
 @pytest.fixture
 def protected(start: Callable[..., FaultyRegistry], layout: Layout) -> FaultyRegistry:
-    """Return a registry with a password that has an image, app:2."""
+    """Return a registry that requires a password and has the image app:2."""
     registry = start(auth=Basic("ada", SECRET))
     seed(layout, small_image(layout), registry.host, "app", "2", headers=basic("ada", SECRET))
     return registry
 
 
 class Job:
-    """A job of CI: its directory, and the environment of its shells."""
+    """A CI job: its directory, and the environment of its shells."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         programs = folder / "programs"
         programs.mkdir()
-        # Without the ocistream that is beside it.
+        # A link, so that PATH does not have the ocistream next to this Python.
         (programs / "python3").symlink_to(sys.executable)
         pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-        # To compile all modules takes longer than to install them. pip wants a false value for this option.
+        # Compiling all modules takes longer than installing them. pip negates this option, so its value is false.
         pip["PIP_NO_COMPILE"] = "no"
         self.environment = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder), **pip, **environment}
 
     def run(self, script: str, shell: Sequence[str], **environment: str) -> str:
-        """Run a script, and return what it prints."""
+        """Run a script and return its output."""
         done = subprocess.run(
             [*shell, script],
             cwd=self.folder,
@@ -146,7 +146,7 @@ class Job:
 
 @pytest.fixture
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return what a job installs: a file in its directory, or a wheel for pip."""
+    """Return the source that a job installs: a file in its directory, or a wheel for pip."""
     if request.param == "wheel":
         return str(request.getfixturevalue("wheel"))
     shutil.copy(request.getfixturevalue("zipapp"), tmp_path / "ocistream.pyz")
@@ -154,7 +154,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 class TestAction:
-    #: How the runner starts the shell `bash`.
+    #: The runner's command line for the shell `bash`.
     SHELL: Final = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c")
 
     def test_the_page_uses_and_explains_each_input(self) -> None:
@@ -162,13 +162,13 @@ class TestAction:
         assert set(step["with"]) == set(ACTION["inputs"])
         assert [name for name in ACTION["inputs"] if f"`{name}`" not in INSTALLING] == []
 
-    def test_inputs_are_variables_and_no_part_of_a_script(self) -> None:
+    def test_inputs_are_variables_and_not_part_of_a_script(self) -> None:
         for step in ACTION["runs"]["steps"]:
             assert "${{" not in step["run"]
             assert set(step["env"].values()) <= {f"${{{{ inputs.{name} }}}}" for name in ACTION["inputs"]}
 
     @pytest.mark.parametrize("source", ["file", "wheel"], indirect=True)
-    def test_its_steps_install_ocistream_and_log_in_for_the_next_step(
+    def test_the_action_installs_ocistream_and_logs_in_for_the_next_step(
         self, source: str, protected: FaultyRegistry, tmp_path: Path
     ) -> None:
         files = {name: tmp_path / name for name in ("GITHUB_PATH", "GITHUB_ENV")}
@@ -196,7 +196,7 @@ class TestTemplate:
         assert [name for name in TEMPLATE[".ocistream"]["variables"] if f"`{name}`" not in INSTALLING] == []
 
     @pytest.mark.parametrize(("source", "has_registry"), [("file", False), ("wheel", True)], indirect=["source"])
-    def test_its_scripts_install_ocistream_log_in_and_clean_up(
+    def test_the_template_installs_ocistream_logs_in_and_cleans_up(
         self, source: str, has_registry: bool, protected: FaultyRegistry, tmp_path: Path
     ) -> None:
         template = TEMPLATE[".ocistream"]
@@ -210,7 +210,7 @@ class TestTemplate:
             CI_REGISTRY_IMAGE=f"{protected.host}/app",
             **(of_project if has_registry else {"OCISTREAM_USERNAME": "ada", "OCISTREAM_PASSWORD": SECRET}),
         )
-        # The runner runs both in one shell.
+        # The runner runs both scripts in one shell.
         lines = ["set -e", *template["before_script"], *USES_TEMPLATE["archive"]["script"]]
         printed = job.run("\n".join(lines), ["sh", "-c"])
         assert f"\n{protected.host}/app:2@sha256:" in printed

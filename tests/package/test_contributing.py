@@ -32,5 +32,5 @@ def test_the_packages_are_described_as_in_their_docstrings() -> None:
         assert rows[package] == docstring.splitlines()[0]
 
 
-def test_it_can_be_read_in_an_hour() -> None:
+def test_the_page_is_at_most_12_kib() -> None:
     assert len(PAGE.encode()) <= 12 * 1024

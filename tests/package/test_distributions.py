@@ -1,4 +1,4 @@
-"""The wheel and the sdist: their files and their metadata. test_ci_files.py installs the wheel."""
+"""The files and the metadata of the wheel and the sdist. test_ci_files.py installs the wheel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def names(wheel: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def metadata(wheel: Path, names: set[str]) -> Message:
-    """Return what the wheel says of itself."""
+    """Return the metadata of the wheel."""
     (name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
     with zipfile.ZipFile(wheel) as archive:
         return BytesParser().parsebytes(archive.read(name))
@@ -38,12 +38,12 @@ def metadata(wheel: Path, names: set[str]) -> Message:
 
 @pytest.fixture(scope="module")
 def project() -> dict[str, Any]:
-    """Return the project's own words."""
+    """Return the table `project` of pyproject.toml."""
     table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return table
 
 
-def test_the_wheel_has_the_package_and_its_man_pages_and_nothing_else(names: set[str]) -> None:
+def test_the_wheel_has_only_the_package_and_its_man_pages(names: set[str]) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ocistream").rglob("*.py")}
     prefix = f"ocistream-{ocistream.__version__}"
     pages = {"ocistream.1", *(f"ocistream-{name}.1" for name in COMMANDS)}
@@ -56,7 +56,7 @@ def test_the_wheel_has_the_package_and_its_man_pages_and_nothing_else(names: set
     }
 
 
-def test_the_sdist_has_what_builds_and_tests_it(sdist: Path) -> None:
+def test_the_sdist_has_the_files_to_build_and_test_it(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         found = {member.name.partition("/")[2] for member in archive}
     wanted = ["LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "tox.ini", "scripts/test"]
@@ -66,7 +66,7 @@ def test_the_sdist_has_what_builds_and_tests_it(sdist: Path) -> None:
     assert not [name for name in found if re.search(r"__pycache__|\.pyc$|^\.(tox|venv|cache)", name)]
 
 
-def test_the_metadata_say_what_it_is(metadata: Message, project: dict[str, Any]) -> None:
+def test_the_metadata_describes_the_project(metadata: Message, project: dict[str, Any]) -> None:
     assert metadata["Name"] == "ocistream"
     assert metadata["Version"] == ocistream.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -75,11 +75,11 @@ def test_the_metadata_say_what_it_is(metadata: Message, project: dict[str, Any])
     assert str(metadata.get_payload()).startswith("# ocistream")
     required = {Requirement(text) for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text}
     assert required == {Requirement(text) for text in project["dependencies"]}
-    # There is no place yet that could be named.
+    # The project has no URL yet.
     assert metadata.get_all("Project-URL") is None
 
 
-def test_the_classifiers_are_known_and_name_every_python_that_is_tested(project: dict[str, Any]) -> None:
+def test_the_classifiers_are_valid_and_name_every_tested_python(project: dict[str, Any]) -> None:
     known = pytest.importorskip("trove_classifiers", reason="hatchling needs it").classifiers
     assert set(project["classifiers"]) <= set(known)
     named = re.findall(r"Python :: (3\.\d+)$", "\n".join(project["classifiers"]), re.MULTILINE)
@@ -93,13 +93,13 @@ def test_the_classifiers_are_known_and_name_every_python_that_is_tested(project:
         ("CPython", "3.11", "x86_64", True),
         ("CPython", "3.14", "aarch64", True),
         ("CPython", "3.13", "arm64", True),
-        # PyPI has no wheel for these, and a build needs a compiler.
+        # PyPI has no isal wheel for these, and a build needs a compiler.
         ("CPython", "3.15", "x86_64", False),
         ("CPython", "3.13", "ppc64le", False),
         ("PyPy", "3.11", "x86_64", False),
     ],
 )
-def test_isal_is_required_where_it_has_wheels(
+def test_isal_is_required_only_if_it_has_wheels(
     metadata: Message, implementation: str, python: str, machine: str, *, is_required: bool
 ) -> None:
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
@@ -113,7 +113,7 @@ def test_isal_is_required_where_it_has_wheels(
     assert marker.evaluate(environment) == is_required
 
 
-def test_an_older_python_gets_a_wheel_that_pip_refuses_and_no_traceback(tmp_path: Path) -> None:
+def test_an_older_python_builds_a_wheel_that_pip_refuses_without_a_traceback(tmp_path: Path) -> None:
     code = (
         "import sys, tomllib; sys.version_info = (3, 10, 12); "
         "sys.modules['tomli'] = tomllib; sys.modules['ocistream'] = None; "

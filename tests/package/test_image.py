@@ -1,4 +1,4 @@
-"""`scripts/image` adds ocistream to a base image, for each of its platforms, and any user may run it."""
+"""`scripts/image` adds ocistream to each platform of a base image, and the program runs without root."""
 
 from __future__ import annotations
 
@@ -42,11 +42,10 @@ class Archive:
         return [{**item, **self.document(item)} for item in self.document(image)["manifests"]]
 
     def document(self, descriptor: dict[str, Any]) -> Any:
-        """Return a blob, which is JSON."""
+        """Return a parsed JSON blob."""
         return json.loads(self.blob(descriptor))
 
     def blob(self, descriptor: dict[str, Any]) -> bytes:
-        """Return a blob."""
         return self._entries["blobs/" + descriptor["digest"].replace(":", "/")]
 
     def files(self, descriptor: dict[str, Any]) -> dict[str, tarfile.TarInfo]:
@@ -57,7 +56,7 @@ class Archive:
 
 @pytest.fixture(scope="module")
 def made(zipapp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the archive of an image for two platforms; the base for this machine is the Python that runs the tests."""
+    """Return the archive of an image for two platforms. Its base for this machine is the Python that runs the tests."""
     folder = tmp_path_factory.mktemp("image")
     layout = Layout(folder / "base")
     environment = [f"PYTHON_VERSION={sys.version_info.major}.{sys.version_info.minor}.9", "HOME=/root", "A=b"]
@@ -87,7 +86,7 @@ def test_the_image_has_each_platform_of_the_base_and_one_more_layer(made: Path) 
         assert all(f"-{machine}-" in name for name in compiled)
 
 
-def test_its_program_runs_without_root(made: Path) -> None:
+def test_the_image_is_configured_to_run_without_root(made: Path) -> None:
     archive = Archive(made)
     for manifest in archive.manifests():
         settings = archive.document(manifest["config"])["config"]
@@ -118,7 +117,7 @@ def docker_with(archive: Path, daemon: Dockerd) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman"])
-def test_an_engine_loads_it_and_its_program_pulls_without_root(
+def test_an_engine_loads_the_image_and_its_program_pulls_without_root(
     engine: str,
     made: Path,
     request: pytest.FixtureRequest,

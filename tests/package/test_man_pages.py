@@ -1,4 +1,4 @@
-"""The pages are well formed, and say what --help says."""
+"""The man pages are well formed and have the contents of --help."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ PAGES = ["ocistream", *(f"ocistream-{name}" for name in COMMANDS)]
 
 @pytest.fixture(scope="module")
 def man1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of all pages."""
+    """Return a folder with all pages."""
     folder = tmp_path_factory.mktemp("man1")
     run(sys.executable, "-m", "scripts.release.man_pages", folder)
     return folder
 
 
 def shown(page: Path) -> str:
-    """Return a page as it is read on a very wide terminal."""
+    """Return the text of a page on a very wide terminal."""
     need("mandoc")
-    # What is bold is printed twice, one upon the other, and what is in italics upon a line.
+    # mandoc overstrikes bold text with itself, and underlines italics.
     return re.sub(".\b(.)", r"\1", run("mandoc", "-T", "ascii", "-O", "width=1000", page).stdout)
 
 
-def test_there_is_one_for_each_command(man1: Path) -> None:
+def test_each_command_has_a_page(man1: Path) -> None:
     assert {path.name for path in man1.iterdir()} == {f"{name}.1" for name in PAGES}
 
 
@@ -45,7 +45,7 @@ def test_a_page_is_well_formed(man1: Path, name: str) -> None:
     need("mandoc", "man")
     path = man1 / f"{name}.1"
     lint = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", path], capture_output=True, text=True, check=False)
-    # A page has none, so that the same sources give the same bytes.
+    # Pages have no date, so that the same sources give the same bytes.
     assert [line for line in lint.stdout.splitlines() if "missing date" not in line] == []
     assert run("man", "--warnings", "--local-file", path).stderr == ""
 
@@ -62,14 +62,14 @@ def test_a_page_has_every_option_and_every_example_of_the_help(man1: Path, name:
         if isinstance(parameter, click.Option) and record is not None:
             for words in record:
                 assert " ".join(words.replace("`", "").split()) in " ".join(text.split())
-    # Several paragraphs may be examples; each begins with the mark.
+    # Each paragraph of examples starts with \b.
     examples = [line.strip() for line in (command.help or "").partition("\b")[2].splitlines() if line.strip("\b ")]
     assert examples
     for line in examples:
         assert line in text
 
 
-def test_exit_codes_are_those_of_the_documents_and_of_the_errors() -> None:
+def test_exit_codes_match_the_documents_and_the_errors() -> None:
     table = constant("EXIT_CODES")
     page = (ROOT / "docs/errors.md").read_text()
     rows = dict(re.findall(r"^\| ([0-9, ]+) \| (.*) \|$", page.partition("| exit code | when |")[2], re.MULTILINE))
@@ -81,12 +81,12 @@ def test_exit_codes_are_those_of_the_documents_and_of_the_errors() -> None:
     assert codes | signals | {0} == set(map(int, table))
 
 
-def test_the_variables_of_the_environment_are_those_of_the_sources_and_of_the_documents() -> None:
+def test_environment_variables_match_the_sources_and_the_documents() -> None:
     named = {name for names in constant("ENVIRONMENT") for name in names.split(", ")}
     sources = "\n".join(path.read_text() for path in (ROOT / "ocistream").rglob("*.py"))
     used = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', sources))
     beginnings = ("OCISTREAM_", "XDG_", "DOCKER_AUTH", "REGISTRY_AUTH", "SSL_", "SOURCE_DATE")
-    # Those of options are in README's table, which a test of theirs keeps.
+    # Another test checks the variables of options.
     named |= {variable_name(key) for command in COMMANDS for key in configurable_options(load_command(command))}
     assert {name for name in used if name.startswith(beginnings)} - {"OCISTREAM_SRC", "OCISTREAM_DEST"} <= named
     texts = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
@@ -95,7 +95,7 @@ def test_the_variables_of_the_environment_are_those_of_the_sources_and_of_the_do
 
 
 def constant(name: str) -> dict[str, str]:
-    """Return a table of the generator's, out of its source: it is no part of what is installed."""
+    """Return a table from the source of the generator, which is not installed."""
     tree = ast.parse((ROOT / "scripts" / "release" / "man_pages.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:

@@ -1,4 +1,4 @@
-"""README and docs name only commands and options that exist, and every link leads to a page or heading."""
+"""README and docs name only commands and options that exist, and every link has a target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.package.conftest import ROOT
 
 README: Final = (ROOT / "README.md").read_text()
 PAGES: Final = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
-#: Options of other programs that are shown, one that is said not to be there, and the word for any of them.
+#: Options of other programs in the documents, an option that the documents call missing, and a placeholder.
 OTHERS: Final = {
     *("--check", "--find-links", "--htpasswd", "--new-bundle-format", "--no-index", "--option", "--out"),
     "--with-default-services",
@@ -23,7 +23,7 @@ OTHERS: Final = {
 
 
 def options(name: str) -> set[str]:
-    """Return how a command's options may be spelled."""
+    """Return all spellings of a command's options."""
     context = click.Context(cli, info_name="ocistream")
     command = cli.get_command(context, name)
     assert command is not None
@@ -31,7 +31,7 @@ def options(name: str) -> set[str]:
 
 
 def invocations() -> Iterator[list[str]]:
-    """Give the words behind each `ocistream` in the blocks of shell and in the text."""
+    """Yield the words after each `ocistream` in shell blocks and in the text."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL)
     lines = [line.partition(" #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [text.replace("\n", " ") for text in re.findall(r"`(ocistream [^`]+)`", PAGES)]
@@ -44,7 +44,7 @@ def invocations() -> Iterator[list[str]]:
                 yield rest[:end]
 
 
-def test_each_command_that_is_shown_is_one_and_has_the_options_that_are_shown() -> None:
+def test_shown_commands_and_their_options_exist() -> None:
     seen = set()
     for name, *words in invocations():
         if name == "COMMAND":
@@ -53,11 +53,11 @@ def test_each_command_that_is_shown_is_one_and_has_the_options_that_are_shown() 
         seen.add(name)
         shown = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         assert shown <= options(name), (name, words)
-    # logout is named with login, and needs no example.
+    # login and logout need no example.
     assert seen >= set(COMMANDS) - {"logout", "login"}
 
 
-def test_each_option_that_is_named_is_one() -> None:
+def test_named_options_exist() -> None:
     every = {spelling for name in COMMANDS for spelling in options(name)}
     text = re.sub(r"```(?:yaml|toml).*?```|\n\| [^\n]*", "", PAGES, flags=re.DOTALL)
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+[a-z])\b(?![-*])", text))
@@ -65,13 +65,13 @@ def test_each_option_that_is_named_is_one() -> None:
     assert named - every - OTHERS - scripts == set()
 
 
-def test_the_table_of_commands_is_that_of_the_help() -> None:
+def test_the_table_of_commands_matches_the_help() -> None:
     table = README.partition("\n| command | does |\n")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|$", table, re.MULTILINE)
     assert rows == [(name, line) for name, (_, line) in COMMANDS.items()]
 
 
-def test_each_link_leads_somewhere() -> None:
+def test_each_link_has_a_target() -> None:
     for page in (ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             if "://" in target:

@@ -1,4 +1,4 @@
-"""docs/recording.svg, which README shows, was recorded from the current script."""
+"""docs/recording.svg in README was recorded from the current script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file and a Python without any packages: it moves images, over TLS too, and says what it cannot do."""
+"""The zipapp copies images with a Python without packages, also over TLS, and reports a missing package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS = 120
 
 
 def bare(zipapp: Path, *argv: str, folder: Path, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:
-    """Run the file with no site-packages, no HOME and no place for temporary files."""
+    """Run the zipapp without site-packages, HOME and a folder for temporary files."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment.pop("SSL_CERT_FILE", None)
     environment |= {"HOME": f"{folder}/none", "TMPDIR": f"{folder}/none", **env}
@@ -35,14 +35,14 @@ def image(layout: Layout) -> Descriptor:
     return small_image(layout, name="app")
 
 
-def test_it_runs_with_nothing_but_python(zipapp: Path, tmp_path: Path) -> None:
+def test_the_zipapp_runs_with_only_python(zipapp: Path, tmp_path: Path) -> None:
     done = bare(zipapp, "--version", folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"ocistream {ocistream.__version__}\n".encode(), b"")
     assert os.access(zipapp, os.X_OK)
     assert zipapp.read_bytes().startswith(b"#!/usr/bin/env python3\n")
 
 
-def test_nothing_in_it_is_compiled_for_a_processor(zipapp: Path) -> None:
+def test_the_zipapp_has_no_compiled_extension(zipapp: Path) -> None:
     names = zipfile.ZipFile(zipapp).namelist()
     assert {name.rpartition(".")[2] for name in names if "/" in name and ".dist-info/" not in name} <= {"py", "pyc"}
     packages = {name.partition("/")[0] for name in names if "/" in name and ".dist-info/" not in name}
@@ -51,7 +51,7 @@ def test_nothing_in_it_is_compiled_for_a_processor(zipapp: Path) -> None:
     assert licenses == packages
 
 
-def test_an_image_goes_through_a_pipe_from_one_registry_to_another(
+def test_an_image_is_copied_through_a_pipe_between_registries(
     zipapp: Path, start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     here, there = start(), start()
@@ -63,7 +63,7 @@ def test_an_image_goes_through_a_pipe_from_one_registry_to_another(
     assert manifest_digest(there.host, "app", "2") == digest
 
 
-def test_https_trusts_the_authorities_that_are_named_and_no_others(
+def test_https_trusts_only_the_given_certificate_authorities(
     zipapp: Path, start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     ours = make_certificate(folder(tmp_path, "ours"))
@@ -81,8 +81,8 @@ def test_https_trusts_the_authorities_that_are_named_and_no_others(
         assert b"certificate" in done.stderr
 
 
-def test_where_a_system_has_no_authorities_that_is_said(zipapp: Path) -> None:
-    # certifi is not in it; what stands in its place names where the system's ought to be.
+def test_certifi_returns_the_path_of_the_system_certificates(zipapp: Path) -> None:
+    # The zipapp replaces certifi by a module that returns the system's path, even if no file exists there.
     script = "import certifi, ssl; assert certifi.where() == ssl.get_default_verify_paths().openssl_cafile"
     line = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(zipapp)!r}); {script}"]
     subprocess.run(line, check=True, timeout=_SECONDS)
@@ -91,7 +91,7 @@ def test_where_a_system_has_no_authorities_that_is_said(zipapp: Path) -> None:
 @pytest.mark.parametrize(
     "argv", [["copy", "oci:{layout}:app", "oci:{folder}/out:app", "--compress", "zstd"], ["verify", "{folder}/x.zst"]]
 )
-def test_what_needs_zstd_says_what_to_install(
+def test_an_error_without_zstd_names_the_package_to_install(
     zipapp: Path, layout: Layout, image: Descriptor, tmp_path: Path, argv: list[str]
 ) -> None:
     assert image
@@ -104,7 +104,6 @@ def test_what_needs_zstd_says_what_to_install(
 
 
 def folder(parent: Path, name: str) -> Path:
-    """Make a folder."""
     path = parent / name
     path.mkdir()
     return path

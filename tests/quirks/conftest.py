@@ -127,7 +127,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                     counts[outcome] = counts.get(outcome, 0) + 1
     if not outcomes:
         return
-    terminalreporter.section("what registries do")
+    terminalreporter.section("quirks of registries")
     for number in sorted(outcomes):
         said = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[number].items())
         terminalreporter.line(f"{number:3} {said:<12} {QUIRKS[number].text[:100]}")

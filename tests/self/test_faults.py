@@ -1,4 +1,4 @@
-"""The faults that other tests rely on, each proven to happen as it is said to, and only when it is to."""
+"""The faults of FaultyRegistry happen as described, and only when requested."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Start = Callable[..., FaultyRegistry]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Return a function that starts a registry that holds a blob, with the given faults."""
+    """Return a function that starts a registry with one blob and the given faults."""
     with contextlib.ExitStack() as stack:
 
         def run(*faults: Fault, **options: object) -> FaultyRegistry:
@@ -69,45 +69,45 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def get(registry: FaultyRegistry, target: str = BLOB, **headers: str) -> Response:
-    """Ask once, over a connection of its own; `If_Range` is a header."""
+    """Send one GET request over a new connection; the keyword `If_Range` is a header."""
     with Client(registry.host) as ask:
         return ask("GET", target, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def raw_body(registry: FaultyRegistry) -> bytes:
-    """Return what comes of the blob's body, however it ends."""
+    """Return the received part of the blob's body, even if the response is incomplete."""
     with connect(registry.host) as connection:
         connection.sendall(GET)
         return read_all(connection).partition(b"\r\n\r\n")[2]
 
 
 class TestWhen:
-    def test_a_fault_strikes_the_requests_it_names_as_often_as_it_says(self, start: Start) -> None:
+    def test_a_fault_affects_matching_requests_a_given_number_of_times(self, start: Start) -> None:
         registry = start(Fault(refusal(503), method="GET|HEAD", path=r"/blobs/sha256:", skip=1, times=2))
         assert [get(registry).status for _ in range(5)] == [200, 503, 503, 200, 200]
         assert get(registry, "/v2/").status == 200
         assert [request.status for request in registry.asked(path="blobs")] == [200, 503, 503, 200, 200]
         assert [bool(request.fault) for request in registry.requests] == [False, True, True, False, False, False]
 
-    def test_it_may_strike_forever(self, start: Start) -> None:
+    def test_a_fault_may_affect_all_requests(self, start: Start) -> None:
         registry = start(Fault(refusal(500), times=None))
         assert {get(registry).status for _ in range(5)} == {500}
 
-    def test_it_may_strike_only_large_bodies(self, start: Start) -> None:
+    def test_a_fault_may_affect_only_large_bodies(self, start: Start) -> None:
         registry = start(Fault(refusal(413), method="PATCH", larger_than=100, times=None))
         with Client(registry.host) as ask:
             location = ask("POST", "/v2/app/blobs/uploads/").headers["Location"]
             statuses = [ask("PATCH", location, b"x" * size).status for size in (100, 101, 10)]
         assert statuses == [202, 413, 202]
 
-    def test_the_first_of_several_strikes(self, start: Start) -> None:
+    def test_the_first_of_several_faults_applies(self, start: Start) -> None:
         registry = start(Fault(refusal(500)), Fault(refusal(502)))
         registry.faults.append(Fault(refusal(503)))
         assert [get(registry).status for _ in range(4)] == [500, 502, 503, 200]
 
 
 class TestRecord:
-    def test_every_request_is_recorded_with_what_was_read_of_it(self, start: Start) -> None:
+    def test_every_request_is_recorded_with_the_bytes_read(self, start: Start) -> None:
         registry = start(Fault(StopReading(1000), method="PATCH"))
         with Client(registry.host) as ask:
             location = ask("POST", "/v2/app/blobs/uploads/?x=1&x=2", headers={"X-Test": "yes"}).headers["Location"]
@@ -127,11 +127,11 @@ class TestConnections:
         with pytest.raises(http.client.RemoteDisconnected):
             get(start(Fault(HangUp())))
 
-    def test_reset_before_the_answer(self, start: Start) -> None:
+    def test_reset_before_the_response(self, start: Start) -> None:
         with pytest.raises(ConnectionResetError):
             get(start(Fault(Reset())))
 
-    def test_reset_in_the_answer(self, start: Start) -> None:
+    def test_reset_in_the_response(self, start: Start) -> None:
         registry = start(Fault(Reset(after=100_000)))
         received = bytearray()
         with connect(registry.host) as connection:
@@ -148,7 +148,7 @@ class TestConnections:
         assert caught.value.expected == SIZE - after
 
     @pytest.mark.parametrize("after", [None, 0, 100_000])
-    def test_stall_until_it_is_released(self, start: Start, after: int | None) -> None:
+    def test_stall_until_released(self, start: Start, after: int | None) -> None:
         registry = start(Fault(Stall(after=after)))
         answers: list[Response] = []
         thread = threading.Thread(target=lambda: answers.append(get(registry)))
@@ -163,7 +163,7 @@ class TestConnections:
     def test_stall_for_some_seconds(self, start: Start) -> None:
         assert get(start(Fault(Stall(0.01)))).body == CONTENT
 
-    def test_a_stall_does_not_outlive_the_registry(self, tmp_path: Path) -> None:
+    def test_a_stall_ends_with_the_registry(self, tmp_path: Path) -> None:
         registry = FaultyRegistry(tmp_path / "layout", Fault(Stall()))
         with registry, connect(registry.host) as connection:
             connection.sendall(GET)
@@ -177,7 +177,7 @@ class TestConnections:
         with Client(registry.host) as ask, pytest.raises(ConnectionError):
             ask("POST", f"/v2/app/blobs/uploads/?digest={DIGEST}", CONTENT)
 
-    def test_pause_reading_until_the_client_comes_back(self, start: Start) -> None:
+    def test_pause_reading_until_the_client_reconnects(self, start: Start) -> None:
         registry = start(Fault(PauseReading(1000), method="PATCH"))
         with Client(registry.host) as ask, connect(registry.host) as connection:
             location = ask("POST", "/v2/app/blobs/uploads/").headers["Location"]
@@ -186,14 +186,14 @@ class TestConnections:
             )
             while not registry.asked("PATCH") or registry.asked("PATCH")[0].received < 1000:
                 time.sleep(0.01)
-            # The same session, which is free when the other is hung up on.
+            # The registry closes the paused connection and frees the session.
             assert ask("PATCH", location, bytes(1000), {"Content-Range": "1000-1999"}).status == 202
             with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(1) == b""
         assert [request.received for request in registry.asked("PATCH")] == [1000, 1000]
 
     @pytest.mark.parametrize("at", [0, 1000, SIZE - 1])
-    def test_a_byte_that_arrives_as_another(self, start: Start, at: int) -> None:
+    def test_flip_received(self, start: Start, at: int) -> None:
         registry = start(Fault(FlipReceived(at), method="POST"))
         flipped = bytearray(CONTENT)
         flipped[at] ^= 1
@@ -206,11 +206,11 @@ class TestConnections:
 
 class TestAnswers:
     @pytest.mark.parametrize("status", [401, 403, 404, 408, 413, 500, 502, 503])
-    def test_any_status_with_an_error_body(self, start: Start, status: int) -> None:
+    def test_refusal(self, start: Start, status: int) -> None:
         answer = get(start(Fault(refusal(status, "DENIED", "not today", X_Reason="none"))))
         assert (answer.status, answer.codes, answer.headers["X-Reason"]) == (status, ["DENIED"], "none")
 
-    def test_any_answer(self, start: Start) -> None:
+    def test_reply(self, start: Start) -> None:
         answer = get(start(Fault(Reply(203, {"A": "b"}, b"hello"))))
         assert (answer.status, answer.headers["A"], answer.body) == (203, "b", b"hello")
 
@@ -276,13 +276,13 @@ class TestAnswers:
         assert answer.headers["Content-Encoding"] == "gzip"
         assert gzip.decompress(answer.body) == CONTENT
 
-    def test_a_smallest_chunk(self, start: Start) -> None:
+    def test_a_minimum_chunk_length(self, start: Start) -> None:
         with Client(start(chunk_min_length=4096).host) as ask:
             assert ask("POST", "/v2/app/blobs/uploads/").headers["OCI-Chunk-Min-Length"] == "4096"
 
 
 class TestBasic:
-    def test_only_who_knows_the_password_is_let_in(self, start: Start) -> None:
+    def test_requests_need_the_password(self, start: Start) -> None:
         registry = start(auth=Basic("ada", "lovelace"))
         refused = get(registry)
         assert (refused.status, refused.codes) == (401, ["UNAUTHORIZED"])
@@ -298,7 +298,7 @@ class TestBearer:
         assert answer.status == 200
         return str(answer.json()["token"])
 
-    def test_a_challenge_leads_to_a_token_that_is_let_in(self, start: Start) -> None:
+    def test_a_challenge_leads_to_a_valid_token(self, start: Start) -> None:
         auth = Bearer()
         registry = start(Fault(refusal(500), path="blobs"), auth=auth)
         refused = get(registry)
@@ -312,7 +312,7 @@ class TestBearer:
         assert get(registry, "/v2/other/tags/list", Authorization=f"Bearer {token}").status == 401
         assert [(r.method, r.user, r.scopes) for r in auth.requests] == [("GET", None, ("repository:app:pull",))]
 
-    def test_users_have_more_rights_than_others(self, start: Start) -> None:
+    def test_users_have_more_rights_than_anonymous_clients(self, start: Start) -> None:
         registry = start(auth=Bearer({"ada": "lovelace"}, anonymous=("pull",)))
         scope = "repository:app:pull,push"
         statuses = []
@@ -324,7 +324,7 @@ class TestBearer:
         assert statuses == [401, 401, 202, 401]
         assert get(registry, "/token", **basic("ada", "wrong")).status == 401
 
-    def test_tokens_end_by_use_by_time_and_when_told(self, start: Start) -> None:
+    def test_tokens_expire_by_use_by_time_and_on_request(self, start: Start) -> None:
         auth = Bearer(uses=2)
         registry = start(auth=auth)
 
@@ -339,7 +339,7 @@ class TestBearer:
         auth.expire()
         assert statuses(token) == [401, 401, 401]
 
-    def test_tokens_by_post_where_it_is_spoken(self, start: Start) -> None:
+    def test_tokens_by_post_if_the_server_supports_it(self, start: Start) -> None:
         auth = Bearer({"ada": "lovelace"}, field="access_token", expires_in=None)
         registry = start(auth=auth)
         form = "grant_type=password&username=ada&password=lovelace&service=s&scope=repository:app:pull"
@@ -350,7 +350,7 @@ class TestBearer:
             assert ask("POST", "/token", form.encode()).status == 404
         assert [(r.user, r.service, r.status) for r in auth.requests] == [("ada", "s", 200), (None, "s", 404)]
 
-    def test_the_challenge_may_be_left_out_or_lead_elsewhere(self, start: Start) -> None:
+    def test_the_challenge_may_be_omitted_or_name_another_server(self, start: Start) -> None:
         auth = Bearer(challenge=False, scope=False, realm="https://auth.example/token")
         registry = start(auth=auth)
         assert get(registry).headers["WWW-Authenticate"] is None
@@ -368,7 +368,7 @@ class TestBearer:
                 answers.append(ask("POST", target, headers=bearer).status)
         assert answers == [202, 201]
 
-    def test_a_token_may_end_just_before_it_is_looked_at(self, start: Start) -> None:
+    def test_a_token_may_expire_just_before_it_is_checked(self, start: Start) -> None:
         registry = start(Fault(EndTokens(), path="blobs", before_auth=True), auth=Bearer())
         bearer = {"Authorization": f"Bearer {self.token(registry, 'repository:app:pull')}"}
         refused = get(registry, **bearer)
@@ -382,14 +382,14 @@ class TestBearer:
             .endswith(',error="insufficient_scope"')
         )
 
-    def test_a_fault_may_strike_what_would_be_refused(self, start: Start) -> None:
+    def test_a_fault_may_precede_authorization(self, start: Start) -> None:
         registry = start(Fault(refusal(503), before_auth=True), Fault(refusal(502)), auth=Bearer())
         assert [get(registry).status for _ in range(2)] == [503, 401]
 
 
 class TestTls:
     @pytest.mark.parametrize("after", [0, 1000])
-    def test_a_drop_is_a_proper_end_there_too(self, start: Start, certificate: Certificate, after: int) -> None:
+    def test_a_drop_closes_tls_properly(self, start: Start, certificate: Certificate, after: int) -> None:
         registry = start(Fault(Drop(after)), tls=certificate)
         context = ssl.create_default_context(cafile=certificate.file)
         connection = http.client.HTTPSConnection(registry.host, context=context, timeout=60)
@@ -399,7 +399,7 @@ class TestTls:
         assert len(caught.value.partial) == after
         connection.close()
 
-    def test_it_speaks_tls(self, start: Start, certificate: Certificate) -> None:
+    def test_a_request_over_tls(self, start: Start, certificate: Certificate) -> None:
         registry = start(tls=certificate)
         assert registry.url == f"https://{registry.host}"
         context = ssl.create_default_context(cafile=certificate.file)
@@ -410,7 +410,7 @@ class TestTls:
         assert json.loads(connection.getresponse().read())["errors"]
         connection.close()
 
-    def test_what_is_no_tls_is_let_go(
+    def test_a_client_without_tls_is_disconnected(
         self, start: Start, certificate: Certificate, capfd: pytest.CaptureFixture[str]
     ) -> None:
         registry = start(tls=certificate)

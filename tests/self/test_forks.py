@@ -1,4 +1,4 @@
-"""The runs of the command in forks, as `tests.runner` sees them."""
+"""The fork server that runs the command for `tests.runner`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.fork_runner import Fork, Request, Server, server
 
-#: After its run, a command line leaves something in its process: this code runs when Python starts.
+#: sitecustomize.py: makes each run leave something in its process.
 _LEAVES = """
 import os, threading, time
 import ocistream.cli.entry_point as entry_point
@@ -28,7 +28,7 @@ entry_point.main = main
 """
 
 
-def test_a_run_may_end_before_anybody_listens() -> None:
+def test_a_run_may_end_before_the_client_reads() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.sendall(b'{"pid": 1}\n{"code": 3}\n')
@@ -55,7 +55,7 @@ def run(forks: Server, *argv: str, folder: Path, shared: bool = True) -> tuple[i
     return fork.pid, fork.code
 
 
-def test_runs_share_a_process_if_they_may(tmp_path: Path) -> None:
+def test_runs_share_a_process_if_allowed(tmp_path: Path) -> None:
     first = run(server(), "--version", folder=tmp_path)
     assert run(server(), "verify", "absent", folder=tmp_path) == (first[0], 4)
     assert run(server(), "--version", folder=tmp_path) == first
@@ -81,7 +81,7 @@ def test_a_run_that_leaves_a_trace_ends_its_process(leaves: str, is_trace: bool,
     assert (first != second) == is_trace
 
 
-def test_a_shared_process_that_is_killed_ends_its_run_and_another_one_takes_its_place(tmp_path: Path) -> None:
+def test_killing_a_shared_process_ends_its_run_and_the_next_run_gets_a_new_process(tmp_path: Path) -> None:
     fork = start(server(), "serve", str(tmp_path / "store"), "--listen=127.0.0.1:0", folder=tmp_path)
     os.killpg(fork.pid, signal.SIGKILL)
     while fork.read():

@@ -1,4 +1,4 @@
-"""The images that the tests are made with, proven to be what they claim. No line of ocistream runs here."""
+"""The images that the tests generate are valid. No code of ocistream runs here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.schemas import validate, validate_layout
 
 
 @pytest.mark.parametrize("size", [SMALLEST_LAYER, 4095, 4096, 65_535, 65_600, 1 << 20, (9 << 20) + 1])
-def test_a_random_layer_has_exactly_the_size_asked_for_and_is_a_real_one(layout: Layout, size: int) -> None:
+def test_a_random_layer_has_exactly_the_requested_size_and_is_a_valid_tar(layout: Layout, size: int) -> None:
     descriptor, diff_id = layout.random_layer(size, seed=size)
     content = layout.file(descriptor["digest"]).read_bytes()
     assert len(content) == descriptor["size"] == size
@@ -36,12 +36,12 @@ def test_a_random_layer_does_not_compress(layout: Layout) -> None:
     assert len(zlib.compress(content, 9)) > len(content) * 0.99
 
 
-def test_a_random_layer_of_no_possible_size_is_refused(layout: Layout) -> None:
+def test_a_random_layer_that_is_too_small_is_refused(layout: Layout) -> None:
     with pytest.raises(ValueError, match="at least"):
         layout.random_layer(SMALLEST_LAYER - 1)
 
 
-def test_the_same_image_is_made_each_time_and_seeds_differ(tmp_path: Path) -> None:
+def test_images_are_reproducible_and_their_layers_differ(tmp_path: Path) -> None:
     first, again = (small_image(Layout(tmp_path / name), name="v1") for name in ("one", "two"))
     assert first == again
     layers = Layout(tmp_path / "one").image([5000, 5000])
@@ -49,7 +49,7 @@ def test_the_same_image_is_made_each_time_and_seeds_differ(tmp_path: Path) -> No
     assert len(digests) == 2
 
 
-def test_what_is_made_is_valid_by_the_schemas(layout: Layout) -> None:
+def test_generated_layouts_are_valid_by_the_schemas(layout: Layout) -> None:
     image = small_image(layout, name="small")
     inner = two_platforms(layout)
     layout.index([inner, image], name="nested")
@@ -58,7 +58,7 @@ def test_what_is_made_is_valid_by_the_schemas(layout: Layout) -> None:
     assert validate_layout(layout.path) > 10
 
 
-def test_dockers_media_types_are_used_throughout(layout: Layout) -> None:
+def test_an_image_with_docker_media_types_uses_no_others(layout: Layout) -> None:
     index = two_platforms(layout, media="docker")
     assert index["mediaType"] == DOCKER_LIST
     for child in layout.read(index["digest"])["manifests"]:
@@ -67,7 +67,7 @@ def test_dockers_media_types_are_used_throughout(layout: Layout) -> None:
         assert all(kind.startswith("application/vnd.docker.") for kind in kinds)
 
 
-def test_every_digest_of_a_sha512_image_is_one(layout: Layout) -> None:
+def test_every_digest_of_a_sha512_image_is_sha512(layout: Layout) -> None:
     image = small_image(layout, algorithm="sha512")
     manifest = layout.read(image["digest"])
     for descriptor in [image, manifest["config"], *manifest["layers"]]:
@@ -75,7 +75,7 @@ def test_every_digest_of_a_sha512_image_is_one(layout: Layout) -> None:
         assert descriptor["digest"] == f"sha512:{hashlib.sha512(content).hexdigest()}"
 
 
-def test_a_layouts_names_are_kept(layout: Layout) -> None:
+def test_a_layout_keeps_all_names(layout: Layout) -> None:
     image = small_image(layout, name="v1")
     layout.name(image, "v2", "latest")
     index = json.loads((layout.path / "index.json").read_bytes())
@@ -91,6 +91,6 @@ def test_a_layouts_names_are_kept(layout: Layout) -> None:
         {"schemaVersion": 2, "manifests": [{"mediaType": OCI_INDEX, "digest": "sha256:00"}]},
     ],
 )
-def test_the_schemas_find_what_is_wrong(document: object) -> None:
+def test_the_schemas_refuse_invalid_documents(document: object) -> None:
     with pytest.raises(jsonschema.ValidationError):
         validate(document, "index")

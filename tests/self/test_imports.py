@@ -1,4 +1,4 @@
-"""The registry of the tests shares no code with the product, and `serve` is used only where it is the subject."""
+"""The tests' own registry shares no code with the product, and only tests of `serve` import `serve`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 TESTS: Final = Path(__file__).parents[1]
-#: What a registry with faults or quirks is made of.
+#: The modules of the registries with faults or quirks.
 APART: Final = (
     "registry/*.py",
     "fault_actions.py",
@@ -21,7 +21,7 @@ APART: Final = (
     "quirks/registry_quirks.py",
     "quirks/upload_quirks.py",
 )
-#: Where `ocistream serve` is the subject.
+#: The tests of `ocistream serve`.
 OF_SERVE: Final = (
     "cli/test_index_entries.py",
     "conformance/",
@@ -40,28 +40,28 @@ def imported(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.module is not None, f"{path}: relative imports are not understood here"
+            assert node.module is not None, f"{path}: relative imports are not supported here"
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def test_a_registry_of_the_tests_is_made_without_the_product() -> None:
+def test_the_registries_of_the_tests_do_not_import_the_product() -> None:
     files = [path for pattern in APART for path in TESTS.glob(pattern)]
     assert len(files) > len(APART)
     assert [(path.name, name) for path in files for name in imported(path) if name.startswith("ocistream")] == []
 
 
-def test_the_registry_itself_is_made_of_the_standard_library() -> None:
+def test_the_registry_of_the_tests_imports_only_the_standard_library() -> None:
     known = {"tests", *sys.stdlib_module_names}
     for path in (TESTS / "registry").glob("*.py"):
         assert {name.partition(".")[0] for name in imported(path)} <= known
         assert [name for name in imported(path) if name.startswith("tests.") and "tests.registry" not in name] == []
 
 
-def test_serve_stands_in_for_no_registry() -> None:
+def test_only_tests_of_serve_import_serve() -> None:
     users = {
         str(path.relative_to(TESTS))
         for path in TESTS.rglob("*.py")
-        # To parse a file takes long.
+        # The search is faster than parsing each file.
         if re.search(r"ocistream\.serve|from ocistream import", path.read_text())
         and any(name.startswith("ocistream.serve") for name in imported(path))
     }

@@ -1,4 +1,4 @@
-"""scripts/mutants runs the tests that execute the changed line, in a useful order, and believes only sound ones."""
+"""scripts/mutants runs the tests that execute the changed line, in a useful order, and ignores unsound tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _TESTS: dict[str, tuple[float, list[int]]] = {
 
 
 class ToyShop:
-    """Does as `Workshop` does and runs nothing: `failing` tests fail with a mutant, `unsound` ones without one, too."""
+    """A `Workshop` that runs no tests: `failing` tests fail with a mutant, `unsound` ones also without a mutant."""
 
     def __init__(self, project: Path) -> None:
         self.project = project
@@ -88,19 +88,19 @@ def mutant_of(project: Path, old: str) -> Mutant:
     return next(mutant for mutant in mutants(project, project / "ocistream/toy.py") if mutant.old == old)
 
 
-def test_tests_that_execute_the_statement_are_run_quick_ones_first_and_similar_ones_last(
+def test_tests_that_execute_the_statement_run_with_quick_ones_first_and_similar_ones_last(
     tmp_path: Path, record: Record
 ) -> None:
     found = [test.name.partition("::")[2] for test in record.tests_for(mutant_of(tmp_path, "number > LIMIT"))]
     assert found == ["test_quick[1]", "test_slow", "test_quick[2]"]
 
 
-def test_for_a_constant_those_are_run_that_execute_a_line_with_its_name(tmp_path: Path, record: Record) -> None:
+def test_for_a_constant_tests_run_that_execute_a_line_with_its_name(tmp_path: Path, record: Record) -> None:
     found = {test.name.partition("::")[2] for test in record.tests_for(mutant_of(tmp_path, "3"))}
     assert found == {"test_quick[1]", "test_quick[2]", "test_slow"}
 
 
-def test_only_what_has_changed_is_recorded_again(shop: Any, record: Record, tmp_path: Path) -> None:
+def test_only_changed_tests_are_recorded_again(shop: Any, record: Record, tmp_path: Path) -> None:
     def recorded() -> list[str]:
         shop.recorded.clear()
         list(record.bring_up_to_date([shop]))
@@ -121,5 +121,5 @@ def test_a_mutant_is_killed_by_a_test_that_passes_without_it(shop: Any, record: 
     assert judge.try_out(mutant, 60).killed_by == "tests/test_toy.py::test_slow"
 
 
-def test_what_no_test_executes_survives_at_once(shop: Any, record: Record, tmp_path: Path) -> None:
+def test_a_mutant_that_no_test_executes_survives_at_once(shop: Any, record: Record, tmp_path: Path) -> None:
     assert Judge(shop, record, {}).try_out(mutant_of(tmp_path, "1 + 1"), 60).note == "not executed"

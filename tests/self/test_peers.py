@@ -1,4 +1,4 @@
-"""What the tests do about a peer that is missing, and how their token server answers."""
+"""A missing peer fails or skips a test, and the tests' token server grants tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCOPE = "repository:team/app:pull,push"
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
-def test_a_missing_peer_fails_in_ci_and_is_a_skip_elsewhere(
+def test_a_missing_peer_fails_in_ci_and_skips_elsewhere(
     monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
 ) -> None:
     monkeypatch.setenv("CI", ci)
@@ -31,7 +31,7 @@ def test_a_missing_peer_fails_in_ci_and_is_a_skip_elsewhere(
 
 
 def ask(url: str, *, form: dict[str, str] | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
-    """GET, or with a form POST; return the status and the JSON of the answer."""
+    """Send a GET request, or a POST request with a form; return the status and the JSON of the response."""
     content = urllib.parse.urlencode(form).encode() if form else None
     try:
         with urllib.request.urlopen(urllib.request.Request(url, content, headers or {}), timeout=30) as answer:
@@ -42,13 +42,13 @@ def ask(url: str, *, form: dict[str, str] | None = None, headers: dict[str, str]
 
 
 def actions(token: str) -> list[str]:
-    """Return what a token allows on the first repository in it."""
+    """Return the actions that a token allows on its first repository."""
     claims = token.split(".")[1]
     access = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["access"]
     return list(access[0]["actions"])
 
 
-def test_a_user_gets_the_rights_that_one_has_and_no_others(start_token_server: Start) -> None:
+def test_a_token_grants_only_the_rights_of_its_user(start_token_server: Start) -> None:
     server = start_token_server(users={"ada": User("pw", {"team/*": ["pull"]})}, anonymous={})
     url = f"{server.realm}?service={server.service}&scope={SCOPE}"
     assert actions(ask(url, headers=basic("ada", "pw"))[1]["token"]) == ["pull"]
@@ -58,7 +58,7 @@ def test_a_user_gets_the_rights_that_one_has_and_no_others(start_token_server: S
     assert [request.scopes for request in server.requests] == [(SCOPE,)] * 3
 
 
-def test_oauth2_gives_a_refresh_token_that_gives_tokens(start_token_server: Start) -> None:
+def test_oauth2_returns_a_refresh_token_that_renews_tokens(start_token_server: Start) -> None:
     server = start_token_server(users={"ada": User("pw")}, field="access_token", expires_in=90)
     login = {"grant_type": "password", "username": "ada", "password": "pw", "access_type": "offline", "scope": SCOPE}
     status, answer = ask(server.realm, form=login)

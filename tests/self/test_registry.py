@@ -1,4 +1,4 @@
-"""What the tests' registry does beside the conformance cases, by raw HTTP."""
+"""Behaviour of the tests' registry that the conformance cases do not cover, tested by raw HTTP."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BLOB = f"/v2/app/blobs/{DIGEST}"
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    """Return a registry that is empty."""
+    """Return an empty registry."""
     with Registry(tmp_path / "served") as registry:
         yield registry
 
 
 @pytest.fixture
 def ask(registry: Registry) -> Iterator[Client]:
-    """Return a connection to it."""
+    """Return a client with a connection to the registry."""
     with Client(registry.host) as client:
         yield client
 
@@ -57,7 +57,7 @@ def test_a_range_beyond_the_end(ask: Client) -> None:
     assert (answer.status, answer.headers["Content-Range"]) == (416, "bytes */256")
 
 
-def test_a_blob_exists_where_it_was_pushed_or_mounted(ask: Client) -> None:
+def test_a_blob_exists_only_in_repositories_that_it_was_pushed_to_or_mounted_in(ask: Client) -> None:
     ask.upload(CONTENT)
     other = f"/v2/other/blobs/{DIGEST}"
     assert ask("GET", other).status == 404
@@ -69,7 +69,9 @@ def test_a_blob_exists_where_it_was_pushed_or_mounted(ask: Client) -> None:
     assert (ask("GET", other).status, ask("GET", BLOB).status) == (404, 200)
 
 
-def test_a_manifest_exists_where_it_was_pushed(ask: Client, registry: Registry, layout: Layout) -> None:
+def test_a_manifest_exists_only_in_repositories_that_it_was_pushed_to(
+    ask: Client, registry: Registry, layout: Layout
+) -> None:
     image = small_image(layout)
     seed(layout, image, registry.host, "app", "1")
     assert ask("GET", f"/v2/app/manifests/{image['digest']}").status == 200
@@ -84,7 +86,7 @@ def test_a_manifest_exists_where_it_was_pushed(ask: Client, registry: Registry, 
     assert len(answer.json()["errors"]) == 3
 
 
-def test_what_was_in_the_layout_exists_everywhere(layout: Layout) -> None:
+def test_content_of_the_layout_exists_in_every_repository(layout: Layout) -> None:
     image = small_image(layout, name="registry.example/team/app:1")
     with Registry(layout.path) as registry, Client(registry.host) as ask:
         assert ask("GET", f"/v2/any/manifests/{image['digest']}").headers["Content-Type"] == OCI_MANIFEST
@@ -92,7 +94,7 @@ def test_what_was_in_the_layout_exists_everywhere(layout: Layout) -> None:
         assert ask("GET", "/v2/_catalog").json() == {"repositories": ["team/app"]}
 
 
-def test_the_media_type_is_that_of_the_manifest(ask: Client) -> None:
+def test_the_content_type_is_the_media_type_of_the_manifest(ask: Client) -> None:
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
     for stated, status in ((OCI_INDEX, 201), (OCI_MANIFEST, 400), ("", 201)):
         answer = ask("PUT", "/v2/app/manifests/1", json.dumps(document).encode(), {"Content-Type": stated})
@@ -100,7 +102,7 @@ def test_the_media_type_is_that_of_the_manifest(ask: Client) -> None:
     assert ask("GET", "/v2/app/manifests/1").headers["Content-Type"] == OCI_INDEX
 
 
-def test_lists_come_in_pages(ask: Client, registry: Registry, layout: Layout) -> None:
+def test_lists_are_paginated(ask: Client, registry: Registry, layout: Layout) -> None:
     image = small_image(layout)
     for tag in "edcba":
         seed(layout, image, registry.host, "app", tag)
@@ -120,14 +122,14 @@ def test_lists_come_in_pages(ask: Client, registry: Registry, layout: Layout) ->
         assert pages == [expected[:2], expected[2:4], expected[4:]]
 
 
-def test_a_body_in_chunks(ask: Client) -> None:
+def test_a_body_with_chunked_encoding(ask: Client) -> None:
     location = ask("POST", "/v2/app/blobs/uploads/").headers["Location"]
     assert ask("PATCH", location, iter([CONTENT[:5], CONTENT[5:]])).headers["Range"] == "0-255"
     assert ask("PUT", f"{location}?digest={DIGEST}").status == 201
     assert ask("GET", BLOB).body == CONTENT
 
 
-def test_a_client_that_asks_first_sends_its_body_only_when_told(registry: Registry) -> None:
+def test_expect_100_continue(registry: Registry) -> None:
     head = "Host: x\r\nContent-Length: 256\r\nExpect: 100-continue\r\n\r\n"
     with connect(registry.host) as connection:
         connection.sendall(f"POST /v2/app/blobs/uploads/?digest={DIGEST} HTTP/1.1\r\n{head}".encode())
@@ -138,7 +140,7 @@ def test_a_client_that_asks_first_sends_its_body_only_when_told(registry: Regist
     assert refused.startswith(b"HTTP/1.1 404 ")
 
 
-def test_a_refusal_arrives_though_the_body_was_not_read(ask: Client, registry: Registry) -> None:
+def test_a_refusal_arrives_even_if_the_body_was_not_read(ask: Client, registry: Registry) -> None:
     answer = ask("PATCH", "/v2/app/blobs/uploads/none", bytes(3 << 20))
     assert (answer.status, answer.codes) == (404, ["BLOB_UPLOAD_UNKNOWN"])
     assert answer.headers["Connection"] == "close"

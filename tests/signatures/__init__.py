@@ -1,1 +1,1 @@
-"""Signatures of images: which are accepted, and what an attacker may try."""
+"""Signatures of images: which are accepted, and which attacks fail."""

@@ -1,4 +1,4 @@
-"""An image, a signer that is trusted, another one that is not, and registries."""
+"""An image, a trusted signer, an untrusted signer, and registries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.signing import Signer, signer
 
 @pytest.fixture
 def image(layout: Layout) -> Descriptor:
-    """Return an image called app:1 in the layout."""
+    """Return an image with the name app:1 in the layout."""
     return layout.image([4_000], name="app:1")
 
 
@@ -29,7 +29,7 @@ def trusted(tmp_path: Path) -> Signer:
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> Signer:
-    """Return a signer whose key the user has not."""
+    """Return a signer whose key the user does not have."""
     return signer(tmp_path / "stranger.pub")
 
 
@@ -41,7 +41,7 @@ def sigstore(tmp_path_factory: pytest.TempPathFactory) -> FakeSigstore:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
-    """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
+    """Return a function that starts a registry with the arguments of `FaultyRegistry`."""
     with contextlib.ExitStack() as stack:
         started: list[FaultyRegistry] = []
 

@@ -1,4 +1,4 @@
-"""A Sigstore of its own: a certificate authority, a log of certificates and a log of signatures, without a server.
+"""A fake Sigstore without a server: a certificate authority, a log of certificates and a log of signatures.
 
 The formats are those of Fulcio's certificate specification, RFC 6962 (timestamps of certificates, the tree of a log),
 Rekor's entries and checkpoints, and Sigstore's protobuf-specs (bundles and trusted roots).
@@ -32,12 +32,12 @@ _LOG: Final = "127.0.0.1"
 _LOG_URL: Final = f"http://{_LOG}:9"
 _HASH: Final = ec.ECDSA(hashes.SHA256())
 _LIFETIME: Final = dt.timedelta(minutes=10)
-#: A log has another entry before each entry.
+#: The number of entries in a log: the signature's entry is the second.
 _SIZE: Final = 2
 
 
 class FakeSigstore:
-    """Issues certificates, and makes bundles with entries of its log. `trusted_root` is the file that trusts it."""
+    """Issues certificates, and makes bundles with entries of its log. `trusted_root` is the file that trusts them."""
 
     def __init__(self, folder: Path) -> None:
         self._authority_key, self.certificate_log, self._log = (ec.generate_private_key(ec.SECP256R1()) for _ in "123")
@@ -127,7 +127,7 @@ class FakeSigstore:
         log: ec.EllipticCurvePrivateKey,
         has_old_issuer: bool,
     ) -> x509.Certificate:
-        """Return a certificate for a public key, which a log of certificates has entered."""
+        """Return a certificate for a public key, with a timestamp of a log of certificates."""
         start = self._start + dt.timedelta(days=1)
         name = x509.RFC822Name(identity) if "@" in identity else x509.UniformResourceIdentifier(identity)
         authority = self._authority_key.public_key()
@@ -142,7 +142,7 @@ class FakeSigstore:
         )
         if has_old_issuer:
             builder = builder.add_extension(_extension(f"{_OID}.1", text), critical=False)
-        # The log signs the certificate before the timestamp is a part of it.
+        # The log signs the certificate without the timestamp.
         unlogged = builder.sign(self._authority_key, hashes.SHA256()).tbs_certificate_bytes
         time = int(start.timestamp()) * 1000
         entry = hashlib.sha256(_spki(authority)).digest() + len(unlogged).to_bytes(3, "big") + unlogged
@@ -154,7 +154,7 @@ class FakeSigstore:
         return builder.sign(self._authority_key, hashes.SHA256())
 
     def _enter(self, body: bytes, kind: str, time: int) -> dict[str, Any]:
-        """Return the log's entry of a signature, with the promise and the proof that it is in the log."""
+        """Return the log entry of a signature, with the inclusion promise and the inclusion proof."""
         index, identifier = _SIZE - 1, _log_id(self._log)
         other = hashlib.sha256(b"\0another entry").digest()
         root = hashlib.sha256(b"\1" + other + hashlib.sha256(b"\0" + body).digest()).digest()

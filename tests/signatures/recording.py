@@ -1,4 +1,4 @@
-"""Signatures that other programs made, and that they verify: their output was recorded, and each file says how."""
+"""Recorded signatures, which other programs made and verified; each recorded file says how."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """The entries of an index.json, all that they need by digest, a public key, and a trusted root if there is one."""
+    """The entries of an index.json, their blobs by digest, a public key, and a trusted root or None."""
 
     manifests: list[Descriptor]
     blobs: Mapping[str, bytes]

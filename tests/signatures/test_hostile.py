@@ -1,4 +1,4 @@
-"""What an attacker without the private key may try, and what only looks like a signature."""
+"""Attacks without the private key, and documents that only look like signatures, are refused."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def clear_index(layout: Layout) -> None:
 
 
 def sign_payload(layout: Layout, image: Descriptor, content: bytes, signature: bytes) -> None:
-    """Enter a signature of an image with this payload."""
+    """Add a signature of an image with this payload to index.json."""
     enter(layout, tag_signature(layout, [(content, signature)]), cosign_tag(image))
 
 
@@ -184,11 +184,11 @@ class TestOtherImages:
 
 
 class TestImagesDisguisedAsReferrers:
-    """A referrer that cannot be run needs no signature, so an attacker passes off an image as one."""
+    """A referrer that cannot run needs no signature, so an attacker disguises an image as a referrer."""
 
     @pytest.fixture
     def disguised(self, layout: Layout, image: Descriptor, request: pytest.FixtureRequest) -> Descriptor:
-        """Return an image that refers to another one, with a layer of the type that is the parameter, or none."""
+        """Return an image that refers to another one, with a layer of the parameter's type, or with no layer."""
         layers = [] if request.param is None else [layout.blob(b"x" * 600, request.param)]
         return layout.document(
             {
@@ -278,7 +278,7 @@ class TestImagesDisguisedAsReferrers:
         assert registry_http.manifest_digest(served.host, "app", "2") is None
         refused(ocistream("copy", *require, layout.path, f"oci:{tmp_path / 'x'}"), index["digest"])
 
-    def test_without_an_image_nothing_is_signed(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
+    def test_a_layout_without_an_image_is_refused(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
         clear_index(layout)
         refused(verify(layout, trusted), "there is no image")
         sign_with_tag(layout, image, trusted)
@@ -302,7 +302,7 @@ class TestSeveralSignatures:
         assert f"signed: app:1 by {trusted.path}" in result.out.decode()
         assert "app:1" not in result.err
 
-    def test_of_bad_ones_the_reasons_are_shown(
+    def test_the_reasons_against_bad_signatures_are_shown(
         self, layout: Layout, image: Descriptor, trusted: Signer, stranger: Signer
     ) -> None:
         sign_with_tag(layout, image, stranger)

@@ -1,4 +1,4 @@
-"""Keyless signatures that must not count, and trusted roots that cannot be used."""
+"""Invalid keyless signatures and invalid trusted roots are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SBOM: Final = "https://spdx.dev/Document"
 
 
 class Forgery:
-    """What an attacker has: an image, a Sigstore that the user trusts, and a Sigstore and a key of the attacker's."""
+    """The attacker's means: an image, a Sigstore that the user trusts, and the attacker's own Sigstore and key."""
 
     def __init__(
         self, layout: Layout, image: Descriptor, sigstore: FakeSigstore, foreign: FakeSigstore, key: Signer
@@ -47,7 +47,7 @@ class Forgery:
         self.statement = statement(image["digest"])
 
     def bundle(self, **options: Any) -> dict[str, Any]:
-        """Return a bundle that counts, unless an option says otherwise."""
+        """Return a bundle that is valid, unless an option changes it."""
         return self.sigstore.bundle(statement=self.statement, **options)
 
     def with_material(self, **changes: Any) -> dict[str, Any]:
@@ -57,27 +57,27 @@ class Forgery:
         return found
 
     def with_entry(self, **changes: Any) -> dict[str, Any]:
-        """Return a bundle whose entry of the log was changed."""
+        """Return a bundle whose log entry was changed."""
         found = self.bundle()
         found["verificationMaterial"]["tlogEntries"][0].update(changes)
         return found
 
     def with_entry_of(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a bundle with the entry of another bundle."""
+        """Return a bundle with the log entry of another bundle."""
         return self.with_material(tlogEntries=other["verificationMaterial"]["tlogEntries"])
 
     def with_later_time(self) -> dict[str, Any]:
-        """Return a bundle whose time is not the one that the log signed."""
+        """Return a bundle whose time differs from the one that the log signed."""
         entry = self.bundle()["verificationMaterial"]["tlogEntries"][0]
         return self.with_entry(integratedTime=str(int(entry["integratedTime"]) + 1))
 
     def with_material_of_another_statement(self) -> dict[str, Any]:
-        """Return a bundle whose certificate and entry are about another statement."""
+        """Return a bundle whose certificate and log entry are for another statement."""
         other = self.sigstore.bundle(statement=statement(_OTHER_DIGEST))
         return {**self.bundle(), "verificationMaterial": other["verificationMaterial"]}
 
     def with_tag_of_cosign(self) -> None:
-        """Sign as cosign does without a bundle."""
+        """Sign as cosign does when it writes no bundle."""
         content = payload(self.image["digest"])
         annotations = {"dev.sigstore.cosign/certificate": "x", "dev.sigstore.cosign/bundle": "{}"}
         signature = tag_signature(self.layout, [(content, self.key.sign(content))], annotations=annotations)
@@ -85,7 +85,7 @@ class Forgery:
 
 
 class Case(NamedTuple):
-    """Words of the reason, and a function that returns the bundle, or None if it has signed already."""
+    """Words of the reason, and a function that returns a bundle, or None if the function itself adds the signature."""
 
     words: str
     forge: Callable[[Forgery], Mapping[str, Any] | None]
@@ -143,7 +143,7 @@ CASES: Final[Mapping[str, Case]] = {
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory, sigstore: FakeSigstore) -> Result:
-    """Return the result for a layout that has an image for each case: starting the verifier takes most of the time."""
+    """Return the result for one layout with all cases, because starting the verifier takes most of the time."""
     folder = tmp_path_factory.mktemp("hostile")
     layout, foreign, key = Layout(folder / "layout"), FakeSigstore(folder), signer(folder / "key.pub")
     for number, (name, case) in enumerate(CASES.items()):
@@ -154,7 +154,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory, sigstore: FakeSigstore) ->
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_signature_that_does_not_count(refused: Result, name: str) -> None:
+def test_an_invalid_signature_is_refused(refused: Result, name: str) -> None:
     assert refused.code == 5, refused.err
     images = {image["name"]: image for image in json.loads(refused.out)["damagedImages"]}
     assert CASES[name].words in images[name.replace(" ", "-")]["signature"]["problem"]
@@ -170,7 +170,7 @@ def test_the_reason_is_one_line_that_names_the_image(layout: Layout, image: Desc
     assert "\x1b" not in line
 
 
-def test_a_keyless_signature_is_not_one_by_a_key(
+def test_a_keyless_signature_does_not_count_for_a_key(
     layout: Layout, image: Descriptor, trusted: Signer, sigstore: FakeSigstore
 ) -> None:
     found = sigstore.bundle(statement=statement(image["digest"]))
@@ -180,7 +180,7 @@ def test_a_keyless_signature_is_not_one_by_a_key(
     assert "it is signed with a certificate (keyless), not by a given key" in result.err
 
 
-def test_what_the_package_verified_must_be_what_was_read(sigstore: FakeSigstore) -> None:
+def test_the_package_must_verify_the_statement_that_was_read(sigstore: FakeSigstore) -> None:
     verifier = load_verifier(sigstore.trusted_root.read_text(), [(IDENTITY, ISSUER)])
     assert isinstance(verifier, KeylessVerifier)
     found = json.dumps(sigstore.bundle(statement=statement(_OTHER_DIGEST))).encode()
@@ -189,7 +189,9 @@ def test_what_the_package_verified_must_be_what_was_read(sigstore: FakeSigstore)
 
 class TestOptions:
     @pytest.mark.parametrize("omitted", [0, 2, 4])
-    def test_each_of_the_three_needs_the_others(self, layout: Layout, sigstore: FakeSigstore, omitted: int) -> None:
+    def test_each_of_the_three_options_needs_the_others(
+        self, layout: Layout, sigstore: FakeSigstore, omitted: int
+    ) -> None:
         options = by(sigstore)
         rest = (*options[:omitted], *options[omitted + 2 :])
         for command in (("verify", layout.path), ("copy", layout.path, "oci:x"), ("pull", "app:1"), ("push", "app:1")):
@@ -207,7 +209,7 @@ class TestOptions:
 class TestTrustedRoots:
     @pytest.fixture
     def use(self, layout: Layout, image: Descriptor, sigstore: FakeSigstore, tmp_path: Path) -> Callable[..., Result]:
-        """Return a function that verifies with a trusted root of its own."""
+        """Return a function that verifies with the given trusted root."""
         del image
         file = tmp_path / "root.json"
 
@@ -218,7 +220,7 @@ class TestTrustedRoots:
 
         return verify
 
-    def test_a_missing_file_does_not_exist(self, use: Callable[..., Result]) -> None:
+    def test_a_missing_file_is_reported(self, use: Callable[..., Result]) -> None:
         assertions.failure(use(None), 4, "root.json", "no such file")
 
     def test_a_directory_is_refused(self, use: Callable[..., Result], tmp_path: Path) -> None:
@@ -288,7 +290,7 @@ class TestTrustedRoots:
             {"keys": [], "trusted_roots": [None], "verdicts": [{"keys": [], "identities": [[0, 0]], "problem": None}]},
         ],
     )
-    def test_a_verifier_that_answers_something_else_accepts_nothing(
+    def test_an_unexpected_answer_of_the_verifier_accepts_nothing(
         self, use: Callable[..., Result], sigstore: FakeSigstore, tmp_path: Path, answer: object
     ) -> None:
         (tmp_path / "path").mkdir()
@@ -313,7 +315,7 @@ class TestTrustedRoots:
             [None],
         ],
     )
-    def test_a_verdict_of_another_shape_accepts_nothing(
+    def test_a_malformed_verdict_accepts_nothing(
         self,
         use: Callable[..., Result],
         layout: Layout,
@@ -325,7 +327,7 @@ class TestTrustedRoots:
         found = sigstore.bundle(statement=statement(image["digest"]))
         bundle_referrer(layout, image, json.dumps(found).encode())
         (tmp_path / "path").mkdir()
-        # The first answer is about the trusted root.
+        # The first answer is for the trusted root.
         answers = [{"keys": [], "trusted_roots": [None], "verdicts": found} for found in ([], verdicts)]
         (tmp_path / "path/sigstore.py").write_text(
             "import os, pathlib\n"
@@ -338,7 +340,7 @@ class TestTrustedRoots:
         assertions.failure(result, 1, "the process that verifies them gave an unexpected answer\n")
         assert (tmp_path / "path/asked").exists()
 
-    def test_a_verifier_that_does_not_end_is_stopped(
+    def test_a_verifier_that_does_not_exit_is_stopped(
         self,
         layout: Layout,
         image: Descriptor,

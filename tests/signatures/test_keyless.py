@@ -1,4 +1,4 @@
-"""Keyless signatures: a certificate for an identity, and an entry in a log, by a trusted root and without a server."""
+"""Keyless signatures (a certificate for an identity and a log entry) are verified with a trusted root, offline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.signing import Signer, bundle_referrer, manifest_of, sign_with_tag, s
 
 WORKFLOW: Final = "https://ci.example.com/release.yml@refs/heads/main"
 _MIB: Final = 1 << 20
-#: Refuses and reports each use of a network, and reports the peak memory (in KiB) of each process at its end.
+#: Refuses and reports each use of the network, and reports the peak memory (in KiB) of each process at its end.
 _WATCH: Final = """
 import atexit, os, re, sys
 def report(line):
@@ -45,13 +45,13 @@ _NETWORK: Final = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname
 
 
 def sign(layout: Layout, image: Descriptor, sigstore: FakeSigstore, **options: Any) -> Descriptor:
-    """Sign an image with a statement, and enter the bundle into index.json."""
+    """Sign an image with a statement, and add the bundle to index.json."""
     found = sigstore.bundle(statement=statement(image["digest"]), **options)
     return bundle_referrer(layout, image, json.dumps(found).encode())
 
 
 def signature_of(result: Result) -> dict[str, Any]:
-    """Return the document about the signature of each named image."""
+    """Return the `signature` object of each named image."""
     document = json.loads(result.out)
     images = [*document["images"], *document["damagedImages"]]
     return {item["name"]: item["signature"] for item in images if "signature" in item}
@@ -93,13 +93,13 @@ class TestAccepted:
             "second:1": False,
         }
 
-    def test_no_server_is_asked(
+    def test_verification_uses_no_network(
         self, layout: Layout, image: Descriptor, sigstore: FakeSigstore, tmp_path: Path
     ) -> None:
         sign(layout, image, sigstore)
         watched = Watch(tmp_path)
         assertions.success(real("verify", *by(sigstore), layout.path, env=watched.env))
-        assert len(watched.peaks(keyless=True)) == 2, "both runs of the verifier are watched"
+        assert len(watched.peaks(keyless=True)) == 2, "the watch misses a run of the verifier"
         assert watched.sockets() == []
 
 
@@ -155,7 +155,7 @@ class TestRequired:
 
 
 class Watch:
-    """Watches the processes of a run, which must not be forks. Without a `network`, they cannot use sockets."""
+    """Watches the processes of a run, which must not be forks. Without `network`, they cannot use sockets."""
 
     def __init__(self, folder: Path, *, network: bool = False) -> None:
         self._report, path = folder / "watch", folder / "watched"
@@ -165,7 +165,7 @@ class Watch:
         self.env = {"PYTHONPATH": str(path), "WATCH": str(self._report)}
 
     def peaks(self, *, keyless: bool) -> list[int]:
-        """Return the peak memory of processes in bytes, either with the package sigstore or without."""
+        """Return the peak memory in bytes of the processes with or without the package sigstore."""
         lines = [line.split() for line in self._report.read_text().splitlines() if line[0].isdigit()]
         return [int(line[0]) * 1024 for line in lines if (len(line) == 2) is keyless]
 

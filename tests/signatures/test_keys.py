@@ -1,4 +1,4 @@
-"""Files of keys: what cannot be used as a key is an error that says what the file is."""
+"""A file that is not a usable public key is refused with an error that says what the file is."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_two_keys_in_one_file_are_refused(layout: Layout, trusted: Signer, file:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\xff", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"])
-def test_anything_else_is_refused(layout: Layout, file: Path, content: bytes) -> None:
+def test_a_file_without_a_key_is_refused(layout: Layout, file: Path, content: bytes) -> None:
     file.write_bytes(content)
     assertions.failure(verify(layout, file), 2, "cannot be used as a key", "use a public key in PEM format")
 
@@ -88,7 +88,7 @@ def test_a_huge_file_is_refused(layout: Layout, file: Path) -> None:
     assertions.failure(verify(layout, file), 2, f"it is larger than {limits.MAX_KEY_FILE} bytes")
 
 
-def test_a_missing_file_does_not_exist(layout: Layout, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(layout: Layout, tmp_path: Path) -> None:
     assertions.failure(verify(layout, tmp_path / "absent.pub"), 4, "absent.pub", "no such file")
 
 

@@ -1,4 +1,4 @@
-"""A copy whose signatures are checked stays within the memory budget of every copy."""
+"""A copy that verifies signatures stays within the memory budget of every copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.signed_image import cosign_tag
 from tests.signing import Signer, bundle, bundle_referrer, envelope, sign_with_tag, statement
 
 _MIB: Final = 1 << 20
-#: What no process may have at its peak, at the default settings.
+#: The limit for the peak memory of a process with default settings.
 _BUDGET: Final = 48 * _MIB
 
 

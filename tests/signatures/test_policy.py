@@ -1,4 +1,4 @@
-"""The policy in the configuration: which signatures images need, by their registries and repositories."""
+"""The policy in the configuration: the signatures that images need, by registry and repository."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.signatures.fake_sigstore import IDENTITY, ISSUER, FakeSigstore
 from tests.signed_image import cosign_tag
 from tests.signing import Signer, bundle_referrer, enter, sign_with_tag, statement
 
-#: No registry runs there.
+#: A host without a registry.
 ELSEWHERE: Final = "registry.example.com"
 
 
 class User:
-    """A user with a configuration file, and a registry that has the image as team/app:1, signed."""
+    """A user with a configuration file, and a registry that has the signed image team/app:1."""
 
     def __init__(self, home: Path, registry: FaultyRegistry) -> None:
         self.file = home / ".config/ocistream/config.toml"
@@ -82,7 +82,7 @@ class TestRules:
         refused(user.pull(), "by another key", f"by another identity: {IDENTITY}")
         configure(IDENTITY, f'keys = ["{stranger.path}"]')
         assertions.success(user.pull())
-        # The rule and the options must both be met.
+        # The image must satisfy both the rule and the option.
         refused(user.pull("--require-signature", stranger.path), f"by another identity: {IDENTITY}")
 
     def test_each_rule_has_its_own_trusted_root(
@@ -100,7 +100,7 @@ class TestRules:
         copy = ("copy", f"{user.host}/team/app:1", f"{user.host}/inner/app:1")
         refused(user.run(*copy), f"by another identity: {IDENTITY}")
 
-    def test_the_longest_prefix_counts(self, user: User, stranger: Signer) -> None:
+    def test_the_longest_prefix_applies(self, user: User, stranger: Signer) -> None:
         keys = ('[trust."HOST/team"]', f'keys = ["{stranger.path}"]')
         user.configure("[trust]", '"HOST" = "reject"', '"HOST/team/app" = "any"', *keys)
         assertions.success(user.pull())
@@ -135,7 +135,7 @@ class TestRules:
         refused(user.run("copy", layout.path, f"oci:{user.home / 'x'}"), "rejects")
 
     @pytest.mark.parametrize("other", ["containerd", "ref"])
-    def test_the_rules_of_both_names_of_an_entry_hold(
+    def test_the_rules_of_both_names_of_an_entry_apply(
         self, user: User, layout: Layout, image: Descriptor, other: str
     ) -> None:
         names = {"containerd": "io.containerd.image.name", "ref": "org.opencontainers.image.ref.name"}
@@ -160,7 +160,7 @@ class TestRules:
         name = f"{user.host}/team/app:{cosign_tag(image)}"
         refused(user.run("copy", name, f"oci:{user.home / 'x'}"), "rejects")
 
-    def test_the_option_is_required_beside_the_policy(self, user: User, trusted: Signer, stranger: Signer) -> None:
+    def test_the_option_applies_in_addition_to_the_policy(self, user: User, trusted: Signer, stranger: Signer) -> None:
         user.configure('[trust."HOST"]', f'keys = ["{trusted.path}"]')
         assertions.success(user.pull("--require-signature", trusted.path))
         refused(user.pull("--require-signature", stranger.path), "by another key")
@@ -177,14 +177,14 @@ class TestRules:
 
 
 class TestNames:
-    def test_the_destination_counts(self, user: User, layout: Layout, stranger: Signer) -> None:
+    def test_the_rule_of_the_destination_applies(self, user: User, layout: Layout, stranger: Signer) -> None:
         user.configure('[trust."HOST/inner"]', f'keys = ["{stranger.path}"]')
         push = ("push", "-i", layout.path, "--image", "app:1")
         refused(user.run(*push, f"{user.host}/inner/app:1"), "by another key")
         assert registry_http.manifest_digest(user.host, "inner/app", "1") is None
         assertions.success(user.run(*push, f"{user.host}/outer/app:1"))
 
-    def test_the_name_in_an_archive_counts(self, user: User, trusted: Signer, tmp_path: Path) -> None:
+    def test_the_rule_of_the_name_in_an_archive_applies(self, user: User, trusted: Signer, tmp_path: Path) -> None:
         assertions.success(user.pull())
         copy = ("copy", user.home / "x.tar", f"oci:{tmp_path / 'y'}")
         user.configure("[trust]", '"HOST/team" = "reject"')
@@ -246,7 +246,7 @@ class TestSync:
         assert registry_http.manifest_digest(inner.host, "unsigned", "1") is None
         assert registry_http.manifest_digest(inner.host, "app", "1") == image["digest"]
 
-    def test_the_rules_of_the_destination_hold_for_a_layout(
+    def test_the_rules_of_the_destination_apply_to_a_layout(
         self, user: User, layout: Layout, stranger: Signer, start: Callable[..., FaultyRegistry]
     ) -> None:
         inner = start()
@@ -284,7 +284,7 @@ class TestSync:
 
 
 class TestConfigCommand:
-    def test_show_prints_what_holds_for_an_image(self, user: User, trusted: Signer) -> None:
+    def test_show_prints_the_rule_of_an_image(self, user: User, trusted: Signer) -> None:
         user.configure(
             "[trust]", f'"{ELSEWHERE}" = "reject"', f'[trust."{ELSEWHERE}/app"]', f'keys = ["{trusted.path}"]'
         )
@@ -340,7 +340,7 @@ class TestConfigCommand:
             (['"r.example.com" = "any"', '"R.example.com:443" = "reject"'], "is set twice"),
         ],
     )
-    def test_a_mistake_is_an_error_for_check_and_for_a_copy(self, user: User, lines: list[str], words: str) -> None:
+    def test_a_mistake_is_an_error_of_config_check_and_of_pull(self, user: User, lines: list[str], words: str) -> None:
         user.configure("[trust]", *lines)
         assertions.failure(user.run("config", "check"), 2, str(user.file), words)
         assertions.failure(user.pull(), 2, str(user.file), words)

@@ -38,12 +38,12 @@ def key(recording: Recording, tmp_path: Path) -> Path:
 class TestSkopeo:
     PROGRAM: Final = "skopeo"
 
-    def test_each_signature_of_an_index_and_its_platforms_counts(self, layout: Layout, key: Path) -> None:
+    def test_the_signatures_of_an_index_and_its_platforms_are_valid(self, layout: Layout, key: Path) -> None:
         result = ocistream("verify", "--key", key, layout.path)
         assertions.success(result)
         assert f"signed: 1 by {key} as registry.example.com/team/app:1" in result.out.decode()
 
-    def test_all_cross_an_archive_byte_for_byte(
+    def test_all_are_copied_through_an_archive_byte_for_byte(
         self,
         recording: Recording,
         layout: Layout,
@@ -61,7 +61,7 @@ class TestSkopeo:
         for name, digest in recording.names.items():
             assert registry_http.manifest_digest(target.host, "team/app", name) == digest
 
-    def test_a_single_platform_has_a_signature_of_its_own(self, layout: Layout, key: Path, tmp_path: Path) -> None:
+    def test_a_single_platform_has_its_own_signature(self, layout: Layout, key: Path, tmp_path: Path) -> None:
         options = ("--platform", "linux/arm64", "--require-signature", key)
         assertions.success(ocistream("copy", *options, f"oci:{layout.path}:1", f"oci:{tmp_path / 'arm64'}"))
         assertions.success(ocistream("verify", "--key", key, tmp_path / "arm64"))
@@ -69,7 +69,7 @@ class TestSkopeo:
 
 class TestSigstoreJs:
     PROGRAM: Final = "sigstore-js"
-    #: The image of the only bundle that does not count, and the reason.
+    #: The image of the only invalid bundle, and the reason.
     REFUSED: Final = ("keyless-dsse-no-log", "expected exactly one log entry in bundle")
 
     def test_bundles_of_each_form(self, recording: Recording, layout: Layout, key: Path, tmp_path: Path) -> None:

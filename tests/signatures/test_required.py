@@ -1,4 +1,4 @@
-"""`--require-signature` for pull, push and copy: nothing of an unsigned image becomes visible at the destination."""
+"""With `--require-signature`, pull, push and copy do not create an unsigned image at the destination."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def sign(layout: Layout, served: FaultyRegistry, request: pytest.FixtureRequest)
 
 @pytest.fixture
 def pushed(layout: Layout, image: Descriptor, served: FaultyRegistry) -> Descriptor:
-    """Return the image, which is in the layout and in the registry as app:1."""
+    """Return the image, which the layout and the registry have as app:1."""
     registry_http.seed(layout, image, served.host, "app", "1")
     return image
 
 
 @pytest.fixture
 def index(layout: Layout, served: FaultyRegistry) -> Descriptor:
-    """Return an index of two platforms, which is in the layout and in the registry as app:2."""
+    """Return an index of two platforms, which the layout and the registry have as app:2."""
     made = two_platforms(layout)
     enter(layout, made, "app:2")
     registry_http.seed(layout, made, served.host, "app", "2")
@@ -103,7 +103,7 @@ class TestBetweenRegistries:
         assertions.success(ocistream("verify", "--key", trusted.path, f"{other.host}/app:1"))
 
     @pytest.mark.parametrize("sign", FORMS, indirect=True)
-    def test_one_signed_by_another_key_uploads_nothing(
+    def test_an_image_signed_by_another_key_is_not_uploaded(
         self,
         served: FaultyRegistry,
         other: FaultyRegistry,
@@ -118,14 +118,14 @@ class TestBetweenRegistries:
         assert uploads(other) == []
         assertions.no_image(other)
 
-    def test_one_without_a_signature_uploads_nothing(
+    def test_an_image_without_a_signature_is_not_uploaded(
         self, served: FaultyRegistry, other: FaultyRegistry, pushed: Descriptor, trusted: Signer
     ) -> None:
         result = ocistream("copy", *required(trusted), f"{served.host}/app:1", f"{other.host}/app:1")
         refused(result, pushed["digest"], "it has no signature")
         assert uploads(other) == []
 
-    def test_one_of_several_images_uploads_nothing_of_any(
+    def test_one_unsigned_image_of_several_fails_the_pull(
         self, layout: Layout, served: FaultyRegistry, pushed: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
     ) -> None:
         sign(pushed, trusted)
@@ -136,7 +136,7 @@ class TestBetweenRegistries:
         refused(result, f"{served.host}/app:3")
         assert not (tmp_path / "x.tar").exists()
 
-    def test_the_option_adds_no_request_where_it_is_not_given(
+    def test_without_the_option_no_request_is_added(
         self, served: FaultyRegistry, pushed: Descriptor, tmp_path: Path
     ) -> None:
         del pushed
@@ -146,7 +146,7 @@ class TestBetweenRegistries:
 
 
 class TestSignaturesThatAreNotCopied:
-    def test_with_no_referrers_they_are_checked(
+    def test_signatures_are_checked_with_no_referrers(
         self,
         served: FaultyRegistry,
         other: FaultyRegistry,
@@ -182,7 +182,7 @@ class TestSignaturesThatAreNotCopied:
             refused(ocistream(*pull), pushed["digest"], words)
 
     @pytest.mark.parametrize("sign", FORMS, indirect=True)
-    def test_those_of_an_index_count_for_a_platform_of_it(
+    def test_the_signature_of_an_index_is_valid_for_its_platforms(
         self, served: FaultyRegistry, index: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
     ) -> None:
         pull = ("pull", *required(trusted), "--platform", "linux/arm64", f"{served.host}/app:2")
@@ -194,7 +194,7 @@ class TestSignaturesThatAreNotCopied:
 
     @pytest.mark.parametrize("sign", FORMS, indirect=True)
     @pytest.mark.parametrize("referrers", [(), ("--no-referrers",)])
-    def test_those_of_an_index_in_an_archive(
+    def test_the_signature_of_an_index_in_an_archive_is_valid_for_its_platforms(
         self,
         layout: Layout,
         index: Descriptor,
@@ -218,7 +218,7 @@ class TestSignaturesThatAreNotCopied:
 
 
 class TestArchives:
-    def test_an_archive_without_the_signatures_is_told_how_to_bring_them(
+    def test_the_error_for_an_archive_without_signatures_says_how_to_bring_them(
         self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
     ) -> None:
         sign(pushed, trusted)
@@ -256,7 +256,7 @@ class TestArchives:
             assertions.success(ocistream("verify", "--key", trusted.path, f"{other.host}/{name}:1"))
 
     @pytest.mark.parametrize("sign", FORMS, indirect=True)
-    def test_from_a_pipe_an_image_of_another_key_uploads_no_layer(
+    def test_no_layer_of_an_image_signed_by_another_key_is_uploaded_from_a_pipe(
         self,
         layout: Layout,
         served: FaultyRegistry,
@@ -277,7 +277,7 @@ class TestArchives:
         assert not [layer for layer in layers if other.layout.blob_path(layer["digest"]).exists()]
         assertions.no_image(other)
 
-    def test_an_archive_whose_index_comes_last_shows_nothing(
+    def test_an_archive_with_its_index_last_creates_no_image(
         self, layout: Layout, other: FaultyRegistry, image: Descriptor, trusted: Signer, stranger: Signer
     ) -> None:
         sign_with_tag(layout, image, stranger)
@@ -338,7 +338,7 @@ class TestArchives:
         assertions.success(ocistream("pull", f"{served.host}/app:3", "--split", "12000", "-o", volumes))
         push = ("push", f"{other.host}/app:3", "-i", tmp_path / "app.*.tar")
         refused(ocistream(*push, *required(stranger)), "by another key")
-        # Its signature is in another volume.
+        # The signature is in another volume.
         one = ("push", f"{other.host}/app:3", "-i", tmp_path / "app.1.tar")
         refused(ocistream(*one, *required(trusted)), "the payload of its signature is missing")
         assertions.no_image(other)
@@ -357,11 +357,13 @@ class TestArchives:
         refused(ocistream(*push, "-i", archive), f"app:1: no valid signature: {reason}")
         assertions.no_image(other)
 
-    def test_into_stdout_nothing_is_written(self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer) -> None:
+    def test_a_refused_pull_writes_nothing_to_stdout(
+        self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer
+    ) -> None:
         del pushed
         refused(ocistream("pull", *required(trusted), f"{served.host}/app:1"))
 
-    def test_a_dry_run_checks_too(
+    def test_a_dry_run_checks_signatures(
         self, served: FaultyRegistry, pushed: Descriptor, trusted: Signer, sign: Sign, tmp_path: Path
     ) -> None:
         command = ("pull", "--dry-run", *required(trusted), f"{served.host}/app:1", "-o", tmp_path / "x.tar")

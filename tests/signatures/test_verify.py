@@ -1,4 +1,4 @@
-"""`verify --key` requires a valid signature of each image by one of the keys."""
+"""`verify --key` requires that each image has a valid signature by one of the keys."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sign(form: str, layout: Layout, image: Descriptor, one: Signer) -> Descripto
 
 
 def verify(layout: Layout, *signers: Signer, options: tuple[str, ...] = ()) -> Result:
-    """Verify the layout with the keys of signers."""
+    """Verify the layout with the keys of the signers."""
     return ocistream("verify", *keys(*signers), *options, layout.path)
 
 
@@ -135,7 +135,7 @@ class TestAccepted:
         assertions.success(result)
         assert f"by {stranger.path}" in result.out.decode()
 
-    def test_an_index_that_is_signed_covers_its_manifests(self, layout: Layout, trusted: Signer) -> None:
+    def test_the_signature_of_an_index_covers_its_manifests(self, layout: Layout, trusted: Signer) -> None:
         index = two_platforms(layout)
         enter(layout, index, "app:1")
         sign_with_tag(layout, index, trusted)
@@ -180,7 +180,7 @@ class TestRefused:
         assert result.lines()[0] == f"app:1@{image['digest']}"
         assert not any(line.startswith("other:1") for line in result.lines())
 
-    def test_a_signature_of_an_empty_file_is_not_one_of_a_manifest_that_is_missing(
+    def test_a_signature_of_an_empty_file_does_not_cover_a_missing_manifest(
         self, layout: Layout, trusted: Signer
     ) -> None:
         index = two_platforms(layout)

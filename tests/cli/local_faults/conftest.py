@@ -27,7 +27,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                     cells.setdefault(fault, {})[command] = said if outcome == "passed" else f"FAILED ({said})"
     if not cells:
         return
-    terminalreporter.section("what this machine does to a run: its exit code, or that nothing is seen of it")
+    terminalreporter.section("faults of this machine: the exit code of each command; unseen: the fault has no effect")
     widths = {
         command: max(len(command), *(len(row.get(command, "")) for row in cells.values())) for command in COMMANDS
     }

@@ -70,7 +70,7 @@ def _seeds(make: Callable[[Random], bytes]) -> Callable[[], Sequence[bytes]]:
     return lambda: [make(Random(f"seed {number}")) for number in range(12)]
 
 
-# -- whole archives -----------------------------------------------------------------------------------------
+# -- archives -----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def _pipes(_: Path) -> Iterator[Check]:
 
 
 def _selection(data: bytes) -> Selection:
-    """Return how a source is opened: in any of the ways that the command line knows, the same for the same input."""
+    """Return a selection that the command line can make, the same for the same input."""
     chance = Random(zlib.crc32(data))
     arm = parse_platform("linux/arm64")
     return Selection(
@@ -115,7 +115,7 @@ def _selection(data: bytes) -> Selection:
 
 
 def _verified(source: Source) -> None:
-    """Read all of it, layers unpacked; what is found wrong with them is nothing that is raised."""
+    """Verify a source with `deep`; its findings are not exceptions."""
     with contextlib.closing(source):
         for wrong in verify(source, deep=True).failures:
             assert wrong.error.exit_code in _CODES
@@ -124,7 +124,7 @@ def _verified(source: Source) -> None:
 
 @contextlib.contextmanager
 def _copied(folder: Path) -> Iterator[Check]:
-    """What a file and a pipe give of one archive goes into layouts, which have to be the same; or both are refused."""
+    """Copy an archive from a file and from a pipe: both layouts must be the same, or both copies must fail."""
     path, targets = folder / "x.tar", (folder / "one", folder / "other")
 
     def check(data: bytes) -> None:
@@ -142,7 +142,7 @@ def _copied(folder: Path) -> Iterator[Check]:
             except OcistreamError as failed:
                 errors[number] = failed
         of_file, of_pipe = errors
-        # Of several defects, a pipe finds the first one.
+        # The errors may differ: a pipe reports the first of several defects.
         assert (of_file is None) == (of_pipe is None), f"from a file {of_file}, from a pipe {of_pipe}"
         if of_file is not None:
             raise of_file
@@ -154,7 +154,7 @@ def _copied(folder: Path) -> Iterator[Check]:
 
 @contextlib.contextmanager
 def _written(folder: Path) -> Iterator[Check]:
-    """What is written of an archive into another one is whole, whatever was in the first."""
+    """Copy an archive into another one, which must be complete and valid."""
     path, target = folder / "x.tar", folder / "y.tar"
 
     def check(data: bytes) -> None:
@@ -169,12 +169,12 @@ def _written(folder: Path) -> Iterator[Check]:
             ):
                 copy(source, sink)
         except OcistreamError:
-            assert not target.exists(), "something is left"
+            assert not target.exists(), "a failed copy leaves a file"
             raise
         with contextlib.closing(ArchiveFileSource(target, replace(ALL_IMAGES, all_blobs=True))) as source:
             findings = verify(source)
-        assert not findings.failures, "what was written is wrong"
-        assert not findings.unreferenced, "something is there that nobody needs"
+        assert not findings.failures, "the written archive is invalid"
+        assert not findings.unreferenced, "the written archive has an unreferenced blob"
 
     yield check
 
@@ -183,13 +183,13 @@ def _into_layout(source: Source, target: Path) -> None:
     with contextlib.closing(source), contextlib.closing(LayoutDestination(target)) as sink:
         copy(source, sink)
     for blob in target.glob("blobs/*/*"):
-        assert blob.is_file(), "something is left"
-        assert not blob.is_symlink(), "a link was made"
+        assert blob.is_file(), "the layout has a blob that is not a file"
+        assert not blob.is_symlink(), "the layout has a link"
 
 
 @contextlib.contextmanager
 def _entries(_: Path) -> Iterator[Check]:
-    """Hold the entries of a tar against what Python's `tarfile` sees, wherever both take it."""
+    """Compare the entries of a tar with those of Python's `tarfile`, if both accept the tar."""
 
     def check(data: bytes) -> None:
         reader = TarReader(io.BytesIO(data))
@@ -197,14 +197,14 @@ def _entries(_: Path) -> Iterator[Check]:
         reader.drain()
         theirs = _seen_by_tarfile(data)
         if theirs is not None:
-            assert ours == theirs, "tarfile sees other entries"
+            assert ours == theirs, "tarfile reads other entries"
 
     yield check
 
 
 def _seen_by_tarfile(data: bytes) -> list[tuple[str, int]] | None:
-    """Return the regular files that `tarfile` sees; None where it sees nothing, or more in some header than it is."""
-    # Global headers are passed over on purpose; tarfile heeds them, and takes one that is malformed for the end.
+    """Return the regular files that `tarfile` reads; None if it fails, or if it reads a header differently."""
+    # ocistream ignores global headers on purpose; tarfile applies them, and treats a malformed one as the end.
     if any(data[at + 156 : at + 157] == tarfile.XGLTYPE for at in range(0, len(data), BLOCK)):
         return None
     try:
@@ -213,22 +213,21 @@ def _seen_by_tarfile(data: bytes) -> list[tuple[str, int]] | None:
             end = data[archive.offset : archive.offset + BLOCK]
     except (tarfile.TarError, ValueError, OverflowError, OSError, EOFError, AttributeError):
         return None
-    # It takes a header for the end in which there is no number where there should be: of an owner, say, at whom we do
-    # not look.
+    # tarfile treats a header with an invalid number as the end, for example in the owner, which ocistream ignores.
     if any(end):
         return None
-    # Of other types each reader measures the content in its own way.
+    # For other types, each reader computes the size in its own way.
     usual = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE}
     if any(member.type not in usual for member in members):
         return None
-    # tarfile takes slashes away at the end, calls some files directories by their name, and takes a long name that is
-    # empty for one.
+    # tarfile strips trailing slashes, treats some files as directories because of their names, and accepts an empty
+    # long name.
     if any(
         not member.name or member.isdir() or member.pax_headers or (member.size and not member.isfile())
         for member in members
     ):
         return None
-    # Type 7 is a file to tarfile, and not to us.
+    # Type 7 is a file for tarfile, but not for ocistream.
     return [(member.name, member.size) for member in members if member.isfile() and member.type != tarfile.CONTTYPE]
 
 
@@ -243,7 +242,7 @@ def _compressed(rng: Random) -> bytes:
 
 
 def _stream(rng: Random) -> bytes:
-    """Return a compressed stream of some members or frames, whose first byte says how it is cut into chunks."""
+    """Return a compressed stream of several members or frames; its first byte selects the size of chunks."""
     plain = rng.choice((b"", b"x", b"abc" * 1000, bytes(100_000), rng.randbytes(5000)))
     if rng.random() < 0.5:
         parts = [gzip.compress(plain, rng.randint(0, 9), mtime=0), bytes(rng.choice((0, 0, 1, 512)))]
@@ -251,7 +250,7 @@ def _stream(rng: Random) -> bytes:
         frame = zstandard.ZstdCompressor(
             level=rng.choice((-5, 1, 3, 19)), write_checksum=rng.random() < 0.5, write_content_size=rng.random() < 0.5
         ).compress(plain)
-        # A frame to be passed over, and blocks that repeat one byte: they expand to more than anything else.
+        # A skippable frame, and blocks that repeat one byte, which have the largest ratio.
         skipped = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
         block = (128 * 1024 << 3 | 1 << 1).to_bytes(3, "little") + b"a"
         repeated = b"\x28\xb5\x2f\xfd\x00\x58" + block * rng.choice((0, 1, 50)) + b"\x01\x00\x00"
@@ -261,7 +260,7 @@ def _stream(rng: Random) -> bytes:
 
 @contextlib.contextmanager
 def _codecs(_: Path) -> Iterator[Check]:
-    """Hold what comes out of a stream against what the libraries make of it in one go."""
+    """Compare the decompressed stream with the output of the libraries."""
 
     def check(data: bytes) -> None:
         size, data = (data[0] % 64) ** 2 + 1 if data else 1, data[1:]
@@ -275,13 +274,13 @@ def _codecs(_: Path) -> Iterator[Check]:
             try:
                 expected = _measured(_gunzipped(data))
             except zlib.error as error:
-                # isal, where it is installed, passes over the reserved flags of RFC 1952, and zlib does not.
+                # isal, if installed, ignores the reserved flags of RFC 1952; zlib does not.
                 if "unknown header flags" not in str(error):
                     raise
                 return
-            assert (given, checksum) == expected, "zlib gives something else"
+            assert (given, checksum) == expected, "zlib returns other data"
         elif codec is ZSTD:
-            assert (given, checksum) == _measured(_unzstd(data)), "zstandard gives something else"
+            assert (given, checksum) == _measured(_unzstd(data)), "zstandard returns other data"
 
     yield check
 
@@ -304,7 +303,7 @@ def _gunzipped(data: bytes) -> Iterator[bytes]:
 def _unzstd(data: bytes) -> Iterator[bytes]:
     while data:
         if data[1:4] == b"\x2a\x4d\x18" and data[0] >> 4 == 5:
-            assert len(data) >= 8 + int.from_bytes(data[4:8], "little"), "it was taken for whole"
+            assert len(data) >= 8 + int.from_bytes(data[4:8], "little"), "a truncated stream was accepted"
             data = data[8 + int.from_bytes(data[4:8], "little") :]
             continue
         frame = zstandard.ZstdDecompressor(max_window_size=limits.MAX_ZSTD_WINDOW).decompressobj()
@@ -312,7 +311,7 @@ def _unzstd(data: bytes) -> Iterator[bytes]:
 
 
 def _fed(stream: Any, data: bytes) -> Generator[bytes, None, bytes]:
-    """Give what one stream expands to, in pieces that are not large; and at last what follows it."""
+    """Yield the decompressed data of one stream in small pieces, and return the data after the stream."""
     for at in range(0, len(data), 64):
         yield stream.decompress(data[at : at + 64])
         if stream.eof:
@@ -330,7 +329,7 @@ def _layout(rng: Random) -> bytes:
 
 @contextlib.contextmanager
 def _layouts(folder: Path) -> Iterator[Check]:
-    """Unpack the input, which is a tar, into a directory, links, FIFOs and all, and read that as a layout."""
+    """Unpack the input, a tar, into a directory with its links and FIFOs, and read the directory as a layout."""
     path, target = folder / "layout", folder / "target"
     (folder / "secret").write_bytes(b"{}")
 
@@ -346,7 +345,7 @@ def _layouts(folder: Path) -> Iterator[Check]:
             with contextlib.closing(LayoutSource(path)) as source, contextlib.closing(LayoutDestination(path)) as sink:
                 copy(source, sink)
         except OcistreamError:
-            assert _seen(path) == before, "a layout was changed that is none"
+            assert _seen(path) == before, "a failed copy changed a directory that is not a layout"
             raise
 
     yield check
@@ -375,9 +374,9 @@ def _unpack(data: bytes, path: Path) -> None:
                     where.write_bytes(reader.read(entry, 1 << 20))
 
 
-#: zstd may ask for a window, and where layers are read side by side there is one that is not wide for each.
+#: A layer may need the largest zstd window; wide windows are used one at a time.
 _MEMORY: Final = limits.MAX_ZSTD_WINDOW + MEMORY
-#: Two images of one name are no layout, and not the only image.
+#: 2: two images with one name, or several images when one must be selected.
 _CHOOSING: Final = _CODES | {2}
 
 TARGETS: Final = (
@@ -388,6 +387,6 @@ TARGETS: Final = (
     Target("archive-copied", _copied, _seeds(_either), _CHOOSING, _either, _TOKENS, share=450),
     Target("archive-written", _written, _seeds(_either), _CHOOSING, _either, _TOKENS, 300, _MEMORY),
     Target("codecs", _codecs, _seeds(_stream), frozenset({6, 8}), _stream, share=1200, memory=2 * _MEMORY),
-    # A link to itself cannot be read (9).
+    # Reading a link to itself fails with 9.
     Target("layout", _layouts, _seeds(_layout), _CHOOSING | {9}, _layout, _TOKENS, 450, _MEMORY),
 )

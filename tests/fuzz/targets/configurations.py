@@ -1,4 +1,4 @@
-"""Files of people: our config.toml and sync files, containers' registries.conf, and folders of certificates."""
+"""Configuration files of users: config.toml, sync files, registries.conf, and folders of certificates."""
 
 from __future__ import annotations
 
@@ -138,9 +138,9 @@ def _sync(folder: Path) -> Iterator[Check]:
         _used(RegistryConfiguration(plan.registries))
         found = [EntryCopies(entry, _TAGS) for entry in plan.entries]
         places = [target.name for copy in drop_duplicates(found) for target in copy.destinations]
-        assert len(places) == len(set(places)), "two images for one place"
+        assert len(places) == len(set(places)), "two images for one destination"
 
-    # Regular expressions are matched in another process, which no target may start.
+    # sync matches regular expressions in another process, which no target may start.
     with mock.patch("ocistream.sync.tag_regex._match", lambda _pattern, tags: [*tags]):
         yield check
 
@@ -159,7 +159,7 @@ def _theirs(folder: Path) -> Iterator[Check]:
 
 @contextlib.contextmanager
 def _certificates(folder: Path) -> Iterator[Check]:
-    """The first line is a registry's name, the others are files of its folder."""
+    """Check a folder of certificates: the first line is a registry's name, the others are file names."""
     made = folder / "certs.d"
 
     def check(data: bytes) -> None:

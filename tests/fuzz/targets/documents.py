@@ -1,4 +1,4 @@
-"""JSON, manifests and indexes, configs, and what token servers, credential files and the state file say."""
+"""JSON, manifests, indexes, configs, responses of token servers, credential files and upload records."""
 
 from __future__ import annotations
 
@@ -59,18 +59,18 @@ def _json(rng: Random) -> bytes:
 
 @contextlib.contextmanager
 def _strict(_: Path) -> Iterator[Check]:
-    """Hold our parser against Python's: the same values, and refused only by a rule; at once and in parts."""
+    """Compare the parser with Python's: the same values, and each refusal has a rule; as one text and in parts."""
 
     def check(data: bytes) -> None:
         if sum(data.count(mark) for mark in (b",", b"[", b"{")) > limits.MAX_JSON_PART_ITEMS:
-            # A part has another bound than a document.
+            # A part has another limit than a document.
             _parsed(data, 0)
             return
         whole = _parsed(data, len(data))
         parts = _parsed(data, 0)
-        assert _same(whole, parts), "at once and in parts it is not the same"
+        assert _same(whole, parts), "parsing in parts gives another result"
         if isinstance(whole, dict):
-            assert canonical_json(json.loads(data)) == canonical_json(whole), "Python's parser reads something else"
+            assert canonical_json(json.loads(data)) == canonical_json(whole), "Python's parser returns other values"
             assert canonical_json(parse_json(canonical_json(whole), "it")) == canonical_json(whole)
             listed = _parsed(data, 0, keys={"list"}, convert={"list": lambda _, item: item})
             assert _same(listed, {key: value for key, value in whole.items() if key == "list"})
@@ -96,7 +96,7 @@ def _same(one: object, other: object) -> bool:
 
 
 class _RuleError(ValueError):
-    """A document that is JSON and refused all the same."""
+    """The document is JSON, but breaks a rule of the parser."""
 
 
 def _is_against_the_rules(data: bytes) -> bool:
@@ -134,7 +134,7 @@ def _depth(value: object) -> int:
     return depth
 
 
-# -- manifests and the like ---------------------------------------------------------------------------------
+# -- manifests and other documents --------------------------------------------------------------------------
 
 
 def _document_seeds() -> Sequence[bytes]:
@@ -153,7 +153,7 @@ def _document(rng: Random) -> bytes:
 
 @contextlib.contextmanager
 def _documents(_: Path) -> Iterator[Check]:
-    """The first byte says what a document is referenced as; then it is read as everything that there is."""
+    """Read a document as every kind; the first byte selects the media type of its descriptor."""
     kinds = (*ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, "application/vnd.oci.artifact.manifest.v1+json")
 
     def check(data: bytes) -> None:
@@ -180,10 +180,10 @@ def _documents(_: Path) -> Iterator[Check]:
 
 
 def _rewritten(entries: list[Descriptor]) -> None:
-    """Write an index.json again: what is read of it is the same."""
+    """Write an index.json again, which must give the same bytes."""
     build_roots(entries)
     raw = build_index_json(entries)
-    assert build_index_json(parse_index_json(raw).entries) == raw, "an index that is written again is another one"
+    assert build_index_json(parse_index_json(raw).entries) == raw, "a rewritten index differs"
 
 
 # -- tokens -------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def _token(rng: Random) -> bytes:
 
 @contextlib.contextmanager
 def _tokens(_: Path) -> Iterator[Check]:
-    """A 401's headers, a line each, and behind a NUL what the token server says."""
+    """Read the challenges of a 401, one on each line, and after a NUL the response of the token server."""
     credentials = (None, Credential("user", "secret"), Credential("", "", "identity"))
 
     def check(data: bytes) -> None:
@@ -221,21 +221,21 @@ def _tokens(_: Path) -> Iterator[Check]:
 
         def send(request: TokenRequest) -> TokenResponse:
             assert request.url.isascii()
-            assert request.url.isprintable(), "a URL that would be two lines"
+            assert request.url.isprintable(), "a URL with control characters"
             return TokenResponse(200, body[: limits.MAX_TOKEN_RESPONSE + 1])
 
         credential = credentials[len(data) % len(credentials)]
         authenticator = Authenticator("example.com", lambda _: credential, send)
         header = authenticator.answer_challenge(values, ("repository:a/b:pull",), None)
         assert header.isascii(), "a header that is not ASCII"
-        assert header.isprintable(), "a header that would be two lines"
+        assert header.isprintable(), "a header with control characters"
         again = authenticator.authorization(("repository:a/b:pull",))
         assert again is None or again.isprintable()
 
     yield check
 
 
-# -- credential files, and the state file -------------------------------------------------------------------
+# -- credential files and upload records --------------------------------------------------------------------
 
 _AUTH: Final = {
     "auths": {
@@ -295,7 +295,7 @@ def _record(rng: Random) -> bytes:
 
 @contextlib.contextmanager
 def _records(folder: Path) -> Iterator[Check]:
-    """What is remembered of an upload is never a reason to fail; and what is written over it is there afterwards."""
+    """Read an invalid upload record, which must not fail; a new record must replace it."""
     notes = list[str]()
     records = UploadRecords(folder / "uploads", notes.append, lambda: 1_000_000_100.0)
     written = SessionLocation("https://registry.example:5000/x", 1)
@@ -316,7 +316,7 @@ def _records(folder: Path) -> Iterator[Check]:
         claim.release()
         again = records.lock(_UPLOAD)
         assert again is not None
-        assert again.location == written, "what was written is lost"
+        assert again.location == written, "the new record is lost"
         again.remove()
         assert all(note.isprintable() for note in notes)
         notes.clear()

@@ -1,4 +1,4 @@
-"""Names, sizes, headers and options: short texts. Each is one line of input, read as UTF-8 with whatever is none."""
+"""Names, sizes, headers, command lines and have lists. Invalid UTF-8 in the input is kept as surrogates."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _TOKENS: Final = (
 
 @contextlib.contextmanager
 def _names(_: Path) -> Iterator[Check]:
-    """Everything that reads a name reads it; what it means is written again and read again as the same."""
+    """Read a text as each kind of name; a valid name is the same after writing and reading it again."""
 
     def check(data: bytes) -> None:
         text = data.decode(errors="surrogateescape")
@@ -91,17 +91,17 @@ def _reference(text: str) -> None:
     for default_tag in (True, False):
         found = parse_reference(text, default_tag=default_tag)
         _check_path(found)
-        assert parse_reference(str(found), default_tag=default_tag) == found, "read again, it is another one"
+        assert parse_reference(str(found), default_tag=default_tag) == found, "the written name is another one"
         shown = found.familiar + (f"@{found.digest}" if found.digest else "")
-        assert parse_reference(shown, default_tag=default_tag) == found, "as it is shown it is another one"
+        assert parse_reference(shown, default_tag=default_tag) == found, "the shown name is another one"
 
 
 def _check_path(found: Reference) -> None:
     url = f"https://{found.registry}/v2/{found.repository}/manifests/{found.target}"
     parts = urlsplit(url)
-    assert parts.path == f"/v2/{found.repository}/manifests/{found.target}", "a name leads out of its path"
-    assert posixpath.normpath(parts.path) == parts.path, "a name goes up in its path"
-    assert parts.netloc == found.registry, "a name leads to another host"
+    assert parts.path == f"/v2/{found.repository}/manifests/{found.target}", "a name changes the path of the URL"
+    assert posixpath.normpath(parts.path) == parts.path, "a name has .. in the path of the URL"
+    assert parts.netloc == found.registry, "a name changes the host of the URL"
     assert url.isascii()
     assert url.isprintable()
     assert " " not in url
@@ -115,14 +115,14 @@ def _digest(text: str) -> None:
 
 def _host(text: str) -> None:
     registry = parse_registry(text)
-    assert parse_registry(registry) == registry, "read again, it is another one"
+    assert parse_registry(registry) == registry, "the written registry is another one"
     assert "/" not in registry
     assert normalize_host(registry) == normalize_host(registry.upper()) == normalize_host(normalize_host(registry))
 
 
 def _location(text: str) -> None:
     location = parse_registry_location(text)
-    assert parse_registry_location(location) == location, "read again, it is another one"
+    assert parse_registry_location(location) == location, "the written location is another one"
     assert ".." not in location.split("/")
 
 
@@ -147,7 +147,7 @@ def _is_external(origin: Origin) -> bool:
 
 @contextlib.contextmanager
 def _headers(_: Path) -> Iterator[Check]:
-    """A header's value as http.client gives it, taken for a Location, a realm, a Retry-After, a NO_PROXY."""
+    """Read a header's value, as http.client returns it, as a Location, a realm, a Retry-After and a NO_PROXY."""
     base = "https://registry.example/v2/app/blobs/uploads/"
 
     def check(data: bytes) -> None:
@@ -155,15 +155,15 @@ def _headers(_: Path) -> Iterator[Check]:
         seconds = parse_retry_after(text)
         assert seconds is None or seconds >= 0
         assert redact_url(text).isprintable()
-        assert "hunter2" not in redact_url(f"https://user:hunter2@{text}"), "a password is shown"
+        assert "hunter2" not in redact_url(f"https://user:hunter2@{text}"), "the redacted URL has a password"
         is_loopback(text)
         is_proxy_bypassed(base, text)
         url = resolve_url(base, text)
         assert url.isascii()
-        assert url.isprintable(), "what is sent is two lines"
+        assert url.isprintable(), "a URL with control characters"
         for home in (Origin.from_url(base), Origin("http", "127.0.0.1", 5000)):
             check_target(home, url, _is_external)
-            assert home.scheme == "http" or url.lower().startswith("https://"), "from https to http"
+            assert home.scheme == "http" or url.lower().startswith("https://"), "a change from https to http"
         is_proxy_bypassed(url, "10.0.0.0/8, .example")
         check_target(Origin.from_url(base), text, _is_external)
 
@@ -189,17 +189,17 @@ _LINE_TOKENS: Final = (
 
 @contextlib.contextmanager
 def _lines(_: Path) -> Iterator[Check]:
-    """A command line, an argument a line, is parsed; nothing is run."""
+    """Parse a command line with one argument on each line, without running the command."""
 
     def check(data: bytes) -> None:
-        # No argument of a program can have a NUL in it.
+        # An argument of a program cannot have a NUL.
         name, *arguments = data.replace(b"\0", b"").decode(errors="surrogateescape").split("\n")
         Console.from_arguments(arguments)
         if name not in COMMANDS:
             return
         module, _, attribute = COMMANDS[name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        # click's own errors are exit code 2 as well; --help ends it with 0, and prints.
+        # click's own errors also have exit code 2; --help prints and exits with 0.
         with contextlib.suppress(click.ClickException, click.exceptions.Exit), contextlib.redirect_stdout(None):
             command.make_context(name, arguments)
 
@@ -210,7 +210,7 @@ def _seeds(*lists: Sequence[bytes]) -> Sequence[bytes]:
     return [item for one in lists for item in one]
 
 
-# -- lists of what is there ---------------------------------------------------------------------------------
+# -- have lists ---------------------------------------------------------------------------------------------
 
 _LISTS: Final = (
     b"# ocistream have 1\n# origin registry.local/app\n# by ocistream 0.5.0\n# digests 2\nsha256:" + _HEX
@@ -226,7 +226,7 @@ _LIST_TOKENS: Final = (
 
 @contextlib.contextmanager
 def _lists(_: Path) -> Iterator[Check]:
-    """A list of digests is read; what is taken out of it is written again and read again as the same."""
+    """Read a list of digests; its digests are the same after writing and reading them again."""
 
     def check(data: bytes) -> None:
         read = HaveListReader(io.BytesIO(data), "the list")
@@ -234,7 +234,7 @@ def _lists(_: Path) -> Iterator[Check]:
         assert len(digests) <= read.total
         again = "".join(format_have_list(list(read.origins), digests, version="0")).encode()
         found = HaveListReader(io.BytesIO(again), "the list")
-        assert found.find(digests) == digests, "read again, it is another one"
+        assert found.find(digests) == digests, "the written list is another one"
         assert found.total == len(digests)
         assert all(origin.isprintable() for origin in found.origins)
 

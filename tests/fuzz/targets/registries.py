@@ -1,4 +1,4 @@
-"""What registries answer, over real sockets; and what clients ask of the embedded registry."""
+"""Responses of registries to the client, and requests to the embedded registry, over real sockets."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _MANIFEST: Final = (
     % (_BLOB.digest.encode())
 )
 _NAMED: Final = Descriptor(OCI_MANIFEST, digest_of(_MANIFEST), len(_MANIFEST))
-#: Stands between the answers of one input.
+#: Separates the responses of one input.
 _NEXT: Final = b"\n--next--\n"
 _PORT: Final = b"@PORT@"
-#: How TLS begins, which clients try where an answer is none of HTTP's (RFC 8446, section 5.1).
+#: The first byte of TLS (RFC 8446, section 5.1), which the client tries after a response that is not HTTP.
 _HANDSHAKE: Final = 0x16
 
 
 class Answering:
-    """A server that answers one connection after the other with bytes, whatever is asked, and closes it."""
+    """A server that sends given bytes as the response on each connection, for any request, and closes it."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -54,7 +54,7 @@ class Answering:
         self._thread.start()
 
     def give(self, answers: Sequence[bytes]) -> None:
-        """Give these from the next connection on, the last of them again and again."""
+        """Send these responses from the next connection on, and repeat the last one."""
         self._given, self._answers = 0, list(answers)
 
     def _accept(self) -> None:
@@ -78,12 +78,12 @@ class Answering:
                     return
             connection.sendall(answer)
             connection.shutdown(socket.SHUT_WR)
-            # What is closed with something unread is reset, and the answer may be lost.
+            # Closing a socket with unread data resets the connection, which may lose the response.
             while connection.recv(1 << 16):
                 pass
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the server."""
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._thread.join()
@@ -259,7 +259,7 @@ def _answer_seeds() -> Sequence[bytes]:
 
 @contextlib.contextmanager
 def _answers(_: Path) -> Iterator[Check]:
-    """The first byte says what is done, the rest are the answers that it gets."""
+    """Run an action of the client; the first byte selects it, the rest are the responses."""
     server = Answering()
     PORTS.add(server.port)
     patience = RetryPolicy(attempts=3, backoff=0.001, backoff_limit=0.001)
@@ -327,7 +327,7 @@ def _request_seeds() -> Sequence[bytes]:
 
 
 def _pushed(rng: Random) -> bytes:
-    """Return a request that puts a document with something wrong in it."""
+    """Return a request that pushes a manifest or an index, which may be invalid."""
     documents = [raw for _, raw in layout_items(rng) if raw is not None and raw[:1] == b"{"]
     return _request(
         "PUT /v2/app/manifests/3", rng.choice(documents), f"Content-Type: {rng.choice((OCI_MANIFEST, OCI_INDEX))}"
@@ -345,7 +345,7 @@ _REQUEST_TOKENS: Final = (
 
 @contextlib.contextmanager
 def _requests(folder: Path) -> Iterator[Check]:
-    """Whatever is sent, it answers something or hangs up, says nothing on stderr, and goes on answering."""
+    """Send any bytes to the registry, which must not write to stderr and must still respond afterwards."""
     with Registry(folder / "served") as registry:
         port = int(registry.host.rpartition(":")[2])
         PORTS.add(port)
@@ -359,9 +359,9 @@ def _requests(folder: Path) -> Iterator[Check]:
                 again = _exchange(port, _request("GET /v2/"))
             assert not said.getvalue(), said.getvalue().strip().rpartition("\n")[2]
             assert b"Traceback" not in answer
-            # 501 and 505 are for methods and versions that are not known.
-            assert not re.search(rb"^HTTP/1.1 5(?!01|05)", answer, re.MULTILINE), "an answer that says it is our fault"
-            assert again.startswith(b"HTTP/1.1 200 "), "it does not answer any more"
+            # 501 and 505 are for unknown methods and versions.
+            assert not re.search(rb"^HTTP/1.1 5(?!01|05)", answer, re.MULTILINE), "the response is a server error"
+            assert again.startswith(b"HTTP/1.1 200 "), "the registry no longer responds"
 
         try:
             yield check

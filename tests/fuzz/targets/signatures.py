@@ -39,7 +39,7 @@ class _Signed(NamedTuple):
 
 @functools.cache
 def _recorded() -> list[_Signed]:
-    """Return an image that is signed by a statement, and one whose manifest is signed."""
+    """Return an image whose statement is signed, and an image whose manifest is signed."""
     recording = read_recording("sigstore-js")
     signed = []
     for name in ("keyless-dsse", "keyless-message"):
@@ -106,7 +106,7 @@ def _read_alone(data: bytes, signed: _Signed) -> SignedMessage:
 
 @contextlib.contextmanager
 def _keyless(_: Path) -> Iterator[Check]:
-    """Give each input that is read as a bundle to the verifier, which answers with identities or a reason."""
+    """Verify each input that is a valid bundle; the verifier returns identities or a reason."""
     root = json.dumps(read_recording("sigstore-js").trusted_root)
     verifier = load_verifier(root, [(IDENTITY, ISSUER)])
     assert isinstance(verifier, KeylessVerifier)
