@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.layout.destination import LayoutDestination
-from ocistream.layout.image_selection import report_untagged, select_all_images, select_existing_images
+from ocistream.layout.image_selection import check_all_images, report_untagged, select_existing_images
 from ocistream.layout.index import image_names_of
 from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
@@ -217,7 +217,7 @@ class SyncRun:
                 )
         return copies
 
-    def _list_names(self, entry: SyncEntry) -> Iterable[str]:
+    def _list_names(self, entry: SyncEntry) -> Iterator[str]:
         location, context = entry.source.location, self._context_of(entry.source)
         if location.reference is not None:
             listed = context.repository_opener().list_tags(location.reference)
@@ -225,13 +225,14 @@ class SyncRun:
                 msg = f"{printable(location.text)}: cannot list all tags: {listed.incomplete_reason}"
                 raise UnsupportedError(msg, hint="name its images one by one")
             self._comparer.add_tags(location.reference, listed.tags)
-            return listed.tags
+            # The caller can free the tags once it has read them.
+            return iter(listed.tags)
         roots, orphans = self._sources.list_images(location, context)
         images = select_existing_images(roots, location.description)
         if entry.tag_filter is None:
             by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
             hint = f"`tags` selects images; {by_name}"
-            select_all_images(images, f"in {location.description}", "tag", hint)
+            check_all_images(images, f"in {location.description}", "tag", hint)
         else:
             report_untagged(images, "`tags`")
         for referrer in orphans:
