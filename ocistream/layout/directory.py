@@ -62,6 +62,15 @@ class BlobDirectory:
         parsed = parse_digest(digest)
         return self.algorithm_directory(parsed.algorithm) / parsed.hex
 
+    def _locate(self, digest: str) -> str:
+        """Return the path of a blob that is only read, as `blob_path`.
+
+        No `Path`: it interns its parts by `sys.intern`. The table of these strings grows with each blob, and Python
+        3.12 keeps the strings forever. Clients of `serve` may ask for any number of digests.
+        """
+        parsed = parse_digest(digest)
+        return os.path.join(self.algorithm_directory(parsed.algorithm), parsed.hex)  # noqa: PTH118 - see above
+
     def algorithm_directory(self, algorithm: str) -> Path:
         """Return the directory for the blobs of one algorithm ("sha256", "sha512"). It may not exist yet.
 
@@ -112,10 +121,7 @@ class BlobDirectory:
         """
         with files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
             try:
-                parsed = parse_digest(digest)
-                # No `Path`: it interns its parts by `sys.intern`, and Python 3.12 keeps those forever. Clients of
-                # `serve` may ask for any number of digests.
-                status = os.lstat(os.path.join(self.algorithm_directory(parsed.algorithm), parsed.hex))  # noqa: PTH118 - pathlib is slower
+                status = os.lstat(self._locate(digest))
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return status if stat.S_ISREG(status.st_mode) else None
@@ -130,7 +136,7 @@ class BlobDirectory:
         """
         what = f"the blob {digest} in {self.path}"
         with files.disk_errors(f"cannot read {what}"), require_regular_file(what):
-            return files.open_for_reading(self.blob_path(digest))
+            return files.open_for_reading(self._locate(digest))
 
     def blob_chunks(self, digest: str, size: int, offset: int = 0) -> Iterator[Chunk]:
         """Yield a blob as unverified chunks from byte `offset`. If it is longer than `size`, one more byte follows."""
@@ -171,7 +177,7 @@ class BlobDirectory:
         The access time is of no use: most file systems are mounted so that reading does not set it.
         """
         with contextlib.suppress(OSError, LocalDiskError):
-            os.utime(self.blob_path(digest), follow_symlinks=False)
+            os.utime(self._locate(digest), follow_symlinks=False)
 
     def lock_blobs(self) -> int | None:
         """Take a shared lock that tells `gc` that images are being added. Closing the file descriptor releases it."""

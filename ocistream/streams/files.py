@@ -265,7 +265,7 @@ def file_state(status: os.stat_result) -> FileState:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def open_for_reading(path: Path) -> FileIO:
+def open_for_reading(path: Path | str) -> FileIO:
     """Open a regular file unbuffered, without following a symbolic link in the last part of its path.
 
     A hostile layout may contain a link to a private file of the user, or a FIFO that blocks forever.
