@@ -303,6 +303,32 @@ class OffsetReader:
         return count
 
 
+class FilePart:
+    """A part of an open file that is read by slices, like `bytes`. A long document need not be in memory."""
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        """Take `size` bytes from `offset` on."""
+        self._descriptor = descriptor
+        self._offset = offset
+        self._size = size
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+        return self._size
+
+    def __getitem__(self, span: slice, /) -> bytes:
+        """Read some of the bytes.
+
+        Raises:
+            OSError: the file cannot be read, or is shorter now.
+        """
+        start, end, _ = span.indices(self._size)
+        content = os.pread(self._descriptor, max(0, end - start), self._offset + start)
+        if start + len(content) < end:
+            raise OSError(errno.EIO, "the file was changed at the same time")
+        return content
+
+
 def write_all(file: FileIO, chunk: bytes | memoryview) -> None:
     """Write all of `chunk` to an unbuffered file, which may accept fewer bytes at once."""
     view = memoryview(chunk)
