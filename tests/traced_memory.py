@@ -14,8 +14,9 @@ from pathlib import Path
 from ocistream import limits
 from ocistream.cli import main
 
-# The read of a sync file allocates its limit for a moment, which is more than all the rest.
-limits.MAX_SYNC_FILE = 256 * limits.KIB  # type: ignore[misc]
+# The read of a sync file allocates its limit for a moment, which would hide the rest. This much is more than what an
+# image takes for a moment, and than the names of a few hundred images while they are sorted.
+limits.MAX_SYNC_FILE = limits.MIB  # type: ignore[misc]
 
 
 class Output(io.TextIOWrapper):
