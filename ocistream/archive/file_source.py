@@ -128,7 +128,9 @@ class ArchiveFileSource(ArchiveSource):
     def _read_documents(self) -> None:
         for name in ("index.json", "manifest.json"):
             if (entry := self._unparsed.pop(name, None)) is not None:
-                self._parse_document(entry, self._read(entry, limits.MAX_MANIFEST))
+                check_document_size(entry, limits.MAX_MANIFEST)
+                with files.disk_errors(self._what):
+                    self._parse_document(entry, files.FilePart(self.file.fileno(), entry.offset, entry.size))
 
     def _read(self, extent: TarEntry | Extent, limit: int) -> bytes:
         check_document_size(extent, limit)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ocistream.layout.image_selection import Selection
     from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
+    from ocistream.oci.strict_json import ByteSource
     from ocistream.oci.volumes import VolumePart
     from ocistream.oci.walk import Need
     from ocistream.transfer.interfaces import Blob, Source
@@ -116,7 +117,7 @@ class ArchiveSource(ABC):
 
     # -- documents -----------------------------------------------------------------------------------------
 
-    def _parse_document(self, entry: TarEntry, raw: bytes) -> None:
+    def _parse_document(self, entry: TarEntry, raw: ByteSource) -> None:
         """Parse `oci-layout`, `index.json` or `manifest.json`.
 
         Raises:
@@ -127,7 +128,7 @@ class ArchiveSource(ABC):
                 self._index = parse_index_json(raw)
                 self.volume = parse_volume(self._index.annotations) if self._index.annotations else None
             elif entry is self.contents.documents.get("manifest.json"):
-                self._images = parse_manifest_json(raw)
+                self._images = parse_manifest_json(bytes(raw[:]))
             else:
                 check_layout_file(raw)
         except ArchiveError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import os
 import stat
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.oci.descriptor import Descriptor
+    from ocistream.oci.strict_json import ByteSource
     from ocistream.streams.partial_files import PartialFile
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
@@ -61,6 +61,15 @@ class BlobDirectory:
         """
         parsed = parse_digest(digest)
         return self.algorithm_directory(parsed.algorithm) / parsed.hex
+
+    def _locate(self, digest: str) -> str:
+        """Return the path of a blob that is only read, as `blob_path`.
+
+        No `Path`: it interns its parts by `sys.intern`. The table of these strings grows with each blob, and Python
+        3.12 keeps the strings forever. Clients of `serve` may ask for any number of digests.
+        """
+        parsed = parse_digest(digest)
+        return os.path.join(self.algorithm_directory(parsed.algorithm), parsed.hex)  # noqa: PTH118 - see above
 
     def algorithm_directory(self, algorithm: str) -> Path:
         """Return the directory for the blobs of one algorithm ("sha256", "sha512"). It may not exist yet.
@@ -112,10 +121,7 @@ class BlobDirectory:
         """
         with files.disk_errors(f"cannot read the blob {digest} in {self.path}"):
             try:
-                parsed = parse_digest(digest)
-                # No `Path`: it interns its parts by `sys.intern`, and Python 3.12 keeps those forever. Clients of
-                # `serve` may ask for any number of digests.
-                status = os.lstat(os.path.join(self.algorithm_directory(parsed.algorithm), parsed.hex))  # noqa: PTH118 - pathlib is slower
+                status = os.lstat(self._locate(digest))
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return status if stat.S_ISREG(status.st_mode) else None
@@ -130,7 +136,7 @@ class BlobDirectory:
         """
         what = f"the blob {digest} in {self.path}"
         with files.disk_errors(f"cannot read {what}"), require_regular_file(what):
-            return files.open_for_reading(self.blob_path(digest))
+            return files.open_for_reading(self._locate(digest))
 
     def blob_chunks(self, digest: str, size: int, offset: int = 0) -> Iterator[Chunk]:
         """Yield a blob as unverified chunks from byte `offset`. If it is longer than `size`, one more byte follows."""
@@ -171,7 +177,7 @@ class BlobDirectory:
         The access time is of no use: most file systems are mounted so that reading does not set it.
         """
         with contextlib.suppress(OSError, LocalDiskError):
-            os.utime(self.blob_path(digest), follow_symlinks=False)
+            os.utime(self._locate(digest), follow_symlinks=False)
 
     def lock_blobs(self) -> int | None:
         """Take a shared lock that tells `gc` that images are being added. Closing the file descriptor releases it."""
@@ -333,7 +339,8 @@ class LayoutDirectory(BlobDirectory):
         for algorithm in DIGEST_HEX_LENGTHS:
             self.algorithm_directory(algorithm)
         self._check_marker()
-        self.parse_entries(self.read_raw_index(), lambda _: None)
+        with self.open_index() as raw:
+            self.parse_entries(raw, lambda _: None)
 
     def create(self) -> None:
         """Make the directory a layout without images, unless it is one.
@@ -395,7 +402,8 @@ class LayoutDirectory(BlobDirectory):
             LocalDiskError: the file cannot be read.
         """
         entries: list[Descriptor] = []
-        self.parse_entries(self.read_raw_index(), entries.append)
+        with self.open_index() as raw:
+            self.parse_entries(raw, entries.append)
         return entries
 
     def read_index(self) -> LayoutIndex:
@@ -406,45 +414,34 @@ class LayoutDirectory(BlobDirectory):
             LocalDiskError: the file cannot be read.
         """
         entries = PackedDescriptors()
-        return LayoutIndex(entries, self.parse_entries(self.read_raw_index(), entries.append))
+        with self.open_index() as raw:
+            return LayoutIndex(entries, self.parse_entries(raw, entries.append))
 
     @property
     def index_path(self) -> Path:
         """The path of `index.json`."""
         return self.path / "index.json"
 
-    def read_raw_index(self) -> bytes | None:
-        """Return the bytes of `index.json`, or None if the file does not exist.
+    @contextlib.contextmanager
+    def open_index(self) -> Iterator[files.FilePart | None]:
+        """Open `index.json` within the block; None if the file does not exist. Only its parts are ever in memory.
 
         Raises:
             ArchiveError: the file is a link.
             LocalDiskError: the file cannot be read.
         """
-        with files.disk_errors(f"cannot read {self.index_path}"), require_regular_file(f"{self.index_path}"):
-            try:
-                return files.read_bounded(self.index_path, limits.MAX_MANIFEST)
-            except FileNotFoundError:
-                return None
+        with files.disk_errors(f"cannot read {self.index_path}"), contextlib.ExitStack() as stack:
+            part = None
+            with contextlib.suppress(FileNotFoundError), require_regular_file(f"{self.index_path}"):
+                file = stack.enter_context(files.open_for_reading(self.index_path))
+                part = files.FilePart(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            yield part
 
-    def hash_index(self) -> bytes:
-        """Return the SHA-256 hash of `index.json`, or nothing if the file does not exist. It is read in pieces.
-
-        Raises:
-            ArchiveError: the file is a link.
-            LocalDiskError: the file cannot be read.
-        """
-        with files.disk_errors(f"cannot read {self.index_path}"), require_regular_file(f"{self.index_path}"):
-            try:
-                with files.open_for_reading(self.index_path) as file:
-                    return hashlib.file_digest(file, "sha256").digest()
-            except FileNotFoundError:
-                return b""
-
-    def parse_entries(self, raw: bytes | None, add: Callable[[Descriptor], object]) -> Mapping[str, str]:
-        """Parse the bytes of an `index.json`, as `layout.index.parse_entries`.
+    def parse_entries(self, raw: ByteSource | None, add: Callable[[Descriptor], object]) -> Mapping[str, str]:
+        """Parse an `index.json`, as `layout.index.parse_entries`.
 
         Raises:
-            ArchiveError: the bytes are malformed.
+            ArchiveError: the file is malformed.
         """
         with _add_layout_to_errors(self.path):
             return parse_entries(raw, add) if raw is not None else {}
@@ -473,11 +470,12 @@ class LayoutDirectory(BlobDirectory):
             LocalDiskError: the file cannot be written.
         """
         with self.lock_index():
-            previous = self.read_raw_index()
             entries: list[Descriptor] = []
-            self.parse_entries(previous, entries.append)
-            changed = change(entries)
-            self.write_index(len(changed), [build_index_json(changed, previous)])
+            with self.open_index() as previous:
+                self.parse_entries(previous, entries.append)
+                changed = change(entries)
+                raw = build_index_json(changed, previous)
+            self.write_index(len(changed), [raw])
 
     def write_index(self, entries: int, pieces: Iterable[bytes]) -> files.FileState:
         """Replace `index.json` by these pieces, which have so many entries. The caller holds the lock of the index.

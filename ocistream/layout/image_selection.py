@@ -225,18 +225,29 @@ def select_all_images(
 ) -> Sequence[Root]:
     """Choose all images, each under those of its names that are full names, or that have a tag.
 
-    A name that is not used is reported if its image is copied under another name. A stray entry is chosen if its name
-    is as `required`. `which` says in errors which images these are: "in FILE", or "chosen".
+    A stray entry is chosen if its name is as `required`. The other parameters are those of `check_all_images`.
+
+    Raises:
+        UsageError: an image has no such name.
+    """
+    check_all_images(roots, which, required, hint)
+    return list(filter(_REQUIRED_NAMES[required], roots))
+
+
+def check_all_images(roots: Sequence[Root], which: str, required: Literal["full name", "tag"], hint: str) -> None:
+    """Check that each image has a full name, or a name with a tag. No list of all roots is in memory.
+
+    A name that is not used is reported if its image is copied under another name. `which` says in errors which images
+    these are: "in FILE", or "chosen".
 
     Raises:
         UsageError: an image has no such name. The message names each, and `hint` says what to do.
     """
     has_required = _REQUIRED_NAMES[required]
-    chosen = [root for root in roots if has_required(root)]
     unused = [root for root in roots if not root.is_stray and not has_required(root)]
-    if not unused and chosen:
-        return chosen
-    chosen_digests = _digests(chosen)
+    if not unused and any(map(has_required, roots)):
+        return
+    chosen_digests = _digests(filter(has_required, roots))
     unnamed = [root for root in unused if root.descriptor.digest not in chosen_digests]
     if unnamed or not chosen_digests:
         count, total = len(_digests(unnamed)), len(_digests(root for root in roots if not root.is_stray))
@@ -253,7 +264,6 @@ def select_all_images(
                 f"the name {name!r} is not used, because it is not a {required}; "
                 "the image is copied under its other name"
             )
-    return chosen
 
 
 def report_duplicate_names(graph: Graph) -> None:
@@ -286,15 +296,15 @@ def report_replaced_names(roots: Iterable[Root]) -> None:
             notify(f"the name {printable(name)!r} is not used: names have no spaces or control characters")
 
 
-def report_untagged(roots: Iterable[Root], option: str = "--tags") -> None:
+def report_untagged(roots: Sequence[Root], option: str = "--tags") -> None:
     """Report images without a tag if `option` chooses images by their tags.
 
     Raises:
         UnknownDigestError: an image without a tag has `UNKNOWN_SIZE`.
     """
-    images = [root for root in roots if not root.is_stray]
-    tagged = _digests(root for root in images if tag_of(root.name))
-    for root in images:
+    untagged = [root for root in roots if not root.is_stray and not tag_of(root.name)]
+    tagged = _digests(root for root in roots if not root.is_stray and tag_of(root.name)) if untagged else set()
+    for root in untagged:
         if root.descriptor.digest not in tagged:
             if root.descriptor.size == UNKNOWN_SIZE:
                 raise UnknownDigestError

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
 
     from ocistream.oci.referrers import Referrer
-    from ocistream.oci.strict_json import ItemConverter
+    from ocistream.oci.strict_json import ByteSource, ItemConverter
 
 #: The tag, or another name that a tool gives the image (image-spec, annotations.md).
 REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -33,7 +33,7 @@ ANNOTATION_PREFIX: Final = "vnd.ocistream."
 OCI_LAYOUT: Final = canonical_json({"imageLayoutVersion": "1.0.0"})
 
 
-def check_layout_file(raw: bytes) -> None:
+def check_layout_file(raw: ByteSource) -> None:
     """Check the contents of `oci-layout`.
 
     Raises:
@@ -53,7 +53,7 @@ class LayoutIndex(NamedTuple):
     annotations: Mapping[str, str]
 
 
-def parse_index_json(raw: bytes) -> LayoutIndex:
+def parse_index_json(raw: ByteSource) -> LayoutIndex:
     """Parse an `index.json`.
 
     Raises:
@@ -66,7 +66,7 @@ def parse_index_json(raw: bytes) -> LayoutIndex:
     return LayoutIndex(entries, parse_entries(raw, entries.append))
 
 
-def parse_entries(raw: bytes, add: Callable[[Descriptor], object]) -> Mapping[str, str]:
+def parse_entries(raw: ByteSource, add: Callable[[Descriptor], object]) -> Mapping[str, str]:
     """Parse an `index.json`, pass each entry to `add`, and return our annotations of the index.
 
     Ten thousand descriptors take 5 MB, and `add` may store less. It also gets the entries before a malformed part.
@@ -186,7 +186,7 @@ def docker_tag(name: str) -> str | None:
 
 
 def build_index_json(
-    entries: Sequence[Descriptor], previous: bytes | None = None, *, annotations: Mapping[str, str] | None = None
+    entries: Sequence[Descriptor], previous: ByteSource | None = None, *, annotations: Mapping[str, str] | None = None
 ) -> bytes:
     """Return an `index.json`. Other fields of the `previous` file, such as its annotations, are kept.
 
@@ -196,7 +196,7 @@ def build_index_json(
     return canonical_json_with_items(build_index_fields(previous, annotations=annotations), "manifests", lines)
 
 
-def build_index_fields(previous: bytes | None, *, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
+def build_index_fields(previous: ByteSource | None, *, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the fields of an `index.json` without its entries, for `build_index_json`."""
     fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
     if previous:

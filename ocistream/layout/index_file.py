@@ -9,8 +9,9 @@ import hashlib
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
 
+from ocistream import limits
 from ocistream.errors import LocalDiskError, OcistreamError
 from ocistream.streams import files
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.layout.directory import LayoutDirectory
+    from ocistream.streams.files import FilePart
+
+#: Bytes of the file that are hashed at once.
+_PIECE: Final = 16 * limits.KIB
 
 
 class IndexTable(Protocol):
@@ -59,7 +64,7 @@ class _Version(NamedTuple, Generic[_Table]):
 class IndexFile(Generic[_Table]):
     """The `index.json` of one layout. Any thread may call the methods."""
 
-    def __init__(self, directory: LayoutDirectory, parse: Callable[[bytes | None], _Table]) -> None:
+    def __init__(self, directory: LayoutDirectory, parse: Callable[[FilePart | None], _Table]) -> None:
         """Take the layout, and the function that makes a table of the file's content; nothing is read yet."""
         self._directory = directory
         self._parse = parse
@@ -126,15 +131,14 @@ class IndexFile(Generic[_Table]):
         """Read the file, and parse it unless its content is known. The caller holds the lock."""
         state = self._file_state()
         known = self._known
-        if known is not None and known.content_hash == self._directory.hash_index():
-            table, content_hash = known.table, known.content_hash
-        else:
-            # The old table is freed first.
-            known = self._known = None
-            raw = self._directory.read_raw_index()
-            table = self._parse(raw)
-            content_hash = hashlib.sha256(raw).digest() if raw is not None else b""
-        self._known = version = _Version(state, content_hash, table)
+        with self._directory.open_index() as raw:
+            if known is not None and known.content_hash == _hash_file(raw):
+                table = known.table
+            else:
+                # The old table is freed first.
+                known = self._known = None
+                table = self._parse(raw)
+            self._known = version = _Version(state, _hash_file(raw), table)
         return version
 
     def _write_queued(self) -> None:
@@ -202,3 +206,12 @@ class IndexFile(Generic[_Table]):
                     change.on_committed(table)
                 except OcistreamError as error:
                     change.error = error
+
+
+def _hash_file(raw: FilePart | None) -> bytes:
+    if raw is None:
+        return b""
+    hasher = hashlib.sha256()
+    for start in range(0, len(raw), _PIECE):
+        hasher.update(raw[start : start + _PIECE])
+    return hasher.digest()

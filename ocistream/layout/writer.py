@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.omitted_blobs import OmissionReason
+    from ocistream.streams.files import FilePart
 
 
 class ListedImages(NamedTuple):
@@ -96,7 +97,7 @@ class LayoutWriter:
         if lock is not None:
             os.close(lock)
 
-    def _parse(self, raw: bytes | None) -> _EntryTable:
+    def _parse(self, raw: FilePart | None) -> _EntryTable:
         table = _EntryTable()
         self.directory.parse_entries(raw, table.append)
         # After the entries: an error of theirs names the layout.

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias
 
 from ocistream import limits
 from ocistream.errors import ArchiveError
@@ -21,8 +21,20 @@ if TYPE_CHECKING:
 ItemConverter: TypeAlias = "Callable[[int, Any], object]"
 #: The position of a first byte, and the one after a last byte.
 _Span: TypeAlias = tuple[int, int]
+#: Bytes of a document in a file that are searched at once.
+_WINDOW: Final = 16 * limits.KIB
 #: One encoder for all documents: `json.dumps` with these arguments would create one for each.
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+class ByteSource(Protocol):
+    """The bytes of a document, by slices: in memory (`bytes`), or in a file (`files.FilePart`)."""
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+
+    def __getitem__(self, span: slice, /) -> bytes | memoryview:
+        """Return some of the bytes."""
 
 
 def canonical_json(document: object) -> bytes:
@@ -54,7 +66,7 @@ def discard_item(index: int, value: object) -> None:
 
 
 def parse_json(
-    raw: bytes,
+    raw: ByteSource,
     what: str,
     limit: int = limits.MAX_MANIFEST,
     *,
@@ -72,18 +84,20 @@ def parse_json(
     all keys are data, like those of a map. If the value under a key of `convert` is a list, each element is replaced by
     the result of that function.
 
-    The lists of a large document that are converted or dropped are parsed a few elements at a time, to save memory.
+    The lists of a large document that are converted or dropped are parsed a few elements at a time, to save memory. A
+    document in a file is read a few times in small pieces.
 
     Raises:
         ArchiveError: the document is malformed or too large.
     """
+    raw = memoryview(raw) if isinstance(raw, bytes) else raw
     if len(raw) > limit:
         msg = f"{what} is larger than {limit} bytes"
         raise ArchiveError(msg)
-    if raw.startswith(codecs.BOM_UTF8):
+    if raw[: len(codecs.BOM_UTF8)] == codecs.BOM_UTF8:
         msg = f"{what} is not valid JSON: it begins with a byte order mark"
         raise ArchiveError(msg)
-    if _count_items(raw) > limits.MAX_JSON_ITEMS:
+    if _count(raw, _MARKS_OF_ITEMS) > limits.MAX_JSON_ITEMS:
         msg = f"{what} has more than {limits.MAX_JSON_ITEMS} items"
         raise ArchiveError(msg)
     convert = convert or {}
@@ -91,7 +105,7 @@ def parse_json(
     rest = [(0, len(raw))]
     try:
         # So few brackets cannot be nested too deeply.
-        if len(raw) > limits.MAX_JSON_UNSPLIT or raw.count(b"[") + raw.count(b"{") > limits.MAX_JSON_DEPTH:
+        if len(raw) > limits.MAX_JSON_UNSPLIT or _count(raw, b"[{") > limits.MAX_JSON_DEPTH:
             rest, lists = _parse_lists(raw, keys, convert)
         document = _parse_part(raw, rest)
         if not isinstance(document, dict):
@@ -182,14 +196,26 @@ _TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[][{},]', re.DOTALL)
 _WIDE: Final = re.compile(rb"[\xc4-\xff]|\\u(?!00)")
 #: An escape in a string. The group is half of a surrogate pair without the other half.
 _ESCAPE: Final = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)")
+_QUOTE: Final = ord('"')
 _COMMA: Final = ord(",")
 _LIST: Final = ord("[")
 _OPENING: Final = frozenset(b"[{")
 _CLOSING: Final = frozenset(b"]}")
+#: Each item of a document has one of these before it.
+_MARKS_OF_ITEMS: Final = b",[{"
+
+
+class _Token(NamedTuple):
+    """A string, or a mark between values: its nesting level, its first byte, and where it is."""
+
+    depth: int
+    mark: int
+    start: int
+    end: int
 
 
 def _parse_lists(
-    raw: bytes, keys: AbstractSet[str] | None, converters: Mapping[str, ItemConverter]
+    raw: ByteSource, keys: AbstractSet[str] | None, converters: Mapping[str, ItemConverter]
 ) -> tuple[list[_Span], dict[str, list[object]]]:
     """Parse the lists of a document that are converted or dropped, a few elements at a time.
 
@@ -200,48 +226,46 @@ def _parse_lists(
     lists: dict[str, list[object]] = {}
     elements: list[object] = []
     convert: ItemConverter | None = None
-    start, key = 0, (0, 0)
-    for depth, token in _outer_tokens(raw):
-        place = token.start()
-        if depth == 1:
+    start, key = 0, _Token(0, 0, 0, 0)
+    for token in _outer_tokens(raw):
+        if token.depth == 1:
             # The last of these tokens before a value is its key.
-            key = token.span()
-        elif raw[place] == _LIST and raw.startswith(b'"', key[0]):
+            key = token
+        elif token.mark == _LIST and key.mark == _QUOTE:
             if len(rest) > limits.MAX_JSON_PART_ITEMS:
                 # The rest is refused, and need not be cut further.
                 break
-            name = _parse_part(raw, [key])
+            name = _parse_part(raw, [(key.start, key.end)])
             if convert := converters.get(name) if keys is None or name in keys else discard_item:
-                rest.append((start, token.end()))
-                start = token.end()
+                rest.append((start, token.end))
+                start = token.end
                 lists[name] = elements = []
         elif convert:
-            is_end = raw[place] in _CLOSING
-            if is_end or (raw[place] == _COMMA and place - start >= limits.MAX_JSON_GROUP):
+            is_end = token.mark in _CLOSING
+            if is_end or (token.mark == _COMMA and token.start - start >= limits.MAX_JSON_GROUP):
                 # A group begins with the comma after the previous one. A 0 replaces the element before the comma.
-                group = _parse_part(raw, [(start, place)], b"[0" if elements else b"[", b"]")
+                group = _parse_part(raw, [(start, token.start)], b"[0" if elements else b"[", b"]")
                 for value in group[1:] if elements else group:
                     elements.append(convert(len(elements), value))
-                start = place
+                start = token.start
                 convert = None if is_end else convert
     return [*rest, (start, len(raw))], lists
 
 
-def _outer_tokens(raw: bytes) -> Iterator[tuple[int, re.Match[bytes]]]:
-    """Yield the tokens of the outermost object and of its members, each with its nesting level: 1 or 2.
+def _outer_tokens(raw: ByteSource) -> Iterator[_Token]:
+    """Yield the tokens of the outermost object and of its members: those of the nesting levels 1 and 2.
 
     Before malformed JSON the levels are right: up to there, strings and brackets are those that the parser sees.
     """
     depth = 0
-    for token in _TOKEN.finditer(raw):
-        mark = raw[token.start()]
+    for mark, start, end in _find_tokens(raw):
         if mark in _OPENING:
             depth += 1
             if depth > limits.MAX_JSON_DEPTH:
                 msg = f"is nested too deeply: more than {limits.MAX_JSON_DEPTH} levels"
                 raise _RefusedError(msg)
         if 1 <= depth <= 2:
-            yield depth, token
+            yield _Token(depth, mark, start, end)
         if mark in _CLOSING:
             depth -= 1
             if depth <= 0:
@@ -249,14 +273,33 @@ def _outer_tokens(raw: bytes) -> Iterator[tuple[int, re.Match[bytes]]]:
                 break
 
 
-def _parse_part(raw: bytes, spans: Sequence[_Span], before: bytes = b"", after: bytes = b"") -> Any:  # noqa: ANN401
+def _find_tokens(raw: ByteSource) -> Iterator[tuple[int, int, int]]:
+    """Yield the first byte of each token, its start and its end. A file is searched in windows."""
+    window = len(raw) if isinstance(raw, memoryview) else _WINDOW
+    start, size = 0, window
+    while start < len(raw):
+        text = raw[start : start + size]
+        end = 0
+        for token in _TOKEN.finditer(text):
+            # A string, or an escape in it, may continue behind the window.
+            if token.end() > len(text) - 2 and start + len(text) < len(raw):
+                break
+            end = token.end()
+            yield text[token.start()], start + token.start(), start + end
+        if start + len(text) == len(raw):
+            return
+        # A window without any token is read again with the bytes after it.
+        start, size = start + end, window if end else 2 * size
+
+
+def _parse_part(raw: ByteSource, spans: Sequence[_Span], before: bytes = b"", after: bytes = b"") -> Any:  # noqa: ANN401
     """Parse some spans of a document, between `before` and `after`, as one value."""
-    part = b"".join((before, *(memoryview(raw)[start:end] for start, end in spans), after))
+    part = b"".join((before, *(raw[start:end] for start, end in spans), after))
     if (
         len(part) > limits.MAX_JSON_PART
         or (len(part) > limits.MAX_WIDE_JSON_PART and _WIDE.search(part))
         # A part cannot have more items than bytes, so a short part needs no count.
-        or (len(part) > limits.MAX_JSON_PART_ITEMS and _count_items(part) > limits.MAX_JSON_PART_ITEMS)
+        or (len(part) > limits.MAX_JSON_PART_ITEMS and _count(part, _MARKS_OF_ITEMS) > limits.MAX_JSON_PART_ITEMS)
     ):
         msg = (
             f"has a part, at byte {spans[0][0]}, of more than {limits.MAX_JSON_PART} bytes "
@@ -271,7 +314,7 @@ def _parse_part(raw: bytes, spans: Sequence[_Span], before: bytes = b"", after: 
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         place = _find_byte(spans, len(error.doc[: error.pos].encode()) - len(before))
-        line, column = raw.count(b"\n", 0, place) + 1, place - raw.rfind(b"\n", 0, place)
+        line, column = _find_line(raw, place)
         reason = f"{error.msg}: line {line} column {column} (byte {place})"
     except UnicodeDecodeError as error:
         reason = f"it is not UTF-8 at byte {_find_byte(spans, error.start - len(before))}"
@@ -297,5 +340,20 @@ def _find_byte(spans: Sequence[_Span], index: int) -> int:
     return spans[-1][1]
 
 
-def _count_items(raw: bytes) -> int:
-    return sum(map(raw.count, (b",", b"[", b"{")))
+def _find_line(raw: ByteSource, place: int) -> tuple[int, int]:
+    """Return the numbers of the line and of the column of a byte, counted from 1."""
+    line, line_start = 1, 0
+    for start, text in _read_windows(raw):
+        before = text[: max(0, place - start)]
+        line += before.count(b"\n")
+        line_start = max(line_start, start + before.rfind(b"\n") + 1 if b"\n" in before else 0)
+    return line, place - line_start + 1
+
+
+def _count(raw: ByteSource, marks: bytes) -> int:
+    """Return how many of these bytes a document has."""
+    return sum(text.count(mark) for _, text in _read_windows(raw) for mark in marks)
+
+
+def _read_windows(raw: ByteSource) -> Iterator[tuple[int, bytes]]:
+    return ((start, bytes(raw[start : start + _WINDOW])) for start in range(0, len(raw), _WINDOW))

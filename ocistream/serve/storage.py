@@ -131,7 +131,7 @@ class DirectoryStorage(LayoutDirectory):
         """Return a source of all images."""
         return LayoutSource(self.path)
 
-    def _parse(self, raw: bytes | None) -> ImageIndex:
+    def _parse(self, raw: files.FilePart | None) -> ImageIndex:
         default_repository = repository_of_directory(real_path(self.path).name)
         entries: list[Descriptor] = []
         self.parse_entries(raw, entries.append)

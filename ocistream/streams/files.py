@@ -266,7 +266,7 @@ def file_state(status: os.stat_result) -> FileState:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def open_for_reading(path: Path) -> FileIO:
+def open_for_reading(path: Path | str) -> FileIO:
     """Open a regular file unbuffered, without following a symbolic link in the last part of its path.
 
     A hostile layout may contain a link to a private file of the user, or a FIFO that blocks forever.
@@ -302,6 +302,32 @@ class OffsetReader:
             raise disk_error(self._operation, error) from error
         self._offset += count
         return count
+
+
+class FilePart:
+    """A part of an open file that is read by slices, like `bytes`. A long document need not be in memory."""
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        """Take `size` bytes from `offset` on."""
+        self._descriptor = descriptor
+        self._offset = offset
+        self._size = size
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+        return self._size
+
+    def __getitem__(self, span: slice, /) -> bytes:
+        """Read some of the bytes.
+
+        Raises:
+            OSError: the file cannot be read, or is shorter now.
+        """
+        start, end, _ = span.indices(self._size)
+        content = os.pread(self._descriptor, max(0, end - start), self._offset + start)
+        if start + len(content) < end:
+            raise OSError(errno.EIO, "the file was changed at the same time")
+        return content
 
 
 def write_all(file: FileIO, chunk: bytes | memoryview) -> None:

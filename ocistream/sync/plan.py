@@ -6,6 +6,7 @@ Reads no image and asks no registry: the caller supplies the names that exist.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
 import json
 import os
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
     from ocistream.registry.configuration import HostRule
 
+#: Marks for the hashes of names. Of ten thousand names, a few hundred share one.
+_MARKS: Final = 1 << 17
 #: Names that are packed together.
 _NAMES_PER_GROUP: Final = 256
 _SHARD: Final = re.compile(r"([0-9]{1,6})/([0-9]{1,6})\Z")
@@ -170,13 +173,11 @@ class EntryCopies:
         if entry.has_one_image:
             _create_copy(entry, entry.source.location, entry.source.location.name)
             return
+        packed = _PackedNames(names)
         choose = entry.tag_filter or glob_filter(())
-        if entry.source.location.reference is not None:
-            self._names = _PackedNames(sorted(choose([*names])))
-            return
-        by_tag = {name: tag for name in names if (tag := tag_of(name))}
-        chosen = set(choose(list(dict.fromkeys(by_tag.values()))))
-        self._names = _PackedNames(sorted(name for name, tag in by_tag.items() if tag in chosen))
+        # A dict, because a set of ten thousand strings takes twice the memory.
+        chosen = dict.fromkeys(choose(list(dict.fromkeys(filter(None, map(tag_of, packed))))))
+        self._names = _sort_names(name for name in packed if tag_of(name) in chosen)
 
     def __len__(self) -> int:
         """Return the number of copies."""
@@ -199,9 +200,7 @@ class _PackedNames:
     """Names in order, as JSON texts of some hundred names: ten thousand strings would take 0.6 MB."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        remaining = iter(names)
-        groups = iter(lambda: list(itertools.islice(remaining, _NAMES_PER_GROUP)), [])
-        self._groups = [(len(group), json.dumps(group)) for group in groups]
+        self._groups = [(len(group), json.dumps(group)) for group in _split_names(names)]
 
     def __len__(self) -> int:
         return sum(count for count, _ in self._groups)
@@ -209,6 +208,19 @@ class _PackedNames:
     def __iter__(self) -> Iterator[str]:
         for _, group in self._groups:
             yield from json.loads(group)
+
+
+def _split_names(names: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(names)
+    return iter(lambda: list(itertools.islice(remaining, _NAMES_PER_GROUP)), [])
+
+
+def _sort_names(names: Iterable[str]) -> _PackedNames:
+    """Return the names in order, by merging sorted groups: never all of them are strings at once."""
+    runs = [_PackedNames(sorted(group)) for group in _split_names(names)]
+    while len(runs) > 1:
+        runs = [_PackedNames(heapq.merge(*runs[start : start + 8])) for start in range(0, len(runs), 8)]
+    return runs[0] if runs else _PackedNames(())
 
 
 def _create_copy(entry: SyncEntry, source: Location, name: str | None) -> ImageCopy:
@@ -272,13 +284,18 @@ def drop_duplicates(copies_by_entry: Sequence[Iterable[ImageCopy]]) -> Iterator[
 
 
 def _find_repeated(copies_by_entry: Sequence[Iterable[ImageCopy]]) -> set[int]:
-    """Return the hashed names of destinations that several copies have. These are few, so only they stay in memory."""
-    seen: set[int] = set()
+    """Return the hashed names of destinations that several copies have, and perhaps a few others.
+
+    These are few, so only they stay in memory. Of the others, a hash of their hash is marked in a small table.
+    """
+    seen = bytearray(_MARKS)
     repeated: set[int] = set()
     for copy in itertools.chain.from_iterable(copies_by_entry):
         for destination in copy.destinations:
             key = hash(destination.name)
-            (repeated if key in seen else seen).add(key)
+            if seen[key % _MARKS]:
+                repeated.add(key)
+            seen[key % _MARKS] = 1
     return repeated
 
 

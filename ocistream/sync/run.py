@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
-from ocistream.layout.image_selection import report_untagged, select_all_images, select_existing_images
+from ocistream.layout.image_selection import check_all_images, report_untagged, select_existing_images
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.streams.workers import run_each, start, wait_to_settle
@@ -22,7 +22,7 @@ from ocistream.sync.copier import ImageCopier
 from ocistream.sync.plan import EntryCopies, drop_duplicates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.sync.comparison import SyncAccess
     from ocistream.sync.plan import ImageCopy, Shard, SyncEntry, SyncPlan
@@ -171,7 +171,7 @@ class SyncRun:
                 )
         return copies
 
-    def _list_names(self, entry: SyncEntry) -> Iterable[str]:
+    def _list_names(self, entry: SyncEntry) -> Iterator[str]:
         location, context = entry.source.location, self._access.context_of(entry.source)
         if location.reference is not None:
             listed = context.repository_opener().list_tags(location.reference)
@@ -179,13 +179,14 @@ class SyncRun:
                 msg = f"{printable(location.text)}: cannot list all tags: {listed.incomplete_reason}"
                 raise UnsupportedError(msg, hint="name its images one by one")
             self._comparer.add_tags(location.reference, listed.tags)
-            return listed.tags
+            # The caller can free the tags once it has read them.
+            return iter(listed.tags)
         roots, orphans = self._access.sources.list_images(location, context)
         images = select_existing_images(roots, location.description)
         if entry.tag_filter is None:
             by_name = "to copy an image by its digest, write `from` as oci:DIR:DIGEST, and `to` with a tag or name"
             hint = f"`tags` selects images; {by_name}"
-            select_all_images(images, f"in {location.description}", "tag", hint)
+            check_all_images(images, f"in {location.description}", "tag", hint)
         else:
             report_untagged(images, "`tags`")
         for referrer in orphans:

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from ocistream import limits
 from ocistream.errors import ArchiveError
 from ocistream.oci import strict_json
-from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, check_keys, discard_item, parse_json
+from ocistream.oci.strict_json import (
+    ByteSource,
+    canonical_json,
+    canonical_json_with_items,
+    check_keys,
+    discard_item,
+    parse_json,
+)
 
 ANY_SIZE = 1 << 40
 
@@ -24,14 +31,28 @@ def placed(place: int, value: object) -> object:
     return ("made", place, value)
 
 
-def parse(raw: bytes, whole: int, **fields: Any) -> dict[str, Any]:
-    """Parse a document at once if it has at most `whole` bytes, or else in parts."""
+class Slices:
+    """Bytes that are read as those of a file are: by slices."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, span: slice) -> bytes:
+        return bytes(memoryview(self.raw)[span])
+
+
+def parse(raw: ByteSource, whole: int, **fields: Any) -> dict[str, Any]:
+    """Parse a document at once if it has at most `whole` bytes, or else in parts; a file is read byte by byte."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "MAX_JSON_UNSPLIT", whole)
+        patch.setattr(strict_json, "_WINDOW", 1)
         return parse_json(raw, "it", **fields)
 
 
-def outcome(raw: bytes, whole: int, keys: set[str] | None, known: set[str]) -> object:
+def outcome(raw: ByteSource, whole: int, keys: set[str] | None, known: set[str]) -> object:
     """Return what a document is parsed to, or "refused"."""
     convert = {"a": placed, "b": placed}
     try:
@@ -41,9 +62,10 @@ def outcome(raw: bytes, whole: int, keys: set[str] | None, known: set[str]) -> o
 
 
 def both(raw: bytes, keys: set[str] | None = None, known: set[str] = frozenset()) -> object:  # type: ignore[assignment]
-    """Parse a document at once and in parts, check that the results are equal, and return the result."""
+    """Parse a document at once, in parts and from a file, check that the results are equal, and return the result."""
     parts = outcome(raw, 0, keys, known)
     assert parts == outcome(raw, ANY_SIZE, keys, known)
+    assert parts == outcome(Slices(raw), 0, keys, known)
     return parts
 
 
@@ -439,6 +461,16 @@ class TestErrors:
             tracemalloc.stop()
         # All objects at once take more than five million bytes; the list takes 8 bytes for each.
         assert peak < 500_000
+
+    def test_a_document_in_a_file_is_read_in_pieces(self) -> None:
+        raw = Slices(json.dumps({"a": ["x" * 100] * 20_000, "b": 1}, indent=1).encode())
+        tracemalloc.start()
+        try:
+            assert parse_json(raw, "it", keys={"b"}) == {"b": 1}
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 500_000 < len(raw.raw) / 4
 
     def test_a_long_text_takes_twice_its_size(self) -> None:
         size = 500_000

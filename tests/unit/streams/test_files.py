@@ -18,6 +18,7 @@ from ocistream.errors import LocalDiskError, NotFoundError, OutputClosedError
 from ocistream.notices import set_listener
 from ocistream.streams import files, partial_files
 from ocistream.streams.files import (
+    FilePart,
     WritebackWriter,
     atomic_file,
     atomic_file_named_later,
@@ -312,3 +313,25 @@ class TestNamedAtTheEnd:
         with pytest.raises(FileNotFoundError):
             interrupted()
         assert names_in(tmp_path) == []
+
+
+class TestFilePart:
+    def test_it_is_read_by_slices_as_bytes_are(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(b"before 0123456789 after")
+        with path.open("rb") as file:
+            part = FilePart(file.fileno(), 7, 10)
+            expected = b"0123456789"
+            assert len(part) == 10
+            for span in (slice(None), slice(3), slice(8, None), slice(4, 40), slice(6, 2), slice(20, 30)):
+                assert part[span] == expected[span]
+
+    def test_a_file_that_became_shorter_is_an_error(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(b"0123456789")
+        with path.open("rb") as file:
+            part = FilePart(file.fileno(), 0, 10)
+            os.truncate(path, 5)
+            assert part[:5] == b"01234"
+            with pytest.raises(LocalDiskError, match="changed"), disk_errors("cannot read a"):
+                part[:]

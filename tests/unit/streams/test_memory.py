@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import itertools
 import random
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -117,3 +120,27 @@ def test_memory_is_returned_to_the_system() -> None:
             for _ in range(2):
                 next(turns)[:] = bytes(limits.READ_BUFFER)
     assert taken() - before < 20 * limits.MIB
+
+
+#: Starts threads that allocate memory at the same time, and prints the arenas of the C library to stderr.
+_THREADS = """
+import ctypes, threading
+from ocistream.streams.memory import return_large_blocks
+return_large_blocks()
+barrier = threading.Barrier(4)
+def allocate():
+    block = bytearray(10_000)
+    barrier.wait()
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+ctypes.CDLL(None).malloc_stats()
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_stats"), reason="only glibc has several arenas")
+def test_memory_that_one_thread_has_freed_is_for_all_threads() -> None:
+    done = subprocess.run([sys.executable, "-P", "-c", _THREADS], capture_output=True, text=True, check=True)
+    assert done.stderr.count("Arena ") == 1

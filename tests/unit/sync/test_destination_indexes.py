@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.locations import parse_location
+from ocistream.streams.files import FilePart
 from ocistream.sync.destination_state import LayoutWriters
 from tests.images import Descriptor, Layout, small_image
 
@@ -16,13 +18,13 @@ from tests.images import Descriptor, Layout, small_image
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
-    read = LayoutDirectory.read_raw_index
+    read = LayoutDirectory.open_index
 
-    def counted(self: LayoutDirectory) -> bytes | None:
+    def counted(self: LayoutDirectory) -> contextlib.AbstractContextManager[FilePart | None]:
         found.append(self.path)
         return read(self)
 
-    monkeypatch.setattr(LayoutDirectory, "read_raw_index", counted)
+    monkeypatch.setattr(LayoutDirectory, "open_index", counted)
     return found
 
 

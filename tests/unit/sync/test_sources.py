@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import tarfile
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.image_selection import Selection
+from ocistream.layout.image_selection import Selection, check_all_images
 from ocistream.locations import OpenContext, parse_location
 from ocistream.sync.sources import SyncSources, read_graph
-from tests.images import Layout, small_image
+from tests.images import OCI_MANIFEST, Layout, small_image
 from tests.runner import ocistream
 
 
@@ -65,3 +67,35 @@ def test_archives_are_closed_when_others_are_opened_or_replaced(layout: Layout, 
         assert not ocistream("copy", f"oci:{layout.path}:v2", f"oci-archive:{archives[-1]}:x").code
         assert digest(sources, f"oci-archive:{archives[-1]}:x") not in digests
     assert set(Path("/proc/self/fd").iterdir()) <= before
+
+
+@pytest.mark.uncounted
+@pytest.mark.parametrize("kind", ["oci", "oci-archive"])
+def test_neither_an_index_nor_the_images_that_it_lists_are_in_memory_as_a_whole(tmp_path: Path, kind: str) -> None:
+    layout = Layout(tmp_path / "large")
+    names = [f"registry.example/team/app:{number}" for number in range(4_000)]
+    layout._write_index(  # noqa: SLF001 - a new file, as ocistream writes one
+        [
+            {
+                "mediaType": OCI_MANIFEST,
+                "digest": f"sha256:{number:064x}",
+                "size": 500,
+                "annotations": {"io.containerd.image.name": name},
+            }
+            for number, name in enumerate(names)
+        ]
+    )
+    with tarfile.open(tmp_path / "large.tar", "w") as tar:
+        tar.add(layout.path, "")
+    location = parse_location(f"{kind}:{tmp_path / ('large' if kind == 'oci' else 'large.tar')}")
+    tracemalloc.start()
+    try:
+        with closing(SyncSources()) as sources:
+            images, _ = sources.list_images(location, OpenContext())
+            check_all_images(images, "in it", "tag", "name them")
+            assert sum(1 for image in images if image.name in names[:1]) == 1
+            _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len((layout.path / "index.json").read_bytes()) > 700_000
+    assert peak < 650_000
