@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ocistream.layout.image_selection import ImageSelector, Selection
     from ocistream.layout.writer import LayoutWriter
     from ocistream.oci.graph import Root
-    from ocistream.registry.opener import RepositoryOpener
+    from ocistream.registry.registries import Registries
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.interfaces import Destination, Source
@@ -290,7 +290,7 @@ class OpenContext:
     #: The maximum size of a volume, in bytes; 0 writes one file.
     volume_size: int = 0
     #: How repositories are opened for reading (mirrors, cache).
-    opener: Callable[[], RepositoryOpener] = field(default=_not_provided)
+    opener: Callable[[], Registries] = field(default=_not_provided)
     #: Concurrent requests, and the limit of one registry, if it has one.
     jobs: int = DEFAULT_JOBS
     find_host_jobs: Callable[[str], int | None] = field(default=lambda _registry: None)
@@ -310,7 +310,7 @@ class OpenContext:
         """Return how many concurrent requests these registries get."""
         return min([self.jobs, *filter(None, map(self.find_host_jobs, registries))])
 
-    def repository_opener(self) -> RepositoryOpener:
+    def repository_opener(self) -> Registries:
         """Return the opener for repositories to read from."""
         return self.opener().unwrapped() if self.is_dry_run else self.opener()
 
@@ -479,7 +479,7 @@ def _open_references(references: Sequence[Reference], context: OpenContext, sele
 
 
 def _select_tags(
-    repository: Reference, opener: RepositoryOpener, choose: Callable[[Sequence[str]], Sequence[str]]
+    repository: Reference, opener: Registries, choose: Callable[[Sequence[str]], Sequence[str]]
 ) -> list[Reference]:
     """Return the references of the selected tags, sorted."""
     tags = opener.list_tags(repository)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ocistream.layout.cache import Cache
     from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
-    from ocistream.registry.opener import RepositoryOpener
+    from ocistream.registry.registries import Registries
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.signatures.policy import TrustPolicy
@@ -202,10 +202,10 @@ class RegistryAccess:
         client = once(lambda: create_client(False))
         mirror_client = once(lambda: create_client(True))
 
-        def create_opener() -> RepositoryOpener:
-            from ocistream.registry.opener import RepositoryOpener
+        def create_opener() -> Registries:
+            from ocistream.registry.registries import Registries
 
-            opener = RepositoryOpener(client(), mirror_client, self.rules().find_pull_sources, self._report)
+            opener = Registries(client(), mirror_client, self.rules().find_pull_sources, self._report)
             if not self._options.cache:
                 return opener
             from ocistream.layout.cache import CachedRepository

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.documents import Document
     from ocistream.oci.walk import GraphWalk
-    from ocistream.registry.opener import ReadableRepository
+    from ocistream.registry.registries import ReadableRepository
 
 #: Skipped referrers of one subject and reason that are named; the others are only counted.
 _MAX_NAMED: Final = 10

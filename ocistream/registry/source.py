@@ -13,8 +13,8 @@ from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.referrers import EXCLUDED
 from ocistream.oci.walk import GraphWalk, Need, run_walk
-from ocistream.registry.opener import RepositoryOpener
 from ocistream.registry.referrer_search import ReferrerSearch
+from ocistream.registry.registries import Registries
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.workers import DEFAULT_JOBS
 from ocistream.transfer.interfaces import CompleteSource
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import ReferrerMode
-    from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
+    from ocistream.registry.registries import ReadableRepository
     from ocistream.transfer.interfaces import Blob, EarlyBlobs
 
 
@@ -64,7 +64,7 @@ class RegistrySource(CompleteSource):
         self._jobs = jobs
         self._client = client
         self._cancelled = cancelled or client.cancelled
-        self._open_repository = open_repository or RepositoryOpener(client).open_repository
+        self._open_repository = open_repository or Registries(client).open_repository
         #: Digest -> the first repository that was found to contain it.
         self._repositories: dict[str, ReadableRepository] = {}
         self._graph: Graph | None = None

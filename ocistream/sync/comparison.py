@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import SkippedReferrer
-    from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
+    from ocistream.registry.registries import ReadableRepository
     from ocistream.signatures.policy import TrustPolicy
     from ocistream.sync.destination_state import LayoutWriters
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation

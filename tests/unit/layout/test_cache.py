@@ -18,7 +18,7 @@ from ocistream.layout import directory as blob_folders
 from ocistream.layout.cache import Cache, CachedRepository
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.opener import ReadableRepository, RepositoryOpener
+from ocistream.registry.registries import ReadableRepository, Registries
 from ocistream.registry.source import RegistrySource
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
@@ -53,7 +53,7 @@ class Setting:
 
         self.registry.requests.clear()
         reference = parse_reference(f"{self.registry.host}/app:1")
-        reading = RepositoryOpener(self.transport).wrapped_by(before)
+        reading = Registries(self.transport).wrapped_by(before)
         source = RegistrySource(self.transport, [reference], open_repository=reading.open_repository)
         try:
             copy(source, sink, prefetch_memory=ahead, jobs=jobs)

@@ -56,7 +56,7 @@ def _default_pull_sources(reference: Reference) -> tuple[PullSource, ...]:
     return (PullSource(reference.registry, reference.repository),)
 
 
-class RepositoryOpener:
+class Registries:
     """Open the repository, with its mirrors, that an image is read from. Safe for several threads.
 
     `client` sends requests to registries, and the client that `mirror_client` returns sends them to mirrors.
@@ -79,13 +79,13 @@ class RepositoryOpener:
         self._health = functools.cache(functools.partial(_create_health, report))
         self._wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository
 
-    def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> RepositoryOpener:
+    def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> Registries:
         """Return an opener that puts another repository, such as a cache, around each one and all its mirrors."""
         other, inner = copy.copy(self), self._wrap
         other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - same class
         return other
 
-    def unwrapped(self) -> RepositoryOpener:
+    def unwrapped(self) -> Registries:
         """Return an opener without any wrapper."""
         other = copy.copy(self)
         other._wrap = lambda repository: repository  # noqa: SLF001 - same class
