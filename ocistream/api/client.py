@@ -98,17 +98,16 @@ class Client:
         )
         env = os.environ if environment is None else environment
         self._closed = threading.Event()
-        access = RegistryAccess(
+        self._access = RegistryAccess(
             self._options,
             env,
             functools.partial(load_configuration, None if config is None else Path(config), env),
             use_mirrors=mirrors,
             host_rules={host: own.to_rule() for host, own in (registries or {}).items()},
         )
-        self._load_trust_policy = access.load_trust_policy
         side = RegistryOptions(plain_http=plain_http, insecure=insecure, **asdict(tls or TlsFiles()))
         side.tls_settings()
-        self._registries = ClientRegistries(access, side, credentials, env=env, closed=self._closed)
+        self._registries = ClientRegistries(self._access, side, credentials, env=env, closed=self._closed)
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -198,7 +197,7 @@ class Client:
             plan_copy(locations, targets[0].location, options)
             if targets
             else plan_copy_to_prefix(locations, to or "", options)
-        ).with_policy(self._load_trust_policy())
+        ).with_policy(self._access.load_trust_policy())
         destination_context = self._open_context(targets, event, plan.destination_registries)
         source_context = self._open_context(sources, event)
         self._registries.check_environment_credential(plan.source_registries | plan.destination_registries)
@@ -212,8 +211,8 @@ class Client:
                     opened_source,
                     opened_destination,
                     observer,
-                    client=self._options,
-                    find_host_jobs=source_context.find_host_jobs,
+                    jobs=self._access.limit_jobs(plan.source_registries | plan.destination_registries),
+                    prefetch_memory=self._options.prefetch_memory,
                     cancelled=event,
                     dry_run=dry_run,
                 )
@@ -382,8 +381,8 @@ class Client:
         context = self._registries.build_context(registries, event)
         self._registries.check_environment_credential(registries)
         for reference in references:
-            context.check_push(reference)
-        deleter = ImageDeleter(context.client(), references, by_digest=by_digest)
+            context.registries().rules.check_push(reference)
+        deleter = ImageDeleter(context.registries().client, references, by_digest=by_digest)
         deleted = run_in_thread(lambda: list(deleter.delete()), event)
         return tuple(ImageResult(image.reference.name, image.digest) for image in deleted)
 

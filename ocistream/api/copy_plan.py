@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping, Sequence
 
-    from ocistream.api.options import ClientOptions, CopyOptions
+    from ocistream.api.options import CopyOptions
     from ocistream.layout.image_selection import ImageSelector
     from ocistream.locations import OpenContext
     from ocistream.oci.graph import Graph, Root
@@ -105,11 +105,13 @@ class CopyPlan:
         Raises:
             OcistreamError: a location cannot be opened, or the configuration forbids the push.
         """
-        check_push, selection = destination_context.check_push, self.selection
-        if self.destination.reference is not None:
-            check_push(self.destination.reference)
-        elif self.target is not None:
-            selection = replace(selection, select=_check_each_push(selection.select, self.target, check_push))
+        selection = self.selection
+        if self.destination.kind == "docker":
+            check_push = destination_context.registries().rules.check_push
+            if self.destination.reference is not None:
+                check_push(self.destination.reference)
+            elif self.target is not None:
+                selection = replace(selection, select=_check_each_push(selection.select, self.target, check_push))
         source = open_sources(self.sources, source_context, selection)
         try:
             destination = open_destination(
@@ -132,8 +134,8 @@ class CopyPlan:
         destination: Destination,
         observer: Observer | None = None,
         *,
-        client: ClientOptions,
-        find_host_jobs: Callable[[str], int | None],
+        jobs: int,
+        prefetch_memory: int,
         cancelled: threading.Event,
         omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
         on_resolved: Callable[[Graph], None] = lambda _graph: None,
@@ -141,8 +143,8 @@ class CopyPlan:
     ) -> Report:
         """Copy between the opened locations, which stay open.
 
-        `find_host_jobs` returns how many blobs may move at once to or from a registry. `omit` returns the blobs to omit
-        from the output. `on_resolved` receives the source's graph before a blob moves.
+        `jobs` and `prefetch_memory` are those of `transfer.copy`. `omit` returns the blobs to omit from the output.
+        `on_resolved` receives the source's graph before a blob moves.
         With `dry_run`, nothing is written; the destination was opened for that (`OpenContext.is_dry_run`).
 
         Raises:
@@ -155,7 +157,6 @@ class CopyPlan:
                 self._check_digest_stays(graph, self.recompression)
             return self.rename(graph) if self.rename is not None else graph
 
-        registries = self.source_registries | self.destination_registries
         plain_layers = None
         if self.compresses_plain_layers(omits=omit is not None):
             plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
@@ -168,8 +169,8 @@ class CopyPlan:
             source,
             destination,
             observer,
-            jobs=min([client.jobs, *filter(None, map(find_host_jobs, registries))]),
-            prefetch_memory=client.prefetch_memory,
+            jobs=jobs,
+            prefetch_memory=prefetch_memory,
             cancelled=cancelled,
             rename=rename,
             omit=omit,

@@ -19,7 +19,7 @@ from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from ocistream.api.options import ClientOptions, RegistryOptions
     from ocistream.auth.docker_config import Credential
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ocistream.http.retry import RetryEvent
     from ocistream.http.settings import HostSettings
     from ocistream.layout.cache import Cache
-    from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
     from ocistream.registry.registries import Registries
     from ocistream.registry.upload_record import UploadRecords
@@ -91,14 +90,10 @@ class RegistryAccess:
 
         return parse_trust_policy(table)
 
-    def find_host_jobs(self, registry: str) -> int | None:
-        """Return how many blobs and connections the configuration allows at once for a registry; None for no limit."""
-        return self.rules().settings(registry).jobs
-
-    def check_push(self, reference: Reference | None) -> None:
-        """Raise AuthenticationError if the configuration forbids a push to `reference`; None is not a registry."""
-        if reference is not None:
-            self.rules().check_push(reference)
+    def limit_jobs(self, registries: Collection[str]) -> int:
+        """Return how many blobs may move at once to or from these registries."""
+        # Without a registry, a file that is malformed is no error.
+        return self.rules().limit_jobs(self._options.jobs, registries) if registries else self._options.jobs
 
     def _load_rules(self) -> RegistryConfiguration:
         from ocistream.config.registries_conf import load_namespaces
@@ -199,30 +194,29 @@ class RegistryAccess:
         Raises:
             UsageError: SOURCE_DATE_EPOCH is malformed.
         """
-        client = once(lambda: create_client(False))
-        mirror_client = once(lambda: create_client(True))
-
-        def create_opener() -> Registries:
-            from ocistream.registry.registries import Registries
-
-            opener = Registries(client(), mirror_client, self.rules().find_pull_sources, self._report)
-            if not self._options.cache:
-                return opener
-            from ocistream.layout.cache import CachedRepository
-
-            return opener.wrapped_by(functools.partial(CachedRepository, self._cache()))
-
         return OpenContext(
-            client=client,
+            open_registries=once(functools.partial(self._open_registries, create_client)),
             mtime=_read_source_date_epoch(self._env),
-            opener=once(create_opener),
             jobs=self._options.jobs,
-            find_host_jobs=self.find_host_jobs,
-            upload_strategy=self.upload_strategy,
-            records=self.upload_records,
             cancelled=cancelled,
-            check_push=self.check_push,
         )
+
+    def _open_registries(self, create_client: Callable[[bool], HttpClient]) -> Registries:
+        from ocistream.registry.registries import Registries
+
+        registries = Registries(
+            create_client(False),
+            self.rules(),
+            mirror_client=once(lambda: create_client(True)),
+            upload_strategy=self.upload_strategy,
+            upload_records=self.upload_records,
+            report=self._report,
+        )
+        if not self._options.cache:
+            return registries
+        from ocistream.layout.cache import CachedRepository
+
+        return registries.wrapped_by(functools.partial(CachedRepository, self._cache()))
 
 
 def load_configuration(config: Path | None, env: Mapping[str, str]) -> TomlTable | None:

@@ -1,4 +1,7 @@
-"""Open the repository that an image is read from: the registry's own, or one with mirrors or a cache around it."""
+"""`Registries`: what one side of a copy needs of registries, to read from repositories and to write to them.
+
+An image is read from the registry's own repository, or from one with mirrors or a cache around it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from ocistream.errors import NetworkError
-from ocistream.registry.configuration import PullSource
+from ocistream.registry.configuration import RegistryConfiguration
 from ocistream.registry.repository import Repository
 
 if TYPE_CHECKING:
@@ -18,9 +21,12 @@ if TYPE_CHECKING:
     from ocistream.http.endpoints import Endpoint
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.reference import Reference
+    from ocistream.registry.configuration import PullSource
     from ocistream.registry.mirrors import MirrorHealth, PullCandidate
     from ocistream.registry.referrers import ReferrerList
     from ocistream.registry.tags import TagList
+    from ocistream.registry.upload_record import UploadRecords
+    from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.interfaces import RecoverableBlob
 
 
@@ -51,42 +57,42 @@ class ReadableRepository(Protocol):
         """Return the digest of a tag, or None if the tag does not exist."""
 
 
-def _default_pull_sources(reference: Reference) -> tuple[PullSource, ...]:
-    """Return the registry's own repository only."""
-    return (PullSource(reference.registry, reference.repository),)
-
-
 class Registries:
-    """Open the repository, with its mirrors, that an image is read from. Safe for several threads.
+    """The registries that one side of a copy reaches. Safe for several threads.
 
-    `client` sends requests to registries, and the client that `mirror_client` returns sends them to mirrors.
-    `find_pull_sources` maps an image to its locations. `report(message, level)` receives each fallback: level 0, or 1
-    if it is nothing unusual.
+    `client` sends requests to registries, and the client that `mirror_client` returns sends them to mirrors. `rules`
+    are those of the configuration; without them no mirror is used. `upload_strategy` and `upload_records` are for
+    destinations. `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual.
     """
 
     def __init__(
         self,
         client: HttpClient,
+        rules: RegistryConfiguration | None = None,
+        *,
         mirror_client: Callable[[], HttpClient] | None = None,
-        find_pull_sources: Callable[[Reference], Sequence[PullSource]] = _default_pull_sources,
+        upload_strategy: Callable[[], UploadStrategy | None] = lambda: None,
+        upload_records: Callable[[], UploadRecords | None] = lambda: None,
         report: Callable[[str, int], None] = lambda _message, _level: None,
     ) -> None:
-        """Take the clients and the rules. Without rules no mirror is used."""
-        self._client = client
+        """Send no request. The functions are called when their results are needed."""
+        self.client = client
+        self.rules = rules or RegistryConfiguration({})
+        self.upload_strategy = upload_strategy
+        self.upload_records = upload_records
         self._mirror_client = mirror_client or (lambda: client)
-        self._find_pull_sources = find_pull_sources
         # Created when a mirror is used, and shared with `wrapped_by`.
         self._health = functools.cache(functools.partial(_create_health, report))
         self._wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository
 
     def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> Registries:
-        """Return an opener that puts another repository, such as a cache, around each one and all its mirrors."""
+        """Return the same with another repository, such as a cache, around each one and all its mirrors."""
         other, inner = copy.copy(self), self._wrap
         other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - same class
         return other
 
     def unwrapped(self) -> Registries:
-        """Return an opener without any wrapper."""
+        """Return the same without the repositories around others, such as the cache."""
         other = copy.copy(self)
         other._wrap = lambda repository: repository  # noqa: SLF001 - same class
         return other
@@ -97,11 +103,11 @@ class Registries:
         Raises:
             AuthenticationError: the configuration blocks it.
         """
-        *mirrors, own = self._find_pull_sources(reference)
+        *mirrors, own = self.rules.find_pull_sources(reference)
         if reference.digest is not None:
             # A tag-only mirror is used neither for an image named by digest nor for anything it needs.
             mirrors = [mirror for mirror in mirrors if mirror.can_pull(by_digest=True)]
-        repository = self._open_own(self._client, own, reference)
+        repository = self._open_own(self.client, own, reference)
         display_name = f"{reference.registry}/{reference.repository}"
         if not mirrors and str(repository) == display_name:
             return self._wrap(repository)
@@ -125,8 +131,8 @@ class Registries:
         """
         from ocistream.registry.tags import list_tags
 
-        *mirrors, own = self._find_pull_sources(reference)
-        repository = self._open_own(self._client, own, reference)
+        *mirrors, own = self.rules.find_pull_sources(reference)
+        repository = self._open_own(self.client, own, reference)
         try:
             return list_tags(repository)
         except NetworkError as error:
@@ -164,7 +170,7 @@ class Registries:
             PullCandidate(
                 mirror,
                 self._open_mirror(self._mirror_client(), mirror),
-                self._open_mirror(self._client, mirror),
+                self._open_mirror(self.client, mirror),
             )
             for mirror in mirrors
         ]

@@ -14,7 +14,6 @@ from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.referrers import EXCLUDED
 from ocistream.oci.walk import GraphWalk, Need, run_walk
 from ocistream.registry.referrer_search import ReferrerSearch
-from ocistream.registry.registries import Registries
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.workers import DEFAULT_JOBS
 from ocistream.transfer.interfaces import CompleteSource
@@ -22,14 +21,13 @@ from ocistream.transfer.verified_blobs import read_verified
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from ocistream.http.client import HttpClient
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.registry.referrers import ReferrerList
-    from ocistream.registry.registries import ReadableRepository
+    from ocistream.registry.registries import ReadableRepository, Registries
     from ocistream.transfer.interfaces import Blob, EarlyBlobs
 
 
@@ -38,21 +36,19 @@ class RegistrySource(CompleteSource):
 
     Referrers are searched only if they are copied along, or with `with_signatures`, which adds signatures that are not
     copied, to be checked; `jobs` queries run at the same time. `cancelled` stops these queries, and a failed query sets
-    it; the default is the client's event. `open_repository` maps an image to its repository; the default uses the named
-    registry without mirrors.
+    it; the default is the client's event.
     """
 
     concurrent = True
 
     def __init__(
         self,
-        client: HttpClient,
+        registries: Registries,
         references: Sequence[Reference],
         *,
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: ReferrerMode = "list",
         with_signatures: bool = False,
-        open_repository: Callable[[Reference], ReadableRepository] | None = None,
         jobs: int = DEFAULT_JOBS,
         cancelled: threading.Event | None = None,
     ) -> None:
@@ -62,9 +58,8 @@ class RegistrySource(CompleteSource):
         self._referrers: ReferrerMode = referrers
         self._with_signatures = with_signatures
         self._jobs = jobs
-        self._client = client
-        self._cancelled = cancelled or client.cancelled
-        self._open_repository = open_repository or Registries(client).open_repository
+        self._registries = registries
+        self._cancelled = cancelled or registries.client.cancelled
         #: Digest -> the first repository that was found to contain it.
         self._repositories: dict[str, ReadableRepository] = {}
         self._graph: Graph | None = None
@@ -83,7 +78,7 @@ class RegistrySource(CompleteSource):
         walk = GraphWalk(self._platforms, skip_referrers=self._referrers == "skip")
         repositories = []
         for reference in self._references:
-            repository = self._open_repository(reference)
+            repository = self._registries.open_repository(reference)
             repositories.append(repository)
             manifest = self._resolve_image(reference, repository)
             walk.add_root(Root(reference.name if reference.tag else None, manifest.descriptor, str(repository)))
@@ -114,7 +109,7 @@ class RegistrySource(CompleteSource):
             NotFoundError: the image does not exist.
         """
         reference = self._references[0]
-        return self._resolve_image(reference, self._open_repository(reference))
+        return self._resolve_image(reference, self._registries.open_repository(reference))
 
     def find_repository(self, digest: str) -> tuple[str, str] | None:
         """Return the registry and repository of a blob, for a destination that can mount it; never a mirror.
@@ -157,7 +152,7 @@ class RegistrySource(CompleteSource):
         registry = repository.endpoint.registry
         is_explicit = registry.lower() == reference.registry.lower()
         return suggest_tags(
-            Repository(self._client, registry, repository.name, is_explicit=is_explicit), reference.target
+            Repository(self._registries.client, registry, repository.name, is_explicit=is_explicit), reference.target
         )
 
     def _collect_referrers(self, repositories: Sequence[ReadableRepository], walk: GraphWalk) -> None:

@@ -112,7 +112,6 @@ class ImageComparer:
         sources: SyncSources,
         layouts: LayoutWriters,
         create_cancel_event: Callable[[], threading.Event],
-        check_push: Callable[[Reference | None], None],
         policy: TrustPolicy,
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` a new event that cancels one image."""
@@ -120,7 +119,6 @@ class ImageComparer:
         self._sources = sources
         self._layouts = layouts
         self._create_cancel_event = create_cancel_event
-        self._check_push = check_push
         self._policy = policy
         self._unreachable = _UnreachableRegistries()
         #: Memory for manifests, in bytes.
@@ -143,9 +141,11 @@ class ImageComparer:
             return
         for destination in copy.destinations:
             try:
-                self._check_push(destination.reference)
+                context = self._context_of(destination.sync_location)
+                if destination.reference is not None:
+                    context.registries().rules.check_push(destination.reference)
                 with self._unreachable.guard(destination.reference):
-                    state = DestinationState(destination, self._context_of(destination.sync_location), self._layouts)
+                    state = DestinationState(destination, context, self._layouts)
                     digest = state.find_digest()
                     is_same = digest in source_image.digests
                 # Referrers are requested only if the image itself is the same; otherwise it is copied anyway.
@@ -199,8 +199,8 @@ class ImageComparer:
         if location.reference is not None and (
             (tags := self._digest_tags.get((location.reference.registry, location.reference.repository))) is not None
         ):
-            opener = context.repository_opener().wrapped_by(lambda repository: _TagListRepository(repository, tags))
-            context = replace(context, opener=lambda: opener)
+            registries = context.registries().wrapped_by(lambda repository: _TagListRepository(repository, tags))
+            context = replace(context, open_registries=lambda: registries)
 
         @functools.cache
         def graph() -> Graph:
@@ -209,7 +209,7 @@ class ImageComparer:
                 return source_graph if location.reference is not None else limit_to_source(source, source_graph)
 
         if location.reference is not None and not entry.platforms.platforms:
-            repository = context.repository_opener().open_repository(location.reference)
+            repository = context.registries().open_repository(location.reference)
             # Some registries answer HEAD without a digest. A missing image is reported when its manifest is fetched.
             digest = repository.find_digest(location.reference.target)
             if digest:

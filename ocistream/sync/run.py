@@ -77,7 +77,6 @@ class SyncRun:
         prefetch_memory: int,
         create_cancel_event: Callable[[], threading.Event],
         observer: RunObserver,
-        check_push: Callable[[Reference | None], None] = lambda _: None,
         policy: TrustPolicy | None = None,
     ) -> None:
         """`context` returns the context of a location; `create_cancel_event` an event to cancel one image.
@@ -98,7 +97,6 @@ class SyncRun:
             sources=self._sources,
             layouts=self._layouts,
             create_cancel_event=create_cancel_event,
-            check_push=check_push,
             policy=policy,
         )
         #: Copied images whose results are not reported yet, and when others were (monotonic seconds).
@@ -146,7 +144,8 @@ class SyncRun:
         for copy in copies:
             for sync_location in (copy.entry.source, *(destination.sync_location for destination in copy.destinations)):
                 if (reference := sync_location.location.reference) is not None:
-                    jobs = min(jobs, self._context_of(sync_location).jobs_at([reference.registry]))
+                    rules = self._context_of(sync_location).registries().rules
+                    jobs = rules.limit_jobs(jobs, [reference.registry])
         return jobs
 
     def _copy_batch(self, comparisons: Sequence[ImageComparison], jobs: int, done: int, count: int) -> None:
@@ -206,8 +205,8 @@ class SyncRun:
         for entry in plan.entries:
             for sync_location in (entry.source, *entry.destinations):
                 if sync_location.location.reference is not None:
-                    # Create the opener here: several threads would each create one.
-                    self._context_of(sync_location).repository_opener()
+                    # Read the configuration here: its errors are those of the run.
+                    self._context_of(sync_location).registries()
             try:
                 copies.append(EntryCopies(entry, () if entry.has_one_image else self._list_names(entry)))
             except OcistreamError as error:
@@ -220,7 +219,7 @@ class SyncRun:
     def _list_names(self, entry: SyncEntry) -> Iterable[str]:
         location, context = entry.source.location, self._context_of(entry.source)
         if location.reference is not None:
-            listed = context.repository_opener().list_tags(location.reference)
+            listed = context.registries().list_tags(location.reference)
             if listed.incomplete_reason:
                 msg = f"{printable(location.text)}: cannot list all tags: {listed.incomplete_reason}"
                 raise UnsupportedError(msg, hint="name its images one by one")

@@ -39,6 +39,7 @@ from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import PlatformChoice
 from ocistream.oci.reference import Reference, parse_reference
 from ocistream.registry.destination import RegistryDestination
+from ocistream.registry.registries import Registries
 from ocistream.registry.source import RegistrySource
 from ocistream.streams.chunks import Chunk, read_all, verify_chunks
 from ocistream.streams.workers import DEFAULT_JOBS
@@ -327,7 +328,7 @@ def registry_source(names: Sequence[str], wanted: Wanted = EVERYTHING) -> Source
     """Open images of a registry, by their full names."""
     references = [parse_reference(name) for name in names]
     transport = _transport()
-    native = RegistrySource(transport, references, platforms=_choice(wanted), referrers=wanted.referrers)
+    native = RegistrySource(Registries(transport), references, platforms=_choice(wanted), referrers=wanted.referrers)
     return Source(native, transport)
 
 

@@ -112,7 +112,6 @@ def sync(context: CommandContext, file: Path, part: str, *, dry_run: bool) -> No
                 # One event per image: cancelling one transfer must not cancel the next.
                 create_cancel_event=lambda: LinkedEvent([context.cancelled]),
                 observer=observer,
-                check_push=context.access.check_push,
                 policy=policy,
             )
             run_in_thread(lambda: run.run(plan, shard, dry_run=dry_run), context.cancelled, abandons=True)

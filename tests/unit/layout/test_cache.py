@@ -53,8 +53,7 @@ class Setting:
 
         self.registry.requests.clear()
         reference = parse_reference(f"{self.registry.host}/app:1")
-        reading = Registries(self.transport).wrapped_by(before)
-        source = RegistrySource(self.transport, [reference], open_repository=reading.open_repository)
+        source = RegistrySource(Registries(self.transport).wrapped_by(before), [reference])
         try:
             copy(source, sink, prefetch_memory=ahead, jobs=jobs)
         finally:
