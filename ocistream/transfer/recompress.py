@@ -27,7 +27,7 @@ from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
 from ocistream.streams import layer_media_types
-from ocistream.streams.chunks import HashedChunks
+from ocistream.streams.chunks import HashedChunks, peek_chunks
 from ocistream.streams.compression import CODECS, NONE, Codec, DecompressionError, decompress_layer, detect_codec
 from ocistream.transfer.interfaces import NewBlob
 
@@ -156,14 +156,12 @@ class Recompressor:
         return replace(blob, open=lambda *_: self._check_compression(blob), can_resume=False)
 
     def _check_compression(self, blob: VerifiedBlob) -> Iterator[Chunk]:
-        chunks = blob.open()
-        beginning = next(chunks, b"")
-        codec = detect_codec(bytes(beginning[: limits.KIB]))
-        if beginning and codec is not self.settings.codec:
+        first, chunks = peek_chunks(blob.open())
+        codec = detect_codec(bytes(first[: limits.KIB]))
+        if first and codec is not self.settings.codec:
             layer = blob.descriptor
             msg = f"{layer.digest} has the media type {layer.media_type}, but its compression is {codec.name}"
             raise ArchiveError(msg, hint="the manifest of its image is wrong: copy it without --compress")
-        yield beginning
         yield from chunks
 
     def can_recompress(self, beginning: bytes) -> bool:

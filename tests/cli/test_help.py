@@ -43,7 +43,6 @@ RARE = {
 }
 #: What only a pull needs, and what only a push.
 PULLING = {
-    "ocistream.registry.registries",
     "ocistream.registry.referrer_search",
     "ocistream.registry.source",
 }
