@@ -20,7 +20,7 @@ from ocistream.registry.referrers import CosignTags
 from ocistream.registry.repository import Repository, is_canonical_digest
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
-from ocistream.transfer.interfaces import Traits
+from ocistream.transfer.interfaces import Access, Traits
 
 if TYPE_CHECKING:
     import threading
@@ -443,7 +443,7 @@ class RegistryDestination:
     def _mount_or_upload(self, blob: VerifiedBlob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:
         pusher = self._pushers[name]
         if not pusher.mount(descriptor, source):
-            if not blob.reopenable:
+            if blob.access is not Access.REPEATABLE:
                 msg = (
                     f"{descriptor.digest}: {name} also needs this blob, but the blob can neither be mounted nor "
                     "read again"

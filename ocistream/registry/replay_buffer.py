@@ -28,9 +28,9 @@ _MAX_PIECE: Final = limits.CHUNK_SIZE
 class UploadContent:
     """What to upload: a blob, or its bytes from `start` to `end`.
 
-    `open()` returns verified chunks, from `start` on; if `reopenable`, it may be called again. `blob()` returns the
-    descriptor of the complete blob. If `end` is None, the size is not known yet, and `blob()` is valid only after the
-    last chunk. `access` is how the source gives the chunks.
+    `open()` returns verified chunks, from `start` on. `blob()` returns the descriptor of the complete blob. If `end` is
+    None, the size is not known yet, and `blob()` is valid only after the last chunk. `access` is how the source gives
+    the chunks: if it is REPEATABLE, `open` may be called again.
     """
 
     open: Callable[[], Iterator[Chunk]]
@@ -38,11 +38,6 @@ class UploadContent:
     start: int = 0
     end: int | None = None
     access: Access = Access.REPEATABLE
-
-    @property
-    def reopenable(self) -> bool:
-        """Whether the content may be read again."""
-        return self.access is Access.REPEATABLE
 
     @property
     def is_part(self) -> bool:
@@ -60,7 +55,7 @@ class ReplayBuffer:
 
     Offsets are positions in the blob, in bytes. The buffer holds at most `capacity` bytes: those from `start` to `end`,
     which is how far the source was read. `has_source_failed` says that the source raised. Bytes before the window are
-    read again if the content is reopenable.
+    read again if the source allows it.
     """
 
     def __init__(self, content: UploadContent, capacity: int) -> None:
@@ -100,7 +95,9 @@ class ReplayBuffer:
 
     def can_seek(self, offset: int) -> bool:
         """Return whether the bytes from `offset` on are still available."""
-        return self.start <= offset <= self.end or (self._content.reopenable and offset >= self._content.start)
+        if self.start <= offset <= self.end:
+            return True
+        return self._content.access is Access.REPEATABLE and offset >= self._content.start
 
     def seek(self, offset: int) -> None:
         """Position the buffer at `offset`, for which `can_seek` must be true; errors of the source pass through."""

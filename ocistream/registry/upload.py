@@ -114,7 +114,7 @@ class Upload:
         )
         self._buffer = ReplayBuffer(
             content,
-            strategy.replay_buffer_size(reopenable=content.reopenable, is_size_known=self._is_size_known),
+            strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known),
         )
         self._retries = repository.client.start_retries()
         self._explicit_method = strategy.explicit_method(repository.endpoint.settings.upload)
@@ -126,7 +126,7 @@ class Upload:
         #: a layer that is too large before its first byte.
         self._must_end_requests = self._is_size_known and (
             content.access is Access.RESUMABLE
-            or (self._explicit_method is not None and self._method.kind == CHUNK and not content.reopenable)
+            or (self._explicit_method is not None and self._method.kind == CHUNK and content.access is Access.ONCE)
         )
         self.acknowledged = 0
         self.resumed_size = 0
@@ -242,7 +242,7 @@ class Upload:
         """Return whether a later run can resume this upload."""
         # A recompressed layer from a pipe cannot be resumed. A blob from a pipe can: the same command mostly produces
         # the same archive, and otherwise the digest does not match and the next run starts at byte 0.
-        if not self._session.is_recorded or not (self._content.reopenable or self._is_size_known):
+        if not self._session.is_recorded or not (self._content.access is Access.REPEATABLE or self._is_size_known):
             return False
         if not self._can_resume:
             return False
@@ -354,7 +354,7 @@ class Upload:
         if self._method.kind != CHUNK:
             return largest if offset else None
         min_chunk = self._session.min_chunk
-        buffer_size = self._strategy.replay_buffer_size(reopenable=self._content.reopenable, is_size_known=False)
+        buffer_size = self._strategy.replay_buffer_size(self._content.access, is_size_known=False)
         if min_chunk > (limits.UPLOAD_MEMORY if self._is_size_known else buffer_size):
             # The registry's minimum exceeds the buffer: send the rest of the blob in one request.
             return None

@@ -23,6 +23,7 @@ from ocistream.registry.profiles import (
     find_profile_by_headers,
 )
 from ocistream.sizes import parse_size
+from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -143,14 +144,14 @@ class UploadStrategy:
         """The last upload method of each host, as `--upload` writes it."""
         return dict(self._methods_used)
 
-    def replay_buffer_size(self, *, reopenable: bool, is_size_known: bool) -> int:
+    def replay_buffer_size(self, access: Access, *, is_size_known: bool) -> int:
         """Return how many bytes of one blob may be buffered for sending again.
 
-        A pipe gets all of the memory, 8 MiB: that many bytes may be in socket buffers and in a proxy. A reopenable blob
-        needs one chunk only. With unknown size it may go in chunks, which are buffered; then the simultaneous uploads
-        share the memory.
+        A pipe gets all of the memory, 8 MiB: that many bytes may be in socket buffers and in a proxy. A blob that can
+        be read again needs one chunk only. With unknown size it may go in chunks, which are buffered; then the
+        simultaneous uploads share the memory.
         """
-        if not reopenable:
+        if access is not Access.REPEATABLE:
             return limits.UPLOAD_MEMORY
         return limits.CHUNK_SIZE if is_size_known else max(limits.CHUNK_SIZE, limits.UPLOAD_MEMORY // (2 * self._jobs))
 

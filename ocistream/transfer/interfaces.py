@@ -49,7 +49,7 @@ class Blob:
     """A descriptor and the way to its bytes.
 
     `open(offset)` returns the raw chunks from byte `offset` of the blob on, by default from the first byte that the
-    source has. Nothing is requested before the first chunk is needed. If the blob is not `reopenable`, `open` may be
+    source has. Nothing is requested before the first chunk is needed. Unless `access` is REPEATABLE, `open` may be
     called only once; the bytes before `offset` are then read and dropped.
 
     `range` says which bytes of the blob the source has, if it does not have all: the part in one volume of an archive,
@@ -60,11 +60,6 @@ class Blob:
     open: Callable[..., Iterator[Chunk]]
     access: Access = Access.REPEATABLE
     range: ByteRange | None = None
-
-    @property
-    def reopenable(self) -> bool:
-        """Whether the blob may be read again in this run."""
-        return self.access is Access.REPEATABLE
 
     @property
     def start(self) -> int:
@@ -131,20 +126,15 @@ class VerifiedBlob(Blob):
 class NewBlob:
     """A blob that is made while it is copied: its digest and size are known after its last chunk.
 
-    `open()` returns the chunks; if `reopenable`, it may be called again and returns the same. `descriptor()` is valid
-    once they are used up. `replaces` is the blob of the graph that this one is made from, if known; `access` is how the
-    source gives that one.
+    `open()` returns the chunks. `descriptor()` is valid once they are used up. `replaces` is the blob of the graph that
+    this one is made from, if known; `access` is how the source gives that one: if it is REPEATABLE, `open` may be
+    called again.
     """
 
     open: Callable[[], Iterator[Chunk]]
     descriptor: Callable[[], Descriptor]
     replaces: Descriptor | None = None
     access: Access = Access.REPEATABLE
-
-    @property
-    def reopenable(self) -> bool:
-        """Whether the chunks may be read again in this run."""
-        return self.access is Access.REPEATABLE
 
 
 @dataclass(frozen=True, slots=True)

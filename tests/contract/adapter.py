@@ -144,7 +144,7 @@ class Source:
     def blobs(self, pieces: Iterable[Piece]) -> Iterator[Blob]:
         """Return the blobs that the source has of `pieces`, in the source's order."""
         for blob in self.native.blobs([_descriptor(piece) for piece in pieces]):
-            yield Blob(_piece(blob.descriptor), blob.open, blob.reopenable)
+            yield Blob(_piece(blob.descriptor), blob.open, blob.access is Access.REPEATABLE)
 
     def close(self) -> None:
         """Close the source."""

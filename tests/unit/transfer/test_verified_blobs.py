@@ -96,7 +96,7 @@ def test_bytes_and_what_was_looked_into_begin_anywhere(offset: int) -> None:
     blob = blob_from_bytes(blob_of(RIGHT), RIGHT)
     assert read_all(blob.open(offset)) == RIGHT[offset:]
     seen, beginning = peek(blob)
-    assert (read_all(seen.open(offset)), beginning, seen.reopenable) == (RIGHT[offset:], RIGHT, False)
+    assert (read_all(seen.open(offset)), beginning, seen.access) == (RIGHT[offset:], RIGHT, Access.ONCE)
 
 
 def test_only_from_its_first_byte_to_its_last_is_a_blob_complete() -> None:
