@@ -73,9 +73,9 @@ class ExistenceCheck:
         absent: list[Descriptor] = []
         remaining: list[Descriptor] = []
         for blob in pending:
-            is_missing = self._source.is_missing(blob)
-            is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
-            (absent if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
+            is_absent = self._source.is_absent(blob)
+            is_absent = blob.digest in graph.omitted_from_source if is_absent is None else is_absent
+            (absent if is_absent and blob.digest not in graph.embedded else remaining).append(blob)
         self._missing_manifests = find_missing_manifests(graph, self._destination)
         self._stored = self._destination.stored(absent)
         # For small blobs, only the second answer is certain.

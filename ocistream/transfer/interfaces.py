@@ -198,7 +198,7 @@ class Source(Protocol):
     def may_lack_blobs(self) -> bool:
         """Whether it may lack blobs of its graph, beyond those that the graph lists as omitted."""
 
-    def is_missing(self, descriptor: Descriptor, /) -> bool | None:
+    def is_absent(self, descriptor: Descriptor, /) -> bool | None:
         """Return whether the source lacks a blob of the graph; None if that is not known (yet)."""
 
     def parts(self, descriptor: Descriptor, /) -> Sequence[BlobPart]:
@@ -216,7 +216,7 @@ class CompleteSource:
 
     may_lack_blobs = False
 
-    def is_missing(self, _descriptor: Descriptor, /) -> bool | None:
+    def is_absent(self, _descriptor: Descriptor, /) -> bool | None:
         """Return None: only a request could tell."""
         return None
 
