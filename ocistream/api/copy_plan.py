@@ -151,11 +151,10 @@ class CopyPlan:
             OcistreamError: the first failure; nothing new is visible in the destination.
         """
 
-        def rename(graph: Graph) -> Graph:
+        def check_resolved(graph: Graph) -> None:
             on_resolved(graph)
             if self.recompression is not None:
                 self._check_digest_stays(graph, self.recompression)
-            return self.rename(graph) if self.rename is not None else graph
 
         plain_layers = None
         if self.compresses_plain_layers(omits=omit is not None):
@@ -172,7 +171,8 @@ class CopyPlan:
             jobs=jobs,
             prefetch_memory=prefetch_memory,
             cancelled=cancelled,
-            rename=rename,
+            on_resolved=check_resolved,
+            rename=self.rename,
             omit=omit,
             recompression=self.recompression,
             plain_layers=plain_layers,

@@ -58,6 +58,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     jobs: int = DEFAULT_JOBS,
     prefetch_memory: int = limits.PREFETCH_MEMORY,
     cancelled: threading.Event | None = None,
+    on_resolved: Callable[[Graph], None] = lambda _graph: None,
     rename: Callable[[Graph], Graph] | None = None,
     omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
     recompression: Recompression | None = None,
@@ -71,8 +72,9 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
 
     `jobs` bounds how many blobs move at once, where both locations allow it, and how many connections fetch them.
     `prefetch_memory` is the memory for prefetching, in bytes; 0 means one connection for each blob. A failure in one
-    of several threads sets `cancelled`, which stops those that wait on it. `rename` returns the graph with other root
-    names. `omit` returns the blobs to omit from the output, by digest, with the reason for each.
+    of several threads sets `cancelled`, which stops those that wait on it. `on_resolved` receives the source's graph;
+    if it raises, nothing is copied. `rename` returns the graph with other root names. `omit` returns the blobs to omit
+    from the output, by digest, with the reason for each.
 
     With `recompression`, image layers that use another format are recompressed. `plain_layers` is the default for
     archives whose layers are never compressed (those of `docker save`).
@@ -92,6 +94,7 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
             jobs=jobs,
             prefetch_memory=prefetch_memory,
             cancelled=cancelled or threading.Event(),
+            on_resolved=on_resolved,
             rename=rename or (lambda graph: graph),
             omit=omit,
             recompression=recompression,
@@ -116,6 +119,7 @@ class _Copy:
     jobs: int
     prefetch_memory: int
     cancelled: threading.Event
+    on_resolved: Callable[[Graph], None]
     rename: Callable[[Graph], Graph]
     omit: Callable[[Graph], Mapping[str, OmissionReason]] | None
     recompression: Recompression | None
@@ -266,6 +270,7 @@ class _Copy:
 
     def select(self, graph: Graph) -> Graph:
         """Return the part of a graph that is copied, under its new names, and tell the observer of it."""
+        self.on_resolved(graph)
         graph = self.destination.expect(self.skip_changed_referrers(self.rename(graph)))
         if self.omit is not None:
             graph = self.omit_blobs(graph, self.omit)
