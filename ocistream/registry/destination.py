@@ -181,8 +181,6 @@ class RegistryDestination:
         self._blob_exists: dict[tuple[str, str], bool] = {}
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more blob is asked for.
         self._misses: dict[str, int] = {}
-        #: (Repository, digest) of small blobs that were not asked for. The next question for them is a request.
-        self._unasked: set[tuple[str, str]] = set()
         #: Digest -> bytes of an unfinished blob that this run has sent, or found.
         self._partial_sizes: dict[str, int] = {}
         #: Repository -> the large images that it may have.
@@ -231,11 +229,11 @@ class RegistryDestination:
                 if reference.repository not in names:
                     names.append(reference.repository)
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that every repository has that needs them.
 
-        A repository that lacks several blobs in a row is not asked for small ones at the first question: asking for one
-        takes as long as a part of its upload.
+        With `quick`, a repository that lacks several blobs in a row is not asked for small ones: asking for one takes
+        as long as a part of its upload.
         """
         found: set[str] = set()
         checks = [check for images in self._existing_images.values() for check in images.list_checks(blobs)]
@@ -246,7 +244,7 @@ class RegistryDestination:
                 names = self._repositories_needing[blob.digest]
                 is_stored = all(self._pushers[name].repository.has_manifest(blob.digest) for name in names)
             else:
-                self._ask_repositories(blob)
+                self._ask_repositories(blob, quick=quick)
                 is_stored = not self._repositories_without(blob)
             if is_stored:
                 found.add(blob.digest)
@@ -453,16 +451,13 @@ class RegistryDestination:
             pusher.upload(blob)
         self._blob_exists[name, descriptor.digest] = True
 
-    def _ask_repositories(self, descriptor: Descriptor) -> None:
-        """Ask the repositories that need a blob whether they have it."""
+    def _ask_repositories(self, descriptor: Descriptor, *, quick: bool) -> None:
+        """Ask the repositories that need a blob whether they have it; see `stored`."""
+        is_optional = quick and descriptor.size <= limits.MAX_RESENT_BLOB
         for name in self._names_needing(descriptor.digest):
-            key = name, descriptor.digest
-            is_small = descriptor.size <= limits.MAX_RESENT_BLOB
             if self._existing_images[name].has_blob(descriptor):
-                self._blob_exists.setdefault(key, True)
-            elif is_small and self._misses.get(name, 0) >= _MAX_MISSES and key not in self._unasked:
-                self._unasked.add(key)
-            else:
+                self._blob_exists.setdefault((name, descriptor.digest), True)
+            elif not is_optional or self._misses.get(name, 0) < _MAX_MISSES:
                 self._check_blob(self._pushers[name].repository, descriptor)
 
     def _check_blob(self, repository: Repository, descriptor: Descriptor) -> bool:

@@ -431,7 +431,7 @@ class ImageCopier:
             graph = limit_to_source(source, graph, destination.stored)
             check = ExistenceCheck(source, destination, lambda *_: None, jobs=1, cancelled=cancelled)
             _, pending = check.split_absent(graph, graph.blobs)
-            stored = destination.stored(pending)
+            stored = destination.stored(pending, quick=True)
             return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
 
     def _open_destination(

@@ -344,7 +344,7 @@ class _Copy:
                 self.results.add(blob, "omitted")
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
         unchanged = [blob for blob in pending if plan.actions[blob.digest] is not Action.RECOMPRESS]
-        check.skip_or_mount(unchanged, self.destination.stored(unchanged))
+        check.skip_or_mount(unchanged, self.destination.stored(unchanged, quick=True))
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         wanted = [
             blob
@@ -457,7 +457,7 @@ class _Copy:
     def skip_unsent(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Skip the blobs that a pipe has not sent and the destination has, unless their bytes are needed.
 
-        A registry was not asked for small ones, because the source was expected to send them.
+        A registry may not have been asked for small ones, because the source was expected to send them.
         """
         unsent = [
             blob

@@ -153,7 +153,7 @@ class EarlyBlobWriter:
         return self._plain_recompressor
 
     def _is_stored(self, blob: Descriptor) -> bool:
-        return bool(self._destination.stored([blob]))
+        return bool(self._destination.stored([blob], quick=True))
 
 
 def _decompress_result(

@@ -78,8 +78,6 @@ class ExistenceCheck:
             (absent if is_absent and blob.digest not in graph.embedded else remaining).append(blob)
         self._missing_manifests = find_missing_manifests(graph, self._destination)
         self._stored = self._destination.stored(absent)
-        # For small blobs, only the second answer is certain.
-        self._stored |= self._destination.stored([blob for blob in absent if blob.digest not in self._stored])
         unstored = [blob for blob in absent if blob.digest not in self._stored]
         self._check_missing(graph, [*self._missing_manifests, *self.list_unmountable(unstored)])
         return absent, remaining
@@ -114,7 +112,7 @@ class ExistenceCheck:
 
         Return how many bytes of each other blob of `remaining` an earlier run has stored.
         """
-        stored = self._stored | self._destination.stored(remaining)
+        stored = self._stored | self._destination.stored(remaining, quick=True)
         unstored = [blob for blob in (*absent, *remaining) if blob.digest not in stored]
         unmountable = {blob.digest for blob in self.list_unmountable(unstored)}
         for blob in (*absent, *remaining):

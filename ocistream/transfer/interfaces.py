@@ -281,11 +281,11 @@ class Destination(Protocol):
         layer.
         """
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that are stored completely.
 
-        A registry may omit a small blob without asking for it, since an upload takes hardly longer. If the caller asks
-        for the blob again, the answer is certain.
+        With `quick`, which is for blobs that the source can send, a registry may omit a small one without asking for
+        it, since an upload takes hardly longer.
         """
 
     def partial_size(self, blob: Descriptor, /) -> int:

@@ -70,7 +70,7 @@ class Shelf:
     def begin(self, graph: Graph) -> None:
         """Nothing has to be known."""
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
         return {blob.digest for blob in blobs if blob.digest in self.blobs}
 
     def partial_size(self, _blob: Descriptor, /) -> int:

@@ -46,7 +46,7 @@ class Memory:
         assert all(manifest.descriptor.digest in graph.documents for manifest in graph.manifests)
         self.diary.append("begin")
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
         return {blob.digest for blob in blobs if blob.digest in self.blobs}
 
     def partial_size(self, _blob: Descriptor, /) -> int:
@@ -227,7 +227,7 @@ class TestSideBySide:
         several_layers(layout)
 
         class Asked(Memory):
-            def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+            def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
                 msg = f"{blobs}?"
                 raise NetworkError(msg)
 
