@@ -339,7 +339,7 @@ class RegistryDestination:
         """Upload a blob whose digest is known only at its end, and mount it into other repositories that need it."""
         first, *other_names = self._names_needing(blob.replaces.digest if blob.replaces else "")
         self._pushers[first].upload(blob)
-        descriptor = blob.descriptor()
+        descriptor = blob.descriptor
         self._blob_exists[first, descriptor.digest] = True
         for name in other_names:
             self._mount_or_upload(blob, descriptor, first, name)

@@ -34,10 +34,10 @@ from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.registry.replay_buffer import UploadContent
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_session import UploadSession
     from ocistream.registry.upload_strategy import UploadStrategy
+    from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 #: Bytes of progress after which the retry counter is reset.
 _MIN_PROGRESS: Final = limits.CHUNK_SIZE
@@ -97,7 +97,7 @@ class Upload:
     """
 
     def __init__(
-        self, repository: Repository, strategy: UploadStrategy, session: UploadSession, content: UploadContent
+        self, repository: Repository, strategy: UploadStrategy, session: UploadSession, content: VerifiedBlob | NewBlob
     ) -> None:
         """Take the session and the bytes to upload. Send no request."""
         self._repository = repository
@@ -110,7 +110,7 @@ class Upload:
         self._is_small = (
             self._is_size_known
             and not (content.is_part or session.is_from_earlier_run)
-            and content.blob().size <= limits.MAX_BUFFERED_BLOB
+            and content.descriptor.size <= limits.MAX_BUFFERED_BLOB
         )
         self._buffer = ReplayBuffer(
             content,
@@ -232,7 +232,7 @@ class Upload:
     def _report(self, message: str, count: int) -> None:
         """Report what happens to a complete blob; without -v only if `count` bytes are worth it."""
         if self._is_size_known and not self._content.is_part:
-            blob = self._content.blob()
+            blob = self._content.descriptor
             text = message.format(blob=blob.digest, size=format_size(blob.size))
             self._strategy.report(f"{self._host}: {text}", 0 if count >= _MIN_REPORTED else 1)
 
@@ -305,7 +305,7 @@ class Upload:
 
     def _put(self) -> None:
         """Send the blob and close the session by one request."""
-        blob = self._content.blob()
+        blob = self._content.descriptor
         self._buffer.seek(0)
         self._request = _Request(FixedLengthBody(self._buffer.read(0), blob.size), blob.size)
         self._session.put(blob.digest, self._retries, self._request.body, bytes_to_store=blob.size)
@@ -390,7 +390,7 @@ class Upload:
 
     def _close(self) -> None:
         """Close the session: the registry verifies the blob and makes it visible."""
-        blob = self._content.blob()
+        blob = self._content.descriptor
         try:
             self._session.put(blob.digest, self._retries, bytes_to_store=blob.size)
         except OcistreamError as error:
@@ -573,7 +573,7 @@ class Upload:
         """
         offset = self._session.query_offset(self._retries)
         is_from_earlier_run = self._session.is_from_earlier_run
-        max_offset = self._content.blob().size if is_from_earlier_run else self._sent
+        max_offset = self._content.descriptor.size if is_from_earlier_run else self._sent
         if offset is None or not self.acknowledged <= offset <= max_offset:
             return None
         # An offset before the content is a gap between two parts.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from ocistream import limits
 
@@ -72,6 +72,16 @@ class Blob:
         return self.range.end if self.range is not None else self.descriptor.size
 
     @property
+    def is_last(self) -> bool:
+        """Whether the bytes that the source has end where the blob ends."""
+        return self.end == self.descriptor.size
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the source has only a part of the blob."""
+        return self.start > 0 or not self.is_last
+
+    @property
     def range_descriptor(self) -> Descriptor | None:
         """The size and digest of the bytes that the source has; None if their digest is unknown."""
         if self.range is None:
@@ -126,15 +136,24 @@ class VerifiedBlob(Blob):
 class NewBlob:
     """A blob that is made while it is copied: its digest and size are known after its last chunk.
 
-    `open()` returns the chunks. `descriptor()` is valid once they are used up. `replaces` is the blob of the graph that
-    this one is made from, if known; `access` is how the source gives that one: if it is REPEATABLE, `open` may be
-    called again.
+    `open()` returns the chunks. `describe()` returns the descriptor once they are used up. `replaces` is the blob of
+    the graph that this one is made from, if known; `access` is how the source gives that one: if it is REPEATABLE,
+    `open` may be called again. The other attributes are those of a complete `Blob`, whose end is not known.
     """
 
     open: Callable[[], Iterator[Chunk]]
-    descriptor: Callable[[], Descriptor]
+    describe: Callable[[], Descriptor]
     replaces: Descriptor | None = None
     access: Access = Access.REPEATABLE
+    start: ClassVar[int] = 0
+    end: ClassVar[None] = None
+    is_last: ClassVar[bool] = True
+    is_part: ClassVar[bool] = False
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The descriptor, once the chunks are used up."""
+        return self.describe()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def require_complete(blob: VerifiedBlob, *, or_rest: bool = False) -> None:
     Raises:
         UnsupportedError: the source has only a part of the blob.
     """
-    if blob.range is not None and not (or_rest and blob.end == blob.descriptor.size):
+    if blob.range is not None and not (or_rest and blob.is_last):
         digest = blob.descriptor.digest
         msg = f"{digest}: the source has only a part of this blob; the complete blob is needed"
         raise UnsupportedError(msg)

@@ -83,7 +83,7 @@ class Shelf:
 
     def write_new(self, blob: NewBlob) -> Descriptor:
         content = b"".join(map(bytes, blob.open()))
-        descriptor = blob.descriptor()
+        descriptor = blob.descriptor
         assert (digest_of(content), len(content)) == (descriptor.digest, descriptor.size)
         self.unnamed.append(descriptor.digest)
         self.blobs[descriptor.digest] = content
