@@ -176,19 +176,47 @@ class Recompressor:
         """Store the diff_ids of a config."""
         self.diff_ids[digest] = parse_diff_ids(content, f"the config {digest}")
 
-    def add_result(self, result: RecompressedLayer) -> None:
-        """Store the result of a layer."""
-        self.results[result.source.digest] = result
-        self.result_digests.add(result.result.digest)
-
     def recompress(
-        self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, access: Access
-    ) -> LayerRecompression:
-        """Return the recompression of a layer; `open_raw` returns the layer's own verified chunks.
+        self,
+        open_raw: Callable[[], Iterator[Chunk]],
+        source: Descriptor | None,
+        *,
+        access: Access,
+        write: Callable[[NewBlob], Descriptor],
+    ) -> Descriptor:
+        """Recompress a layer into `write`, and return the layer's own descriptor.
 
-        If `source` is None, the layer's digest and size are computed on the way.
+        `open_raw` returns the layer's own verified chunks. If `source` is None, the layer's digest and size are
+        computed on the way.
         """
-        return LayerRecompression(self, open_raw, source, access)
+        done: list[RecompressedLayer] = []
+
+        def chunks() -> Iterator[Chunk]:
+            # A known digest need not be computed again.
+            hashed_source = HashedChunks(open_raw() if source is None else ())
+            codec, plain_chunks = decompress_layer(
+                hashed_source if source is None else open_raw(), self.settings.max_ratio
+            )
+            plain, result = HashedChunks(plain_chunks), HashedChunks(())
+            try:
+                for chunk in self.settings.codec.compress(plain, self.settings.level):
+                    result.add(chunk)
+                    yield chunk
+            except DecompressionError as found:
+                name, error = source.digest if source else "a layer", found.error
+                raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
+            # Docker's media type is set when its manifest is rewritten.
+            layer = RecompressedLayer(
+                source or layer_media_types.describe_layer(hashed_source.digest, hashed_source.size, codec),
+                layer_media_types.describe_layer(result.digest, result.size, self.settings.codec),
+                plain.digest,
+            )
+            self.results[layer.source.digest] = layer
+            self.result_digests.add(layer.result.digest)
+            done.append(layer)
+
+        write(NewBlob(chunks, lambda: done[-1].result, source, access))
+        return done[-1].source
 
     def rewrite_graph(self, graph: Graph) -> tuple[Graph, Mapping[str, str]]:
         """Return the graph with the recompressed layers, and with new manifests and indexes that refer to them.
@@ -230,56 +258,6 @@ class Recompressor:
                         f"config of its image says {diff_ids[position]}"
                     )
                     raise IntegrityError(msg, digest=result.source.digest)
-
-
-class LayerRecompression:
-    """One layer on its way from one compression to another. Created by `Recompressor.recompress`."""
-
-    def __init__(
-        self,
-        recompressor: Recompressor,
-        open_raw: Callable[[], Iterator[Chunk]],
-        source: Descriptor | None,
-        access: Access,
-    ) -> None:
-        """Open nothing yet."""
-        self._recompressor = recompressor
-        self._settings = recompressor.settings
-        self._open_raw = open_raw
-        self._source = source
-        self._access = access
-        self._result: RecompressedLayer | None = None
-
-    @property
-    def result(self) -> RecompressedLayer:
-        """The result, once all chunks are used up."""
-        assert self._result is not None, "asked for before the end"  # noqa: S101 - destinations read all chunks first
-        return self._result
-
-    def new_blob(self) -> NewBlob:
-        """Return the recompressed layer as destinations accept it."""
-        return NewBlob(self._chunks, lambda: self.result.result, self._source, self._access)
-
-    def _chunks(self) -> Iterator[Chunk]:
-        # A known digest need not be computed again.
-        hashed_source = HashedChunks(self._open_raw() if self._source is None else ())
-        raw = hashed_source if self._source is None else self._open_raw()
-        codec, plain_chunks = decompress_layer(raw, self._settings.max_ratio)
-        plain, result = HashedChunks(plain_chunks), HashedChunks(())
-        try:
-            for chunk in self._settings.codec.compress(plain, self._settings.level):
-                result.add(chunk)
-                yield chunk
-        except DecompressionError as found:
-            layer, error = self._source.digest if self._source else "a layer", found.error
-            raise type(error)(f"{layer}: {error.message}", hint=error.hint) from error
-        # Docker's media type is set when its manifest is rewritten.
-        self._result = RecompressedLayer(
-            self._source or layer_media_types.describe_layer(hashed_source.digest, hashed_source.size, codec),
-            layer_media_types.describe_layer(result.digest, result.size, self._settings.codec),
-            plain.digest,
-        )
-        self._recompressor.add_result(self._result)
 
 
 def _digest(descriptor: Descriptor) -> str:
