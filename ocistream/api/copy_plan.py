@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ocistream.signatures.policy import TrustPolicy, TrustRule
     from ocistream.signatures.signers import Signer
     from ocistream.transfer.interfaces import Destination, Observer, Source
-    from ocistream.transfer.recompress import Recompression
+    from ocistream.transfer.recompress import RecompressionSettings
     from ocistream.transfer.report import Report
 
 _SPLIT_HINT = "name the volumes with a template, such as app.%03d.tar"
@@ -67,7 +67,7 @@ class CopyPlan:
     #: Gives the only image its name at the destination.
     rename: Callable[[Graph], Graph] | None = None
     mount_from: tuple[str, ...] = ()
-    recompression: Recompression | None = None
+    recompression: RecompressionSettings | None = None
     #: One of these must have signed each image; empty if no signatures are required. Their files have these contents.
     signers: Mapping[Signer, str]
     #: The policy of the configuration; None if there is none.
@@ -212,7 +212,7 @@ class CopyPlan:
         references.append(self.target(root) if self.target is not None else self.destination.reference)
         return self.policy.find_for(root, image_names_of(root.descriptor), references)
 
-    def _check_digest_stays(self, graph: Graph, recompression: Recompression) -> None:
+    def _check_digest_stays(self, graph: Graph, recompression: RecompressionSettings) -> None:
         """Refuse to recompress an image whose own digest the destination names, before a blob moves.
 
         The digest of the recompressed image may be named: the registry's destination checks that at the end.
@@ -447,7 +447,7 @@ def _check_split(options: CopyOptions, location: Location) -> None:
         raise UsageError(msg, hint="omit one of them")
 
 
-def _choose_recompression(options: CopyOptions, destination: Location) -> Recompression | None:
+def _choose_recompression(options: CopyOptions, destination: Location) -> RecompressionSettings | None:
     """Return how to recompress layers, or None; the layers of a docker-archive are always uncompressed."""
     if destination.kind != "docker-archive":
         return _parse_recompression(options, options.compress)
@@ -457,7 +457,7 @@ def _choose_recompression(options: CopyOptions, destination: Location) -> Recomp
     return _parse_recompression(options, "none")
 
 
-def _parse_recompression(options: CopyOptions, text: str | None) -> Recompression | None:
+def _parse_recompression(options: CopyOptions, text: str | None) -> RecompressionSettings | None:
     if text is None:
         return None
     from ocistream.transfer.recompress import parse_recompression

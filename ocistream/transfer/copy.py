@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ocistream.transfer.blob_plan import BlobPlan
     from ocistream.transfer.graph_check import GraphCheck, GraphCheckReader
     from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
-    from ocistream.transfer.recompress import Recompression, Recompressor
+    from ocistream.transfer.recompress import RecompressionSettings, Recompressor
     from ocistream.transfer.report import NeededVolumes
 
 #: How many layers are recompressed at once. Each one takes its own memory, and zstd runs two threads for it.
@@ -61,8 +61,8 @@ def copy(  # noqa: PLR0913 - all but two are options, given by name
     on_resolved: Callable[[Graph], None] = lambda _graph: None,
     rename: Callable[[Graph], Graph] | None = None,
     omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
-    recompression: Recompression | None = None,
-    plain_layers: Recompression | None = None,
+    recompression: RecompressionSettings | None = None,
+    plain_layers: RecompressionSettings | None = None,
     check: GraphCheck | None = None,
     dry_run: bool = False,
 ) -> Report:
@@ -122,8 +122,8 @@ class _Copy:
     on_resolved: Callable[[Graph], None]
     rename: Callable[[Graph], Graph]
     omit: Callable[[Graph], Mapping[str, OmissionReason]] | None
-    recompression: Recompression | None
-    plain_layers: Recompression | None
+    recompression: RecompressionSettings | None
+    plain_layers: RecompressionSettings | None
     check: GraphCheck | None
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Recompression:
+class RecompressionSettings:
     """How to recompress image layers that use another format."""
 
     codec: Codec
@@ -47,7 +47,7 @@ class Recompression:
     max_ratio: int = limits.MAX_RATIO
 
 
-def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> Recompression:
+def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> RecompressionSettings:
     """Parse `gzip`, `zstd` or `none`; `gzip` and `zstd` accept `:LEVEL`.
 
     Raises:
@@ -59,13 +59,13 @@ def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> Recompr
         msg = f"unknown compression {printable(text)!r}"
         raise UsageError(msg, hint=f"use {', '.join(CODECS)}, with a level if needed: gzip:9")
     if not colon:
-        return Recompression(codec, codec.default_level, max_ratio)
+        return RecompressionSettings(codec, codec.default_level, max_ratio)
     level = int(digits) if re.fullmatch("[0-9]{1,2}", digits) else -1
     if codec is NONE or level not in codec.levels:
         msg = f"{printable(text)!r} has no valid level"
         allowed = f"levels {codec.levels[0]} to {codec.levels[-1]}" if codec is not NONE else "no level"
         raise UsageError(msg, hint=f"{name} has {allowed}")
-    return Recompression(codec, level, max_ratio)
+    return RecompressionSettings(codec, level, max_ratio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class RecompressedLayer:
 class Recompressor:
     """One transfer's recompression. Safe for several threads."""
 
-    def __init__(self, settings: Recompression) -> None:
+    def __init__(self, settings: RecompressionSettings) -> None:
         """Start without results."""
         self.settings = settings
         #: Whether only uncompressed layers are compressed; others stay as they are.

@@ -32,7 +32,7 @@ from ocistream.streams.compression import CODECS
 from ocistream.streams.layer_media_types import is_probably_json
 from ocistream.transfer import copy as transfer
 from ocistream.transfer.interfaces import NewBlob, Source, Traits, VerifiedBlob
-from ocistream.transfer.recompress import Recompression
+from ocistream.transfer.recompress import RecompressionSettings
 from tests.archives import END, with_checksum
 from tests.contract.test_pipes import Pipe
 from tests.docker_archives import (
@@ -49,7 +49,7 @@ from tests.docker_archives import (
 from tests.images import Layout, digest_of, small_image, tar_layer
 from tests.observers import Watch
 
-GZIP, NONE = (Recompression(CODECS[name], CODECS[name].default_level) for name in ("gzip", "none"))
+GZIP, NONE = (RecompressionSettings(CODECS[name], CODECS[name].default_level) for name in ("gzip", "none"))
 both = pytest.mark.parametrize("how", ["file", "pipe"])
 
 
@@ -141,7 +141,7 @@ def pushed(
     how: str,
     folder: Path,
     *,
-    want: Recompression | None = None,
+    want: RecompressionSettings | None = None,
     shelf: Shelf | None = None,
     **options: Any,
 ) -> Pushed:
@@ -224,7 +224,7 @@ class TestLayers:
     )
     @pytest.mark.parametrize("want", [None, NONE], ids=["gzip", "none"])
     def test_unusual_ones_give_the_same_from_a_file_and_from_a_pipe(
-        self, layout: Layout, layer: bytes, how: str, want: Recompression | None, tmp_path: Path
+        self, layout: Layout, layer: bytes, how: str, want: RecompressionSettings | None, tmp_path: Path
     ) -> None:
         image = saved(layout, layout.image([layer, tar_layer({"a": b"b"})]))
         (document,) = pushed(of_docker([image]), how, tmp_path, want=want).documents()
