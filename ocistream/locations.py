@@ -297,7 +297,7 @@ class OpenContext:
 
     def registries(self) -> Registries:
         """Return the registries; in a dry run without the cache."""
-        return self.open_registries().unwrapped() if self.is_dry_run else self.open_registries()
+        return self.open_registries().without_cache() if self.is_dry_run else self.open_registries()
 
 
 def open_source(location: Location, context: OpenContext, selection: Selection) -> Source:
@@ -458,6 +458,7 @@ def _open_references(references: Sequence[Reference], context: OpenContext, sele
         platforms=selection.platforms,
         referrers=selection.referrers,
         with_signatures=selection.with_signatures,
+        digest_tags=selection.digest_tags,
         jobs=registries.rules.limit_jobs(context.jobs, (reference.registry for reference in references)),
         cancelled=context.cancelled,
     )

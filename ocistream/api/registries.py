@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ocistream.http.settings import HostSettings
     from ocistream.layout.cache import Cache
     from ocistream.registry.configuration import HostRule, RegistryConfiguration
-    from ocistream.registry.registries import Registries
+    from ocistream.registry.registries import ReadableRepository, Registries
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.signatures.policy import TrustPolicy
@@ -204,19 +204,22 @@ class RegistryAccess:
     def _open_registries(self, create_client: Callable[[bool], HttpClient]) -> Registries:
         from ocistream.registry.registries import Registries
 
-        registries = Registries(
+        return Registries(
             create_client(False),
             self.rules(),
             mirror_client=once(lambda: create_client(True)),
+            cache=self._read_through_cache,
             upload_strategy=self.upload_strategy,
             upload_records=self.upload_records,
             report=self._report,
         )
+
+    def _read_through_cache(self, repository: ReadableRepository) -> ReadableRepository:
         if not self._options.cache:
-            return registries
+            return repository
         from ocistream.layout.cache import CachedRepository
 
-        return registries.wrapped_by(functools.partial(CachedRepository, self._cache()))
+        return CachedRepository(self._cache(), repository)
 
 
 def load_configuration(config: Path | None, env: Mapping[str, str]) -> TomlTable | None:

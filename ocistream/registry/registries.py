@@ -57,12 +57,17 @@ class ReadableRepository(Protocol):
         """Return the digest of a tag, or None if the tag does not exist."""
 
 
+def _read_directly(repository: ReadableRepository) -> ReadableRepository:
+    return repository
+
+
 class Registries:
     """The registries that one side of a copy reaches. Safe for several threads.
 
     `client` sends requests to registries, and the client that `mirror_client` returns sends them to mirrors. `rules`
-    are those of the configuration; without them no mirror is used. `upload_strategy` and `upload_records` are for
-    destinations. `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual.
+    are those of the configuration; without them no mirror is used. `cache` puts the cache around a repository and its
+    mirrors. `upload_strategy` and `upload_records` are for destinations. `report(message, level)` receives each
+    fallback: level 0, or 1 if it is nothing unusual.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Registries:
         rules: RegistryConfiguration | None = None,
         *,
         mirror_client: Callable[[], HttpClient] | None = None,
+        cache: Callable[[ReadableRepository], ReadableRepository] = _read_directly,
         upload_strategy: Callable[[], UploadStrategy | None] = lambda: None,
         upload_records: Callable[[], UploadRecords | None] = lambda: None,
         report: Callable[[str, int], None] = lambda _message, _level: None,
@@ -81,20 +87,14 @@ class Registries:
         self.upload_strategy = upload_strategy
         self.upload_records = upload_records
         self._mirror_client = mirror_client or (lambda: client)
-        # Created when a mirror is used, and shared with `wrapped_by`.
+        # Created when a mirror is used, and shared with `without_cache`.
         self._health = functools.cache(functools.partial(_create_health, report))
-        self._wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository
+        self._cache = cache
 
-    def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> Registries:
-        """Return the same with another repository, such as a cache, around each one and all its mirrors."""
-        other, inner = copy.copy(self), self._wrap
-        other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - same class
-        return other
-
-    def unwrapped(self) -> Registries:
-        """Return the same without the repositories around others, such as the cache."""
+    def without_cache(self) -> Registries:
+        """Return the same registries without the cache."""
         other = copy.copy(self)
-        other._wrap = lambda repository: repository  # noqa: SLF001 - same class
+        other._cache = _read_directly  # noqa: SLF001 - same class
         return other
 
     def open_repository(self, reference: Reference) -> ReadableRepository:
@@ -110,7 +110,7 @@ class Registries:
         repository = self._open_own(self.client, own, reference)
         display_name = f"{reference.registry}/{reference.repository}"
         if not mirrors and str(repository) == display_name:
-            return self._wrap(repository)
+            return self._cache(repository)
         from ocistream.registry.mirrors import MirroredRepository
 
         candidates = self._open_candidates(mirrors, own, repository)
@@ -119,7 +119,7 @@ class Registries:
             # With the short time-outs of a mirror.
             quick_repository = self._open_own(self._mirror_client(), own, reference)
             quick_candidate = replace(quick_candidate, repository=quick_repository)
-        return self._wrap(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
+        return self._cache(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
 
     def list_tags(self, reference: Reference) -> TagList:
         """List the tags of a repository from the registry itself.

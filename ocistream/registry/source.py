@@ -21,7 +21,7 @@ from ocistream.transfer.verified_blobs import read_verified
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.reference import Reference
@@ -35,8 +35,8 @@ class RegistrySource(CompleteSource):
     """Read images from one or more registries, by reference.
 
     Referrers are searched only if they are copied along, or with `with_signatures`, which adds signatures that are not
-    copied, to be checked; `jobs` queries run at the same time. `cancelled` stops these queries, and a failed query sets
-    it; the default is the client's event.
+    copied, to be checked. `digest_tags` are all tags that name referrers, if they are known. `jobs` queries run at the
+    same time. `cancelled` stops these queries, and a failed query sets it; the default is the client's event.
     """
 
     concurrent = True
@@ -49,6 +49,7 @@ class RegistrySource(CompleteSource):
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: ReferrerMode = "list",
         with_signatures: bool = False,
+        digest_tags: Collection[str] | None = None,
         jobs: int = DEFAULT_JOBS,
         cancelled: threading.Event | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class RegistrySource(CompleteSource):
         self._platforms = platforms
         self._referrers: ReferrerMode = referrers
         self._with_signatures = with_signatures
+        self._digest_tags = digest_tags
         self._jobs = jobs
         self._registries = registries
         self._cancelled = cancelled or registries.client.cancelled
@@ -166,7 +168,12 @@ class RegistrySource(CompleteSource):
         narrowed = [(self._repositories[digest], digest) for digest in walk.list_narrowed()]
         settle = partial(self._settle, walk)
         search = ReferrerSearch(
-            walk, settle, with_signatures=self._with_signatures, jobs=self._jobs, cancelled=self._cancelled
+            walk,
+            settle,
+            with_signatures=self._with_signatures,
+            digest_tags=self._digest_tags,
+            jobs=self._jobs,
+            cancelled=self._cancelled,
         )
         if self._referrers == "copy":
             search.collect(selected, narrowed)

@@ -22,20 +22,17 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from ocistream.http.endpoints import Endpoint
     from ocistream.layout.index_file import IndexChange
     from ocistream.locations import OpenContext
-    from ocistream.oci.descriptor import Descriptor, Manifest
+    from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import SkippedReferrer
-    from ocistream.registry.referrers import ReferrerList
-    from ocistream.registry.registries import ReadableRepository
     from ocistream.signatures.policy import TrustPolicy
     from ocistream.sync.destination_state import LayoutWriters
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
     from ocistream.sync.sources import SyncSources
-    from ocistream.transfer.interfaces import RecoverableBlob, Source
+    from ocistream.transfer.interfaces import Source
 
 #: A registry that could not be reached for this many images in a row is skipped for this many seconds.
 _MAX_FAILURES: Final = 3
@@ -196,15 +193,14 @@ class ImageComparer:
     def _find_source_image(self, copy: ImageCopy) -> _SourceImage:
         location, entry = copy.source, copy.entry
         context = self._image_context(entry.source)
-        if location.reference is not None and (
-            (tags := self._digest_tags.get((location.reference.registry, location.reference.repository))) is not None
-        ):
-            registries = context.registries().wrapped_by(lambda repository: _TagListRepository(repository, tags))
-            context = replace(context, open_registries=lambda: registries)
+        selection = select_for(entry)
+        if location.reference is not None:
+            tags = self._digest_tags.get((location.reference.registry, location.reference.repository))
+            selection = replace(selection, digest_tags=tags)
 
         @functools.cache
         def graph() -> Graph:
-            with closing(self._sources.open(location, context, select_for(entry))) as source:
+            with closing(self._sources.open(location, context, selection)) as source:
                 source_graph = read_graph(source, location)
                 return source_graph if location.reference is not None else limit_to_source(source, source_graph)
 
@@ -236,42 +232,6 @@ def select_with_signatures(copy: ImageCopy, policy: TrustPolicy) -> Selection:
     references = [copy.source.reference, *(destination.reference for destination in copy.destinations)]
     needs = policy.needs_signatures(references, may_have_names=copy.source.reference is None)
     return replace(select_for(copy.entry), with_signatures=needs)
-
-
-class _TagListRepository:
-    """A repository whose digest tags are all known: a signature's tag that is not in the list is not requested."""
-
-    def __init__(self, repository: ReadableRepository, digest_tags: Collection[str]) -> None:
-        self._repository = repository
-        self._digest_tags = digest_tags
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return self._repository.endpoint
-
-    @property
-    def name(self) -> str:
-        return self._repository.name
-
-    def __str__(self) -> str:
-        return str(self._repository)
-
-    def resolve(self, target: str) -> Manifest:
-        return self._repository.resolve(target)
-
-    def fetch_manifest(self, descriptor: Descriptor) -> bytes:
-        return self._repository.fetch_manifest(descriptor)
-
-    def blob(self, descriptor: Descriptor) -> RecoverableBlob:
-        return self._repository.blob(descriptor)
-
-    def list_referrers(self, digest: str) -> ReferrerList:
-        return self._repository.list_referrers(digest)
-
-    def find_digest(self, target: str) -> str | None:
-        if is_digest_tag(target) and target not in self._digest_tags:
-            return None
-        return self._repository.find_digest(target)
 
 
 class _UnreachableRegistries:
