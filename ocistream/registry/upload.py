@@ -326,19 +326,20 @@ class Upload:
             return None
         max_size = self._max_body_size(offset)
         is_stream = max_size is None and not offset
-        has_chunked_coding = False
-        if end is None or self._must_end_requests:
-            if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
-                body = StreamedBody(self._buffer.read(0))
-                return _Request(body, end or 0, has_chunked_coding=end is not None)
-            # Buffer the complete body first, so that the source cannot fail in the middle of the request.
-            count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
-            is_stream = False
-        else:
-            count = min(end - offset, max_size or end)
+        if end is not None and not self._must_end_requests:
             has_chunked_coding = self._strategy.can_use_chunked_coding(self._host, end - self._content.start)
-        if not count:
-            return None
+            count = min(end - offset, max_size or end)
+            return self._build_request(offset, count, is_stream=is_stream, has_chunked_coding=has_chunked_coding)
+        if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
+            return _Request(StreamedBody(self._buffer.read(0)), end or 0, has_chunked_coding=end is not None)
+        # Buffer the complete body first, so that the source cannot fail in the middle of the request.
+        count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
+        return self._build_request(offset, count) if count else None
+
+    def _build_request(
+        self, offset: int, count: int, *, is_stream: bool = False, has_chunked_coding: bool = False
+    ) -> _Request:
+        """Return the request with the next `count` bytes; a stream states no range."""
         chunks = self._buffer.read(offset, count)
         return _Request(
             StreamedBody(chunks) if has_chunked_coding else FixedLengthBody(chunks, count),
