@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from typing import TYPE_CHECKING, TypeAlias
 
 from ocistream.api.registries import find_home
@@ -44,10 +43,7 @@ class ClientRegistries:
         #: Registries that calls named, as keys; a mirror from the configuration is none of them.
         self._named: dict[str, None] = {}
         self._resources = contextlib.ExitStack()
-        #: The client for registries, and the one for mirrors.
-        self._clients = [
-            once(functools.partial(self._create_client, is_for_mirrors)) for is_for_mirrors in (False, True)
-        ]
+        self._client = once(self._create_client)
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -60,9 +56,7 @@ class ClientRegistries:
             UsageError: SOURCE_DATE_EPOCH is malformed.
         """
         self._named.update(dict.fromkeys(registries))
-        return self._access.build_context(
-            lambda is_for_mirrors: self._clients[is_for_mirrors]().for_transfer(cancelled), cancelled
-        )
+        return self._access.build_context(lambda: self._client().for_transfer(cancelled), cancelled)
 
     def check_environment_credential(self, registries: Collection[str]) -> None:
         """Raise UsageError if the user name of the environment could be for several registries, as the command does."""
@@ -70,10 +64,8 @@ class ClientRegistries:
             msg = f"OCISTREAM_USERNAME cannot be used for {' and '.join(sorted(registries))}"
             raise UsageError(msg, hint="run `ocistream login` for each registry, or pass credentials by host")
 
-    def _create_client(self, is_for_mirrors: bool) -> HttpClient:
-        client = self._access.create_client(
-            self._options, self._find_credential, is_for_mirrors=is_for_mirrors, cancelled=self._closed
-        )
+    def _create_client(self) -> HttpClient:
+        client = self._access.create_client(self._options, self._find_credential, cancelled=self._closed)
         self._resources.callback(client.close)
         return client
 

@@ -143,12 +143,11 @@ class RegistryAccess:
         registry_options: RegistryOptions,
         find_credential: Callable[[str, str], Credential | None],
         *,
-        is_for_mirrors: bool = False,
         format_hint: Callable[[str], str] = str,
         on_retry: Callable[[RetryEvent], None] = lambda _event: None,
         cancelled: threading.Event,
     ) -> HttpClient:
-        """Return an HTTP client for registries, or for mirrors of them.
+        """Return an HTTP client for registries.
 
         Raises:
             NotFoundError: SSL_CERT_FILE or --cert-dir names what does not exist.
@@ -170,10 +169,6 @@ class RegistryAccess:
             user_agent=f"ocistream/{__version__}",
             format_hint=format_hint,
         )
-        if is_for_mirrors:
-            from ocistream.registry.mirrors import shorten_timeouts
-
-            settings = shorten_timeouts(settings)
         return HttpClient(
             settings,
             find_credential,
@@ -186,10 +181,8 @@ class RegistryAccess:
             observers=self._observers,
         )
 
-    def build_context(self, create_client: Callable[[bool], HttpClient], cancelled: threading.Event) -> OpenContext:
-        """Return what opening a location needs.
-
-        `create_client` creates the client for registries that the user names, or with True the one for mirrors.
+    def build_context(self, create_client: Callable[[], HttpClient], cancelled: threading.Event) -> OpenContext:
+        """Return what opening a location needs; `create_client` creates the client for registries.
 
         Raises:
             UsageError: SOURCE_DATE_EPOCH is malformed.
@@ -201,13 +194,12 @@ class RegistryAccess:
             cancelled=cancelled,
         )
 
-    def _open_registries(self, create_client: Callable[[bool], HttpClient]) -> Registries:
+    def _open_registries(self, create_client: Callable[[], HttpClient]) -> Registries:
         from ocistream.registry.registries import Registries
 
         return Registries(
-            create_client(False),
+            create_client(),
             self.rules(),
-            mirror_client=once(lambda: create_client(True)),
             cache=self._read_through_cache,
             upload_strategy=self.upload_strategy,
             upload_records=self.upload_records,

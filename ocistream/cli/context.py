@@ -105,7 +105,7 @@ class CommandContext:
 
         Each side has an HTTP client of its own: a copy may reach one registry in two ways at once.
         """
-        # One keychain for both clients: stdin can be read for a password only once.
+        # Created once: stdin can be read for a password only once.
         keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
         translate = hint or build_hint_translator(self.registry, side)
 
@@ -113,15 +113,13 @@ class CommandContext:
             auth_file = keychain().auth_file if "ocistream login" in text else None
             return name_auth_file(translate(text), auth_file[0] if auth_file is not None else None)
 
-        def create_client(is_for_mirrors: bool) -> HttpClient:
+        def create_client() -> HttpClient:
             if build_keychain is not None or self.credentials.are_given(side):
                 # The error of an option does not depend on whether a registry asks for a credential.
                 keychain()
             return self.access.create_client(
-                # Mirrors stand in for the registry, so the options of its side apply.
                 self.registry_options(side),
                 lambda registry, repository: keychain().find(registry, repository),
-                is_for_mirrors=is_for_mirrors,
                 format_hint=format_hint,
                 on_retry=self._report_retry,
                 cancelled=self.cancelled,

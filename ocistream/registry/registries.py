@@ -64,10 +64,9 @@ def _read_directly(repository: ReadableRepository) -> ReadableRepository:
 class Registries:
     """The registries that one side of a copy reaches. Safe for several threads.
 
-    `client` sends requests to registries, and the client that `mirror_client` returns sends them to mirrors. `rules`
-    are those of the configuration; without them no mirror is used. `cache` puts the cache around a repository and its
-    mirrors. `upload_strategy` and `upload_records` are for destinations. `report(message, level)` receives each
-    fallback: level 0, or 1 if it is nothing unusual.
+    `client` sends all requests. `rules` are those of the configuration; without them no mirror is used. `cache` puts
+    the cache around a repository and its mirrors. `upload_strategy` and `upload_records` are for destinations.
+    `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual.
     """
 
     def __init__(
@@ -75,18 +74,16 @@ class Registries:
         client: HttpClient,
         rules: RegistryConfiguration | None = None,
         *,
-        mirror_client: Callable[[], HttpClient] | None = None,
         cache: Callable[[ReadableRepository], ReadableRepository] = _read_directly,
         upload_strategy: Callable[[], UploadStrategy | None] = lambda: None,
         upload_records: Callable[[], UploadRecords | None] = lambda: None,
         report: Callable[[str, int], None] = lambda _message, _level: None,
     ) -> None:
-        """Send no request. The functions are called when their results are needed."""
+        """Send no request. Each function is called when its result is needed."""
         self.client = client
         self.rules = rules or RegistryConfiguration({})
         self.upload_strategy = upload_strategy
         self.upload_records = upload_records
-        self._mirror_client = mirror_client or (lambda: client)
         # Created when a mirror is used, and shared with `without_cache`.
         self._health = functools.cache(functools.partial(_create_health, report))
         self._cache = cache
@@ -111,13 +108,13 @@ class Registries:
         display_name = f"{reference.registry}/{reference.repository}"
         if not mirrors and str(repository) == display_name:
             return self._cache(repository)
-        from ocistream.registry.mirrors import MirroredRepository
+        from ocistream.registry.mirrors import MirroredRepository, shorten_timeouts
 
         candidates = self._open_candidates(mirrors, own, repository)
         quick_candidate = candidates[-1]
         if mirrors:
             # With the short time-outs of a mirror.
-            quick_repository = self._open_own(self._mirror_client(), own, reference)
+            quick_repository = self._open_own(self.client.with_settings(shorten_timeouts), own, reference)
             quick_candidate = replace(quick_candidate, repository=quick_repository)
         return self._cache(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
 
@@ -164,21 +161,16 @@ class Registries:
     def _open_candidates(
         self, mirrors: Sequence[PullSource], own: PullSource, repository: Repository
     ) -> list[PullCandidate]:
-        from ocistream.registry.mirrors import PullCandidate
+        from ocistream.registry.mirrors import PullCandidate, shorten_timeouts
 
-        candidates = [
-            PullCandidate(
-                mirror,
-                self._open_mirror(self._mirror_client(), mirror),
-                self._open_mirror(self.client, mirror),
+        candidates = []
+        for mirror in mirrors:
+            quick, normal = (
+                Repository(client, mirror.registry, mirror.repository, is_explicit=False)
+                for client in (self.client.with_settings(shorten_timeouts), self.client)
             )
-            for mirror in mirrors
-        ]
+            candidates.append(PullCandidate(mirror, quick, normal))
         return [*candidates, PullCandidate(own, repository, repository)]
-
-    @staticmethod
-    def _open_mirror(client: HttpClient, pull_source: PullSource) -> Repository:
-        return Repository(client, pull_source.registry, pull_source.repository, is_explicit=False)
 
     @staticmethod
     def _open_own(client: HttpClient, primary: PullSource, reference: Reference) -> Repository:
