@@ -42,8 +42,7 @@ class RegistryAccess:
     """What all requests of a client, or of a run of the command line, share. Safe for several threads.
 
     The rules of the configuration, the rate limits, the upload strategy, the records of uploads and the cache are
-    created on first use, and files are read then. `report(message, level)` receives fallbacks, and what happens to
-    uploads.
+    created on first use, and files are read then.
     """
 
     def __init__(
@@ -54,13 +53,11 @@ class RegistryAccess:
         *,
         use_mirrors: bool = True,
         host_rules: Mapping[str, HostRule] | None = None,
-        report: Callable[[str, int], None] = lambda _message, _level: None,
     ) -> None:
         """Take the settings; no file is read yet."""
         self._options = options
         self._env = env
         self._use_mirrors = use_mirrors
-        self._report = report
         #: Rules by host that override the configuration; they may be set until the first use of `rules`.
         self.host_rules = host_rules or {}
         #: How many bytes of each blob came from the cache, by digest.
@@ -115,7 +112,6 @@ class RegistryAccess:
         strategy = UploadStrategy(
             explicit_method=self._options.upload,
             jobs=self._options.jobs,
-            report=self._report,
             configured_profile=lambda host: self.rules().profile(host),
         )
         self._observers.append(strategy.observe_headers)
@@ -128,8 +124,7 @@ class RegistryAccess:
         state = state_home(self._env, find_home(self._env) if self._env.get("HOME") else None)
         if state is None:
             notices.notify("neither HOME nor XDG_STATE_HOME is set: interrupted uploads cannot be resumed", level=1)
-        directory = None if state is None else state / "ocistream" / "uploads"
-        return UploadRecords(directory, lambda message: self._report(message, 1))
+        return UploadRecords(None if state is None else state / "ocistream" / "uploads")
 
     def _open_cache(self) -> Cache:
         from ocistream.layout.cache import Cache
@@ -203,7 +198,6 @@ class RegistryAccess:
             cache=self._read_through_cache,
             upload_strategy=self.upload_strategy,
             upload_records=self.upload_records,
-            report=self._report,
         )
 
     def _read_through_cache(self, repository: ReadableRepository) -> ReadableRepository:

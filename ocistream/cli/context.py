@@ -82,7 +82,6 @@ class CommandContext:
             os.environ,
             lambda: self.configuration or load_configuration(self.options.config, os.environ),
             use_mirrors=not self.options.no_mirrors,
-            report=self._report,
         )
         self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
 
@@ -163,9 +162,6 @@ class CommandContext:
             f"{prefix}{retry.reason}; retrying in {retry.wait:.1f} s ({retry.count} of {retry.limit})",
             level=0 if retry.wait >= _MIN_REPORTED_WAIT else 1,
         )
-
-    def _report(self, message: str, level: int) -> None:
-        self.console.info(message, level=level)
 
     @contextlib.contextmanager
     def open_list(self, path: str) -> Iterator[io.BufferedReader]:

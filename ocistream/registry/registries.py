@@ -6,13 +6,14 @@ An image is read from the registry's own repository, or from one with mirrors or
 from __future__ import annotations
 
 import copy
-import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from ocistream.errors import NetworkError
+from ocistream.notices import notify
 from ocistream.registry.configuration import RegistryConfiguration
 from ocistream.registry.repository import Repository
+from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +67,6 @@ class Registries:
 
     `client` sends all requests. `rules` are those of the configuration; without them no mirror is used. `cache` puts
     the cache around a repository and its mirrors. `upload_strategy` and `upload_records` are for destinations.
-    `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual.
     """
 
     def __init__(
@@ -77,7 +77,6 @@ class Registries:
         cache: Callable[[ReadableRepository], ReadableRepository] = _read_directly,
         upload_strategy: Callable[[], UploadStrategy | None] = lambda: None,
         upload_records: Callable[[], UploadRecords | None] = lambda: None,
-        report: Callable[[str, int], None] = lambda _message, _level: None,
     ) -> None:
         """Send no request. Each function is called when its result is needed."""
         self.client = client
@@ -85,7 +84,7 @@ class Registries:
         self.upload_strategy = upload_strategy
         self.upload_records = upload_records
         # Created when a mirror is used, and shared with `without_cache`.
-        self._health = functools.cache(functools.partial(_create_health, report))
+        self._health = once(_create_health)
         self._cache = cache
 
     def without_cache(self) -> Registries:
@@ -148,11 +147,11 @@ class Registries:
         for mirror in self._open_candidates(mirrors, own, repository)[:-1]:
             if not mirror.pull_source.can_pull(by_digest=False) or health.is_disabled(mirror.pull_source):
                 continue
-            health.report(f"{error.message}; asking the mirror {mirror.pull_source} for the tags", 0)
+            notify(f"{error.message}; asking the mirror {mirror.pull_source} for the tags")
             try:
                 tag_list = list_tags(mirror.repository)
             except CANDIDATE_FAILURES as failure:
-                health.report(f"the mirror {mirror.pull_source}: {failure.message}", 0)
+                notify(f"the mirror {mirror.pull_source}: {failure.message}")
             else:
                 reason = f"these tags come from the mirror {mirror.pull_source}, which may lack some"
                 return replace(tag_list, incomplete_reason=tag_list.incomplete_reason or reason)
@@ -179,7 +178,7 @@ class Registries:
         return Repository(client, primary.registry, primary.repository, is_explicit=is_explicit)
 
 
-def _create_health(report: Callable[[str, int], None]) -> MirrorHealth:
+def _create_health() -> MirrorHealth:
     from ocistream.registry.mirrors import MirrorHealth
 
-    return MirrorHealth(report)
+    return MirrorHealth()

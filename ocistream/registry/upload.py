@@ -24,6 +24,7 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.http.session import FixedLengthBody, StreamedBody
+from ocistream.notices import notify
 from ocistream.process_exit import OpenUpload
 from ocistream.registry.profiles import CHUNK, PUT, STREAM
 from ocistream.registry.replay_buffer import ReplayBuffer
@@ -234,7 +235,7 @@ class Upload:
         if self._is_size_known and not self._content.is_part:
             blob = self._content.descriptor
             text = message.format(blob=blob.digest, size=format_size(blob.size))
-            self._strategy.report(f"{self._host}: {text}", 0 if count >= _MIN_REPORTED else 1)
+            notify(f"{self._host}: {text}", level=0 if count >= _MIN_REPORTED else 1)
 
     # -- the state that other threads ask for ------------------------------------------------------------
 
@@ -471,9 +472,7 @@ class Upload:
     def _retry_without_chunked_coding(self, failure: NetworkError, status: int) -> None:
         """Continue with the same method and a Content-Length, for this blob and later ones."""
         self._strategy.disable_chunked_coding(self._host)
-        self._strategy.report(
-            f"{self._host}: chunked transfer coding was answered with {status}; using Content-Length", 1
-        )
+        notify(f"{self._host}: chunked transfer coding was answered with {status}; using Content-Length", level=1)
         if (offset := self._query_offset()) is None:
             self._restart(failure)
         else:
@@ -536,10 +535,10 @@ class Upload:
         else:
             self._continue_at(offset)
         resent = sent - self.acknowledged
-        self._strategy.report(
+        notify(
             f"{self._host}: upload method {refused} was answered with {status}; using {method}"
             + (f", and {resent} bytes are sent again" if resent >= _MIN_REPORTED else ""),
-            0 if resent >= _MIN_REPORTED else 1,
+            level=0 if resent >= _MIN_REPORTED else 1,
         )
         return True
 
@@ -558,7 +557,7 @@ class Upload:
             self._report(f"cannot resume the upload of {{blob}}: sending {format_size(sent)} of {{size}} again", sent)
             return
         self._continue_at(offset)
-        self._strategy.report(f"{self._host}: the upload resumes at byte {offset}", 1)
+        notify(f"{self._host}: the upload resumes at byte {offset}", level=1)
 
     def _continue_at(self, offset: int) -> None:
         """Continue after bytes of an earlier request of this run, which the registry may join wrongly."""

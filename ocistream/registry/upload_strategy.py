@@ -114,8 +114,7 @@ class UploadStrategy:
     """The upload methods of every host. Safe for several threads. Sizes are in bytes.
 
     `explicit_method` is the user's choice, `jobs` the number of simultaneous uploads. `configured_profile` returns the
-    profile that the user set for a host; its response headers are then ignored. `report(message, level)` receives what
-    happens to uploads, with the verbosity from which it is shown.
+    profile that the user set for a host; its response headers are then ignored.
     """
 
     def __init__(
@@ -123,11 +122,9 @@ class UploadStrategy:
         *,
         explicit_method: UploadMethod | None = None,
         jobs: int = _DEFAULT_JOBS,
-        report: Callable[[str, int], None] = lambda _message, _level: None,
         configured_profile: Callable[[str], RegistryProfile | None] = lambda _host: None,
     ) -> None:
         """Take the user's choices."""
-        self.report = report
         self._configured_profile = configured_profile
         self._explicit_method = explicit_method
         self._jobs = max(jobs, 1)
