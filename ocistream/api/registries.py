@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ocistream.http.retry import RetryEvent
     from ocistream.http.settings import HostSettings
     from ocistream.layout.cache import Cache
-    from ocistream.registry.configuration import HostRule, RegistryConfiguration
+    from ocistream.registry.configuration import HostRule, RegistryRules
     from ocistream.registry.registries import ReadableRepository, Registries
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
@@ -92,9 +92,9 @@ class RegistryAccess:
         # Without a registry, a file that is malformed is no error.
         return self.rules().limit_jobs(self._options.jobs, registries) if registries else self._options.jobs
 
-    def _load_rules(self) -> RegistryConfiguration:
+    def _load_rules(self) -> RegistryRules:
         from ocistream.config.registries_conf import load_namespaces
-        from ocistream.registry.configuration import HostRule, RegistryConfiguration
+        from ocistream.registry.configuration import HostRule, RegistryRules
 
         rules: dict[str, HostRule] = {}
         if (table := self.configuration()) is not None:
@@ -104,7 +104,7 @@ class RegistryAccess:
         for host, rule in self.host_rules.items():
             rules[host.lower()] = rule.apply_to(rules.get(host.lower(), HostRule()))
         namespaces = load_namespaces(self._env, find_home(self._env))
-        return RegistryConfiguration(rules, namespaces, use_mirrors=self._use_mirrors)
+        return RegistryRules(rules, namespaces, use_mirrors=self._use_mirrors)
 
     def _create_upload_strategy(self) -> UploadStrategy:
         from ocistream.registry.upload_strategy import UploadStrategy

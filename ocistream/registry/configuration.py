@@ -121,7 +121,7 @@ class PullSource:
         return self.pull_mode != ("tag-only" if by_digest else "digest-only")
 
 
-class RegistryConfiguration:
+class RegistryRules:
     """The registry rules of one run: which locations to read from, what is blocked, and the settings of each host."""
 
     def __init__(

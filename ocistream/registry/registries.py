@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ocistream.errors import NetworkError
 from ocistream.notices import notify
-from ocistream.registry.configuration import RegistryConfiguration
+from ocistream.registry.configuration import RegistryRules
 from ocistream.registry.repository import Repository
 from ocistream.streams.synchronization import once
 
@@ -72,7 +72,7 @@ class Registries:
     def __init__(
         self,
         client: HttpClient,
-        rules: RegistryConfiguration | None = None,
+        rules: RegistryRules | None = None,
         *,
         cache: Callable[[ReadableRepository], ReadableRepository] = _read_directly,
         upload_strategy: Callable[[], UploadStrategy | None] = lambda: None,
@@ -80,7 +80,7 @@ class Registries:
     ) -> None:
         """Send no request. Each function is called when its result is needed."""
         self.client = client
-        self.rules = rules or RegistryConfiguration({})
+        self.rules = rules or RegistryRules({})
         self.upload_strategy = upload_strategy
         self.upload_records = upload_records
         # Created when a mirror is used, and shared with `without_cache`.
