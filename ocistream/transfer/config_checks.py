@@ -95,7 +95,7 @@ class ConfigChecker:
             if offset and stored is None:
                 return blob.open(offset)
             content = io.BytesIO()
-            beginning = None if stored is None else _record_chunks(stored, content)
+            beginning = None if stored is None else record_chunks(stored, content)
             return self._check_chunks(blob, blob.open(offset, beginning), content)
 
         return replace(blob, open=opened)
@@ -125,7 +125,8 @@ class ConfigChecker:
                 notices.notify(f"{name}: only {printable(str(platform))}; this machine is {wanted}")
 
 
-def _record_chunks(chunks: Iterable[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
+def record_chunks(chunks: Iterable[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
+    """Yield chunks, and add each to `content`."""
     for chunk in chunks:
         content.write(chunk)
         yield chunk
