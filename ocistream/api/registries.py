@@ -193,7 +193,7 @@ class RegistryAccess:
         from ocistream.registry.registries import Registries
 
         return Registries(
-            create_client(),
+            create_client,
             self.rules(),
             cache=self._read_through_cache,
             upload_strategy=self.upload_strategy,

@@ -65,13 +65,14 @@ def _read_directly(repository: ReadableRepository) -> ReadableRepository:
 class Registries:
     """The registries that one side of a copy reaches. Safe for several threads.
 
-    `client` sends all requests. `rules` are those of the configuration; without them no mirror is used. `cache` puts
-    the cache around a repository and its mirrors. `upload_strategy` and `upload_records` are for destinations.
+    `create_client` creates the client that sends all requests, on first use. `rules` are those of the configuration;
+    without them no mirror is used. `cache` puts the cache around a repository and its mirrors. `upload_strategy` and
+    `upload_records` are for destinations.
     """
 
     def __init__(
         self,
-        client: HttpClient,
+        create_client: Callable[[], HttpClient],
         rules: RegistryRules | None = None,
         *,
         cache: Callable[[ReadableRepository], ReadableRepository] = _read_directly,
@@ -79,13 +80,18 @@ class Registries:
         upload_records: Callable[[], UploadRecords | None] = lambda: None,
     ) -> None:
         """Send no request. Each function is called when its result is needed."""
-        self.client = client
+        self._client = once(create_client)
         self.rules = rules or RegistryRules({})
         self.upload_strategy = upload_strategy
         self.upload_records = upload_records
         # Created when a mirror is used, and shared with `without_cache`.
         self._health = once(_create_health)
         self._cache = cache
+
+    @property
+    def client(self) -> HttpClient:
+        """The client that sends all requests."""
+        return self._client()
 
     def without_cache(self) -> Registries:
         """Return the same registries without the cache."""

@@ -61,7 +61,9 @@ class RegistrySource(CompleteSource):
         self._digest_tags = digest_tags
         self._jobs = jobs
         self._registries = registries
-        self._cancelled = cancelled or registries.client.cancelled
+        # Created now: a credential that cannot be read is reported before the destination is opened.
+        self._client = registries.client
+        self._cancelled = cancelled or self._client.cancelled
         #: Digest -> the first repository that was found to contain it.
         self._repositories: dict[str, ReadableRepository] = {}
         self._graph: Graph | None = None
@@ -154,7 +156,7 @@ class RegistrySource(CompleteSource):
         registry = repository.endpoint.registry
         is_explicit = registry.lower() == reference.registry.lower()
         return suggest_tags(
-            Repository(self._registries.client, registry, repository.name, is_explicit=is_explicit), reference.target
+            Repository(self._client, registry, repository.name, is_explicit=is_explicit), reference.target
         )
 
     def _collect_referrers(self, repositories: Sequence[ReadableRepository], walk: GraphWalk) -> None:

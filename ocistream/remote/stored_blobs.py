@@ -189,7 +189,7 @@ class _RepositoryBlobs:
         from ocistream.registry.source import RegistrySource
 
         # Without mirrors and cache.
-        registries = Registries(self._client)
+        registries = Registries(lambda: self._client)
         return RegistrySource(registries, references, referrers="copy", jobs=self._jobs).resolve(self._early)
 
     def _repository(self, name: str, *, writes: bool = False) -> Repository:

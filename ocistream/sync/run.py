@@ -205,8 +205,8 @@ class SyncRun:
         for entry in plan.entries:
             for sync_location in (entry.source, *entry.destinations):
                 if sync_location.location.reference is not None:
-                    # Read the configuration here: its errors are those of the run.
-                    self._context_of(sync_location).registries()
+                    # Created now: an error of the configuration is one of the run, not of an image.
+                    _ = self._context_of(sync_location).registries().client
             try:
                 copies.append(EntryCopies(entry, () if entry.has_one_image else self._list_names(entry)))
             except OcistreamError as error:

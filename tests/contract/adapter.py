@@ -328,7 +328,9 @@ def registry_source(names: Sequence[str], wanted: Wanted = EVERYTHING) -> Source
     """Open images of a registry, by their full names."""
     references = [parse_reference(name) for name in names]
     transport = _transport()
-    native = RegistrySource(Registries(transport), references, platforms=_choice(wanted), referrers=wanted.referrers)
+    native = RegistrySource(
+        Registries(lambda: transport), references, platforms=_choice(wanted), referrers=wanted.referrers
+    )
     return Source(native, transport)
 
 

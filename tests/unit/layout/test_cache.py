@@ -53,7 +53,7 @@ class Setting:
 
         self.registry.requests.clear()
         reference = parse_reference(f"{self.registry.host}/app:1")
-        source = RegistrySource(Registries(self.transport, cache=before), [reference])
+        source = RegistrySource(Registries(lambda: self.transport, cache=before), [reference])
         try:
             copy(source, sink, prefetch_memory=ahead, jobs=jobs)
         finally:
