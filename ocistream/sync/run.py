@@ -35,6 +35,8 @@ from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.graph_check import GraphCheckReader
 from ocistream.transfer.incomplete_indexes import limit_to_source
+from ocistream.transfer.interfaces import NullObserver
+from ocistream.transfer.report import BlobResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -429,7 +431,7 @@ class ImageCopier:
                 # For a registry this sends no request and writes nothing.
                 destination.begin(graph)
             graph = limit_to_source(source, graph, destination.stored)
-            check = ExistenceCheck(source, destination, lambda *_: None, jobs=1, cancelled=cancelled)
+            check = ExistenceCheck(source, destination, BlobResults(NullObserver()), jobs=1, cancelled=cancelled)
             _, pending = check.split_absent(graph, graph.blobs)
             stored = destination.stored(pending, quick=True)
             return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])

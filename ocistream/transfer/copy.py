@@ -140,14 +140,7 @@ class _Copy:
         started_at = time.monotonic()
         graph = self.select(self.resolve_graph())
         plan = self.plan(graph)
-        check = ExistenceCheck(
-            self.source,
-            self.destination,
-            self.results.add,
-            jobs=self.jobs,
-            cancelled=self.cancelled,
-            has_written=self.results.has_written,
-        )
+        check = ExistenceCheck(self.source, self.destination, self.results, jobs=self.jobs, cancelled=self.cancelled)
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
         absent, pending = check.split_absent(graph, plan.pending)
         self.begin(graph, plan)
@@ -187,9 +180,7 @@ class _Copy:
         if self.destination.traits.begins_without_writing and not plan.recompressed:
             # For a registry this only checks the digest that the user gave.
             self.destination.begin(graph)
-        check = ExistenceCheck(
-            self.source, self.destination, self.results.add, jobs=self.jobs, cancelled=self.cancelled
-        )
+        check = ExistenceCheck(self.source, self.destination, self.results, jobs=self.jobs, cancelled=self.cancelled)
         absent, pending = check.split_absent(graph, plan.pending)
         recompressed = set(plan.recompressed)
         resumable = check.preview(graph, absent, [blob for blob in pending if blob.digest not in recompressed])
