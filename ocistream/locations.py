@@ -281,7 +281,7 @@ class OpenContext:
     #: Which of these repositories are known to have the blob with a digest.
     mount_candidates: Callable[[str], Sequence[str]] = field(default=lambda _digest: ())
     #: The reference of each image in a registry; None if all use the location's.
-    find_reference: Callable[[Root], Reference] | None = None
+    target: Callable[[Root], Reference] | None = None
     #: The first byte of the written archive that is needed; earlier bytes are not written.
     from_byte: int = 0
     #: The maximum size of a volume, in bytes; 0 writes one file.
@@ -482,7 +482,7 @@ def open_registry_destination(location: Location, context: OpenContext) -> Desti
     registries = context.registries()
     return RegistryDestination(
         registries.client,
-        context.find_reference or (lambda _root: reference_of(location)),
+        context.target or (lambda _root: reference_of(location)),
         early_target=location.reference,
         mount_from=context.mount_from,
         mount_candidates=context.mount_candidates,

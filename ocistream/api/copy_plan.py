@@ -119,7 +119,7 @@ class CopyPlan:
                 replace(
                     destination_context,
                     mount_from=self.mount_from,
-                    find_reference=self.target,
+                    target=self.target,
                     volume_size=self.options.split,
                 ),
             )
