@@ -14,7 +14,7 @@ Why it is not simpler:
 - Mirrors and the cache are wrapped around a repository, not around a source: manifests and referrers pass through them
   too. `RecoverableBlob` tells them that bytes were wrong. To hash there as well would cost a second SHA-256.
 - A registry that lacks many blobs is not asked for each small one: a question takes as long as a part of the upload. So
-  the first answer of `stored` may leave out small blobs. Who must be certain asks for them again.
+  `stored` may leave out small blobs if the caller asks it to be quick. Otherwise its answer is certain.
 
 `inspection.py` and `inventory_page.py` only read: they show what a location has, as text or as a page.
 """
