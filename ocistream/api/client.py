@@ -386,10 +386,7 @@ class Client:
         registries = {reference.registry for reference in references}
         context = self._open_context([], event, registries)
         self._check_environment_credential(registries)
-        opened = context.registries()
-        for reference in references:
-            opened.rules.check_push(reference)
-        deleter = ImageDeleter(opened.client, references, by_digest=by_digest)
+        deleter = ImageDeleter(context.registries(), references, by_digest=by_digest)
         deleted = run_in_thread(lambda: list(deleter.delete()), event)
         return tuple(ImageResult(image.reference.name, image.digest) for image in deleted)
 

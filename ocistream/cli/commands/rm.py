@@ -109,10 +109,8 @@ def _remove_from_registries(
 
     registries = {reference.registry for reference in references}
     context.credentials.check_registries(registries)
-    opened = context.build_open_context(registries=registries).registries()
-    for reference in references:
-        opened.rules.check_push(reference)
-    deleter = ImageDeleter(opened.client, references, by_digest=by_digest)
+    open_context = context.build_open_context(registries=registries)
+    deleter = ImageDeleter(open_context.registries(), references, by_digest=by_digest)
     for image in deleter.find() if dry_run else deleter.delete():
         click.echo(format_result_line(image.reference.name, image.digest, None))
         verb = "would delete" if dry_run else "deleted"
