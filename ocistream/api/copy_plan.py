@@ -32,7 +32,8 @@ from ocistream.locations import (
 )
 from ocistream.oci.platforms import default_platform, parse_platform_choice
 from ocistream.oci.reference import is_repository, parse_registry, printable
-from ocistream.transfer import copy as transfer
+from ocistream.transfer.copy import Copy
+from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
     import threading
@@ -143,8 +144,7 @@ class CopyPlan:
     ) -> Report:
         """Copy between the opened locations, which stay open.
 
-        `jobs` and `prefetch_memory` are those of `transfer.copy`. `omit` returns the blobs to omit from the output.
-        `on_resolved` receives the source's graph before a blob moves.
+        The options are those of `transfer.copy.Copy`.
         With `dry_run`, nothing is written; the destination was opened for that (`OpenContext.is_dry_run`).
 
         Raises:
@@ -164,21 +164,21 @@ class CopyPlan:
             from ocistream.signatures.check import SignatureCheck
 
             check = SignatureCheck(self.signers, self._find_rules, self._find_names)
-        report = transfer.copy(
+        copy = Copy(
             source,
             destination,
-            observer,
+            observer or NullObserver(),
             jobs=jobs,
             prefetch_memory=prefetch_memory,
             cancelled=cancelled,
             on_resolved=check_resolved,
-            rename=self.rename,
+            rename=self.rename or (lambda graph: graph),
             omit=omit,
             recompression=self.recompression,
             plain_layers=plain_layers,
             check=check,
-            dry_run=dry_run,
         )
+        report = copy.run(dry_run=dry_run)
         if self.target is None and (self.destination.kind == "docker" or self.destination.name is not None):
             report_replaced_names(report.source_graph.roots)
         return report

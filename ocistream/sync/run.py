@@ -30,7 +30,7 @@ from ocistream.sync.destination_state import LayoutWriters
 from ocistream.sync.plan import EntryCopies, drop_duplicates
 from ocistream.sync.progress import ImageProgress
 from ocistream.sync.sources import SyncSources, read_graph
-from ocistream.transfer import copy as transfer
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.graph_check import GraphCheckReader
@@ -285,7 +285,7 @@ class ImageCopier:
                 stack.callback(fan_out.close)
                 try:
                     if branches:
-                        report = transfer.copy(
+                        report = Copy(
                             source,
                             fan_out,
                             progress,
@@ -293,7 +293,7 @@ class ImageCopier:
                             prefetch_memory=memory,
                             cancelled=cancelled,
                             check=self._build_check(comparison),
-                        )
+                        ).run()
                         digest = _report_root(comparison.copy, report)
                 finally:
                     bytes_read = fan_out.bytes_read

@@ -197,7 +197,7 @@ class EarlyBlobs(Protocol):
 
 
 class Source(Protocol):
-    """Where images come from. Its blobs are not verified; `copy` verifies them."""
+    """Where images come from. Its blobs are not verified; `Copy` verifies them."""
 
     @property
     def concurrent(self) -> bool:

@@ -43,8 +43,8 @@ from ocistream.registry.registries import Registries
 from ocistream.registry.source import RegistrySource
 from ocistream.streams.chunks import Chunk, read_all, verify_chunks
 from ocistream.streams.workers import DEFAULT_JOBS
-from ocistream.transfer import copy as transfer
 from ocistream.transfer import fan_out
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.fan_out import FanOutBranch
 from ocistream.transfer.interfaces import Access, NewBlob, NewBlobDestination, ReadableDestination, VerifiedBlob
 from ocistream.transfer.interfaces import Blob as NativeBlob
@@ -284,15 +284,15 @@ def copy(
         return dataclasses.replace(graph, roots=roots)
 
     progress = _Progress()
-    report = transfer.copy(
+    report = Copy(
         source.native,
         destination.native,
         progress,
-        rename=renamed if rename else None,
+        rename=renamed if rename else lambda graph: graph,
         recompression=parse_recompression(compress) if compress else None,
         jobs=jobs,
-        cancelled=destination.cancelled if isinstance(destination, FanOut) else None,
-    )
+        cancelled=destination.cancelled if isinstance(destination, FanOut) else threading.Event(),
+    ).run()
     outcomes = {moved.descriptor.digest: moved.status for moved in report.blobs}
     return Copied(_listing(report.graph), outcomes, dict(report.origins), progress.total, progress.moved)
 

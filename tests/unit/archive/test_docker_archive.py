@@ -30,7 +30,7 @@ from ocistream.oci.platforms import PlatformChoice
 from ocistream.streams.chunks import Chunk
 from ocistream.streams.compression import CODECS
 from ocistream.streams.layer_media_types import is_probably_json
-from ocistream.transfer import copy as transfer
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import NewBlob, Source, Traits, VerifiedBlob
 from ocistream.transfer.recompress import RecompressionSettings
 from tests.archives import END, with_checksum
@@ -150,7 +150,7 @@ def pushed(
     shelf = shelf or Shelf()
     source = source_of(archive, how, folder, **options)
     try:
-        report = transfer.copy(source, shelf, Watch(), recompression=want, plain_layers=GZIP)
+        report = Copy(source, shelf, Watch(), recompression=want, plain_layers=GZIP).run()
     finally:
         source.close()
     assert shelf.graph is report.graph

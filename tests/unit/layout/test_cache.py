@@ -22,7 +22,7 @@ from ocistream.registry.registries import ReadableRepository, Registries
 from ocistream.registry.source import RegistrySource
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
-from ocistream.transfer.copy import copy
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Destination
 from tests.faulty_registry import Fault, Flip
 from tests.http_doubles import CountingRegistry, QuickTransport
@@ -55,7 +55,7 @@ class Setting:
         reference = parse_reference(f"{self.registry.host}/app:1")
         source = RegistrySource(Registries(lambda: self.transport, cache=before), [reference])
         try:
-            copy(source, sink, prefetch_memory=ahead, jobs=jobs)
+            Copy(source, sink, prefetch_memory=ahead, jobs=jobs).run()
         finally:
             sink.close()
         return cache

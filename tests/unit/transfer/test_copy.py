@@ -17,8 +17,8 @@ from ocistream.errors import (
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
-from ocistream.transfer import copy as transfer
 from ocistream.transfer import prefetch
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Blob, CompleteSource, EarlyBlobs, Traits, VerifiedBlob
 from tests.contract.image_shapes import named_in
 from tests.images import Layout
@@ -138,7 +138,7 @@ class TestAhead:
                 super().__init__(connections, memory, cancelled)
 
         monkeypatch.setattr(prefetch, "Prefetcher", Noted)
-        transfer.copy(LayoutSource(layout.path), sink, jobs=jobs)
+        Copy(LayoutSource(layout.path), sink, jobs=jobs).run()
         assert given == ([] if memory is None else [memory])
         assert len(sink.blobs) == 11
 
@@ -146,7 +146,7 @@ class TestAhead:
         several_layers(layout, 2)
         monkeypatch.delattr(prefetch, "Prefetcher")
         sink = Memory()
-        transfer.copy(LayoutSource(layout.path), sink)
+        Copy(LayoutSource(layout.path), sink).run()
         assert len(sink.blobs) == 3
 
 
@@ -158,7 +158,7 @@ class TestSideBySide:
         several_layers(layout)
         into = Memory()
         into.traits = Traits(concurrent=sink)
-        transfer.copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs)
+        Copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs).run()
         assert into.threads == {threading.get_ident()}
 
     def test_where_both_can_as_many_blobs_move_at_once_as_there_are_jobs(self, layout: Layout) -> None:
@@ -172,7 +172,7 @@ class TestSideBySide:
             return whole(blob)
 
         sink.take = take
-        transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=3)
+        Copy(LayoutSource(layout.path), sink, Watch(), jobs=3).run()
         assert len(sink.threads) == 3
         assert threading.get_ident() not in sink.threads
         assert sink.diary == ["begin", *["put"] * 6, "commit"]
@@ -204,7 +204,7 @@ class TestSideBySide:
 
         sink.take = take
         with pytest.raises(NetworkError, match="the first one"):
-            transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=2, cancelled=cancelled)
+            Copy(LayoutSource(layout.path), sink, Watch(), jobs=2, cancelled=cancelled).run()
         assert cancelled.is_set()
         assert [type(error) for error in stopped] == [CancelledError]
         assert sink.diary == ["begin"]
@@ -220,7 +220,7 @@ class TestSideBySide:
 
         sink = Memory()
         with pytest.raises(ArchiveError, match="no more"):
-            transfer.copy(Failing(layout.path), sink, Watch(), jobs=3)
+            Copy(Failing(layout.path), sink, Watch(), jobs=3).run()
         assert "commit" not in sink.diary
 
     def test_a_failing_question_is_a_failure_too(self, layout: Layout) -> None:
@@ -232,4 +232,4 @@ class TestSideBySide:
                 raise NetworkError(msg)
 
         with pytest.raises(NetworkError, match=r"\?"):
-            transfer.copy(LayoutSource(layout.path), Asked(), Watch())
+            Copy(LayoutSource(layout.path), Asked(), Watch()).run()
