@@ -20,17 +20,14 @@ from ocistream.streams import files, paths
 from ocistream.streams.workers import DEFAULT_JOBS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from ocistream.archive.outputs import Output
     from ocistream.archive.tar_reader import InputStream
-    from ocistream.http.client import HttpClient
     from ocistream.layout.image_selection import ImageSelector, Selection
     from ocistream.layout.writer import LayoutWriter
     from ocistream.oci.graph import Root
-    from ocistream.registry.opener import RepositoryOpener
-    from ocistream.registry.upload_record import UploadRecords
-    from ocistream.registry.upload_strategy import UploadStrategy
+    from ocistream.registry.registries import Registries
     from ocistream.transfer.interfaces import Destination, Source
 
 #: Transports of containers-transports(5) that are recognised to refuse them: a typo must not become an image's name.
@@ -280,7 +277,7 @@ def _not_provided() -> NoReturn:
 class OpenContext:
     """What opening a location needs from the process. Each part is created on first use."""
 
-    client: Callable[[], HttpClient] = field(default=_not_provided)
+    open_registries: Callable[[], Registries] = field(default=_not_provided)
     stdin: Callable[[], InputStream] = field(default=_not_provided)
     #: The output of a stream location.
     output: Callable[[], Output] = field(default=_not_provided)
@@ -291,35 +288,23 @@ class OpenContext:
     #: Which of these repositories are known to have the blob with a digest.
     mount_candidates: Callable[[str], Sequence[str]] = field(default=lambda _digest: ())
     #: The reference of each image in a registry; None if all use the location's.
-    find_reference: Callable[[Root], Reference] | None = None
+    target: Callable[[Root], Reference] | None = None
     #: The first byte of the written archive that is needed; earlier bytes are not written.
     from_byte: int = 0
     #: The maximum size of a volume, in bytes; 0 writes one file.
     volume_size: int = 0
-    #: How repositories are opened for reading (mirrors, cache).
-    opener: Callable[[], RepositoryOpener] = field(default=_not_provided)
-    #: Concurrent requests, and the limit of one registry, if it has one.
+    #: Concurrent requests; a registry may have a lower limit.
     jobs: int = DEFAULT_JOBS
-    find_host_jobs: Callable[[str], int | None] = field(default=lambda _registry: None)
-    #: How registries accept uploads, and the records of uploads that a later run may resume.
-    upload_strategy: Callable[[], UploadStrategy] = field(default=_not_provided)
-    records: Callable[[], UploadRecords] = field(default=_not_provided)
     #: Cancels one transfer, while others with the same client continue.
     cancelled: threading.Event = field(default_factory=threading.Event)
-    #: Raises AuthenticationError if the configuration forbids pushes to a reference.
-    check_push: Callable[[Reference], None] = field(default=lambda _reference: None)
     #: The writer of a layout that several images are written to; None makes each image visible by itself.
     layout_writer: Callable[[Path], LayoutWriter] | None = None
     #: Whether locations are opened for a dry run: no file is created, and no cache is filled.
     is_dry_run: bool = False
 
-    def jobs_at(self, registries: Iterable[str]) -> int:
-        """Return how many concurrent requests these registries get."""
-        return min([self.jobs, *filter(None, map(self.find_host_jobs, registries))])
-
-    def repository_opener(self) -> RepositoryOpener:
-        """Return the opener for repositories to read from."""
-        return self.opener().unwrapped() if self.is_dry_run else self.opener()
+    def registries(self) -> Registries:
+        """Return the registries; in a dry run without the cache."""
+        return self.open_registries().without_cache() if self.is_dry_run else self.open_registries()
 
 
 def open_source(location: Location, context: OpenContext, selection: Selection) -> Source:
@@ -466,30 +451,31 @@ def open_registry_source(location: Location, context: OpenContext, selection: Se
     """
     references = [reference_of(location)]
     if selection.tags is not None:
-        references = _select_tags(references[0], context.repository_opener(), selection.tags)
+        references = _select_tags(references[0], context.registries(), selection.tags)
     return _open_references(references, context, selection)
 
 
 def _open_references(references: Sequence[Reference], context: OpenContext, selection: Selection) -> Source:
     from ocistream.registry.source import RegistrySource
 
+    registries = context.registries()
     return RegistrySource(
-        context.client(),
+        registries,
         references,
         platforms=selection.platforms,
         referrers=selection.referrers,
         with_signatures=selection.with_signatures,
-        open_repository=context.repository_opener().open_repository,
-        jobs=context.jobs_at(reference.registry for reference in references),
+        digest_tags=selection.digest_tags,
+        jobs=registries.rules.limit_jobs(context.jobs, (reference.registry for reference in references)),
         cancelled=context.cancelled,
     )
 
 
 def _select_tags(
-    repository: Reference, opener: RepositoryOpener, choose: Callable[[Sequence[str]], Sequence[str]]
+    repository: Reference, registries: Registries, choose: Callable[[Sequence[str]], Sequence[str]]
 ) -> list[Reference]:
     """Return the references of the selected tags, sorted."""
-    tags = opener.list_tags(repository)
+    tags = registries.list_tags(repository)
     if tags.incomplete_reason:
         msg = f"{repository.registry}/{repository.repository}: cannot list all tags: {tags.incomplete_reason}"
         raise UnsupportedError(msg, hint="copy images by their names")
@@ -500,15 +486,16 @@ def open_registry_destination(location: Location, context: OpenContext) -> Desti
     """Open a registry to push to. The location needs no reference if the context finds one for each image."""
     from ocistream.registry.destination import RegistryDestination
 
+    registries = context.registries()
     return RegistryDestination(
-        context.client(),
-        context.find_reference or (lambda _root: reference_of(location)),
+        registries.client,
+        context.target or (lambda _root: reference_of(location)),
         early_target=location.reference,
         mount_from=context.mount_from,
         mount_candidates=context.mount_candidates,
-        strategy=context.upload_strategy(),
-        records=context.records(),
-        jobs=context.jobs_at([location.reference.registry] if location.reference else []),
+        strategy=registries.upload_strategy(),
+        records=registries.upload_records(),
+        jobs=registries.rules.limit_jobs(context.jobs, location.registries),
         cancelled=context.cancelled,
     )
 

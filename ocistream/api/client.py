@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from ocistream import limits
-from ocistream.api.client_registries import ClientRegistries
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
 from ocistream.api.options import ClientOptions, CopyOptions, RegistryOptions, parse_client_options, parse_split
-from ocistream.api.registries import RegistryAccess, load_configuration
+from ocistream.api.registries import RegistryAccess, find_home, load_configuration
 from ocistream.api.results import CopyResult, ImageResult, build_result
 from ocistream.api.settings import RegistrySettings, TlsFiles
 from ocistream.errors import InvalidNameError, UsageError
 from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import Reference, parse_reference
-from ocistream.streams.synchronization import LinkedEvent
+from ocistream.streams.synchronization import LinkedEvent, once
 from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
@@ -31,15 +30,17 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ocistream.api.client_registries import Credentials
     from ocistream.api.location_arguments import LocationLike
     from ocistream.api.verification import VerifyResult
+    from ocistream.auth.docker_config import Credential
+    from ocistream.http.client import HttpClient
     from ocistream.locations import OpenContext
     from ocistream.transfer.interfaces import Observer
     from ocistream.transfer.report import Report
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+Credentials: TypeAlias = "Credential | Mapping[str, Credential] | Callable[[str, str], Credential | None]"
 #: One file or several.
 _FilePaths: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
 
@@ -98,17 +99,20 @@ class Client:
         )
         env = os.environ if environment is None else environment
         self._closed = threading.Event()
-        access = RegistryAccess(
+        self._access = RegistryAccess(
             self._options,
             env,
             functools.partial(load_configuration, None if config is None else Path(config), env),
             use_mirrors=mirrors,
             host_rules={host: own.to_rule() for host, own in (registries or {}).items()},
         )
-        self._load_trust_policy = access.load_trust_policy
-        side = RegistryOptions(plain_http=plain_http, insecure=insecure, **asdict(tls or TlsFiles()))
-        side.tls_settings()
-        self._registries = ClientRegistries(access, side, credentials, env=env, closed=self._closed)
+        self._registry_options = RegistryOptions(plain_http=plain_http, insecure=insecure, **asdict(tls or TlsFiles()))
+        self._registry_options.tls_settings()
+        self._credentials = credentials
+        self._env = env
+        #: Registries that calls named, as keys; a mirror from the configuration is none of them.
+        self._named: dict[str, None] = {}
+        self._http_client = once(self._create_http_client)
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -123,7 +127,7 @@ class Client:
     def close(self) -> None:
         """Close all connections. Calls in other threads end with a CancelledError."""
         self._closed.set()
-        self._registries.close()
+        self._access.close()
 
     def copy(  # noqa: PLR0913 - all but two are options, given by name
         self,
@@ -198,10 +202,10 @@ class Client:
             plan_copy(locations, targets[0].location, options)
             if targets
             else plan_copy_to_prefix(locations, to or "", options)
-        ).with_policy(self._load_trust_policy())
+        ).with_policy(self._access.load_trust_policy())
         destination_context = self._open_context(targets, event, plan.destination_registries)
         source_context = self._open_context(sources, event)
-        self._registries.check_environment_credential(plan.source_registries | plan.destination_registries)
+        self._check_environment_credential(plan.source_registries | plan.destination_registries)
         opened_source, opened_destination = plan.open(
             replace(source_context, is_dry_run=dry_run), replace(destination_context, is_dry_run=dry_run)
         )
@@ -212,8 +216,8 @@ class Client:
                     opened_source,
                     opened_destination,
                     observer,
-                    client=self._options,
-                    find_host_jobs=source_context.find_host_jobs,
+                    jobs=self._access.limit_jobs(plan.source_registries | plan.destination_registries),
+                    prefetch_memory=self._options.prefetch_memory,
                     cancelled=event,
                     dry_run=dry_run,
                 )
@@ -379,11 +383,9 @@ class Client:
         event = self._begin(cancelled)
         references = [_parse_deleted(image) for image in ([images] if isinstance(images, str | Reference) else images)]
         registries = {reference.registry for reference in references}
-        context = self._registries.build_context(registries, event)
-        self._registries.check_environment_credential(registries)
-        for reference in references:
-            context.check_push(reference)
-        deleter = ImageDeleter(context.client(), references, by_digest=by_digest)
+        context = self._open_context([], event, registries)
+        self._check_environment_credential(registries)
+        deleter = ImageDeleter(context.registries(), references, by_digest=by_digest)
         deleted = run_in_thread(lambda: list(deleter.delete()), event)
         return tuple(ImageResult(image.reference.name, image.digest) for image in deleted)
 
@@ -399,10 +401,41 @@ class Client:
     ) -> OpenContext:
         """Return the context of a call that names these locations, and further `registries`."""
         named = set(registries).union(*(argument.location.registries for argument in arguments))
-        context = self._registries.build_context(named, cancelled)
+        self._named.update(dict.fromkeys(named))
+        context = self._access.build_context(lambda: self._http_client().for_transfer(cancelled), cancelled)
         for argument in arguments:
             context = argument.bind(context)
         return context
+
+    def _check_environment_credential(self, registries: Collection[str]) -> None:
+        """Raise UsageError if the user name of the environment could be for several registries, as the command does."""
+        if self._credentials is None and len(registries) > 1 and self._env.get("OCISTREAM_USERNAME"):
+            msg = f"OCISTREAM_USERNAME cannot be used for {' and '.join(sorted(registries))}"
+            raise UsageError(msg, hint="run `ocistream login` for each registry, or pass credentials by host")
+
+    def _create_http_client(self) -> HttpClient:
+        return self._access.create_client(self._registry_options, self._find_credential, cancelled=self._closed)
+
+    def _find_credential(self, registry: str, repository: str) -> Credential | None:
+        from ocistream.auth.credentials import Keychain
+        from ocistream.auth.docker_config import Credential, normalize_host
+
+        given = self._credentials
+        if callable(given):
+            return given(registry, repository)
+        if given is not None and not isinstance(given, Credential):
+            host = normalize_host(registry)
+            for named, credential in given.items():
+                if normalize_host(named) == host:
+                    return credential
+        keychain = Keychain(
+            self._env,
+            home=find_home(self._env),
+            explicit=given if isinstance(given, Credential) else None,
+            named=frozenset(self._named),
+            configured=self._access.rules().credentials,
+        )
+        return keychain.find(registry, repository)
 
 
 def _with_new_client(method: Callable[Concatenate[Client, _P], _R]) -> Callable[_P, _R]:

@@ -32,13 +32,14 @@ from ocistream.locations import (
 )
 from ocistream.oci.platforms import default_platform, parse_platform_choice
 from ocistream.oci.reference import is_repository, parse_registry, printable
-from ocistream.transfer import copy as transfer
+from ocistream.transfer.copy import Copy
+from ocistream.transfer.interfaces import NullObserver
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping, Sequence
 
-    from ocistream.api.options import ClientOptions, CopyOptions
+    from ocistream.api.options import CopyOptions
     from ocistream.layout.image_selection import ImageSelector
     from ocistream.locations import OpenContext
     from ocistream.oci.graph import Graph, Root
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from ocistream.signatures.policy import TrustPolicy, TrustRule
     from ocistream.signatures.signers import Signer
     from ocistream.transfer.interfaces import Destination, Observer, Source
-    from ocistream.transfer.recompress import Recompression
+    from ocistream.transfer.recompress import RecompressionSettings
     from ocistream.transfer.report import Report
 
 _SPLIT_HINT = "name the volumes with a template, such as app.%03d.tar"
@@ -67,7 +68,7 @@ class CopyPlan:
     #: Gives the only image its name at the destination.
     rename: Callable[[Graph], Graph] | None = None
     mount_from: tuple[str, ...] = ()
-    recompression: Recompression | None = None
+    recompression: RecompressionSettings | None = None
     #: One of these must have signed each image; empty if no signatures are required. Their files have these contents.
     signers: Mapping[Signer, str]
     #: The policy of the configuration; None if there is none.
@@ -105,11 +106,13 @@ class CopyPlan:
         Raises:
             OcistreamError: a location cannot be opened, or the configuration forbids the push.
         """
-        check_push, selection = destination_context.check_push, self.selection
-        if self.destination.reference is not None:
-            check_push(self.destination.reference)
-        elif self.target is not None:
-            selection = replace(selection, select=_check_each_push(selection.select, self.target, check_push))
+        selection = self.selection
+        if self.destination.kind == "docker":
+            check_push = destination_context.registries().rules.check_push
+            if self.destination.reference is not None:
+                check_push(self.destination.reference)
+            elif self.target is not None:
+                selection = replace(selection, select=_check_each_push(selection.select, self.target, check_push))
         source = open_sources(self.sources, source_context, selection)
         try:
             destination = open_destination(
@@ -117,7 +120,7 @@ class CopyPlan:
                 replace(
                     destination_context,
                     mount_from=self.mount_from,
-                    find_reference=self.target,
+                    target=self.target,
                     volume_size=self.options.split,
                 ),
             )
@@ -132,8 +135,8 @@ class CopyPlan:
         destination: Destination,
         observer: Observer | None = None,
         *,
-        client: ClientOptions,
-        find_host_jobs: Callable[[str], int | None],
+        jobs: int,
+        prefetch_memory: int,
         cancelled: threading.Event,
         omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
         on_resolved: Callable[[Graph], None] = lambda _graph: None,
@@ -141,21 +144,18 @@ class CopyPlan:
     ) -> Report:
         """Copy between the opened locations, which stay open.
 
-        `find_host_jobs` returns how many blobs may move at once to or from a registry. `omit` returns the blobs to omit
-        from the output. `on_resolved` receives the source's graph before a blob moves.
+        The options are those of `transfer.copy.Copy`.
         With `dry_run`, nothing is written; the destination was opened for that (`OpenContext.is_dry_run`).
 
         Raises:
             OcistreamError: the first failure; nothing new is visible in the destination.
         """
 
-        def rename(graph: Graph) -> Graph:
+        def check_resolved(graph: Graph) -> None:
             on_resolved(graph)
             if self.recompression is not None:
                 self._check_digest_stays(graph, self.recompression)
-            return self.rename(graph) if self.rename is not None else graph
 
-        registries = self.source_registries | self.destination_registries
         plain_layers = None
         if self.compresses_plain_layers(omits=omit is not None):
             plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
@@ -166,20 +166,21 @@ class CopyPlan:
             check = SignatureCheck(
                 self.signers, self._find_rules, self._find_names, is_local=self.local_source is not None
             )
-        report = transfer.copy(
+        copy = Copy(
             source,
             destination,
-            observer,
-            jobs=min([client.jobs, *filter(None, map(find_host_jobs, registries))]),
-            prefetch_memory=client.prefetch_memory,
+            observer or NullObserver(),
+            jobs=jobs,
+            prefetch_memory=prefetch_memory,
             cancelled=cancelled,
-            rename=rename,
+            on_resolved=check_resolved,
+            rename=self.rename or (lambda graph: graph),
             omit=omit,
             recompression=self.recompression,
             plain_layers=plain_layers,
             check=check,
-            dry_run=dry_run,
         )
+        report = copy.run(dry_run=dry_run)
         if self.target is None and (self.destination.kind == "docker" or self.destination.name is not None):
             report_replaced_names(report.source_graph.roots)
         return report
@@ -213,7 +214,7 @@ class CopyPlan:
         references.append(self.target(root) if self.target is not None else self.destination.reference)
         return self.policy.find_for(root, image_names_of(root.descriptor), references)
 
-    def _check_digest_stays(self, graph: Graph, recompression: Recompression) -> None:
+    def _check_digest_stays(self, graph: Graph, recompression: RecompressionSettings) -> None:
         """Refuse to recompress an image whose own digest the destination names, before a blob moves.
 
         The digest of the recompressed image may be named: the registry's destination checks that at the end.
@@ -448,7 +449,7 @@ def _check_split(options: CopyOptions, location: Location) -> None:
         raise UsageError(msg, hint="omit one of them")
 
 
-def _choose_recompression(options: CopyOptions, destination: Location) -> Recompression | None:
+def _choose_recompression(options: CopyOptions, destination: Location) -> RecompressionSettings | None:
     """Return how to recompress layers, or None; the layers of a docker-archive are always uncompressed."""
     if destination.kind != "docker-archive":
         return _parse_recompression(options, options.compress)
@@ -458,7 +459,7 @@ def _choose_recompression(options: CopyOptions, destination: Location) -> Recomp
     return _parse_recompression(options, "none")
 
 
-def _parse_recompression(options: CopyOptions, text: str | None) -> Recompression | None:
+def _parse_recompression(options: CopyOptions, text: str | None) -> RecompressionSettings | None:
     if text is None:
         return None
     from ocistream.transfer.recompress import parse_recompression

@@ -103,7 +103,7 @@ def list_names(location: Location, context: OpenContext, *, max_ratio: int) -> N
 
 def _list_tags(location: Location, context: OpenContext) -> NameList:
     reference = reference_of(location)
-    tag_list = context.repository_opener().list_tags(reference)
+    tag_list = context.registries().list_tags(reference)
     document = {
         "location": location.text,
         "repository": f"{reference.registry}/{reference.repository}",

@@ -19,7 +19,7 @@ from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from ocistream.api.options import ClientOptions, RegistryOptions
     from ocistream.auth.docker_config import Credential
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from ocistream.http.retry import RetryEvent
     from ocistream.http.settings import HostSettings
     from ocistream.layout.cache import Cache
-    from ocistream.oci.reference import Reference
-    from ocistream.registry.configuration import HostRule, RegistryConfiguration
-    from ocistream.registry.opener import RepositoryOpener
+    from ocistream.registry.configuration import HostRule, RegistryRules
+    from ocistream.registry.registries import ReadableRepository, Registries
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.signatures.policy import TrustPolicy
@@ -43,8 +42,7 @@ class RegistryAccess:
     """What all requests of a client, or of a run of the command line, share. Safe for several threads.
 
     The rules of the configuration, the rate limits, the upload strategy, the records of uploads and the cache are
-    created on first use, and files are read then. `report(message, level)` receives fallbacks, and what happens to
-    uploads.
+    created on first use, and files are read then.
     """
 
     def __init__(
@@ -55,13 +53,11 @@ class RegistryAccess:
         *,
         use_mirrors: bool = True,
         host_rules: Mapping[str, HostRule] | None = None,
-        report: Callable[[str, int], None] = lambda _message, _level: None,
     ) -> None:
         """Take the settings; no file is read yet."""
         self._options = options
         self._env = env
         self._use_mirrors = use_mirrors
-        self._report = report
         #: Rules by host that override the configuration; they may be set until the first use of `rules`.
         self.host_rules = host_rules or {}
         #: How many bytes of each blob came from the cache, by digest.
@@ -92,18 +88,14 @@ class RegistryAccess:
 
         return parse_trust_policy(table)
 
-    def find_host_jobs(self, registry: str) -> int | None:
-        """Return how many blobs and connections the configuration allows at once for a registry; None for no limit."""
-        return self.rules().settings(registry).jobs
+    def limit_jobs(self, registries: Collection[str]) -> int:
+        """Return how many blobs may move at once to or from these registries."""
+        # Without a registry, a file that is malformed is no error.
+        return self.rules().limit_jobs(self._options.jobs, registries) if registries else self._options.jobs
 
-    def check_push(self, reference: Reference | None) -> None:
-        """Raise AuthenticationError if the configuration forbids a push to `reference`; None is not a registry."""
-        if reference is not None:
-            self.rules().check_push(reference)
-
-    def _load_rules(self) -> RegistryConfiguration:
+    def _load_rules(self) -> RegistryRules:
         from ocistream.config.registries_conf import load_namespaces
-        from ocistream.registry.configuration import HostRule, RegistryConfiguration
+        from ocistream.registry.configuration import HostRule, RegistryRules
 
         rules: dict[str, HostRule] = {}
         if (table := self.configuration()) is not None:
@@ -113,7 +105,7 @@ class RegistryAccess:
         for host, rule in self.host_rules.items():
             rules[host.lower()] = rule.apply_to(rules.get(host.lower(), HostRule()))
         namespaces = load_namespaces(self._env, find_home(self._env))
-        return RegistryConfiguration(rules, namespaces, use_mirrors=self._use_mirrors)
+        return RegistryRules(rules, namespaces, use_mirrors=self._use_mirrors)
 
     def _create_upload_strategy(self) -> UploadStrategy:
         from ocistream.registry.upload_strategy import UploadStrategy
@@ -121,7 +113,6 @@ class RegistryAccess:
         strategy = UploadStrategy(
             explicit_method=self._options.upload,
             jobs=self._options.jobs,
-            report=self._report,
             configured_profile=lambda host: self.rules().profile(host),
         )
         self._observers.append(strategy.observe_headers)
@@ -134,8 +125,7 @@ class RegistryAccess:
         state = state_home(self._env, find_home(self._env) if self._env.get("HOME") else None)
         if state is None:
             notices.notify("neither HOME nor XDG_STATE_HOME is set: interrupted uploads cannot be resumed", level=1)
-        directory = None if state is None else state / "ocistream" / "uploads"
-        return UploadRecords(directory, lambda message: self._report(message, 1))
+        return UploadRecords(None if state is None else state / "ocistream" / "uploads")
 
     def _open_cache(self) -> Cache:
         from ocistream.layout.cache import Cache
@@ -149,12 +139,11 @@ class RegistryAccess:
         registry_options: RegistryOptions,
         find_credential: Callable[[str, str], Credential | None],
         *,
-        is_for_mirrors: bool = False,
         format_hint: Callable[[str], str] = str,
         on_retry: Callable[[RetryEvent], None] = lambda _event: None,
         cancelled: threading.Event,
     ) -> HttpClient:
-        """Return an HTTP client for registries, or for mirrors of them.
+        """Return an HTTP client for registries.
 
         Raises:
             NotFoundError: SSL_CERT_FILE or --cert-dir names what does not exist.
@@ -176,10 +165,6 @@ class RegistryAccess:
             user_agent=f"ocistream/{__version__}",
             format_hint=format_hint,
         )
-        if is_for_mirrors:
-            from ocistream.registry.mirrors import shorten_timeouts
-
-            settings = shorten_timeouts(settings)
         client = HttpClient(
             settings,
             find_credential,
@@ -199,38 +184,36 @@ class RegistryAccess:
         for client in self._clients:
             client.close()
 
-    def build_context(self, create_client: Callable[[bool], HttpClient], cancelled: threading.Event) -> OpenContext:
-        """Return what opening a location needs.
-
-        `create_client` creates the client for registries that the user names, or with True the one for mirrors.
+    def build_context(self, create_client: Callable[[], HttpClient], cancelled: threading.Event) -> OpenContext:
+        """Return what opening a location needs; `create_client` creates the client for registries.
 
         Raises:
             UsageError: SOURCE_DATE_EPOCH is malformed.
         """
-        client = once(lambda: create_client(False))
-        mirror_client = once(lambda: create_client(True))
-
-        def create_opener() -> RepositoryOpener:
-            from ocistream.registry.opener import RepositoryOpener
-
-            opener = RepositoryOpener(client(), mirror_client, self.rules().find_pull_sources, self._report)
-            if not self._options.cache:
-                return opener
-            from ocistream.layout.cache import CachedRepository
-
-            return opener.wrapped_by(functools.partial(CachedRepository, self._cache()))
-
         return OpenContext(
-            client=client,
+            open_registries=once(functools.partial(self._open_registries, create_client)),
             mtime=_read_source_date_epoch(self._env),
-            opener=once(create_opener),
             jobs=self._options.jobs,
-            find_host_jobs=self.find_host_jobs,
-            upload_strategy=self.upload_strategy,
-            records=self.upload_records,
             cancelled=cancelled,
-            check_push=self.check_push,
         )
+
+    def _open_registries(self, create_client: Callable[[], HttpClient]) -> Registries:
+        from ocistream.registry.registries import Registries
+
+        return Registries(
+            create_client,
+            self.rules(),
+            cache=self._read_through_cache,
+            upload_strategy=self.upload_strategy,
+            upload_records=self.upload_records,
+        )
+
+    def _read_through_cache(self, repository: ReadableRepository) -> ReadableRepository:
+        if not self._options.cache:
+            return repository
+        from ocistream.layout.cache import CachedRepository
+
+        return CachedRepository(self._cache(), repository)
 
 
 def load_configuration(config: Path | None, env: Mapping[str, str]) -> TomlTable | None:

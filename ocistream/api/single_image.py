@@ -55,7 +55,7 @@ class SingleImage:
         if reference is not None and not self.platforms.platforms:
             stated = None
             try:
-                stated = self.context.repository_opener().open_repository(reference).find_digest(reference.target)
+                stated = self.context.registries().open_repository(reference).find_digest(reference.target)
             except RegistryError as error:
                 if error.status not in _HEAD_UNSUPPORTED:
                     raise
@@ -73,10 +73,7 @@ class SingleImage:
         if self.location.reference is not None and not self.platforms.platforms:
             from ocistream.registry.source import RegistrySource
 
-            opener = self.context.repository_opener()
-            return RegistrySource(
-                self.context.client(), [self.location.reference], open_repository=opener.open_repository
-            ).fetch_image_manifest()
+            return RegistrySource(self.context.registries(), [self.location.reference]).fetch_image_manifest()
         with self._open() as (source, graph, root, _):
             for _blob in source.blobs(()):
                 # A pipe is read to its end: its writer must not fail.

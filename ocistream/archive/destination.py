@@ -42,7 +42,7 @@ class TarDestination(ABC):
         """Return the graph: an OCI archive can hold anything."""
         return graph
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - it is known
         """Return the digests of the blobs that were already written."""
         return {blob.digest for blob in blobs if blob.digest in self._written}
 

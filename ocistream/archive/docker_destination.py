@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from ocistream.oci.graph import is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import NOT_IN_DOCKER_ARCHIVE, PLATFORM_FILTERED, RECOMPRESSED
 from ocistream.streams import layer_media_types
+from ocistream.streams.chunks import peek_chunks
 from ocistream.streams.layer_media_types import is_probably_json
 from ocistream.transfer.interfaces import Traits
 from ocistream.transfer.report import MissingBlobsError
@@ -73,12 +73,11 @@ class DockerArchiveDestination(TarDestination):
     def write(self, blob: VerifiedBlob) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
         require_complete(blob)
-        chunks = blob.open()
-        first = next(chunks, b"")
+        first, chunks = peek_chunks(blob.open())
         # A blob that comes before its manifest has no known media type: only its bytes show what it is.
         is_config = blob.descriptor.media_type in CONFIG_TYPES or is_probably_json(bytes(first[: limits.KIB]))
         name = _file_name(blob.descriptor.digest, ".json" if is_config else ".tar")
-        self._tar.add(name, blob.descriptor.size, itertools.chain([first], chunks))
+        self._tar.add(name, blob.descriptor.size, chunks)
         self._record(blob.descriptor.digest, name)
         return 0
 

@@ -149,9 +149,9 @@ class JoinedSource:
             for number, (_, source) in enumerate(self._inputs):
                 yield from source.other_blobs(yielded.get(number, set()))
 
-    def is_missing(self, descriptor: Descriptor) -> bool:
+    def is_absent(self, descriptor: Descriptor) -> bool:
         """Return whether no input has the blob, and some of its parts are missing."""
-        if not all(source.is_missing(descriptor) for _, source in self._inputs):
+        if not all(source.is_absent(descriptor) for _, source in self._inputs):
             return False
         parts = self.parts(descriptor)
         return not parts or not all(part.blob for part in parts)
@@ -271,7 +271,7 @@ class JoinedSource:
 
     def _find_omitted(self, graph: Graph, annotations: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
         """Return the reasons of omitted blobs that no input has. Blobs of given volumes are missing, not omitted."""
-        missing = {blob.digest for blob in graph.blobs if self.is_missing(blob)}
+        missing = {blob.digest for blob in graph.blobs if self.is_absent(blob)}
         given_volumes = {source.volume.name for source in self._volumes.values() if source.volume}
         omitted: dict[str, OmissionReason] = {}
         for annotation in annotations:

@@ -165,7 +165,7 @@ class ArchiveSource(ABC):
             raise size_error(need.descriptor, extent.size)
         return self._read_document(extent, limits.MAX_CONFIG)
 
-    def is_missing(self, descriptor: Descriptor) -> bool | None:
+    def is_absent(self, descriptor: Descriptor) -> bool | None:
         """Return whether the archive does not have the blob, or None before the whole archive was read."""
         return descriptor.digest not in self.contents.blobs if self._has_ended else None
 

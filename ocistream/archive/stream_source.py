@@ -23,7 +23,7 @@ from ocistream.oci.digest import digest_error
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_checksum_line, parse_part_name, part_error, part_name
 from ocistream.streams import files
-from ocistream.streams.chunks import HashedChunks, chunks_from, read_all, verify_chunks
+from ocistream.streams.chunks import HashedChunks, chunks_from, peek_chunks, read_all, verify_chunks
 from ocistream.streams.compression import NONE, Codec, detect_codec
 from ocistream.streams.layer_media_types import describe_layer, is_probably_json, is_probably_layer
 from ocistream.transfer.interfaces import Access, Blob, ByteRange
@@ -297,9 +297,8 @@ class ArchiveStreamSource(ArchiveSource):
 
     def _keep_docker_file(self, entry: TarEntry, early_blobs: EarlyBlobs) -> None:
         """Buffer an entry that may be a config, or write one that may be a layer to the destination."""
-        chunks = self._reader.read_chunks()
-        first_chunk = bytes(next(chunks, b""))
-        content = itertools.chain([first_chunk], chunks)
+        first, content = peek_chunks(self._reader.read_chunks())
+        first_chunk = bytes(first)
         is_json = is_probably_json(first_chunk)
         if is_json and self._buffered_bytes + entry.size <= limits.MAX_BUFFERED_JSON:
             self._early_entries[entry.offset] = _Json(read_all(content))
@@ -339,13 +338,12 @@ class ArchiveStreamSource(ArchiveSource):
 
     def _buffer_or_write(self, entry: TarEntry, digest: str) -> None:
         descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, entry.size)
-        chunks = self._reader.read_chunks()
-        first_chunk = bytes(next(chunks, b""))
-        is_complete = len(first_chunk) == entry.size
+        first, chunks = peek_chunks(self._reader.read_chunks())
+        first_chunk = bytes(first)
         looks_like_json = first_chunk.lstrip()[:1] == b"{" and entry.size <= limits.MAX_CONFIG
         available = limits.MAX_BUFFERED_JSON - self._buffered_bytes
         if looks_like_json and entry.size <= min(limits.MAX_MANIFEST, available):
-            content = first_chunk if is_complete else first_chunk + b"".join(bytes(chunk) for chunk in chunks)
+            content = first_chunk if len(first_chunk) == entry.size else read_all(chunks)
             try:
                 # Verify the blob now: later it is not known whether it was verified.
                 self._early_entries[entry.offset] = _Json(read_all(verify_chunks([content], descriptor)))
@@ -358,13 +356,12 @@ class ArchiveStreamSource(ArchiveSource):
         if self._index_walk is not None and self._index_walk.selection_error is not None:
             # The selection from the named images failed, and the other entries cannot be awaited.
             raise self._index_walk.selection_error
-        all_chunks = itertools.chain([first_chunk], chunks)
         if self._can_finish_early():
-            self._started_blob = entry, digest, all_chunks
+            self._started_blob = entry, digest, chunks
             return
         if (codec := detect_codec(first_chunk[: limits.KIB])) is not NONE:
             self._early_entries[entry.offset] = codec
-        blob = Blob(descriptor, partial(_skip_to, all_chunks), self._access)
+        blob = Blob(descriptor, partial(_skip_to, chunks), self._access)
         self._write_early(entry, blob, can_be_plain_layer=self._may_be_plain_layer(entry))
         if looks_like_json and entry.offset not in self._corrupt:
             self._early_entries[entry.offset] = _Json(descriptor)

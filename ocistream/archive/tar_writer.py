@@ -145,7 +145,7 @@ class TarWriter:
             output.write(bytes(tarfile.BLOCKSIZE))
             for chunk in blob.open():
                 output.write(chunk)
-            descriptor = blob.descriptor()
+            descriptor = blob.descriptor
         if (name := choose_name(descriptor)) is None:
             output.truncate(position)
         else:
@@ -157,7 +157,7 @@ class TarWriter:
         with _spool_errors(), _open_spool() as spool:
             for chunk in blob.open():
                 files.write_all(spool, chunk)
-            descriptor = blob.descriptor()
+            descriptor = blob.descriptor
             if (name := choose_name(descriptor)) is not None:
                 spool.seek(0)
                 self._output.write(build_single_block_header(name, descriptor.size, self._mtime))

@@ -82,7 +82,6 @@ class CommandContext:
             os.environ,
             lambda: self.configuration or load_configuration(self.run.config, os.environ),
             use_mirrors=not self.run.no_mirrors,
-            report=self._report,
         )
         self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
 
@@ -105,7 +104,7 @@ class CommandContext:
 
         Each side has an HTTP client of its own: a copy may reach one registry in two ways at once.
         """
-        # One keychain for both clients: stdin can be read for a password only once.
+        # Created once: stdin can be read for a password only once.
         keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
         translate = hint or build_hint_translator(self.registry, side)
 
@@ -117,15 +116,13 @@ class CommandContext:
             path = auth_file[0] if auth_file is not None else None
             return add_login_options(translated, path, self.registry_options(side))
 
-        def create_client(is_for_mirrors: bool) -> HttpClient:
+        def create_client() -> HttpClient:
             if build_keychain is not None or self.credentials.are_given(side):
                 # The error of an option does not depend on whether a registry asks for a credential.
                 keychain()
             return self.access.create_client(
-                # Mirrors stand in for the registry, so the options of its side apply.
                 self.registry_options(side),
                 lambda registry, repository: keychain().find(registry, repository),
-                is_for_mirrors=is_for_mirrors,
                 format_hint=format_hint,
                 on_retry=self._report_retry,
                 cancelled=self.cancelled,
@@ -169,9 +166,6 @@ class CommandContext:
             f"{prefix}{retry.reason}; retrying in {retry.wait:.1f} s ({retry.count} of {retry.limit})",
             level=0 if retry.wait >= _MIN_REPORTED_WAIT else 1,
         )
-
-    def _report(self, message: str, level: int) -> None:
-        self.console.info(message, level=level)
 
     @contextlib.contextmanager
     def open_list(self, path: str) -> Iterator[io.BufferedReader]:

@@ -136,7 +136,7 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
         source = open_source(replace(source_location, name=None), OpenContext(), Selection(select, referrers="skip"))
         with contextlib.closing(source):
             if source.may_lack_blobs:
-                platforms = find_complete_platforms(read_graph(source), lambda blob: bool(source.is_missing(blob)))
+                platforms = find_complete_platforms(read_graph(source), lambda blob: bool(source.is_absent(blob)))
                 shown = ", ".join(map(printable, platforms[:_MAX_IN_COMMAND])) or "none"
                 return f"complete platforms: {shown}; {hint}"
     return hint

@@ -100,6 +100,8 @@ class HttpClient:
         self._session = Session(settings, self.wait)
         #: Sends the requests for tokens, which all transfers share.
         self._token_client = self
+        #: By the function that changes the settings: the client with these settings.
+        self._variants = OncePerKey(self._create_variant)
 
     def close(self) -> None:
         """Close all idle connections. No connection stays open after its response."""
@@ -112,6 +114,22 @@ class HttpClient:
         """
         other = copy.copy(self)
         other.cancelled = cancelled
+        return other
+
+    def with_settings(self, change: Callable[[HttpSettings], HttpSettings]) -> HttpClient:
+        """Return a client with changed settings, except for those of TLS, proxies and uploads.
+
+        It shares connections and limits with this client, which alone is closed. It has endpoints and tokens of its
+        own, which all transfers share that make the same change.
+        """
+        return self._variants(change).for_transfer(self.cancelled)
+
+    def _create_variant(self, change: Callable[[HttpSettings], HttpSettings]) -> HttpClient:
+        other = copy.copy(self)
+        other._settings = change(self._settings)  # noqa: SLF001 - same class
+        other.retry_policy = other._settings.retry_policy  # noqa: SLF001
+        other._endpoints = OncePerKey(other._create_endpoint)  # noqa: SLF001
+        other._token_client = other  # noqa: SLF001
         return other
 
     def endpoint(self, registry: str, repository: str = "", *, is_explicit: bool = True) -> Endpoint:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.http.endpoints import Endpoint
-    from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
+    from ocistream.registry.registries import ReadableRepository
     from ocistream.streams.chunks import Chunk
 
 #: Errors if a directory or something else that is not a file has a blob's path.

@@ -82,7 +82,7 @@ class LayoutDestination:
         self.expect(graph)
         self._writer.prepare()
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - all are checked
         """Return the digests of the blobs that exist. Their files are hashed; a corrupt file will be replaced."""
         complete = [blob for blob in blobs if self._layout.blob_size(blob.digest) == blob.size]
         found: set[str] = set()

@@ -278,7 +278,7 @@ class BlobDirectory:
             with files.atomic_file_named_later(folder, durable=False) as (file, name):
                 for chunk in blob.open():
                     files.write_all(file, chunk)
-                descriptor = blob.descriptor()
+                descriptor = blob.descriptor
                 name(self.blob_path(descriptor.digest))
         return descriptor
 

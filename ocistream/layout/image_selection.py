@@ -20,7 +20,7 @@ from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.referrers import ReferrerMode
@@ -61,6 +61,8 @@ class Selection:
     with_signatures: bool = False
     #: Which of a repository's tags to read; None reads the one that the location names.
     tags: Callable[[Sequence[str]], Sequence[str]] | None = None
+    #: All tags of the repository that name referrers; other such tags are not requested. None if they are unknown.
+    digest_tags: Collection[str] | None = None
     #: The name of the archive or layout, for errors.
     where: str = "the archive or layout"
 

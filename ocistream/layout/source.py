@@ -62,7 +62,7 @@ class LayoutSource:
 
     def read(self, need: Need) -> bytes | None:
         """Return a document that a graph needs, or None if the layout does not have it."""
-        return None if self.is_missing(need.descriptor) else self.layout.read_blob(need.descriptor)
+        return None if self.is_absent(need.descriptor) else self.layout.read_blob(need.descriptor)
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Yield the wanted blobs that exist, in the order of `wanted`."""
@@ -74,7 +74,7 @@ class LayoutSource:
 
     def blob(self, descriptor: Descriptor) -> Blob | None:
         """Return a blob, or None if no file has its name. The content is not checked here."""
-        return None if self.is_missing(descriptor) else self._blob(descriptor)
+        return None if self.is_absent(descriptor) else self._blob(descriptor)
 
     def other_blobs(self, digests: AbstractSet[str]) -> Iterator[Blob]:
         """Yield the blobs that are not among `digests`."""
@@ -82,7 +82,7 @@ class LayoutSource:
             if digest not in digests and (size := self.layout.blob_size(digest)) is not None:
                 yield self._blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, size))
 
-    def is_missing(self, descriptor: Descriptor) -> bool:
+    def is_absent(self, descriptor: Descriptor) -> bool:
         """Return whether no file has the blob's name."""
         return self.layout.blob_size(descriptor.digest) is None
 

@@ -14,7 +14,6 @@ from ocistream import limits
 from ocistream.errors import AuthenticationError, CancelledError, NotFoundError, OcistreamError, RegistryError
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
-from ocistream.registry.replay_buffer import UploadContent
 from ocistream.registry.upload import Upload
 from ocistream.registry.upload_record import UploadKey, UploadRecords, can_store_location
 from ocistream.registry.upload_session import (
@@ -117,13 +116,10 @@ class BlobPusher:
             OcistreamError: an error of the blob's own chunks; the session is deleted.
         """
         if isinstance(blob, VerifiedBlob):
-            descriptor = blob.descriptor
-            content = UploadContent(blob.open, lambda: descriptor, blob.start, blob.end, blob.access)
-            session = self._sessions.pop(descriptor.digest, None) or self._find_session(blob)
+            session = self._sessions.pop(blob.descriptor.digest, None) or self._find_session(blob)
         else:
-            content = UploadContent(blob.open, blob.descriptor, access=blob.access)
             session = self._create_session(None)
-        upload = Upload(self.repository, self._strategy, session, content)
+        upload = Upload(self.repository, self._strategy, session, blob)
         return UploadedSizes(upload.run(), upload.resumed_size)
 
     def partial_size(self, digest: str) -> int:

@@ -15,7 +15,7 @@ from ocistream.http.settings import HostSettings
 from ocistream.oci.reference import is_repository, parse_registry, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ocistream.auth.credentials import CredentialSource
     from ocistream.oci.reference import Reference
@@ -121,7 +121,7 @@ class PullSource:
         return self.pull_mode != ("tag-only" if by_digest else "digest-only")
 
 
-class RegistryConfiguration:
+class RegistryRules:
     """The registry rules of one run: which locations to read from, what is blocked, and the settings of each host."""
 
     def __init__(
@@ -187,6 +187,10 @@ class RegistryConfiguration:
             AuthenticationError: the registry or the repository is blocked.
         """
         self._check_not_blocked(f"{reference.registry.lower()}/{reference.repository}")
+
+    def limit_jobs(self, jobs: int, registries: Iterable[str]) -> int:
+        """Return how many of `jobs` blobs and connections these registries may have at once."""
+        return min([jobs, *filter(None, (self.settings(registry).jobs for registry in registries))])
 
     def settings(self, registry: str, repository: str = "") -> HostSettings:
         """Return the settings of a host for one of its repositories, or for requests that belong to no repository.

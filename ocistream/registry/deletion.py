@@ -13,8 +13,8 @@ from ocistream.registry.repository import Repository, image_not_found_error
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocistream.http.client import HttpClient
     from ocistream.oci.reference import Reference
+    from ocistream.registry.registries import Registries
 
 #: Statuses of a registry that does not delete. distribution 2.8 answers 400 to a tag, and 405 if it is read-only or its
 #: deletion is disabled.
@@ -42,11 +42,17 @@ class DeletedImage:
 class ImageDeleter:
     """Deletes images by tag or digest, after checking that all of them exist."""
 
-    def __init__(self, client: HttpClient, references: Sequence[Reference], *, by_digest: bool) -> None:
-        """Take references with a tag or a digest. With `by_digest`, a tag may be deleted together with its manifest."""
+    def __init__(self, registries: Registries, references: Sequence[Reference], *, by_digest: bool) -> None:
+        """Take references with a tag or a digest. With `by_digest`, a tag may be deleted together with its manifest.
+
+        Raises:
+            AuthenticationError: the configuration forbids changes of a repository.
+        """
+        for reference in references:
+            registries.rules.check_push(reference)
         self._by_digest = by_digest
         self._images = [
-            (reference, Repository(client, reference.registry, reference.repository, for_delete=True))
+            (reference, Repository(registries.client, reference.registry, reference.repository, for_delete=True))
             for reference in dict.fromkeys(references)
         ]
         #: Repositories and digests of the manifests that were deleted.

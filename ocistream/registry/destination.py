@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits, notices
 from ocistream.errors import IntegrityError, NetworkError, PartialBlobLostError, RegistryError, UnsupportedError
@@ -20,7 +20,7 @@ from ocistream.registry.referrers import CosignTags
 from ocistream.registry.repository import Repository, is_canonical_digest
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
-from ocistream.transfer.interfaces import Traits
+from ocistream.transfer.interfaces import Access, Traits
 
 if TYPE_CHECKING:
     import threading
@@ -35,96 +35,26 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import NewBlob, Source, VerifiedBlob
 
-#: Blobs of one image that are checked. Few images have more; the requests take about 50 ms.
-MAX_BLOBS_CHECKED: Final = 24
-
+#: Blobs of one image that are checked if its manifest exists. Few images have more; the requests take about 50 ms.
+_MAX_BLOBS_CHECKED: Final = 24
 #: After this many missing blobs in a row, a repository is not asked for small ones.
 _MAX_MISSES: Final = 8
+#: Seconds for the deletion of unused sessions in all repositories together, so that the run does not end late.
+_CLEAN_UP_SECONDS: Final = 5.0
 
 
-class ExistingImages:
-    """Which large images one repository already has. Safe for several threads.
+class _LargeImage(NamedTuple):
+    """The digests of the blobs of an image with more than `_MAX_BLOBS_CHECKED`, and a sample of the blobs."""
 
-    An existing manifest does not prove that its blobs exist: a faulty garbage collection may have deleted some, and a
-    push must repair that. So every blob is checked, but of an image with more than `MAX_BLOBS_CHECKED` blobs only a
-    sample. If a blob of the sample is missing, the caller checks all others too. A lost layer outside the sample is not
-    noticed; delete the manifest and push again.
-    """
-
-    def __init__(self, has_manifest: Callable[[str], bool], has_blob: Callable[[Descriptor], bool]) -> None:
-        """Take functions that tell whether a manifest or a blob exists; the answers may be cached."""
-        self._has_manifest = has_manifest
-        self._has_blob = has_blob
-        self._images_by_digest: dict[str, _ImageCheck] = {}
-        #: Blob digest -> the large images that contain the blob.
-        self._images_by_blob: dict[str, list[_ImageCheck]] = {}
-
-    def expect(self, graph: Graph, needed: set[str]) -> None:
-        """Register the images that will be pushed to this repository; `needed` are their digests. Send no request."""
-        graph_blobs = {blob.digest for blob in graph.blobs}
-        for manifest, document in graph.images():
-            digest = manifest.descriptor.digest
-            blobs = list({blob.digest: blob for blob in children_of(document) if blob.digest in graph_blobs}.values())
-            if digest not in needed or digest in self._images_by_digest or len(blobs) <= MAX_BLOBS_CHECKED:
-                continue
-            image = self._images_by_digest[digest] = _ImageCheck(
-                [partial(self._has_manifest, digest), *(partial(self._has_blob, blob) for blob in _sample_blobs(blobs))]
-            )
-            for blob in blobs:
-                self._images_by_blob.setdefault(blob.digest, []).append(image)
-
-    def list_checks(self, blobs: Sequence[Descriptor]) -> list[Callable[[], None]]:
-        """Return the checks of the large images that have these blobs; each check is returned once.
-
-        Any thread may call a check. Before all checks of an image were called, `has_blob` does not know its blobs.
-        """
-        images = {id(image): image for blob in blobs for image in self._images_by_blob.get(blob.digest, ())}
-        return [check for image in images.values() for check in image.take_checks()]
-
-    def has_blob(self, blob: Descriptor) -> bool:
-        """Return whether a blob belongs to a large image that exists. False means that the answer is not known."""
-        return any(image.is_stored for image in self._images_by_blob.get(blob.digest, ()))
-
-
-class _ImageCheck:
-    """The existence checks for one image, each of which runs once."""
-
-    def __init__(self, checks: Sequence[Callable[[], bool]]) -> None:
-        self._checks = checks
-        self._are_taken = False
-        self._is_missing = False
-        #: Checks that succeeded. Any thread appends: that is atomic.
-        self._succeeded: list[Callable[[], bool]] = []
-
-    @property
-    def is_stored(self) -> bool:
-        return len(self._succeeded) == len(self._checks)
-
-    def take_checks(self) -> list[Callable[[], None]]:
-        if self._are_taken:
-            return []
-        self._are_taken = True
-        return [partial(self._run, check) for check in self._checks]
-
-    def _run(self, check: Callable[[], bool]) -> None:
-        # After one failure the caller checks all blobs one by one.
-        if self._is_missing:
-            return
-        if check():
-            self._succeeded.append(check)
-        else:
-            self._is_missing = True
+    blobs: frozenset[str]
+    sample: Sequence[Descriptor]
 
 
 def _sample_blobs(blobs: Sequence[Descriptor]) -> list[Descriptor]:
     """Return the config, the first and the last layer, and evenly spaced layers between them."""
     config, *layers = blobs
-    steps = MAX_BLOBS_CHECKED - 2
+    steps = _MAX_BLOBS_CHECKED - 2
     return [config, *(layers[step * (len(layers) - 1) // steps] for step in range(steps + 1))]
-
-
-#: Seconds for the deletion of unused sessions in all repositories together, so that the run does not end late.
-_CLEAN_UP_SECONDS: Final = 5.0
 
 
 class RegistryDestination:
@@ -181,12 +111,10 @@ class RegistryDestination:
         self._blob_exists: dict[tuple[str, str], bool] = {}
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more blob is asked for.
         self._misses: dict[str, int] = {}
-        #: (Repository, digest) of small blobs that were not asked for. The next question for them is a request.
-        self._unasked: set[tuple[str, str]] = set()
         #: Digest -> bytes of an unfinished blob that this run has sent, or found.
         self._partial_sizes: dict[str, int] = {}
-        #: Repository -> the large images that it may have.
-        self._existing_images: dict[str, ExistingImages] = {}
+        #: (Repository, digest) -> a large image that the repository may have; None if that was checked.
+        self._large_images: dict[tuple[str, str], _LargeImage | None] = {}
 
     def expect(self, graph: Graph) -> Graph:
         """Compute which repository needs which digest, before digests of recompressed images are known.
@@ -225,28 +153,27 @@ class RegistryDestination:
             reference = self._target(root)
             self._pusher(reference)
             needed = graph.reachable(root)
-            self._existing_images[reference.repository].expect(graph, needed)
+            self._add_large_images(reference.repository, graph, needed)
             for digest in needed:
                 names = self._repositories_needing.setdefault(digest, [])
                 if reference.repository not in names:
                     names.append(reference.repository)
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that every repository has that needs them.
 
-        A repository that lacks several blobs in a row is not asked for small ones at the first question: asking for one
-        takes as long as a part of its upload.
+        With `quick`, a repository that lacks several blobs in a row is not asked for small ones: asking for one takes
+        as long as a part of its upload.
         """
         found: set[str] = set()
-        checks = [check for images in self._existing_images.values() for check in images.list_checks(blobs)]
-        run_each(lambda check: check(), checks, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
+        self._check_large_images(blobs)
 
         def ask(blob: Descriptor) -> None:
             if blob.digest in self._manifests:
                 names = self._repositories_needing[blob.digest]
                 is_stored = all(self._pushers[name].repository.has_manifest(blob.digest) for name in names)
             else:
-                self._ask_repositories(blob)
+                self._ask_repositories(blob, quick=quick)
                 is_stored = not self._repositories_without(blob)
             if is_stored:
                 found.add(blob.digest)
@@ -341,7 +268,7 @@ class RegistryDestination:
         """Upload a blob whose digest is known only at its end, and mount it into other repositories that need it."""
         first, *other_names = self._names_needing(blob.replaces.digest if blob.replaces else "")
         self._pushers[first].upload(blob)
-        descriptor = blob.descriptor()
+        descriptor = blob.descriptor
         self._blob_exists[first, descriptor.digest] = True
         for name in other_names:
             self._mount_or_upload(blob, descriptor, first, name)
@@ -443,7 +370,7 @@ class RegistryDestination:
     def _mount_or_upload(self, blob: VerifiedBlob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:
         pusher = self._pushers[name]
         if not pusher.mount(descriptor, source):
-            if not blob.reopenable:
+            if blob.access is not Access.REPEATABLE:
                 msg = (
                     f"{descriptor.digest}: {name} also needs this blob, but the blob can neither be mounted nor "
                     "read again"
@@ -453,17 +380,51 @@ class RegistryDestination:
             pusher.upload(blob)
         self._blob_exists[name, descriptor.digest] = True
 
-    def _ask_repositories(self, descriptor: Descriptor) -> None:
-        """Ask the repositories that need a blob whether they have it."""
+    def _ask_repositories(self, descriptor: Descriptor, *, quick: bool) -> None:
+        """Ask the repositories that need a blob whether they have it; see `stored`."""
+        is_optional = quick and descriptor.size <= limits.MAX_RESENT_BLOB
         for name in self._names_needing(descriptor.digest):
-            key = name, descriptor.digest
-            is_small = descriptor.size <= limits.MAX_RESENT_BLOB
-            if self._existing_images[name].has_blob(descriptor):
-                self._blob_exists.setdefault(key, True)
-            elif is_small and self._misses.get(name, 0) >= _MAX_MISSES and key not in self._unasked:
-                self._unasked.add(key)
-            else:
+            if not is_optional or self._misses.get(name, 0) < _MAX_MISSES:
                 self._check_blob(self._pushers[name].repository, descriptor)
+
+    def _add_large_images(self, repository: str, graph: Graph, needed: set[str]) -> None:
+        """Add the large images with digests in `needed`, of which not every blob is asked for."""
+        graph_blobs = {blob.digest for blob in graph.blobs}
+        for manifest, document in graph.images():
+            key = repository, manifest.descriptor.digest
+            blobs = {blob.digest: blob for blob in children_of(document) if blob.digest in graph_blobs}
+            if key[1] in needed and key not in self._large_images and len(blobs) > _MAX_BLOBS_CHECKED:
+                self._large_images[key] = _LargeImage(frozenset(blobs), _sample_blobs([*blobs.values()]))
+
+    def _check_large_images(self, blobs: Sequence[Descriptor]) -> None:
+        """Find the large images with these blobs that exist: their other blobs are not asked for.
+
+        An existing manifest does not prove that its blobs exist: a faulty garbage collection may have deleted some, and
+        a push must repair that. So a sample of the blobs is checked. If one of them is missing, all others are asked
+        for too. A lost layer outside the sample is not noticed; delete the manifest and push again.
+        """
+        digests = {blob.digest for blob in blobs}
+        images = {
+            key: image for key, image in self._large_images.items() if image and not digests.isdisjoint(image.blobs)
+        }
+        self._large_images.update(dict.fromkeys(images))
+        missing: set[tuple[str, str]] = set()
+
+        def check(key: tuple[str, str], blob: Descriptor | None) -> None:
+            repository = self._pushers[key[0]].repository
+            # After one failure the blobs are asked for one by one.
+            if key not in missing:
+                # The registry must report the same digest for the manifest.
+                exists = self._check_blob(repository, blob) if blob else repository.find_digest(key[1]) == key[1]
+                if not exists:
+                    missing.add(key)
+
+        checks = [partial(check, key, blob) for key, image in images.items() for blob in (None, *image.sample)]
+        run_each(lambda check: check(), checks, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
+        for key, image in images.items():
+            if key not in missing:
+                for digest in image.blobs:
+                    self._blob_exists.setdefault((key[0], digest), True)
 
     def _check_blob(self, repository: Repository, descriptor: Descriptor) -> bool:
         """Return whether a repository has a blob; send at most one request for each blob."""
@@ -503,10 +464,6 @@ class RegistryDestination:
         if name not in self._pushers:
             repository = Repository(self._client, reference.registry, name, for_push=True)
             self._pushers[name] = BlobPusher(repository, self._strategy, self._records)
-            # The registry must report the same digest for the manifest.
-            self._existing_images[name] = ExistingImages(
-                lambda digest: repository.find_digest(digest) == digest, partial(self._check_blob, repository)
-            )
         return self._pushers[name]
 
 

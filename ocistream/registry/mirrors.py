@@ -38,13 +38,11 @@ if TYPE_CHECKING:
 class MirrorHealth:
     """Which registries and mirrors failed in this run, by host. Safe for several threads.
 
-    `report(message, level)` receives each fallback: level 0, or 1 if it is nothing unusual (shown with -v). A mirror
-    that failed is not asked again in the run: another location can be asked, and a dead host costs seconds.
+    A mirror that failed is not asked again in the run: another location can be asked, and a dead host costs seconds.
     """
 
-    def __init__(self, report: Callable[[str, int], None]) -> None:
+    def __init__(self) -> None:
         """Start with all mirrors enabled."""
-        self._report = report
         #: Mirror hosts that are not asked again, and the first reason; `_down` has those that failed without sending
         #: wrong bytes.
         self._disabled: dict[str, str] = {}
@@ -60,7 +58,7 @@ class MirrorHealth:
         """Stop optional requests to a registry for this run, and report the reason."""
         # `setdefault` is atomic: one of several threads is the first.
         is_new = self._unreachable.setdefault(pull_source.registry, reason) is reason
-        self.report(reason, 0 if is_new else 1)
+        notify(reason, level=0 if is_new else 1)
 
     def is_disabled(self, pull_source: PullSource) -> bool:
         """Return whether a mirror must not be asked again."""
@@ -77,11 +75,7 @@ class MirrorHealth:
             self._down.discard(pull_source.registry)
         elif is_new:
             self._down.add(pull_source.registry)
-        self.report(reason, 0 if is_new else 1)
-
-    def report(self, message: str, level: int) -> None:
-        """Report a fallback."""
-        self._report(message, level)
+        notify(reason, level=0 if is_new else 1)
 
 
 #: Errors of a mirror after which the next location is tried.
@@ -264,16 +258,16 @@ class MirroredRepository:
         if not candidate.pull_source.is_mirror:
             if not isinstance(error, NetworkError) or not self._list_down_mirrors():
                 raise error
-            self._health.report(f"{error.message}; trying its mirrors again", 0)
+            notify(f"{error.message}; trying its mirrors again")
             return
         message = f"the mirror {candidate.pull_source}: {error.message}; trying the next source"
         if isinstance(error, NotFoundError):
             # A mirror that served nothing so far lacks the image; do not ask it for each blob.
             candidate.is_excluded = not candidate.has_served
-            self._health.report(message, 1)
+            notify(message, level=1)
         elif isinstance(error, AuthenticationError):
             candidate.is_excluded = True
-            self._health.report(message, 0)
+            notify(message)
         else:
             self._health.disable(candidate.pull_source, message, is_corrupt=not isinstance(error, NetworkError))
 

@@ -31,13 +31,13 @@ from ocistream.streams.workers import run_each
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from ocistream.errors import OcistreamError
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.documents import Document
     from ocistream.oci.walk import GraphWalk
-    from ocistream.registry.opener import ReadableRepository
+    from ocistream.registry.registries import ReadableRepository
 
 #: Skipped referrers of one subject and reason that are named; the others are only counted.
 _MAX_NAMED: Final = 10
@@ -68,7 +68,8 @@ class ReferrerSearch:
     that may be referrers.
 
     `settle(repository, manifest)` fetches what the graph needs for a manifest of the repository. With
-    `with_signatures`, signatures that are not copied are added to be checked. `jobs` queries run at the same time.
+    `with_signatures`, signatures that are not copied are added to be checked. `digest_tags` are all tags that name
+    referrers, or None if they are unknown. `jobs` queries run at the same time.
     `cancelled` is the event of the transfer: it stops the queries, and a failed query sets it.
     """
 
@@ -78,6 +79,7 @@ class ReferrerSearch:
         settle: Callable[[ReadableRepository, Manifest], None],
         *,
         with_signatures: bool,
+        digest_tags: Collection[str] | None,
         jobs: int,
         cancelled: threading.Event,
     ) -> None:
@@ -87,6 +89,7 @@ class ReferrerSearch:
         self._walk = walk
         self._settle = settle
         self._with_signatures = with_signatures
+        self._digest_tags = digest_tags
         self._reason = PLATFORM_FILTERED
         #: One object for each repository: it remembers whether its registry has the referrers API.
         self._repositories: dict[str, ReadableRepository] = {}
@@ -196,6 +199,8 @@ class ReferrerSearch:
 
     def _query_cosign_tags(self, query: _ReferrerQuery) -> None:
         for tag in cosign_tags(query.digest):
+            if self._digest_tags is not None and tag not in self._digest_tags:
+                continue
             if query.repository.find_digest(tag) is None:
                 continue
             if not query.is_selected:

@@ -1,11 +1,10 @@
-"""The bytes of an upload, and a bounded window over them from which the latest ones can be sent again.
+"""A bounded window over the bytes of an upload, from which the latest ones can be sent again.
 
 A pipe can be read once only, so the window keeps what the registry has not confirmed. No request is sent here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
@@ -13,46 +12,15 @@ from ocistream.errors import TruncatedError
 from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
-    from ocistream.oci.descriptor import Descriptor
     from ocistream.streams.chunks import Chunk
+    from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 #: Largest piece, in bytes, in which buffered bytes are sent again.
 _MAX_PIECE: Final = limits.CHUNK_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class UploadContent:
-    """What to upload: a blob, or its bytes from `start` to `end`.
-
-    `open()` returns verified chunks, from `start` on; if `reopenable`, it may be called again. `blob()` returns the
-    descriptor of the complete blob. If `end` is None, the size is not known yet, and `blob()` is valid only after the
-    last chunk. `access` is how the source gives the chunks.
-    """
-
-    open: Callable[[], Iterator[Chunk]]
-    blob: Callable[[], Descriptor]
-    start: int = 0
-    end: int | None = None
-    access: Access = Access.REPEATABLE
-
-    @property
-    def reopenable(self) -> bool:
-        """Whether the content may be read again."""
-        return self.access is Access.REPEATABLE
-
-    @property
-    def is_part(self) -> bool:
-        """Whether the content is not the complete blob."""
-        return self.start > 0 or not self.is_last
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the content ends where the blob ends."""
-        return self.end is None or self.end == self.blob().size
 
 
 class ReplayBuffer:
@@ -60,11 +28,11 @@ class ReplayBuffer:
 
     Offsets are positions in the blob, in bytes. The buffer holds at most `capacity` bytes: those from `start` to `end`,
     which is how far the source was read. `has_source_failed` says that the source raised. Bytes before the window are
-    read again if the content is reopenable.
+    read again if the source allows it.
     """
 
-    def __init__(self, content: UploadContent, capacity: int) -> None:
-        """Take the content. Do not open it yet, and allocate no memory."""
+    def __init__(self, content: VerifiedBlob | NewBlob, capacity: int) -> None:
+        """Take the blob to upload. Do not open it yet, and allocate no memory."""
         self._content = content
         size = None if content.end is None else content.end - content.start
         self._capacity = max(1, capacity if size is None else min(capacity, size))
@@ -100,7 +68,9 @@ class ReplayBuffer:
 
     def can_seek(self, offset: int) -> bool:
         """Return whether the bytes from `offset` on are still available."""
-        return self.start <= offset <= self.end or (self._content.reopenable and offset >= self._content.start)
+        if self.start <= offset <= self.end:
+            return True
+        return self._content.access is Access.REPEATABLE and offset >= self._content.start
 
     def seek(self, offset: int) -> None:
         """Position the buffer at `offset`, for which `can_seek` must be true; errors of the source pass through."""

@@ -13,7 +13,6 @@ from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.referrers import EXCLUDED
 from ocistream.oci.walk import GraphWalk, Need, run_walk
-from ocistream.registry.opener import RepositoryOpener
 from ocistream.registry.referrer_search import ReferrerSearch
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.workers import DEFAULT_JOBS
@@ -22,14 +21,13 @@ from ocistream.transfer.verified_blobs import read_verified
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
-    from ocistream.http.client import HttpClient
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import ReferrerMode
-    from ocistream.registry.opener import ReadableRepository
     from ocistream.registry.referrers import ReferrerList
+    from ocistream.registry.registries import ReadableRepository, Registries
     from ocistream.transfer.interfaces import Blob, EarlyBlobs
 
 
@@ -37,22 +35,21 @@ class RegistrySource(CompleteSource):
     """Read images from one or more registries, by reference.
 
     Referrers are searched only if they are copied along, or with `with_signatures`, which adds signatures that are not
-    copied, to be checked; `jobs` queries run at the same time. `cancelled` stops these queries, and a failed query sets
-    it; the default is the client's event. `open_repository` maps an image to its repository; the default uses the named
-    registry without mirrors.
+    copied, to be checked. `digest_tags` are all tags that name referrers, if they are known. `jobs` queries run at the
+    same time. `cancelled` stops these queries, and a failed query sets it; the default is the client's event.
     """
 
     concurrent = True
 
     def __init__(
         self,
-        client: HttpClient,
+        registries: Registries,
         references: Sequence[Reference],
         *,
         platforms: PlatformChoice = ALL_PLATFORMS,
         referrers: ReferrerMode = "list",
         with_signatures: bool = False,
-        open_repository: Callable[[Reference], ReadableRepository] | None = None,
+        digest_tags: Collection[str] | None = None,
         jobs: int = DEFAULT_JOBS,
         cancelled: threading.Event | None = None,
     ) -> None:
@@ -61,10 +58,12 @@ class RegistrySource(CompleteSource):
         self._platforms = platforms
         self._referrers: ReferrerMode = referrers
         self._with_signatures = with_signatures
+        self._digest_tags = digest_tags
         self._jobs = jobs
-        self._client = client
-        self._cancelled = cancelled or client.cancelled
-        self._open_repository = open_repository or RepositoryOpener(client).open_repository
+        self._registries = registries
+        # Created now: a credential that cannot be read is reported before the destination is opened.
+        self._client = registries.client
+        self._cancelled = cancelled or self._client.cancelled
         #: Digest -> the first repository that was found to contain it.
         self._repositories: dict[str, ReadableRepository] = {}
         self._graph: Graph | None = None
@@ -83,7 +82,7 @@ class RegistrySource(CompleteSource):
         walk = GraphWalk(self._platforms, skip_referrers=self._referrers == "skip")
         repositories = []
         for reference in self._references:
-            repository = self._open_repository(reference)
+            repository = self._registries.open_repository(reference)
             repositories.append(repository)
             manifest = self._resolve_image(reference, repository)
             walk.add_root(Root(reference.name if reference.tag else None, manifest.descriptor, str(repository)))
@@ -114,7 +113,7 @@ class RegistrySource(CompleteSource):
             NotFoundError: the image does not exist.
         """
         reference = self._references[0]
-        return self._resolve_image(reference, self._open_repository(reference))
+        return self._resolve_image(reference, self._registries.open_repository(reference))
 
     def find_repository(self, digest: str) -> tuple[str, str] | None:
         """Return the registry and repository of a blob, for a destination that can mount it; never a mirror.
@@ -171,7 +170,12 @@ class RegistrySource(CompleteSource):
         narrowed = [(self._repositories[digest], digest) for digest in walk.list_narrowed()]
         settle = partial(self._settle, walk)
         search = ReferrerSearch(
-            walk, settle, with_signatures=self._with_signatures, jobs=self._jobs, cancelled=self._cancelled
+            walk,
+            settle,
+            with_signatures=self._with_signatures,
+            digest_tags=self._digest_tags,
+            jobs=self._jobs,
+            cancelled=self._cancelled,
         )
         if self._referrers == "copy":
             search.collect(selected, narrowed)

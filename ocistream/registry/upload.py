@@ -24,6 +24,7 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.http.session import FixedLengthBody, StreamedBody
+from ocistream.notices import notify
 from ocistream.process_exit import OpenUpload
 from ocistream.registry.profiles import CHUNK, PUT, STREAM
 from ocistream.registry.replay_buffer import ReplayBuffer
@@ -34,10 +35,10 @@ from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.registry.replay_buffer import UploadContent
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_session import UploadSession
     from ocistream.registry.upload_strategy import UploadStrategy
+    from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 #: Bytes of progress after which the retry counter is reset.
 _MIN_PROGRESS: Final = limits.CHUNK_SIZE
@@ -97,7 +98,7 @@ class Upload:
     """
 
     def __init__(
-        self, repository: Repository, strategy: UploadStrategy, session: UploadSession, content: UploadContent
+        self, repository: Repository, strategy: UploadStrategy, session: UploadSession, content: VerifiedBlob | NewBlob
     ) -> None:
         """Take the session and the bytes to upload. Send no request."""
         self._repository = repository
@@ -110,11 +111,11 @@ class Upload:
         self._is_small = (
             self._is_size_known
             and not (content.is_part or session.is_from_earlier_run)
-            and content.blob().size <= limits.MAX_BUFFERED_BLOB
+            and content.descriptor.size <= limits.MAX_BUFFERED_BLOB
         )
         self._buffer = ReplayBuffer(
             content,
-            strategy.replay_buffer_size(reopenable=content.reopenable, is_size_known=self._is_size_known),
+            strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known),
         )
         self._retries = repository.client.start_retries()
         self._explicit_method = strategy.explicit_method(repository.endpoint.settings.upload)
@@ -126,7 +127,7 @@ class Upload:
         #: a layer that is too large before its first byte.
         self._must_end_requests = self._is_size_known and (
             content.access is Access.RESUMABLE
-            or (self._explicit_method is not None and self._method.kind == CHUNK and not content.reopenable)
+            or (self._explicit_method is not None and self._method.kind == CHUNK and content.access is Access.ONCE)
         )
         self.acknowledged = 0
         self.resumed_size = 0
@@ -232,9 +233,9 @@ class Upload:
     def _report(self, message: str, count: int) -> None:
         """Report what happens to a complete blob; without -v only if `count` bytes are worth it."""
         if self._is_size_known and not self._content.is_part:
-            blob = self._content.blob()
+            blob = self._content.descriptor
             text = message.format(blob=blob.digest, size=format_size(blob.size))
-            self._strategy.report(f"{self._host}: {text}", 0 if count >= _MIN_REPORTED else 1)
+            notify(f"{self._host}: {text}", level=0 if count >= _MIN_REPORTED else 1)
 
     # -- the state that other threads ask for ------------------------------------------------------------
 
@@ -242,7 +243,7 @@ class Upload:
         """Return whether a later run can resume this upload."""
         # A recompressed layer from a pipe cannot be resumed. A blob from a pipe can: the same command mostly produces
         # the same archive, and otherwise the digest does not match and the next run starts at byte 0.
-        if not self._session.is_recorded or not (self._content.reopenable or self._is_size_known):
+        if not self._session.is_recorded or not (self._content.access is Access.REPEATABLE or self._is_size_known):
             return False
         if not self._can_resume:
             return False
@@ -305,7 +306,7 @@ class Upload:
 
     def _put(self) -> None:
         """Send the blob and close the session by one request."""
-        blob = self._content.blob()
+        blob = self._content.descriptor
         self._buffer.seek(0)
         self._request = _Request(FixedLengthBody(self._buffer.read(0), blob.size), blob.size)
         self._session.put(blob.digest, self._retries, self._request.body, bytes_to_store=blob.size)
@@ -326,19 +327,20 @@ class Upload:
             return None
         max_size = self._max_body_size(offset)
         is_stream = max_size is None and not offset
-        has_chunked_coding = False
-        if end is None or self._must_end_requests:
-            if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
-                body = StreamedBody(self._buffer.read(0))
-                return _Request(body, end or 0, has_chunked_coding=end is not None)
-            # Buffer the complete body first, so that the source cannot fail in the middle of the request.
-            count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
-            is_stream = False
-        else:
-            count = min(end - offset, max_size or end)
+        if end is not None and not self._must_end_requests:
             has_chunked_coding = self._strategy.can_use_chunked_coding(self._host, end - self._content.start)
-        if not count:
-            return None
+            count = min(end - offset, max_size or end)
+            return self._build_request(offset, count, is_stream=is_stream, has_chunked_coding=has_chunked_coding)
+        if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
+            return _Request(StreamedBody(self._buffer.read(0)), end or 0, has_chunked_coding=end is not None)
+        # Buffer the complete body first, so that the source cannot fail in the middle of the request.
+        count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
+        return self._build_request(offset, count) if count else None
+
+    def _build_request(
+        self, offset: int, count: int, *, is_stream: bool = False, has_chunked_coding: bool = False
+    ) -> _Request:
+        """Return the request with the next `count` bytes; a stream states no range."""
         chunks = self._buffer.read(offset, count)
         return _Request(
             StreamedBody(chunks) if has_chunked_coding else FixedLengthBody(chunks, count),
@@ -354,7 +356,7 @@ class Upload:
         if self._method.kind != CHUNK:
             return largest if offset else None
         min_chunk = self._session.min_chunk
-        buffer_size = self._strategy.replay_buffer_size(reopenable=self._content.reopenable, is_size_known=False)
+        buffer_size = self._strategy.replay_buffer_size(self._content.access, is_size_known=False)
         if min_chunk > (limits.UPLOAD_MEMORY if self._is_size_known else buffer_size):
             # The registry's minimum exceeds the buffer: send the rest of the blob in one request.
             return None
@@ -390,7 +392,7 @@ class Upload:
 
     def _close(self) -> None:
         """Close the session: the registry verifies the blob and makes it visible."""
-        blob = self._content.blob()
+        blob = self._content.descriptor
         try:
             self._session.put(blob.digest, self._retries, bytes_to_store=blob.size)
         except OcistreamError as error:
@@ -470,9 +472,7 @@ class Upload:
     def _retry_without_chunked_coding(self, failure: NetworkError, status: int) -> None:
         """Continue with the same method and a Content-Length, for this blob and later ones."""
         self._strategy.disable_chunked_coding(self._host)
-        self._strategy.report(
-            f"{self._host}: chunked transfer coding was answered with {status}; using Content-Length", 1
-        )
+        notify(f"{self._host}: chunked transfer coding was answered with {status}; using Content-Length", level=1)
         if (offset := self._query_offset()) is None:
             self._restart(failure)
         else:
@@ -535,10 +535,10 @@ class Upload:
         else:
             self._continue_at(offset)
         resent = sent - self.acknowledged
-        self._strategy.report(
+        notify(
             f"{self._host}: upload method {refused} was answered with {status}; using {method}"
             + (f", and {resent} bytes are sent again" if resent >= _MIN_REPORTED else ""),
-            0 if resent >= _MIN_REPORTED else 1,
+            level=0 if resent >= _MIN_REPORTED else 1,
         )
         return True
 
@@ -557,7 +557,7 @@ class Upload:
             self._report(f"cannot resume the upload of {{blob}}: sending {format_size(sent)} of {{size}} again", sent)
             return
         self._continue_at(offset)
-        self._strategy.report(f"{self._host}: the upload resumes at byte {offset}", 1)
+        notify(f"{self._host}: the upload resumes at byte {offset}", level=1)
 
     def _continue_at(self, offset: int) -> None:
         """Continue after bytes of an earlier request of this run, which the registry may join wrongly."""
@@ -573,7 +573,7 @@ class Upload:
         """
         offset = self._session.query_offset(self._retries)
         is_from_earlier_run = self._session.is_from_earlier_run
-        max_offset = self._content.blob().size if is_from_earlier_run else self._sent
+        max_offset = self._content.descriptor.size if is_from_earlier_run else self._sent
         if offset is None or not self.acknowledged <= offset <= max_offset:
             return None
         # An offset before the content is a gap between two parts.

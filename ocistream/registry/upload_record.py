@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from ocistream import limits
 from ocistream.errors import OcistreamError
 from ocistream.http.origins import Origin
+from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
 
@@ -137,7 +138,7 @@ class LockedRecord:
             _write_at_start(self._descriptor, content)
         except OSError as error:
             self.remove()
-            self._records.warn_once(error)
+            self._records.warn(error)
 
     def remove(self) -> None:
         """Remove the file, because no session is left to resume."""
@@ -157,22 +158,15 @@ class LockedRecord:
 class UploadRecords:
     """The directory of upload records. Safe for several threads and processes.
 
-    `warn` is called once if records cannot be stored. None as `directory` disables records.
+    None as `directory` disables records.
     """
 
-    def __init__(
-        self,
-        directory: Path | None,
-        warn: Callable[[str], None] = lambda _: None,
-        now: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, directory: Path | None, now: Callable[[], float] = time.time) -> None:
         """Take the directory. Do not read or create it yet."""
         self._directory = directory
-        self._warn = warn
         self._now = now
         #: The records of uploads that run now. Any thread adds and removes: single operations of a dict are atomic.
         self._locked_records: dict[LockedRecord, None] = {}
-        self._has_warned = False
 
     def lock(self, key: UploadKey) -> LockedRecord | None:
         """Lock the record of an upload; return None if another process holds it, or if records cannot be stored.
@@ -187,7 +181,7 @@ class UploadRecords:
             _ensure_private_directory(self._directory)
             record = self._lock_or_create(self._directory / _file_name(key), key)
         except OSError as error:
-            self.warn_once(error)
+            self.warn(error)
             return None
         if record is not None:
             self._locked_records[record] = None
@@ -243,11 +237,10 @@ class UploadRecords:
         }
         return json.dumps(document).encode() + b"\n"
 
-    def warn_once(self, error: OSError) -> None:
+    def warn(self, error: OSError) -> None:
         """Report that records cannot be stored."""
-        if not self._has_warned:
-            self._has_warned = True
-            self._warn(f"{self._directory}: cannot store upload records: {printable(error.strerror or str(error))}")
+        reason = printable(error.strerror or str(error))
+        notify(f"{self._directory}: cannot store upload records: {reason}", level=1)
 
     # -- files ------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from ocistream.registry.profiles import (
     find_profile_by_headers,
 )
 from ocistream.sizes import parse_size
+from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -113,8 +114,7 @@ class UploadStrategy:
     """The upload methods of every host. Safe for several threads. Sizes are in bytes.
 
     `explicit_method` is the user's choice, `jobs` the number of simultaneous uploads. `configured_profile` returns the
-    profile that the user set for a host; its response headers are then ignored. `report(message, level)` receives what
-    happens to uploads, with the verbosity from which it is shown.
+    profile that the user set for a host; its response headers are then ignored.
     """
 
     def __init__(
@@ -122,11 +122,9 @@ class UploadStrategy:
         *,
         explicit_method: UploadMethod | None = None,
         jobs: int = _DEFAULT_JOBS,
-        report: Callable[[str, int], None] = lambda _message, _level: None,
         configured_profile: Callable[[str], RegistryProfile | None] = lambda _host: None,
     ) -> None:
         """Take the user's choices."""
-        self.report = report
         self._configured_profile = configured_profile
         self._explicit_method = explicit_method
         self._jobs = max(jobs, 1)
@@ -143,14 +141,14 @@ class UploadStrategy:
         """The last upload method of each host, as `--upload` writes it."""
         return dict(self._methods_used)
 
-    def replay_buffer_size(self, *, reopenable: bool, is_size_known: bool) -> int:
+    def replay_buffer_size(self, access: Access, *, is_size_known: bool) -> int:
         """Return how many bytes of one blob may be buffered for sending again.
 
-        A pipe gets all of the memory, 8 MiB: that many bytes may be in socket buffers and in a proxy. A reopenable blob
-        needs one chunk only. With unknown size it may go in chunks, which are buffered; then the simultaneous uploads
-        share the memory.
+        A pipe gets all of the memory, 8 MiB: that many bytes may be in socket buffers and in a proxy. A blob that can
+        be read again needs one chunk only. With unknown size it may go in chunks, which are buffered; then the
+        simultaneous uploads share the memory.
         """
-        if not reopenable:
+        if access is not Access.REPEATABLE:
             return limits.UPLOAD_MEMORY
         return limits.CHUNK_SIZE if is_size_known else max(limits.CHUNK_SIZE, limits.UPLOAD_MEMORY // (2 * self._jobs))
 

@@ -112,8 +112,9 @@ class _RepositoryBlobs:
         warn: Callable[[str], None],
     ) -> None:
         self._reference = reference
-        self._context = context
-        self._jobs = context.jobs_at([reference.registry])
+        self._client = context.registries().client
+        self._mount_from = context.mount_from
+        self._jobs = context.registries().rules.limit_jobs(context.jobs, [reference.registry])
         self._early = early_blobs
         self._records = records
         self._warn = warn
@@ -147,7 +148,7 @@ class _RepositoryBlobs:
         return digests
 
     def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
-        return self._find_existing(blobs, self._context.mount_from)
+        return self._find_existing(blobs, self._mount_from)
 
     def partial_sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
         from ocistream.registry.blob_push import BlobPusher
@@ -165,7 +166,7 @@ class _RepositoryBlobs:
             if any(_has_content(repository, blob) for repository in repositories):
                 found.add(blob.digest)
 
-        run_each(ask, blobs, jobs=self._jobs, cancelled=self._context.client().cancelled)
+        run_each(ask, blobs, jobs=self._jobs, cancelled=self._client.cancelled)
         return found
 
     def _build_graphs(self, references: Sequence[Reference]) -> Iterable[Graph]:
@@ -184,15 +185,17 @@ class _RepositoryBlobs:
 
     def _build_graph(self, references: Sequence[Reference]) -> Graph:
         """Return the graph of images and of their referrers."""
+        from ocistream.registry.registries import Registries
         from ocistream.registry.source import RegistrySource
 
-        client = self._context.client()
-        return RegistrySource(client, references, referrers="copy", jobs=self._jobs).resolve(self._early)
+        # Without mirrors and cache.
+        registries = Registries(lambda: self._client)
+        return RegistrySource(registries, references, referrers="copy", jobs=self._jobs).resolve(self._early)
 
     def _repository(self, name: str, *, writes: bool = False) -> Repository:
         from ocistream.registry.repository import Repository
 
-        return Repository(self._context.client(), self._reference.registry, name, for_push=writes)
+        return Repository(self._client, self._reference.registry, name, for_push=writes)
 
 
 class _ImageBlobs(_RepositoryBlobs):

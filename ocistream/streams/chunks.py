@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
@@ -100,6 +101,12 @@ def chunks_from(chunks: Iterator[Chunk], offset: int) -> Iterator[Chunk]:
             if remaining < len(chunk):
                 yield memoryview(chunk)[remaining:] if remaining else chunk
             remaining = max(0, remaining - len(chunk))
+
+
+def peek_chunks(chunks: Iterator[Chunk]) -> tuple[Chunk, Iterator[Chunk]]:
+    """Return the first chunk, empty if there is none, and an iterator of all chunks, with the first one."""
+    first = next(chunks, b"")
+    return first, itertools.chain([first], chunks) if first else chunks
 
 
 def closing_chunks(chunks: Iterable[Chunk]) -> AbstractContextManager[object]:

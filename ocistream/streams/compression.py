@@ -6,7 +6,6 @@ To add a codec, add one entry to `CODECS`. Other modules decide what is compress
 from __future__ import annotations
 
 import importlib
-import itertools
 import sys
 import threading
 import zlib
@@ -15,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
+from ocistream.streams.chunks import peek_chunks
 from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
@@ -394,9 +394,9 @@ def decompress_layer(raw: Iterator[Chunk], max_ratio: int) -> tuple[Codec, Itera
     The plain chunks raise DecompressionError, or an error of `raw` as it is. If the bytes of `raw` do not match their
     digest either, that error is raised instead.
     """
-    beginning = next(raw, b"")
-    codec = detect_codec(bytes(beginning[: limits.KIB]))
-    return codec, _decompress_checked(codec, itertools.chain([beginning], raw), max_ratio)
+    first, chunks = peek_chunks(raw)
+    codec = detect_codec(bytes(first[: limits.KIB]))
+    return codec, _decompress_checked(codec, chunks, max_ratio)
 
 
 def _decompress_checked(codec: Codec, raw: Iterator[Chunk], max_ratio: int) -> Iterator[Chunk]:

@@ -22,18 +22,15 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from ocistream.http.endpoints import Endpoint
     from ocistream.layout.index_file import IndexChange
     from ocistream.locations import OpenContext
-    from ocistream.oci.descriptor import Descriptor, Manifest
+    from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import SkippedReferrer
-    from ocistream.registry.opener import ReadableRepository
-    from ocistream.registry.referrers import ReferrerList
     from ocistream.signatures.policy import TrustPolicy
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
-    from ocistream.transfer.interfaces import RecoverableBlob, Source
+    from ocistream.transfer.interfaces import Source
 
 #: A registry that could not be reached for this many images in a row is skipped for this many seconds.
 _MAX_FAILURES: Final = 3
@@ -104,8 +101,6 @@ class SyncAccess:
     context_of: Callable[[SyncLocation], OpenContext]
     #: Returns an event that cancels one image: a failed image must not stop the next.
     create_cancel_event: Callable[[], threading.Event]
-    #: Raises AuthenticationError if the configuration forbids a push.
-    check_push: Callable[[Reference | None], None]
     #: Which signatures images need.
     policy: TrustPolicy
     sources: SyncSources = field(default_factory=SyncSources)
@@ -153,9 +148,10 @@ class ImageComparer:
             return
         for destination in copy.destinations:
             try:
-                self._access.check_push(destination.reference)
+                context = self._access.context_of(destination.sync_location)
+                if destination.reference is not None:
+                    context.registries().rules.check_push(destination.reference)
                 with self._unreachable.guard(destination.reference):
-                    context = self._access.context_of(destination.sync_location)
                     state = DestinationState(destination, context, self._access.layouts)
                     digest = state.find_digest()
                     is_same = digest in source_image.digests
@@ -206,21 +202,19 @@ class ImageComparer:
     def _find_source_image(self, copy: ImageCopy) -> _SourceImage:
         location, entry = copy.source, copy.entry
         context = self._image_context(entry)
-        if location.reference is not None and (
-            (tags := self._digest_tags.get((location.reference.registry, location.reference.repository))) is not None
-        ):
-            opener = context.repository_opener().wrapped_by(lambda repository: _TagListRepository(repository, tags))
-            # In a dry run, an open context omits all wrappers, because one may be a cache.
-            context = replace(context, opener=lambda: opener, is_dry_run=False)
+        selection = _select_for(entry)
+        if location.reference is not None:
+            tags = self._digest_tags.get((location.reference.registry, location.reference.repository))
+            selection = replace(selection, digest_tags=tags)
 
         @functools.cache
         def graph() -> Graph:
-            with closing(self._access.sources.open(location, context, _select_for(entry))) as source:
+            with closing(self._access.sources.open(location, context, selection)) as source:
                 source_graph = read_graph(source, location)
                 return source_graph if location.reference is not None else limit_to_source(source, source_graph)
 
         if location.reference is not None and not entry.platforms.platforms:
-            repository = context.repository_opener().open_repository(location.reference)
+            repository = context.registries().open_repository(location.reference)
             # Some registries answer HEAD without a digest. A missing image is reported when its manifest is fetched.
             digest = repository.find_digest(location.reference.target)
             if digest:
@@ -239,42 +233,6 @@ class _SourceImage(NamedTuple):
 
 def _select_for(entry: SyncEntry) -> Selection:
     return Selection(platforms=entry.platforms, referrers="copy" if entry.referrers else "skip")
-
-
-class _TagListRepository:
-    """A repository whose digest tags are all known: a signature's tag that is not in the list is not requested."""
-
-    def __init__(self, repository: ReadableRepository, digest_tags: Collection[str]) -> None:
-        self._repository = repository
-        self._digest_tags = digest_tags
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return self._repository.endpoint
-
-    @property
-    def name(self) -> str:
-        return self._repository.name
-
-    def __str__(self) -> str:
-        return str(self._repository)
-
-    def resolve(self, target: str) -> Manifest:
-        return self._repository.resolve(target)
-
-    def fetch_manifest(self, descriptor: Descriptor) -> bytes:
-        return self._repository.fetch_manifest(descriptor)
-
-    def blob(self, descriptor: Descriptor) -> RecoverableBlob:
-        return self._repository.blob(descriptor)
-
-    def list_referrers(self, digest: str) -> ReferrerList:
-        return self._repository.list_referrers(digest)
-
-    def find_digest(self, target: str) -> str | None:
-        if is_digest_tag(target) and target not in self._digest_tags:
-            return None
-        return self._repository.find_digest(target)
 
 
 class _UnreachableRegistries:

@@ -18,11 +18,13 @@ from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.sync.comparison import ImageComparison, SyncResult
 from ocistream.sync.sources import read_graph
-from ocistream.transfer import copy as transfer
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.graph_check import GraphCheckReader
 from ocistream.transfer.incomplete_indexes import limit_to_source
+from ocistream.transfer.interfaces import NullObserver
+from ocistream.transfer.report import BlobResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -76,7 +78,7 @@ class ImageCopier:
                 stack.callback(fan_out.close)
                 try:
                     if branches:
-                        report = transfer.copy(
+                        report = Copy(
                             source,
                             fan_out,
                             progress,
@@ -84,7 +86,7 @@ class ImageCopier:
                             prefetch_memory=memory,
                             cancelled=cancelled,
                             check=self._build_check(comparison),
-                        )
+                        ).run()
                         digest = _report_root(comparison.copy, report)
                 finally:
                     bytes_read = fan_out.bytes_read
@@ -213,9 +215,9 @@ class ImageCopier:
                 # For a registry this sends no request and writes nothing.
                 destination.begin(graph)
             graph = limit_to_source(source, graph, destination.stored)
-            check = ExistenceCheck(source, destination, lambda *_: None, jobs=1, cancelled=cancelled)
+            check = ExistenceCheck(source, destination, BlobResults(NullObserver()), jobs=1, cancelled=cancelled)
             _, pending = check.split_absent(graph, graph.blobs)
-            stored = destination.stored(pending)
+            stored = destination.stored(pending, quick=True)
             return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
 
     def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:

@@ -41,7 +41,7 @@ class DestinationState:
         self._listed = _NOTHING
         if self._reference is not None:
             registry, repository = self._reference.registry, self._reference.repository
-            self._repository = Repository(context.client(), registry, repository, for_push=True)
+            self._repository = Repository(context.registries().client, registry, repository, for_push=True)
             return
         with disk_errors(f"cannot read {printable(location.text)}"):
             is_layout = is_layout_destination(location)

@@ -99,7 +99,8 @@ class SyncRun:
         for copy in copies:
             for sync_location in (copy.entry.source, *(destination.sync_location for destination in copy.destinations)):
                 if (reference := sync_location.location.reference) is not None:
-                    jobs = min(jobs, self._access.context_of(sync_location).jobs_at([reference.registry]))
+                    rules = self._access.context_of(sync_location).registries().rules
+                    jobs = rules.limit_jobs(jobs, [reference.registry])
         return jobs
 
     def _copy_batch(self, comparisons: Sequence[ImageComparison], jobs: int, done: int, count: int) -> None:
@@ -160,8 +161,8 @@ class SyncRun:
         for entry in plan.entries:
             for sync_location in (entry.source, *entry.destinations):
                 if sync_location.location.reference is not None:
-                    # Create the opener here: several threads would each create one.
-                    self._access.context_of(sync_location).repository_opener()
+                    # Created now: an error of the configuration is one of the run, not of an image.
+                    _ = self._access.context_of(sync_location).registries().client
             try:
                 copies.append(EntryCopies(entry, () if entry.has_one_image else self._list_names(entry)))
             except OcistreamError as error:
@@ -174,7 +175,7 @@ class SyncRun:
     def _list_names(self, entry: SyncEntry) -> Iterator[str]:
         location, context = entry.source.location, self._access.context_of(entry.source)
         if location.reference is not None:
-            listed = context.repository_opener().list_tags(location.reference)
+            listed = context.registries().list_tags(location.reference)
             if listed.incomplete_reason:
                 msg = f"{printable(location.text)}: cannot list all tags: {listed.incomplete_reason}"
                 raise UnsupportedError(msg, hint="name its images one by one")

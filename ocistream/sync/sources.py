@@ -178,8 +178,8 @@ class _LocalImage:
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         return (blob for descriptor in wanted if (blob := self._source.blob(descriptor)) is not None)
 
-    def is_missing(self, descriptor: Descriptor) -> bool | None:
-        return self._source.is_missing(descriptor)
+    def is_absent(self, descriptor: Descriptor) -> bool | None:
+        return self._source.is_absent(descriptor)
 
     def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
         return self._source.parts(descriptor)

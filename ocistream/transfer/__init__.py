@@ -1,9 +1,9 @@
 """Copy images from a source to a destination, and verify them: the engine of every command that moves images.
 
-Knows no store, terminal or network. The functions `copy` and `verify` are imported from their modules.
+Knows no store, terminal or network. `Copy` and `verify` are imported from their modules.
 
 A `Source` resolves a `Graph` and yields `Blob`s, each of which can be opened at any byte. A `Destination` tells with
-`stored` what it has, and stores a blob with `write`. Between them, `copy` decides what moves, and each blob becomes a
+`stored` what it has, and stores a blob with `write`. Between them, `Copy` decides what moves, and each blob becomes a
 `VerifiedBlob`: its last byte comes only if its size and digest are right. Three capabilities are optional: to mount, to
 store a blob of unknown digest, and to read a small blob back. All else is the same for each store.
 
@@ -14,7 +14,7 @@ Why it is not simpler:
 - Mirrors and the cache are wrapped around a repository, not around a source: manifests and referrers pass through them
   too. `RecoverableBlob` tells them that bytes were wrong. To hash there as well would cost a second SHA-256.
 - A registry that lacks many blobs is not asked for each small one: a question takes as long as a part of the upload. So
-  the first answer of `stored` may leave out small blobs. Who must be certain asks for them again.
+  `stored` may leave out small blobs if the caller asks it to be quick. Otherwise its answer is certain.
 
 `inspection.py` and `inventory_page.py` only read: they show what a location has, as text or as a page.
 """

@@ -96,11 +96,12 @@ class BlobWriter:
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
 
         def convert(verified: VerifiedBlob) -> Descriptor:
-            recompression = recompressor.recompress(
-                verified.open, blob.descriptor if is_known else None, access=blob.access
+            return recompressor.recompress(
+                verified.open,
+                blob.descriptor if is_known else None,
+                access=blob.access,
+                write=self.new_blob_destination().write_new,
             )
-            self.new_blob_destination().write_new(recompression.new_blob())
-            return recompression.result.source
 
         can_retry = self.destination.traits.can_retry
         source = (

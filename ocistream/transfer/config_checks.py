@@ -17,6 +17,7 @@ from ocistream.errors import ArchiveError
 from ocistream.oci.documents import check_config, parse_config_platform
 from ocistream.oci.graph import is_image
 from ocistream.oci.reference import printable
+from ocistream.streams.chunks import peek_chunks
 from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
@@ -72,12 +73,9 @@ class ConfigChecker:
             raise not_json_error(descriptor)
 
     def _watch_chunks(self, blob: Blob, offset: int = 0) -> Iterator[Chunk]:
-        chunks = blob.open(offset)
-        beginning = next(chunks, b"")
-        if not can_be_json_object(beginning):
+        first, chunks = peek_chunks(blob.open(offset))
+        if not can_be_json_object(first):
             self._not_json.add(blob.descriptor.digest)
-        if beginning:
-            yield beginning
         yield from chunks
 
     def reserve_memory(self, descriptor: Descriptor) -> AbstractContextManager[object]:
@@ -97,7 +95,7 @@ class ConfigChecker:
             if offset and stored is None:
                 return blob.open(offset)
             content = io.BytesIO()
-            beginning = None if stored is None else _record_chunks(stored, content)
+            beginning = None if stored is None else record_chunks(stored, content)
             return self._check_chunks(blob, blob.open(offset, beginning), content)
 
         return replace(blob, open=opened)
@@ -127,7 +125,8 @@ class ConfigChecker:
                 notices.notify(f"{name}: only {printable(str(platform))}; this machine is {wanted}")
 
 
-def _record_chunks(chunks: Iterable[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
+def record_chunks(chunks: Iterable[Chunk], content: io.BytesIO) -> Iterator[Chunk]:
+    """Yield chunks, and add each to `content`."""
     for chunk in chunks:
         content.write(chunk)
         yield chunk

@@ -9,7 +9,7 @@ import itertools
 import threading
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -43,120 +43,87 @@ if TYPE_CHECKING:
     from ocistream.transfer.blob_plan import BlobPlan
     from ocistream.transfer.graph_check import GraphCheck, GraphCheckReader
     from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
-    from ocistream.transfer.recompress import Recompression, Recompressor
+    from ocistream.transfer.recompress import RecompressionSettings, Recompressor
     from ocistream.transfer.report import NeededVolumes
 
 #: How many layers are recompressed at once. Each one takes its own memory, and zstd runs two threads for it.
 _RECOMPRESS_JOBS = 2
 
 
-def copy(  # noqa: PLR0913 - all but two are options, given by name
-    source: Source,
-    destination: Destination,
-    observer: Observer | None = None,
-    *,
-    jobs: int = DEFAULT_JOBS,
-    prefetch_memory: int = limits.PREFETCH_MEMORY,
-    cancelled: threading.Event | None = None,
-    rename: Callable[[Graph], Graph] | None = None,
-    omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
-    recompression: Recompression | None = None,
-    plain_layers: Recompression | None = None,
-    check: GraphCheck | None = None,
-    dry_run: bool = False,
-) -> Report:
-    """Copy the images of `source` to `destination`. Nothing becomes visible before all blobs are verified.
+@dataclass
+class Copy:
+    """One copy, from top to bottom: resolve, select, plan, begin, move, settle, rewrite, commit.
 
     Both locations stay open.
-
-    `jobs` bounds how many blobs move at once, where both locations allow it, and how many connections fetch them.
-    `prefetch_memory` is the memory for prefetching, in bytes; 0 means one connection for each blob. A failure in one
-    of several threads sets `cancelled`, which stops those that wait on it. `rename` returns the graph with other root
-    names. `omit` returns the blobs to omit from the output, by digest, with the reason for each.
-
-    With `recompression`, image layers that use another format are recompressed. `plain_layers` is the default for
-    archives whose layers are never compressed (those of `docker save`).
-
-    `check` checks the source's graph, before anything is written if possible, and before anything becomes visible.
-
-    With `dry_run`, find out what would be copied, and write nothing. A pipe is read to its end and verified.
-
-    Raises:
-        OcistreamError: the first failure; nothing new is visible in the destination.
     """
-    try:
-        run = _Copy(
-            source=source,
-            destination=destination,
-            observer=observer or NullObserver(),
-            jobs=jobs,
-            prefetch_memory=prefetch_memory,
-            cancelled=cancelled or threading.Event(),
-            rename=rename or (lambda graph: graph),
-            omit=omit,
-            recompression=recompression,
-            plain_layers=plain_layers,
-            check=check,
-        )
-        return run.preview() if dry_run else run.run()
-    except (IntegrityError, ArchiveError) as error:
-        # A source that ends too early proves nothing about the bytes before.
-        if not isinstance(error, TruncatedError):
-            destination.discard()
-        raise
-
-
-@dataclass(kw_only=True)
-class _Copy:
-    """One copy, from top to bottom: resolve, select, plan, begin, move, settle, rewrite, commit."""
 
     source: Source
     destination: Destination
-    observer: Observer
-    jobs: int
-    prefetch_memory: int
-    cancelled: threading.Event
-    rename: Callable[[Graph], Graph]
-    omit: Callable[[Graph], Mapping[str, OmissionReason]] | None
-    recompression: Recompression | None
-    plain_layers: Recompression | None
-    check: GraphCheck | None
+    observer: Observer = field(default_factory=NullObserver)
+    _: KW_ONLY
+    #: How many blobs move at once, where both locations allow it, and how many connections fetch them.
+    jobs: int = DEFAULT_JOBS
+    #: Memory for prefetching, in bytes; 0 means one connection for each blob.
+    prefetch_memory: int = limits.PREFETCH_MEMORY
+    #: Stops the copy. A failure in one of several threads sets it, to stop those that wait on it.
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    #: Receives the source's graph; if it raises, nothing is copied.
+    on_resolved: Callable[[Graph], None] = lambda _graph: None
+    #: Returns the graph with other root names.
+    rename: Callable[[Graph], Graph] = lambda graph: graph
+    #: Returns the blobs to omit from the output, by digest, with the reason for each.
+    omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None
+    #: How to recompress image layers that use another format.
+    recompression: RecompressionSettings | None = None
+    #: The default for archives whose layers are never compressed (those of `docker save`).
+    plain_layers: RecompressionSettings | None = None
+    #: Checks the source's graph, before anything is written if possible, and before anything becomes visible.
+    check: GraphCheck | None = None
 
     def __post_init__(self) -> None:
-        self.writer = BlobWriter(self.destination, self.observer, self.cancelled)
-        self.results = self.writer.results
-        self.configs = ConfigChecker()
-        self.early_blobs = EarlyBlobWriter(self.writer, self.configs, self.recompression, self.plain_layers)
+        self._writer = BlobWriter(self.destination, self.observer, self.cancelled)
+        self._results = self._writer.results
+        self._configs = ConfigChecker()
+        self._early_blobs = EarlyBlobWriter(self._writer, self._configs, self.recompression, self.plain_layers)
         #: None if no layers are recompressed. Known with the graph.
-        self.recompressor: Recompressor | None = None
+        self._recompressor: Recompressor | None = None
         #: None without a check. Known with the graph.
-        self.reader: GraphCheckReader | None = None
+        self._reader: GraphCheckReader | None = None
 
-    def run(self) -> Report:
+    def run(self, *, dry_run: bool = False) -> Report:
+        """Copy the images. Nothing becomes visible before all blobs are verified.
+
+        With `dry_run`, find out what would be copied, and write nothing. A pipe is read to its end and verified.
+
+        Raises:
+            OcistreamError: the first failure; nothing new is visible in the destination.
+        """
+        try:
+            return self._preview() if dry_run else self._run()
+        except (IntegrityError, ArchiveError) as error:
+            # A source that ends too early proves nothing about the bytes before.
+            if not isinstance(error, TruncatedError):
+                self.destination.discard()
+            raise
+
+    def _run(self) -> Report:
         started_at = time.monotonic()
-        graph = self.select(self.resolve_graph())
-        plan = self.plan(graph)
-        check = ExistenceCheck(
-            self.source,
-            self.destination,
-            self.results.add,
-            jobs=self.jobs,
-            cancelled=self.cancelled,
-            has_written=self.results.has_written,
-        )
+        graph = self._select(self._resolve_graph())
+        plan = self._plan(graph)
+        check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
         absent, pending = check.split_absent(graph, plan.pending)
-        self.begin(graph, plan)
+        self._begin(graph, plan)
         missing = check.mount_absent(graph, absent)
-        self.check_recompressible(plan)
-        wanted = self.place_existing(graph, plan, pending, check)
-        self.move(plan, wanted)
-        if self.reader is not None:
+        self._check_recompressible(plan)
+        wanted = self._place_existing(graph, plan, pending, check)
+        self._move(plan, wanted)
+        if self._reader is not None:
             # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
-            self.reader.finish()
-        self.skip_unsent(plan, wanted)
-        graph = self.settle(graph, plan, wanted, missing)
-        report = self.rewrite(graph, plan)
+            self._reader.finish()
+        self._skip_unsent(plan, wanted)
+        graph = self._settle(graph, plan, wanted, missing)
+        report = self._rewrite(graph, plan)
         if self.cancelled.is_set():
             # After an interruption nothing may become visible.
             raise CancelledError("cancelled")
@@ -164,61 +131,60 @@ class _Copy:
         report.seconds = time.monotonic() - started_at
         return report
 
-    def preview(self) -> Report:
-        """Return what `run` would report, as far as that is known without writing anything."""
+    def _preview(self) -> Report:
+        """Return what `_run` would report, as far as that is known without writing anything."""
         # Imported here, because only a dry run needs these modules.
         from ocistream.transfer.verify import DiscardedBlobs
 
         started_at = time.monotonic()
         with closing(DiscardedBlobs(self.cancelled)) as discarded:
             graph = self.source.resolve(discarded)
-            self.start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
+            self._start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
             # A pipe is read to its end: its writer must not fail, and only then it is known what it has.
-            for piped in () if self.source.concurrent else self.open_blobs(graph.blobs):
+            for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
                 if (error := discarded.write(piped)) is not None:
                     raise error
-        self.recompressor = self.early_blobs.choose_recompressor(graph)
-        graph = self.select(self.limit_graph(graph))
-        plan = plan_blobs(graph, (), self.recompressor, self.results)
+        self._recompressor = self._early_blobs.choose_recompressor(graph)
+        graph = self._select(self._limit_graph(graph))
+        plan = plan_blobs(graph, (), self._recompressor, self._results)
         if self.destination.traits.begins_without_writing and not plan.recompressed:
             # For a registry this only checks the digest that the user gave.
             self.destination.begin(graph)
-        check = ExistenceCheck(
-            self.source, self.destination, self.results.add, jobs=self.jobs, cancelled=self.cancelled
-        )
+        check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
         absent, pending = check.split_absent(graph, plan.pending)
         recompressed = set(plan.recompressed)
         resumable = check.preview(graph, absent, [blob for blob in pending if blob.digest not in recompressed])
-        self.check_recompressible(plan)
+        self._check_recompressible(plan)
         for blob in graph.blobs:
             if plan.actions[blob.digest] is Action.OMIT:
-                self.results.add(blob, "omitted")
-            elif self.results.find(blob.digest) is None:
+                self._results.add(blob, "omitted")
+            elif self._results.find(blob.digest) is None:
                 status = "converted" if blob.digest in recompressed else "copied"
-                self.results.add(blob, status, resumed=resumable.get(blob.digest, 0))
+                self._results.add(blob, status, resumed=resumable.get(blob.digest, 0))
         changed = (
-            self.recompressor.find_changed_manifests(graph, recompressed)
-            if self.recompressor is not None and recompressed
+            self._recompressor.find_changed_manifests(graph, recompressed)
+            if self._recompressor is not None and recompressed
             else frozenset[str]()
         )
         seconds = time.monotonic() - started_at
-        blobs = self.results.list_for(graph, {})
+        blobs = self._results.list_for(graph, {})
         return Report(graph, graph, blobs, seconds, is_dry_run=True, undetermined=changed)
 
     # -- resolve -----------------------------------------------------------------------------------------
 
-    def resolve_graph(self) -> Graph:
+    def _resolve_graph(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
-        graph = self.source.resolve(self.early_blobs)
-        self.start_check(
-            graph, lambda blob: self.early_blobs.read_back(blob) if self.results.find(blob.digest) is not None else None
+        graph = self.source.resolve(self._early_blobs)
+        self._start_check(
+            graph,
+            lambda blob: self._early_blobs.read_back(blob) if self._results.find(blob.digest) is not None else None,
         )
-        self.recompressor = self.early_blobs.choose_recompressor(graph)
-        graph = self.limit_graph(graph)
-        self.early_blobs.restore_plain_layers(graph)
+        self._recompressor = self._early_blobs.choose_recompressor(graph)
+        graph = self._limit_graph(graph)
+        self._early_blobs.restore_plain_layers(graph)
         return graph
 
-    def start_check(self, graph: Graph, read_early: Callable[[Descriptor], bytes | None]) -> None:
+    def _start_check(self, graph: Graph, read_early: Callable[[Descriptor], bytes | None]) -> None:
         """Start the check of the graph, and finish it if the source need not be read in order.
 
         `read_early` returns a blob that came before the graph, or None.
@@ -228,33 +194,33 @@ class _Copy:
         # Imported here, because few copies are checked.
         from ocistream.transfer.graph_check import GraphCheckReader
 
-        self.reader = GraphCheckReader(self.check, graph)
+        self._reader = GraphCheckReader(self.check, graph)
         if self.source.concurrent:
-            self.reader.read(self.source)
-        for blob in tuple(self.reader.pending.values()):
+            self._reader.read(self.source)
+        for blob in tuple(self._reader.pending.values()):
             if (content := read_early(blob)) is not None:
-                self.reader.add(blob.digest, content)
-        if self.source.concurrent or not self.reader.pending:
-            self.reader.finish()
+                self._reader.add(blob.digest, content)
+        if self.source.concurrent or not self._reader.pending:
+            self._reader.finish()
 
-    def open_blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
+    def _open_blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Open the wanted blobs, and pass on those that the check still needs."""
-        if self.reader is None or not self.reader.pending:
+        if self._reader is None or not self._reader.pending:
             return self.source.blobs(wanted)
         digests = {blob.digest for blob in wanted}
-        checked = [blob for digest, blob in self.reader.pending.items() if digest not in digests]
-        return self.reader.watch(self.source.blobs([*wanted, *checked]), digests)
+        checked = [blob for digest, blob in self._reader.pending.items() if digest not in digests]
+        return self._reader.watch(self.source.blobs([*wanted, *checked]), digests)
 
-    def limit_graph(self, graph: Graph) -> Graph:
+    def _limit_graph(self, graph: Graph) -> Graph:
         """Omit platforms that neither side has."""
         if not self.source.may_lack_blobs:
             return graph
         # Imported here, because registries have complete indexes.
         from ocistream.transfer.incomplete_indexes import limit_to_source
 
-        return limit_to_source(self.source, graph, partial(self.list_stored_manifests, graph))
+        return limit_to_source(self.source, graph, partial(self._list_stored_manifests, graph))
 
-    def list_stored_manifests(self, graph: Graph, missing: Sequence[Descriptor]) -> set[str]:
+    def _list_stored_manifests(self, graph: Graph, missing: Sequence[Descriptor]) -> set[str]:
         """Return the digests of the missing manifests that the destination has."""
         if not self.destination.traits.keeps_blobs:
             return set()
@@ -264,25 +230,26 @@ class _Copy:
 
     # -- select ------------------------------------------------------------------------------------------
 
-    def select(self, graph: Graph) -> Graph:
+    def _select(self, graph: Graph) -> Graph:
         """Return the part of a graph that is copied, under its new names, and tell the observer of it."""
-        graph = self.destination.expect(self.skip_changed_referrers(self.rename(graph)))
+        self.on_resolved(graph)
+        graph = self.destination.expect(self._skip_changed_referrers(self.rename(graph)))
         if self.omit is not None:
-            graph = self.omit_blobs(graph, self.omit)
+            graph = self._omit_blobs(graph, self.omit)
         self.observer.planned(graph)
         return graph
 
-    def skip_changed_referrers(self, graph: Graph) -> Graph:
+    def _skip_changed_referrers(self, graph: Graph) -> Graph:
         """Skip referrers of images that are recompressed: these get another digest, and the old one does not arrive."""
-        recompressed = find_recompressed(graph, self.recompressor, self.results) if graph.referrers else ()
-        if self.recompressor is None or not recompressed:
+        recompressed = find_recompressed(graph, self._recompressor, self._results) if graph.referrers else ()
+        if self._recompressor is None or not recompressed:
             return graph
-        changed = self.recompressor.find_changed_manifests(graph, recompressed)
+        changed = self._recompressor.find_changed_manifests(graph, recompressed)
         return graph.without_referrers(
             lambda referrer: referrer.subject in changed or referrer.descriptor.digest in changed, RECOMPRESSED
         )
 
-    def omit_blobs(self, graph: Graph, omit: Callable[[Graph], Mapping[str, OmissionReason]]) -> Graph:
+    def _omit_blobs(self, graph: Graph, omit: Callable[[Graph], Mapping[str, OmissionReason]]) -> Graph:
         """Decide which blobs are omitted from the output.
 
         Manifests are never omitted: they are small, they list the omitted blobs, and a name needs their bytes. Nor are
@@ -297,72 +264,72 @@ class _Copy:
         remaining = [
             b.digest
             for b in graph.blobs
-            if b.digest in omitted and b.digest not in payloads and self.results.find(b.digest) is None
+            if b.digest in omitted and b.digest not in payloads and self._results.find(b.digest) is None
         ]
         return replace(graph, omitted_from_output={digest: omitted[digest] for digest in remaining})
 
     # -- plan --------------------------------------------------------------------------------------------
 
-    def plan(self, graph: Graph) -> BlobPlan:
+    def _plan(self, graph: Graph) -> BlobPlan:
         """Plan what happens to each blob, and check the configs that came before the graph."""
-        self.configs.find_configs(graph)
-        plan = plan_blobs(graph, self.configs.digests, self.recompressor, self.results)
+        self._configs.find_configs(graph)
+        plan = plan_blobs(graph, self._configs.digests, self._recompressor, self._results)
         pending = {blob.digest for blob in plan.pending}
         for blob in graph.blobs:
             if blob.digest not in pending and plan.actions[blob.digest] is not Action.OMIT:
-                self.configs.check_early(blob)
+                self._configs.check_early(blob)
         return plan
 
     # -- begin -------------------------------------------------------------------------------------------
 
-    def begin(self, graph: Graph, plan: BlobPlan) -> None:
+    def _begin(self, graph: Graph, plan: BlobPlan) -> None:
         if plan.recompressed:
-            # The destination begins when the digests of the new layers are known (`rewrite`).
-            self.writer.new_blob_destination()
+            # The destination begins when the digests of the new layers are known (`_rewrite`).
+            self._writer.new_blob_destination()
         else:
             self.destination.begin(graph)
 
-    def check_recompressible(self, plan: BlobPlan) -> None:
+    def _check_recompressible(self, plan: BlobPlan) -> None:
         """Refuse to recompress a layer that the source omits: only the destination has its bytes."""
         for digest in plan.recompressed:
-            result = self.results.find(digest)
+            result = self._results.find(digest)
             if result is not None and result.status in {"skipped", "mounted"}:
                 msg = f"{digest} must be recompressed, but only the destination has it"
                 raise UnsupportedError(msg, hint="omit --compress: some layers were omitted from the source")
 
-    def place_existing(
+    def _place_existing(
         self, graph: Graph, plan: BlobPlan, pending: Sequence[Descriptor], check: ExistenceCheck
     ) -> list[Descriptor]:
         """Skip or mount existing blobs, write those that are in memory, and return those that the source must send."""
         for blob in graph.blobs:
             if plan.actions[blob.digest] is Action.OMIT:
-                self.results.add(blob, "omitted")
+                self._results.add(blob, "omitted")
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
         unchanged = [blob for blob in pending if plan.actions[blob.digest] is not Action.RECOMPRESS]
-        check.skip_or_mount(unchanged, self.destination.stored(unchanged))
+        check.skip_or_mount(unchanged, self.destination.stored(unchanged, quick=True))
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         wanted = [
             blob
             for blob in pending
-            if self.results.find(blob.digest) is None or plan.actions[blob.digest] is Action.READ
+            if self._results.find(blob.digest) is None or plan.actions[blob.digest] is Action.READ
         ]
         for blob in wanted:
             if blob.digest in plan.contents:
-                self.transfer(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
+                self._transfer(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
         return [blob for blob in wanted if blob.digest not in plan.contents]
 
     # -- move --------------------------------------------------------------------------------------------
 
-    def move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
+    def _move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Move blobs, several at once where both sides allow it. If none is wanted, a pipe is still read to its end."""
         are_recompressed = bool(plan.recompressed)
         jobs = self.jobs if self.destination.traits.concurrent else 1
         # Recompressing a layer takes memory of its own, and more than one core.
         jobs = min(jobs, _RECOMPRESS_JOBS) if are_recompressed else jobs
         concurrency = min(jobs, len(wanted))
-        blobs = self.open_blobs(wanted)
+        blobs = self._open_blobs(wanted)
         if not self.source.concurrent:
-            self.move_from_pipe(plan, concurrency, blobs)
+            self._move_from_pipe(plan, concurrency, blobs)
             return
         memory = self.prefetch_memory - self.destination.traits.buffer_size * concurrency
         is_short = (
@@ -370,32 +337,32 @@ class _Copy:
             and sum(blob.size for blob in wanted) < limits.PREFETCH_WINDOW_SIZE
         )
         if memory <= 0 or self.jobs == 1 or are_recompressed or is_short:
-            self.move_each(plan, concurrency, blobs)
+            self._move_each(plan, concurrency, blobs)
             return
         # Imported here, because small images are not prefetched.
         from ocistream.transfer.prefetch import Prefetcher
 
         with closing(Prefetcher(self.jobs, memory, self.cancelled)) as prefetcher:
             prefetched = prefetcher.in_order(blobs) if jobs == 1 else prefetcher.concurrently(blobs)
-            self.move_each(plan, concurrency, prefetched)
+            self._move_each(plan, concurrency, prefetched)
 
-    def move_from_pipe(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
+    def _move_from_pipe(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
         """Move blobs in the order of a pipe; small ones are buffered, and several of them move at once.
 
         Without this, a distant registry with many small layers costs several round trips for each, one after the other.
         """
         if concurrency == 1:
-            self.move_each(plan, 1, blobs)
+            self._move_each(plan, 1, blobs)
             return
         failures: list[OcistreamError] = []
         try:
-            self.move_each(plan, concurrency, self.buffer_small(plan, blobs, failures))
+            self._move_each(plan, concurrency, self._buffer_small(plan, blobs, failures))
         except OcistreamError as error:
             raise (failures or [error])[0] from None
         if failures:
             raise failures[0]
 
-    def buffer_small(self, plan: BlobPlan, blobs: Iterator[Blob], failures: list[OcistreamError]) -> Iterator[Blob]:
+    def _buffer_small(self, plan: BlobPlan, blobs: Iterator[Blob], failures: list[OcistreamError]) -> Iterator[Blob]:
         """Yield the small blobs, buffered, and move each large blob meanwhile.
 
         A failure ends the iterator and is added to `failures`: the blobs that arrived before it still move, so that the
@@ -407,67 +374,67 @@ class _Copy:
                     chunks = check_chunks_size(blob.open(), blob.descriptor, 0)
                     yield blob_from_bytes(blob.descriptor, read_all(chunks))
                 else:
-                    self.transfer(plan, 1, blob)
+                    self._transfer(plan, 1, blob)
         except CancelledError:
             # The reason is the failure of another blob, or the user.
             raise
         except OcistreamError as error:
             failures.append(error)
 
-    def move_each(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
+    def _move_each(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
         for blob in blobs:
             if plan.actions[blob.descriptor.digest] is not Action.READ:
                 blobs = itertools.chain([blob], blobs)
                 break
             # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
-            self.transfer(plan, concurrency, blob)
-        run_each(partial(self.transfer, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
+            self._transfer(plan, concurrency, blob)
+        run_each(partial(self._transfer, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
 
-    def transfer(self, plan: BlobPlan, concurrency: int, blob: Blob) -> None:
+    def _transfer(self, plan: BlobPlan, concurrency: int, blob: Blob) -> None:
         """Do with one blob what is planned; `concurrency` blobs move at once."""
         digest = blob.descriptor.digest
-        action, recompressor = plan.actions[digest], self.recompressor
+        action, recompressor = plan.actions[digest], self._recompressor
         if blob.range is not None and action is not Action.WRITE:
             msg = f"{digest}: the source has only the tail of this blob; the complete blob is needed"
             raise UnsupportedError(msg)
         if recompressor is not None and action is Action.RECOMPRESS:
-            self.writer.recompress(blob, recompressor)
+            self._writer.recompress(blob, recompressor)
         elif recompressor is not None and action is Action.READ:
-            content = self.writer.read(blob)
+            content = self._writer.read(blob)
             recompressor.add_config(digest, content)
-            self.configs.report_platform(blob.descriptor, content)
-            if self.results.find(digest) is None:
-                self.writer.write(blob_from_bytes(blob.descriptor, content), concurrency=concurrency)
+            self._configs.report_platform(blob.descriptor, content)
+            if self._results.find(digest) is None:
+                self._writer.write(blob_from_bytes(blob.descriptor, content), concurrency=concurrency)
         elif recompressor is not None and digest in recompressor.result_digests:
             # A layer was recompressed into this blob after the destination was asked for it.
-            self.writer.verify_stored(blob)
+            self._writer.verify_stored(blob)
         elif recompressor is not None and action is Action.CHECK_COMPRESSION:
-            self.writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
+            self._writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
         elif action is Action.CHECK_JSON:
-            with self.configs.reserve_memory(blob.descriptor):
-                self.writer.write(blob, self.configs.with_check, concurrency=concurrency)
+            with self._configs.reserve_memory(blob.descriptor):
+                self._writer.write(blob, self._configs.with_check, concurrency=concurrency)
         else:
-            self.writer.write(blob, concurrency=concurrency)
+            self._writer.write(blob, concurrency=concurrency)
 
-    def skip_unsent(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
+    def _skip_unsent(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Skip the blobs that a pipe has not sent and the destination has, unless their bytes are needed.
 
-        A registry was not asked for small ones, because the source was expected to send them.
+        A registry may not have been asked for small ones, because the source was expected to send them.
         """
         unsent = [
             blob
             for blob in wanted
-            if self.results.find(blob.digest) is None
+            if self._results.find(blob.digest) is None
             and plan.actions[blob.digest] not in {Action.READ, Action.RECOMPRESS}
         ]
         stored = self.destination.stored(unsent)
         for blob in unsent:
             if blob.digest in stored:
-                self.results.add(blob, "skipped")
+                self._results.add(blob, "skipped")
 
     # -- settle ------------------------------------------------------------------------------------------
 
-    def settle(
+    def _settle(
         self, graph: Graph, plan: BlobPlan, wanted: Sequence[Descriptor], missing: Sequence[Descriptor]
     ) -> Graph:
         """Write the parts of blobs that continue in other volumes; return the graph without what is missing."""
@@ -476,11 +443,11 @@ class _Copy:
             # Imported here because few archives are split into volumes.
             from ocistream.transfer.partial_blobs import write_parts
 
-            needed = write_parts(self.source, self.destination, missing, graph, self.writer.write_parts)
-        unavailable = [blob for blob in (*missing, *wanted) if self.results.find(blob.digest) is None]
-        return self.drop_missing(graph, plan, unavailable, needed) if unavailable else graph
+            needed = write_parts(self.source, self.destination, missing, graph, self._writer.write_parts)
+        unavailable = [blob for blob in (*missing, *wanted) if self._results.find(blob.digest) is None]
+        return self._drop_missing(graph, plan, unavailable, needed) if unavailable else graph
 
-    def drop_missing(
+    def _drop_missing(
         self, graph: Graph, plan: BlobPlan, unavailable: Sequence[Descriptor], needed: NeededVolumes | None
     ) -> Graph:
         """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
@@ -506,16 +473,16 @@ class _Copy:
 
     # -- rewrite -----------------------------------------------------------------------------------------
 
-    def rewrite(self, graph: Graph, plan: BlobPlan) -> Report:
+    def _rewrite(self, graph: Graph, plan: BlobPlan) -> Report:
         """Begin with the new layers and manifests if layers were recompressed; return the report of what is written."""
-        if self.recompressor is None or not plan.recompressed:
-            return Report(graph, graph, self.results.list_for(graph, {}))
+        if self._recompressor is None or not plan.recompressed:
+            return Report(graph, graph, self._results.list_for(graph, {}))
         for blob in graph.blobs:
             # A config that came before the graph was not recognised as one.
-            if plan.actions[blob.digest] is Action.READ and blob.digest not in self.recompressor.diff_ids:
-                self.recompressor.add_config(blob.digest, self.early_blobs.read_back(blob))
-        rewritten, origins = self.recompressor.rewrite_graph(graph)
+            if plan.actions[blob.digest] is Action.READ and blob.digest not in self._recompressor.diff_ids:
+                self._recompressor.add_config(blob.digest, self._early_blobs.read_back(blob))
+        rewritten, origins = self._recompressor.rewrite_graph(graph)
         self.destination.begin(rewritten)
-        layers = [layer for digest in plan.recompressed if (layer := self.recompressor.results.get(digest))]
+        layers = [layer for digest in plan.recompressed if (layer := self._recompressor.results.get(digest))]
         source_digests = {layer.result.digest: layer.source.digest for layer in layers}
-        return Report(rewritten, graph, self.results.list_for(rewritten, source_digests), origins=origins)
+        return Report(rewritten, graph, self._results.list_for(rewritten, source_digests), origins=origins)

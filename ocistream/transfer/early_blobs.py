@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.blob_writer import BlobWriter
     from ocistream.transfer.config_checks import ConfigChecker
-    from ocistream.transfer.recompress import RecompressedLayer, Recompression, Recompressor
+    from ocistream.transfer.recompress import RecompressedLayer, RecompressionSettings, Recompressor
 
 _SENT_TWICE_NOTICE: Final = (
     "layers were sent compressed and then again uncompressed: this archive is not from `docker save`; "
@@ -38,8 +38,8 @@ class EarlyBlobWriter:
         self,
         writer: BlobWriter,
         configs: ConfigChecker,
-        recompression: Recompression | None,
-        plain_layers: Recompression | None,
+        recompression: RecompressionSettings | None,
+        plain_layers: RecompressionSettings | None,
     ) -> None:
         """Recompress layers by `recompression`; without it, those that `docker save` left plain by `plain_layers`."""
         self._destination = writer.destination
@@ -153,7 +153,7 @@ class EarlyBlobWriter:
         return self._plain_recompressor
 
     def _is_stored(self, blob: Descriptor) -> bool:
-        return bool(self._destination.stored([blob]))
+        return bool(self._destination.stored([blob], quick=True))
 
 
 def _decompress_result(
@@ -166,7 +166,7 @@ def _decompress_result(
     return chunks_from(decompress(recompressor.settings.codec, chunks, max(result.source.size, 1)), offset)
 
 
-def _create_recompressor(settings: Recompression) -> Recompressor:
+def _create_recompressor(settings: RecompressionSettings) -> Recompressor:
     # Imported here because few transfers recompress, and all would pay for the import.
     from ocistream.transfer.recompress import Recompressor
 

@@ -15,11 +15,12 @@ from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Ne
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.transfer.interfaces import Blob, Destination, Source
+    from ocistream.transfer.report import BlobResults
 
 
 def find_missing_manifests(graph: Graph, destination: Destination) -> list[Descriptor]:
@@ -43,23 +44,18 @@ class ExistenceCheck:
         self,
         source: Source,
         destination: Destination,
-        note: Callable[[Descriptor, str], None],
+        results: BlobResults,
         *,
         jobs: int,
         cancelled: threading.Event,
-        has_written: bool = False,
     ) -> None:
-        """Call `note` for each blob that is "skipped" or "mounted", from any thread. `jobs` mounts run at once.
-
-        `has_written` says whether early blobs were written before.
-        """
+        """Add a result for each blob that is "skipped" or "mounted". `jobs` mounts run at once."""
         self._source = source
         self._destination = destination
-        self._note = note
+        self._results = results
         self._mounting = destination if isinstance(destination, MountingDestination) else None
         self._jobs = jobs
         self._cancelled = cancelled
-        self._has_written = has_written
         #: Manifests that neither side has, and digests of the absent blobs that the destination has.
         self._missing_manifests: list[Descriptor] = []
         self._stored: set[str] = set()
@@ -73,13 +69,11 @@ class ExistenceCheck:
         absent: list[Descriptor] = []
         remaining: list[Descriptor] = []
         for blob in pending:
-            is_missing = self._source.is_missing(blob)
-            is_missing = blob.digest in graph.omitted_from_source if is_missing is None else is_missing
-            (absent if is_missing and blob.digest not in graph.embedded else remaining).append(blob)
+            is_absent = self._source.is_absent(blob)
+            is_absent = blob.digest in graph.omitted_from_source if is_absent is None else is_absent
+            (absent if is_absent and blob.digest not in graph.embedded else remaining).append(blob)
         self._missing_manifests = find_missing_manifests(graph, self._destination)
         self._stored = self._destination.stored(absent)
-        # For small blobs, only the second answer is certain.
-        self._stored |= self._destination.stored([blob for blob in absent if blob.digest not in self._stored])
         unstored = [blob for blob in absent if blob.digest not in self._stored]
         self._check_missing(graph, [*self._missing_manifests, *self.list_unmountable(unstored)])
         return absent, remaining
@@ -95,14 +89,13 @@ class ExistenceCheck:
         """Skip the stored blobs, and mount others that can be mounted; return the digests of both."""
         for blob in blobs:
             if blob.digest in stored:
-                self._note(blob, "skipped")
+                self._results.add(blob, "skipped")
         mounted: set[str] = set()
         if (mounting := self._mounting) is not None:
 
             def mount(blob: Descriptor) -> None:
                 if mounting.mount(blob, self._source):
-                    self._has_written = True
-                    self._note(blob, "mounted")
+                    self._results.add(blob, "mounted")
                     mounted.add(blob.digest)
 
             unstored = [blob for blob in blobs if blob.digest not in stored]
@@ -110,19 +103,18 @@ class ExistenceCheck:
         return stored | mounted
 
     def preview(self, graph: Graph, absent: Sequence[Descriptor], remaining: Sequence[Descriptor]) -> dict[str, int]:
-        """Note the blobs that exist at the destination or could be mounted, and mount nothing.
+        """Add results for the blobs that exist at the destination or could be mounted, and mount nothing.
 
         Return how many bytes of each other blob of `remaining` an earlier run has stored.
         """
-        stored = self._stored | self._destination.stored(remaining)
+        stored = self._stored | self._destination.stored(remaining, quick=True)
         unstored = [blob for blob in (*absent, *remaining) if blob.digest not in stored]
         unmountable = {blob.digest for blob in self.list_unmountable(unstored)}
+        missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest in unmountable)]
+        self._check_missing(graph, missing)
         for blob in (*absent, *remaining):
             if blob.digest not in unmountable:
-                self._note(blob, "skipped" if blob.digest in stored else "mounted")
-        missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest in unmountable)]
-        if missing:
-            self._check_missing(graph, missing)
+                self._results.add(blob, "skipped" if blob.digest in stored else "mounted")
         unavailable = [blob for blob in (*absent, *remaining) if blob.digest in unmountable]
         sizes = {blob.digest: self._destination.partial_size(blob) for blob in unavailable}
         if missing:
@@ -158,13 +150,13 @@ class ExistenceCheck:
         # Blobs in other volumes do not stop a transfer into a registry or a layout. Blobs stay there, and the rest may
         # come in a later run. An archive is not started for only a part of them.
         if any(reason is None or reason.kind != VOLUME for reason in reasons):
-            raise MissingBlobsError(missing, graph, is_untouched=not self._has_written)
+            raise MissingBlobsError(missing, graph, is_untouched=not self._results.has_written)
         if missing and not self._destination.traits.keeps_blobs:
             volumes = {reason.name for reason in reasons if reason is not None}
             # The reason names one volume of a split blob.
             volumes.update(part.volume for blob in missing for part in self._source.parts(blob) if part.blob is None)
             needed = NeededVolumes(sorted(volumes), {})
-            raise MissingBlobsError(missing, graph, is_untouched=not self._has_written, needed=needed)
+            raise MissingBlobsError(missing, graph, is_untouched=not self._results.has_written, needed=needed)
 
     def list_unmountable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
         """List the blobs that the destination cannot mount."""

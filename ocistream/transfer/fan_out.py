@@ -112,7 +112,7 @@ class FanOutDestination:
                 branch.set_graph(replace(own, omitted_from_output=graph.omitted_from_output))
                 branch.destination.begin(cast("Graph", branch.graph))
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that all destinations have that need them."""
         if not self._is_expecting():
             return set()
@@ -120,7 +120,7 @@ class FanOutDestination:
         for branch in self._active():
             wanted = [blob for blob in blobs if self._lacks(branch, blob)]
             with self._failure_scope(branch):
-                branch.stored |= branch.destination.stored(wanted)
+                branch.stored |= branch.destination.stored(wanted, quick=quick)
                 found.difference_update(blob.digest for blob in wanted if blob.digest not in branch.stored)
         return found
 

@@ -41,7 +41,7 @@ def find_not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list
         for leaf in _list_leaves(graph, root):
             document = graph.documents.get(leaf.digest)
             config = document.config if document is not None else None
-            if leaf.digest in absent or (config is not None and _is_missing(graph, config, lacks)):
+            if leaf.digest in absent or (config is not None and _is_absent(graph, config, lacks)):
                 missing[leaf.digest] = leaf
     return list(missing.values())
 
@@ -116,7 +116,7 @@ def limit_to_source(
     """
     if not source.may_lack_blobs:
         return graph
-    return limit_to_exported(graph, lambda blob: bool(source.is_missing(blob)), list_stored_manifests)
+    return limit_to_exported(graph, lambda blob: bool(source.is_absent(blob)), list_stored_manifests)
 
 
 def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tuple[str, ...] | None:
@@ -131,8 +131,8 @@ def read_exported_platforms(source: Source, leaves: Sequence[Descriptor]) -> tup
         return None
     exported: list[Descriptor] = []
     for leaf in leaves:
-        config = None if (is_missing := source.is_missing(leaf)) else _read_config_descriptor(source, leaf)
-        if not is_missing and not (config is not None and source.is_missing(config)):
+        config = None if (is_absent := source.is_absent(leaf)) else _read_config_descriptor(source, leaf)
+        if not is_absent and not (config is not None and source.is_absent(config)):
             exported.append(leaf)
     return _platform_names(exported)
 
@@ -229,7 +229,7 @@ def _list_leaves(graph: Graph, root: Root) -> list[Descriptor]:
     return [*leaves_of(graph.documents, root.descriptor.digest), *unknown]
 
 
-def _is_missing(graph: Graph, config: Descriptor, lacks: Callable[[Descriptor], bool]) -> bool:
+def _is_absent(graph: Graph, config: Descriptor, lacks: Callable[[Descriptor], bool]) -> bool:
     return config.digest not in graph.omitted_from_source and config.digest not in graph.embedded and lacks(config)
 
 

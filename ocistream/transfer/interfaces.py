@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from ocistream import limits
 
@@ -49,7 +49,7 @@ class Blob:
     """A descriptor and the way to its bytes.
 
     `open(offset)` returns the raw chunks from byte `offset` of the blob on, by default from the first byte that the
-    source has. Nothing is requested before the first chunk is needed. If the blob is not `reopenable`, `open` may be
+    source has. Nothing is requested before the first chunk is needed. Unless `access` is REPEATABLE, `open` may be
     called only once; the bytes before `offset` are then read and dropped.
 
     `range` says which bytes of the blob the source has, if it does not have all: the part in one volume of an archive,
@@ -62,11 +62,6 @@ class Blob:
     range: ByteRange | None = None
 
     @property
-    def reopenable(self) -> bool:
-        """Whether the blob may be read again in this run."""
-        return self.access is Access.REPEATABLE
-
-    @property
     def start(self) -> int:
         """The first byte that the source has."""
         return self.range.start if self.range is not None else 0
@@ -75,6 +70,16 @@ class Blob:
     def end(self) -> int:
         """The byte after the last one that the source has."""
         return self.range.end if self.range is not None else self.descriptor.size
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the bytes that the source has end where the blob ends."""
+        return self.end == self.descriptor.size
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the source has only a part of the blob."""
+        return self.start > 0 or not self.is_last
 
     @property
     def range_descriptor(self) -> Descriptor | None:
@@ -131,20 +136,24 @@ class VerifiedBlob(Blob):
 class NewBlob:
     """A blob that is made while it is copied: its digest and size are known after its last chunk.
 
-    `open()` returns the chunks; if `reopenable`, it may be called again and returns the same. `descriptor()` is valid
-    once they are used up. `replaces` is the blob of the graph that this one is made from, if known; `access` is how the
-    source gives that one.
+    `open()` returns the chunks. `describe()` returns the descriptor once they are used up. `replaces` is the blob of
+    the graph that this one is made from, if known; `access` is how the source gives that one: if it is REPEATABLE,
+    `open` may be called again. The other attributes are those of a complete `Blob`, whose end is not known.
     """
 
     open: Callable[[], Iterator[Chunk]]
-    descriptor: Callable[[], Descriptor]
+    describe: Callable[[], Descriptor]
     replaces: Descriptor | None = None
     access: Access = Access.REPEATABLE
+    start: ClassVar[int] = 0
+    end: ClassVar[None] = None
+    is_last: ClassVar[bool] = True
+    is_part: ClassVar[bool] = False
 
     @property
-    def reopenable(self) -> bool:
-        """Whether the chunks may be read again in this run."""
-        return self.access is Access.REPEATABLE
+    def descriptor(self) -> Descriptor:
+        """The descriptor, once the chunks are used up."""
+        return self.describe()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +197,7 @@ class EarlyBlobs(Protocol):
 
 
 class Source(Protocol):
-    """Where images come from. Its blobs are not verified; `copy` verifies them."""
+    """Where images come from. Its blobs are not verified; `Copy` verifies them."""
 
     @property
     def concurrent(self) -> bool:
@@ -208,7 +217,7 @@ class Source(Protocol):
     def may_lack_blobs(self) -> bool:
         """Whether it may lack blobs of its graph, beyond those that the graph lists as omitted."""
 
-    def is_missing(self, descriptor: Descriptor, /) -> bool | None:
+    def is_absent(self, descriptor: Descriptor, /) -> bool | None:
         """Return whether the source lacks a blob of the graph; None if that is not known (yet)."""
 
     def parts(self, descriptor: Descriptor, /) -> Sequence[BlobPart]:
@@ -226,7 +235,7 @@ class CompleteSource:
 
     may_lack_blobs = False
 
-    def is_missing(self, _descriptor: Descriptor, /) -> bool | None:
+    def is_absent(self, _descriptor: Descriptor, /) -> bool | None:
         """Return None: only a request could tell."""
         return None
 
@@ -291,11 +300,11 @@ class Destination(Protocol):
         layer.
         """
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that are stored completely.
 
-        A registry may omit a small blob without asking for it, since an upload takes hardly longer. If the caller asks
-        for the blob again, the answer is certain.
+        With `quick`, which is for blobs that the source can send, a registry may omit a small one without asking for
+        it, since an upload takes hardly longer.
         """
 
     def partial_size(self, blob: Descriptor, /) -> int:

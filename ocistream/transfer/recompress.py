@@ -27,7 +27,7 @@ from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
 from ocistream.streams import layer_media_types
-from ocistream.streams.chunks import HashedChunks
+from ocistream.streams.chunks import HashedChunks, peek_chunks
 from ocistream.streams.compression import CODECS, NONE, Codec, DecompressionError, decompress_layer, detect_codec
 from ocistream.transfer.interfaces import NewBlob
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Recompression:
+class RecompressionSettings:
     """How to recompress image layers that use another format."""
 
     codec: Codec
@@ -47,7 +47,7 @@ class Recompression:
     max_ratio: int = limits.MAX_RATIO
 
 
-def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> Recompression:
+def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> RecompressionSettings:
     """Parse `gzip`, `zstd` or `none`; `gzip` and `zstd` accept `:LEVEL`.
 
     Raises:
@@ -59,13 +59,13 @@ def parse_recompression(text: str, max_ratio: int = limits.MAX_RATIO) -> Recompr
         msg = f"unknown compression {printable(text)!r}"
         raise UsageError(msg, hint=f"use {', '.join(CODECS)}, with a level if needed: gzip:9")
     if not colon:
-        return Recompression(codec, codec.default_level, max_ratio)
+        return RecompressionSettings(codec, codec.default_level, max_ratio)
     level = int(digits) if re.fullmatch("[0-9]{1,2}", digits) else -1
     if codec is NONE or level not in codec.levels:
         msg = f"{printable(text)!r} has no valid level"
         allowed = f"levels {codec.levels[0]} to {codec.levels[-1]}" if codec is not NONE else "no level"
         raise UsageError(msg, hint=f"{name} has {allowed}")
-    return Recompression(codec, level, max_ratio)
+    return RecompressionSettings(codec, level, max_ratio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class RecompressedLayer:
 class Recompressor:
     """One transfer's recompression. Safe for several threads."""
 
-    def __init__(self, settings: Recompression) -> None:
+    def __init__(self, settings: RecompressionSettings) -> None:
         """Start without results."""
         self.settings = settings
         #: Whether only uncompressed layers are compressed; others stay as they are.
@@ -156,14 +156,12 @@ class Recompressor:
         return replace(blob, open=lambda *_: self._check_compression(blob), can_resume=False)
 
     def _check_compression(self, blob: VerifiedBlob) -> Iterator[Chunk]:
-        chunks = blob.open()
-        beginning = next(chunks, b"")
-        codec = detect_codec(bytes(beginning[: limits.KIB]))
-        if beginning and codec is not self.settings.codec:
+        first, chunks = peek_chunks(blob.open())
+        codec = detect_codec(bytes(first[: limits.KIB]))
+        if first and codec is not self.settings.codec:
             layer = blob.descriptor
             msg = f"{layer.digest} has the media type {layer.media_type}, but its compression is {codec.name}"
             raise ArchiveError(msg, hint="the manifest of its image is wrong: copy it without --compress")
-        yield beginning
         yield from chunks
 
     def can_recompress(self, beginning: bytes) -> bool:
@@ -178,19 +176,47 @@ class Recompressor:
         """Store the diff_ids of a config."""
         self.diff_ids[digest] = parse_diff_ids(content, f"the config {digest}")
 
-    def add_result(self, result: RecompressedLayer) -> None:
-        """Store the result of a layer."""
-        self.results[result.source.digest] = result
-        self.result_digests.add(result.result.digest)
-
     def recompress(
-        self, open_raw: Callable[[], Iterator[Chunk]], source: Descriptor | None, *, access: Access
-    ) -> LayerRecompression:
-        """Return the recompression of a layer; `open_raw` returns the layer's own verified chunks.
+        self,
+        open_raw: Callable[[], Iterator[Chunk]],
+        source: Descriptor | None,
+        *,
+        access: Access,
+        write: Callable[[NewBlob], Descriptor],
+    ) -> Descriptor:
+        """Recompress a layer into `write`, and return the layer's own descriptor.
 
-        If `source` is None, the layer's digest and size are computed on the way.
+        `open_raw` returns the layer's own verified chunks. If `source` is None, the layer's digest and size are
+        computed on the way.
         """
-        return LayerRecompression(self, open_raw, source, access)
+        done: list[RecompressedLayer] = []
+
+        def chunks() -> Iterator[Chunk]:
+            # A known digest need not be computed again.
+            hashed_source = HashedChunks(open_raw() if source is None else ())
+            codec, plain_chunks = decompress_layer(
+                hashed_source if source is None else open_raw(), self.settings.max_ratio
+            )
+            plain, result = HashedChunks(plain_chunks), HashedChunks(())
+            try:
+                for chunk in self.settings.codec.compress(plain, self.settings.level):
+                    result.add(chunk)
+                    yield chunk
+            except DecompressionError as found:
+                name, error = source.digest if source else "a layer", found.error
+                raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
+            # Docker's media type is set when its manifest is rewritten.
+            layer = RecompressedLayer(
+                source or layer_media_types.describe_layer(hashed_source.digest, hashed_source.size, codec),
+                layer_media_types.describe_layer(result.digest, result.size, self.settings.codec),
+                plain.digest,
+            )
+            self.results[layer.source.digest] = layer
+            self.result_digests.add(layer.result.digest)
+            done.append(layer)
+
+        write(NewBlob(chunks, lambda: done[-1].result, source, access))
+        return done[-1].source
 
     def rewrite_graph(self, graph: Graph) -> tuple[Graph, Mapping[str, str]]:
         """Return the graph with the recompressed layers, and with new manifests and indexes that refer to them.
@@ -232,56 +258,6 @@ class Recompressor:
                         f"config of its image says {diff_ids[position]}"
                     )
                     raise IntegrityError(msg, digest=result.source.digest)
-
-
-class LayerRecompression:
-    """One layer on its way from one compression to another. Created by `Recompressor.recompress`."""
-
-    def __init__(
-        self,
-        recompressor: Recompressor,
-        open_raw: Callable[[], Iterator[Chunk]],
-        source: Descriptor | None,
-        access: Access,
-    ) -> None:
-        """Open nothing yet."""
-        self._recompressor = recompressor
-        self._settings = recompressor.settings
-        self._open_raw = open_raw
-        self._source = source
-        self._access = access
-        self._result: RecompressedLayer | None = None
-
-    @property
-    def result(self) -> RecompressedLayer:
-        """The result, once all chunks are used up."""
-        assert self._result is not None, "asked for before the end"  # noqa: S101 - destinations read all chunks first
-        return self._result
-
-    def new_blob(self) -> NewBlob:
-        """Return the recompressed layer as destinations accept it."""
-        return NewBlob(self._chunks, lambda: self.result.result, self._source, self._access)
-
-    def _chunks(self) -> Iterator[Chunk]:
-        # A known digest need not be computed again.
-        hashed_source = HashedChunks(self._open_raw() if self._source is None else ())
-        raw = hashed_source if self._source is None else self._open_raw()
-        codec, plain_chunks = decompress_layer(raw, self._settings.max_ratio)
-        plain, result = HashedChunks(plain_chunks), HashedChunks(())
-        try:
-            for chunk in self._settings.codec.compress(plain, self._settings.level):
-                result.add(chunk)
-                yield chunk
-        except DecompressionError as found:
-            layer, error = self._source.digest if self._source else "a layer", found.error
-            raise type(error)(f"{layer}: {error.message}", hint=error.hint) from error
-        # Docker's media type is set when its manifest is rewritten.
-        self._result = RecompressedLayer(
-            self._source or layer_media_types.describe_layer(hashed_source.digest, hashed_source.size, codec),
-            layer_media_types.describe_layer(result.digest, result.size, self._settings.codec),
-            plain.digest,
-        )
-        self._recompressor.add_result(self._result)
 
 
 def _digest(descriptor: Descriptor) -> str:

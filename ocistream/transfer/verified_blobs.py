@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ocistream import limits
 from ocistream.errors import CancelledError, IntegrityError, PartialBlobLostError, UnsupportedError
-from ocistream.streams.chunks import check_chunks_size, chunks_from, closing_chunks, read_all, verify_chunks
+from ocistream.streams.chunks import (
+    check_chunks_size,
+    chunks_from,
+    closing_chunks,
+    peek_chunks,
+    read_all,
+    verify_chunks,
+)
 from ocistream.transfer.interfaces import Access, Blob, NullObserver, RecoverableBlob, VerifiedBlob
 
 if TYPE_CHECKING:
@@ -32,15 +38,13 @@ def blob_from_bytes(descriptor: Descriptor, content: bytes) -> Blob:
 
 def peek(blob: Blob) -> tuple[Blob, bytes]:
     """Return the blob, unread, and its first bytes, at most 1 KiB. Works for a blob that can be read only once."""
-    chunks = blob.open()
-    beginning = next(chunks, b"")
-    complete = itertools.chain([beginning], chunks) if beginning else chunks
+    first, chunks = peek_chunks(blob.open())
 
     def opened(offset: int = 0) -> Iterator[Chunk]:
-        return chunks_from(complete, offset) if offset else complete
+        return chunks_from(chunks, offset) if offset else chunks
 
-    access = Access.ONCE if blob.reopenable else blob.access
-    return Blob(blob.descriptor, opened, access), bytes(beginning[: limits.KIB])
+    access = Access.ONCE if blob.access is Access.REPEATABLE else blob.access
+    return Blob(blob.descriptor, opened, access), bytes(first[: limits.KIB])
 
 
 def map_chunks(blob: VerifiedBlob, wrap: Callable[[Iterator[Chunk]], Iterator[Chunk]]) -> VerifiedBlob:
@@ -58,7 +62,7 @@ def require_complete(blob: VerifiedBlob, *, or_rest: bool = False) -> None:
     Raises:
         UnsupportedError: the source has only a part of the blob.
     """
-    if blob.range is not None and not (or_rest and blob.end == blob.descriptor.size):
+    if blob.range is not None and not (or_rest and blob.is_last):
         digest = blob.descriptor.digest
         msg = f"{digest}: the source has only a part of this blob; the complete blob is needed"
         raise UnsupportedError(msg)
@@ -166,7 +170,7 @@ def use_verified(
             if error not in attempt.failures and not is_rest:
                 raise
             if attempt.was_resumed or is_rest:
-                if not blob.reopenable:
+                if blob.access is not Access.REPEATABLE:
                     msg = f"{error.message}: the bytes that an earlier run stored do not belong to this blob"
                     raise PartialBlobLostError(msg, hint="re-run the command to send the complete blob") from error
                 can_resume = False

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import tempfile
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -20,11 +19,11 @@ from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams import files, layer_media_types
-from ocistream.streams.chunks import HashedChunks, verify_chunks
+from ocistream.streams.chunks import HashedChunks, peek_chunks, verify_chunks
 from ocistream.streams.compression import DecompressionError, decompress_layer, detect_codec
 from ocistream.streams.layer_media_types import codec_name, is_probably_layer
 from ocistream.streams.workers import run_each
-from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error
+from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error, record_chunks
 from ocistream.transfer.incomplete_indexes import limit_to_exported
 from ocistream.transfer.interfaces import NullObserver
 from ocistream.transfer.verified_blobs import BlobProgress, read_verified
@@ -175,13 +174,7 @@ class _Verification:
     def _read_small(self, blob: Blob) -> bytes | None:
         """Verify a blob, and return its content, or None if the bytes are wrong."""
         content = io.BytesIO()
-
-        def recorded() -> Iterator[Chunk]:
-            for chunk in blob.open():
-                content.write(chunk)
-                yield chunk
-
-        self._checker.check(blob.descriptor, recorded(), unpack=False)
+        self._checker.check(blob.descriptor, record_chunks(blob.open(), content), unpack=False)
         return content.getvalue() if blob.descriptor.digest not in self._checker.errors else None
 
     def _start_check(self, check: GraphCheck, graph: Graph) -> GraphCheckReader:
@@ -331,18 +324,17 @@ class BlobChecker:
         can_be_plain_layer: bool = False,  # noqa: ARG002 - nothing is compressed here
     ) -> IntegrityError | None:
         """Verify a blob of which only the digest is known, and store its error: all failures are reported."""
-        chunks = blob.open()
-        beginning = bytes(next(chunks, b""))
-        complete: Iterator[Chunk] = itertools.chain([beginning], chunks)
+        first, chunks = peek_chunks(blob.open())
+        beginning = bytes(first)
         if can_be_json_object(beginning) and blob.descriptor.size <= limits.MAX_CONFIG:
-            complete = self._spill_file.write(blob.descriptor, complete)
-        self.check(blob.descriptor, complete, unpack=self._deep and is_probably_layer(beginning))
+            chunks = self._spill_file.write(blob.descriptor, chunks)
+        self.check(blob.descriptor, chunks, unpack=self._deep and is_probably_layer(beginning))
         return None
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Verify a layer of unknown digest."""
-        beginning = bytes(next(chunks, b""))
-        raw = HashedChunks(itertools.chain([beginning], chunks))
+        first, complete = peek_chunks(chunks)
+        beginning, raw = bytes(first), HashedChunks(complete)
         error: OcistreamError | None = None
         plain: PlainLayer | None = None
         try:

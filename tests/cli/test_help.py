@@ -43,7 +43,6 @@ RARE = {
 }
 #: Modules that only a pull needs, and those that only a push needs.
 PULLING = {
-    "ocistream.registry.opener",
     "ocistream.registry.referrer_search",
     "ocistream.registry.source",
 }

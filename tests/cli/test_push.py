@@ -485,6 +485,55 @@ class TestSmallBlobsAfterMissingBlobs:
         assertions.success(ocistream("push", f"{served.host}/app:1", *argv))
 
 
+class TestAnImageWithManyBlobs:
+    """Of an image with more than 24 blobs whose manifest the registry has, only 24 blobs are asked for."""
+
+    @pytest.fixture
+    def image(self, layout: Layout) -> Descriptor:
+        return layout.image([b"%d" % number for number in range(60)], name="app")
+
+    @pytest.fixture
+    def push(self, served: FaultyRegistry, layout: Layout, image: Descriptor) -> Callable[..., list[str]]:
+        def push_twice(*faults: Fault) -> list[str]:
+            """Push the image twice; return the digests of the blobs that the second push asks for."""
+            for tag in (1, 2):
+                served.requests.clear()
+                served.faults = list(faults) if tag == 2 else []
+                argv = ["push", f"{served.host}/app:{tag}", "-i", str(layout.path), "--jobs=1"]
+                assertions.success(ocistream(*argv))
+            assert image["digest"] in {request.path.rpartition("/")[2] for request in served.asked("HEAD")}
+            return [request.path.rpartition("/")[2] for request in served.asked("HEAD", "/blobs/")]
+
+        return push_twice
+
+    def test_a_sample_is_asked_for(
+        self, served: FaultyRegistry, layout: Layout, image: Descriptor, push: Callable[..., list[str]]
+    ) -> None:
+        asked = push()
+        assert len(asked) == 24
+        document = layout.read(image["digest"])
+        ends = {document["config"]["digest"], document["layers"][0]["digest"], document["layers"][-1]["digest"]}
+        assert ends < set(asked)
+        assert served.asked("POST|PUT", "/uploads/") == []
+
+    @pytest.mark.parametrize("position", [0, -1])
+    def test_all_are_asked_for_once_if_one_of_the_sample_is_lost(
+        self,
+        served: FaultyRegistry,
+        layout: Layout,
+        image: Descriptor,
+        push: Callable[..., list[str]],
+        position: int,
+    ) -> None:
+        lost = layout.read(image["digest"])["layers"][position]["digest"]
+        asked = push(Fault(refusal(404), "HEAD", f"/blobs/{lost}"))
+        assert len(asked) == len(set(asked)) == 61
+        assert len(served.asked("PUT", "/uploads/")) == 1
+
+    def test_all_are_asked_for_if_the_manifest_is_lost(self, image: Descriptor, push: Callable[..., list[str]]) -> None:
+        assert len(push(Fault(refusal(404), "HEAD", f"/manifests/{image['digest']}"))) == 61
+
+
 def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
     amd64 = layout.read(index["digest"])["manifests"][0]

@@ -39,11 +39,12 @@ from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import PlatformChoice
 from ocistream.oci.reference import Reference, parse_reference
 from ocistream.registry.destination import RegistryDestination
+from ocistream.registry.registries import Registries
 from ocistream.registry.source import RegistrySource
 from ocistream.streams.chunks import Chunk, read_all, verify_chunks
 from ocistream.streams.workers import DEFAULT_JOBS
-from ocistream.transfer import copy as transfer
 from ocistream.transfer import fan_out
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.fan_out import FanOutBranch
 from ocistream.transfer.interfaces import Access, NewBlob, NewBlobDestination, ReadableDestination, VerifiedBlob
 from ocistream.transfer.interfaces import Blob as NativeBlob
@@ -143,7 +144,7 @@ class Source:
     def blobs(self, pieces: Iterable[Piece]) -> Iterator[Blob]:
         """Return those of `pieces` that the source has, in the source's order."""
         for blob in self.native.blobs([_descriptor(piece) for piece in pieces]):
-            yield Blob(_piece(blob.descriptor), blob.open, blob.reopenable)
+            yield Blob(_piece(blob.descriptor), blob.open, blob.access is Access.REPEATABLE)
 
     def close(self) -> None:
         """Close the source."""
@@ -283,15 +284,15 @@ def copy(
         return dataclasses.replace(graph, roots=roots)
 
     progress = _Progress()
-    report = transfer.copy(
+    report = Copy(
         source.native,
         destination.native,
         progress,
-        rename=renamed if rename else None,
+        rename=renamed if rename else lambda graph: graph,
         recompression=parse_recompression(compress) if compress else None,
         jobs=jobs,
-        cancelled=destination.cancelled if isinstance(destination, FanOut) else None,
-    )
+        cancelled=destination.cancelled if isinstance(destination, FanOut) else threading.Event(),
+    ).run()
     outcomes = {moved.descriptor.digest: moved.status for moved in report.blobs}
     return Copied(_listing(report.graph), outcomes, dict(report.origins), progress.total, progress.moved)
 
@@ -327,7 +328,9 @@ def registry_source(names: Sequence[str], wanted: Wanted = EVERYTHING) -> Source
     """Open images of a registry, by their full names."""
     references = [parse_reference(name) for name in names]
     transport = _transport()
-    native = RegistrySource(transport, references, platforms=_choice(wanted), referrers=wanted.referrers)
+    native = RegistrySource(
+        Registries(lambda: transport), references, platforms=_choice(wanted), referrers=wanted.referrers
+    )
     return Source(native, transport)
 
 

@@ -110,9 +110,7 @@ def _remove_from_registries(context: CommandContext, references: Sequence[Refere
     registries = {reference.registry for reference in references}
     context.credentials.check_registries(registries)
     open_context = context.build_open_context(registries=registries)
-    for reference in references:
-        open_context.check_push(reference)
-    deleter = ImageDeleter(open_context.client(), references, by_digest=by_digest)
+    deleter = ImageDeleter(open_context.registries(), references, by_digest=by_digest)
     for image in deleter.find() if dry_run else deleter.delete():
         click.echo(format_result_line(image.reference.name, image.digest, None))
         verb = "would delete" if dry_run else "deleted"

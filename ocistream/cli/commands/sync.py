@@ -106,7 +106,6 @@ def sync(context: CommandContext, file: Path, part: str) -> None:
     access = SyncAccess(
         context_of=lambda sync_location: open_contexts[sync_location.login],
         create_cancel_event=lambda: LinkedEvent([context.cancelled]),
-        check_push=context.access.check_push,
         policy=policy,
     )
     reporter = _OutcomeReporter(context)

@@ -39,7 +39,7 @@ from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import parse_platform
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.streams.compression import GZIP, ZSTD, decompress, detect_codec
-from ocistream.transfer.copy import copy
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Source
 from ocistream.transfer.verify import verify
 from tests.archives import BLOCK, tar_of
@@ -167,7 +167,7 @@ def _written(folder: Path) -> Iterator[Check]:
                 contextlib.closing(ArchiveFileSource(path, selection)) as source,
                 contextlib.closing(kind(open_file_output(target))) as sink,
             ):
-                copy(source, sink)
+                Copy(source, sink).run()
         except OcistreamError:
             assert not target.exists(), "a failed copy leaves a file"
             raise
@@ -181,7 +181,7 @@ def _written(folder: Path) -> Iterator[Check]:
 
 def _into_layout(source: Source, target: Path) -> None:
     with contextlib.closing(source), contextlib.closing(LayoutDestination(target)) as sink:
-        copy(source, sink)
+        Copy(source, sink).run()
     for blob in target.glob("blobs/*/*"):
         assert blob.is_file(), "the layout has a blob that is not a file"
         assert not blob.is_symlink(), "the layout has a link"
@@ -343,7 +343,7 @@ def _layouts(folder: Path) -> Iterator[Check]:
             _verified(LayoutSource(path, _selection(data)))
             _into_layout(LayoutSource(path), target)
             with contextlib.closing(LayoutSource(path)) as source, contextlib.closing(LayoutDestination(path)) as sink:
-                copy(source, sink)
+                Copy(source, sink).run()
         except OcistreamError:
             assert _seen(path) == before, "a failed copy changed a directory that is not a layout"
             raise

@@ -14,7 +14,7 @@ from ocistream.config.config_toml import parse_host_rules, read_configuration
 from ocistream.config.registries_conf import load_namespaces
 from ocistream.errors import AuthenticationError, OcistreamError
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.configuration import RegistryConfiguration
+from ocistream.registry.configuration import RegistryRules
 from ocistream.sync.file import read_sync_file
 from ocistream.sync.plan import EntryCopies, drop_duplicates
 from tests.fuzz.engine import Check, Target
@@ -104,7 +104,7 @@ _TOKENS: Final = (
 _IMAGES: Final = ("docker.io/library/nginx:1", "registry.local:5000/a:1", "a.example.com/x:1", "registry.local/x:1")
 
 
-def _used(places: RegistryConfiguration) -> None:
+def _used(places: RegistryRules) -> None:
     for name in _IMAGES:
         image = parse_reference(name)
         with contextlib.suppress(AuthenticationError):
@@ -122,7 +122,7 @@ def _ours(folder: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         table = read_configuration(path, {}, folder)
-        _used(RegistryConfiguration({} if table is None else parse_host_rules(table)))
+        _used(RegistryRules({} if table is None else parse_host_rules(table)))
 
     yield check
 
@@ -135,7 +135,7 @@ def _sync(folder: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         plan = read_sync_file(path, folder)
-        _used(RegistryConfiguration(plan.registries))
+        _used(RegistryRules(plan.registries))
         found = [EntryCopies(entry, _TAGS) for entry in plan.entries]
         places = [target.name for copy in drop_duplicates(found) for target in copy.destinations]
         assert len(places) == len(set(places)), "two images for one destination"
@@ -152,7 +152,7 @@ def _theirs(folder: Path) -> Iterator[Check]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         environment = {"CONTAINERS_REGISTRIES_CONF": str(path)}
-        _used(RegistryConfiguration({}, load_namespaces(environment, folder, system=folder / "none")))
+        _used(RegistryRules({}, load_namespaces(environment, folder, system=folder / "none")))
 
     yield check
 

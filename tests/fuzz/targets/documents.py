@@ -20,6 +20,7 @@ from ocistream.auth.docker_config import AuthFile, Credential, check_storable, e
 from ocistream.auth.tokens import TokenRequest, TokenResponse, parse_challenges
 from ocistream.errors import ArchiveError, OcistreamError, UsageError
 from ocistream.layout.index import build_index_json, build_roots, check_layout_file, parse_index_json
+from ocistream.notices import set_listener
 from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import (
@@ -297,7 +298,8 @@ def _record(rng: Random) -> bytes:
 def _records(folder: Path) -> Iterator[Check]:
     """Read an invalid upload record, which must not fail; a new record must replace it."""
     notes = list[str]()
-    records = UploadRecords(folder / "uploads", notes.append, lambda: 1_000_000_100.0)
+    set_listener(lambda message, *, level: notes.append(f"{level} {message}"))
+    records = UploadRecords(folder / "uploads", lambda: 1_000_000_100.0)
     written = SessionLocation("https://registry.example:5000/x", 1)
 
     def check(data: bytes) -> None:

@@ -13,7 +13,7 @@ from ocistream.errors import UnsupportedError
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph, Root
-from ocistream.transfer import copy as transfer
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import VerifiedBlob
 from ocistream.transfer.recompress import parse_recompression
 from tests.archives import files_in
@@ -32,7 +32,7 @@ def written(layout: Layout, path: Path, *names: str | None) -> dict[str, bytes]:
     sink = DockerArchiveDestination(open_file_output(path))
     try:
         none = parse_recompression("none")
-        transfer.copy(LayoutSource(layout.path), sink, Watch(), rename=rename, recompression=none)
+        Copy(LayoutSource(layout.path), sink, Watch(), rename=rename, recompression=none).run()
     finally:
         sink.close()
     return files_in(path.read_bytes())
@@ -85,7 +85,7 @@ def test_a_layer_that_is_not_plain_is_refused_at_the_end(layout: Layout, kind: s
     layout.document({**document, "layers": layers}, name="v1")
     sink = DockerArchiveDestination(open_file_output(tmp_path / "out.tar"))
     with pytest.raises(UnsupportedError, match="which a docker-archive cannot contain") as caught:
-        transfer.copy(LayoutSource(layout.path), sink, Watch())
+        Copy(LayoutSource(layout.path), sink, Watch()).run()
     sink.close()
     assert "oci-archive" in (caught.value.hint or "")
     assert not (tmp_path / "out.tar").exists()

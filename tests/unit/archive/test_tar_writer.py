@@ -101,7 +101,7 @@ def filled(writer: TarWriter, contents: Sequence[bytes]) -> None:
     for number, content in enumerate(contents):
         blob = unnamed(content)
         found = writer.add_new(blob, lambda found, number=number: f"entry-{number}-{found.size}")  # type: ignore[misc]
-        assert found == blob.descriptor()
+        assert found == blob.descriptor
     last: list[Chunk] = [b"la", memoryview(b"st!")]
     writer.add("last", 5, last)
 

@@ -43,7 +43,7 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
     )
     with contextlib.ExitStack() as stack:
         sides = [
-            stack.enter_context(contextlib.closing(context.build_open_context(side).client()))
+            stack.enter_context(contextlib.closing(context.build_open_context(side).registries().client))
             for side in ("src", "dest")
         ]
     source, target = (side._rate_limits for side in sides)  # noqa: SLF001 - only a test needs it

@@ -18,11 +18,11 @@ from ocistream.layout import directory as blob_folders
 from ocistream.layout.cache import Cache, CachedRepository
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.reference import parse_reference
-from ocistream.registry.opener import ReadableRepository, RepositoryOpener
+from ocistream.registry.registries import ReadableRepository, Registries
 from ocistream.registry.source import RegistrySource
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
-from ocistream.transfer.copy import copy
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Destination
 from tests.faulty_registry import Fault, Flip
 from tests.http_doubles import CountingRegistry, QuickTransport
@@ -53,10 +53,9 @@ class Setting:
 
         self.registry.requests.clear()
         reference = parse_reference(f"{self.registry.host}/app:1")
-        reading = RepositoryOpener(self.transport).wrapped_by(before)
-        source = RegistrySource(self.transport, [reference], open_repository=reading.open_repository)
+        source = RegistrySource(Registries(lambda: self.transport, cache=before), [reference])
         try:
-            copy(source, sink, prefetch_memory=ahead, jobs=jobs)
+            Copy(source, sink, prefetch_memory=ahead, jobs=jobs).run()
         finally:
             sink.close()
         return cache

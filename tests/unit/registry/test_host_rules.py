@@ -10,8 +10,8 @@ from ocistream.oci.reference import parse_reference
 from ocistream.registry.configuration import (
     HostRule,
     Mirror,
-    RegistryConfiguration,
     RegistryNamespace,
+    RegistryRules,
     parse_registry_location,
 )
 
@@ -20,11 +20,11 @@ DIGEST = f"sha256:{'a' * 64}"
 
 def places(
     *namespaces: RegistryNamespace, own: dict[str, HostRule] | None = None, mirrors: bool = True
-) -> RegistryConfiguration:
-    return RegistryConfiguration(own or {}, namespaces, use_mirrors=mirrors)
+) -> RegistryRules:
+    return RegistryRules(own or {}, namespaces, use_mirrors=mirrors)
 
 
-def of(rules: RegistryConfiguration, name: str) -> list[str]:
+def of(rules: RegistryRules, name: str) -> list[str]:
     return [str(place) for place in rules.find_pull_sources(parse_reference(name))]
 
 

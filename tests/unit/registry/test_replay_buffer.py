@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import IntegrityError
-from ocistream.registry.replay_buffer import ReplayBuffer, UploadContent
+from ocistream.registry.replay_buffer import ReplayBuffer
 from ocistream.streams.chunks import Chunk, verify_chunks
-from ocistream.transfer.interfaces import Access
+from ocistream.transfer.interfaces import Access, ByteRange, NewBlob, VerifiedBlob
 from tests.http_doubles import blob_of
 
 CONTENT = random.Random(7).randbytes(1000)
@@ -28,11 +28,11 @@ class Source:
         self.chunk = chunk
         self.opened = self.closed = 0
         access = Access.REPEATABLE if replayable else Access.ONCE
-        self.blob = UploadContent(self.open, lambda: blob_of(content), 0, len(content), access)
-        self.unnamed = UploadContent(self.open, lambda: blob_of(content), access=access)
+        self.blob = VerifiedBlob(blob_of(content), self.open, access)
+        self.unnamed = NewBlob(self.open, lambda: blob_of(content), access=access)
 
     def open(self) -> Iterator[Chunk]:
-        return verify_chunks(self._chunks(), self.blob.blob())
+        return verify_chunks(self._chunks(), self.blob.descriptor)
 
     def _chunks(self) -> Iterator[Chunk]:
         self.opened += 1
@@ -130,7 +130,7 @@ def test_reading_ahead_stops_at_the_capacity() -> None:
 
 def test_bytes_are_buffered_without_another_copy() -> None:
     chunk = memoryview(bytes(limits.MIB))
-    content = UploadContent(lambda: iter([chunk, chunk]), lambda: blob_of(b""))
+    content = NewBlob(lambda: iter([chunk, chunk]), lambda: blob_of(b""))
     with ReplayBuffer(content, limits.MIB) as feed:
         # The first bytes allocate the buffer.
         feed.fill(0, limits.MIB)
@@ -188,7 +188,7 @@ def test_a_part_begins_at_its_offset() -> None:
         opened.append(0)
         return iter([part[:100], part[100:]])
 
-    with ReplayBuffer(UploadContent(read, lambda: blob_of(CONTENT), 300, 800), 200) as feed:
+    with ReplayBuffer(VerifiedBlob(blob_of(CONTENT), read, range=ByteRange(300, 800)), 200) as feed:
         assert not opened
         assert not feed.can_seek(299)
         for offset in (400, 300, 799, 800):

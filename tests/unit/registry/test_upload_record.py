@@ -26,8 +26,8 @@ KEY = UploadKey("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000
 RECORD = SessionLocation(f"{HOME}/v2/team/app/blobs/uploads/1?_state=b%3D", 65_536)
 
 
-def records(folder: Path | None, notes: list[str] | None = None, now: float = NOW) -> UploadRecords:
-    return UploadRecords(folder, (notes if notes is not None else []).append, lambda: now)
+def records(folder: Path | None, now: float = NOW) -> UploadRecords:
+    return UploadRecords(folder, lambda: now)
 
 
 def claimed(folder: Path, key: UploadKey = KEY, now: float = NOW) -> LockedRecord:

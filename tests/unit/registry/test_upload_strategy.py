@@ -8,6 +8,7 @@ from ocistream import limits
 from ocistream.errors import UsageError
 from ocistream.registry.profiles import CHUNK, PROFILES_BY_NAME, PUT, STREAM, UNKNOWN_PROFILE
 from ocistream.registry.upload_strategy import ALTERNATIVES, UploadMethod, UploadStrategy, parse_upload_method
+from ocistream.transfer.interfaces import Access
 
 KIB = 1024
 
@@ -77,9 +78,9 @@ class TestMemory:
     def test_buffers_of_all_jobs_share_the_upload_memory(self) -> None:
         for jobs in (1, 4, 32):
             ladder = UploadStrategy(jobs=jobs)
-            assert ladder.replay_buffer_size(reopenable=False, is_size_known=True) == limits.UPLOAD_MEMORY
-            assert ladder.replay_buffer_size(reopenable=True, is_size_known=True) == limits.CHUNK_SIZE
-            made = ladder.replay_buffer_size(reopenable=True, is_size_known=False)
+            assert ladder.replay_buffer_size(Access.ONCE, is_size_known=True) == limits.UPLOAD_MEMORY
+            assert ladder.replay_buffer_size(Access.REPEATABLE, is_size_known=True) == limits.CHUNK_SIZE
+            made = ladder.replay_buffer_size(Access.REPEATABLE, is_size_known=False)
             assert limits.CHUNK_SIZE <= made <= max(limits.CHUNK_SIZE, limits.UPLOAD_MEMORY // jobs)
 
 

@@ -17,8 +17,8 @@ from ocistream.errors import (
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
-from ocistream.transfer import copy as transfer
 from ocistream.transfer import prefetch
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Blob, CompleteSource, EarlyBlobs, Traits, VerifiedBlob
 from tests.contract.image_shapes import named_in
 from tests.images import Layout
@@ -46,7 +46,7 @@ class Memory:
         assert all(manifest.descriptor.digest in graph.documents for manifest in graph.manifests)
         self.diary.append("begin")
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
         return {blob.digest for blob in blobs if blob.digest in self.blobs}
 
     def partial_size(self, _blob: Descriptor, /) -> int:
@@ -138,7 +138,7 @@ class TestPrefetching:
                 super().__init__(connections, memory, cancelled)
 
         monkeypatch.setattr(prefetch, "Prefetcher", Noted)
-        transfer.copy(LayoutSource(layout.path), sink, jobs=jobs)
+        Copy(LayoutSource(layout.path), sink, jobs=jobs).run()
         assert given == ([] if memory is None else [memory])
         assert len(sink.blobs) == 11
 
@@ -146,7 +146,7 @@ class TestPrefetching:
         several_layers(layout, 2)
         monkeypatch.delattr(prefetch, "Prefetcher")
         sink = Memory()
-        transfer.copy(LayoutSource(layout.path), sink)
+        Copy(LayoutSource(layout.path), sink).run()
         assert len(sink.blobs) == 3
 
 
@@ -158,7 +158,7 @@ class TestConcurrency:
         several_layers(layout)
         into = Memory()
         into.traits = Traits(concurrent=sink)
-        transfer.copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs)
+        Copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs).run()
         assert into.threads == {threading.get_ident()}
 
     def test_as_many_blobs_as_jobs_are_copied_at_once(self, layout: Layout) -> None:
@@ -172,7 +172,7 @@ class TestConcurrency:
             return whole(blob)
 
         sink.take = take
-        transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=3)
+        Copy(LayoutSource(layout.path), sink, Watch(), jobs=3).run()
         assert len(sink.threads) == 3
         assert threading.get_ident() not in sink.threads
         assert sink.diary == ["begin", *["put"] * 6, "commit"]
@@ -204,7 +204,7 @@ class TestConcurrency:
 
         sink.take = take
         with pytest.raises(NetworkError, match="the first one"):
-            transfer.copy(LayoutSource(layout.path), sink, Watch(), jobs=2, cancelled=cancelled)
+            Copy(LayoutSource(layout.path), sink, Watch(), jobs=2, cancelled=cancelled).run()
         assert cancelled.is_set()
         assert [type(error) for error in stopped] == [CancelledError]
         assert sink.diary == ["begin"]
@@ -220,16 +220,16 @@ class TestConcurrency:
 
         sink = Memory()
         with pytest.raises(ArchiveError, match="no more"):
-            transfer.copy(Failing(layout.path), sink, Watch(), jobs=3)
+            Copy(Failing(layout.path), sink, Watch(), jobs=3).run()
         assert "commit" not in sink.diary
 
     def test_a_failing_query_of_stored_blobs_is_reported(self, layout: Layout) -> None:
         several_layers(layout)
 
         class Asked(Memory):
-            def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+            def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
                 msg = f"{blobs}?"
                 raise NetworkError(msg)
 
         with pytest.raises(NetworkError, match=r"\?"):
-            transfer.copy(LayoutSource(layout.path), Asked(), Watch())
+            Copy(LayoutSource(layout.path), Asked(), Watch()).run()

@@ -33,7 +33,7 @@ class Memory:
 
     def begin(self, graph: Graph) -> None: ...
 
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
+    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
         return {blob.digest for blob in blobs if self.content}
 
     def partial_size(self, _blob: Descriptor, /) -> int:

@@ -15,7 +15,7 @@ from ocistream.archive.outputs import open_file_output
 from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.errors import PartialBlobLostError, UnsupportedError
 from ocistream.layout.destination import LayoutDestination
-from ocistream.transfer import copy as transfer
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Destination
 from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, format_partial_blobs, parse_partial_blobs
 from tests.archives import small_first, tar_of
@@ -80,7 +80,7 @@ def rest(layout: Layout) -> Rest:
 
 
 def copied(archive: bytes, sink: Destination) -> None:
-    transfer.copy(ArchiveStreamSource(io.BufferedReader(io.BytesIO(archive))), sink)
+    Copy(ArchiveStreamSource(io.BufferedReader(io.BytesIO(archive))), sink).run()
 
 
 def begun(folder: Path, rest: Rest, content: bytes) -> Path:

@@ -33,13 +33,14 @@ from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk
-from ocistream.transfer import copy as transfer
+from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import (
     Access,
     Blob,
     CompleteSource,
     Destination,
     EarlyBlobs,
+    NullObserver,
     RecoverableBlob,
     VerifiedBlob,
 )
@@ -107,7 +108,7 @@ def digests(layout: Layout) -> list[str]:
 def whole(layout: Layout, digests: list[str], tmp_path: Path) -> bytes:
     """Return the archive of an uninterrupted run."""
     del digests
-    transfer.copy(Reading(layout.path), ArchiveDestination(open_file_output(tmp_path / "undisturbed.tar")))
+    Copy(Reading(layout.path), ArchiveDestination(open_file_output(tmp_path / "undisturbed.tar"))).run()
     return (tmp_path / "undisturbed.tar").read_bytes()
 
 
@@ -124,7 +125,7 @@ def failing_in(digest: str, position: int, error: Exception | None = None) -> Ca
 
 def run(source: Reading, sink: Destination, watch: Watch | None = None) -> Report:
     try:
-        return transfer.copy(source, sink, watch, jobs=2)
+        return Copy(source, sink, watch or NullObserver(), jobs=2).run()
     finally:
         sink.close()
 
@@ -324,7 +325,7 @@ class TestLayout:
                 raise IntegrityError(digest)
 
         with pytest.raises(IntegrityError):
-            transfer.copy(Reading(layout.path, wrong), LayoutDestination(tmp_path / "out"), jobs=1)
+            Copy(Reading(layout.path, wrong), LayoutDestination(tmp_path / "out"), jobs=1).run()
         assert self.parts(tmp_path) == parts[1:]
 
     def test_temporary_files_are_deleted_at_once_and_old_partials_after_success(
@@ -385,11 +386,11 @@ class TestWrongSources:
         folder.mkdir(parents=True)
         (folder / f".{layer['digest'][7:]}.partial").write_bytes(layout.file(layer["digest"]).read_bytes()[:5000])
         with pytest.raises(ArchiveError, match="its compression is none"):
-            transfer.copy(
+            Copy(
                 Reading(layout.path),
                 LayoutDestination(tmp_path / "out"),
                 recompression=parse_recompression("gzip", 200),
-            )
+            ).run()
 
 
 class TestCounting:
@@ -447,8 +448,8 @@ class TestTailOutput:
             output = TailOutput(StreamOutput(file, "there"), first)
             if docker:
                 sink: Destination = DockerArchiveDestination(output)
-                return transfer.copy(source, sink, recompression=parse_recompression("none", 200))
-            return transfer.copy(source, ArchiveDestination(output))
+                return Copy(source, sink, recompression=parse_recompression("none", 200)).run()
+            return Copy(source, ArchiveDestination(output)).run()
 
     def test_from_any_byte_on_only_the_required_bytes_are_read(
         self, layout: Layout, digests: list[str], whole: bytes, tmp_path: Path

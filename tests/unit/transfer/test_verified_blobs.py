@@ -96,7 +96,7 @@ def test_bytes_and_peeked_blobs_can_be_opened_at_any_offset(offset: int) -> None
     blob = blob_from_bytes(blob_of(RIGHT), RIGHT)
     assert read_all(blob.open(offset)) == RIGHT[offset:]
     seen, beginning = peek(blob)
-    assert (read_all(seen.open(offset)), beginning, seen.reopenable) == (RIGHT[offset:], RIGHT, False)
+    assert (read_all(seen.open(offset)), beginning, seen.access) == (RIGHT[offset:], RIGHT, Access.ONCE)
 
 
 def test_a_blob_is_complete_only_with_all_its_bytes() -> None:

@@ -1,15 +1,19 @@
-"""Open the repository that an image is read from: the registry's own, or one with mirrors or a cache around it."""
+"""`Registries`: what one side of a copy needs of registries, to read from repositories and to write to them.
+
+An image is read from the registry's own repository, or from one with mirrors or a cache around it.
+"""
 
 from __future__ import annotations
 
 import copy
-import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from ocistream.errors import NetworkError
-from ocistream.registry.configuration import PullSource
+from ocistream.notices import notify
+from ocistream.registry.configuration import RegistryRules
 from ocistream.registry.repository import Repository
+from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,9 +22,12 @@ if TYPE_CHECKING:
     from ocistream.http.endpoints import Endpoint
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.reference import Reference
+    from ocistream.registry.configuration import PullSource
     from ocistream.registry.mirrors import MirrorHealth, PullCandidate
     from ocistream.registry.referrers import ReferrerList
     from ocistream.registry.tags import TagList
+    from ocistream.registry.upload_record import UploadRecords
+    from ocistream.registry.upload_strategy import UploadStrategy
     from ocistream.transfer.interfaces import RecoverableBlob
 
 
@@ -51,44 +58,45 @@ class ReadableRepository(Protocol):
         """Return the digest of a tag, or None if the tag does not exist."""
 
 
-def _default_pull_sources(reference: Reference) -> tuple[PullSource, ...]:
-    """Return the registry's own repository only."""
-    return (PullSource(reference.registry, reference.repository),)
+def _read_directly(repository: ReadableRepository) -> ReadableRepository:
+    return repository
 
 
-class RepositoryOpener:
-    """Open the repository, with its mirrors, that an image is read from. Safe for several threads.
+class Registries:
+    """The registries that one side of a copy reaches. Safe for several threads.
 
-    `client` sends requests to registries, and the client that `mirror_client` returns sends them to mirrors.
-    `find_pull_sources` maps an image to its locations. `report(message, level)` receives each fallback: level 0, or 1
-    if it is nothing unusual.
+    `create_client` creates the client that sends all requests, on first use. `rules` are those of the configuration;
+    without them no mirror is used. `cache` puts the cache around a repository and its mirrors. `upload_strategy` and
+    `upload_records` are for destinations.
     """
 
     def __init__(
         self,
-        client: HttpClient,
-        mirror_client: Callable[[], HttpClient] | None = None,
-        find_pull_sources: Callable[[Reference], Sequence[PullSource]] = _default_pull_sources,
-        report: Callable[[str, int], None] = lambda _message, _level: None,
+        create_client: Callable[[], HttpClient],
+        rules: RegistryRules | None = None,
+        *,
+        cache: Callable[[ReadableRepository], ReadableRepository] = _read_directly,
+        upload_strategy: Callable[[], UploadStrategy | None] = lambda: None,
+        upload_records: Callable[[], UploadRecords | None] = lambda: None,
     ) -> None:
-        """Take the clients and the rules. Without rules no mirror is used."""
-        self._client = client
-        self._mirror_client = mirror_client or (lambda: client)
-        self._find_pull_sources = find_pull_sources
-        # Created when a mirror is used, and shared with `wrapped_by`.
-        self._health = functools.cache(functools.partial(_create_health, report))
-        self._wrap: Callable[[ReadableRepository], ReadableRepository] = lambda repository: repository
+        """Send no request. Each function is called when its result is needed."""
+        self._client = once(create_client)
+        self.rules = rules or RegistryRules({})
+        self.upload_strategy = upload_strategy
+        self.upload_records = upload_records
+        # Created when a mirror is used, and shared with `without_cache`.
+        self._health = once(_create_health)
+        self._cache = cache
 
-    def wrapped_by(self, wrap: Callable[[ReadableRepository], ReadableRepository]) -> RepositoryOpener:
-        """Return an opener that puts another repository, such as a cache, around each one and all its mirrors."""
-        other, inner = copy.copy(self), self._wrap
-        other._wrap = lambda repository: wrap(inner(repository))  # noqa: SLF001 - same class
-        return other
+    @property
+    def client(self) -> HttpClient:
+        """The client that sends all requests."""
+        return self._client()
 
-    def unwrapped(self) -> RepositoryOpener:
-        """Return an opener without any wrapper."""
+    def without_cache(self) -> Registries:
+        """Return the same registries without the cache."""
         other = copy.copy(self)
-        other._wrap = lambda repository: repository  # noqa: SLF001 - same class
+        other._cache = _read_directly  # noqa: SLF001 - same class
         return other
 
     def open_repository(self, reference: Reference) -> ReadableRepository:
@@ -97,23 +105,23 @@ class RepositoryOpener:
         Raises:
             AuthenticationError: the configuration blocks it.
         """
-        *mirrors, own = self._find_pull_sources(reference)
+        *mirrors, own = self.rules.find_pull_sources(reference)
         if reference.digest is not None:
             # A tag-only mirror is used neither for an image named by digest nor for anything it needs.
             mirrors = [mirror for mirror in mirrors if mirror.can_pull(by_digest=True)]
-        repository = self._open_own(self._client, own, reference)
+        repository = self._open_own(self.client, own, reference)
         display_name = f"{reference.registry}/{reference.repository}"
         if not mirrors and str(repository) == display_name:
-            return self._wrap(repository)
-        from ocistream.registry.mirrors import MirroredRepository
+            return self._cache(repository)
+        from ocistream.registry.mirrors import MirroredRepository, shorten_timeouts
 
         candidates = self._open_candidates(mirrors, own, repository)
         quick_candidate = candidates[-1]
         if mirrors:
             # With the short time-outs of a mirror.
-            quick_repository = self._open_own(self._mirror_client(), own, reference)
+            quick_repository = self._open_own(self.client.with_settings(shorten_timeouts), own, reference)
             quick_candidate = replace(quick_candidate, repository=quick_repository)
-        return self._wrap(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
+        return self._cache(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
 
     def list_tags(self, reference: Reference) -> TagList:
         """List the tags of a repository from the registry itself.
@@ -125,8 +133,8 @@ class RepositoryOpener:
         """
         from ocistream.registry.tags import list_tags
 
-        *mirrors, own = self._find_pull_sources(reference)
-        repository = self._open_own(self._client, own, reference)
+        *mirrors, own = self.rules.find_pull_sources(reference)
+        repository = self._open_own(self.client, own, reference)
         try:
             return list_tags(repository)
         except NetworkError as error:
@@ -145,11 +153,11 @@ class RepositoryOpener:
         for mirror in self._open_candidates(mirrors, own, repository)[:-1]:
             if not mirror.pull_source.can_pull(by_digest=False) or health.is_disabled(mirror.pull_source):
                 continue
-            health.report(f"{error.message}; asking the mirror {mirror.pull_source} for the tags", 0)
+            notify(f"{error.message}; asking the mirror {mirror.pull_source} for the tags")
             try:
                 tag_list = list_tags(mirror.repository)
             except CANDIDATE_FAILURES as failure:
-                health.report(f"the mirror {mirror.pull_source}: {failure.message}", 0)
+                notify(f"the mirror {mirror.pull_source}: {failure.message}")
             else:
                 reason = f"these tags come from the mirror {mirror.pull_source}, which may lack some"
                 return replace(tag_list, incomplete_reason=tag_list.incomplete_reason or reason)
@@ -158,21 +166,16 @@ class RepositoryOpener:
     def _open_candidates(
         self, mirrors: Sequence[PullSource], own: PullSource, repository: Repository
     ) -> list[PullCandidate]:
-        from ocistream.registry.mirrors import PullCandidate
+        from ocistream.registry.mirrors import PullCandidate, shorten_timeouts
 
-        candidates = [
-            PullCandidate(
-                mirror,
-                self._open_mirror(self._mirror_client(), mirror),
-                self._open_mirror(self._client, mirror),
+        candidates = []
+        for mirror in mirrors:
+            quick, normal = (
+                Repository(client, mirror.registry, mirror.repository, is_explicit=False)
+                for client in (self.client.with_settings(shorten_timeouts), self.client)
             )
-            for mirror in mirrors
-        ]
+            candidates.append(PullCandidate(mirror, quick, normal))
         return [*candidates, PullCandidate(own, repository, repository)]
-
-    @staticmethod
-    def _open_mirror(client: HttpClient, pull_source: PullSource) -> Repository:
-        return Repository(client, pull_source.registry, pull_source.repository, is_explicit=False)
 
     @staticmethod
     def _open_own(client: HttpClient, primary: PullSource, reference: Reference) -> Repository:
@@ -181,7 +184,7 @@ class RepositoryOpener:
         return Repository(client, primary.registry, primary.repository, is_explicit=is_explicit)
 
 
-def _create_health(report: Callable[[str, int], None]) -> MirrorHealth:
+def _create_health() -> MirrorHealth:
     from ocistream.registry.mirrors import MirrorHealth
 
-    return MirrorHealth(report)
+    return MirrorHealth()
