@@ -21,7 +21,7 @@ from tests.runner import ocistream
 
 HEAVY = {"requests", "urllib3", "tqdm", "zstandard", "http.client", "ssl", "ocistream.http.client", "ocistream.serve"}
 #: What Python itself has for others than those who ask for the version.
-SLOW = {"hashlib", "ipaddress", "json", "secrets", "tempfile", "pathlib"}
+SLOW = {"hashlib", "ipaddress", "json", "secrets", "tempfile", "pathlib", "traceback"}
 #: What an image that just moves does without, whichever way.
 RARE = {
     "tqdm",
