@@ -11,7 +11,6 @@ import importlib
 import os
 import signal
 import sys
-import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -328,6 +327,9 @@ def _file_resume_hint() -> str | None:
 
 def _format_traceback(error: BaseException) -> str:
     """Return the stack of an error and the types of its causes, without their texts: those may hold signed URLs."""
+    # Imported here, because `--version` would spend a twentieth of its time on it.
+    import traceback
+
     lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
     cause: BaseException | None = error
     while cause is not None:

@@ -200,18 +200,17 @@ def _bytes_to_skip(response: Response, offset: int, max_skip: int) -> int:
     Raises:
         PermanentNetworkError: the response has another range, or more than `max_skip` bytes would be skipped.
     """
-    label = f"GET {redact_url(response.url)}"
     if response.status == 206:
         if _starts_at(response, offset):
             return 0
         response.close()
         msg = (
-            f"{label}: the server returned a wrong byte range instead of bytes from {offset} on: "
-            f"{printable(response.header('Content-Range') or 'no Content-Range')}"
+            f"GET {redact_url(response.url)}: the server returned a wrong byte range instead of bytes from {offset} "
+            f"on: {printable(response.header('Content-Range') or 'no Content-Range')}"
         )
         raise PermanentNetworkError(msg)
     if offset > max_skip:
         response.close()
-        msg = f"{label}: cut after {offset} bytes, and this registry cannot resume"
+        msg = f"GET {redact_url(response.url)}: cut after {offset} bytes, and this registry cannot resume"
         raise PermanentNetworkError(msg)
     return offset
