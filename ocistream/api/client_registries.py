@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
+from ocistream.api.argument_types import check_type
 from ocistream.api.registries import find_home
 from ocistream.errors import UsageError
 from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
     from ocistream.api.options import RegistryOptions
     from ocistream.api.registries import RegistryAccess
@@ -21,6 +23,18 @@ if TYPE_CHECKING:
     from ocistream.locations import OpenContext
 
 Credentials: TypeAlias = "Credential | Mapping[str, Credential] | Callable[[str, str], Credential | None]"
+
+
+def check_credentials(value: object) -> None:
+    """Raise UsageError if `credentials` are not what a `Client` takes."""
+    from ocistream.auth.docker_config import Credential
+
+    expected = "a Credential, a mapping of hosts to Credentials, or a function"
+    if value is not None and not callable(value):
+        check_type("credentials", value, (Credential, Mapping), expected)
+    for host, credential in value.items() if isinstance(value, Mapping) else ():
+        check_type("credentials", host, str, expected)
+        check_type("credentials", credential, Credential, expected)
 
 
 class ClientRegistries:
@@ -36,6 +50,7 @@ class ClientRegistries:
         closed: threading.Event,
     ) -> None:
         """Take the settings; files are read on first use. Setting `closed` ends all requests."""
+        check_credentials(credentials)
         self._access = access
         self._options = options
         self._credentials = credentials
@@ -83,7 +98,9 @@ class ClientRegistries:
 
         given = self._credentials
         if callable(given):
-            return given(registry, repository)
+            found = given(registry, repository)
+            check_type("credentials", found, (Credential, type(None)), "a function that returns a Credential or None")
+            return found
         if given is not None and not isinstance(given, Credential):
             host = normalize_host(registry)
             for named, credential in given.items():
