@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LocationLike: TypeAlias = "str | os.PathLike[str] | Reference | IO[bytes]"
 
+_BINARY_HINT: Final = "open the file in binary mode"
 _FORMATS: Final = ("oci", "oci-archive", "docker-archive")
 
 
@@ -127,7 +128,11 @@ class _FileObjectInput:
                 data = self._file.read(len(buffer) - count)
                 if not data:
                     break
-                buffer[count : count + len(data)] = data
+                try:
+                    buffer[count : count + len(data)] = data
+                except (TypeError, ValueError) as error:
+                    msg = f"{self._operation}: its read() must return bytes, at most as many as it is asked for"
+                    raise UsageError(msg, hint=_BINARY_HINT) from error
                 count += len(data)
         return count
 
@@ -148,7 +153,10 @@ class _FileObjectOutput(Output):
         view = memoryview(chunk)
         with files.disk_errors(self._operation):
             while view:
-                count: int | None = self._file.write(view)
+                try:
+                    count: int | None = self._file.write(view)
+                except TypeError as error:
+                    raise UsageError(f"{self._operation}: its write() must take bytes", hint=_BINARY_HINT) from error
                 if count is None:
                     # The answer of a file that does not block and has no room.
                     raise BlockingIOError(errno.EAGAIN, "the file object does not block")

@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -689,11 +690,19 @@ class TestMistakes:
         small_image(layout, name="app")
         closed = io.BytesIO()
         closed.close()
-        for file, message in ((io.StringIO(), "binary file object"), (closed, "the file object is closed")):
-            with pytest.raises(ocistream.UsageError, match=message):
-                ocistream.copy(f"oci:{layout.path}", file)  # type: ignore[arg-type]
-            with pytest.raises(ocistream.UsageError, match=message):
-                ocistream.verify(file)  # type: ignore[arg-type]
+        with tempfile.NamedTemporaryFile("w+") as wrapped:
+            wrapped.write("text")
+            wrapped.seek(0)
+            files = (
+                (wrapped, "must (return|take) bytes"),
+                (io.StringIO(), "binary file object"),
+                (closed, "the file object is closed"),
+            )
+            for file, message in files:
+                with pytest.raises(ocistream.UsageError, match=message):
+                    ocistream.verify(file)  # type: ignore[arg-type]
+                with pytest.raises(ocistream.UsageError, match=message):
+                    ocistream.copy(f"oci:{layout.path}", file)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("text", ["https://ada:hunter2@registry.test/app:1", "ada:hunter2@registry.test/app:1"])
     def test_a_password_in_a_name_is_not_repeated(self, text: str) -> None:
@@ -706,6 +715,11 @@ class TestMistakes:
         with pytest.raises(ocistream.UsageError, match="says what to write"):
             ocistream.copy(f"oci:{layout.path}", f"oci:{tmp_path}/copied", format="docker-archive")
         assert not (tmp_path / "copied").exists()
+
+    def test_volumes_do_not_go_to_a_file_object(self, layout: Layout) -> None:
+        small_image(layout, name="app")
+        with pytest.raises(ocistream.UsageError, match="the file object is one stream"):
+            ocistream.copy(f"oci:{layout.path}", io.BytesIO(), split="1MiB")
 
     def test_errors_pass_between_processes(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="app")
