@@ -64,8 +64,10 @@ class ExistingImages:
         graph_blobs = {blob.digest for blob in graph.blobs}
         for manifest, document in graph.images():
             digest = manifest.descriptor.digest
+            if digest not in needed or digest in self._images_by_digest:
+                continue
             blobs = list({blob.digest: blob for blob in children_of(document) if blob.digest in graph_blobs}.values())
-            if digest not in needed or digest in self._images_by_digest or len(blobs) <= MAX_BLOBS_CHECKED:
+            if len(blobs) <= MAX_BLOBS_CHECKED:
                 continue
             image = self._images_by_digest[digest] = _ImageCheck(
                 [partial(self._has_manifest, digest), *(partial(self._has_blob, blob) for blob in _sample_blobs(blobs))]
@@ -221,15 +223,19 @@ class RegistryDestination:
         self._manifests |= {manifest.digest for manifest in graph.absent}
         # A manifest may be a layer of another one. The registry must have it as a blob then.
         self._manifests -= {blob.digest for blob in graph.blobs}
+        needed_by_repository: dict[str, set[str]] = {}
         for root in graph.roots:
             reference = self._target(root)
             self._pusher(reference)
             needed = graph.reachable(root)
-            self._existing_images[reference.repository].expect(graph, needed)
+            needed_by_repository.setdefault(reference.repository, set()).update(needed)
             for digest in needed:
                 names = self._repositories_needing.setdefault(digest, [])
                 if reference.repository not in names:
                     names.append(reference.repository)
+        # Once for each repository, not for each root: an archive may have thousands of images.
+        for repository, digests in needed_by_repository.items():
+            self._existing_images[repository].expect(graph, digests)
 
     def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
         """Return the digests of the blobs and manifests that every repository has that needs them.

@@ -9,7 +9,9 @@ import pytest
 from ocistream.errors import NetworkError
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
-from ocistream.registry.destination import MAX_BLOBS_CHECKED, ExistingImages
+from ocistream.oci.reference import Reference
+from ocistream.registry.destination import MAX_BLOBS_CHECKED, ExistingImages, RegistryDestination
+from tests.http_doubles import QuickTransport
 from tests.images import Descriptor as Document
 from tests.images import Layout
 from tests.observers import NothingEarly
@@ -66,3 +68,18 @@ def test_an_image_exists_only_if_all_checks_succeeded(layout: Layout) -> None:
     lost.add(checked[1])
     assert not any(check_all().has_blob(blob) for blob in graph.blobs)
     assert len(checked) == 2
+
+
+def test_thousands_of_images_of_one_repository_need_one_pass_over_the_graph(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        layout.name(layout.image([b"%d" % number]), f"{number}")
+    graph = LayoutSource(layout.path).resolve(NothingEarly())
+    passes: list[set[str]] = []
+    monkeypatch.setattr(ExistingImages, "expect", lambda _self, _graph, needed: passes.append(needed))
+    with QuickTransport() as client:
+        RegistryDestination(client, lambda root: Reference("localhost:1", "app", root.name), early_target=None).begin(
+            graph
+        )
+    assert passes == [set().union(*(graph.reachable(root) for root in graph.roots))]
