@@ -12,16 +12,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from ocistream import limits
+from ocistream.api.argument_types import (
+    check_call,
+    check_credentials,
+    check_environment,
+    check_switches,
+    check_texts,
+    check_type,
+    list_images,
+    list_paths,
+    list_platforms,
+    list_texts,
+    optional_path,
+)
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.location_arguments import LocationArgument, list_locations
-from ocistream.api.options import ClientOptions, CopyOptions, RegistryOptions, parse_client_options, parse_split
+from ocistream.api.options import (
+    RATIO,
+    ClientOptions,
+    CopyOptions,
+    RegistryOptions,
+    parse_client_options,
+    parse_split,
+)
 from ocistream.api.registries import RegistryAccess, find_home, load_configuration
 from ocistream.api.results import CopyResult, ImageResult, build_result
-from ocistream.api.settings import RegistrySettings, TlsFiles
+from ocistream.api.settings import RegistrySettings, TlsFiles, build_host_rules
 from ocistream.errors import InvalidNameError, UsageError
-from ocistream.oci.descriptor import Platform
 from ocistream.oci.platforms import parse_platform_choice
-from ocistream.oci.reference import Reference, parse_reference
+from ocistream.oci.reference import Reference, check_reference, parse_reference
 from ocistream.streams.synchronization import LinkedEvent, once
 from ocistream.streams.workers import run_in_thread
 
@@ -35,6 +54,7 @@ if TYPE_CHECKING:
     from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
     from ocistream.locations import OpenContext
+    from ocistream.oci.descriptor import Platform
     from ocistream.transfer.interfaces import Observer
     from ocistream.transfer.report import Report
 
@@ -86,10 +106,14 @@ class Client:
         Raises:
             UsageError: a setting is malformed or out of range.
         """
+        check_switches(plain_http=plain_http, insecure=insecure, mirrors=mirrors)
+        check_texts(upload=upload)
+        check_type("tls", tls, (TlsFiles, type(None)), "TlsFiles")
+        file = optional_path("config", config)
         self._options = parse_client_options(
             jobs=jobs,
             memory=memory,
-            cache=cache,
+            cache=optional_path("cache", cache),
             retries=retries,
             connect_timeout=connect_timeout,
             stall_timeout=stall_timeout,
@@ -98,16 +122,18 @@ class Client:
             upload=upload,
         )
         env = os.environ if environment is None else environment
+        check_environment(env)
         self._closed = threading.Event()
         self._access = RegistryAccess(
             self._options,
             env,
-            functools.partial(load_configuration, None if config is None else Path(config), env),
+            functools.partial(load_configuration, None if file is None else Path(file), env),
             use_mirrors=mirrors,
-            host_rules={host: own.to_rule() for host, own in (registries or {}).items()},
+            host_rules=build_host_rules({} if registries is None else registries),
         )
         self._registry_options = RegistryOptions(plain_http=plain_http, insecure=insecure, **asdict(tls or TlsFiles()))
         self._registry_options.tls_settings()
+        check_credentials(credentials)
         self._credentials = credentials
         self._env = env
         #: Registries that calls named, as keys; a mirror from the configuration is none of them.
@@ -174,22 +200,32 @@ class Client:
             CancelledError: `cancelled` was set, or the client was closed.
             OcistreamError: the first failure; nothing new is visible at the destination.
         """
-        options = CopyOptions(
-            platforms=_list_platforms(platforms),
-            images=_list(images),
-            all_tags=all_tags,
-            tags=_list(tags),
-            no_referrers=not referrers,
-            require_signature=_list_paths(require_signature),
+        check_texts(
+            to=to,
+            name=name,
+            format=format,
             certificate_identity=certificate_identity,
             certificate_oidc_issuer=certificate_oidc_issuer,
-            trusted_root=None if trusted_root is None else os.fspath(trusted_root),
+            compress=compress,
+        )
+        check_switches(all_tags=all_tags, referrers=referrers, dry_run=dry_run)
+        RATIO.check("max-ratio", max_ratio)
+        options = CopyOptions(
+            platforms=list_platforms("platforms", platforms),
+            images=list_texts("images", images),
+            all_tags=all_tags,
+            tags=list_texts("tags", tags),
+            no_referrers=not referrers,
+            require_signature=list_paths("require_signature", require_signature),
+            certificate_identity=certificate_identity,
+            certificate_oidc_issuer=certificate_oidc_issuer,
+            trusted_root=optional_path("trusted_root", trusted_root),
             compress=compress,
             max_ratio=max_ratio,
             split=0 if split is None else parse_split(split),
-            mount_from=_list(mount_from),
+            mount_from=list_texts("mount_from", mount_from),
         )
-        event = self._begin(cancelled)
+        event = self._begin(cancelled, observer)
         sources = list_locations(source)
         locations = [argument.location for argument in sources]
         if (destination is None) == (to is None):
@@ -250,12 +286,15 @@ class Client:
         """
         from ocistream.api.verification import open_locations, verify_source
 
-        event = self._begin(cancelled)
+        event = self._begin(cancelled, observer)
+        check_texts(certificate_identity=certificate_identity, certificate_oidc_issuer=certificate_oidc_issuer)
+        check_switches(deep=deep)
+        RATIO.check("max-ratio", max_ratio)
         signers = CopyOptions(
             certificate_identity=certificate_identity,
             certificate_oidc_issuer=certificate_oidc_issuer,
-            trusted_root=None if trusted_root is None else os.fspath(trusted_root),
-        ).list_signers(_list_paths(keys))
+            trusted_root=optional_path("trusted_root", trusted_root),
+        ).list_signers(list_paths("keys", keys))
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
         context = self._open_context(sources, event)
@@ -293,8 +332,9 @@ class Client:
         from ocistream.api.inspection import inspect_location, to_plain_values
 
         event = self._begin(cancelled)
+        RATIO.check("max-ratio", max_ratio)
         argument = LocationArgument(source)
-        choice = parse_platform_choice(_list_platforms(platforms))
+        choice = parse_platform_choice(list_platforms("platforms", platforms))
         context = self._open_context([argument], event)
         return run_in_thread(
             lambda: to_plain_values(
@@ -324,11 +364,12 @@ class Client:
         from ocistream.api.single_image import SingleImage
 
         event = self._begin(cancelled)
+        RATIO.check("max-ratio", max_ratio)
         argument = LocationArgument(source)
         image = SingleImage(
             location=argument.location,
             context=self._open_context([argument], event),
-            platforms=parse_platform_choice(() if platform is None else (str(platform),)),
+            platforms=parse_platform_choice(() if platform is None else list_platforms("platform", platform)),
             max_ratio=max_ratio,
         )
         return run_in_thread(image.find_digest, event)
@@ -351,6 +392,7 @@ class Client:
         from ocistream.api.inspection import list_names
 
         event = self._begin(cancelled)
+        RATIO.check("max-ratio", max_ratio)
         argument = LocationArgument(source)
         context = self._open_context([argument], event)
         listed = run_in_thread(lambda: list_names(argument.location, context, max_ratio=max_ratio), event)
@@ -381,7 +423,8 @@ class Client:
         from ocistream.registry.deletion import ImageDeleter
 
         event = self._begin(cancelled)
-        references = [_parse_deleted(image) for image in ([images] if isinstance(images, str | Reference) else images)]
+        check_switches(by_digest=by_digest)
+        references = [_parse_deleted(image) for image in list_images(images)]
         registries = {reference.registry for reference in references}
         context = self._open_context([], event, registries)
         self._check_environment_credential(registries)
@@ -389,8 +432,9 @@ class Client:
         deleted = run_in_thread(lambda: list(deleter.delete()), event)
         return tuple(ImageResult(image.reference.name, image.digest) for image in deleted)
 
-    def _begin(self, cancelled: threading.Event | None) -> threading.Event:
-        """Return the event that cancels one call."""
+    def _begin(self, cancelled: threading.Event | None, observer: Observer | None = None) -> threading.Event:
+        """Check what every call has, and return the event that cancels the call."""
+        check_call(cancelled, observer)
         if self._closed.is_set():
             msg = "the client is closed"
             raise UsageError(msg)
@@ -422,7 +466,9 @@ class Client:
 
         given = self._credentials
         if callable(given):
-            return given(registry, repository)
+            found = given(registry, repository)
+            check_type("credentials", found, (Credential, type(None)), "a function that returns a Credential or None")
+            return found
         if given is not None and not isinstance(given, Credential):
             host = normalize_host(registry)
             for named, credential in given.items():
@@ -463,20 +509,8 @@ delete = _with_new_client(Client.delete)
 
 
 def _parse_deleted(image: str | Reference) -> Reference:
-    reference = parse_reference(image, default_tag=False) if isinstance(image, str) else image
+    reference = parse_reference(image, default_tag=False) if isinstance(image, str) else check_reference(image)
     if reference.tag is None and reference.digest is None:
         msg = f"{reference} is a repository, not an image"
         raise InvalidNameError(msg, hint="write HOST/REPO:TAG or HOST/REPO@DIGEST")
     return reference
-
-
-def _list(value: str | Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _list_paths(value: _FilePaths) -> tuple[str, ...]:
-    return tuple(os.fspath(path) for path in ([value] if isinstance(value, str | os.PathLike) else value))
-
-
-def _list_platforms(value: str | Platform | Iterable[str | Platform]) -> tuple[str, ...]:
-    return tuple(map(str, [value] if isinstance(value, str | Platform) else value))

@@ -441,8 +441,9 @@ def _check_split(options: CopyOptions, location: Location) -> None:
     if location.is_stream or not name or is_layout_destination(location) or location.kind == "docker-archive":
         kinds = {"docker": "an image in a registry", "docker-archive": "a docker-archive"}
         kind = kinds.get(location.kind, "a layout directory")
-        what = "stdout is one stream" if location.is_stream else f"{printable(location.text)} is {kind}"
-        msg = f"--split writes the volumes of an OCI archive, but {what}"
+        where = "stdout" if location.text == "-" else printable(location.text)
+        what = "one stream" if location.is_stream else kind
+        msg = f"--split writes the volumes of an OCI archive, but {where} is {what}"
         raise UsageError(msg, hint=_SPLIT_HINT)
     if options.compress is not None:
         msg = "--split does not work with --compress: the volumes depend on the sizes of all blobs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
+from ocistream.api.argument_types import require_path
 from ocistream.archive.outputs import Output
 from ocistream.errors import UsageError
 from ocistream.locations import Location, OpenContext, parse_location
-from ocistream.oci.reference import DEFAULT_TAG, Reference, printable
+from ocistream.oci.reference import DEFAULT_TAG, Reference, check_reference, printable
 from ocistream.streams import files
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 LocationLike: TypeAlias = "str | os.PathLike[str] | Reference | IO[bytes]"
 
+_BINARY_HINT: Final = "open the file in binary mode"
 _FORMATS: Final = ("oci", "oci-archive", "docker-archive")
 
 
@@ -32,16 +35,20 @@ class LocationArgument:
         self._file: IO[bytes] | None = None
         if isinstance(value, Reference):
             is_repository = value.tag is None and value.digest is None
-            reference = replace(value, tag=DEFAULT_TAG) if is_repository else value
+            checked = check_reference(value)
+            reference = replace(checked, tag=DEFAULT_TAG) if is_repository else checked
             self.location = Location("docker", str(value), reference=reference, is_repository=is_repository)
         elif isinstance(value, str):
             self.location = parse_location(value, bare_is_path=bare_is_path)
         elif isinstance(value, os.PathLike):
-            path = os.fspath(value)
+            path = require_path("location", value)
             self.location = Location("path", path, path=Path(path))
-        elif not hasattr(value, "read") and not hasattr(value, "write"):
+        elif not _is_binary_file(value):
             # Not None for stdin: a variable that is not set must not read a terminal.
             msg = f"a location is text, a path, a Reference or a binary file object, not {type(value).__name__}"
+            raise UsageError(msg)
+        elif getattr(value, "closed", False):
+            msg = "the file object is closed"
             raise UsageError(msg)
         else:
             self._file = value
@@ -86,6 +93,10 @@ class LocationArgument:
         )
 
 
+def _is_binary_file(value: object) -> bool:
+    return not isinstance(value, io.TextIOBase) and (hasattr(value, "read") or hasattr(value, "write"))
+
+
 def list_locations(
     value: LocationLike | Sequence[LocationLike], *, bare_is_path: bool = False
 ) -> list[LocationArgument]:
@@ -117,7 +128,11 @@ class _FileObjectInput:
                 data = self._file.read(len(buffer) - count)
                 if not data:
                     break
-                buffer[count : count + len(data)] = data
+                try:
+                    buffer[count : count + len(data)] = data
+                except (TypeError, ValueError) as error:
+                    msg = f"{self._operation}: its read() must return bytes, at most as many as it is asked for"
+                    raise UsageError(msg, hint=_BINARY_HINT) from error
                 count += len(data)
         return count
 
@@ -138,7 +153,10 @@ class _FileObjectOutput(Output):
         view = memoryview(chunk)
         with files.disk_errors(self._operation):
             while view:
-                count: int | None = self._file.write(view)
+                try:
+                    count: int | None = self._file.write(view)
+                except TypeError as error:
+                    raise UsageError(f"{self._operation}: its write() must take bytes", hint=_BINARY_HINT) from error
                 if count is None:
                     # The answer of a file that does not block and has no room.
                     raise BlockingIOError(errno.EAGAIN, "the file object does not block")

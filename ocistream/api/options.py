@@ -72,6 +72,10 @@ class Positive(NamedTuple):
             raise UsageError(msg)
 
 
+#: What --max-ratio may be.
+RATIO: Final = Whole(1, 1_000_000)
+
+
 class Declaration(NamedTuple):
     """What a field of an options class declares, beside its name, its type and its default."""
 
@@ -117,8 +121,8 @@ def option(  # noqa: PLR0913 - what a declaration has, given by name
 
 def parse_rate(value: str | float) -> float:
     """Return bytes per second, written as for curl's --limit-rate: `500k`, `10M`, `1G`."""
-    size = parse_size(value, fractions=True) if isinstance(value, str) else value
-    if not size or size < 0:
+    size = _parse_bytes(value)
+    if not isinstance(size, int | float) or not 0 < size < math.inf:
         msg = f"--limit-rate {printable(str(value), 40)!r} is not a rate in bytes per second"
         raise UsageError(msg, hint="such as 500k, 10M or 1G")
     return float(size)
@@ -126,8 +130,8 @@ def parse_rate(value: str | float) -> float:
 
 def parse_memory(value: str | int) -> int:
     """Return the bytes of --memory."""
-    size = parse_size(value, fractions=True) if isinstance(value, str) else value
-    if size is None or not limits.MIB <= size <= limits.MAX_PREFETCH_MEMORY:
+    size = _parse_bytes(value)
+    if not isinstance(size, int) or not limits.MIB <= size <= limits.MAX_PREFETCH_MEMORY:
         msg = f"--memory {printable(str(value), 40)!r} is not a size from 1MiB to {limits.MAX_PREFETCH_MEMORY >> 30}GiB"
         raise UsageError(msg, hint="for example --memory 64MiB")
     return size
@@ -143,11 +147,18 @@ def parse_upload(text: str) -> UploadMethod | None:
 
 def parse_split(value: str | int) -> int:
     """Return the bytes of --split."""
-    size = parse_size(value, fractions=True) if isinstance(value, str) else value
-    if not size or size < 0:
+    size = _parse_bytes(value)
+    if not isinstance(size, int) or size <= 0:
         msg = f"--split {printable(str(value), 40)!r} is not a size"
         raise UsageError(msg, hint="for example --split 700MiB, or --split 4294967295 (the limit of FAT32)")
     return size
+
+
+def _parse_bytes(value: object) -> object:
+    """Return the number of bytes, an int or a float, that text or a number states; None if the value is neither."""
+    if isinstance(value, str):
+        return parse_size(value, fractions=True)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _check_compression(text: str | None) -> None:
@@ -209,7 +220,7 @@ def parse_client_options(**values: Any) -> ClientOptions:  # noqa: ANN401 - the 
     fields = ClientOptions.__dataclass_fields__
     for name, value in values.items():
         kind = fields[name].metadata["option"].type
-        if value is None:
+        if value is None and fields[name].default is None:
             continue
         if isinstance(kind, Whole | Positive):
             kind.check(name.replace("_", "-"), value)
@@ -427,7 +438,7 @@ class CopyOptions:
     )
     max_ratio: int = option(
         limits.MAX_RATIO,
-        type=Whole(1, 1_000_000),
+        type=RATIO,
         help="Abort if a layer expands to over 1 GiB and over N times.",
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.

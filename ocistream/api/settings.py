@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from ocistream.api.argument_types import check_switches, check_type, optional_path
 from ocistream.api.options import RegistryOptions
 
 if TYPE_CHECKING:
@@ -22,6 +24,11 @@ class TlsFiles:
     client_cert: str | None = None
     client_key: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check the types."""
+        for name in ("ca_cert", "client_cert", "client_key"):
+            optional_path(name, getattr(self, name))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrySettings:
@@ -30,6 +37,12 @@ class RegistrySettings:
     plain_http: bool | None = None
     insecure: bool | None = None
     tls: TlsFiles | None = None
+
+    def __post_init__(self) -> None:
+        """Check the types."""
+        switches = {"plain_http": self.plain_http, "insecure": self.insecure}
+        check_switches(**{name: value for name, value in switches.items() if value is not None})
+        check_type("tls", self.tls, (TlsFiles, type(None)), "TlsFiles")
 
     def to_rule(self) -> HostRule:
         """Return the rule that overrides the configuration of the host."""
@@ -55,3 +68,16 @@ class RegistrySettings:
             ),
             insecure=self.insecure,
         )
+
+
+def build_host_rules(registries: Mapping[str, RegistrySettings]) -> dict[str, HostRule]:
+    """Return the rules by host. A key that is not a host is an error, because it would have no effect."""
+    from ocistream.auth.docker_config import normalize_host
+
+    check_type("registries", registries, Mapping, "a mapping of hosts to RegistrySettings")
+    rules = {}
+    for host, settings in registries.items():
+        check_type("registries", host, str, "a mapping of hosts to RegistrySettings")
+        check_type("registries", settings, RegistrySettings, "a mapping of hosts to RegistrySettings")
+        rules[normalize_host(host)] = settings.to_rule()
+    return rules

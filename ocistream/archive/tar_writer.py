@@ -34,11 +34,13 @@ _SPOOL_FAILED = "cannot store a layer in a temporary file"
 
 def _open_spool() -> FileIO:
     """Open a temporary file without a name."""
+    directory = files.temporary_directory()
     try:
-        return tempfile.TemporaryFile(buffering=0)
+        return tempfile.TemporaryFile(buffering=0, dir=directory)
     except FileNotFoundError as error:
-        # Python tried to write to all the usual directories.
-        msg = f"{_SPOOL_FAILED}: no directory for temporary files is writable"
+        # Without TMPDIR, Python tried to write to all the usual directories.
+        reason = f"{directory} does not exist" if directory else "no directory for temporary files is writable"
+        msg = f"{_SPOOL_FAILED}: {reason}"
         raise LocalDiskError(msg, hint="set TMPDIR, or write to a file and not to a pipe") from error
 
 
@@ -50,7 +52,8 @@ def _spool_errors() -> Iterator[None]:
     except OSError as error:
         disk_error = files.disk_error(_SPOOL_FAILED, error)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            hint = f"free some space in {tempfile.gettempdir()}, or set TMPDIR to a directory with free space"
+            directory = files.temporary_directory() or tempfile.gettempdir()
+            hint = f"free some space in {directory}, or set TMPDIR to a directory with free space"
             disk_error = LocalDiskError(disk_error.message, hint=hint)
         raise disk_error from error
 

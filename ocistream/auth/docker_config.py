@@ -38,6 +38,15 @@ class Credential:
     registry_token: str | None = field(default=None, repr=False)
     is_explicit: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for a wrong type, without the value, which may be a secret."""
+        texts: tuple[object, ...] = (self.username, self.secret, self.source)
+        tokens: tuple[object, ...] = (self.identity_token, self.registry_token)
+        for value in (*texts, *(token for token in tokens if token is not None)):
+            if not isinstance(value, str):
+                msg = f"the parts of a Credential must be text, not {type(value).__name__}"
+                raise UsageError(msg)
+
 
 def with_named_source(credential: Credential, named_by: str) -> Credential:
     """Return a credential whose source is named by `named_by`, such as the configuration."""

@@ -159,6 +159,10 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     Raises:
         InvalidNameError: the text is not a reference. The message says which part is wrong.
     """
+    given: object = text
+    if not isinstance(given, str):
+        msg = f"an image name is text, not {type(given).__name__}"
+        raise InvalidNameError(msg)
     rest = text.removeprefix("docker://")
     printed_text = printable(without_password(text))
     if "://" in rest:
@@ -168,9 +172,30 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     if separator and "/" in digest:
         msg = f"malformed image name {printed_text!r}: a user name is not part of a name"
         raise InvalidNameError(msg, hint="use --username, or `ocistream login HOST`")
-    if separator:
-        parse_digest(digest)
     host, repository, tag = _split(rest)
+    if tag is None and not separator and default_tag:
+        tag = DEFAULT_TAG
+    return _check_parts(printed_text, host, repository, tag, digest if separator else None)
+
+
+def check_reference(reference: Reference) -> Reference:
+    """Check the parts of a reference that a program made, and return it as `parse_reference` does.
+
+    Raises:
+        InvalidNameError: a part is malformed, or is not text.
+    """
+    printed_text = printable(without_password(str(reference)))
+    optional_parts: tuple[object, ...] = (reference.tag, reference.digest)
+    parts = (reference.registry, reference.repository, *(part for part in optional_parts if part is not None))
+    if not all(isinstance(part, str) for part in parts):
+        msg = f"malformed image name {printed_text!r}: a part is not text"
+        raise InvalidNameError(msg)
+    return _check_parts(printed_text, reference.registry, reference.repository, reference.tag, reference.digest)
+
+
+def _check_parts(printed_text: str, host: str, repository: str, tag: str | None, digest: str | None) -> Reference:
+    if digest is not None:
+        parse_digest(digest)
     registry = _parse_host(host, f"malformed image name {printed_text!r}: {printable(host)!r} is not a registry host")
     if not _REPOSITORY.match(repository) or len(registry) + len(repository) + 1 > _MAX_NAME:
         hint = "repository names are lower case" if repository.lower() != repository else _REPOSITORY_HINT
@@ -179,9 +204,7 @@ def parse_reference(text: str, *, default_tag: bool = True) -> Reference:
     if tag is not None and not _TAG.match(tag):
         msg = f"malformed image name {printed_text!r}: {printable(tag)!r} is not a tag"
         raise InvalidNameError(msg, hint=_TAG_HINT)
-    if tag is None and not digest and default_tag:
-        tag = DEFAULT_TAG
-    return Reference(registry, repository, tag, digest or None)
+    return Reference(registry, repository, tag, digest)
 
 
 def parse_full_name(name: str) -> Reference | None:

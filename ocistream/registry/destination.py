@@ -149,15 +149,19 @@ class RegistryDestination:
         self._manifests |= {manifest.digest for manifest in graph.absent}
         # A manifest may be a layer of another one. The registry must have it as a blob then.
         self._manifests -= {blob.digest for blob in graph.blobs}
+        needed_by_repository: dict[str, set[str]] = {}
         for root in graph.roots:
             reference = self._target(root)
             self._pusher(reference)
             needed = graph.reachable(root)
-            self._add_large_images(reference.repository, graph, needed)
+            needed_by_repository.setdefault(reference.repository, set()).update(needed)
             for digest in needed:
                 names = self._repositories_needing.setdefault(digest, [])
                 if reference.repository not in names:
                     names.append(reference.repository)
+        # Once for each repository, not for each root: an archive may have thousands of images.
+        for repository, digests in needed_by_repository.items():
+            self._add_large_images(repository, graph, digests)
 
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that every repository has that needs them.

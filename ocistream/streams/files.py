@@ -83,6 +83,11 @@ def disk_errors(operation: str) -> Iterator[None]:
         raise disk_error(operation, error) from error
 
 
+def temporary_directory() -> str | None:
+    """Return TMPDIR; None if it is not set. Python would silently use /tmp if it cannot write to TMPDIR."""
+    return os.environ.get("TMPDIR") or None
+
+
 def disk_error(operation: str, error: OSError) -> OcistreamError:
     """Convert an `OSError`; `operation` is the failed operation, with the path."""
     if isinstance(error, BrokenPipeError):

@@ -410,7 +410,7 @@ class _SpillFile:
     def write(self, descriptor: Descriptor, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         with files.disk_errors("cannot keep a manifest in a temporary file"):
             if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with this
+                self._file = tempfile.TemporaryFile(dir=files.temporary_directory())  # noqa: SIM115 - it is closed with this
             offset = self._file.seek(0, io.SEEK_END)
         for chunk in chunks:
             with files.disk_errors("cannot keep a manifest in a temporary file"):

@@ -10,11 +10,13 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -585,11 +587,123 @@ class TestMistakes:
             ("max_requests_per_second", 0),
             ("jobs", 2.5),
             ("retries", "3"),
+            ("retries", None),
+            ("limit_rate", float("nan")),
+            ("memory", True),
         ],
     )
     def test_a_setting_out_of_range_is_refused_immediately(self, name: str, value: object) -> None:
         with pytest.raises(ocistream.UsageError, match=name.replace("_", "-")):
             ocistream.Client(**{name: value})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("function", ["copy", "verify", "inspect", "digest", "tags", "delete", "Client"])
+    def test_an_argument_of_a_wrong_type_is_refused_by_its_name(
+        self, function: str, layout: Layout, tmp_path: Path
+    ) -> None:
+        small_image(layout, name="app")
+        location = f"oci:{layout.path}"
+        first: dict[str, dict[str, object]] = {
+            "copy": {"source": location, "destination": f"oci:{tmp_path}/copied"},
+            "delete": {"images": "registry.test/app:1"},
+            "Client": {},
+        }
+        call = getattr(ocistream, function)
+        for name in inspect.signature(call).parameters:
+            for value in (object(), [object()]):
+                arguments = first.get(function, {"source": location}) | {name: value}
+                if name == "to":
+                    del arguments["destination"]
+                with pytest.raises(ocistream.UsageError) as caught:
+                    call(**arguments)
+                known_as = "location" if name in {"source", "destination"} else name
+                assert known_as in caught.value.message.replace("-", "_")
+        assert not (tmp_path / "copied").exists()
+
+    def test_text_does_not_switch_anything_on(self, layout: Layout, tmp_path: Path) -> None:
+        with pytest.raises(ocistream.UsageError, match="`referrers` must be True or False, not str"):
+            ocistream.copy(f"oci:{layout.path}", tmp_path / "a.tar", referrers="false")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [
+            ("Credential", "secret"),
+            ("Credential", "registry_token"),
+            ("TlsFiles", "ca_cert"),
+            ("RegistrySettings", "insecure"),
+            ("RegistrySettings", "tls"),
+        ],
+    )
+    def test_a_part_of_a_wrong_type_is_refused_and_not_shown(self, kind: str, name: str) -> None:
+        required = {"username": "ada", "secret": "pw"} if kind == "Credential" else {}
+        with pytest.raises(ocistream.UsageError) as caught:
+            getattr(ocistream, kind)(**required | {name: [b"hunter2"]})
+        assert "hunter2" not in str(caught.value)
+
+    @pytest.mark.parametrize("credential", ["ada:hunter2", {"registry.test": "hunter2"}, lambda *_: "hunter2"])
+    def test_credentials_of_a_wrong_type_are_refused_and_not_shown(self, credential: object, tmp_path: Path) -> None:
+        with (
+            FaultyRegistry(tmp_path / "served", auth=Basic("ada", "hunter2")) as registry,
+            pytest.raises(ocistream.UsageError, match="`credentials` must be") as caught,
+            ocistream.Client(credentials=credential) as client,  # type: ignore[arg-type]
+        ):
+            client.digest(f"{registry.host}/app:1")
+        assert "hunter2" not in str(caught.value)
+
+    def test_a_setting_for_a_malformed_host_is_refused_because_it_would_have_no_effect(self) -> None:
+        with pytest.raises(ocistream.InvalidNameError, match="malformed registry 'a host'"):
+            ocistream.Client(registries={"a host": ocistream.RegistrySettings(plain_http=True)})
+
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            ("../../v2/app", "1"),
+            ("app", "../1"),
+            ("app", "1?ns=other"),
+            ("app/manifests/1?", "1"),
+            ("APP", "1"),
+            ("app", ""),
+            ("app", None, "sha256:1"),
+            ("app", None, 7),
+        ],
+    )
+    def test_the_parts_of_a_reference_cannot_name_another_path(
+        self, parts: tuple[Any, ...], layout: Layout, registry: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        seed(layout, small_image(layout, name="app"), registry.host, "app", "1")
+        reference = ocistream.Reference(registry.host, *parts)
+        calls: list[Callable[[], object]] = [
+            lambda: ocistream.copy(reference, tmp_path / "a.tar"),
+            lambda: ocistream.copy(f"oci:{layout.path}", reference),
+            lambda: ocistream.digest(reference),
+            lambda: ocistream.delete(reference),
+        ]
+        for call in calls:
+            with pytest.raises(ocistream.InvalidNameError):
+                call()
+        assert not registry.requests
+
+    @pytest.mark.parametrize("registry_host", ["user@localhost:5000", "localhost:5000/app", "localhost:5000#", ""])
+    def test_the_host_of_a_reference_is_a_host(self, registry_host: str) -> None:
+        with pytest.raises(ocistream.InvalidNameError, match="is not a registry host"):
+            ocistream.digest(ocistream.Reference(registry_host, "app", "1"))
+
+    def test_a_file_in_text_mode_and_a_closed_file_are_refused(self, layout: Layout) -> None:
+        small_image(layout, name="app")
+        closed = io.BytesIO()
+        closed.close()
+        with tempfile.NamedTemporaryFile("w+") as wrapped:
+            wrapped.write("text")
+            wrapped.seek(0)
+            files = (
+                (wrapped, "must (return|take) bytes"),
+                (io.StringIO(), "binary file object"),
+                (closed, "the file object is closed"),
+            )
+            for file, message in files:
+                with pytest.raises(ocistream.UsageError, match=message):
+                    ocistream.verify(file)  # type: ignore[arg-type]
+                with pytest.raises(ocistream.UsageError, match=message):
+                    ocistream.copy(f"oci:{layout.path}", file)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("text", ["https://ada:hunter2@registry.test/app:1", "ada:hunter2@registry.test/app:1"])
     def test_a_password_in_a_name_is_not_repeated(self, text: str) -> None:
@@ -602,6 +716,11 @@ class TestMistakes:
         with pytest.raises(ocistream.UsageError, match="says what to write"):
             ocistream.copy(f"oci:{layout.path}", f"oci:{tmp_path}/copied", format="docker-archive")
         assert not (tmp_path / "copied").exists()
+
+    def test_volumes_do_not_go_to_a_file_object(self, layout: Layout) -> None:
+        small_image(layout, name="app")
+        with pytest.raises(ocistream.UsageError, match="the file object is one stream"):
+            ocistream.copy(f"oci:{layout.path}", io.BytesIO(), split="1MiB")
 
     def test_errors_can_be_pickled(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="app")

@@ -459,6 +459,14 @@ class TestSpace:
         assert b"temporary file" in err
         assert not out.endswith(bytes(1024))
 
+    def test_it_is_taken_in_the_directory_that_the_user_chose_and_nowhere_else(
+        self, registry: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        nowhere = tmp_path / "nowhere"
+        result = ocistream("pull", f"{registry.host}/app:1", "--compress", "zstd", env={"TMPDIR": str(nowhere)})
+        assert result.code == 9
+        assert f"cannot store a layer in a temporary file: {nowhere} does not exist" in result.err
+
     @pytest.mark.parametrize(
         ("codec", "to"),
         [
