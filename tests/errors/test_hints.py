@@ -147,7 +147,7 @@ _DIGEST = "sha256:" + 64 * "a"
         (["inspect", "nowhere/"], 4, ["cannot read nowhere: no such file or directory", "check the path"]),
         (["pull", "localhost:1/a:1", "--upload=put"], 2, ["No such option", "--upload is an option of push, copy\n"]),
         (["inspect", "oci:nowhere"], 4, ["no such directory", "check the path"]),
-        (["copy", "v.*.tar", "oci:new"], 4, ["no such file", "only `ocistream push -i` takes a pattern"]),
+        (["copy", "v.*.tar", "oci:new"], 4, ["no such file", "remove the quotes, or name the files"]),
         (["push", "localhost:1/a:1", "--src-insecure"], 2, ["No such option", "reaches one registry: use --insecure"]),
         (["inspect", "oci:."], 6, ["has no index.json", "name a directory"]),
         (["sync", "nowhere.toml"], 4, ["no such file", "check the path"]),
