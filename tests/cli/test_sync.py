@@ -608,7 +608,7 @@ class TestTheFile:
             ("[[sync]]\nfrom = 'a/b'\nto = 'oci-archive:x.tar'", ["to", "is for one image"]),
             ("[[sync]]\nfrom = 'a/b:1'\nto = 'docker-archive:x.tar'", ["to", "docker-archive"]),
             ("[[sync]]\nfrom = '-'\nto = 'a/b'", ["from", "stdin"]),
-            ("[[sync]]\nfrom = 'a/b'\nto = ['c/d', 'c/d']", ["to", "twice"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = ['c/d', 'c/d']", ["to has a location twice", "delete one of them"]),
             (
                 "[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { versions = 'new' }",
                 ["tags: malformed version range 'new': ", "not a version bound"],
