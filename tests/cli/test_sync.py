@@ -736,6 +736,19 @@ class TestResults:
         assert [image["bytes"] for image in document["images"]] == sizes
         assert document["bytes"]["fetched"] == planned["bytes"]["fetched"] == sizes[0]
 
+    def test_a_dry_run_counts_each_destination_of_one_registry_or_layout_as_the_run_does(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        text = entry(
+            f"{source.host}/app:2.0", f"{target.host}/one", f"{target.host}/two", "oci:images:a", "oci:images:b"
+        )
+        planned, real = sync(tmp_path, text, "--dry-run"), sync(tmp_path, text)
+        total = r"4 images (?:to copy|copied), (\S+ \S+); (\S+ \S+) (?:are|were) read from the sources"
+        assert re.findall(total, planned.err) == re.findall(total, real.err) != []
+        sizes = {line.split()[1] for line in planned.lines()}
+        assert len(sizes) == 1
+        assert sizes != {"0"}
+
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_sync_reports_and_resumes(
