@@ -201,9 +201,9 @@ def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Ma
 
 
 def _count_referrers(report: Report) -> str:
-    referrers_by_digest = {referrer.descriptor.digest: referrer for referrer in report.graph.all_referrers}
     return format_kind_counts(
-        classify_referrer(referrer.descriptor.artifact_type, referrer.tag) for referrer in referrers_by_digest.values()
+        classify_referrer(referrer.descriptor.artifact_type, referrer.tag)
+        for referrer in report.graph.separate_referrers
     )
 
 
