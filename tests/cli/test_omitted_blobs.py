@@ -306,6 +306,20 @@ class TestCredentials:
 
 
 class TestVerify:
+    def test_pull_and_verify_count_the_same_omitted_blobs(self, releases: Releases, tmp_path: Path) -> None:
+        # The config of the referrer is embedded in its manifest, so an archive always has it.
+        referrer = releases.layout.artifact(b"SBOM", subject=releases.new)
+        seed(releases.layout, referrer, releases.near.host, "app")
+        blobs = {*releases.blobs(releases.new), *releases.blobs(referrer)}
+        (tmp_path / "all.txt").write_text("".join(f"{digest}\n" for digest in blobs))
+        omitting = pulled(releases, tmp_path / "delta.tar", "--have", tmp_path / "all.txt")
+        assertions.success(omitting)
+        (line,) = [line for line in omitting.err.splitlines() if " omitted " in line]
+        verified = ocistream("verify", tmp_path / "delta.tar")
+        assertions.success(verified)
+        assert line.removeprefix("ocistream: ") in verified.lines()
+        assert verified.lines()[-1].startswith(f"ok, but incomplete ({len(blobs) - 1} blobs omitted): ")
+
     @pytest.mark.uncounted
     def test_an_archive_with_omitted_blobs_is_ok(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
