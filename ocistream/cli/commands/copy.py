@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 @side_options
 @options(RunOptions, "memory", "cache")
 @transfer_options
-@dry_run_option("Print the images and bytes that would be copied; change nothing.")
+@dry_run_option("Print `copy SIZE SOURCE NAME@DIGEST` for each image; change nothing.")
 def copy(
     context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str, dry_run: bool
 ) -> None:

@@ -91,7 +91,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
 @credential_options
 @options(RunOptions, "memory", "cache")
 @transfer_options
-@dry_run_option("Print the images and bytes that would be copied; change nothing.")
+@dry_run_option("Print `copy SIZE SOURCE NAME@DIGEST` for each image; change nothing.")
 def pull(
     context: CommandContext,
     sources: tuple[str, ...],

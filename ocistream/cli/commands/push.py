@@ -74,7 +74,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
 @upload_options
 @credential_options
 @transfer_options
-@dry_run_option("Print the images and bytes that would be copied; change nothing.")
+@dry_run_option("Print `copy SIZE SOURCE NAME@DIGEST` for each image; change nothing.")
 def push(
     context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None, *, dry_run: bool
 ) -> None:
