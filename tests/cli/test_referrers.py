@@ -80,19 +80,20 @@ class TestCounts:
         self, built: str, other: FaultyRegistry, tmp_path: Path
     ) -> None:
         archive = tmp_path / "built.tar"
-        for argv in (
+        runs: list[list[str | Path]] = [
             ["pull", "--all", built, "-o", archive],
             ["push", "-i", archive, f"{other.host}/built:1"],
             ["copy", archive, f"oci:{tmp_path / 'layout'}"],
-        ):
+        ]
+        for argv in runs:
             assert done(*argv).err.rstrip().endswith(", with 2 SBOMs")
 
     def test_inspect_and_verify_print_the_same_counts(self, built: str, tmp_path: Path) -> None:
         archive = tmp_path / "built.tar"
         done("pull", "--all", built, "-o", archive)
         counts = "1 image, 2 referrers, 7 manifests, 9 blobs, "
-        for argv in (["inspect", archive], ["verify", archive], ["verify", built]):
-            assert counts in done(*argv).out.decode().rstrip().splitlines()[-1]
+        for command, location in (("inspect", archive), ("verify", archive), ("verify", built)):
+            assert counts in done(command, location).out.decode().rstrip().splitlines()[-1]
         inspected = done("inspect", built).out.decode().rstrip().splitlines()[-1]
         assert inspected.startswith("1 image, 5 manifests, 7 blobs, ")
         assert inspected.endswith("; 2 referrers not counted")
