@@ -266,8 +266,10 @@ class JoinedSource:
             self._chosen = self._selection.select(roots, where)
         except UsageError as error:
             if not set.intersection(*self._listed_digests):
-                # The combination is impossible, whichever image is chosen.
-                error.hint = f"{_ONE_SET_HINT}: {format_image_names(roots)}"
+                # The combination is impossible, whichever image is chosen. Images of one name differ by their digests.
+                has_names = len({root.name for root in roots}) == len(roots)
+                images = roots if has_names else [replace(root, name=None) for root in roots]
+                error.hint = f"{_ONE_SET_HINT}; their images: {format_image_names(images)}"
             raise
         return self._chosen
 

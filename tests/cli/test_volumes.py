@@ -550,7 +550,7 @@ def test_an_archive_and_the_archive_of_its_omitted_blobs_are_combined(
     seed(layout, layout.image([b"another"]), registry.host, "other", "1")
     assertions.success(ocistream("pull", f"{registry.host}/other:1", "-o", other))
     names = f"{registry.host}/app:1, {registry.host}/other:1"
-    assertions.failure(push(target, some, other), 2, f"has 2 images\n  {_ONCE_FOR_EACH}: {names}\n")
+    assertions.failure(push(target, some, other), 2, f"has 2 images\n  {_ONCE_FOR_EACH}; their images: {names}\n")
     refused = push(target, some, other, argv=["--image", f"{registry.host}/other:1"])
     assertions.failure(refused, 6, f"{some} does not list {registry.host}/other:1", _ONCE_FOR_EACH)
 

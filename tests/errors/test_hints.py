@@ -745,6 +745,17 @@ def test_images_of_one_name_are_chosen_by_their_digests(layout: Layout, tmp_path
     assertions.failure(result, 2, "has 2 images\n", f"choose one with --image, by its digest: {digests}\n")
 
 
+def test_archives_of_different_images_of_one_name_need_a_command_each(tmp_path: Path) -> None:
+    images = [Layout(tmp_path / name).image([name.encode()], name="r.example/app:1") for name in ("one", "two")]
+    digests = ", ".join(image["digest"] for image in images)
+    for argv, said in (
+        (["localhost:1/app:1"], "the combination of one and two has 2 images\n"),
+        (["--to", "localhost:1"], "would both become localhost:1/app:1\n"),
+    ):
+        result = ocistream("push", "-i", "one", "-i", "two", *argv, cwd=tmp_path)
+        assertions.failure(result, 2, said, f"run the command once for each; their images: {digests}\n")
+
+
 @pytest.mark.parametrize(
     ("argv", "name"),
     [
