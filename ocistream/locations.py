@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from ocistream import notices
 from ocistream.errors import InvalidNameError, LocalDiskError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import select_named_images
-from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference, printable
+from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference, printable, without_password
 from ocistream.streams import files, paths
 from ocistream.streams.workers import DEFAULT_JOBS
 
@@ -124,7 +124,13 @@ def parse_location(
         _check_no_tag(text, (folder or Path()) / own_path)
         return Location("path", text, path=own_path, is_stream=text == "-")
     check_repository(text)
-    reference = parse_reference(text, default_tag=False)
+    try:
+        reference = parse_reference(text, default_tag=False)
+    except InvalidNameError as error:
+        if is_archive_name(prefix):
+            shown = printable(without_password(text))
+            error.hint = f"for an archive, write oci-archive:{shown} or docker-archive:{shown}"
+        raise
     check_not_archive(text, reference)
     return Location(
         "docker",

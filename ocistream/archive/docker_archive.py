@@ -90,19 +90,18 @@ def _are_strings(items: object) -> bool:
     return isinstance(items, list) and all(isinstance(item, str) for item in items)
 
 
-def report_only_in_manifest_json(label: str, images: Sequence[DockerImage]) -> None:
+def report_only_in_manifest_json(label: str, images: Sequence[DockerImage], manifests: ManifestSynthesizer) -> None:
     """Report images that `manifest.json` lists and `index.json` does not: tools that read `index.json` miss them."""
-    shown = ", ".join(map(_describe_image, images[:_MAX_SHOWN]))
+    shown = ", ".join(_describe_image(image, manifests.synthesize(image).digest) for image in images[:_MAX_SHOWN])
     more = f" and {len(images) - _MAX_SHOWN} more" if images[_MAX_SHOWN:] else ""
     what = "an image" if len(images) == 1 else f"{len(images)} images"
-    archive = printable(label, 1024)
-    text = f"in {archive}, also included: {what} of manifest.json that index.json does not list: {shown}{more}"
-    notices.notify(text)
+    contents = f"{what} of manifest.json that index.json does not list: {shown}{more}"
+    notices.notify(f"{printable(label, 1024)} also contains {contents}")
 
 
-def _describe_image(image: DockerImage) -> str:
-    """Return the name and the image ID, which `docker images --no-trunc` shows."""
-    name = printable(expand_docker_name(image.tags[0])) if image.tags else "an image without a name"
+def _describe_image(image: DockerImage, digest: str) -> str:
+    """Return the name, or the digest, as `--image` takes it, and the image ID that `docker images --no-trunc` shows."""
+    name = printable(expand_docker_name(image.tags[0])) if image.tags else digest
     more = f" and {len(image.tags) - 1} more names" if image.tags[1:] else ""
     return f"{name}{more} (image ID {parse_blob_name(image.config) or printable(image.config)})"
 

@@ -9,12 +9,12 @@ import itertools
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocistream import limits, notices
 from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.errors import ArchiveError, IntegrityError, UsageError
-from ocistream.layout.image_selection import report_duplicate_names
+from ocistream.layout.image_selection import format_image_names, report_duplicate_names
 from ocistream.layout.index import LayoutIndex, entry_name_of, image_name_of
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.layout.source import LayoutSource
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ocistream.oci.volumes import Volume
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs
+
+_ONE_SET_HINT: Final = "several inputs are read as one set: run the command once for each"
 
 JoinedInput: TypeAlias = "ArchiveFileSource | LayoutSource"
 
@@ -76,6 +78,8 @@ class JoinedSource:
         """Take open inputs, each with its name for errors. `close` closes them."""
         self._inputs = inputs
         self._selection = selection
+        #: The digests that the index of each input lists.
+        self._listed_digests: list[set[str]] = []
         #: The selected images, as the indexes list them.
         self._chosen: Sequence[Root] = ()
         #: One input for each volume of the set that was given, by volume number.
@@ -96,7 +100,6 @@ class JoinedSource:
         """
         entries: list[Descriptor] = []
         entries_by_digest: dict[str, Descriptor] = {}
-        listed_digests: list[set[str]] = []
         annotations: list[Mapping[str, str]] = []
         volumes: list[tuple[str, Volume, set[str]]] = []
         for text, source in self._inputs:
@@ -105,10 +108,11 @@ class JoinedSource:
             entries += [entry for entry in index.entries if entry.digest not in entries_by_digest]
             for entry in index.entries:
                 entries_by_digest.setdefault(entry.digest, entry)
-            listed_digests.append({entry.digest for entry in index.entries})
+            digests = {entry.digest for entry in index.entries}
+            self._listed_digests.append(digests)
             annotations.append(index.annotations)
             if isinstance(source, ArchiveFileSource) and source.volume is not None:
-                volumes.append((text, source.volume, listed_digests[-1]))
+                volumes.append((text, source.volume, digests))
                 self._add_volume(text, source, source.volume)
         self._check_one_set(volumes, entries_by_digest)
         if len(entries) > limits.MAX_LIST_ENTRIES:
@@ -120,7 +124,7 @@ class JoinedSource:
         walk = IndexWalk(LayoutIndex(entries, {}), selection)
         graph = run_walk(walk.run(), self._read)
         report_duplicate_names(graph)
-        self._check_same_images(listed_digests)
+        self._check_same_images()
         is_saved = any(isinstance(source, ArchiveFileSource) and source.is_docker_save for source in self.inputs)
         return replace(graph, has_plain_layers=is_saved, omitted_from_source=self._find_omitted(graph, annotations))
 
@@ -223,11 +227,11 @@ class JoinedSource:
         for entry in entries:
             name = entry_name_of(entry)
             if name is not None and name not in names.get(entry.digest, [name]):
-                used = (
-                    ", ".join(printable(used_name) for used_name in names[entry.digest] if used_name)
-                    or "an image without a name"
+                used = ", ".join(printable(used_name) for used_name in names[entry.digest] if used_name) or "no name"
+                notices.notify(
+                    f"two archives have the same image, {entry.digest}, with different names: {used} is used; "
+                    f"{printable(name)} in {printable(text)} is not"
                 )
-                notices.notify(f"the name {printable(name)} in {printable(text)} is not used: {entry.digest} is {used}")
 
     def _add_volume(self, text: str, source: ArchiveFileSource, volume: Volume) -> None:
         if volume.number in self._volumes:
@@ -258,16 +262,24 @@ class JoinedSource:
 
     def _select(self, roots: Sequence[Root], where: str) -> Sequence[Root]:
         """Select images, and remember them: the graph may have one platform's manifest in place of an index."""
-        self._chosen = self._selection.select(roots, where)
+        try:
+            self._chosen = self._selection.select(roots, where)
+        except UsageError as error:
+            if not set.intersection(*self._listed_digests):
+                # The combination is impossible, whichever image is chosen. Images of one name differ by their digests.
+                has_names = len({root.name for root in roots}) == len(roots)
+                images = roots if has_names else [replace(root, name=None) for root in roots]
+                error.hint = f"{_ONE_SET_HINT}; their images: {format_image_names(images)}"
+            raise
         return self._chosen
 
-    def _check_same_images(self, listed_digests: Sequence[set[str]]) -> None:
-        for (text, _), digests in zip(self._inputs, listed_digests, strict=True):
+    def _check_same_images(self) -> None:
+        for (text, _), digests in zip(self._inputs, self._listed_digests, strict=True):
             for root in self._chosen:
                 if root.descriptor.digest not in digests:
                     name = printable(root.name or "an image")
                     msg = f"{printable(text)} does not list {name} ({root.descriptor.digest}), but another archive does"
-                    raise ArchiveError(msg, hint="several inputs are read as one set: run the command once for each")
+                    raise ArchiveError(msg, hint=_ONE_SET_HINT)
 
     def _find_omitted(self, graph: Graph, annotations: Sequence[Mapping[str, str]]) -> dict[str, OmissionReason]:
         """Return the reasons of omitted blobs that no input has. Blobs of given volumes are missing, not omitted."""

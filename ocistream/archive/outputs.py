@@ -14,9 +14,10 @@ from abc import ABC, abstractmethod
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from ocistream import notices
+from ocistream import limits, notices
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
+from ocistream.sizes import format_size
 from ocistream.streams import files, partial_files, paths
 from ocistream.streams.chunks import read_chunks
 
@@ -121,6 +122,8 @@ class _FileOutput(RewritableOutput):
         #: back.
         self._position = 0
         self._end = self._partial.size()
+        #: How many bytes of an earlier run are kept so far.
+        self._kept = self._end
 
     def existing_size(self) -> int:
         return self._end - self._position
@@ -148,6 +151,10 @@ class _FileOutput(RewritableOutput):
             self._seek(position)
             self._file.truncate()
             self._end = position
+        discarded, self._kept = self._kept - position, min(self._kept, position)
+        if discarded >= limits.MIN_PARTIAL_SIZE:
+            shown = f"{format_size(discarded)} that an earlier run stored"
+            notices.notify(f"{printable(str(self._path), 1024)}: discarded {shown}: they are not part of this archive")
 
     def rewind(self, position: int) -> None:
         self._seek(position)

@@ -244,7 +244,7 @@ class ArchiveSource(ABC):
             return index
         manifests = ManifestSynthesizer(self)
         entries = manifests.build_entries(additional)
-        report_only_in_manifest_json(self._label, additional)
+        report_only_in_manifest_json(self._label, additional, manifests)
         self.synthesized_manifests = manifests.manifests
         return LayoutIndex([*index.entries, *entries], index.annotations)
 

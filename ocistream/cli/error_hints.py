@@ -18,7 +18,7 @@ from ocistream.layout.image_selection import (
 from ocistream.layout.index import image_name_of
 from ocistream.locations import OpenContext, open_source, parse_location
 from ocistream.oci.graph import Root
-from ocistream.oci.reference import is_digest, parse_full_name, printable
+from ocistream.oci.reference import DEFAULT_REGISTRY, is_digest, parse_full_name, printable
 from ocistream.sizes import format_count, format_size
 from ocistream.transfer.incomplete_indexes import find_complete_platforms
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _MAX_IN_COMMAND: Final = 20
 #: At most this many missing blobs are listed.
 _MAX_LISTED: Final = 1000
+#: The beginning of the full name of an image without a host.
+_HUB_LIBRARY: Final = f"{DEFAULT_REGISTRY}/library/"
 
 
 def add_copy_hint(error: OcistreamError, console: Console, plan: CopyPlan, source: Source, *, dry_run: bool) -> None:
@@ -77,6 +79,15 @@ def add_damage_hint(error: OcistreamError, location: Location) -> None:
             if location.is_stream
             else f"it is damaged, or changed during the run: check it with `ocistream verify {name}`"
         )
+
+
+def describe_hub_destination(error: OcistreamError, destination: str) -> str | None:
+    """Return a hint if `to` of a sync file lacks a host; `destination` is the name of the image there."""
+    # Only Docker writes to this part of Docker Hub.
+    if not destination.startswith(_HUB_LIBRARY) or DEFAULT_REGISTRY not in error.message:
+        return None
+    name = printable(destination.removeprefix(_HUB_LIBRARY))
+    return f"`to` names Docker Hub: write HOST/{name} for another registry, or oci:{name} for a directory"
 
 
 def add_sync_hint(error: OcistreamError, source: str) -> None:
@@ -228,7 +239,7 @@ def _fetch_hint(error: MissingBlobsError, source_location: Location | None, dest
     pull = f"ocistream pull {' '.join(dict.fromkeys(map(_source_name, images)))}{_format_platform_options(images)}"
     if destination.kind != "docker":
         explanation = "archives that --have or --base wrote lack blobs"
-        return f"get the complete image with `{pull}` ({explanation})"
+        return f"get the complete image with `{pull} -o FILE` ({explanation})"
     if len(digests) > _MAX_IN_COMMAND:
         return f"run `ocistream have HOST/REPOSITORY > LIST` on the destination side, then `{pull} --have LIST` here"
     only = " ".join(f"--only {digest}" for digest in digests)

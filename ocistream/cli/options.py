@@ -180,7 +180,7 @@ class RunOptions(ClientOptions):
         help="Write the result to FILE as JSON.",
     )
     dry_run: bool = option(
-        default=False, section=OUTPUT, help="Print the images and bytes that would be copied; change nothing."
+        default=False, section=OUTPUT, help="Print `copy SIZE SOURCE NAME@DIGEST` for each image; change nothing."
     )
 
 

@@ -201,9 +201,9 @@ def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Ma
 
 
 def _count_referrers(report: Report) -> str:
-    referrers_by_digest = {referrer.descriptor.digest: referrer for referrer in report.graph.all_referrers}
     return format_kind_counts(
-        classify_referrer(referrer.descriptor.artifact_type, referrer.tag) for referrer in referrers_by_digest.values()
+        classify_referrer(referrer.descriptor.artifact_type, referrer.tag)
+        for referrer in report.graph.separate_referrers
     )
 
 
@@ -320,13 +320,18 @@ def _report_plain_layers(console: Console, report: Report, *, is_saved: bool, ex
 
 
 def _report_omitted(console: Console, report: Report) -> None:
-    """Print how much was omitted from the output, one line for each reason."""
-    if not report.graph.omitted_from_output:
+    """Print how much was omitted from the output, one line for each reason.
+
+    A blob that is embedded in its manifest is in the output in any case.
+    """
+    embedded = report.graph.embedded
+    omitted = {digest: reason for digest, reason in report.graph.omitted_from_output.items() if digest not in embedded}
+    if not omitted:
         return
     from ocistream.oci.omitted_blobs import group_by_reason
 
     sizes = {blob.descriptor.digest: blob.descriptor.size for blob in report.blobs if blob.status == "omitted"}
-    for reason, digests in group_by_reason(report.graph.omitted_from_output).items():
+    for reason, digests in group_by_reason(omitted).items():
         size = format_size(sum(sizes[digest] for digest in digests))
         console.info(f"omitted {format_count(len(digests), 'blob')}, {size}: {reason.describe()}")
 

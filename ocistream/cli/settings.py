@@ -18,7 +18,7 @@ from ocistream.api.options import FOR_ONE_RUN
 from ocistream.api.registries import find_home, load_configuration
 from ocistream.cli.console import Console
 from ocistream.cli.options import CONFIGURATION, GROUPS, Option, make_options
-from ocistream.config.toml_files import flag, resolve_path
+from ocistream.config.toml_files import UnknownKeyError, flag, resolve_path
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.paths import exists
@@ -95,7 +95,13 @@ def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> Tom
             msg = f"{variable_name('config')}: {printable(path)}: no such file"
             raise NotFoundError(msg, hint="correct or unset that variable")
         explicit = path
-    return load_configuration(None if explicit is None else Path(explicit), env)
+    try:
+        return load_configuration(None if explicit is None else Path(explicit), env)
+    except UnknownKeyError as error:
+        names = _configurable_names()
+        if not error.is_table and error.key not in names and (close := _find_similar_name(error.key, names)):
+            error.hint = f"put options under [defaults]; did you mean {close}?"
+        raise
 
 
 def option_name(option: click.Option) -> str:
@@ -203,10 +209,14 @@ def _check_option_name(table: TomlTable, key: str, known: Collection[str], of: s
 
 
 def _suggest_name(key: str, known: Collection[str]) -> str:
+    close = _find_similar_name(key, known)
+    return f"did you mean {close}?" if close else f"available: {', '.join(sorted(known))}"
+
+
+def _find_similar_name(key: str, known: Collection[str]) -> str | None:
     from difflib import get_close_matches
 
-    close = get_close_matches(key.replace("_", "-").lower().lstrip("-"), known, n=1)
-    return f"did you mean {close[0]}?" if close else f"available: {', '.join(sorted(known))}"
+    return next(iter(get_close_matches(key.replace("_", "-").lower().lstrip("-"), known, n=1)), None)
 
 
 @functools.cache

@@ -76,6 +76,16 @@ def optional(read: Reader[Any], default: object = None, *, key: str = "") -> _Ke
     return declared
 
 
+class UnknownKeyError(UsageError):
+    """A table has no such key. `is_table` says that its value is a table."""
+
+    def __init__(self, message: str, key: str, *, hint: str, is_table: bool) -> None:
+        """Take the message, the key and the hint."""
+        super().__init__(message, hint=hint)
+        self.key = key
+        self.is_table = is_table
+
+
 class TomlTable:
     """One table of a file. `label` names it in errors: "FILE" or "FILE, registry, x".
 
@@ -117,15 +127,17 @@ class TomlTable:
         for name in values:
             if self.keys and name not in self.keys and not self.ignores_unknown:
                 hint = f"allowed: {', '.join(sorted(self.keys))}"
+                is_table = isinstance(values[name], dict)
                 if self.sensitive_hint and _SECRET.search(name):
                     hint = f"{self.sensitive_hint}; {hint}"
-                elif close := _find_similar(name, self.keys):
+                # Where there is such a hint, all keys are tables.
+                elif close := ([] if self.unknown_hint and not is_table else _find_similar(name, self.keys)):
                     hint = f"did you mean {close[0]}? {hint}"
                 elif self.unknown_hint:
                     hint = f"{self.unknown_hint}; {hint}"
                 hint = self.known_mistakes.get(name, hint)
                 msg = f"{self.label}: unknown key {printable(name)!r}"
-                raise UsageError(msg, hint=hint)
+                raise UnknownKeyError(msg, name, hint=hint, is_table=is_table)
         for name, key in self.keys.items():
             value = values.get(name, key.default)
             if value is None and key.is_required:

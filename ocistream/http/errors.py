@@ -29,7 +29,7 @@ from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 #: The messages of these exceptions contain the complete URL, with any password or signature in it.
 _MALFORMED: Final = (
@@ -159,12 +159,22 @@ def _known_reason(cause: BaseException) -> str | None:
     return text
 
 
-def network_error(method: str, url: str, error: Exception, *, known: bool = False) -> NetworkError:
+def _certificate_hint(cause: ssl.SSLCertVerificationError, ca_files: Sequence[str]) -> str:
+    hint = _CERTIFICATE_HINTS.get(getattr(cause, "verify_code", 0), _OWN_CA_HINT)
+    if hint != _OWN_CA_HINT or not ca_files:
+        return hint
+    shown = " and ".join(printable(path, 1024) for path in ca_files)
+    return f"{shown} {'do' if ca_files[1:] else 'does'} not contain the CA of this host"
+
+
+def network_error(
+    method: str, url: str, error: Exception, *, known: bool = False, ca_files: Sequence[str] = ()
+) -> NetworkError:
     """Convert an exception of requests or urllib3; the error is permanent if a retry is useless.
 
     `known` says that this origin has responded before. Then its name is not misspelt and its scheme is right. A name
     that does not resolve (a VPN that reconnects) or a plain response of a load balancer is then temporary. A
-    certificate that does not verify is always permanent.
+    certificate that does not verify is always permanent. `ca_files` are the CAs that the user named for this host.
     """
     # http.client raises ValueError for a header that it cannot send.
     permanent = isinstance(error, ValueError)
@@ -172,7 +182,7 @@ def network_error(method: str, url: str, error: Exception, *, known: bool = Fals
     prefix = ""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            permanent, hint = True, _CERTIFICATE_HINTS.get(getattr(cause, "verify_code", 0), _OWN_CA_HINT)
+            permanent, hint = True, _certificate_hint(cause, ca_files)
         elif isinstance(cause, ssl.SSLEOFError):
             hint = "if it happens again, the registry may require a client certificate (--client-cert)"
         elif isinstance(cause, ssl.SSLError) and (tls_hint := _tls_hint(cause)):

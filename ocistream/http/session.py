@@ -23,7 +23,7 @@ from ocistream.oci.reference import printable
 from ocistream.streams.memory import ReadBuffers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocistream.http.adapter import Route
     from ocistream.http.response import BoundedResponse
@@ -168,7 +168,7 @@ class Session(requests.Session):
             msg = f"{method} {redact_url(url)}: {error}"
             raise PermanentNetworkError(msg) from None
         except _FAILURES as error:
-            raise self._convert_error(method, url, error) from error
+            raise self._convert_error(method, url, error, route.tls.ca_files) from error
         self._answered.add(route.origin)
         release = functools.partial(self._adapter.release, response)
         raw = cast("BoundedResponse", response.raw)
@@ -193,7 +193,8 @@ class Session(requests.Session):
         except _FAILURES as error:
             raise self._convert_error("TLS with", url, error) from error
 
-    def _convert_error(self, method: str, url: str, error: Exception) -> NetworkError:
-        converted = network_error(method, url, error, known=Origin.from_url(url) in self._answered)
+    def _convert_error(self, method: str, url: str, error: Exception, ca_files: Sequence[str] = ()) -> NetworkError:
+        known = Origin.from_url(url) in self._answered
+        converted = network_error(method, url, error, known=known, ca_files=ca_files)
         converted.hint = converted.hint and self._format_hint(converted.hint)
         return converted

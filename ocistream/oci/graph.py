@@ -111,6 +111,16 @@ class Graph:
         return itertools.chain.from_iterable(self.referrers.values())
 
     @property
+    def separate_referrers(self) -> list[Referrer]:
+        """The referrers, each manifest once, without those that an index contains, such as BuildKit's attestations.
+
+        Registries list these as referrers too if they name their subject; the images have them in any case.
+        """
+        children = {child.digest for document in self.documents.values() for child in document.manifests}
+        referrers = {referrer.descriptor.digest: referrer for referrer in self.all_referrers}
+        return [referrer for digest, referrer in referrers.items() if digest not in children]
+
+    @property
     def size(self) -> int:
         """The total size of all blobs in bytes."""
         return sum(blob.size for blob in self.blobs)

@@ -617,5 +617,6 @@ def _is_session_lost(error: NetworkError) -> bool:
 def _is_transient(error: NetworkError) -> bool:
     """Return whether a failed upload is worth a retry: a server error or a broken connection."""
     if isinstance(error, RegistryError):
-        return error.status >= 500 or error.status in {408, 416, 429}
+        # 501 means that the server will never support the request (RFC 9110, section 15.6.2).
+        return (error.status >= 500 and error.status != 501) or error.status in {408, 416, 429}
     return not isinstance(error, PermanentNetworkError)

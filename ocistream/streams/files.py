@@ -99,7 +99,7 @@ def disk_error(operation: str, error: OSError) -> OcistreamError:
     if error.errno == errno.ENOENT:
         hint = next((hint for prefix, hint in _NOT_FOUND_HINTS.items() if operation.startswith(prefix)), None)
         if hint == _PATH_HINT and "*" in operation:
-            hint = "only `ocistream push -i` takes a pattern: name one file"
+            hint = "remove the quotes, or name the files: only `ocistream push -i` takes a pattern in quotes"
         return NotFoundError(f"{operation}: no such file or directory", hint=hint)
     return LocalDiskError(f"{operation}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
 

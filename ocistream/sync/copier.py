@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -167,14 +168,23 @@ class ImageCopier:
             comparison.add_failure(comparison.pending, error)
 
     def list_planned(self, comparison: ImageComparison) -> list[SyncResult]:
-        """Return what would be copied of an image; blobs that earlier images bring along are not counted again."""
+        """Return what would be copied of an image; blobs that earlier images bring along are not counted again.
+
+        A run writes an image to all its destinations at once, so its blobs count for each, even in one registry.
+        """
         results = []
         read_digests: set[str] = set()
+        planned: set[int] = set()
         for destination in comparison.pending:
             if destination.name not in comparison.missing:
                 continue
             graph, blobs = comparison.missing[destination.name]
-            new = [blob for blob in blobs if self._is_new(destination, blob)]
+            if (store := _store_of(destination)) is None:
+                new = blobs
+            else:
+                # Within one registry, a blob of an earlier image is mounted from another repository.
+                new = [blob for blob in blobs if hash((store, blob.digest)) not in self._planned_blobs]
+                planned.update(hash((store, blob.digest)) for blob in new)
             bytes_read = sum(blob.size for blob in new if blob.digest not in read_digests)
             read_digests.update(blob.digest for blob in new)
             results.append(
@@ -185,19 +195,8 @@ class ImageCopier:
                     incomplete=graph.incomplete_indexes,
                 )
             )
+        self._planned_blobs.update(itertools.islice(planned, limits.MAX_TRACKED_BLOBS - len(self._planned_blobs)))
         return results
-
-    def _is_new(self, destination: CopyDestination, blob: Descriptor) -> bool:
-        store = _store_of(destination)
-        if store is None:
-            return True
-        # Within one registry, the blob is mounted from another repository.
-        key = hash((store, blob.digest))
-        if key in self._planned_blobs:
-            return False
-        if len(self._planned_blobs) < limits.MAX_TRACKED_BLOBS:
-            self._planned_blobs.add(key)
-        return True
 
     def _find_missing(
         self, copy_destination: CopyDestination, graph: Graph, source: Source, cancelled: threading.Event

@@ -297,4 +297,4 @@ def _check_locations(table: TomlTable, entry: SyncEntry) -> None:
             raise table.key_error("to", f"{printable(location.text)!r} has a digest, which the image determines")
     texts = [destination.location.text for destination in entry.destinations]
     if len(set(texts)) != len(texts):
-        raise table.key_error("to", "has a location twice")
+        raise table.key_error("to", "has a location twice", "delete one of them")

@@ -55,15 +55,16 @@ class BlobFailure:
 class Findings:
     """What `verify` found. Sizes are in bytes.
 
-    `graph` has the images. `blobs` counts manifests and blobs, `size` is their size. `failures` are those with wrong
-    content. `missing` are manifests and blobs that images need and the source lacks. `omitted` are those that the
-    source omits on purpose. `incomplete` are indexes of which only some platforms were exported; blobs of the others
-    are not in `missing`. `unreferenced` counts blobs that no image needs, `unpacked` layers that were decompressed, and
-    `parts` the parts of blobs that continue in other volumes.
+    `graph` has the images. `blobs` counts manifests and blobs, `manifests` only the manifests of the images, and `size`
+    is the size of all. `failures` are those with wrong content. `missing` are manifests and blobs that images need and
+    the source lacks. `omitted` are those that the source omits on purpose. `incomplete` are indexes of which only some
+    platforms were exported; blobs of the others are not in `missing`. `unreferenced` counts blobs that no image needs,
+    `unpacked` layers that were decompressed, and `parts` the parts of blobs that continue in other volumes.
     """
 
     graph: Graph
     blobs: int = 0
+    manifests: int = 0
     size: int = 0
     unreferenced: int = 0
     unpacked: int = 0
@@ -238,6 +239,7 @@ class _Verification:
         return Findings(
             graph,
             blobs=len(sizes.keys() | manifests.keys()),
+            manifests=len(manifests),
             size=sum((manifests | sizes).values()),
             unreferenced=len(sizes.keys() - referenced),
             unpacked=len(self._checker.plain_layers),

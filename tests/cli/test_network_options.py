@@ -103,6 +103,16 @@ def test_without_the_ca_the_error_names_the_option(
     assertions.failure(result, 7, "the certificate is not trusted", "--ca-cert", "certs.d", "SSL_CERT_FILE")
 
 
+def test_with_the_ca_of_another_host_the_error_names_its_file(
+    mutual: FaultyRegistry, certificate: Certificate, layout: Layout, image: Descriptor
+) -> None:
+    del image
+    result = push(layout, mutual, f"--ca-cert={certificate.file}", env={"SSL_CERT_FILE": None})
+    assertions.failure(
+        result, 7, "the certificate is not trusted", f"  {certificate.file} does not contain the CA of this host\n"
+    )
+
+
 @pytest.mark.uncounted
 def test_private_cas_do_not_replace_ssl_cert_file(
     start: Start, ids: Ids, certificate: Certificate, layout: Layout, image: Descriptor

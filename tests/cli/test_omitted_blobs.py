@@ -306,6 +306,20 @@ class TestCredentials:
 
 
 class TestVerify:
+    def test_pull_and_verify_count_the_same_omitted_blobs(self, releases: Releases, tmp_path: Path) -> None:
+        # The config of the referrer is embedded in its manifest, so an archive always has it.
+        referrer = releases.layout.artifact(b"SBOM", subject=releases.new)
+        seed(releases.layout, referrer, releases.near.host, "app")
+        blobs = {*releases.blobs(releases.new), *releases.blobs(referrer)}
+        (tmp_path / "all.txt").write_text("".join(f"{digest}\n" for digest in blobs))
+        omitting = pulled(releases, tmp_path / "delta.tar", "--have", tmp_path / "all.txt")
+        assertions.success(omitting)
+        (line,) = [line for line in omitting.err.splitlines() if " omitted " in line]
+        verified = ocistream("verify", tmp_path / "delta.tar")
+        assertions.success(verified)
+        assert line.removeprefix("ocistream: ") in verified.lines()
+        assert verified.lines()[-1].startswith(f"ok, but incomplete ({len(blobs) - 1} blobs omitted): ")
+
     @pytest.mark.uncounted
     def test_an_archive_with_omitted_blobs_is_ok(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
@@ -318,7 +332,8 @@ class TestVerify:
             assert (
                 f"omitted 2 blobs, {size} B: in {releases.far.host}/app, so not copied again\n" in result.out.decode()
             )
-            assert result.lines()[-1].startswith("ok, but incomplete (2 blobs omitted): OCI archive, 1 image, 3 blobs")
+            verdict = "ok, but incomplete (2 blobs omitted): OCI archive, 1 image, 1 manifest, 2 blobs"
+            assert result.lines()[-1].startswith(verdict)
         found = json.loads(ocistream("verify", "--json", tmp_path / "delta.tar").out)
         assert (found["ok"], found["missing"]) == (True, [])
         assert {blob["digest"] for blob in found["omitted"]} == releases.shared
@@ -438,7 +453,7 @@ class TestPush:
     ) -> None:
         assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         result = ocistream("copy", tmp_path / "delta.tar", f"oci-archive:{tmp_path / 'x.tar'}:other:1")
-        assertions.failure(result, 6, f"`ocistream pull {releases.near.host}/app:2`", "--have")
+        assertions.failure(result, 6, f"`ocistream pull {releases.near.host}/app:2 -o FILE`", "--have")
         assert "push" not in result.err
 
     @staticmethod

@@ -164,6 +164,19 @@ def test_a_network_failure_keeps_the_partial_file_and_reports_its_path(
     assert document["resumed"] == sum(by_digest.values())
     assert f"resumed {layers[1]} after" in result.err
     assert "resumed from an earlier run" in result.err
+    assert "discarded" not in result.err
+
+
+def test_bytes_of_another_archive_are_discarded_and_this_is_reported(
+    registry: FaultyRegistry, whole: bytes, folder: Path
+) -> None:
+    """The partial file is of the same image under another name: index.json differs."""
+    (folder / ".app.tar.partial").write_bytes(whole[: 2 * MIB].replace(b"app:1", b"app:2"))
+    result = pull(registry, "-o", folder / "app.tar")
+    assertions.success(result)
+    assert (folder / "app.tar").read_bytes() == whole
+    message = "app.tar: discarded 2.1 MB that an earlier run stored: they are not part of this archive"
+    assert message in result.err
 
 
 def test_progress_of_a_resumed_pull_reaches_the_total(

@@ -181,8 +181,11 @@ def test_a_different_name_in_a_second_archive_is_reported(served: FaultyRegistry
     result = ocistream("push", "--to", served.host, "-i", tmp_path / "one", "-i", tmp_path / "two")
     assertions.success(result)
     assert tags(served.host, "app") == ["one"]
-    assert f"the name r.example/app:two in {tmp_path}/two is not used: sha256:" in result.err
-    assert result.err.count("is not used") == 1
+    digest = result.lines()[0].partition("@")[2]
+    assert (
+        f"two archives have the same image, {digest}, with different names: r.example/app:one is used; " in result.err
+    )
+    assert result.err.count(f"r.example/app:two in {tmp_path}/two is not\n") == 1
 
 
 @pytest.mark.parametrize(

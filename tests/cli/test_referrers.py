@@ -18,7 +18,7 @@ from tests.cli import assertions
 from tests.faulty_registry import Fault, FaultyRegistry, Header, Stall, refusal
 from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
 from tests.runner import Result, ocistream, pipe, started_fork
-from tests.signed_image import Signed, cosign_tag, referrer, signed
+from tests.signed_image import ATTESTATION, Signed, cosign_tag, referrer, signed
 
 KINDS = "2 signatures, 1 attestation, 1 SBOM"
 
@@ -59,6 +59,44 @@ def is_all_there(found: Signed, registry: FaultyRegistry, repository: str = "app
 
 def notes(result: Result) -> list[str]:
     return [line for line in result.err.splitlines() if line.startswith("ocistream: not copied: ")]
+
+
+class TestCounts:
+    """An attestation that an index contains counts as its manifest, also if a registry lists it as a referrer."""
+
+    @pytest.fixture
+    def built(self, layout: Layout, served: FaultyRegistry) -> str:
+        """Return the name of an index of two images, each with an attestation in the index and an SBOM beside it."""
+        images = [layout.image([platform.encode()], platform=platform) for platform in ("linux/amd64", "linux/arm64")]
+        inside = [layout.artifact(image["digest"].encode(), kind=ATTESTATION, subject=image) for image in images]
+        registry_http.seed(layout, layout.index([*images, *inside]), served.host, "built", "1")
+        for image in images:
+            registry_http.seed(
+                layout, layout.artifact(b"list of " + image["digest"].encode(), subject=image), served.host, "built"
+            )
+        return f"{served.host}/built:1"
+
+    def test_pull_push_and_copy_name_the_same_referrers(
+        self, built: str, other: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        archive = tmp_path / "built.tar"
+        runs: list[list[str | Path]] = [
+            ["pull", "--all", built, "-o", archive],
+            ["push", "-i", archive, f"{other.host}/built:1"],
+            ["copy", archive, f"oci:{tmp_path / 'layout'}"],
+        ]
+        for argv in runs:
+            assert done(*argv).err.rstrip().endswith(", with 2 SBOMs")
+
+    def test_inspect_and_verify_print_the_same_counts(self, built: str, tmp_path: Path) -> None:
+        archive = tmp_path / "built.tar"
+        done("pull", "--all", built, "-o", archive)
+        counts = "1 image, 2 referrers, 7 manifests, 9 blobs, "
+        for command, location in (("inspect", archive), ("verify", archive), ("verify", built)):
+            assert counts in done(command, location).out.decode().rstrip().splitlines()[-1]
+        inspected = done("inspect", built).out.decode().rstrip().splitlines()[-1]
+        assert inspected.startswith("1 image, 5 manifests, 7 blobs, ")
+        assert inspected.endswith("; 2 referrers not counted")
 
 
 class TestCopied:

@@ -609,7 +609,7 @@ class TestTheFile:
             ("[[sync]]\nfrom = 'a/b'\nto = 'oci-archive:x.tar'", ["to", "is for one image"]),
             ("[[sync]]\nfrom = 'a/b:1'\nto = 'docker-archive:x.tar'", ["to", "docker-archive"]),
             ("[[sync]]\nfrom = '-'\nto = 'a/b'", ["from", "stdin"]),
-            ("[[sync]]\nfrom = 'a/b'\nto = ['c/d', 'c/d']", ["to", "twice"]),
+            ("[[sync]]\nfrom = 'a/b'\nto = ['c/d', 'c/d']", ["to has a location twice", "delete one of them"]),
             (
                 "[[sync]]\nfrom = 'a/b'\nto = 'c/d'\ntags = { versions = 'new' }",
                 ["tags: malformed version range 'new': ", "not a version bound"],
@@ -736,6 +736,19 @@ class TestResults:
         document = json.loads((tmp_path / "result.json").read_text())
         assert [image["bytes"] for image in document["images"]] == sizes
         assert document["bytes"]["fetched"] == planned["bytes"]["fetched"] == sizes[0]
+
+    def test_a_dry_run_counts_each_destination_of_one_registry_or_layout_as_the_run_does(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        text = entry(
+            f"{source.host}/app:2.0", f"{target.host}/one", f"{target.host}/two", "oci:images:a", "oci:images:b"
+        )
+        planned, real = sync(tmp_path, text, "--dry-run"), sync(tmp_path, text)
+        total = r"4 images (?:to copy|copied), (\S+ \S+); (\S+ \S+) (?:are|were) read from the sources"
+        assert re.findall(total, planned.err) == re.findall(total, real.err) != []
+        sizes = {line.split()[1] for line in planned.lines()}
+        assert len(sizes) == 1
+        assert sizes != {"0"}
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -30,6 +30,7 @@ SIZE: Final = 256 * KIB
 WHOLE: Final = 320 * KIB
 NAMES: Final = ["app.000.tar", "app.001.tar", "app.002.tar"]
 ORDERS: Final = list(itertools.permutations(range(3)))
+_ONCE_FOR_EACH: Final = "several inputs are read as one set: run the command once for each"
 #: Orders in which each volume is once the first and once the last.
 SOME_ORDERS: Final = [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
 
@@ -548,9 +549,10 @@ def test_an_archive_and_the_archive_of_its_omitted_blobs_are_combined(
     assert push(target, rest, folder / "directory").code == 0
     seed(layout, layout.image([b"another"]), registry.host, "other", "1")
     assertions.success(ocistream("pull", f"{registry.host}/other:1", "-o", other))
-    assertions.failure(push(target, some, other), 2, f"{registry.host}/app:1", f"{registry.host}/other:1")
+    names = f"{registry.host}/app:1, {registry.host}/other:1"
+    assertions.failure(push(target, some, other), 2, f"has 2 images\n  {_ONCE_FOR_EACH}; their images: {names}\n")
     refused = push(target, some, other, argv=["--image", f"{registry.host}/other:1"])
-    assertions.failure(refused, 6, f"{some} does not list {registry.host}/other:1", "run the command once for each")
+    assertions.failure(refused, 6, f"{some} does not list {registry.host}/other:1", _ONCE_FOR_EACH)
 
 
 @pytest.mark.uncounted

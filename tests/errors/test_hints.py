@@ -147,7 +147,17 @@ _DIGEST = "sha256:" + 64 * "a"
         (["inspect", "nowhere/"], 4, ["cannot read nowhere: no such file or directory", "check the path"]),
         (["pull", "localhost:1/a:1", "--upload=put"], 2, ["No such option", "--upload is an option of push, copy\n"]),
         (["inspect", "oci:nowhere"], 4, ["no such directory", "check the path"]),
-        (["copy", "v.*.tar", "oci:new"], 4, ["no such file", "only `ocistream push -i` takes a pattern"]),
+        (
+            ["copy", "a.tar:app:2", "oci:x"],
+            2,
+            ["'app:2' is not a tag", "for an archive, write oci-archive:a.tar:app:2 or"],
+        ),
+        (
+            ["pull", "localhost:1/a:1", "-o", "localhost:2/b:1"],
+            4,
+            ["localhost:2/b:1: -o takes a path, and there is no", "run `ocistream copy IMAGE localhost:2/b:1`"],
+        ),
+        (["copy", "v.*.tar", "oci:new"], 4, ["no such file", "remove the quotes, or name the files"]),
         (["push", "localhost:1/a:1", "--src-insecure"], 2, ["No such option", "reaches one registry: use --insecure"]),
         (["inspect", "oci:."], 6, ["has no index.json", "name a directory"]),
         (["sync", "nowhere.toml"], 4, ["no such file", "check the path"]),
@@ -403,6 +413,16 @@ def test_a_name_without_a_registry_that_fails_is_explained(
     assertions.failure(ocistream(*argv, "--config", config, cwd=tmp_path), 3 if status == 401 else 4, words)
 
 
+def test_sync_explains_a_destination_without_a_registry(place: Place, tmp_path: Path) -> None:
+    hub = place.start(Fault(refusal(401, "DENIED"), times=None))
+    config = tmp_path / "config.toml"
+    config.write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
+    tmp_path.joinpath("s.toml").write_text(f'[[sync]]\nfrom = "{place.app}"\nto = "synced"\n')
+    result = ocistream("sync", "s.toml", "--config", config, cwd=tmp_path)
+    assert result.code == 3
+    assert "; `to` names Docker Hub: write HOST/synced:1 for another registry, or oci:synced:1 for a " in result.err
+
+
 def test_rm_explains_a_name_without_a_registry(place: Place, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(f'[registry."docker.io"]\nurl = "{place.registry.url}"\n')
@@ -558,6 +578,12 @@ def test_the_error_for_a_key_outside_of_a_table_names_the_table(tmp_path: Path) 
     assertions.failure(result, 2, "unknown key 'jobs'\n", "put options under [defaults]", "allowed: defaults, ")
 
 
+def test_an_option_that_is_misspelt_outside_of_its_table_is_guessed(tmp_path: Path) -> None:
+    tmp_path.joinpath("config.toml").write_text("retrys = 3")
+    result = ocistream("pull", "localhost:1/app:1", "--config", tmp_path / "config.toml")
+    assertions.failure(result, 2, "unknown key 'retrys'\n", "  put options under [defaults]; did you mean retries?\n")
+
+
 def test_the_error_for_yaml_says_that_it_is_not_toml(tmp_path: Path) -> None:
     tmp_path.joinpath("s.yml").write_text("registry.test:\n  images: {}\n")
     assertions.failure(ocistream("sync", "s.yml", cwd=tmp_path), 2, "is not TOML", "this seems to be YAML")
@@ -623,6 +649,14 @@ def test_the_error_for_blobs_that_both_sides_lack_names_the_image(place: Place, 
     (tmp_path / "miss.tar").write_bytes(tar_of(items))
     result = ocistream("push", "-i", "miss.tar", f"{place.start().host}/new:1", cwd=tmp_path)
     assertions.failure(result, 6, f"has {digest}, for app of miss.tar\n  get the complete image\n")
+
+
+def test_how_to_get_omitted_blobs_for_a_layout_is_a_complete_command(place: Place, tmp_path: Path) -> None:
+    digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
+    assertions.success(ocistream("pull", place.app, "--only", digest, "-o", "part.tar", cwd=tmp_path))
+    result = ocistream("copy", "part.tar", "oci:new", cwd=tmp_path)
+    hint = f"get the complete image with `ocistream pull {place.app} -o FILE` (archives that --have or --base wrote"
+    assertions.failure(result, 6, f"  {hint} lack blobs)\n")
 
 
 def test_the_error_for_one_missing_image_of_several_lists_its_tags(place: Place) -> None:
@@ -713,6 +747,17 @@ def test_images_of_one_name_are_chosen_by_their_digests(layout: Layout, tmp_path
     result = ocistream("push", "-i", layout.path, "localhost:1/app:1", cwd=tmp_path)
     digests = ", ".join(image["digest"] for image in images)
     assertions.failure(result, 2, "has 2 images\n", f"choose one with --image, by its digest: {digests}\n")
+
+
+def test_archives_of_different_images_of_one_name_need_a_command_each(tmp_path: Path) -> None:
+    images = [Layout(tmp_path / name).image([name.encode()], name="r.example/app:1") for name in ("one", "two")]
+    digests = ", ".join(image["digest"] for image in images)
+    for argv, said in (
+        (["localhost:1/app:1"], "the combination of one and two has 2 images\n"),
+        (["--to", "localhost:1"], "would both become localhost:1/app:1\n"),
+    ):
+        result = ocistream("push", "-i", "one", "-i", "two", *argv, cwd=tmp_path)
+        assertions.failure(result, 2, said, f"run the command once for each; their images: {digests}\n")
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ QUIRKS: Final[dict[int, Statement]] = {
         "ECR",
     ),
     29: Statement("Any request may get 429, with seconds, a date or no Retry-After", "Hub, GHCR; Quay"),
-    30: Statement("Retry 408, 5xx and broken connections, but not other errors", "all of them"),
+    30: Statement("Retry 408, 5xx except 501, and broken connections, but not other errors", "all of them"),
     31: Statement(
         "Without OCI-Subject or the referrers API, the tag sha256-<hex> lists the referrers of an image",
         "GHCR, GitLab, Nexus; distribution-spec 1.1",

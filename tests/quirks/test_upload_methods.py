@@ -143,6 +143,15 @@ def test_after_a_refused_put_of_a_small_blob_all_later_blobs_are_streamed(
     assert is_stored(registry, layout, *layout.read(image["digest"])["layers"])
 
 
+@quirk(30)
+@both_ways
+def test_a_server_that_will_never_open_an_upload_is_asked_once(how: How, pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(501), "POST", times=None)]
+    used.push(how, code=7, says=": 501 ")
+    assert used.methods() == ["POST"]
+
+
 @quirk(60)
 @both_ways
 def test_no_upload_is_opened_for_a_small_blob_with_a_wrong_digest(how: How, pushes: MakePushes) -> None:

@@ -188,9 +188,18 @@ def _format_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _document_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    referrers = 0
+    # Digests of referrers that are listed, and of those that are described: a registry only lists them.
+    listed: set[str] = set()
+    included: set[str] = set()
     for image in document["images"]:
         yield from _manifest_lines(image, printable(image["name"] or "(no name)"), "")
         yield ""
+        referrers += image["name"] is None and "subject" in image
+        for manifest in _walk(image):
+            listed.update(referrer["digest"] for referrer in manifest.get("referrers", ()))
+            if "subject" in manifest:
+                included.add(manifest.get("digest", ""))
     # Their digests are in the lines of the images.
     if not_exported := sum("notExported" in descriptor for descriptor in document["missing"]):
         yield f"{format_count(not_exported, 'missing digest')} not exported (`docker save` omits other platforms)"
@@ -199,11 +208,23 @@ def _document_lines(document: Mapping[str, Any]) -> Iterator[str]:
             note = f" ({printable(descriptor['omitted'])})" if "omitted" in descriptor else ""
             yield f"missing {descriptor['digest']}{note}"
     totals = document["totals"]
-    parts = [format_count(totals[f"{noun}s"], noun) for noun in ("image", "manifest", "blob")]
+    parts = [format_count(totals["images"] - referrers, "image")]
+    if referrers:
+        parts.append(format_count(referrers, "referrer"))
+    parts += [format_count(totals[f"{noun}s"], noun) for noun in ("manifest", "blob")]
     line = f"{', '.join(parts)}, {format_size(totals['bytes'])}"
     if saved := totals["bytesUnshared"] - totals["bytes"]:
         line += f" ({format_size(saved)} saved by sharing)"
+    if count := len(listed - included):
+        line += f"; {format_count(count, 'referrer')} not counted"
     yield line
+
+
+def _walk(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a manifest and those below it."""
+    yield manifest
+    for child in manifest.get("manifests", ()):
+        yield from _walk(child)
 
 
 def _manifest_lines(manifest: Mapping[str, Any], title: str, indent: str) -> Iterator[str]:

@@ -26,8 +26,8 @@ from ocistream.cli.options import (
 from ocistream.cli.parameter_types import FilePath, WholeNumber, describe_missing_key, parse_image
 from ocistream.cli.standard_streams import resolve_stdout
 from ocistream.cli.transfers import run_plan
-from ocistream.errors import InvalidNameError, UsageError
-from ocistream.locations import Location, parse_local_location
+from ocistream.errors import InvalidNameError, NotFoundError, UsageError
+from ocistream.locations import Location, is_layout_destination, is_missing_image, parse_local_location, path_of
 from ocistream.oci.reference import printable
 from ocistream.streams import paths
 
@@ -138,12 +138,25 @@ def pull(
 def parse_output(output: str, kind: str | None) -> Location:
     """Return the location of -o and --format, which overrides what a path looks like."""
     location = resolve_stdout(parse_local_location(output))
+    _check_not_image(location)
     if kind is None:
         return location
     if location.kind not in {"path", kind}:
         msg = f"-o {printable(output)} contradicts --format {kind}"
         raise UsageError(msg, hint="omit one of them")
     return replace(location, kind=kind)
+
+
+def _check_not_image(location: Location) -> None:
+    """Raise NotFoundError for a path such as `localhost:5000/app:1`, unless its directory exists."""
+    if location.kind == "path" and is_missing_image(location) and not is_layout_destination(location):
+        folder = path_of(location).parent
+        if not paths.exists(folder):
+            shown = printable(location.text, 1024)
+            msg = f"cannot write {shown}: -o takes a path, and there is no directory {printable(str(folder), 1024)}"
+            raise NotFoundError(
+                msg, hint=f"to write to a registry, run `ocistream copy IMAGE {shown}`; for a file, use mkdir -p first"
+            )
 
 
 def check_from_byte(location: Location, split: int) -> None:

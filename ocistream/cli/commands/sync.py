@@ -16,7 +16,7 @@ import click
 from ocistream.api.options import FOR_ONE_RUN, SELECTION, RegistryOptions
 from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
-from ocistream.cli.error_hints import add_sync_hint
+from ocistream.cli.error_hints import add_sync_hint, describe_hub_destination
 from ocistream.cli.option_hints import build_sync_hint_translator
 from ocistream.cli.options import Option, RunOptions, command, group_options, transfer_options
 from ocistream.cli.parameter_types import FilePath
@@ -47,7 +47,7 @@ _REPORT_TIMEOUT: Final = 5.0
 
 @command
 @click.argument("file", metavar="FILE", type=FilePath(path_type=Path))
-@group_options(RunOptions, "dry_run")
+@group_options(RunOptions, "dry_run", help_text="Print the images and bytes that would be copied; change nothing.")
 @click.option(
     "--shard",
     "part",
@@ -238,11 +238,12 @@ class _OutcomeReporter:
         if outcome.error is not None:
             error = outcome.error
             add_sync_hint(error, outcome.source)
+            hints = filter(None, (error.hint, describe_hub_destination(error, outcome.destination)))
             # The cause need not name the source again, unless its digest follows in parentheses.
             repeated = f"{outcome.source} "
             cause = error.message if error.message.startswith(f"{repeated}(") else error.message.removeprefix(repeated)
             message = f"{printable(outcome.source)} to {printable(outcome.destination)}: {cause}"
-            self._context.console.error(message, hint=error.hint, code=error.exit_code)
+            self._context.console.error(message, hint="; ".join(hints) or None, code=error.exit_code)
             self.exit_code = self.exit_code or error.exit_code
         elif self._dry_run:
             action = "copy" if outcome.status == "to copy" else outcome.status

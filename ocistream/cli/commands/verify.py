@@ -202,10 +202,12 @@ def _format_counts(result: VerifyResult) -> list[str]:
     findings = result.findings
     referrers = sum(1 for root in findings.graph.roots if result.subject(root))
     parts = [format_count(len(findings.graph.roots) - referrers, "image")]
-    referrers += sum(1 for _ in findings.graph.all_referrers)
+    referrers += len(findings.graph.separate_referrers)
     if referrers:
         parts.append(format_count(referrers, "referrer"))
-    parts += [format_count(findings.blobs, "blob"), format_size(findings.size)]
+    if findings.manifests:
+        parts.append(format_count(findings.manifests, "manifest"))
+    parts += [format_count(findings.blobs - findings.manifests, "blob"), format_size(findings.size)]
     if findings.unreferenced:
         parts.append(f"{format_count(findings.unreferenced, 'blob')} that no image needs")
     if findings.unpacked:
