@@ -169,7 +169,7 @@ class MirroredRepository:
             referrers = candidate.repository.list_referrers(digest)
             return referrers if referrers.descriptors or referrers.incomplete_reason else None
 
-        answer = self._find_in_any(ask, by_digest=True)
+        answer = self._find_in_any(ask, by_digest=True, wanted="more referrers (signatures, SBOMs)")
         if answer is None:
             return ReferrerList()
         candidate, referrers = answer
@@ -186,14 +186,14 @@ class MirroredRepository:
             OcistreamError: the error of the registry itself, if no mirror answered.
         """
         answer = self._find_in_any(
-            lambda candidate: candidate.repository.find_digest(target), by_digest=is_digest(target)
+            lambda candidate: candidate.repository.find_digest(target), by_digest=is_digest(target), wanted=target
         )
         return None if answer is None else answer[1]
 
     def _find_in_any(
-        self, ask: Callable[[PullCandidate], _T | None], *, by_digest: bool
+        self, ask: Callable[[PullCandidate], _T | None], *, by_digest: bool, wanted: str
     ) -> tuple[PullCandidate, _T] | None:
-        """Return the first answer that is not None, and the location that gave it.
+        """Return the first answer that is not None, and the location that gave it. `wanted` is for messages.
 
         An empty answer of a mirror proves little: few mirrors implement the referrers API, and a cache has only what
         was requested before. So the registry itself is asked too. If a mirror answered and the registry is unreachable,
@@ -208,7 +208,8 @@ class MirroredRepository:
                 result = ask(self._quick_candidate if is_own and has_answer else candidate)
             except CANDIDATE_FAILURES as error:
                 if has_answer and is_own and isinstance(error, NetworkError):
-                    self._health.mark_unreachable(candidate.pull_source, f"{error.message}; the registry may have more")
+                    message = f"{error.message}; the registry may have {wanted}"
+                    self._health.mark_unreachable(candidate.pull_source, message)
                     break
                 self.record_failure(candidate, error)
             else:

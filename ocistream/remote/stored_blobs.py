@@ -126,7 +126,11 @@ class _RepositoryBlobs:
     def list_digests(self) -> set[str]:
         from ocistream.registry.tags import list_tags
 
-        tag_list = list_tags(self._repository(self._reference.repository))
+        try:
+            tag_list = list_tags(self._repository(self._reference.repository))
+        except NotFoundError as error:
+            error.hint = f"{error.hint}; before the first push, copy without --have"
+            raise
         if tag_list.incomplete_reason:
             self._warn(f"{self.origin} has further tags, which are not read: {tag_list.incomplete_reason}")
         references = [replace(self._reference, tag=tag) for tag in sorted(tag_list.tags)]

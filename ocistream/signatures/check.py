@@ -69,15 +69,15 @@ class ImageSignature:
     """Whether an image is signed: by which `signers`, or the `problem`.
 
     `names` are the names that signers wrote into valid signatures. They prove nothing about the registry.
-    `is_rejected` says that the policy rejects the image with any signatures. `is_local` says that an archive or a
-    layout has the image, whose signatures may not have been copied into it.
+    `rule` is the rule of the policy that the image does not meet. `is_local` says that an archive or a layout has the
+    image, whose signatures may not have been copied into it.
     """
 
     root: Root
     signers: tuple[Signer, ...] = ()
     names: tuple[str, ...] = ()
     problem: str | None = None
-    is_rejected: bool = False
+    rule: TrustRule | None = None
     is_local: bool = False
 
     def document(self) -> dict[str, Any]:
@@ -104,11 +104,14 @@ class ImageSignature:
         else:
             shown = f"{printable(name)} ({digest})" if name else digest
         others = f" (and {more} more)" if more else ""
-        return IntegrityError(f"{shown}: no valid signature: {self.problem}{others}", hint=self._hint())
+        if self.rule is not None and self.rule.rejects:
+            return IntegrityError(f"{shown}: {self.problem}{others}", hint=self._hint())
+        rule = f'; the rule [trust."{printable(self.rule.prefix)}"] requires a signature' if self.rule else ""
+        return IntegrityError(f"{shown}: no valid signature: {self.problem}{rule}{others}", hint=self._hint())
 
     def _hint(self) -> str | None:
         """Return what to sign, or what to check instead."""
-        if self.is_rejected:
+        if self.rule is not None and self.rule.rejects:
             return 'it is the rule "reject" of [trust]; `ocistream config show IMAGE` prints it'
         if self.problem == _NO_SIGNATURE:
             return self._unsigned_hint()
@@ -116,7 +119,8 @@ class ImageSignature:
             return "check the permissions of your login"
         if (self.problem or "").startswith(_NOT_READ):
             return "copy the image with its signatures again from the registry in which it was signed, or sign it again"
-        return _HINTS.get(self.problem or "")
+        shows_rule = "`ocistream config show IMAGE` prints the rule" if self.rule is not None else None
+        return _HINTS.get(self.problem or "", shows_rule)
 
     def _unsigned_hint(self) -> str:
         if self.is_local:
@@ -322,14 +326,14 @@ class SignatureCheck:
         """Check a root against the signers, and against each rule that holds for it."""
         if (rejection := self._find_rejection(root)) is not None:
             problem = f"the configuration rejects the images of {printable(rejection.prefix)}"
-            return ImageSignature(root, problem=problem, is_rejected=True)
-        required = [frozenset(self._signers)] if self._signers else []
-        required += [frozenset(rule.signers) for rule in self._rules.get(id(root), ()) if rule.signers]
+            return ImageSignature(root, problem=problem, rule=rejection)
+        required: list[tuple[TrustRule | None, Iterable[Signer]]] = [(None, self._signers)] if self._signers else []
+        required += [(rule, rule.signers) for rule in self._rules.get(id(root), ()) if rule.signers]
         signers, names = dict[Signer, None](), dict[str, None]()
-        for allowed in required:
-            result = self._check_signers(graph, root, allowed)
+        for rule, allowed in required:
+            result = self._check_signers(graph, root, frozenset(allowed))
             if result.problem:
-                return result
+                return replace(result, rule=rule)
             signers.update(dict.fromkeys(result.signers))
             names.update(dict.fromkeys(result.names))
         return ImageSignature(root, tuple(signers), tuple(names))

@@ -54,6 +54,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--zipapp", type=Path, metavar="FILE", help="default: made by scripts/zipapp")
     parser.add_argument("base", nargs="?", default=_BASE, metavar="BASE", help=f"default: {_BASE}")
     options = parser.parse_args(arguments)
+    try:
+        _make_image(options)
+    except subprocess.CalledProcessError as error:
+        # The program has printed its error.
+        return error.returncode
+    return 0
+
+
+def _make_image(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         zipapp = options.zipapp or _make_zipapp(folder / "ocistream.pyz")
@@ -69,7 +78,6 @@ def main(arguments: Sequence[str]) -> int:
         target = f"oci-archive:{options.output}:ocistream:{version}"
         subprocess.run([*copy, f"oci:{layout}:ocistream", target], stdout=subprocess.DEVNULL, check=True)
         subprocess.run([*ocistream, "verify", "--deep", options.output], check=True)
-    return 0
 
 
 def _make_zipapp(path: Path) -> Path:

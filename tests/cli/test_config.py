@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.certificates import Certificate
 from tests.cli import assertions
 from tests.runner import Result, ocistream
 
@@ -82,11 +83,12 @@ def test_show_prints_the_settings_of_one_command(user: User) -> None:
     assert settings["progress"] == {"value": "auto", "origin": "built in", "where": None}
     assert "cache" not in settings
     assert "output" not in settings
-    assertions.failure(user.run("show", "pul"), 2, "'pul' is not a command", "pull, push")
+    assertions.failure(user.run("show", "pul"), 2, "'pul' is neither a command nor an image", "pull, push")
+    assertions.failure(user.run("show", "a.example:5000"), 2, "neither a command nor an image", "HOST/REPO[:TAG]")
 
 
-def test_the_output_of_show_is_an_equivalent_file(user: User) -> None:
-    user.write(".config/ocistream/ca.pem")
+def test_the_output_of_show_is_an_equivalent_file(user: User, certificate: Certificate) -> None:
+    user.write(".config/ocistream/ca.pem", certificate.file.read_text(), certificate.key_file.read_text())
     user.configure(
         "[defaults]",
         "jobs = 8",
@@ -180,6 +182,27 @@ def test_registries_are_shown_without_secrets(user: User) -> None:
     assert "\n# certificates: ~/.config/containers/certs.d/c.example:5000\n" in shown
     assert "\n# ~/.config/containers/registries.conf\n#   prefix = " in shown
     assert set(tomllib.loads(shown)["registry"]) == {"a.example", "b.example", "c.example:5000"}
+
+
+def test_show_names_the_variable_that_is_not_set(user: User) -> None:
+    user.configure('[registry."a.example"]', 'credentials = "env:CI"')
+    assert "\n# credentials: none (CI_USERNAME is not set)\n" in user.show() + "\n"
+    user.write(".docker/config.json", json.dumps({"auths": {"a.example": {"auth": "bWU6c2VjcmV0"}}}))
+    assert "\n# credentials: ~/.docker/config.json (CI_USERNAME is not set)\n" in user.show() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "reason"),
+    [
+        ('[registry."a.example"]', 'ca-cert = "bad.pem"', "has no CA certificate, or a malformed one"),
+        ('[registry."a.example"]', 'client-cert = "bad.pem"', "is not a client certificate with its key"),
+        ('[trust."a.example"]', 'keys = ["bad.pem"]', "cannot be used as a key"),
+    ],
+)
+def test_check_reads_certificates_and_keys(user: User, table: str, line: str, reason: str) -> None:
+    bad = user.write(".config/ocistream/bad.pem", "nonsense")
+    file = user.configure(table, line)
+    assertions.failure(user.run("check"), 2, f"{file}: {table}: {bad} {reason}")
 
 
 def test_check_finds_mistakes_for_all_commands(user: User) -> None:

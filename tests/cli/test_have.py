@@ -115,6 +115,10 @@ class TestRegistries:
         by_digest = f"{served.host}/app@{image['digest']}"
         assert listed(ocistream("have", by_digest), by_digest) == needed
 
+    def test_a_repository_that_does_not_exist_yet(self, served: FaultyRegistry) -> None:
+        result = ocistream("have", f"{served.host}/new")
+        assertions.failure(result, 4, f"{served.host}/new not found", "before the first push, copy without --have")
+
     def test_referrers_are_listed_too(self, layout: Layout, served: FaultyRegistry) -> None:
         image = small_image(layout)
         seed(layout, image, served.host, "app", "v1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import ocistream
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, small_image, tar_layer
 from tests.interop.program_image import podman_run, python_image
-from tests.package.conftest import run
+from tests.package.conftest import ROOT, run
 from tests.peers import Dockerd, Tools
 from tests.registry_http import seed
 
@@ -98,6 +99,19 @@ def test_the_image_is_configured_to_run_without_root(made: Path) -> None:
         home, program = files["home/ocistream"], files["usr/local/bin/ocistream"]
         assert (home.isdir(), home.uid, home.mode) == (True, 65532, 0o755)
         assert program.mode == 0o755
+
+
+def test_a_base_of_several_images_is_refused_with_one_error(layout: Layout, tmp_path: Path) -> None:
+    for size in (5_000, 6_000):
+        layout.image([size], name=f"base:{size}")
+    program = tmp_path / "ocistream.py"
+    program.write_text("import runpy; runpy.run_module('ocistream', run_name='__main__')")
+    words = ["--output", str(tmp_path / "made.tar"), "--zipapp", str(program), f"oci:{layout.path}"]
+    argv = [sys.executable, "-m", "scripts.release.image", *words]
+    result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("ocistream: error: "), result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
 
 
 def podman_with(archive: Path, tools: Tools) -> Callable[..., str]:

@@ -282,4 +282,4 @@ def test_an_unreachable_registry_is_asked_for_referrers_only_once(mirrored: Make
     out = used.mover.folder / "out"
     result = used.mover.run("copy", used.name, f"oci:{out}", "--platform", "all", *used.configure())
     assert len(used.registry.requests) == 2, "one request, with the attempts of a mirror"
-    assert result.err.count("the registry may have more") == 1
+    assert result.err.count("the registry may have more referrers (signatures, SBOMs)") == 1

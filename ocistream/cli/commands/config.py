@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from ocistream.cli.settings import (
     read_settings,
     warn_unused_variables,
 )
-from ocistream.errors import InvalidNameError, NotFoundError, UsageError
+from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UsageError
 from ocistream.locations import is_missing_image, parse_location
 from ocistream.oci.reference import parse_reference, parse_registry, printable
 from ocistream.signatures.signers import Identity, PublicKey
@@ -102,8 +103,8 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
         click.echo(json.dumps(setting, indent=2) if as_json else "\n".join(_format_trust(rule)))
         return
     if of is not None and of not in _CONFIGURABLE_COMMANDS:
-        msg = f"{printable(of)!r} is not a command"
-        raise UsageError(msg, hint=f"available: {', '.join(_CONFIGURABLE_COMMANDS)}")
+        msg = f"{printable(of)!r} is neither a command nor an image"
+        raise UsageError(msg, hint=f"write an image as HOST/REPO[:TAG]; commands: {', '.join(_CONFIGURABLE_COMMANDS)}")
     table = read_configuration_file(config_file, os.environ)
     warn_unused_variables(console, os.environ, find_credential_variables(table))
     view = _SettingsView(table, of)
@@ -124,11 +125,28 @@ def _check_file(console: Console, of: str | None, config_file: str | None) -> No
         console.info("no configuration file found")
         return
     from ocistream.config.config_toml import parse_host_rules, parse_trust_policy
+    from ocistream.http.settings import TlsSettings
+    from ocistream.http.tls import check_tls_files
 
     check_all_defaults(table, {name: load_command(name) for name in _CONFIGURABLE_COMMANDS})
-    parse_host_rules(table)
-    parse_trust_policy(table)
+    for host, rule in parse_host_rules(table).items():
+        with _name_table(f"{table.label}: [registry.{_format_toml(host)}]"):
+            check_tls_files(TlsSettings(rule.settings.ca_files, rule.settings.client_certificates))
+    for prefix, trust_rule in parse_trust_policy(table).rules.items():
+        with _name_table(f"{table.label}: [trust.{_format_toml(prefix)}]"):
+            for signer in trust_rule.signers:
+                signer.read()
     console.info(f"{table.label} is valid")
+
+
+@contextlib.contextmanager
+def _name_table(label: str) -> Iterator[None]:
+    """Name the table of a configuration file in the error of a file that the table names."""
+    try:
+        yield
+    except OcistreamError as error:
+        error.message = f"{label}: {error.message}"
+        raise
 
 
 class _SettingsView:
@@ -194,8 +212,7 @@ class _SettingsView:
                 yield f"{key} = {_format_toml(value)}   # file {_short_path(self._file_name)}"
             if (directory := self._certificate_folder(host)) is not None:
                 yield f"# certificates: {_short_path(directory)}"
-            sources = self._keychain.sources(host)
-            yield f"# credentials: {printable(', else '.join(sources), 1024) or 'none'}"
+            yield f"# credentials: {self._describe_credentials(host)}"
         # A table without keys of its own comes first.
         for number, rule in enumerate(sorted(self._trust, key=lambda rule: bool(rule.signers))):
             lines = _format_trust(rule)
@@ -268,6 +285,14 @@ class _SettingsView:
         if rule.credentials is not None:
             values["credentials"] = str(rule.credentials)
         return values
+
+    def _describe_credentials(self, host: str) -> str:
+        """Return the places that have credentials of a host, and the variable of our file that is not set."""
+        shown = printable(", else ".join(self._keychain.sources(host)), 1024) or "none"
+        source = self._host_rule(host).credentials
+        if source is None or source.kind != "env" or os.environ.get(variable := f"{source.name}_USERNAME"):
+            return shown
+        return f"{shown} ({variable} is not set)"
 
     def _certificate_folder(self, host: str) -> str | None:
         from ocistream.config.certs_d import find_certs_directory
