@@ -83,8 +83,8 @@ def test_show_prints_the_settings_of_one_command(user: User) -> None:
     assert settings["progress"] == {"value": "auto", "origin": "built in", "where": None}
     assert "cache" not in settings
     assert "output" not in settings
-    assertions.failure(user.run("show", "pul"), 2, "'pul' is neither a command nor an image", "pull, push")
-    assertions.failure(user.run("show", "a.example:5000"), 2, "neither a command nor an image", "HOST/REPO[:TAG]")
+    assertions.failure(user.run("show", "pul"), 2, "'pul' is not a command or an image", "pull, push")
+    assertions.failure(user.run("show", "a.example:5000"), 2, "is not a command or an image", "HOST/REPO[:TAG]")
 
 
 def test_the_output_of_show_is_an_equivalent_file(user: User, certificate: Certificate) -> None:

@@ -103,7 +103,7 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
         click.echo(json.dumps(setting, indent=2) if as_json else "\n".join(_format_trust(rule)))
         return
     if of is not None and of not in _CONFIGURABLE_COMMANDS:
-        msg = f"{printable(of)!r} is neither a command nor an image"
+        msg = f"{printable(of)!r} is not a command or an image"
         raise UsageError(msg, hint=f"write an image as HOST/REPO[:TAG]; commands: {', '.join(_CONFIGURABLE_COMMANDS)}")
     table = read_configuration_file(config_file, os.environ)
     warn_unused_variables(console, os.environ, find_credential_variables(table))
