@@ -227,10 +227,10 @@ class JoinedSource:
         for entry in entries:
             name = entry_name_of(entry)
             if name is not None and name not in names.get(entry.digest, [name]):
-                used = ", ".join(printable(used_name) for used_name in names[entry.digest] if used_name) or "no name"
+                used = ", ".join(printable(used_name) for used_name in names[entry.digest] if used_name)
                 notices.notify(
-                    f"two archives have the same image, {entry.digest}, with different names: {used} is used; "
-                    f"{printable(name)} in {printable(text)} is not"
+                    f"two archives have the same image, {entry.digest}, with different names: "
+                    f"{used or 'the image without a name'} is used; {printable(name)} in {printable(text)} is not"
                 )
 
     def _add_volume(self, text: str, source: ArchiveFileSource, volume: Volume) -> None:

@@ -150,14 +150,16 @@ def report_dry_run(console: Console, plan: CopyPlan, report: Report, images: Seq
     report_skipped_referrers(console, report.graph.skipped_referrers)
 
 
-def _report_image_ids(console: Console, report: Report, images: Iterable[ImageResult], *, printed: bool) -> None:
-    """Print the image ID that `docker images` will show for each image of a docker-archive.
+def _report_image_ids(console: Console, report: Report, images: Sequence[ImageResult], *, printed: bool) -> None:
+    """Print the image ID that `docker images` will show for each image of a docker-archive, and that digests change.
 
     `printed` says that the result lines are on stdout: some of them already have the image ID.
     """
     for root, image in zip(report.graph.roots, images, strict=True):
         if not (printed and image.digest is None):
             console.info(f"{printable(root.name or image.name, _MAX_NAME)}: image ID {image.image_id}")
+    if any(image.digest is not None for image in images):
+        console.info("a docker-archive has no manifests: a push from it gives other digests")
 
 
 def _describe_conversion(plan: CopyPlan) -> str:

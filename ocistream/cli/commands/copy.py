@@ -71,12 +71,11 @@ def copy(context: CommandContext, source: str, destination: str, *, via: str | N
 
     SRC and DST are images, paths, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`, or - for
     an archive on stdin or stdout. Text is a path if it starts with /, ./, ../ or ~/, if it ends in / or .tar (or .tgz,
-    .tar.gz, .tar.zst), or if such a file or directory exists. Other text is an image, and
-    docker://NAME always is.
+    .tar.gz, .tar.zst), or if such a file or directory exists. Other text is an image, and docker://NAME always is.
 
-    Within one registry, blobs are mounted, not sent. Uncompressed layers that `docker save` wrote become gzip. With
-    --via, the remote side uses its own credentials and CAs for DST. --have, --base and --only need an OCI archive or a
-    layout as DST.
+    Within one registry, blobs are mounted, not sent. Uncompressed layers of a docker-archive or `docker save` become
+    gzip. With --via, the remote side uses its own credentials and CAs for DST. --have, --base and --only need an OCI
+    archive or a layout as DST.
 
     Registry and TLS options apply to both sides, --src-... and --dest-... to one. A user name is for one registry: with
     two, use --src-username and --dest-username.

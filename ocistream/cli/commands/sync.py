@@ -65,8 +65,8 @@ def sync(context: CommandContext, file: Path, part: str) -> None:
     """Copy the images that a TOML FILE lists, but only what differs.
 
     A failure does not stop the other images; the exit code is that of the first failure. Re-run an interrupted command
-    to continue. No tag is deleted. docs/sync.md lists all keys. Each [[sync]] table of FILE copies a repository or an
-    image; the last example is such a file.
+    to continue. No tag is deleted. Each [[sync]] table of FILE copies a repository or an image; the last example is
+    such a file. The project's page docs/sync.md lists all keys.
 
     \b
     ocistream sync images.toml

@@ -74,7 +74,8 @@ def verify(
 
     Every blob is hashed, and every image must be complete. The last line begins with `ok`, or with `NOT ok`: exit code
     5 for wrong bytes or no valid signature, 6 for missing or malformed content. If an archive of `pull --have`, or one
-    volume, omits blobs on purpose, the line begins with `ok, but incomplete`, and the exit code is 0.
+    volume, omits blobs on purpose, the line begins with `ok, but incomplete`, and the exit code is 0. Platforms that
+    `docker save` did not export are only counted.
 
     LOCATION is a path, or the name of an image with its registry's host, such as docker.io/library/nginx:1. Several
     files are verified as volumes of one archive: run `verify` once for each separate archive.
