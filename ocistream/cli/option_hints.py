@@ -24,7 +24,7 @@ SIDES: Final = {"src": "source", "dest": "destination"}
 #: Options of one registry that a hint may name.
 _OPTION_IN_HINT: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
 #: A command to run now, not a mention of stored logins that are ignored.
-_LOGIN_IN_HINT: Final = re.compile(r"(?:^|; `)ocistream login ")
+_LOGIN_IN_HINT: Final = re.compile(r"(?:^|; `)ocistream login [^\s`]+")
 _SYNC_FILE_TABLE: Final = '[registry."HOST"] of the sync file'
 
 
@@ -88,4 +88,4 @@ def add_login_options(hint: str, auth_file: Path | None, options: RegistryOption
         )
         if path
     ]
-    return _LOGIN_IN_HINT.sub(lambda match: " ".join([match[0].rstrip(), *added, ""]), hint)
+    return _LOGIN_IN_HINT.sub(lambda match: " ".join([match[0], *added]), hint)

@@ -164,7 +164,9 @@ def _certificate_hint(cause: ssl.SSLCertVerificationError, ca_files: Sequence[st
     if hint != _OWN_CA_HINT or not ca_files:
         return hint
     shown = " and ".join(printable(path, 1024) for path in ca_files)
-    return f"{shown} {'do' if ca_files[1:] else 'does'} not contain the CA of this host"
+    return (
+        f"{shown} {'do' if ca_files[1:] else 'does'} not contain the CA of this host: give its CA with --ca-cert FILE"
+    )
 
 
 def network_error(

@@ -107,9 +107,9 @@ def test_an_authfile_replaces_other_credential_files(user: User) -> None:
         {"DOCKER_AUTH_CONFIG": user.auth_file.read_text()},
     ]
     for env in others:
-        hint = f"\n  ocistream login --authfile {empty} {user.registry.host}\n"
+        hint = f"\n  ocistream login {user.registry.host} --authfile {empty}\n"
         assertions.failure(user.pull("--authfile", empty, **env), 3, "none were found", hint)
-    hint = f"\n  ocistream login --plain-http --insecure --authfile {empty} {user.registry.host}\n"
+    hint = f"\n  ocistream login {user.registry.host} --plain-http --insecure --authfile {empty}\n"
     assertions.failure(user.pull("--authfile", empty, "--insecure", "--plain-http"), 3, "none were found", hint)
     assert {request.headers["Authorization"] for request in user.registry.requests} == {None}
 

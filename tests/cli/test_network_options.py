@@ -109,7 +109,10 @@ def test_with_the_ca_of_another_host_the_error_names_its_file(
     del image
     result = push(layout, mutual, f"--ca-cert={certificate.file}", env={"SSL_CERT_FILE": None})
     assertions.failure(
-        result, 7, "the certificate is not trusted", f"  {certificate.file} does not contain the CA of this host\n"
+        result,
+        7,
+        "the certificate is not trusted",
+        f"  {certificate.file} does not contain the CA of this host: give its CA with --ca-cert FILE\n",
     )
 
 

@@ -70,7 +70,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
 @all_platforms_option
 @group_options(CopyOptions, "no_referrers", "require_signature")
 @identity_options
-@compression_options("Without it, uncompressed layers of docker-archives become gzip.")
+@compression_options("Without it, plain docker-archive layers become gzip.")
 @upload_options
 @credential_options
 @transfer_options
