@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from ocistream import limits
+from ocistream import limits, notices
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.digest import size_error
@@ -26,6 +26,7 @@ from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import ConfigChecker, can_be_json_object, not_json_error, record_chunks
 from ocistream.transfer.incomplete_indexes import limit_to_exported
 from ocistream.transfer.interfaces import NullObserver
+from ocistream.transfer.layer_checks import find_diff_id_errors, media_type_error
 from ocistream.transfer.verified_blobs import BlobProgress, read_verified
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class _Verification:
                 self._checker.errors.setdefault(blob.digest, size_error(blob, read_size))
         self._check_early_configs(configs, graph)
         if self._deep:
-            self._check_diff_ids(graph)
+            self._check_layers(graph)
         missing_blobs = [
             blob for blob in graph.blobs if blob.digest not in self._checker.sizes and blob.digest not in graph.embedded
         ]
@@ -251,35 +252,22 @@ class _Verification:
             failures=[BlobFailure(digest, error) for digest, error in self._checker.errors.items()],
         )
 
-    def _check_diff_ids(self, graph: Graph) -> None:
-        for manifest, document in graph.images():
-            config = document.config
-            if config is None or not is_image(document) or config.digest in self._checker.errors:
-                continue
-            diff_ids = self._diff_ids.get(config.digest)
-            if diff_ids is None:
-                # The config is missing, which is reported already.
-                continue
-            if len(diff_ids) != len(document.layers):
-                msg = f"{len(document.layers)} layers, and {len(diff_ids)} diff_ids in the config"
-                self._checker.errors[manifest.descriptor.digest] = ArchiveError(
-                    f"manifest {manifest.descriptor.digest}: {msg}"
-                )
-                continue
-            for layer, diff_id in zip(document.layers, diff_ids, strict=True):
-                plain = self._checker.plain_layers.get(layer.digest)
-                if plain is None:
-                    continue
+    def _check_layers(self, graph: Graph) -> None:
+        errors, plain_layers = self._checker.errors, self._checker.plain_layers
+        for _, document in graph.images():
+            for layer in document.layers if is_image(document) else ():
+                plain = plain_layers.get(layer.digest)
                 # Without --deep a media type is trusted. Here the bytes must have the compression that it says.
-                if layer.size and codec_name(layer.media_type) not in {None, plain.codec}:
-                    msg = f"{layer.digest} has the media type {layer.media_type}, but its compression is {plain.codec}"
-                    self._checker.errors.setdefault(layer.digest, ArchiveError(msg))
-                if plain.digest != diff_id:
-                    msg = (
-                        f"{layer.digest}: its decompressed bytes have the digest {plain.digest}, but the config of "
-                        f"its image says {diff_id}"
-                    )
-                    self._checker.errors[layer.digest] = IntegrityError(msg)
+                if plain and layer.size and codec_name(layer.media_type) not in {None, plain.codec}:
+                    errors.setdefault(layer.digest, media_type_error(layer, plain.codec))
+        # A missing config is reported already.
+        diff_ids = {digest: listed for digest, listed in self._diff_ids.items() if digest not in errors}
+        plain_digests = {digest: plain.digest for digest, plain in plain_layers.items()}
+        for digest, error in find_diff_id_errors(graph.images(), diff_ids, plain_digests):
+            if isinstance(error, UnsupportedError):
+                notices.notify(f"{error.message}: only sha256 diff_ids are checked")
+            else:
+                errors[digest] = error
 
 
 class PlainLayer(NamedTuple):
