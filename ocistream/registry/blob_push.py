@@ -162,7 +162,7 @@ class BlobPusher:
         return UploadSession(self.repository, self._records.lock(key))
 
     def delete_abandoned_sessions(self, digests: Collection[str]) -> None:
-        """Delete sessions that earlier runs left of these blobs: all blobs now exist in the repository."""
+        """Delete sessions that earlier runs left of these blobs, all of which now exist in the repository."""
         with contextlib.suppress(OcistreamError):
             delete_abandoned_sessions(self.repository, self._records, digests)
 

@@ -149,19 +149,21 @@ class RegistryDestination:
         self._manifests |= {manifest.digest for manifest in graph.absent}
         # A manifest may be a layer of another one. The registry must have it as a blob then.
         self._manifests -= {blob.digest for blob in graph.blobs}
-        needed_by_repository: dict[str, set[str]] = {}
-        for root in graph.roots:
-            reference = self._target(root)
-            self._pusher(reference)
-            needed = graph.reachable(root)
-            needed_by_repository.setdefault(reference.repository, set()).update(needed)
-            for digest in needed:
-                names = self._repositories_needing.setdefault(digest, [])
-                if reference.repository not in names:
-                    names.append(reference.repository)
         # Once for each repository, not for each root: an archive may have thousands of images.
-        for repository, digests in needed_by_repository.items():
+        for repository, digests in self._reachable_by_repository(graph).items():
+            for digest in digests:
+                names = self._repositories_needing.setdefault(digest, [])
+                if repository not in names:
+                    names.append(repository)
             self._add_large_images(repository, graph, digests)
+
+    def _reachable_by_repository(self, graph: Graph) -> dict[str, set[str]]:
+        """Return the digests that each repository must have, by its name."""
+        digests: dict[str, set[str]] = {}
+        for root in graph.roots:
+            name = self._pusher(self._target(root)).repository.name
+            digests.setdefault(name, set()).update(graph.reachable(root))
+        return digests
 
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that every repository has that needs them.
@@ -316,11 +318,10 @@ class RegistryDestination:
             reference = self._target(root)
             if reference.tag:
                 self._push_tag(reference, by_digest[root.descriptor.digest])
-        for name, pusher in self._pushers.items():
-            # Only sessions of these blobs: other images of the repository may still resume their uploads.
-            pusher.delete_abandoned_sessions(
-                [digest for digest, names in self._repositories_needing.items() if name in names]
-            )
+        for name, digests in self._reachable_by_repository(graph).items():
+            # Only sessions of blobs that were written: other images, and other runs without --compress, may still
+            # resume their uploads.
+            self._pushers[name].delete_abandoned_sessions(digests)
 
     def close(self) -> None:
         """Delete upload sessions that a registry opened instead of a mount and that were not used."""
