@@ -112,10 +112,9 @@ class Copy:
         plan = self._plan(graph)
         check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
-        absent, pending = check.split_absent(graph, plan.pending)
+        absent, pending = check.split_absent(graph, plan.pending, plan.recompressed)
         self._begin(graph, plan)
         missing = check.mount_absent(graph, absent)
-        self._check_recompressible(plan)
         wanted = self._place_existing(graph, plan, pending, check)
         self._move(plan, wanted)
         if self._reader is not None:
@@ -151,10 +150,9 @@ class Copy:
             # For a registry this only checks the digest that the user gave.
             self.destination.begin(graph)
         check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
-        absent, pending = check.split_absent(graph, plan.pending)
+        absent, pending = check.split_absent(graph, plan.pending, plan.recompressed)
         recompressed = set(plan.recompressed)
         resumable = check.preview(graph, absent, [blob for blob in pending if blob.digest not in recompressed])
-        self._check_recompressible(plan)
         for blob in graph.blobs:
             if plan.actions[blob.digest] is Action.OMIT:
                 self._results.add(blob, "omitted")
@@ -288,14 +286,6 @@ class Copy:
             self._writer.new_blob_destination()
         else:
             self.destination.begin(graph)
-
-    def _check_recompressible(self, plan: BlobPlan) -> None:
-        """Refuse to recompress a layer that the source omits: only the destination has its bytes."""
-        for digest in plan.recompressed:
-            result = self._results.find(digest)
-            if result is not None and result.status in {"skipped", "mounted"}:
-                msg = f"{digest} must be recompressed, but only the destination has it"
-                raise UnsupportedError(msg, hint="omit --compress: some layers were omitted from the source")
 
     def _place_existing(
         self, graph: Graph, plan: BlobPlan, pending: Sequence[Descriptor], check: ExistenceCheck
