@@ -133,7 +133,7 @@ class Copy:
     def _preview(self) -> Report:
         """Return what `_run` would report, as far as that is known without writing anything."""
         # Imported here, because only a dry run needs these modules.
-        from ocistream.transfer.verify import DiscardedBlobs
+        from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
         started_at = time.monotonic()
         with closing(DiscardedBlobs(self.cancelled)) as discarded:

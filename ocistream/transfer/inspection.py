@@ -20,8 +20,8 @@ from ocistream.oci.strict_json import parse_json
 from ocistream.sizes import format_count
 from ocistream.streams import layer_media_types
 from ocistream.streams.synchronization import Budget
+from ocistream.transfer.discarded_blobs import DiscardedBlobs
 from ocistream.transfer.incomplete_indexes import limit_to_exported
-from ocistream.transfer.verify import DiscardedBlobs
 
 if TYPE_CHECKING:
     import threading
