@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: Blobs of one image that are checked if its manifest exists. Few images have more; the requests take about 50 ms.
 _MAX_BLOBS_CHECKED: Final = 24
 #: After this many missing blobs in a row, a repository is not asked for small ones.
-_MAX_MISSES: Final = 8
+_MAX_MISSING_BLOBS: Final = 8
 #: Seconds for the deletion of unused sessions in all repositories together, so that the run does not end late.
 _CLEAN_UP_SECONDS: Final = 5.0
 
@@ -110,7 +110,7 @@ class RegistryDestination:
         #: (Repository, digest) -> whether the blob exists, from a request or from an upload.
         self._blob_exists: dict[tuple[str, str], bool] = {}
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more blob is asked for.
-        self._misses: dict[str, int] = {}
+        self._missing_counts: dict[str, int] = {}
         #: Digest -> bytes of an unfinished blob that this run has sent, or found.
         self._partial_sizes: dict[str, int] = {}
         #: (Repository, digest) -> a large image that the repository may have; None if that was checked.
@@ -389,7 +389,7 @@ class RegistryDestination:
         """Ask the repositories that need a blob whether they have it; see `stored`."""
         is_optional = quick and descriptor.size <= limits.MAX_RESENT_BLOB
         for name in self._names_needing(descriptor.digest):
-            if not is_optional or self._misses.get(name, 0) < _MAX_MISSES:
+            if not is_optional or self._missing_counts.get(name, 0) < _MAX_MISSING_BLOBS:
                 self._check_blob(self._pushers[name].repository, descriptor)
 
     def _add_large_images(self, repository: str, graph: Graph, needed: set[str]) -> None:
@@ -436,7 +436,7 @@ class RegistryDestination:
         key = repository.name, descriptor.digest
         if key not in self._blob_exists:
             exists = self._blob_exists[key] = repository.has_blob(descriptor)
-            self._misses[repository.name] = 0 if exists else self._misses.get(repository.name, 0) + 1
+            self._missing_counts[repository.name] = 0 if exists else self._missing_counts.get(repository.name, 0) + 1
         return self._blob_exists[key]
 
     def _repositories_without(self, descriptor: Descriptor) -> list[str]:

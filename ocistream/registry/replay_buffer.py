@@ -66,14 +66,14 @@ class ReplayBuffer:
         if not self._is_open:
             self._read_chunk()
 
-    def can_seek(self, offset: int) -> bool:
-        """Return whether the bytes from `offset` on are still available."""
+    def can_load(self, offset: int) -> bool:
+        """Return whether the buffer has the bytes from `offset` on, or can read them again."""
         if self.start <= offset <= self.end:
             return True
         return self._content.access is Access.REPEATABLE and offset >= self._content.start
 
-    def seek(self, offset: int) -> None:
-        """Position the buffer at `offset`, for which `can_seek` must be true; errors of the source pass through."""
+    def load(self, offset: int) -> None:
+        """Make the bytes from `offset` on available, if `can_load` allows it; errors of the source pass through."""
         if self.start <= offset <= self.end:
             return
         if offset < self.start:

@@ -307,7 +307,7 @@ class Upload:
     def _put(self) -> None:
         """Send the blob and close the session by one request."""
         blob = self._content.descriptor
-        self._buffer.seek(0)
+        self._buffer.load(0)
         self._request = _Request(FixedLengthBody(self._buffer.read(0), blob.size), blob.size)
         self._session.put(blob.digest, self._retries, self._request.body, bytes_to_store=blob.size)
         self._request = None
@@ -322,7 +322,7 @@ class Upload:
         completely before it is sent, because its length must be stated.
         """
         offset, end = self.acknowledged, self._content.end
-        self._buffer.seek(offset)
+        self._buffer.load(offset)
         if self._buffer.is_empty or (end is not None and offset >= end):
             return None
         max_size = self._max_body_size(offset)
@@ -383,7 +383,7 @@ class Upload:
         # The registry may have stored less than was sent. It still has the bytes from before (regclient#627), and a
         # Range that does not change proves nothing (containers-roadmap#2831).
         if self._can_resume and request.span and stated is not None and self.acknowledged < stated < end:
-            if stated - self.acknowledged < _MIN_PROGRESS or not self._buffer.can_seek(stated):
+            if stated - self.acknowledged < _MIN_PROGRESS or not self._buffer.can_load(stated):
                 # Count this as a failure, or a registry that stores very little each time would never end the loop.
                 msg = f"{self._host} accepted {stated - request.span[0]} of {request.size} bytes"
                 raise NetworkError(msg)
@@ -577,7 +577,7 @@ class Upload:
         if offset is None or not self.acknowledged <= offset <= max_offset:
             return None
         # An offset before the content is a gap between two parts.
-        is_readable = offset > self._buffer.end or offset < self._content.start or self._buffer.can_seek(offset)
+        is_readable = offset > self._buffer.end or offset < self._content.start or self._buffer.can_load(offset)
         return offset if is_readable else None
 
     def _restart(self, failure: NetworkError) -> None:
@@ -585,7 +585,7 @@ class Upload:
         self._session.replace()
         if self._content.start:
             raise _PartRefusedError from failure
-        if not self._buffer.can_seek(0):
+        if not self._buffer.can_load(0):
             raise NetworkError(failure.message, hint=_PIPE_HINT) from failure
         # Keep `_progress_mark`: the same offset does not count as progress again. Otherwise a registry that loses every
         # session would be retried for ever.

@@ -78,8 +78,8 @@ class ConfigChecker:
             self._not_json.add(blob.descriptor.digest)
         yield from chunks
 
-    def reserve_memory(self, descriptor: Descriptor) -> AbstractContextManager[object]:
-        """Return a context that waits until a config of this size may be buffered."""
+    def take_turn(self, descriptor: Descriptor) -> AbstractContextManager[object]:
+        """Return a context that waits until no other large config is buffered, if this one is large."""
         return _large_configs.reserve() if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
 
     def with_check(self, blob: VerifiedBlob) -> VerifiedBlob:

@@ -218,13 +218,13 @@ class Copy:
 
         return limit_to_source(self.source, graph, partial(self._list_stored_manifests, graph))
 
-    def _list_stored_manifests(self, graph: Graph, missing: Sequence[Descriptor]) -> set[str]:
-        """Return the digests of the missing manifests that the destination has."""
+    def _list_stored_manifests(self, graph: Graph, absent: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the absent manifests that the destination has."""
         if not self.destination.traits.keeps_blobs:
             return set()
         # Only which manifests may come: referrers are expected when it is known which platforms are copied.
         self.destination.expect(replace(graph, referrers={}))
-        return self.destination.stored(missing)
+        return self.destination.stored(absent)
 
     # -- select ------------------------------------------------------------------------------------------
 
@@ -346,14 +346,18 @@ class Copy:
             return
         failures: list[OcistreamError] = []
         try:
-            self._move_each(plan, concurrency, self._buffer_small(plan, blobs, failures))
+            self._move_each(plan, concurrency, self._move_large_and_yield_small(plan, blobs, failures))
         except OcistreamError as error:
             raise (failures or [error])[0] from None
         if failures:
             raise failures[0]
 
-    def _buffer_small(self, plan: BlobPlan, blobs: Iterator[Blob], failures: list[OcistreamError]) -> Iterator[Blob]:
-        """Yield the small blobs, buffered, and move each large blob meanwhile.
+    def _move_large_and_yield_small(
+        self, plan: BlobPlan, blobs: Iterator[Blob], failures: list[OcistreamError]
+    ) -> Iterator[Blob]:
+        """Yield the small blobs, buffered. Move each large blob at once, in the thread that asks for the next blob.
+
+        The other threads wait for that: they cannot get the next small blob before the pipe has passed the large one.
 
         A failure ends the iterator and is added to `failures`: the blobs that arrived before it still move, so that the
         next run need not send them again.
@@ -385,7 +389,7 @@ class Copy:
         digest = blob.descriptor.digest
         action, recompressor = plan.actions[digest], self._recompressor
         if blob.range is not None and action is not Action.WRITE:
-            msg = f"{digest}: the source has only the tail of this blob; the complete blob is needed"
+            msg = f"{digest}: the source has only the rest of this blob; the complete blob is needed"
             raise UnsupportedError(msg)
         if recompressor is not None and action is Action.RECOMPRESS:
             self._writer.recompress(blob, recompressor)
@@ -401,7 +405,7 @@ class Copy:
         elif recompressor is not None and action is Action.CHECK_COMPRESSION:
             self._writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
         elif action is Action.CHECK_JSON:
-            with self._configs.reserve_memory(blob.descriptor):
+            with self._configs.take_turn(blob.descriptor):
                 self._writer.write(blob, self._configs.with_check, concurrency=concurrency)
         else:
             self._writer.write(blob, concurrency=concurrency)
@@ -431,9 +435,9 @@ class Copy:
         needed = None
         if missing:
             # Imported here because few archives are split into volumes.
-            from ocistream.transfer.partial_blobs import write_parts
+            from ocistream.transfer.partial_blobs import use_parts
 
-            needed = write_parts(self.source, self.destination, missing, graph, self._writer.write_parts)
+            needed = use_parts(self.source, self.destination, missing, graph, self._writer.write_parts)
         unavailable = [blob for blob in (*missing, *wanted) if self._results.find(blob.digest) is None]
         return self._drop_missing(graph, plan, unavailable, needed) if unavailable else graph
 

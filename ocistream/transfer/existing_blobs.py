@@ -136,7 +136,7 @@ class ExistenceCheck:
             MissingVolumesError: it does not.
         """
         # Imported here because few archives are split into volumes.
-        from ocistream.transfer.partial_blobs import write_parts
+        from ocistream.transfer.partial_blobs import use_parts
 
         completed: set[str] = set()
 
@@ -149,7 +149,7 @@ class ExistenceCheck:
                 completed.add(blob.digest)
             return size
 
-        needed = write_parts(self._source, self._destination, missing, graph, append)
+        needed = use_parts(self._source, self._destination, missing, graph, append)
         if lacking := [blob for blob in missing if blob.digest not in completed]:
             raise MissingVolumesError(lacking, graph, is_untouched=True, needed=needed)
 

@@ -165,11 +165,11 @@ class Recompressor:
             raise error
         yield from chunks
 
-    def can_recompress(self, beginning: bytes) -> bool:
+    def needs_recompression(self, beginning: bytes) -> bool:
         """Return whether a blob with these first bytes must be recompressed."""
         return layer_media_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
 
-    def can_recompress_layer(self, beginning: bytes) -> bool:
+    def layer_needs_recompression(self, beginning: bytes) -> bool:
         """Return whether a layer or config with these first bytes must be recompressed."""
         return not layer_media_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
 
