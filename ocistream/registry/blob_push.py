@@ -15,9 +15,10 @@ from ocistream.errors import AuthenticationError, CancelledError, NotFoundError,
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.registry.upload import Upload
-from ocistream.registry.upload_record import UploadKey, UploadRecords, can_store_location
+from ocistream.registry.upload_record import UploadKey, UploadRecords
 from ocistream.registry.upload_session import (
     UploadSession,
+    can_store,
     delete_abandoned_sessions,
     delete_session,
     has_mountable_blob,
@@ -131,7 +132,7 @@ class BlobPusher:
         """
         repository = self.repository
         location = self._records.find(repository.endpoint.registry, repository.name, digest)
-        if location is None or not can_store_location(location.url, repository.endpoint.url, repository.name):
+        if location is None or not can_store(repository, location):
             return 0
         try:
             _, offset = query_session(repository, location, repository.client.start_retries())

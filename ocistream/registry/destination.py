@@ -361,15 +361,16 @@ class RegistryDestination:
         """
         repository = self._pusher(reference).repository
         tag, digest = reference.tag or "", manifest.descriptor.digest
+        own_digests = {digest, compute_digest(manifest.raw)}
         existing = repository.find_digest(tag)
-        if existing and existing not in {digest, compute_digest(manifest.raw)} and not can_replace(existing):
-            msg = f"{reference.name}: another client changed this tag during the copy"
-            raise NetworkError(msg, hint="re-run the command to keep both versions, or use --no-referrers")
-        if existing and existing not in {digest, compute_digest(manifest.raw)}:
+        if existing and existing not in own_digests:
+            if not can_replace(existing):
+                msg = f"{reference.name}: another client changed this tag during the copy"
+                raise NetworkError(msg, hint="re-run the command to keep both versions, or use --no-referrers")
             notices.notify(f"{reference.name}: replacing {existing}", level=1)
         if existing == digest or (not is_canonical_digest(digest) and repository.push_manifest_with_tag(tag, manifest)):
             return
-        if existing != compute_digest(manifest.raw):
+        if existing not in own_digests:
             repository.push_manifest(tag, manifest)
 
     def _mount_or_upload(self, blob: VerifiedBlob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:

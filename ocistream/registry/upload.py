@@ -26,10 +26,10 @@ from ocistream.errors import (
 from ocistream.http.session import FixedLengthBody, StreamedBody
 from ocistream.notices import notify
 from ocistream.process_exit import OpenUpload
-from ocistream.registry.profiles import CHUNK, PUT, STREAM
+from ocistream.registry.profiles import CHUNK, PUT
 from ocistream.registry.replay_buffer import ReplayBuffer
 from ocistream.registry.upload_session import SessionLostError
-from ocistream.registry.upload_strategy import ALTERNATIVES, CHUNKED_CODING_REFUSALS, UNSIZED_STREAM, UploadMethod
+from ocistream.registry.upload_strategy import CHUNKED_CODING_REFUSALS, UploadMethod, list_alternatives
 from ocistream.sizes import format_size
 from ocistream.transfer.interfaces import Access
 
@@ -356,9 +356,8 @@ class Upload:
         if self._method.kind != CHUNK:
             return largest if offset else None
         min_chunk = self._session.min_chunk
-        buffer_size = self._strategy.replay_buffer_size(self._content.access, is_size_known=False)
-        if min_chunk > (limits.UPLOAD_MEMORY if self._is_size_known else buffer_size):
-            # The registry's minimum exceeds the buffer: send the rest of the blob in one request.
+        if min_chunk > (limits.UPLOAD_MEMORY if self._is_size_known else self._buffer.capacity):
+            # The registry's minimum exceeds the largest chunk: send the rest of the blob in one request.
             return None
         return max(self._method.chunk_size, min_chunk)
 
@@ -494,8 +493,7 @@ class Upload:
         A 404 to a PATCH may mean the session or the method. An error code (BLOB_UPLOAD_UNKNOWN) decides. Without it,
         the session was asked for its offset: if it exists, the method is refused; if not, a new session is tried once.
         """
-        kind = UNSIZED_STREAM if self._method.kind == STREAM and not self._is_size_known else self._method.kind
-        if self._request is None or status not in ALTERNATIVES[kind]:
+        if self._request is None or not list_alternatives(self._method, status, is_size_known=self._is_size_known):
             return False
         if status == 416:
             # If the registry has more bytes than expected, the offset was wrong, not the method.

@@ -48,9 +48,7 @@ class ConfigChecker:
 
     def find_configs(self, graph: Graph) -> None:
         """Find the configs of a graph."""
-        self.digests = {
-            document.config.digest for _, document in graph.images() if document.config and is_image(document)
-        }
+        self.digests = set(find_configs(graph))
         for root in graph.roots:
             document = graph.documents.get(root.descriptor.digest)
             if root.default_platform is not None and document is not None and document.config is not None:
@@ -123,6 +121,15 @@ class ConfigChecker:
                 platform = parse_config_platform(content, f"the config {descriptor.digest}")
             if platform is not None and not wanted.matches(platform):
                 notices.notify(f"{name}: only {printable(str(platform))}; this machine is {wanted}")
+
+
+def find_configs(graph: Graph) -> dict[str, Descriptor]:
+    """Return the configs of the images by digest, without those of artifacts and attestations."""
+    return {
+        document.config.digest: document.config
+        for _, document in graph.images()
+        if document.config is not None and is_image(document)
+    }
 
 
 def record_chunks(chunks: Iterable[Chunk], content: io.BytesIO) -> Iterator[Chunk]:

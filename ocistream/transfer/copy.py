@@ -32,7 +32,7 @@ from ocistream.transfer.early_blobs import EarlyBlobWriter
 from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.interfaces import NullObserver
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
-from ocistream.transfer.verified_blobs import blob_from_bytes
+from ocistream.transfer.verified_blobs import blob_from_bytes, require_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -388,9 +388,8 @@ class Copy:
         """Do with one blob what is planned; `concurrency` blobs move at once."""
         digest = blob.descriptor.digest
         action, recompressor = plan.actions[digest], self._recompressor
-        if blob.range is not None and action is not Action.WRITE:
-            msg = f"{digest}: the source has only the rest of this blob; the complete blob is needed"
-            raise UnsupportedError(msg)
+        if action is not Action.WRITE:
+            require_complete(blob)
         if recompressor is not None and action is Action.RECOMPRESS:
             self._writer.recompress(blob, recompressor)
         elif recompressor is not None and action is Action.READ:

@@ -20,6 +20,7 @@ from ocistream.oci.strict_json import parse_json
 from ocistream.sizes import format_count
 from ocistream.streams import layer_media_types
 from ocistream.streams.synchronization import Budget
+from ocistream.transfer.config_checks import find_configs
 from ocistream.transfer.discarded_blobs import DiscardedBlobs
 from ocistream.transfer.incomplete_indexes import limit_to_exported
 
@@ -62,7 +63,7 @@ def inspect_source(
         graph = source.resolve(discarded)
         summaries = _ConfigSummaries()
         # Blobs that are stored with a wrong size count as missing, and would end the run.
-        configs = [c for c in _list_image_configs(graph) if source.stored_size(c.digest) in {None, c.size}]
+        configs = [c for c in find_configs(graph).values() if source.stored_size(c.digest) in {None, c.size}]
         blobs = source.blobs(configs)
         if source.may_lack_blobs:
             blobs = (blob for blob in blobs if source.stored_size(blob.descriptor.digest) == blob.descriptor.size)
@@ -83,16 +84,6 @@ def inspect_source(
     names = {root.descriptor.digest: name for root in graph.roots} if name is not None else {}
     description = _Description(graph, summaries.by_digest, referrers, names)
     return {"images": description, "totals": description.totals(), "missing": description.missing(missing)}
-
-
-def _list_image_configs(graph: Graph) -> list[Descriptor]:
-    """List the configs of the images, each once, without those of artifacts and attestations."""
-    configs = {
-        document.config.digest: document.config
-        for _, document in graph.images()
-        if document.config is not None and is_image(document)
-    }
-    return list(configs.values())
 
 
 class _ConfigSummaries:
