@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from ocistream import limits
 from ocistream.errors import UnsupportedError
 from ocistream.oci.digest import size_error
 
@@ -70,13 +71,14 @@ def find_recompressed(graph: Graph, recompressor: Recompressor | None, results: 
 def plan_blobs(
     graph: Graph, configs: Collection[str], recompressor: Recompressor | None, results: BlobResults
 ) -> BlobPlan:
-    """Return the plan for a graph; `configs` are the digests of the configs that must be JSON."""
+    """Return the plan for a graph; `configs` are the digests of those configs that must be JSON if small."""
     actions = dict.fromkeys((blob.digest for blob in graph.blobs), Action.WRITE)
 
     def assign(digests: Collection[str], action: Action) -> None:
         actions.update((digest, action) for digest in digests if digest in actions)
 
-    assign(configs, Action.CHECK_JSON)
+    parsed = {blob.digest for blob in graph.blobs if blob.size <= limits.MAX_PARSED_CONFIG}
+    assign(parsed.intersection(configs), Action.CHECK_JSON)
     if recompressor is not None:
         if not recompressor.plain_only:
             # If only plain layers change, the others are copied unchecked.

@@ -21,6 +21,7 @@ from ocistream.streams.chunks import peek_chunks
 from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
@@ -76,18 +77,21 @@ class ConfigChecker:
             self._not_json.add(blob.descriptor.digest)
         yield from chunks
 
-    def take_turn(self, descriptor: Descriptor) -> AbstractContextManager[object]:
-        """Return a context that waits until no other large config is buffered, if this one is large."""
-        return _large_configs.reserve() if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
+    def take_turn(self, descriptor: Descriptor, cancelled: threading.Event | None) -> AbstractContextManager[object]:
+        """Return a context that waits until no other large config is buffered, if this one is large.
+
+        Raises:
+            CancelledError: `cancelled` was set during the wait.
+        """
+        is_large = descriptor.size > limits.MAX_JSON_UNSPLIT
+        return _large_configs.reserve(cancelled=cancelled) if is_large else nullcontext()
 
     def with_check(self, blob: VerifiedBlob) -> VerifiedBlob:
         """Return a config whose chunks raise ArchiveError if it is malformed.
 
         The error comes before the last chunk, so a malformed config is never completed at the destination. A config
-        whose beginning cannot be read is not checked, nor one above `limits.MAX_PARSED_CONFIG`.
+        whose beginning cannot be read is not checked.
         """
-        if blob.descriptor.size > limits.MAX_PARSED_CONFIG:
-            return blob
 
         def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
             if offset and stored is None:

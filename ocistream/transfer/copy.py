@@ -404,7 +404,7 @@ class Copy:
         elif recompressor is not None and action is Action.CHECK_COMPRESSION:
             self._writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
         elif action is Action.CHECK_JSON:
-            with self._configs.take_turn(blob.descriptor):
+            with self._configs.take_turn(blob.descriptor, self.cancelled):
                 self._writer.write(blob, self._configs.with_check, concurrency=concurrency)
         else:
             self._writer.write(blob, concurrency=concurrency)

@@ -121,7 +121,7 @@ class _Verification:
         def check_blob(blob: Blob) -> None:
             digest = blob.descriptor.digest
             if digest in configs.digests:
-                with configs.take_turn(blob.descriptor):
+                with configs.take_turn(blob.descriptor, self._cancelled):
                     self._check_config(blob)
             elif reader is not None and digest in reader.pending:
                 if (content := self._read_small(blob)) is not None:
