@@ -112,10 +112,10 @@ class Copy:
         plan = self._plan(graph)
         check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
-        absent, pending = check.split_absent(graph, plan.pending, plan.recompressed)
+        absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
         self._begin(graph, plan)
         missing = check.mount_absent(graph, absent)
-        wanted = self._place_existing(graph, plan, pending, check)
+        wanted = self._place_existing(graph, plan, remaining, check)
         self._move(plan, wanted)
         if self._reader is not None:
             # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
@@ -150,9 +150,9 @@ class Copy:
             # For a registry this only checks the digest that the user gave.
             self.destination.begin(graph)
         check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
-        absent, pending = check.split_absent(graph, plan.pending, plan.recompressed)
+        absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
         recompressed = set(plan.recompressed)
-        resumable = check.preview(graph, absent, [blob for blob in pending if blob.digest not in recompressed])
+        resumable = check.preview(graph, absent, [blob for blob in remaining if blob.digest not in recompressed])
         for blob in graph.blobs:
             if plan.actions[blob.digest] is Action.OMIT:
                 self._results.add(blob, "omitted")
@@ -288,19 +288,19 @@ class Copy:
             self.destination.begin(graph)
 
     def _place_existing(
-        self, graph: Graph, plan: BlobPlan, pending: Sequence[Descriptor], check: ExistenceCheck
+        self, graph: Graph, plan: BlobPlan, remaining: Sequence[Descriptor], check: ExistenceCheck
     ) -> list[Descriptor]:
         """Skip or mount existing blobs, write those that are in memory, and return those that the source must send."""
         for blob in graph.blobs:
             if plan.actions[blob.digest] is Action.OMIT:
                 self._results.add(blob, "omitted")
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
-        unchanged = [blob for blob in pending if plan.actions[blob.digest] is not Action.RECOMPRESS]
+        unchanged = [blob for blob in remaining if plan.actions[blob.digest] is not Action.RECOMPRESS]
         check.skip_or_mount(unchanged, self.destination.stored(unchanged, quick=True))
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         wanted = [
             blob
-            for blob in pending
+            for blob in remaining
             if self._results.find(blob.digest) is None or plan.actions[blob.digest] is Action.READ
         ]
         for blob in wanted:
