@@ -115,7 +115,8 @@ class BlobPusher:
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused; the upload may be resumed.
-            OcistreamError: an error of the blob's own chunks; the session is deleted.
+            TruncatedError, LocalDiskError, CancelledError: the chunks ended too early; the upload may be resumed.
+            OcistreamError: another error of the blob's own chunks; the session is deleted.
         """
         if isinstance(blob, VerifiedBlob):
             session = self._sessions.pop(blob.descriptor.digest, None) or self._choose_session(blob)

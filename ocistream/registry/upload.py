@@ -95,6 +95,21 @@ class Upload:
 
     `acknowledged` is how many bytes the registry has confirmed. `resumed_size` is how many bytes of the content an
     earlier run had uploaded.
+
+    What `_recover` does after a failed request, the first line that applies:
+
+    | failure | next attempt | changes |
+    |---|---|---|
+    | chunked coding refused | the same method with a Content-Length, from the registry's offset | `_strategy` |
+    | resume refused, or parts joined wrongly | after a wait, in a new session | `_is_resume_disabled` |
+    | first 404, and the registry has no offset | as after a temporary failure | `_has_excused_404` |
+    | method refused | another method, from the registry's offset or 0 | `_method`, `_tried_methods`, `_refusal` |
+    | method refused, none is left | as its status says: temporary or permanent | `_refusal` |
+    | temporary | after a wait, from the registry's offset; without one, in a new session | `_retries` |
+    | permanent, or the user chose the refused method | none: the failure is raised | |
+
+    An offset sets `acknowledged` and `_has_continued`. A new session resets both, `_sent` and `resumed_size`; without
+    the first bytes of the content it is not possible.
     """
 
     def __init__(
@@ -318,8 +333,9 @@ class Upload:
     def _next_request(self) -> _Request | None:
         """Return the next request, from the acknowledged offset on; None at the content's end.
 
-        Chunks of known size are streamed, because their length is known. A chunk of a blob of unknown size is read
-        completely before it is sent, because its length must be stated.
+        Content of known size is streamed, up to the size limit, and its length is stated. Content of unknown size, or
+        whose requests must get a proper end, is streamed to its end in the chunked transfer coding, if the method is a
+        stream. Otherwise, or if the host refuses that coding, a body is buffered completely before it is sent.
         """
         offset, end = self.acknowledged, self._content.end
         self._buffer.load(offset)
@@ -333,7 +349,7 @@ class Upload:
             return self._build_request(offset, count, is_stream=is_stream, has_chunked_coding=has_chunked_coding)
         if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
             return _Request(StreamedBody(self._buffer.read(0)), end or 0, has_chunked_coding=end is not None)
-        # Buffer the complete body first, so that the source cannot fail in the middle of the request.
+        # The source must not fail in the middle of a request whose length is stated.
         count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
         return self._build_request(offset, count) if count else None
 

@@ -29,7 +29,7 @@ class Action(Enum):
     OMIT = auto()
     #: A layer gets another compression, and so another digest.
     RECOMPRESS = auto()
-    #: A config is read, to check recompressed layers by its diff_ids.
+    #: A config is read, to check recompressed layers by its diff_ids, and written if the destination lacks it.
     READ = auto()
     #: A layer is written if it is compressed as its media type says.
     CHECK_COMPRESSION = auto()
