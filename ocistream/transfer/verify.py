@@ -213,11 +213,11 @@ class _Verification:
         self._check_early_configs(configs, graph)
         if self._deep:
             self._check_layers(graph)
-        missing_blobs = [
+        absent_blobs = [
             blob for blob in graph.blobs if blob.digest not in self._checker.sizes and blob.digest not in graph.embedded
         ]
-        missing_digests = {blob.digest for blob in missing_blobs}
-        exported = limit_to_exported(graph, lambda blob: blob.digest in missing_digests)
+        absent_digests = {blob.digest for blob in absent_blobs}
+        exported = limit_to_exported(graph, lambda blob: blob.digest in absent_digests)
         needed = {blob.digest for blob in (*exported.blobs, *exported.absent)}
         # Foreign layers are not copied, but a layout or an archive may have them.
         referenced = {blob.digest for blob in (*graph.blobs, *graph.foreign)} | {
@@ -238,11 +238,11 @@ class _Verification:
             unpacked=len(self._checker.plain_layers),
             missing=[
                 blob
-                for blob in (*graph.absent, *missing_blobs)
+                for blob in (*graph.absent, *absent_blobs)
                 if blob.digest in needed and blob.digest not in graph.omitted_from_source
             ],
             incomplete=exported.incomplete_indexes,
-            omitted=[blob for blob in missing_blobs if blob.digest in graph.omitted_from_source],
+            omitted=[blob for blob in absent_blobs if blob.digest in graph.omitted_from_source],
             failures=[BlobFailure(digest, error) for digest, error in self._checker.errors.items()],
         )
 
