@@ -9,8 +9,8 @@ from ocistream.errors import UnsupportedError, UsageError
 from ocistream.layout.image_selection import Selection
 from ocistream.locations import open_source, reference_of
 from ocistream.oci.reference import printable
+from ocistream.transfer.discarded_blobs import read_graph
 from ocistream.transfer.inspection import inspect_source
-from ocistream.transfer.verify import read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,7 +12,7 @@ from ocistream.layout.image_selection import Selection, select_single_image
 from ocistream.locations import open_source
 from ocistream.oci.platforms import ALL_PLATFORMS, list_platforms
 from ocistream.oci.reference import is_digest, printable
-from ocistream.transfer.verify import DiscardedBlobs
+from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

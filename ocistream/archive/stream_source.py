@@ -94,9 +94,9 @@ class ArchiveStreamSource(ArchiveSource):
         self._selection_error: OcistreamError | None = None
         #: Whether the graph has all images of `manifest.json`.
         self._is_compared = False
-        #: Blobs of which the archive has only the tail, by digest: the offset where it starts. None if the archive was
+        #: Blobs of which the archive has only the rest, by digest: the offset where it starts. None if the archive was
         #: not sent by a `copy --via` that can resume.
-        self._tail_offsets: dict[str, int] | None = None
+        self._rest_offsets: dict[str, int] | None = None
         #: A blob that was already started when the graph became complete without the abandoned candidates.
         self._started_blob: tuple[TarEntry, str, Iterator[Chunk]] | None = None
         self._abandoned: set[str] = set()
@@ -283,7 +283,7 @@ class ArchiveStreamSource(ArchiveSource):
 
     def _start_walks(self, index: LayoutIndex) -> None:
         """Start the walks to the manifests below `index.json`. A failed selection is not final yet."""
-        self._tail_offsets = parse_partial_blobs(index.annotations) if index.annotations else None
+        self._rest_offsets = parse_partial_blobs(index.annotations) if index.annotations else None
         self._is_index_last = bool(self.contents.blobs)
         self._start_comparison(self._recall)
         if self._as_docker:
@@ -393,7 +393,7 @@ class ArchiveStreamSource(ArchiveSource):
         """Return whether the graph is complete, and `manifest.json` cannot add images any more."""
         if self.contents.index_json is None or self._as_docker or self._is_incomplete():
             return False
-        if self._started_blob is not None or self.volume is not None or self._tail_offsets:
+        if self._started_blob is not None or self.volume is not None or self._rest_offsets:
             return True
         # Our own archives begin with both files. Those of `docker save` end with a file named `repositories`.
         return not self._is_index_last and self._images is not None and not self._may_list_more_images()
@@ -438,18 +438,18 @@ class ArchiveStreamSource(ArchiveSource):
             yield started
         for entry in self._read_entries():
             digest = self.contents.add(entry)
-            if digest is None and (tail := self._find_tail(entry)) is not None:
-                digest, _ = tail
+            if digest is None and (rest := self._find_rest(entry)) is not None:
+                digest, _ = rest
             if digest is not None:
                 yield entry, digest, self._reader.read_chunks()
             else:
                 self._read_other(entry)
 
     def _blob(self, descriptor: Descriptor, entry: TarEntry, chunks: Iterator[Chunk]) -> Blob:
-        """Return a blob, or the tail of a blob."""
-        if (tail := self._find_tail(entry)) is None:
+        """Return a blob, or the rest of a blob."""
+        if (found := self._find_rest(entry)) is None:
             return Blob(descriptor, partial(_skip_to, chunks), self._access)
-        _, start = tail
+        _, start = found
         if start + entry.size != descriptor.size:
             msg = f"{printable(entry.name)!r} in the archive is not the rest of a blob of {descriptor.size} bytes"
             raise ArchiveError(msg)
@@ -458,15 +458,15 @@ class ArchiveStreamSource(ArchiveSource):
 
     @property
     def _access(self) -> Access:
-        return Access.ONCE if self._tail_offsets is None else Access.RESUMABLE
+        return Access.ONCE if self._rest_offsets is None else Access.RESUMABLE
 
-    def _find_tail(self, entry: TarEntry) -> tuple[str, int] | None:
-        """Return the digest of a blob and the offset where an entry starts in it, if the archive has only its tail."""
-        if not self._tail_offsets or self._selection.all_blobs or entry.kind != "file":
+    def _find_rest(self, entry: TarEntry) -> tuple[str, int] | None:
+        """Return the digest of a blob and the offset where an entry starts in it, if the archive has only the rest."""
+        if not self._rest_offsets or self._selection.all_blobs or entry.kind != "file":
             return None
-        # A tail has the name of a volume part, but no checksum: such an archive is only sent, never kept.
+        # A rest has the name of a volume part, but no checksum: such an archive is only sent, never kept.
         part = parse_part_name(normalize_name(entry.name))
-        if part is None or part[2] or not part[1] or self._tail_offsets.get(part[0]) != part[1]:
+        if part is None or part[2] or not part[1] or self._rest_offsets.get(part[0]) != part[1]:
             return None
         return part[0], part[1]
 

@@ -140,7 +140,7 @@ def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
     if source_location.is_stream or source_location.path is None:
         return "save the archive to a file: `ocistream inspect FILE` lists the missing blobs"
     names = {root.origin or root.name for root in graph.roots}
-    from ocistream.transfer.verify import read_graph
+    from ocistream.transfer.discarded_blobs import read_graph
 
     select = select_named_images([name for name in names if name]) if all(names) else select_every_image
     with contextlib.suppress(OcistreamError):
@@ -282,7 +282,7 @@ def _find_images_by_id(image_id: str, source_location: Location | None, source: 
 
 
 def _search_images_by_id(image_id: str, source_location: Location) -> list[Root]:
-    from ocistream.transfer.verify import read_graph
+    from ocistream.transfer.discarded_blobs import read_graph
 
     source = open_source(replace(source_location, name=None), OpenContext(), Selection(referrers="skip"))
     with contextlib.closing(source):

@@ -84,7 +84,7 @@ class OmissionRules:
 
     def _ask(self, location: Location, graph: Graph) -> Mapping[str, OmissionReason]:
         from ocistream.remote.stored_blobs import open_stored_blobs
-        from ocistream.transfer.verify import DiscardedBlobs
+        from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
         with contextlib.closing(DiscardedBlobs(self._context.cancelled)) as discarded:
             stored_blobs = open_stored_blobs(location, self._open_context(location), discarded)
@@ -92,7 +92,7 @@ class OmissionRules:
         return dict.fromkeys(sorted(stored), OmissionReason(HAVE, stored_blobs.origin))
 
     def _read_graph(self, location: Location) -> Graph:
-        from ocistream.transfer.verify import read_graph
+        from ocistream.transfer.discarded_blobs import read_graph
 
         selection = Selection(platforms=self._plan.selection.platforms, referrers="skip")
         with contextlib.closing(open_source(location, self._open_context(location), selection)) as source:

@@ -15,9 +15,10 @@ from ocistream.errors import AuthenticationError, CancelledError, NotFoundError,
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.registry.upload import Upload
-from ocistream.registry.upload_record import UploadKey, UploadRecords, can_store_location
+from ocistream.registry.upload_record import UploadKey, UploadRecords
 from ocistream.registry.upload_session import (
     UploadSession,
+    can_store,
     delete_abandoned_sessions,
     delete_session,
     has_mountable_blob,
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
     from ocistream.registry.upload_record import SessionLocation
     from ocistream.transfer.interfaces import NewBlob
 
-#: After this many missing blobs in a row a repository is not asked again. The layers of a base image come first, so
-#: its repository is found early.
-_MAX_MISSES: Final = 8
+#: After this many missing blobs in a row no more mounts from a repository are tried. The layers of a base image come
+#: first, so its repository is found early.
+_MAX_MOUNT_MISSES: Final = 8
 #: If a mount fails with one of these, the blob is uploaded (ggcr#1404, #1679).
 _MOUNT_REFUSALS: Final = (AuthenticationError, NotFoundError, RegistryError)
 
@@ -62,7 +63,7 @@ class BlobPusher:
         #: Digest -> the session that the registry opened instead of a mount (status 202).
         self._sessions: dict[str, UploadSession] = {}
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more mount is tried.
-        self._misses: dict[str, int] = {}
+        self._mount_misses: dict[str, int] = {}
 
     def mount(self, descriptor: Descriptor, source: str) -> bool:
         """Mount a blob from the repository `source` of the same registry; return whether that succeeded.
@@ -84,7 +85,8 @@ class BlobPusher:
         """
         has_tried = False
         for source in sorted(
-            (name for name in sources if self._misses.get(name, 0) < _MAX_MISSES), key=self._miss_count
+            (name for name in sources if self._mount_misses.get(name, 0) < _MAX_MOUNT_MISSES),
+            key=self._mount_miss_count,
         ):
             is_mounted = self._mount(descriptor, source) if not has_tried else self._mount_if_stored(descriptor, source)
             self._record_mount(source, is_mounted)
@@ -113,12 +115,13 @@ class BlobPusher:
 
         Raises:
             NetworkError, AuthenticationError: the registry failed or refused; the upload may be resumed.
-            OcistreamError: an error of the blob's own chunks; the session is deleted.
+            TruncatedError, LocalDiskError, CancelledError: the chunks ended too early; the upload may be resumed.
+            OcistreamError: another error of the blob's own chunks; the session is deleted.
         """
         if isinstance(blob, VerifiedBlob):
-            session = self._sessions.pop(blob.descriptor.digest, None) or self._find_session(blob)
+            session = self._sessions.pop(blob.descriptor.digest, None) or self._choose_session(blob)
         else:
-            session = self._create_session(None)
+            session = self._load_session(None)
         upload = Upload(self.repository, self._strategy, session, blob)
         return UploadedSizes(upload.run(), upload.resumed_size)
 
@@ -130,7 +133,7 @@ class BlobPusher:
         """
         repository = self.repository
         location = self._records.find(repository.endpoint.registry, repository.name, digest)
-        if location is None or not can_store_location(location.url, repository.endpoint.url, repository.name):
+        if location is None or not can_store(repository, location):
             return 0
         try:
             _, offset = query_session(repository, location, repository.client.start_retries())
@@ -140,14 +143,14 @@ class BlobPusher:
             return 0
         return offset or 0
 
-    def _find_session(self, blob: VerifiedBlob) -> UploadSession:
-        """Return the session that an earlier run recorded, or one that is not open yet."""
+    def _choose_session(self, blob: VerifiedBlob) -> UploadSession:
+        """Return the session for a blob, with a record if a later run may resume it; it may not be open yet."""
         if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
             # The upload is one short request, so there is nothing to resume: a record would cost more than it saves.
             return UploadSession(self.repository)
-        return self._create_session(blob.descriptor)
+        return self._load_session(blob.descriptor)
 
-    def _create_session(self, descriptor: Descriptor | None) -> UploadSession:
+    def _load_session(self, descriptor: Descriptor | None) -> UploadSession:
         """Return the session that an earlier run recorded, or one that is not open yet.
 
         A new blob, whose digest is not known yet, cannot be resumed, but it is recorded so that a later run can delete
@@ -162,7 +165,7 @@ class BlobPusher:
         return UploadSession(self.repository, self._records.lock(key))
 
     def delete_abandoned_sessions(self, digests: Collection[str]) -> None:
-        """Delete sessions that earlier runs left of these blobs: all blobs now exist in the repository."""
+        """Delete sessions that earlier runs left of these blobs, all of which now exist in the repository."""
         with contextlib.suppress(OcistreamError):
             delete_abandoned_sessions(self.repository, self._records, digests)
 
@@ -208,7 +211,7 @@ class BlobPusher:
             if session is not None:
                 session.try_delete()
             return
-        session = session or self._create_session(descriptor)
+        session = session or self._load_session(descriptor)
         if session.is_from_earlier_run:
             with contextlib.suppress(OcistreamError):
                 delete_session(self.repository, location)
@@ -216,15 +219,15 @@ class BlobPusher:
             session.replace(location)
         self._sessions[descriptor.digest] = session
 
-    def _miss_count(self, source: str) -> int:
-        return self._misses.get(source, 0)
+    def _mount_miss_count(self, source: str) -> int:
+        return self._mount_misses.get(source, 0)
 
     def _record_mount(self, source: str, is_mounted: bool | None) -> None:
-        self._misses[source] = misses = (
-            0 if is_mounted else _MAX_MISSES if is_mounted is None else self._miss_count(source) + 1
+        self._mount_misses[source] = misses = (
+            0 if is_mounted else _MAX_MOUNT_MISSES if is_mounted is None else self._mount_miss_count(source) + 1
         )
         name = f"{self.repository.endpoint.registry}/{source}"
         if is_mounted is None:
             notify(f"the registry refuses to mount blobs from {printable(name)}: uploading them", level=1)
-        elif misses == _MAX_MISSES:
+        elif misses == _MAX_MOUNT_MISSES:
             notify(f"no longer trying to mount from {printable(name)}: it had none of the last {misses}", level=1)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: Blobs of one image that are checked if its manifest exists. Few images have more; the requests take about 50 ms.
 _MAX_BLOBS_CHECKED: Final = 24
 #: After this many missing blobs in a row, a repository is not asked for small ones.
-_MAX_MISSES: Final = 8
+_MAX_MISSING_BLOBS: Final = 8
 #: Seconds for the deletion of unused sessions in all repositories together, so that the run does not end late.
 _CLEAN_UP_SECONDS: Final = 5.0
 
@@ -110,7 +110,7 @@ class RegistryDestination:
         #: (Repository, digest) -> whether the blob exists, from a request or from an upload.
         self._blob_exists: dict[tuple[str, str], bool] = {}
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more blob is asked for.
-        self._misses: dict[str, int] = {}
+        self._missing_counts: dict[str, int] = {}
         #: Digest -> bytes of an unfinished blob that this run has sent, or found.
         self._partial_sizes: dict[str, int] = {}
         #: (Repository, digest) -> a large image that the repository may have; None if that was checked.
@@ -149,19 +149,21 @@ class RegistryDestination:
         self._manifests |= {manifest.digest for manifest in graph.absent}
         # A manifest may be a layer of another one. The registry must have it as a blob then.
         self._manifests -= {blob.digest for blob in graph.blobs}
-        needed_by_repository: dict[str, set[str]] = {}
-        for root in graph.roots:
-            reference = self._target(root)
-            self._pusher(reference)
-            needed = graph.reachable(root)
-            needed_by_repository.setdefault(reference.repository, set()).update(needed)
-            for digest in needed:
-                names = self._repositories_needing.setdefault(digest, [])
-                if reference.repository not in names:
-                    names.append(reference.repository)
         # Once for each repository, not for each root: an archive may have thousands of images.
-        for repository, digests in needed_by_repository.items():
+        for repository, digests in self._reachable_by_repository(graph).items():
+            for digest in digests:
+                names = self._repositories_needing.setdefault(digest, [])
+                if repository not in names:
+                    names.append(repository)
             self._add_large_images(repository, graph, digests)
+
+    def _reachable_by_repository(self, graph: Graph) -> dict[str, set[str]]:
+        """Return the digests that each repository must have, by its name."""
+        digests: dict[str, set[str]] = {}
+        for root in graph.roots:
+            name = self._pusher(self._target(root)).repository.name
+            digests.setdefault(name, set()).update(graph.reachable(root))
+        return digests
 
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that every repository has that needs them.
@@ -316,11 +318,10 @@ class RegistryDestination:
             reference = self._target(root)
             if reference.tag:
                 self._push_tag(reference, by_digest[root.descriptor.digest])
-        for name, pusher in self._pushers.items():
-            # Only sessions of these blobs: other images of the repository may still resume their uploads.
-            pusher.delete_abandoned_sessions(
-                [digest for digest, names in self._repositories_needing.items() if name in names]
-            )
+        for name, digests in self._reachable_by_repository(graph).items():
+            # Only sessions of blobs that were written: other images, and other runs without --compress, may still
+            # resume their uploads.
+            self._pushers[name].delete_abandoned_sessions(digests)
 
     def close(self) -> None:
         """Delete upload sessions that a registry opened instead of a mount and that were not used."""
@@ -360,15 +361,16 @@ class RegistryDestination:
         """
         repository = self._pusher(reference).repository
         tag, digest = reference.tag or "", manifest.descriptor.digest
+        own_digests = {digest, compute_digest(manifest.raw)}
         existing = repository.find_digest(tag)
-        if existing and existing not in {digest, compute_digest(manifest.raw)} and not can_replace(existing):
-            msg = f"{reference.name}: another client changed this tag during the copy"
-            raise NetworkError(msg, hint="re-run the command to keep both versions, or use --no-referrers")
-        if existing and existing not in {digest, compute_digest(manifest.raw)}:
+        if existing and existing not in own_digests:
+            if not can_replace(existing):
+                msg = f"{reference.name}: another client changed this tag during the copy"
+                raise NetworkError(msg, hint="re-run the command to keep both versions, or use --no-referrers")
             notices.notify(f"{reference.name}: replacing {existing}", level=1)
         if existing == digest or (not is_canonical_digest(digest) and repository.push_manifest_with_tag(tag, manifest)):
             return
-        if existing != compute_digest(manifest.raw):
+        if existing not in own_digests:
             repository.push_manifest(tag, manifest)
 
     def _mount_or_upload(self, blob: VerifiedBlob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:
@@ -388,7 +390,7 @@ class RegistryDestination:
         """Ask the repositories that need a blob whether they have it; see `stored`."""
         is_optional = quick and descriptor.size <= limits.MAX_RESENT_BLOB
         for name in self._names_needing(descriptor.digest):
-            if not is_optional or self._misses.get(name, 0) < _MAX_MISSES:
+            if not is_optional or self._missing_counts.get(name, 0) < _MAX_MISSING_BLOBS:
                 self._check_blob(self._pushers[name].repository, descriptor)
 
     def _add_large_images(self, repository: str, graph: Graph, needed: set[str]) -> None:
@@ -435,7 +437,7 @@ class RegistryDestination:
         key = repository.name, descriptor.digest
         if key not in self._blob_exists:
             exists = self._blob_exists[key] = repository.has_blob(descriptor)
-            self._misses[repository.name] = 0 if exists else self._misses.get(repository.name, 0) + 1
+            self._missing_counts[repository.name] = 0 if exists else self._missing_counts.get(repository.name, 0) + 1
         return self._blob_exists[key]
 
     def _repositories_without(self, descriptor: Descriptor) -> list[str]:

@@ -35,7 +35,7 @@ class ReplayBuffer:
         """Take the blob to upload. Do not open it yet, and allocate no memory."""
         self._content = content
         size = None if content.end is None else content.end - content.start
-        self._capacity = max(1, capacity if size is None else min(capacity, size))
+        self.capacity = max(1, capacity if size is None else min(capacity, size))
         #: A memoryview, because to assign bytes to a part of a bytearray copies them twice.
         self._ring = memoryview(b"")
         self._is_open = False
@@ -66,14 +66,14 @@ class ReplayBuffer:
         if not self._is_open:
             self._read_chunk()
 
-    def can_seek(self, offset: int) -> bool:
-        """Return whether the bytes from `offset` on are still available."""
+    def can_load(self, offset: int) -> bool:
+        """Return whether the buffer has the bytes from `offset` on, or can read them again."""
         if self.start <= offset <= self.end:
             return True
         return self._content.access is Access.REPEATABLE and offset >= self._content.start
 
-    def seek(self, offset: int) -> None:
-        """Position the buffer at `offset`, for which `can_seek` must be true; errors of the source pass through."""
+    def load(self, offset: int) -> None:
+        """Make the bytes from `offset` on available, if `can_load` allows it; errors of the source pass through."""
         if self.start <= offset <= self.end:
             return
         if offset < self.start:
@@ -87,7 +87,7 @@ class ReplayBuffer:
 
         That is less at the end of the content, and never more than the capacity.
         """
-        count = min(count, self._capacity)
+        count = min(count, self.capacity)
         while self.end - offset < count and self._read_ahead(offset + count - self.end):
             pass
         return min(self.end - offset, count)
@@ -160,17 +160,17 @@ class ReplayBuffer:
 
     def _store(self, piece: memoryview) -> None:
         if not self._ring:
-            self._ring = memoryview(bytearray(self._capacity))
+            self._ring = memoryview(bytearray(self.capacity))
         self.end += len(piece)
-        kept = piece[-self._capacity :]
-        position = (self.end - len(kept)) % self._capacity
-        first = min(len(kept), self._capacity - position)
+        kept = piece[-self.capacity :]
+        position = (self.end - len(kept)) % self.capacity
+        first = min(len(kept), self.capacity - position)
         self._ring[position : position + first] = kept[:first]
         if first < len(kept):
             self._ring[: len(kept) - first] = kept[first:]
-        self.start = max(self.start, self.end - self._capacity)
+        self.start = max(self.start, self.end - self.capacity)
 
     def _buffered(self, offset: int, stop: int) -> memoryview:
-        position = offset % self._capacity
-        count = min(stop - offset, self._capacity - position, _MAX_PIECE)
+        position = offset % self.capacity
+        count = min(stop - offset, self.capacity - position, _MAX_PIECE)
         return self._ring[position : position + count]

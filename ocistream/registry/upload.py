@@ -26,10 +26,10 @@ from ocistream.errors import (
 from ocistream.http.session import FixedLengthBody, StreamedBody
 from ocistream.notices import notify
 from ocistream.process_exit import OpenUpload
-from ocistream.registry.profiles import CHUNK, PUT, STREAM
+from ocistream.registry.profiles import CHUNK, PUT
 from ocistream.registry.replay_buffer import ReplayBuffer
 from ocistream.registry.upload_session import SessionLostError
-from ocistream.registry.upload_strategy import ALTERNATIVES, CHUNKED_CODING_REFUSALS, UNSIZED_STREAM, UploadMethod
+from ocistream.registry.upload_strategy import CHUNKED_CODING_REFUSALS, UploadMethod, list_alternatives
 from ocistream.sizes import format_size
 from ocistream.transfer.interfaces import Access
 
@@ -95,6 +95,21 @@ class Upload:
 
     `acknowledged` is how many bytes the registry has confirmed. `resumed_size` is how many bytes of the content an
     earlier run had uploaded.
+
+    What `_recover` does after a failed request, the first line that applies:
+
+    | failure | next attempt | changes |
+    |---|---|---|
+    | chunked coding refused | the same method with a Content-Length, from the registry's offset | `_strategy` |
+    | resume refused, or parts joined wrongly | after a wait, in a new session | `_is_resume_disabled` |
+    | first 404, and the registry has no offset | as after a temporary failure | `_has_excused_404` |
+    | method refused | another method, from the registry's offset or 0 | `_method`, `_tried_methods`, `_refusal` |
+    | method refused, none is left | as its status says: temporary or permanent | `_refusal` |
+    | temporary | after a wait, from the registry's offset; without one, in a new session | `_retries` |
+    | permanent, or the user chose the refused method | none: the failure is raised | |
+
+    An offset sets `acknowledged` and `_has_continued`. A new session resets both, `_sent` and `resumed_size`; without
+    the first bytes of the content it is not possible.
     """
 
     def __init__(
@@ -307,7 +322,7 @@ class Upload:
     def _put(self) -> None:
         """Send the blob and close the session by one request."""
         blob = self._content.descriptor
-        self._buffer.seek(0)
+        self._buffer.load(0)
         self._request = _Request(FixedLengthBody(self._buffer.read(0), blob.size), blob.size)
         self._session.put(blob.digest, self._retries, self._request.body, bytes_to_store=blob.size)
         self._request = None
@@ -318,11 +333,12 @@ class Upload:
     def _next_request(self) -> _Request | None:
         """Return the next request, from the acknowledged offset on; None at the content's end.
 
-        Chunks of known size are streamed, because their length is known. A chunk of a blob of unknown size is read
-        completely before it is sent, because its length must be stated.
+        Content of known size is streamed, up to the size limit, and its length is stated. Content of unknown size, or
+        whose requests must get a proper end, is streamed to its end in the chunked transfer coding, if the method is a
+        stream. Otherwise, or if the host refuses that coding, a body is buffered completely before it is sent.
         """
         offset, end = self.acknowledged, self._content.end
-        self._buffer.seek(offset)
+        self._buffer.load(offset)
         if self._buffer.is_empty or (end is not None and offset >= end):
             return None
         max_size = self._max_body_size(offset)
@@ -333,7 +349,7 @@ class Upload:
             return self._build_request(offset, count, is_stream=is_stream, has_chunked_coding=has_chunked_coding)
         if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
             return _Request(StreamedBody(self._buffer.read(0)), end or 0, has_chunked_coding=end is not None)
-        # Buffer the complete body first, so that the source cannot fail in the middle of the request.
+        # The source must not fail in the middle of a request whose length is stated.
         count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
         return self._build_request(offset, count) if count else None
 
@@ -356,9 +372,8 @@ class Upload:
         if self._method.kind != CHUNK:
             return largest if offset else None
         min_chunk = self._session.min_chunk
-        buffer_size = self._strategy.replay_buffer_size(self._content.access, is_size_known=False)
-        if min_chunk > (limits.UPLOAD_MEMORY if self._is_size_known else buffer_size):
-            # The registry's minimum exceeds the buffer: send the rest of the blob in one request.
+        if min_chunk > (limits.UPLOAD_MEMORY if self._is_size_known else self._buffer.capacity):
+            # The registry's minimum exceeds the largest chunk: send the rest of the blob in one request.
             return None
         return max(self._method.chunk_size, min_chunk)
 
@@ -383,7 +398,7 @@ class Upload:
         # The registry may have stored less than was sent. It still has the bytes from before (regclient#627), and a
         # Range that does not change proves nothing (containers-roadmap#2831).
         if self._can_resume and request.span and stated is not None and self.acknowledged < stated < end:
-            if stated - self.acknowledged < _MIN_PROGRESS or not self._buffer.can_seek(stated):
+            if stated - self.acknowledged < _MIN_PROGRESS or not self._buffer.can_load(stated):
                 # Count this as a failure, or a registry that stores very little each time would never end the loop.
                 msg = f"{self._host} accepted {stated - request.span[0]} of {request.size} bytes"
                 raise NetworkError(msg)
@@ -494,8 +509,7 @@ class Upload:
         A 404 to a PATCH may mean the session or the method. An error code (BLOB_UPLOAD_UNKNOWN) decides. Without it,
         the session was asked for its offset: if it exists, the method is refused; if not, a new session is tried once.
         """
-        kind = UNSIZED_STREAM if self._method.kind == STREAM and not self._is_size_known else self._method.kind
-        if self._request is None or status not in ALTERNATIVES[kind]:
+        if self._request is None or not list_alternatives(self._method, status, is_size_known=self._is_size_known):
             return False
         if status == 416:
             # If the registry has more bytes than expected, the offset was wrong, not the method.
@@ -577,7 +591,7 @@ class Upload:
         if offset is None or not self.acknowledged <= offset <= max_offset:
             return None
         # An offset before the content is a gap between two parts.
-        is_readable = offset > self._buffer.end or offset < self._content.start or self._buffer.can_seek(offset)
+        is_readable = offset > self._buffer.end or offset < self._content.start or self._buffer.can_load(offset)
         return offset if is_readable else None
 
     def _restart(self, failure: NetworkError) -> None:
@@ -585,7 +599,7 @@ class Upload:
         self._session.replace()
         if self._content.start:
             raise _PartRefusedError from failure
-        if not self._buffer.can_seek(0):
+        if not self._buffer.can_load(0):
             raise NetworkError(failure.message, hint=_PIPE_HINT) from failure
         # Keep `_progress_mark`: the same offset does not count as progress again. Otherwise a registry that loses every
         # session would be retried for ever.

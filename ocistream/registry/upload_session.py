@@ -160,7 +160,7 @@ def delete_abandoned_sessions(repository: Repository, records: UploadRecords, di
     """
     for record in records.lock_abandoned(repository.endpoint.registry, repository.name, digests):
         try:
-            if record.location is not None and _can_store(repository, record.location):
+            if record.location is not None and can_store(repository, record.location):
                 delete_session(repository, record.location)
             record.remove()
         except RegistryError as error:
@@ -243,7 +243,8 @@ def _add_query(url: str, query: str) -> str:
     return urlunsplit(parts._replace(query=f"{parts.query}&{query}" if parts.query else query))
 
 
-def _can_store(repository: Repository, location: SessionLocation) -> bool:
+def can_store(repository: Repository, location: SessionLocation) -> bool:
+    """Return whether a session of a repository may be in a record: its Location is known to contain no secret."""
     return can_store_location(location.url, repository.endpoint.url, repository.name)
 
 
@@ -264,7 +265,7 @@ class UploadSession:
         #: A spare session, opened while the registry did not answer about the session; not used so far.
         self._spare: SessionLocation | None = None
         stored = record.location if record is not None else None
-        self.location = stored if stored is not None and _can_store(repository, stored) else None
+        self.location = stored if stored is not None and can_store(repository, stored) else None
         self.is_from_earlier_run = self.location is not None
 
     @property
@@ -453,7 +454,7 @@ class UploadSession:
         self.location = location
         if not has_changed or self._record is None:
             return
-        if _can_store(self._repository, location):
+        if can_store(self._repository, location):
             self._record.write(location)
         else:
             self._record.remove()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 #: A stream of unknown length, in the chunked transfer coding; registries refuse it in other ways than STREAM.
-UNSIZED_STREAM: Final = "unsized"
+_UNSIZED_STREAM: Final = "unsized"
 
 #: Statuses by which a server may refuse the chunked transfer coding (RFC 9112, section 6.1). The same method with a
 #: Content-Length is tried next.
@@ -50,7 +50,7 @@ ALTERNATIVES: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyT
             501: (CHUNK, PUT),
         },
         # The digest of a recompressed layer is known only at its end, so one PUT is not possible.
-        UNSIZED_STREAM: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
+        _UNSIZED_STREAM: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
         PUT: {
             # Artifactory answers 404 BLOB_UNKNOWN to a PUT with a body (docker/buildx#196).
             404: (STREAM, CHUNK),
@@ -81,6 +81,12 @@ class UploadMethod:
     def __str__(self) -> str:
         """Return the form used by `--upload` and `--result`: `stream`, `put`, `chunk=4194304`."""
         return f"{self.kind}={self.chunk_size}" if self.kind == CHUNK else self.kind
+
+
+def list_alternatives(refused: UploadMethod, status: int, *, is_size_known: bool) -> tuple[str, ...]:
+    """List the methods to try after `status` refused one; none if the status does not depend on the method."""
+    is_unsized = refused.kind == STREAM and not is_size_known
+    return ALTERNATIVES[_UNSIZED_STREAM if is_unsized else refused.kind].get(status, ())
 
 
 def parse_upload_method(text: str) -> UploadMethod | None:
@@ -207,9 +213,8 @@ class UploadStrategy:
         tried: Collection[UploadMethod],
     ) -> UploadMethod | None:
         """Return the method to try after `status` refused a body of `body_size` bytes; None if no method is left."""
-        refused_kind = UNSIZED_STREAM if refused.kind == STREAM and not is_size_known else refused.kind
         allowed = self.profile(host).methods
-        for kind in ALTERNATIVES[refused_kind].get(status, ()):
+        for kind in list_alternatives(refused, status, is_size_known=is_size_known):
             method = UploadMethod(kind) if kind != CHUNK else self._chunk_method(host, refused, body_size)
             if method is None or method in tried or (kind == PUT and not is_size_known):
                 continue

@@ -8,13 +8,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from ocistream.errors import CancelledError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
 _Key = TypeVar("_Key", bound="Hashable")
 _Value = TypeVar("_Value")
 
-#: Seconds between two checks of the other events of a `LinkedEvent`.
+#: Seconds between two checks of an event on which no thread waits.
 _POLL_INTERVAL: Final = 0.1
 
 
@@ -77,9 +79,15 @@ class Budget:
             self._changed.notify_all()
 
     @contextlib.contextmanager
-    def reserve(self, count: int = 1) -> Iterator[None]:
-        """Wait for `count` units, and keep them during the block."""
-        self.take(count, timeout=None)
+    def reserve(self, count: int = 1, *, cancelled: threading.Event | None = None) -> Iterator[None]:
+        """Wait for `count` units, and keep them during the block.
+
+        Raises:
+            CancelledError: `cancelled` was set during the wait.
+        """
+        while not self.take(count, timeout=None if cancelled is None else _POLL_INTERVAL):
+            if cancelled is not None and cancelled.is_set():
+                raise CancelledError("cancelled")
         try:
             yield
         finally:

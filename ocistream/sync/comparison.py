@@ -15,7 +15,7 @@ from ocistream.layout.image_selection import Selection
 from ocistream.oci.reference import is_digest_tag
 from ocistream.streams.synchronization import Budget
 from ocistream.sync.destination_state import DestinationState, LayoutWriters
-from ocistream.sync.sources import SyncSources, read_graph
+from ocistream.sync.sources import SyncSources, resolve_graph
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class ImageComparer:
             with ExitStack() as stack:
                 source = self._access.open_source(copy, self._image_context(copy.entry))
                 stack.callback(source.close)
-                graph = read_graph(source, copy.source)
+                graph = resolve_graph(source, copy.source)
                 stack.pop_all()
         except OcistreamError as error:
             comparison.add_failure(comparison.pending, error)
@@ -210,7 +210,7 @@ class ImageComparer:
         @functools.cache
         def graph() -> Graph:
             with closing(self._access.sources.open(location, context, selection)) as source:
-                source_graph = read_graph(source, location)
+                source_graph = resolve_graph(source, location)
                 return source_graph if location.reference is not None else limit_to_source(source, source_graph)
 
         if location.reference is not None and not entry.platforms.platforms:

@@ -18,7 +18,7 @@ from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.sync.comparison import ImageComparison, SyncResult
-from ocistream.sync.sources import read_graph
+from ocistream.sync.sources import resolve_graph
 from ocistream.transfer.copy import Copy
 from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
@@ -154,7 +154,7 @@ class ImageCopier:
         context = replace(self._access.context(copy.entry.source, cancelled), jobs=1)
         try:
             with closing(self._access.open_source(copy, context)) as source:
-                graph = read_graph(source, copy.source)
+                graph = resolve_graph(source, copy.source)
                 if (check := self._build_check(comparison)) is not None:
                     reader = GraphCheckReader(check, graph)
                     reader.read(source)

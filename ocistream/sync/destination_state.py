@@ -15,7 +15,7 @@ from ocistream.oci.reference import printable
 from ocistream.registry.repository import Repository
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors
-from ocistream.sync.sources import SyncSources, local_lock, read_graph
+from ocistream.sync.sources import SyncSources, local_lock, resolve_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,7 +125,7 @@ def _read_archive(location: Location, context: OpenContext, name: str) -> Listed
     """Return the one image of an archive, under any name. An archive that cannot be read will be replaced."""
     try:
         with closing(SyncSources()) as sources, closing(sources.open(location, context, Selection())) as source:
-            graph = read_graph(source, location)
+            graph = resolve_graph(source, location)
     except NotFoundError:
         return _NOTHING
     except OcistreamError as error:

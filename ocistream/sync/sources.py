@@ -191,7 +191,7 @@ class _LocalImage:
         self._on_close()
 
 
-def read_graph(source: Source, location: Location) -> Graph:
+def resolve_graph(source: Source, location: Location) -> Graph:
     """Read the manifests of a source.
 
     Raises:

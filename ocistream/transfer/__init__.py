@@ -5,7 +5,7 @@ Knows no store, terminal or network. `Copy` and `verify` are imported from their
 A `Source` resolves a `Graph` and yields `Blob`s, each of which can be opened at any byte. A `Destination` tells with
 `stored` what it has, and stores a blob with `write`. Between them, `Copy` decides what moves, and each blob becomes a
 `VerifiedBlob`: its last byte comes only if its size and digest are right. Three capabilities are optional: to mount, to
-store a blob of unknown digest, and to read a small blob back. All else is the same for each store.
+store a blob of unknown digest, and to read a small blob back. What else differs is in `Traits`.
 
 Why it is not simpler:
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from ocistream import limits
 from ocistream.errors import UnsupportedError
 from ocistream.oci.digest import size_error
 
@@ -28,7 +29,7 @@ class Action(Enum):
     OMIT = auto()
     #: A layer gets another compression, and so another digest.
     RECOMPRESS = auto()
-    #: A config is read, to check recompressed layers by its diff_ids.
+    #: A config is read, to check recompressed layers by its diff_ids, and written if the destination lacks it.
     READ = auto()
     #: A layer is written if it is compressed as its media type says.
     CHECK_COMPRESSION = auto()
@@ -70,13 +71,14 @@ def find_recompressed(graph: Graph, recompressor: Recompressor | None, results: 
 def plan_blobs(
     graph: Graph, configs: Collection[str], recompressor: Recompressor | None, results: BlobResults
 ) -> BlobPlan:
-    """Return the plan for a graph; `configs` are the digests of the configs that must be JSON."""
+    """Return the plan for a graph; `configs` are the digests of those configs that must be JSON if small."""
     actions = dict.fromkeys((blob.digest for blob in graph.blobs), Action.WRITE)
 
     def assign(digests: Collection[str], action: Action) -> None:
         actions.update((digest, action) for digest in digests if digest in actions)
 
-    assign(configs, Action.CHECK_JSON)
+    parsed = {blob.digest for blob in graph.blobs if blob.size <= limits.MAX_PARSED_CONFIG}
+    assign(parsed.intersection(configs), Action.CHECK_JSON)
     if recompressor is not None:
         if not recompressor.plain_only:
             # If only plain layers change, the others are copied unchecked.

@@ -21,6 +21,7 @@ from ocistream.streams.chunks import peek_chunks
 from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
@@ -48,9 +49,7 @@ class ConfigChecker:
 
     def find_configs(self, graph: Graph) -> None:
         """Find the configs of a graph."""
-        self.digests = {
-            document.config.digest for _, document in graph.images() if document.config and is_image(document)
-        }
+        self.digests = set(find_configs(graph))
         for root in graph.roots:
             document = graph.documents.get(root.descriptor.digest)
             if root.default_platform is not None and document is not None and document.config is not None:
@@ -78,18 +77,21 @@ class ConfigChecker:
             self._not_json.add(blob.descriptor.digest)
         yield from chunks
 
-    def reserve_memory(self, descriptor: Descriptor) -> AbstractContextManager[object]:
-        """Return a context that waits until a config of this size may be buffered."""
-        return _large_configs.reserve() if descriptor.size > limits.MAX_JSON_UNSPLIT else nullcontext()
+    def take_turn(self, descriptor: Descriptor, cancelled: threading.Event | None) -> AbstractContextManager[object]:
+        """Return a context that waits until no other large config is buffered, if this one is large.
+
+        Raises:
+            CancelledError: `cancelled` was set during the wait.
+        """
+        is_large = descriptor.size > limits.MAX_JSON_UNSPLIT
+        return _large_configs.reserve(cancelled=cancelled) if is_large else nullcontext()
 
     def with_check(self, blob: VerifiedBlob) -> VerifiedBlob:
         """Return a config whose chunks raise ArchiveError if it is malformed.
 
         The error comes before the last chunk, so a malformed config is never completed at the destination. A config
-        whose beginning cannot be read is not checked, nor one above `limits.MAX_PARSED_CONFIG`.
+        whose beginning cannot be read is not checked.
         """
-        if blob.descriptor.size > limits.MAX_PARSED_CONFIG:
-            return blob
 
         def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
             if offset and stored is None:
@@ -123,6 +125,15 @@ class ConfigChecker:
                 platform = parse_config_platform(content, f"the config {descriptor.digest}")
             if platform is not None and not wanted.matches(platform):
                 notices.notify(f"{name}: only {printable(str(platform))}; this machine is {wanted}")
+
+
+def find_configs(graph: Graph) -> dict[str, Descriptor]:
+    """Return the configs of the images by digest, without those of artifacts and attestations."""
+    return {
+        document.config.digest: document.config
+        for _, document in graph.images()
+        if document.config is not None and is_image(document)
+    }
 
 
 def record_chunks(chunks: Iterable[Chunk], content: io.BytesIO) -> Iterator[Chunk]:

@@ -32,7 +32,7 @@ from ocistream.transfer.early_blobs import EarlyBlobWriter
 from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.interfaces import NullObserver
 from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
-from ocistream.transfer.verified_blobs import blob_from_bytes
+from ocistream.transfer.verified_blobs import blob_from_bytes, require_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,11 +112,10 @@ class Copy:
         plan = self._plan(graph)
         check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
-        absent, pending = check.split_absent(graph, plan.pending)
+        absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
         self._begin(graph, plan)
         missing = check.mount_absent(graph, absent)
-        self._check_recompressible(plan)
-        wanted = self._place_existing(graph, plan, pending, check)
+        wanted = self._place_existing(graph, plan, remaining, check)
         self._move(plan, wanted)
         if self._reader is not None:
             # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
@@ -134,7 +133,7 @@ class Copy:
     def _preview(self) -> Report:
         """Return what `_run` would report, as far as that is known without writing anything."""
         # Imported here, because only a dry run needs these modules.
-        from ocistream.transfer.verify import DiscardedBlobs
+        from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
         started_at = time.monotonic()
         with closing(DiscardedBlobs(self.cancelled)) as discarded:
@@ -151,10 +150,9 @@ class Copy:
             # For a registry this only checks the digest that the user gave.
             self.destination.begin(graph)
         check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
-        absent, pending = check.split_absent(graph, plan.pending)
+        absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
         recompressed = set(plan.recompressed)
-        resumable = check.preview(graph, absent, [blob for blob in pending if blob.digest not in recompressed])
-        self._check_recompressible(plan)
+        resumable = check.preview(graph, absent, [blob for blob in remaining if blob.digest not in recompressed])
         for blob in graph.blobs:
             if plan.actions[blob.digest] is Action.OMIT:
                 self._results.add(blob, "omitted")
@@ -220,13 +218,13 @@ class Copy:
 
         return limit_to_source(self.source, graph, partial(self._list_stored_manifests, graph))
 
-    def _list_stored_manifests(self, graph: Graph, missing: Sequence[Descriptor]) -> set[str]:
-        """Return the digests of the missing manifests that the destination has."""
+    def _list_stored_manifests(self, graph: Graph, absent: Sequence[Descriptor]) -> set[str]:
+        """Return the digests of the absent manifests that the destination has."""
         if not self.destination.traits.keeps_blobs:
             return set()
         # Only which manifests may come: referrers are expected when it is known which platforms are copied.
         self.destination.expect(replace(graph, referrers={}))
-        return self.destination.stored(missing)
+        return self.destination.stored(absent)
 
     # -- select ------------------------------------------------------------------------------------------
 
@@ -289,28 +287,20 @@ class Copy:
         else:
             self.destination.begin(graph)
 
-    def _check_recompressible(self, plan: BlobPlan) -> None:
-        """Refuse to recompress a layer that the source omits: only the destination has its bytes."""
-        for digest in plan.recompressed:
-            result = self._results.find(digest)
-            if result is not None and result.status in {"skipped", "mounted"}:
-                msg = f"{digest} must be recompressed, but only the destination has it"
-                raise UnsupportedError(msg, hint="omit --compress: some layers were omitted from the source")
-
     def _place_existing(
-        self, graph: Graph, plan: BlobPlan, pending: Sequence[Descriptor], check: ExistenceCheck
+        self, graph: Graph, plan: BlobPlan, remaining: Sequence[Descriptor], check: ExistenceCheck
     ) -> list[Descriptor]:
         """Skip or mount existing blobs, write those that are in memory, and return those that the source must send."""
         for blob in graph.blobs:
             if plan.actions[blob.digest] is Action.OMIT:
                 self._results.add(blob, "omitted")
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
-        unchanged = [blob for blob in pending if plan.actions[blob.digest] is not Action.RECOMPRESS]
+        unchanged = [blob for blob in remaining if plan.actions[blob.digest] is not Action.RECOMPRESS]
         check.skip_or_mount(unchanged, self.destination.stored(unchanged, quick=True))
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         wanted = [
             blob
-            for blob in pending
+            for blob in remaining
             if self._results.find(blob.digest) is None or plan.actions[blob.digest] is Action.READ
         ]
         for blob in wanted:
@@ -356,14 +346,18 @@ class Copy:
             return
         failures: list[OcistreamError] = []
         try:
-            self._move_each(plan, concurrency, self._buffer_small(plan, blobs, failures))
+            self._move_each(plan, concurrency, self._move_large_and_yield_small(plan, blobs, failures))
         except OcistreamError as error:
             raise (failures or [error])[0] from None
         if failures:
             raise failures[0]
 
-    def _buffer_small(self, plan: BlobPlan, blobs: Iterator[Blob], failures: list[OcistreamError]) -> Iterator[Blob]:
-        """Yield the small blobs, buffered, and move each large blob meanwhile.
+    def _move_large_and_yield_small(
+        self, plan: BlobPlan, blobs: Iterator[Blob], failures: list[OcistreamError]
+    ) -> Iterator[Blob]:
+        """Yield the small blobs, buffered. Move each large blob at once, in the thread that asks for the next blob.
+
+        The other threads wait for that: they cannot get the next small blob before the pipe has passed the large one.
 
         A failure ends the iterator and is added to `failures`: the blobs that arrived before it still move, so that the
         next run need not send them again.
@@ -394,9 +388,8 @@ class Copy:
         """Do with one blob what is planned; `concurrency` blobs move at once."""
         digest = blob.descriptor.digest
         action, recompressor = plan.actions[digest], self._recompressor
-        if blob.range is not None and action is not Action.WRITE:
-            msg = f"{digest}: the source has only the tail of this blob; the complete blob is needed"
-            raise UnsupportedError(msg)
+        if action is not Action.WRITE:
+            require_complete(blob)
         if recompressor is not None and action is Action.RECOMPRESS:
             self._writer.recompress(blob, recompressor)
         elif recompressor is not None and action is Action.READ:
@@ -411,7 +404,7 @@ class Copy:
         elif recompressor is not None and action is Action.CHECK_COMPRESSION:
             self._writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
         elif action is Action.CHECK_JSON:
-            with self._configs.reserve_memory(blob.descriptor):
+            with self._configs.take_turn(blob.descriptor, self.cancelled):
                 self._writer.write(blob, self._configs.with_check, concurrency=concurrency)
         else:
             self._writer.write(blob, concurrency=concurrency)
@@ -441,9 +434,9 @@ class Copy:
         needed = None
         if missing:
             # Imported here because few archives are split into volumes.
-            from ocistream.transfer.partial_blobs import write_parts
+            from ocistream.transfer.partial_blobs import use_parts
 
-            needed = write_parts(self.source, self.destination, missing, graph, self._writer.write_parts)
+            needed = use_parts(self.source, self.destination, missing, graph, self._writer.write_parts)
         unavailable = [blob for blob in (*missing, *wanted) if self._results.find(blob.digest) is None]
         return self._drop_missing(graph, plan, unavailable, needed) if unavailable else graph
 

@@ -70,7 +70,7 @@ class EarlyBlobWriter:
     def _write(self, blob: Blob, *, can_be_plain_layer: bool) -> None:
         if self._recompressor is not None:
             blob, beginning = peek(blob)
-            if self._recompressor.can_recompress(beginning):
+            if self._recompressor.needs_recompression(beginning):
                 self._writer.recompress(blob, self._recompressor)
                 return
         elif (
@@ -81,7 +81,7 @@ class EarlyBlobWriter:
             from ocistream.streams.compression import NONE, detect_codec
 
             blob, beginning = peek(blob)
-            if recompressor.can_recompress(beginning) and detect_codec(beginning) is NONE:
+            if recompressor.needs_recompression(beginning) and detect_codec(beginning) is NONE:
                 self._compressed.add(blob.descriptor.digest)
                 self._writer.recompress(blob, recompressor)
                 return
@@ -98,7 +98,7 @@ class EarlyBlobWriter:
         recompressor = self._recompressor or self._plain_layer_recompressor()
         unknown = Descriptor(layer_media_types.OCI_LAYER, "", 0)
         blob, beginning = peek(Blob(unknown, lambda: chunks, Access.ONCE))
-        if recompressor is not None and recompressor.can_recompress_layer(beginning):
+        if recompressor is not None and recompressor.layer_needs_recompression(beginning):
             return self._writer.recompress(blob, recompressor, is_known=False)
         codec = detect_codec(beginning).name
         return self._writer.write_new(blob, layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec))

@@ -1,13 +1,16 @@
-"""Ask the destination which blobs it has or can mount, before anything is sent.
+"""Ask the destination which blobs it has or can mount: for absent ones before `begin`, for the others after it.
 
-A blob is *absent* if the source lacks it, *missing* if neither side has it. Absent blobs are asked for first,
-so that a transfer that cannot succeed changes nothing.
+A blob is *pending* if it is to be written and did not come before the graph. A pending blob is *absent* if the source
+lacks it, and *missing* if the destination lacks it too. It is *wanted* if the source must send it. Because absent blobs
+are asked for first, a transfer that cannot succeed changes nothing. `verify` and `inspect` have no destination: what
+their documents call missing is absent.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ocistream.errors import UnsupportedError
 from ocistream.oci.omitted_blobs import VOLUME
 from ocistream.streams.workers import run_each
 from ocistream.transfer.interfaces import MountingDestination
@@ -15,7 +18,7 @@ from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Ne
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
@@ -60,11 +63,14 @@ class ExistenceCheck:
         self._missing_manifests: list[Descriptor] = []
         self._stored: set[str] = set()
 
-    def split_absent(self, graph: Graph, pending: Sequence[Descriptor]) -> tuple[list[Descriptor], list[Descriptor]]:
+    def split_absent(
+        self, graph: Graph, pending: Sequence[Descriptor], recompressed: Collection[str] = ()
+    ) -> tuple[list[Descriptor], list[Descriptor]]:
         """Split `pending` into absent blobs, and blobs that the source may have. Change nothing.
 
         Raises:
             MissingBlobsError: neither side nor another volume has a blob.
+            UnsupportedError: only the destination has a blob whose digest is in `recompressed`.
         """
         absent: list[Descriptor] = []
         remaining: list[Descriptor] = []
@@ -74,8 +80,12 @@ class ExistenceCheck:
             (absent if is_absent and blob.digest not in graph.embedded else remaining).append(blob)
         self._missing_manifests = find_missing_manifests(graph, self._destination)
         self._stored = self._destination.stored(absent)
-        unstored = [blob for blob in absent if blob.digest not in self._stored]
-        self._check_missing(graph, [*self._missing_manifests, *self.list_unmountable(unstored)])
+        missing = self.list_unmountable([blob for blob in absent if blob.digest not in self._stored])
+        self._check_missing(graph, [*self._missing_manifests, *missing])
+        for blob in absent:
+            if blob.digest in recompressed and blob not in missing:
+                msg = f"{blob.digest} must be recompressed, but only the destination has it"
+                raise UnsupportedError(msg, hint="omit --compress: some layers were omitted from the source")
         return absent, remaining
 
     def mount_absent(self, graph: Graph, absent: Sequence[Descriptor]) -> list[Descriptor]:
@@ -128,7 +138,7 @@ class ExistenceCheck:
             MissingVolumesError: it does not.
         """
         # Imported here because few archives are split into volumes.
-        from ocistream.transfer.partial_blobs import write_parts
+        from ocistream.transfer.partial_blobs import use_parts
 
         completed: set[str] = set()
 
@@ -141,7 +151,7 @@ class ExistenceCheck:
                 completed.add(blob.digest)
             return size
 
-        needed = write_parts(self._source, self._destination, missing, graph, append)
+        needed = use_parts(self._source, self._destination, missing, graph, append)
         if lacking := [blob for blob in missing if blob.digest not in completed]:
             raise MissingVolumesError(lacking, graph, is_untouched=True, needed=needed)
 

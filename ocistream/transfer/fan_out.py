@@ -157,10 +157,12 @@ class FanOutDestination:
         blob = self._count_reads(blob)
         if len(branches) == 1:
             failures: list[BaseException] = []
+            watched = map_chunks(blob, lambda chunks: _record_failure(chunks, failures))
+            resumed = 0
             with self._failure_scope(branches[0], failures):
-                branches[0].destination.write(map_chunks(blob, lambda chunks: _record_failure(chunks, failures)))
+                resumed = branches[0].destination.write(watched)
                 self._mark_stored(branches[0], blob.descriptor)
-            return 0
+            return resumed
         shared = _Broadcast(blob, len(branches), self._cancelled)
         tasks = [self._write_task(shared, branch, number) for number, branch in enumerate(branches)]
         shared.run(tasks)

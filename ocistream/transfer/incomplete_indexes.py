@@ -1,6 +1,6 @@
 """Reduce an index to the platforms that the source really has, as `docker save` and `ctr export` write them.
 
-A platform is not exported if its manifest or config is missing; a missing layer alone is damage.
+A platform is not exported if its manifest or config is absent; an absent layer alone is damage.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def find_not_exported(graph: Graph, lacks: Callable[[Descriptor], bool]) -> list
     """List the manifests, and nested indexes, of the images' indexes that the source does not have.
 
     `lacks` says whether the source lacks a blob. Where the user has chosen platforms, nothing is listed: a chosen
-    platform that is missing is an error.
+    platform that is absent is an error.
     """
     if graph.is_platform_filtered:
         return []
-    missing: dict[str, Descriptor] = {}
+    not_exported: dict[str, Descriptor] = {}
     absent = {descriptor.digest for descriptor in graph.absent}
     for root in graph.roots:
         for leaf in _list_leaves(graph, root):
             document = graph.documents.get(leaf.digest)
             config = document.config if document is not None else None
             if leaf.digest in absent or (config is not None and _is_absent(graph, config, lacks)):
-                missing[leaf.digest] = leaf
-    return list(missing.values())
+                not_exported[leaf.digest] = leaf
+    return list(not_exported.values())
 
 
 def limit_to_exported(
@@ -53,7 +53,7 @@ def limit_to_exported(
 ) -> Graph:
     """Reduce each image's index to what exists; `lacks` says whether the source lacks a blob.
 
-    `list_stored` returns the digests of those of the missing manifests that exist elsewhere.
+    `list_stored` returns the digests of those of the absent manifests that exist elsewhere.
 
     One remaining platform is taken as its manifest, byte for byte; several make a smaller index. Attestations stay with
     their images. An image without any remaining platform stays as it is.

@@ -20,8 +20,9 @@ from ocistream.oci.strict_json import parse_json
 from ocistream.sizes import format_count
 from ocistream.streams import layer_media_types
 from ocistream.streams.synchronization import Budget
+from ocistream.transfer.config_checks import find_configs
+from ocistream.transfer.discarded_blobs import DiscardedBlobs
 from ocistream.transfer.incomplete_indexes import limit_to_exported
-from ocistream.transfer.verify import DiscardedBlobs
 
 if TYPE_CHECKING:
     import threading
@@ -61,8 +62,8 @@ def inspect_source(
     with contextlib.closing(DiscardedBlobs(cancelled)) as discarded:
         graph = source.resolve(discarded)
         summaries = _ConfigSummaries()
-        # Blobs that are stored with a wrong size count as missing, and would end the run.
-        configs = [c for c in _list_image_configs(graph) if source.stored_size(c.digest) in {None, c.size}]
+        # Blobs that are stored with a wrong size count as absent, and would end the run.
+        configs = [c for c in find_configs(graph).values() if source.stored_size(c.digest) in {None, c.size}]
         blobs = source.blobs(configs)
         if source.may_lack_blobs:
             blobs = (blob for blob in blobs if source.stored_size(blob.descriptor.digest) == blob.descriptor.size)
@@ -76,23 +77,13 @@ def inspect_source(
     if source.may_lack_blobs:
         stored = (blob for blob in graph.blobs if source.stored_size(blob.digest) == blob.size)
         existing = {blob.digest for blob in stored} | graph.embedded.keys()
-        missing = [blob for blob in graph.blobs if blob.digest not in existing]
+        absent = [blob for blob in graph.blobs if blob.digest not in existing]
     else:
-        missing = [config for config in configs if config.digest not in summaries.found]
+        absent = [config for config in configs if config.digest not in summaries.found]
     referrers = list_referrers([manifest.descriptor.digest for manifest in graph.manifests])
     names = {root.descriptor.digest: name for root in graph.roots} if name is not None else {}
     description = _Description(graph, summaries.by_digest, referrers, names)
-    return {"images": description, "totals": description.totals(), "missing": description.missing(missing)}
-
-
-def _list_image_configs(graph: Graph) -> list[Descriptor]:
-    """List the configs of the images, each once, without those of artifacts and attestations."""
-    configs = {
-        document.config.digest: document.config
-        for _, document in graph.images()
-        if document.config is not None and is_image(document)
-    }
-    return list(configs.values())
+    return {"images": description, "totals": description.totals(), "missing": description.missing(absent)}
 
 
 class _ConfigSummaries:
@@ -177,14 +168,14 @@ class _Description:
             "bytesUnshared": unshared + sum(manifest.descriptor.size for manifest in graph.manifests),
         }
 
-    def missing(self, missing_blobs: Sequence[Descriptor]) -> list[dict[str, Any]]:
+    def missing(self, absent_blobs: Sequence[Descriptor]) -> list[dict[str, Any]]:
         """Describe the missing content: omitted on purpose, not exported, or just missing."""
         graph = self._graph
-        digests = {descriptor.digest for descriptor in missing_blobs}
+        digests = {descriptor.digest for descriptor in absent_blobs}
         exported = limit_to_exported(graph, lambda blob: blob.digest in digests)
         needed = {descriptor.digest for descriptor in (*exported.blobs, *exported.absent)}
         missing = []
-        for descriptor in (*graph.absent, *missing_blobs):
+        for descriptor in (*graph.absent, *absent_blobs):
             reason = graph.omitted_from_source.get(descriptor.digest)
             details: dict[str, Any] = {"omitted": str(reason)} if reason else {}
             if descriptor.digest not in needed:

@@ -1,6 +1,7 @@
 """The interfaces of a transfer: Source, Destination, the blobs between them, Observer, and three optional capabilities.
 
-Only types and an observer that does nothing: stores do not know each other, and this package knows no store.
+Only types, an observer that does nothing, and the answers of a source that has all its blobs (`CompleteSource`).
+Stores do not know each other, and this package knows no store.
 """
 
 from __future__ import annotations

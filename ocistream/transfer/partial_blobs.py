@@ -1,6 +1,6 @@
 """Blobs of which the source has only a part: the rest of an interrupted copy, or the parts in some volumes.
 
-Reads and writes the annotation of index.json that lists blobs whose rest follows, and writes the parts in volumes.
+Reads and writes the annotation of index.json that lists blobs whose rest follows, and finds the parts in volumes.
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ def parse_partial_blobs(annotations: Mapping[str, str]) -> dict[str, int] | None
     return offsets
 
 
-def write_parts(
+def use_parts(
     source: Source,
     destination: Destination,
     missing: Sequence[Descriptor],
     graph: Graph,
-    write: Callable[[Descriptor, Sequence[Blob]], int],
+    use: Callable[[Descriptor, Sequence[Blob]], int],
 ) -> NeededVolumes:
-    """Write the parts that the source has of incomplete blobs; return the volumes that have the rest.
+    """Pass the parts that the source has of incomplete blobs to `use`; return the volumes that have the rest.
 
-    `write` writes the parts of one blob, in order, and returns how many bytes of the blob are stored then.
+    `use` gets the parts of one blob, in order, and returns how many bytes of the blob are stored then: it writes the
+    parts, or in a dry run only counts them.
     """
     needed: dict[str, None] = {}
     in_order: dict[str, Sequence[str]] = {}
@@ -76,7 +77,7 @@ def write_parts(
                 needed[reason.name] = None
             continue
         available = [part.blob for part in parts if part.blob is not None]
-        stored = write(blob, available) if destination.traits.accepts_parts else 0
+        stored = use(blob, available) if destination.traits.accepts_parts else 0
         missing_parts = [part for part in parts if part.offset + part.size > stored]
         needed.update(dict.fromkeys(part.volume for part in missing_parts))
         if any(part.blob for part in missing_parts):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits, notices
-from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError, UsageError
+from ocistream.errors import UnsupportedError, UsageError
 from ocistream.oci.descriptor import (
     DOCKER_CONFIG,
     DOCKER_LIST,
@@ -30,6 +30,7 @@ from ocistream.streams import layer_media_types
 from ocistream.streams.chunks import HashedChunks, peek_chunks
 from ocistream.streams.compression import CODECS, NONE, Codec, DecompressionError, decompress_layer, detect_codec
 from ocistream.transfer.interfaces import NewBlob
+from ocistream.transfer.layer_checks import find_diff_id_errors, media_type_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -159,16 +160,16 @@ class Recompressor:
         first, chunks = peek_chunks(blob.open())
         codec = detect_codec(bytes(first[: limits.KIB]))
         if first and codec is not self.settings.codec:
-            layer = blob.descriptor
-            msg = f"{layer.digest} has the media type {layer.media_type}, but its compression is {codec.name}"
-            raise ArchiveError(msg, hint="the manifest of its image is wrong: copy it without --compress")
+            error = media_type_error(blob.descriptor, codec.name)
+            error.hint = "the manifest of its image is wrong: copy it without --compress"
+            raise error
         yield from chunks
 
-    def can_recompress(self, beginning: bytes) -> bool:
+    def needs_recompression(self, beginning: bytes) -> bool:
         """Return whether a blob with these first bytes must be recompressed."""
         return layer_media_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
 
-    def can_recompress_layer(self, beginning: bytes) -> bool:
+    def layer_needs_recompression(self, beginning: bytes) -> bool:
         """Return whether a layer or config with these first bytes must be recompressed."""
         return not layer_media_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
 
@@ -223,41 +224,22 @@ class Recompressor:
 
         Also return the digest of the original manifest, by the digest of each new one.
         """
-        self._check_diff_ids(graph)
-        results = {digest: done.result for digest in self.find_layers(graph) if (done := self.results.get(digest))}
+        layers = {digest: done for digest in self.find_layers(graph) if (done := self.results.get(digest))}
+        # Without its config a layer is not verified, so that a config that was not read must be an error.
+        diff_ids = {digest: self.diff_ids.get(digest, ()) for digest in self.find_configs(graph)}
+        plain_digests = {digest: layer.diff_id for digest, layer in layers.items()}
+        # Another image may have the same config and no recompressed layer; it stays as it is.
+        changed = (image for image in graph.images() if any(layer.digest in layers for layer in image[1].layers))
+        for _, error in find_diff_id_errors(changed, diff_ids, plain_digests):
+            if isinstance(error, UnsupportedError):
+                error.hint = "only layers with sha256 diff_ids can be recompressed"
+            raise error
+        results = {digest: layer.result for digest, layer in layers.items()}
         rewriting = GraphRewriter(graph, results, self.settings.codec.name)
         return rewriting.rewrite(), rewriting.origins
 
     def _is_affected(self, codec: str) -> bool:
         return codec != self.settings.codec.name and (codec == NONE.name or not self.plain_only)
-
-    def _check_diff_ids(self, graph: Graph) -> None:
-        wanted = self.find_layers(graph)
-        for manifest, document in graph.images():
-            recompressed = [
-                (i, self.results.get(b.digest)) for i, b in enumerate(document.layers) if b.digest in wanted
-            ]
-            if not recompressed or document.config is None or not is_image(document):
-                continue
-            diff_ids = self.diff_ids.get(document.config.digest, ())
-            if len(diff_ids) != len(document.layers):
-                msg = (
-                    f"manifest {manifest.descriptor.digest} has {len(document.layers)} layers, but its config "
-                    f"has {len(diff_ids)} diff_ids"
-                )
-                raise ArchiveError(msg)
-            for position, result in recompressed:
-                if result is None:
-                    continue
-                if not diff_ids[position].startswith("sha256:"):
-                    msg = f"{result.source.digest}: the config of its image has the diff_id {diff_ids[position]}"
-                    raise UnsupportedError(msg, hint="only layers with sha256 diff_ids can be recompressed")
-                if result.diff_id != diff_ids[position]:
-                    msg = (
-                        f"{result.source.digest}: its decompressed bytes have the digest {result.diff_id}, but the "
-                        f"config of its image says {diff_ids[position]}"
-                    )
-                    raise IntegrityError(msg, digest=result.source.digest)
 
 
 def _digest(descriptor: Descriptor) -> str:

@@ -56,7 +56,7 @@ def map_chunks(blob: VerifiedBlob, wrap: Callable[[Iterator[Chunk]], Iterator[Ch
     return replace(blob, open=opened)
 
 
-def require_complete(blob: VerifiedBlob, *, or_rest: bool = False) -> None:
+def require_complete(blob: Blob, *, or_rest: bool = False) -> None:
     """Refuse a part of a blob; with `or_rest`, only a part after which the blob is not complete.
 
     Raises:

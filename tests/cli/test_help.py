@@ -35,6 +35,7 @@ RARE = {
     "ocistream.transfer.recompress",
     "ocistream.auth.credential_helpers",
     "ocistream.streams.layer_media_types",
+    "ocistream.transfer.discarded_blobs",
     "ocistream.transfer.verify",
     "ocistream.serve",
     "ocistream.archive.tar_reader",

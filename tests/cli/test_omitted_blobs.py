@@ -105,6 +105,19 @@ class TestWrongDigest:
         assert len(releases.far.asked("POST", "mount=")) == len(releases.shared)
 
 
+def test_omitted_layers_are_not_recompressed_and_the_registry_does_not_change(
+    releases: Releases, listed: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "delta.tar"
+    assertions.success(pulled(releases, archive, "--have", listed))
+    releases.far.requests.clear()
+    # The registry has the layers under another name, so that they would be mounted.
+    for option in ([], ["--dry-run"]):
+        result = ocistream("push", f"{releases.far.host}/other:2", "-i", archive, "--compress", "zstd", *option)
+        assertions.failure(result, 8, "must be recompressed, but only the destination has it", "omit --compress")
+    assert releases.far.asked("POST|PUT|PATCH|DELETE") == []
+
+
 class TestOmittedBlobs:
     def test_listed_blobs_are_omitted_and_not_fetched(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         archive, report = tmp_path / "delta.tar", tmp_path / "result.json"

@@ -350,6 +350,15 @@ class TestRefusals:
         assertions.no_image(served)
         assert tags(served.host, "app") == []
 
+    def test_a_sha512_diff_id_is_unsupported(self, layout: Layout, tmp_path: Path) -> None:
+        image = layout.read(layout.image([tar_layer({"a": b"b"})])["digest"])
+        config = layout.read(image["config"]["digest"])
+        config["rootfs"]["diff_ids"] = [digest_of(b"the decompressed bytes", "sha512")]
+        image["config"] = layout.blob(json.dumps(config).encode(), image["config"]["mediaType"])
+        layout.document(image, name="1")
+        result = ocistream("copy", layout.path, tmp_path / "a.tar", "--compress", "zstd")
+        assertions.failure(result, 8, image["layers"][0]["digest"], "only layers with sha256 diff_ids")
+
     def test_a_wrong_number_of_layers_or_a_truncated_layer_is_a_malformed_archive(
         self, layout: Layout, tmp_path: Path
     ) -> None:

@@ -369,6 +369,13 @@ class TestDeep:
         assert result.code == 5
         assert digest_of(b"another") in result.err
 
+    def test_a_sha512_diff_id_is_not_checked_and_this_is_said(self, layout: Layout, verify: Verify) -> None:
+        layer = tar_layer({"a": b"1"})
+        archive = self.made(layout, layer, [digest_of(gzip.decompress(layer), "sha512")])
+        result = verify(archive, "--deep")
+        assertions.success(result)
+        assert f"{digest_of(layer)}: the config of its image has the diff_id sha512:" in result.err
+
     def test_a_layer_that_cannot_be_decompressed_is_reported(self, layout: Layout, verify: Verify) -> None:
         whole = tar_layer({"a": b"1"})
         archive = self.made(layout, whole[:-4], [digest_of(gzip.decompress(whole))])

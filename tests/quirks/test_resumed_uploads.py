@@ -254,6 +254,19 @@ def test_a_server_error_ends_one_deletion_of_an_abandoned_session_and_another_fa
     assert len(all_layers.records()) == (1 if deletions > 1 else 3)
 
 
+@quirk(50)
+def test_a_push_that_recompresses_a_layer_keeps_the_unfinished_upload_of_the_original(pushes: MakePushes) -> None:
+    used = pushes()
+    used.interrupt()
+    used.push("file", "--compress", "zstd:1")
+    assert (len(used.records()), used.uploads("DELETE")) == (1, [])
+    used.registry.requests.clear()
+    used.push()
+    assert used.received() == SIZE - SENT
+    assert used.is_complete()
+    assert used.records() == []
+
+
 # Failing sources ------------------------------------------------------------------------------------------------
 
 

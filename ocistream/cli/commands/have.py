@@ -92,7 +92,7 @@ def _open_holdings(
 ) -> Iterator[list[StoredBlobs]]:
     """Open the locations; `writes` asks registries with the right to push, and for uploads that can be resumed."""
     from ocistream.remote.stored_blobs import open_stored_blobs
-    from ocistream.transfer.verify import DiscardedBlobs
+    from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
     selection = Selection(max_ratio=context.copy.max_ratio, referrers="list")
 

@@ -70,8 +70,8 @@ def test_every_offset_reported_as_seekable_is_readable(capacity: int, chunk: int
     source = Source(chunk=chunk)
     with ReplayBuffer(source.blob, capacity) as feed:
         for offset, count in steps:
-            if feed.can_seek(offset):
-                feed.seek(offset)
+            if feed.can_load(offset):
+                feed.load(offset)
                 assert gathered(feed, offset, count) == CONTENT[offset : offset + count]
             assert feed.end - feed.start <= capacity
     assert source.opened == source.closed <= 1
@@ -88,8 +88,8 @@ def test_a_repeatable_source_is_readable_from_any_offset(
     source = Source(chunk=chunk, replayable=True)
     with ReplayBuffer(source.blob, capacity) as feed:
         for offset, count in steps:
-            assert feed.can_seek(offset)
-            feed.seek(offset)
+            assert feed.can_load(offset)
+            feed.load(offset)
             assert gathered(feed, offset, count) == CONTENT[offset : offset + count]
     assert source.opened == source.closed
 
@@ -98,10 +98,10 @@ def test_buffered_bytes_are_not_read_again() -> None:
     source = Source(replayable=True)
     with ReplayBuffer(source.blob, 300) as feed:
         gathered(feed, 0, 900)
-        feed.seek(700)
+        feed.load(700)
         assert gathered(feed, 700) == CONTENT[700:]
         assert source.opened == 1
-        feed.seek(100)
+        feed.load(100)
         assert gathered(feed, 100) == CONTENT[100:]
         assert source.opened == 2
 
@@ -110,10 +110,10 @@ def test_bytes_of_a_pipe_outside_of_the_window_are_lost() -> None:
     with ReplayBuffer(Source().blob, 300) as feed:
         gathered(feed, 0, 640)
         assert (feed.start, feed.end) == (340, 640)
-        assert not feed.can_seek(339)
-        assert feed.can_seek(340)
-        assert feed.can_seek(640)
-        assert not feed.can_seek(641)
+        assert not feed.can_load(339)
+        assert feed.can_load(340)
+        assert feed.can_load(640)
+        assert not feed.can_load(641)
 
 
 def test_reading_ahead_stops_at_the_capacity() -> None:
@@ -190,8 +190,8 @@ def test_a_part_begins_at_its_offset() -> None:
 
     with ReplayBuffer(VerifiedBlob(blob_of(CONTENT), read, range=ByteRange(300, 800)), 200) as feed:
         assert not opened
-        assert not feed.can_seek(299)
+        assert not feed.can_load(299)
         for offset in (400, 300, 799, 800):
-            feed.seek(offset)
+            feed.load(offset)
             assert gathered(feed, offset) == CONTENT[offset:800]
     assert len(opened) > 1

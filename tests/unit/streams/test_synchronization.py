@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocistream.errors import CancelledError
 from ocistream.streams.synchronization import Budget, KeyedLocks, LinkedEvent, OncePerKey, once
 from ocistream.streams.workers import run_each
 
@@ -95,6 +96,16 @@ def test_threads_together_do_not_exceed_a_budget() -> None:
     assert budget.take(1)
     budget.give_back(10_000)
     assert budget.take(10_000)
+
+
+def test_a_wait_for_a_budget_ends_when_it_is_cancelled() -> None:
+    budget, cancelled = Budget(1), threading.Event()
+    with budget.reserve():
+        cancelled.set()
+        with pytest.raises(CancelledError), budget.reserve(cancelled=cancelled):
+            pass
+    with budget.reserve(cancelled=cancelled):
+        assert not budget.take()
 
 
 def test_a_linked_event_ends_a_wait_without_a_timeout_when_another_event_is_set() -> None:

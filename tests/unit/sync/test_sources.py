@@ -12,7 +12,7 @@ import pytest
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.image_selection import Selection, check_all_images
 from ocistream.locations import OpenContext, parse_location
-from ocistream.sync.sources import SyncSources, read_graph
+from ocistream.sync.sources import SyncSources, resolve_graph
 from tests.images import OCI_MANIFEST, Layout, small_image
 from tests.runner import ocistream
 
@@ -28,7 +28,7 @@ def layout(tmp_path: Path) -> Layout:
 def digest(sources: SyncSources, text: str) -> str:
     location = parse_location(text)
     with closing(sources.open(location, OpenContext(), Selection())) as source:
-        return read_graph(source, location).roots[0].descriptor.digest
+        return resolve_graph(source, location).roots[0].descriptor.digest
 
 
 def test_the_index_of_a_layout_is_read_once_for_all_images(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_archives_are_closed_when_others_are_opened_or_replaced(layout: Layout, 
         with closing(sources.open(held, OpenContext(), Selection())) as source:
             digests = {digest(sources, f"oci-archive:{archive}:x") for archive in archives}
             # The first archive is not closed while one of its images is in use.
-            assert {read_graph(source, held).roots[0].descriptor.digest} == digests
+            assert {resolve_graph(source, held).roots[0].descriptor.digest} == digests
         assert len(set(Path("/proc/self/fd").iterdir()) - before) <= 4
         archives[-1].rename(tmp_path / "old.tar")
         assert not ocistream("copy", f"oci:{layout.path}:v2", f"oci-archive:{archives[-1]}:x").code

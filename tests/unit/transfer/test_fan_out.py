@@ -24,8 +24,9 @@ class Memory:
 
     traits = Traits(concurrent=True)
 
-    def __init__(self, restarts: int) -> None:
+    def __init__(self, restarts: int, resumed: int = 0) -> None:
         self.restarts = restarts
+        self.resumed = resumed
         self.content = b""
 
     def expect(self, graph: Graph) -> Graph:
@@ -45,7 +46,7 @@ class Memory:
             self.restarts -= 1
             next(blob.open())
         self.content = b"".join(map(bytes, blob.open()))
-        return 0
+        return self.resumed
 
     def commit(self, graph: Graph) -> None: ...
 
@@ -76,3 +77,13 @@ def test_wrong_bytes_for_a_reader_that_starts_again_are_reported_to_the_source()
     assert [branch.failure for branch in fan.branches] == [None, None]
     assert [plain.content, restarting.content] == [CONTENT, CONTENT]
     assert len(opened) == 3
+
+
+def test_the_only_destination_that_lacks_a_blob_says_how_much_of_it_was_resumed() -> None:
+    complete, lacking = Memory(0), Memory(0, resumed=11)
+    complete.content = CONTENT
+    fan = FanOutDestination([FanOutBranch(complete), FanOutBranch(lacking)], threading.Event())
+    fan.begin(fan.expect(GRAPH))
+    fan.stored([BLOB])
+    blob = RecoverableBlob(BLOB, lambda _offset=0: iter([CONTENT]))
+    assert use_verified(blob, fan.write, can_retry=True) == 11
