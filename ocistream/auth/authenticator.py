@@ -119,12 +119,10 @@ class Authenticator:
         challenges = yield from self._attempt(second, scopes)
         if challenges is None:
             return
-        if first is None and _is_token_expired(challenges):
-            # The first token expired on its way, or is not valid yet by the registry's clock.
+        # Either the first token expired on its way, or is not valid yet by the registry's clock. Or the secret itself
+        # was refused: then `answer_challenge` raises, unless the registry now requires a token instead of the password.
+        if (first is None and _is_token_expired(challenges)) or self._is_only_credential(second, scopes):
             yield from self._attempt(self.answer_challenge(challenges, scopes, second), scopes)
-        elif self._is_only_credential(second, scopes):
-            # The secret itself was refused: this call raises, and its error says where the secret came from.
-            self.answer_challenge(challenges, scopes, second)
 
     def _attempt(
         self, header: str | None, scopes: tuple[str, ...]
