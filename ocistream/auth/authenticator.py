@@ -44,9 +44,6 @@ MAX_ADDED_SCOPES: Final = 16
 #: How many schemes of a registry an error names.
 _MAX_NAMED_SCHEMES: Final = 4
 
-#: Sources that are set for this run. They override the saved login, so a new login would not help.
-_EXPLICIT_SOURCES: Final = ("--", "OCISTREAM_", "DOCKER_AUTH_CONFIG")
-
 
 @dataclass(frozen=True, slots=True)
 class _Token:
@@ -254,7 +251,7 @@ class Authenticator:
         if credential is not None and credential.source.startswith("--"):
             # The password may come from a file, stdin or a variable.
             hint = f"the user name or password is wrong; stored logins are ignored while {credential.source} is given"
-        elif credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
+        elif credential is not None and credential.is_explicit:
             hint = f"check the user name and password from {credential.source}: they take precedence over `{hint}`"
         return AuthenticationError(message, hint=self._format_hint(hint))
 

@@ -28,7 +28,7 @@ class Credential:
     `secret` is a password, or "" with a token. An `identity_token` is for the token server, which issued it at `docker
     login`; a `registry_token` is for the registry itself. `source` is where the credential was found, for messages:
     "--username", "OCISTREAM_USERNAME", "~/.docker/config.json", "docker-credential-pass". `is_explicit` says that an
-    option or a file of the user names this source, so that `login` does not override it.
+    option, a variable or a file of the user names this source, so that `login` does not override it.
     """
 
     username: str
@@ -49,8 +49,9 @@ class Credential:
 
 
 def with_named_source(credential: Credential, named_by: str) -> Credential:
-    """Return a credential whose source is named by `named_by`, such as the configuration."""
-    return replace(credential, source=f"{credential.source}, which {named_by} names", is_explicit=True)
+    """Return a credential whose source is named by `named_by`, such as the configuration, or is `named_by` itself."""
+    own = credential.source
+    return replace(credential, source=own if own == named_by else f"{own}, which {named_by} names", is_explicit=True)
 
 
 def normalize_host(registry: str) -> str:

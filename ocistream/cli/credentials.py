@@ -148,7 +148,7 @@ class ExplicitCredentials:
         from ocistream.auth.docker_config import Credential
 
         source, username = usernames[0]
-        return Credential(username, secret, source=source)
+        return Credential(username, secret, source=source, is_explicit=True)
 
 
 def variable_prefix(side: str) -> str:
