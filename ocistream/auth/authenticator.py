@@ -65,7 +65,7 @@ class Authenticator:
     def __init__(
         self,
         registry: str,
-        find: Callable[[str], Credential | None],
+        find_credential: Callable[[str], Credential | None],
         send: Callable[[TokenRequest], TokenResponse],
         *,
         format_hint: Callable[[str], str] = str,
@@ -73,15 +73,15 @@ class Authenticator:
     ) -> None:
         """Authenticate to `registry` ("docker.io", "localhost:5000"); no request is sent yet.
 
-        `find(repository)` returns the credential, or None for anonymous. It is called once for each repository, when a
-        challenge needs it. `send` sends a token request and returns the response. `format_hint` completes a command
-        that a hint advises to run. `clock` counts seconds.
+        `find_credential(repository)` returns the credential, or None for anonymous. It is called once for each
+        repository, when a challenge needs it. `send` sends a token request and returns the response. `format_hint`
+        completes a command that a hint advises to run. `clock` counts seconds.
         """
         self._registry = registry
         self._send = send
         self._format_hint = format_hint
         self._clock = clock
-        self._find = find
+        self._look_up = find_credential
         #: The locks under which one thread sends a secret (its header is the key), fetches a token (its scopes), or
         #: asks for a credential.
         self._locks: KeyedLocks[str | tuple[str, ...]] = KeyedLocks()
@@ -223,7 +223,7 @@ class Authenticator:
             return self._credentials[repository]
         with self._locks["credential"]:
             if repository not in self._credentials:
-                credential = self._credentials[repository] = _check_credential(self._find(repository))
+                credential = self._credentials[repository] = _check_credential(self._look_up(repository))
                 description = (
                     f"with {describe_credential(credential)}"
                     if credential
@@ -251,7 +251,7 @@ class Authenticator:
         if credential is not None and credential.source.startswith("--"):
             # The password may come from a file, stdin or a variable.
             hint = f"the user name or password is wrong; stored logins are ignored while {credential.source} is given"
-        elif credential is not None and credential.is_explicit:
+        elif credential is not None and credential.is_named_by_user:
             hint = f"check the user name and password from {credential.source}: they take precedence over `{hint}`"
         return AuthenticationError(message, hint=self._format_hint(hint))
 

@@ -95,28 +95,30 @@ class Keychain:
         env: Mapping[str, str],
         *,
         home: Path,
-        explicit: Credential | None = None,
+        given: Credential | None = None,
         prefix: str = DEFAULT_VARIABLE_PREFIX,
-        named: Collection[str] | None = None,
+        named_registries: Collection[str] | None = None,
         configured: Callable[[str], CredentialSource | None] = lambda _host: None,
         auth_file: tuple[Path, str] | None = None,
     ) -> None:
-        """Look in `env` and below `home`; `explicit` overrides everything.
+        """Look in `env` and below `home`; `given` overrides everything.
 
-        `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named` are the registries that the
-        user named (None: all). `explicit` and the user names of the environment do not say for which registry they are:
-        only these registries get them, not a mirror from the configuration. `configured(host)` returns the place that
-        the configuration names for a host. `auth_file` is a file in Docker's format and the option that names it
-        ("--authfile"). It replaces all other such files, as in skopeo: to use another file would be
-        a choice that the user does not see.
+        `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named_registries` are those that
+        the user named (None: all). `given` and the user names of the environment do not say for which registry they
+        are: only these registries get them, not a mirror from the configuration. `configured(host)` returns the place
+        that the configuration names for a host. `auth_file` is a file in Docker's format and the option that names it
+        ("--authfile"). It replaces all other such files, as in skopeo: to use another file would be a choice that the
+        user does not see.
         """
         self.auth_file = auth_file
         self._env = env
         self._home = home
-        self._explicit = explicit
+        self._given = given
         self._prefix = prefix
         self._configured = configured
-        self._named = None if named is None else {normalize_host(registry) for registry in named}
+        self._named_registries = (
+            None if named_registries is None else {normalize_host(registry) for registry in named_registries}
+        )
 
     def check_auth_file(self) -> None:
         """Read the file that an option names, so that an error does not depend on whether a registry asks.
@@ -232,9 +234,9 @@ class Keychain:
         The name is "" for places that nothing names. A named place replaces or precedes Docker's file, so a new login
         does not override it.
         """
-        is_named = self._named is None or host in self._named
+        is_named = self._named_registries is None or host in self._named_registries
         if is_named:
-            yield "", [self._explicit]
+            yield "", [self._given]
         if self.auth_file is not None:
             path, option = self.auth_file
             yield option, self._file_places(self._load_named(path, option), host, repository)
@@ -260,7 +262,7 @@ class Keychain:
         names = f"{prefix}_USERNAME", f"{prefix}_PASSWORD"
         username, password = (self._env.get(name, "") for name in names)
         if username and password:
-            return Credential(username, password, source=names[0], is_explicit=True)
+            return Credential(username, password, source=names[0], is_named_by_user=True)
         if username or password:
             set_name, missing_name = names if username else names[::-1]
             msg = f"{set_name} is set, but {missing_name} is not"

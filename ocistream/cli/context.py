@@ -61,11 +61,11 @@ class CommandContext:
     #: The name of the command.
     command: str
     console: Console
-    run: RunOptions
+    run_options: RunOptions
     registry: RegistryOptions
     #: The options of `copy` for one side alone, by side: "src" and "dest". Empty for other commands.
     sides: Mapping[str, RegistryOptions]
-    copy: CopyOptions
+    copy_options: CopyOptions
     omission: OmissionOptions
     cancelled: threading.Event
     #: The configuration file, if it was read for the defaults of the options.
@@ -78,10 +78,10 @@ class CommandContext:
         # The files of the configuration are read on first use: a command that contacts no registry does not fail for a
         # malformed file.
         self.access = RegistryAccess(
-            self.run,
+            self.run_options,
             os.environ,
-            lambda: self.configuration or load_configuration(self.run.config, os.environ),
-            use_mirrors=not self.run.no_mirrors,
+            lambda: self.configuration or load_configuration(self.run_options.config, os.environ),
+            use_mirrors=not self.run_options.no_mirrors,
         )
         self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
 
@@ -95,18 +95,18 @@ class CommandContext:
         *,
         registries: Collection[str] = (),
         build_keychain: Callable[[], Keychain] | None = None,
-        hint: Callable[[str], str] | None = None,
+        translate_hint: Callable[[str], str] | None = None,
     ) -> OpenContext:
         """Return what opening a location needs; `side` is "src" or "dest" if the sides have separate options.
 
         `registries` are the registries that the command line names: its user name is for them. `build_keychain`
-        replaces the credentials of the command line. `hint` rewrites option names in hints.
+        replaces the credentials of the command line. `translate_hint` rewrites option names in hints.
 
         Each side has an HTTP client of its own: a copy may reach one registry in two ways at once.
         """
         # Created once: stdin can be read for a password only once.
         keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
-        translate = hint or build_hint_translator(self.registry, side)
+        translate = translate_hint or build_hint_translator(self.registry, side)
 
         def format_hint(text: str) -> str:
             translated = translate(text)
@@ -128,12 +128,14 @@ class CommandContext:
                 cancelled=self.cancelled,
             )
 
-        context = self.access.build_context(create_client, self.cancelled)
-        return replace(context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run.dry_run)
+        open_context = self.access.build_context(create_client, self.cancelled)
+        return replace(
+            open_context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run_options.dry_run
+        )
 
     def check_result_path(self, *locations: Location) -> None:
         """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
-        result = self.run.result
+        result = self.run_options.result
         if result is not None and is_visible_on_stdout(result):
             raise result_on_stdout_error(str(result))
         # A circle of links is reported where the path is opened.
@@ -150,9 +152,9 @@ class CommandContext:
         keychain = Keychain(
             os.environ,
             home=find_home(os.environ),
-            explicit=self.credentials.find_credential(side),
+            given=self.credentials.find_credential(side),
             prefix=variable_prefix(side),
-            named=registries,
+            named_registries=registries,
             configured=self.access.rules().credentials,
             auth_file=self.credentials.find_auth_file(side),
         )
@@ -201,7 +203,7 @@ class CommandContext:
         self.console.other_programs.add_pipe(file.fileno())
         if what == ARCHIVE_INPUT:
             has_terminal = sys.stderr is not None and sys.stderr.isatty()
-            wants_more_output = self.run.progress not in {"auto", "none"} or self.console.verbosity > 0
+            wants_more_output = self.run_options.progress not in {"auto", "none"} or self.console.verbosity > 0
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
 

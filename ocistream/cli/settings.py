@@ -117,7 +117,7 @@ def _own_options(command: click.Command) -> Iterator[tuple[str, click.Option]]:
 
 def _reason_against_default(option: click.Option) -> str:
     """Return why neither a variable nor the file sets an option, or "". `--help` is click's own."""
-    return option.no_default if isinstance(option, Option) else FOR_ONE_RUN
+    return option.not_configurable if isinstance(option, Option) else FOR_ONE_RUN
 
 
 def configurable_options(command: click.Command) -> dict[str, click.Option]:
@@ -212,7 +212,9 @@ def _suggest_name(key: str, known: Collection[str]) -> str:
 @functools.cache
 def group_option_names() -> frozenset[str]:
     """Return the options of all groups that a variable or the file may set, by long name, without any command."""
-    return frozenset(option_name(option) for group in GROUPS for option in make_options(group) if not option.no_default)
+    return frozenset(
+        option_name(option) for group in GROUPS for option in make_options(group) if not option.not_configurable
+    )
 
 
 def _configurable_names() -> list[str]:

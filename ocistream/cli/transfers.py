@@ -83,7 +83,7 @@ def run_transfer(
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
-    result, dry_run = context.run.result, context.run.dry_run
+    result, dry_run = context.run_options.result, context.run_options.dry_run
     if result is not None:
         _check_result_path(result, plan)
     with contextlib.ExitStack() as stack:
@@ -96,13 +96,13 @@ def run_transfer(
             report_selected_platforms(graph.roots, source, into_docker_archive=into_docker_archive)
 
         try:
-            with context.console.show_progress("none" if dry_run else context.run.progress) as observer:
+            with context.console.show_progress("none" if dry_run else context.run_options.progress) as observer:
                 report = plan.run(
                     source,
                     destination,
                     observer,
                     jobs=context.access.limit_jobs(plan.source_registries | plan.destination_registries),
-                    prefetch_memory=context.run.prefetch_memory,
+                    prefetch_memory=context.run_options.prefetch_memory,
                     cancelled=context.cancelled,
                     omit=find_omitted,
                     on_resolved=announce,

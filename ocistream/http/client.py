@@ -68,7 +68,7 @@ class HttpClient:
     def __init__(
         self,
         settings: HttpSettings,
-        find: Callable[[str, str], Credential | None],
+        find_credential: Callable[[str, str], Credential | None],
         *,
         find_host_settings: Callable[[str, str], HostSettings] = lambda _registry, _repository: HostSettings(),
         on_retry: Callable[[RetryEvent], None] = lambda _: None,
@@ -78,15 +78,16 @@ class HttpClient:
     ) -> None:
         """Set up the session; no connection is made yet.
 
-        `find(registry, repository)` looks up a credential, and `find_host_settings(registry, repository)` the settings
-        of a host. The repository is "" for requests that concern no repository. `on_retry` is called before every wait,
-        from any thread. `observers` are called for each response of a registry itself, with the registry and a function
-        that returns a header by its name; the caller may add some later. The clients of one run share `rate_limits`.
+        `find_credential(registry, repository)` looks up a credential, `find_host_settings(registry, repository)` the
+        settings of a host. The repository is "" for requests that concern no repository. `on_retry` is called before
+        every wait, from any thread. `observers` are called for each response of a registry itself, with the registry
+        and a function that returns a header by its name; the caller may add some later. The clients of one run share
+        `rate_limits`.
         """
         self._settings = settings
         self.retry_policy = settings.retry_policy
         self.cancelled = cancelled
-        self._find = find
+        self._find_credential = find_credential
         #: Is called with each failure that is about to be retried.
         self.on_retry = on_retry
         self._observers = observers
@@ -132,28 +133,27 @@ class HttpClient:
         other._token_client = other  # noqa: SLF001
         return other
 
-    def endpoint(self, registry: str, repository: str = "", *, is_explicit: bool = True) -> Endpoint:
+    def endpoint(self, registry: str, repository: str = "", *, is_named_by_user: bool = True) -> Endpoint:
         """Return the endpoint of a registry such as `localhost:5000`.
 
-        Repositories with equal settings share one endpoint. `is_explicit` says whether the user named the registry. For
-        a mirror from the configuration it is false. Then the client certificate and `--insecure` of the command line do
-        not apply.
+        Repositories with equal settings share one endpoint. `is_named_by_user` is false for a mirror from the
+        configuration: the client certificate and `--insecure` of the command line do not apply to it.
 
         Raises:
             NotFoundError, LocalDiskError, UsageError: certificates configured for the registry cannot be used.
         """
-        return self._endpoints((registry, self._host_settings((registry, repository)), is_explicit))
+        return self._endpoints((registry, self._host_settings((registry, repository)), is_named_by_user))
 
     def _create_endpoint(self, key: tuple[str, HostSettings, bool]) -> Endpoint:
-        registry, settings, is_explicit = key
-        explicit_tls = self._settings.tls
-        if not is_explicit:
-            explicit_tls = TlsSettings(explicit_tls.ca_files)
+        registry, settings, is_named_by_user = key
+        command_line_tls = self._settings.tls
+        if not is_named_by_user:
+            command_line_tls = TlsSettings(command_line_tls.ca_files)
         self._check_tls_files(TlsSettings(settings.ca_files, settings.client_certificates))
-        endpoint = Endpoint(registry, settings, explicit_tls, plain_http=self._settings.plain_http)
+        endpoint = Endpoint(registry, settings, command_line_tls, plain_http=self._settings.plain_http)
         endpoint.authenticator = Authenticator(
             registry,
-            lambda repository: self._find(registry, repository),
+            lambda repository: self._find_credential(registry, repository),
             lambda request: self._token_client._send_token_request(endpoint, request),  # noqa: SLF001 - same class
             format_hint=self._settings.format_hint,
         )
@@ -304,7 +304,7 @@ class HttpClient:
         # `check_target` resolved the name before; the connection must check again, since the address may have changed.
         is_external_only = leader is not None and leader.host != target.host and self._is_external(leader)
         headers = request.headers if authorization is None else {**request.headers, "Authorization": authorization}
-        connection_limits = self._rate_limits.connections(endpoint.registry, endpoint.settings.limit_rate)
+        connection_limits = self._rate_limits.connection_limits(endpoint.registry, endpoint.settings.limit_rate)
         route = Route(target, tls, is_external_only, connection_limits)
         return self._session.exchange(request.method, url, headers, request.body, route, request.timeout)
 
@@ -365,7 +365,7 @@ class HttpClient:
     # -- waits --------------------------------------------------------------------------------------------
 
     def start_retries(self, attempts: int | None = None) -> Retries:
-        """Return a new count of `attempts` for one piece of work; the default is the user's `--retries`."""
+        """Return a new count of `attempts` for one piece of work; the default is `--retries` + 1."""
         return Retries(self, attempts)
 
     def wait(self, seconds: float) -> None:

@@ -182,7 +182,7 @@ class Response:
             raise NetworkError(msg)
         self._received += filled
         if self._throttle is not None and filled:
-            self._throttle.spend(filled)
+            self._throttle.count_and_wait(filled)
         return filled
 
 

@@ -49,7 +49,7 @@ class HostSettings:
     insecure: bool = False
     #: Keys (`plain-http`, `insecure`, `ca-cert`, `client-cert`) that a sync file or a `Client` sets for this host. They
     #: override the command line, which overrides the configuration.
-    explicit_keys: frozenset[str] = frozenset()
+    overriding_keys: frozenset[str] = frozenset()
     #: Files of CA certificates, trusted in addition to the system's.
     ca_files: tuple[str, ...] = ()
     #: Files of client certificates and their keys (PEM); the key may be in the certificate's file.

@@ -82,7 +82,7 @@ class Repository:
         """Take a repository such as `library/nginx` of a registry such as `docker.io`. Send no request."""
         self.client = client
         self.name = name
-        self.endpoint: Endpoint = client.endpoint(registry, name, is_explicit=is_explicit)
+        self.endpoint: Endpoint = client.endpoint(registry, name, is_named_by_user=is_explicit)
         actions = ["pull", *(["push"] if for_push else []), *(["delete"] if for_delete else [])]
         self.scopes = (repository_scope(name, *actions),)
         #: A client with push rights may lack read rights (ECR without BatchGetImage): 403 then means "unknown".
