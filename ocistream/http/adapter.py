@@ -64,7 +64,7 @@ class Route(NamedTuple):
     tls: TlsSettings
     #: Refuse an internal address: an external host led there. A connection to this machine that the user's own request
     #: has opened is not reused for such a request.
-    is_external_only: bool = False
+    refuses_internal: bool = False
     limits: ConnectionLimits = NO_LIMITS
 
 
@@ -358,7 +358,7 @@ class _Connection(HTTPConnection):
         # internal address.
         if not is_internal:
             external[host] = True
-        elif self.route.is_external_only or external.setdefault(host, False):
+        elif self.route.refuses_internal or external.setdefault(host, False):
             opened.close()
             raise internal_address_error(host)
         return opened

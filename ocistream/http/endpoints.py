@@ -70,16 +70,20 @@ class Endpoint:
         """The base URL if the host speaks TLS."""
         return f"https://{self._host}"
 
-    def confirm_scheme(self, *, encrypted: bool) -> None:
-        """Record whether the host speaks TLS; once found, TLS is permanent."""
-        if encrypted and self.scheme_state is not SchemeState.KNOWN:
+    def switch_to_https(self) -> None:
+        """Record that the host speaks TLS, which is permanent."""
+        if self.scheme_state is not SchemeState.KNOWN:
             http_base = f"{self.url}/"
             # Origin first: a thread that reads the new origin and the old URL is refused, and calls `current_url`
             # again.
             self.origin = Origin.from_url(self.https_url)
             self.url = self.https_url
             self._http_base = http_base
-        elif self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
+            self.scheme_state = SchemeState.KNOWN
+
+    def confirm_scheme(self) -> None:
+        """Record that the present scheme is right."""
+        if self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
             message = f"{printable(self._host)} does not support TLS: using plain HTTP"
             notices.notify(f"{message}, as registries.conf allows (insecure = true)", level=1)
         self.scheme_state = SchemeState.KNOWN
@@ -90,11 +94,11 @@ class Endpoint:
         return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
 
 
-def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings, *, trusted: bool) -> TlsSettings:
+def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings, *, has_left: bool) -> TlsSettings:
     """Return which CAs to trust at `target` and which client certificate to show, for a request to `endpoint`.
 
-    `target_settings` are the settings of the target's host. `trusted` says that the request has stayed at the
-    endpoint's own origin: no redirect, realm or Location has led it elsewhere.
+    `target_settings` are the settings of the target's host. `has_left` says that a redirect, realm or Location has led
+    the request away from the endpoint's own origin, even if another one has led it back.
 
     - A client certificate is a credential and is shown to that origin only, and not again once a redirect has left it.
     - A CA of the registry is trusted at hosts that the registry redirects to, as with Docker: the registry could serve
@@ -103,7 +107,7 @@ def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings
       is checked unless its own settings say otherwise: the user did not name it.
     """
     settings, command_line_tls = endpoint.settings, endpoint.command_line_tls
-    ca_files = command_line_tls.ca_files + settings.ca_files + (() if trusted else target_settings.ca_files)
+    ca_files = command_line_tls.ca_files + settings.ca_files + (target_settings.ca_files if has_left else ())
     insecure = settings.insecure or (command_line_tls.insecure and "insecure" not in settings.overriding_keys)
     if target.host != endpoint.origin.host:
         insecure = target_settings.insecure
@@ -113,5 +117,5 @@ def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings
         if "client-cert" in settings.overriding_keys
         else command_line_tls.client_certificates
     )
-    client_certificates = (preferred or settings.client_certificates) if trusted else ()
+    client_certificates = () if has_left else preferred or settings.client_certificates
     return TlsSettings(tuple(dict.fromkeys(ca_files)), client_certificates, insecure)
