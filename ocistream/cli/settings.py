@@ -55,10 +55,10 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
         help_option = command.get_help_option(context)
     if help_option is not None and help_option.name in given:
         return
-    # `config` reports the errors of the file it checks, not those of the configured file.
-    # The command reports it if the values differ (`Option.consume_value`).
+    # If --config names several files, the command reports it (`Option.consume_value`).
     config_file = given["config"][-1] if "config" in given else None
     try:
+        # `config` reports the errors of the file it checks, not those of the configured file.
         table = None if name == "config" else read_configuration_file(config_file, os.environ)
     except NotFoundError as error:
         if name == "inspect" and config_file:
