@@ -89,6 +89,11 @@ class CommandContext:
         """Return the options that apply to one side: "src", "dest", or "" for a command without sides."""
         return self.registry.for_side(side, self.sides[side]) if side else self.registry
 
+    def check_side_options(self, *sides: str) -> None:
+        """Raise UsageError if options of one side contradict each other."""
+        for side in sides:
+            self.registry_options(side)
+
     def build_open_context(
         self,
         side: str = "",

@@ -61,8 +61,7 @@ def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
         context.credentials.check_registries(source | destination)
         return
     registries = {"src": source, "dest": destination}
-    for side in registries:
-        context.registry_options(side)
+    context.check_side_options(*registries)
     context.credentials.check_sides(registries)
     for side, names in registries.items():
         if not names and (message := describe_unused_side_options(side)):

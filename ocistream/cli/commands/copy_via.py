@@ -50,7 +50,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
         msg = "--all-tags and --tags do not work with --via"
         raise UsageError(msg, hint="copy the images one by one")
     check_shell_safe(destination)
-    context.registry_options("src")
+    context.check_side_options("src")
     source_location = parse_location_argument(source)
     remote_destination = parse_location_argument(destination, is_remote=True)
     context.check_result_path(source_location)
