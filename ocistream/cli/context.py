@@ -18,15 +18,12 @@ from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
 from ocistream.cli.option_hints import add_login_options, build_hint_translator
 from ocistream.cli.standard_streams import (
-    is_visible_on_stdout,
     open_stdin,
     open_stdout,
-    result_on_stdout_error,
 )
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files
-from ocistream.streams.paths import real_path
 from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
@@ -42,7 +39,7 @@ if TYPE_CHECKING:
     from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
     from ocistream.http.retry import RetryEvent
-    from ocistream.locations import Location, OpenContext
+    from ocistream.locations import OpenContext
 
 #: Shorter waits, in seconds, are reported only with -v.
 _MIN_REPORTED_WAIT: Final = 5.0
@@ -138,19 +135,6 @@ class CommandContext:
             open_context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run_options.dry_run
         )
 
-    def check_result_path(self, *locations: Location) -> None:
-        """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
-        result = self.run_options.result
-        if result is not None and is_visible_on_stdout(result):
-            raise result_on_stdout_error(str(result))
-        # A circle of links is reported where the path is opened.
-        paths = [
-            real_path(location.path) for location in locations if location.path is not None and not location.is_stream
-        ]
-        if result is not None and real_path(result) in paths:
-            msg = f"--result {result} is the archive itself"
-            raise UsageError(msg, hint="name another file: this one would be overwritten")
-
     def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain
 
@@ -175,18 +159,18 @@ class CommandContext:
         )
 
     @contextlib.contextmanager
-    def open_list(self, path: str) -> Iterator[io.BufferedReader]:
-        """Open a list of digests: a file, or stdin (`-`).
+    def open_list(self, path: str) -> Iterator[tuple[io.BufferedReader, str]]:
+        """Open a list, which is a file or stdin (`-`); yield it with its name in messages.
 
         Raise NotFoundError or LocalDiskError if it cannot be read, and UsageError if stdin is unusable.
         """
-        description = "the list on stdin" if path == "-" else printable(path, 1024)
-        with files.disk_errors(f"cannot read {description}"):
+        label = describe_list(path)
+        with files.disk_errors(f"cannot read {label}"):
             if path == "-":
-                yield self.open_stdin("list", "pipe a list into stdin, or name its file")
+                yield self.open_stdin("list", "pipe a list into stdin, or name its file"), label
                 return
             with Path(path).open("rb") as file:
-                yield file
+                yield file, label
 
     def open_stdin(self, what: str = ARCHIVE_INPUT, hint: str | None = None) -> io.BufferedReader:
         """Open stdin to read `what` from it; `hint` is for the UsageError if stdin is closed or a terminal.
@@ -218,3 +202,8 @@ class CommandContext:
         file = open_stdout(_OUTPUT_USAGES[self.command])
         self.console.other_programs.add_pipe(file.fileno())
         return StreamOutput(file, "to stdout")
+
+
+def describe_list(path: str) -> str:
+    """Return the name of a list in messages."""
+    return "the list on stdin" if path == "-" else printable(path, 1024)

@@ -93,5 +93,4 @@ def copy(context: CommandContext, source: str, destination: str, *, via: str | N
         copy_via(context, source, destination, (via, via_program))
         return
     locations = parse_location_argument(source), resolve_stdout(parse_location_argument(destination))
-    context.check_result_path(*locations)
     run_plan(context, plan_copy([locations[0]], locations[1], context.copy_options))

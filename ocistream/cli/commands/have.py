@@ -138,12 +138,11 @@ def _read_among_list(context: CommandContext, among: str) -> list[Descriptor]:
     from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, UNKNOWN_SIZE, Descriptor
     from ocistream.remote.have_lists import HaveListReader
 
-    description = "the list on stdin" if among == "-" else among
     digests: dict[str, None] = {}
-    with context.open_list(among) as file:
-        for digest in HaveListReader(file, description):
+    with context.open_list(among) as (file, label):
+        for digest in HaveListReader(file, label):
             digests[digest] = None
             if len(digests) > limits.MAX_QUERIED_DIGESTS:
-                msg = f"{description} has more than {limits.MAX_QUERIED_DIGESTS} digests"
+                msg = f"{label} has more than {limits.MAX_QUERIED_DIGESTS} digests"
                 raise UnsupportedError(msg, hint="list fewer images at a time")
     return [Descriptor(UNKNOWN_MEDIA_TYPE, digest, UNKNOWN_SIZE) for digest in digests]

@@ -130,7 +130,6 @@ def pull(
             msg = "--from-byte does not work with --dry-run, which writes no archive"
             raise UsageError(msg, hint="omit one of them")
         check_from_byte(destination, context.copy_options.split)
-    context.check_result_path(destination)
     plan = plan_copy(images, destination, context.copy_options, only_this_platform=True)
     run_plan(context, plan, from_byte=from_byte or 0)
 
@@ -164,9 +163,8 @@ def _read_image_list(context: CommandContext, path: str) -> list[Location]:
         UsageError: a line is malformed, the list is empty or too long, or stdin is unusable.
         NotFoundError, LocalDiskError: the file cannot be read.
     """
-    label = "the list on stdin" if path == "-" else printable(path, 1024)
     images: list[Location] = []
-    with context.open_list(path) as file:
+    with context.open_list(path) as (file, label):
         number = 0
         while raw := file.readline(limits.MAX_IMAGE_LIST_LINE + 1):
             number += 1
