@@ -26,7 +26,7 @@ from ocistream.http.session import Session, StreamedBody
 from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
 from ocistream.http.tls import check_tls_files
 from ocistream.streams import clock
-from ocistream.streams.synchronization import KeyedLocks, OncePerKey
+from ocistream.streams.synchronization import KeyedLocks, OncePerKey, once
 
 if TYPE_CHECKING:
     import threading
@@ -101,8 +101,7 @@ class HttpClient:
         self._session = Session(settings, self.wait)
         #: Sends the requests for tokens, which all transfers share.
         self._token_client = self
-        #: By the function that changes the settings: the client with these settings.
-        self._variants = OncePerKey(self._create_variant)
+        self._quick_client = once(self._create_quick_client)
 
     def close(self) -> None:
         """Close all idle connections. No connection stays open after its response."""
@@ -117,17 +116,17 @@ class HttpClient:
         other.cancelled = cancelled
         return other
 
-    def with_settings(self, change: Callable[[HttpSettings], HttpSettings]) -> HttpClient:
-        """Return a client with changed settings, except for those of TLS, proxies and uploads.
+    def get_quick_client(self) -> HttpClient:
+        """Return a client with short time-outs and few attempts, for a host that another one can replace.
 
         It shares connections and limits with this client, which alone is closed. It has endpoints and tokens of its
-        own, which all transfers share that make the same change.
+        own, which all transfers share.
         """
-        return self._variants(change).for_transfer(self.cancelled)
+        return self._quick_client().for_transfer(self.cancelled)
 
-    def _create_variant(self, change: Callable[[HttpSettings], HttpSettings]) -> HttpClient:
+    def _create_quick_client(self) -> HttpClient:
         other = copy.copy(self)
-        other._settings = change(self._settings)  # noqa: SLF001 - same class
+        other._settings = self._settings.shorten_timeouts()  # noqa: SLF001 - same class
         other.retry_policy = other._settings.retry_policy  # noqa: SLF001
         other._endpoints = OncePerKey(other._create_endpoint)  # noqa: SLF001
         other._token_client = other  # noqa: SLF001
