@@ -171,7 +171,7 @@ class Registries:
         candidates = []
         for mirror in mirrors:
             quick, normal = (
-                Repository(client, mirror.registry, mirror.repository, is_explicit=False)
+                Repository(client, mirror.registry, mirror.repository, is_named_by_user=False)
                 for client in (self.client.get_quick_client(), self.client)
             )
             candidates.append(PullCandidate(mirror, quick, normal))
@@ -180,8 +180,8 @@ class Registries:
     @staticmethod
     def _open_own(client: HttpClient, primary: PullSource, reference: Reference) -> Repository:
         """Open the registry's own repository. With another `location` the configuration named the host."""
-        is_explicit = primary.registry.lower() == reference.registry.lower()
-        return Repository(client, primary.registry, primary.repository, is_explicit=is_explicit)
+        is_named_by_user = primary.registry.lower() == reference.registry.lower()
+        return Repository(client, primary.registry, primary.repository, is_named_by_user=is_named_by_user)
 
 
 def _create_health() -> MirrorHealth:
