@@ -477,8 +477,8 @@ class Client:
         keychain = Keychain(
             self._env,
             home=find_home(self._env),
-            explicit=given if isinstance(given, Credential) else None,
-            named=frozenset(self._named),
+            given=given if isinstance(given, Credential) else None,
+            named_registries=frozenset(self._named),
             configured=self._access.rules().credentials,
         )
         return keychain.find(registry, repository)

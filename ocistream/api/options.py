@@ -90,7 +90,7 @@ class Declaration(NamedTuple):
     #: Checks the parsed value.
     check: Callable[[Any], object] | None
     #: Why neither a variable nor the configuration file sets the option; "" if they do.
-    no_default: str
+    not_configurable: str
     #: The help of the option's form for one side of `copy`; {} is the side.
     side_help: str
     #: The heading that --help lists the option under.
@@ -106,7 +106,7 @@ def option(  # noqa: PLR0913 - what a declaration has, given by name
     metavar: str | None = None,
     text: object = None,
     check: Callable[[Any], object] | None = None,
-    no_default: str = "",
+    not_configurable: str = "",
     side_help: str = "",
     section: str = PERFORMANCE,
 ) -> Any:  # noqa: ANN401 - the type of the field
@@ -115,7 +115,9 @@ def option(  # noqa: PLR0913 - what a declaration has, given by name
     A boolean field is a switch. A tuple or a sequence is an option that repeats.
     """
     shown = text if text is not None or default in {None, False, ()} else default
-    declared = Declaration(help, type, tuple(flags), metavar, shown or None, check, no_default, side_help, section)
+    declared = Declaration(
+        help, type, tuple(flags), metavar, shown or None, check, not_configurable, side_help, section
+    )
     return dataclasses.field(default=default, metadata={"option": declared})
 
 
@@ -244,14 +246,14 @@ class RegistryOptions:
     username: str | None = option(
         flags=["-u", "--username"],
         metavar="USER",
-        no_default=_USE_LOGIN,
+        not_configurable=_USE_LOGIN,
         section=ACCESS,
         help="User name for the command's only registry; with several, it is an error.",
         side_help="User name for the {}.",
     )
     password_stdin: bool = option(
         default=False,
-        no_default=_USE_LOGIN,
+        not_configurable=_USE_LOGIN,
         section=ACCESS,
         help="Read the password from stdin.",
         side_help="Read the password for the {} from stdin.",
@@ -259,7 +261,7 @@ class RegistryOptions:
     password_file: str | None = option(
         type=PATH,
         metavar="FILE",
-        no_default=_USE_LOGIN,
+        not_configurable=_USE_LOGIN,
         section=ACCESS,
         help="Read the password from FILE.",
         side_help="Read the password for the {} from FILE.",
@@ -267,21 +269,21 @@ class RegistryOptions:
     authfile: str | None = option(
         type=PATH,
         metavar="FILE",
-        no_default=_USE_AUTH_FILE,
+        not_configurable=_USE_AUTH_FILE,
         section=ACCESS,
         help="Read credentials from FILE instead of Docker's files.",
         side_help="The same as --authfile, for the {}.",
     )
     plain_http: bool = option(
         default=False,
-        no_default=_FOR_ONE_REGISTRY,
+        not_configurable=_FOR_ONE_REGISTRY,
         section=ACCESS,
         help="Use HTTP for all registries. Loopback hosts do not need it.",
         side_help="Use HTTP, not HTTPS, for the {} alone.",
     )
     insecure: bool = option(
         default=False,
-        no_default=_FOR_ONE_REGISTRY,
+        not_configurable=_FOR_ONE_REGISTRY,
         section=TLS,
         help="Disable certificate verification for the registries of this command.",
         side_help="Disable certificate verification for the {}.",
@@ -296,7 +298,7 @@ class RegistryOptions:
     client_cert: str | None = option(
         type=PATH,
         metavar="FILE",
-        no_default=_FOR_ONE_REGISTRY,
+        not_configurable=_FOR_ONE_REGISTRY,
         section=TLS,
         help="Client certificate (PEM) for the registries of this command.",
         side_help="Client certificate (PEM) for the {}.",
@@ -304,7 +306,7 @@ class RegistryOptions:
     client_key: str | None = option(
         type=PATH,
         metavar="FILE",
-        no_default=_FOR_ONE_REGISTRY,
+        not_configurable=_FOR_ONE_REGISTRY,
         section=TLS,
         help="Key of the client certificate, if it is in another file.",
         side_help="Key of the client certificate for the {}, if it is in another file.",
@@ -381,20 +383,20 @@ class CopyOptions:
         (),
         flags=["--image"],
         metavar="NAME",
-        no_default=SELECTS_CONTENT,
+        not_configurable=SELECTS_CONTENT,
         section=SELECTION,
         help="Image of the archive to push; repeatable with --to.",
     )
     all_tags: bool = option(
         default=False,
-        no_default=SELECTS_CONTENT,
+        not_configurable=SELECTS_CONTENT,
         section=SELECTION,
         help="Copy all tags of a repository, or all tagged images of a layout or archive.",
     )
     tags: Sequence[str] = option(
         (),
         metavar="GLOB",
-        no_default=SELECTS_CONTENT,
+        not_configurable=SELECTS_CONTENT,
         section=SELECTION,
         help="Copy tags that match (`1.*`) or do not match (`!*-rc*`); repeatable.",
     )
@@ -413,20 +415,20 @@ class CopyOptions:
     )
     certificate_identity: str | None = option(
         metavar="IDENTITY",
-        no_default=DECIDES_TRUST,
+        not_configurable=DECIDES_TRUST,
         section=SIGNATURES,
         help="Also accept (without a key: require) keyless signatures of this email or URI.",
     )
     certificate_oidc_issuer: str | None = option(
         metavar="URL",
-        no_default=DECIDES_TRUST,
+        not_configurable=DECIDES_TRUST,
         section=SIGNATURES,
         help="OIDC issuer; required with the identity.",
     )
     trusted_root: str | None = option(
         type=PATH,
         metavar="FILE",
-        no_default=DECIDES_TRUST,
+        not_configurable=DECIDES_TRUST,
         section=SIGNATURES,
         help="Trusted root (`cosign trusted-root create`), required with the identity; works offline.",
     )
@@ -446,7 +448,7 @@ class CopyOptions:
         0,
         type=parse_split,
         metavar="SIZE",
-        no_default=FOR_ONE_RUN,
+        not_configurable=FOR_ONE_RUN,
         section=OUTPUT,
         help="Write files of at most SIZE, such as 4GiB; %03d in the name becomes the volume number.",
     )

@@ -64,7 +64,7 @@ class RegistrySettings:
                 plain_http=bool(self.plain_http),
                 ca_files=tls.ca_files,
                 client_certificates=tls.client_certificates,
-                explicit_keys=frozenset(keys),
+                overriding_keys=frozenset(keys),
             ),
             insecure=self.insecure,
         )

@@ -44,9 +44,6 @@ MAX_ADDED_SCOPES: Final = 16
 #: How many schemes of a registry an error names.
 _MAX_NAMED_SCHEMES: Final = 4
 
-#: Sources that are set for this run. They override the saved login, so a new login would not help.
-_EXPLICIT_SOURCES: Final = ("--", "OCISTREAM_", "DOCKER_AUTH_CONFIG")
-
 
 @dataclass(frozen=True, slots=True)
 class _Token:
@@ -68,7 +65,7 @@ class Authenticator:
     def __init__(
         self,
         registry: str,
-        find: Callable[[str], Credential | None],
+        find_credential: Callable[[str], Credential | None],
         send: Callable[[TokenRequest], TokenResponse],
         *,
         format_hint: Callable[[str], str] = str,
@@ -76,15 +73,15 @@ class Authenticator:
     ) -> None:
         """Authenticate to `registry` ("docker.io", "localhost:5000"); no request is sent yet.
 
-        `find(repository)` returns the credential, or None for anonymous. It is called once for each repository, when a
-        challenge needs it. `send` sends a token request and returns the response. `format_hint` completes a command
-        that a hint advises to run. `clock` counts seconds.
+        `find_credential(repository)` returns the credential, or None for anonymous. It is called once for each
+        repository, when a challenge needs it. `send` sends a token request and returns the response. `format_hint`
+        completes a command that a hint advises to run. `clock` counts seconds.
         """
         self._registry = registry
         self._send = send
         self._format_hint = format_hint
         self._clock = clock
-        self._find = find
+        self._look_up = find_credential
         #: The locks under which one thread sends a secret (its header is the key), fetches a token (its scopes), or
         #: asks for a credential.
         self._locks: KeyedLocks[str | tuple[str, ...]] = KeyedLocks()
@@ -119,12 +116,10 @@ class Authenticator:
         challenges = yield from self._attempt(second, scopes)
         if challenges is None:
             return
-        if first is None and _is_token_expired(challenges):
-            # The first token expired on its way, or is not valid yet by the registry's clock.
+        # Either the first token expired on its way, or is not valid yet by the registry's clock. Or the secret itself
+        # was refused: then `answer_challenge` raises, unless the registry now requires a token instead of the password.
+        if (first is None and _is_token_expired(challenges)) or self._is_only_credential(second, scopes):
             yield from self._attempt(self.answer_challenge(challenges, scopes, second), scopes)
-        elif self._is_only_credential(second, scopes):
-            # The secret itself was refused: this call raises, and its error says where the secret came from.
-            self.answer_challenge(challenges, scopes, second)
 
     def _attempt(
         self, header: str | None, scopes: tuple[str, ...]
@@ -228,7 +223,7 @@ class Authenticator:
             return self._credentials[repository]
         with self._locks["credential"]:
             if repository not in self._credentials:
-                credential = self._credentials[repository] = _check_credential(self._find(repository))
+                credential = self._credentials[repository] = _check_credential(self._look_up(repository))
                 description = (
                     f"with {describe_credential(credential)}"
                     if credential
@@ -256,7 +251,7 @@ class Authenticator:
         if credential is not None and credential.source.startswith("--"):
             # The password may come from a file, stdin or a variable.
             hint = f"the user name or password is wrong; stored logins are ignored while {credential.source} is given"
-        elif credential is not None and (credential.is_explicit or credential.source.startswith(_EXPLICIT_SOURCES)):
+        elif credential is not None and credential.is_named_by_user:
             hint = f"check the user name and password from {credential.source}: they take precedence over `{hint}`"
         return AuthenticationError(message, hint=self._format_hint(hint))
 

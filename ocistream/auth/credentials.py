@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 PODMAN_RUN_DIRECTORY: Final = Path("/run/containers")
 
 DEFAULT_VARIABLE_PREFIX: Final = "OCISTREAM"
+#: The variables that contain a file in Docker's format, and that name one.
+_INLINE_VARIABLE: Final = "DOCKER_AUTH_CONFIG"
+_FILE_VARIABLE: Final = "REGISTRY_AUTH_FILE"
+#: The name of the configuration file in messages.
+_CONFIGURATION: Final = "the configuration"
 #: Allowed text after the colon of a `CredentialSource`, by its kind.
 _SOURCE_PATTERNS: Final = {
     "env": re.compile(r"[A-Za-z_][A-Za-z0-9_]*"),
@@ -83,39 +88,37 @@ def parse_credential_source(text: str) -> CredentialSource:
 
 
 class Keychain:
-    """Finds credentials, asking each place in a fixed order. It stores nothing in memory.
-
-    The order: the options, `--authfile`, `OCISTREAM_*`, the configuration, `DOCKER_AUTH_CONFIG`, `REGISTRY_AUTH_FILE`,
-    Docker's file, Podman's files. Docker's file precedes Podman's, because `login` writes Docker's.
-    """
+    """Finds credentials, asking each place in the order of `_places`. It stores nothing in memory."""
 
     def __init__(
         self,
         env: Mapping[str, str],
         *,
         home: Path,
-        explicit: Credential | None = None,
+        given: Credential | None = None,
         prefix: str = DEFAULT_VARIABLE_PREFIX,
-        named: Collection[str] | None = None,
+        named_registries: Collection[str] | None = None,
         configured: Callable[[str], CredentialSource | None] = lambda _host: None,
         auth_file: tuple[Path, str] | None = None,
     ) -> None:
-        """Look in `env` and below `home`; `explicit` overrides everything.
+        """Look in `env` and below `home`; `given` overrides everything.
 
-        `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named` are the registries that the
-        user named (None: all). `explicit` and the user names of the environment do not say for which registry they are:
-        only these registries get them, not a mirror from the configuration. `configured(host)` returns the place that
-        the configuration names for a host. `auth_file` is a file in Docker's format and the option that names it
-        ("--authfile"). It replaces all other such files, as in skopeo: to use another file would be
-        a choice that the user does not see.
+        `prefix` is "OCISTREAM_SRC" or "OCISTREAM_DEST" for the two sides of `copy`. `named_registries` are those that
+        the user named (None: all). `given` and the user names of the environment do not say for which registry they
+        are: only these registries get them, not a mirror from the configuration. `configured(host)` returns the place
+        that the configuration names for a host. `auth_file` is a file in Docker's format and the option that names it
+        ("--authfile"). It replaces all other such files, as in skopeo: to use another file would be a choice that the
+        user does not see.
         """
         self.auth_file = auth_file
         self._env = env
         self._home = home
-        self._explicit = explicit
+        self._given = given
         self._prefix = prefix
         self._configured = configured
-        self._named = None if named is None else {normalize_host(registry) for registry in named}
+        self._named_registries = (
+            None if named_registries is None else {normalize_host(registry) for registry in named_registries}
+        )
 
     def check_auth_file(self) -> None:
         """Read the file that an option names, so that an error does not depend on whether a registry asks.
@@ -145,22 +148,13 @@ class Keychain:
                 that does not exist.
         """
         host = normalize_host(registry)
-        is_named = self._named is None or host in self._named
-        if is_named and self._explicit is not None:
-            return self._explicit
-        if self.auth_file is not None:
-            path, named_by = self.auth_file
-            places = self._file_places(self._load_named(path, named_by), host, repository)
+        for named_by, places in self._places(host, repository):
             if (credential := _find_first(places, host)) is not None:
-                return with_named_source(credential, named_by)
-        if is_named and (credential := self._from_environment()) is not None:
-            return credential
-        source = self._configured(host)
-        if source is not None:
-            if (credential := _find_first(self._source_places(source, host, repository), host)) is not None:
-                return with_named_source(credential, "the configuration")
-            notices.notify(f"{host}: {printable(str(source))} of the configuration has no credential for it")
-        return _find_first(self._stored_places(host, repository), host)
+                return with_named_source(credential, named_by) if named_by else credential
+            if named_by == _CONFIGURATION:
+                source = printable(str(self._configured(host)))
+                notices.notify(f"{host}: {source} of the configuration has no credential for it")
+        return None
 
     def sources(self, registry: str) -> list[str]:
         """Return the names of the places that are asked for a registry, in order, up to the first with a credential.
@@ -170,11 +164,8 @@ class Keychain:
         Raises:
             UsageError, LocalDiskError, AuthenticationError: as `find`.
         """
-        host = normalize_host(registry)
-        source = self._configured(host)
-        configured = self._source_places(source, host) if source is not None else ()
         names: dict[str, None] = {}
-        for place in itertools.chain([self._from_environment()], configured, self._stored_places(host)):
+        for place in itertools.chain.from_iterable(places for _, places in self._places(normalize_host(registry))):
             if isinstance(place, Credential):
                 names[place.source] = None
                 break
@@ -237,57 +228,61 @@ class Keychain:
             places.append(file.display_name)
         return " and ".join(places) or None
 
-    def _from_environment(self) -> Credential | None:
-        for prefix in dict.fromkeys((self._prefix, DEFAULT_VARIABLE_PREFIX)):
-            if (credential := self._from_variables(prefix)) is not None:
-                return credential
-        return None
+    def _places(self, host: str, repository: str = "") -> Iterator[tuple[str, Iterable[_Place]]]:
+        """Yield groups of places in the order in which they are asked, each with the option or variable that names it.
+
+        The name is "" for places that nothing names. A named place replaces or precedes Docker's file, so a new login
+        does not override it.
+        """
+        is_named = self._named_registries is None or host in self._named_registries
+        if is_named:
+            yield "", [self._given]
+        if self.auth_file is not None:
+            path, option = self.auth_file
+            yield option, self._file_places(self._load_named(path, option), host, repository)
+        if is_named:
+            yield "", map(self._from_variables, dict.fromkeys((self._prefix, DEFAULT_VARIABLE_PREFIX)))
+        if (source := self._configured(host)) is not None:
+            yield _CONFIGURATION, self._source_places(source, host, repository)
+        if self.auth_file is not None:
+            return
+        if inline := self._env.get(_INLINE_VARIABLE):
+            file = AuthFile.parse(inline.encode(errors="surrogateescape"), _INLINE_VARIABLE)
+            yield _INLINE_VARIABLE, self._file_places(file, host, repository)
+        if named_path := self._env.get(_FILE_VARIABLE):
+            file = self._load_named(Path(named_path), _FILE_VARIABLE)
+            yield _FILE_VARIABLE, self._file_places(file, host, repository)
+        # Docker's file precedes Podman's, because `login` writes Docker's.
+        docker = self._docker_path(), self._docker_variable()
+        for path, variable in (docker, *((path, "") for path in self._podman_paths())):
+            if (stored := self._load(path, variable)) is not None:
+                yield "", self._file_places(stored, host, repository)
 
     def _from_variables(self, prefix: str) -> Credential | None:
         names = f"{prefix}_USERNAME", f"{prefix}_PASSWORD"
         username, password = (self._env.get(name, "") for name in names)
         if username and password:
-            return Credential(username, password, source=names[0])
+            return Credential(username, password, source=names[0], is_named_by_user=True)
         if username or password:
             set_name, missing_name = names if username else names[::-1]
             msg = f"{set_name} is set, but {missing_name} is not"
             raise UsageError(msg, hint="set both or neither")
         return None
 
-    def _source_places(self, source: CredentialSource, host: str, repository: str = "") -> Iterator[_Place]:
+    def _source_places(self, source: CredentialSource, host: str, repository: str) -> Iterator[_Place]:
         if source.kind == "env":
             yield self._from_variables(source.name)
         elif source.kind == "helper":
-            yield self._helper(source.name, "the configuration")
+            yield self._helper(source.name, _CONFIGURATION)
         else:
-            yield from self._file_places(self._load_named(Path(source.name), "the configuration"), host, repository)
+            yield from self._file_places(self._load_named(Path(source.name), _CONFIGURATION), host, repository)
 
-    def _stored_places(self, host: str, repository: str = "") -> Iterator[_Place]:
-        for file in self._files():
-            yield from self._file_places(file, host, repository)
-
-    def _file_places(self, file: AuthFile, host: str, repository: str = "") -> Iterator[_Place]:
+    def _file_places(self, file: AuthFile, host: str, repository: str) -> Iterator[_Place]:
         host_helper = file.host_helper(host)
         yield self._helper(host_helper, file.description)
         yield file.find_entry(host, repository)
         if host_helper is None:
             yield self._helper(file.default_helper(), file.description)
-
-    def _files(self) -> Iterator[AuthFile]:
-        if self.auth_file is not None:
-            # `find` has read this file already.
-            return
-        inline = self._env.get("DOCKER_AUTH_CONFIG")
-        if inline:
-            yield AuthFile.parse(inline.encode(errors="surrogateescape"), "DOCKER_AUTH_CONFIG")
-        named_path = self._env.get("REGISTRY_AUTH_FILE")
-        if named_path:
-            yield self._load_named(Path(named_path), "REGISTRY_AUTH_FILE")
-        docker = self._docker_path(), self._docker_variable()
-        for path, variable in (docker, *((path, "") for path in self._podman_paths())):
-            file = self._load(path, variable)
-            if file is not None:
-                yield file
 
     def _helper(self, name: str | None, configured_in: str) -> CredentialHelper | None:
         if not name:
@@ -322,7 +317,7 @@ class Keychain:
         return str(path)
 
     def _load_named(self, path: Path, named_by: str) -> AuthFile:
-        variable = named_by if named_by == "REGISTRY_AUTH_FILE" else ""
+        variable = named_by if named_by == _FILE_VARIABLE else ""
         file = self._load(path, variable)
         if file is None:
             # Not a NotFoundError (exit code 4), which would speak of the image.

@@ -27,8 +27,8 @@ class Credential:
 
     `secret` is a password, or "" with a token. An `identity_token` is for the token server, which issued it at `docker
     login`; a `registry_token` is for the registry itself. `source` is where the credential was found, for messages:
-    "--username", "OCISTREAM_USERNAME", "~/.docker/config.json", "docker-credential-pass". `is_explicit` says that an
-    option or a file of the user names this source, so that `login` does not override it.
+    "--username", "OCISTREAM_USERNAME", "~/.docker/config.json", "docker-credential-pass". `is_named_by_user` says that
+    an option, a variable or a file of the user names this source, so that `login` does not override it.
     """
 
     username: str
@@ -36,7 +36,7 @@ class Credential:
     identity_token: str | None = field(default=None, repr=False)
     source: str = ""
     registry_token: str | None = field(default=None, repr=False)
-    is_explicit: bool = False
+    is_named_by_user: bool = False
 
     def __post_init__(self) -> None:
         """Raise UsageError for a wrong type, without the value, which may be a secret."""
@@ -49,8 +49,11 @@ class Credential:
 
 
 def with_named_source(credential: Credential, named_by: str) -> Credential:
-    """Return a credential whose source is named by `named_by`, such as the configuration."""
-    return replace(credential, source=f"{credential.source}, which {named_by} names", is_explicit=True)
+    """Return a credential whose source is named by `named_by`, such as the configuration, or is `named_by` itself."""
+    own = credential.source
+    return replace(
+        credential, source=own if own == named_by else f"{own}, which {named_by} names", is_named_by_user=True
+    )
 
 
 def normalize_host(registry: str) -> str:

@@ -18,15 +18,12 @@ from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
 from ocistream.cli.option_hints import add_login_options, build_hint_translator
 from ocistream.cli.standard_streams import (
-    is_visible_on_stdout,
     open_stdin,
     open_stdout,
-    result_on_stdout_error,
 )
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files
-from ocistream.streams.paths import real_path
 from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
@@ -42,7 +39,7 @@ if TYPE_CHECKING:
     from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
     from ocistream.http.retry import RetryEvent
-    from ocistream.locations import Location, OpenContext
+    from ocistream.locations import OpenContext
 
 #: Shorter waits, in seconds, are reported only with -v.
 _MIN_REPORTED_WAIT: Final = 5.0
@@ -61,11 +58,11 @@ class CommandContext:
     #: The name of the command.
     command: str
     console: Console
-    run: RunOptions
+    run_options: RunOptions
     registry: RegistryOptions
     #: The options of `copy` for one side alone, by side: "src" and "dest". Empty for other commands.
     sides: Mapping[str, RegistryOptions]
-    copy: CopyOptions
+    copy_options: CopyOptions
     omission: OmissionOptions
     cancelled: threading.Event
     #: The configuration file, if it was read for the defaults of the options.
@@ -78,10 +75,10 @@ class CommandContext:
         # The files of the configuration are read on first use: a command that contacts no registry does not fail for a
         # malformed file.
         self.access = RegistryAccess(
-            self.run,
+            self.run_options,
             os.environ,
-            lambda: self.configuration or load_configuration(self.run.config, os.environ),
-            use_mirrors=not self.run.no_mirrors,
+            lambda: self.configuration or load_configuration(self.run_options.config, os.environ),
+            use_mirrors=not self.run_options.no_mirrors,
         )
         self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
 
@@ -89,24 +86,29 @@ class CommandContext:
         """Return the options that apply to one side: "src", "dest", or "" for a command without sides."""
         return self.registry.for_side(side, self.sides[side]) if side else self.registry
 
+    def check_side_options(self, *sides: str) -> None:
+        """Raise UsageError if options of one side contradict each other."""
+        for side in sides:
+            self.registry_options(side)
+
     def build_open_context(
         self,
         side: str = "",
         *,
         registries: Collection[str] = (),
         build_keychain: Callable[[], Keychain] | None = None,
-        hint: Callable[[str], str] | None = None,
+        translate_hint: Callable[[str], str] | None = None,
     ) -> OpenContext:
         """Return what opening a location needs; `side` is "src" or "dest" if the sides have separate options.
 
         `registries` are the registries that the command line names: its user name is for them. `build_keychain`
-        replaces the credentials of the command line. `hint` rewrites option names in hints.
+        replaces the credentials of the command line. `translate_hint` rewrites option names in hints.
 
         Each side has an HTTP client of its own: a copy may reach one registry in two ways at once.
         """
         # Created once: stdin can be read for a password only once.
         keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
-        translate = hint or build_hint_translator(self.registry, side)
+        translate = translate_hint or build_hint_translator(self.registry, side)
 
         def format_hint(text: str) -> str:
             translated = translate(text)
@@ -128,21 +130,10 @@ class CommandContext:
                 cancelled=self.cancelled,
             )
 
-        context = self.access.build_context(create_client, self.cancelled)
-        return replace(context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run.dry_run)
-
-    def check_result_path(self, *locations: Location) -> None:
-        """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
-        result = self.run.result
-        if result is not None and is_visible_on_stdout(result):
-            raise result_on_stdout_error(str(result))
-        # A circle of links is reported where the path is opened.
-        paths = [
-            real_path(location.path) for location in locations if location.path is not None and not location.is_stream
-        ]
-        if result is not None and real_path(result) in paths:
-            msg = f"--result {result} is the archive itself"
-            raise UsageError(msg, hint="name another file: this one would be overwritten")
+        open_context = self.access.build_context(create_client, self.cancelled)
+        return replace(
+            open_context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run_options.dry_run
+        )
 
     def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain
@@ -150,9 +141,9 @@ class CommandContext:
         keychain = Keychain(
             os.environ,
             home=find_home(os.environ),
-            explicit=self.credentials.find_credential(side),
+            given=self.credentials.find_credential(side),
             prefix=variable_prefix(side),
-            named=registries,
+            named_registries=registries,
             configured=self.access.rules().credentials,
             auth_file=self.credentials.find_auth_file(side),
         )
@@ -168,18 +159,18 @@ class CommandContext:
         )
 
     @contextlib.contextmanager
-    def open_list(self, path: str) -> Iterator[io.BufferedReader]:
-        """Open a list of digests: a file, or stdin (`-`).
+    def open_list(self, path: str) -> Iterator[tuple[io.BufferedReader, str]]:
+        """Open a list, which is a file or stdin (`-`); yield it with its name in messages.
 
         Raise NotFoundError or LocalDiskError if it cannot be read, and UsageError if stdin is unusable.
         """
-        description = "the list on stdin" if path == "-" else printable(path, 1024)
-        with files.disk_errors(f"cannot read {description}"):
+        label = describe_list(path)
+        with files.disk_errors(f"cannot read {label}"):
             if path == "-":
-                yield self.open_stdin("list", "pipe a list into stdin, or name its file")
+                yield self.open_stdin("list", "pipe a list into stdin, or name its file"), label
                 return
             with Path(path).open("rb") as file:
-                yield file
+                yield file, label
 
     def open_stdin(self, what: str = ARCHIVE_INPUT, hint: str | None = None) -> io.BufferedReader:
         """Open stdin to read `what` from it; `hint` is for the UsageError if stdin is closed or a terminal.
@@ -201,7 +192,7 @@ class CommandContext:
         self.console.other_programs.add_pipe(file.fileno())
         if what == ARCHIVE_INPUT:
             has_terminal = sys.stderr is not None and sys.stderr.isatty()
-            wants_more_output = self.run.progress not in {"auto", "none"} or self.console.verbosity > 0
+            wants_more_output = self.run_options.progress not in {"auto", "none"} or self.console.verbosity > 0
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
 
@@ -211,3 +202,8 @@ class CommandContext:
         file = open_stdout(_OUTPUT_USAGES[self.command])
         self.console.other_programs.add_pipe(file.fileno())
         return StreamOutput(file, "to stdout")
+
+
+def describe_list(path: str) -> str:
+    """Return the name of a list in messages."""
+    return "the list on stdin" if path == "-" else printable(path, 1024)

@@ -148,7 +148,7 @@ class ExplicitCredentials:
         from ocistream.auth.docker_config import Credential
 
         source, username = usernames[0]
-        return Credential(username, secret, source=source)
+        return Credential(username, secret, source=source, is_named_by_user=True)
 
 
 def variable_prefix(side: str) -> str:

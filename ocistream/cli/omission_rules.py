@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ocistream.cli.context import describe_list
 from ocistream.errors import ArchiveError, NotFoundError, UsageError
 from ocistream.layout.image_selection import Selection
 from ocistream.locations import open_source, parse_location
@@ -67,8 +68,7 @@ class OmissionRules:
     def _add(self, omitted: dict[str, OmissionReason], text: str, found: Mapping[str, OmissionReason]) -> None:
         """Add blobs, or print a note if a list or location has none of the images: it is probably the wrong one."""
         if not found:
-            shown = _describe(text)
-            self._context.console.info(f"{shown} has none of the requested blobs: nothing is omitted")
+            self._context.console.info(f"{describe_list(text)} has none of the requested blobs: nothing is omitted")
         for digest, reason in found.items():
             omitted.setdefault(digest, reason)
 
@@ -76,8 +76,8 @@ class OmissionRules:
         """Read a list beside the graph and keep only digests of the graph, so memory does not grow with the list."""
         from ocistream.remote.have_lists import HaveListReader
 
-        with self._context.open_list(text) as file:
-            listed = HaveListReader(file, _describe(text))
+        with self._context.open_list(text) as (file, label):
+            listed = HaveListReader(file, label)
             found = listed.find({blob.digest for blob in graph.blobs})
         reason = OmissionReason(HAVE, " ".join(listed.origins) or ("" if text == "-" else Path(text).name))
         return dict.fromkeys(sorted(found), reason)
@@ -132,10 +132,6 @@ class OmissionRules:
             else:
                 kept.add(item)
         return kept
-
-
-def _describe(text: str) -> str:
-    return "the list on stdin" if text == "-" else printable(text, 1024)
 
 
 def _check_plan(have: Collection[str], plan: CopyPlan) -> None:

@@ -74,14 +74,14 @@ _SECTIONS: Final = (_OTHERS, SELECTION, SIGNATURES, OUTPUT, MISSING, ACCESS, TLS
 class Option(click.Option):
     """An option of a command.
 
-    `no_default` is why neither a variable nor the configuration file may set the option; "" if they may. `section` is
-    the heading that --help lists the option under.
+    `not_configurable` is why neither a variable nor the configuration file may set the option; "" if they may.
+    `section` is the heading that --help lists the option under.
     """
 
-    def __init__(self, *arguments: Any, no_default: str = "", section: str = _OTHERS, **attributes: Any) -> None:
+    def __init__(self, *arguments: Any, not_configurable: str = "", section: str = _OTHERS, **attributes: Any) -> None:
         """Take the arguments of click, the reason and the heading."""
         super().__init__(*arguments, **attributes)
-        self.no_default = no_default
+        self.not_configurable = not_configurable
         self.section = section
 
     @property
@@ -91,7 +91,7 @@ class Option(click.Option):
         The last value counts, so that a script can append one. But options without a default decide what is copied,
         where to, and as whom: a value must not be dropped silently.
         """
-        return bool(self.no_default) and not (self.is_flag or self.multiple or self.count)
+        return bool(self.not_configurable) and not (self.is_flag or self.multiple or self.count)
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         """Let the parser collect all values, for `consume_value`."""
@@ -116,7 +116,7 @@ class Option(click.Option):
 
     def _check_value(self, value: str, ctx: click.Context) -> None:
         """Raise UsageError for `--to -i app.tar`, whose value is missing, and for `-o=app.tar`."""
-        if value == "" and self.no_default and isinstance(self.type, click.Path):
+        if value == "" and self.not_configurable and isinstance(self.type, click.Path):
             # The empty value of another option removes its default.
             raise empty_value_error(max(self.opts, key=len))
         if any(value in parameter.opts for parameter in ctx.command.params):
@@ -160,7 +160,7 @@ class RunOptions(ClientOptions):
     config: Path | None = option(
         type=FilePath(path_type=Path),
         metavar="FILE",
-        no_default="a file cannot name another one; the variable OCISTREAM_CONFIG can",
+        not_configurable="a file cannot name another one; the variable OCISTREAM_CONFIG can",
         section=ACCESS,
         help="Configuration file.  [default: ~/.config/ocistream/config.toml]",
     )
@@ -175,7 +175,7 @@ class RunOptions(ClientOptions):
     )
     result: Path | None = option(
         type=ResultPath(dir_okay=False, path_type=Path),
-        no_default=FOR_ONE_RUN,
+        not_configurable=FOR_ONE_RUN,
         section=OUTPUT,
         help="Write the result to FILE as JSON.",
     )
@@ -192,14 +192,14 @@ class OmissionOptions:
         (),
         type=PATH,
         metavar="FILE|-|LOCATION",
-        no_default=SELECTS_CONTENT,
+        not_configurable=SELECTS_CONTENT,
         section=MISSING,
         help="Omit blobs that FILE (from `ocistream have`) lists, or that LOCATION has; repeatable.",
     )
     base: tuple[str, ...] = option(
         (),
         metavar="IMAGE",
-        no_default=SELECTS_CONTENT,
+        not_configurable=SELECTS_CONTENT,
         section=MISSING,
         help="Omit the blobs of IMAGE, a base image that the destination has; repeatable.",
     )
@@ -207,7 +207,7 @@ class OmissionOptions:
         (),
         type=PATH,
         metavar="DIGEST|FILE",
-        no_default=SELECTS_CONTENT,
+        not_configurable=SELECTS_CONTENT,
         section=MISSING,
         help="Include only this blob, or those that FILE lists, to repair an incomplete archive; repeatable.",
     )
@@ -279,7 +279,7 @@ def _describe_options(
             "metavar": declared.metavar or ("N" if isinstance(declared.type, Whole) else None),
             "callback": None if declared.check is None else functools.partial(_check, declared.check),
             "help": help_text.format(declared.help),
-            "no_default": declared.no_default,
+            "not_configurable": declared.not_configurable,
             "section": declared.section,
         }
         if declared.text is not None:
@@ -318,10 +318,10 @@ def command(function: Callable[..., None]) -> click.Command:
         context = CommandContext(
             command=function.__name__,
             console=console,
-            run=run_options,
+            run_options=run_options,
             registry=_collect(RegistryOptions, values),
             sides={side: _collect(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
-            copy=_collect(CopyOptions, values),
+            copy_options=_collect(CopyOptions, values),
             omission=_collect(OmissionOptions, values),
             cancelled=console.cancelled,
             configuration=click.get_current_context().meta.get(CONFIGURATION),
@@ -398,12 +398,12 @@ all_platforms_option: Final = click.option(
     is_flag=True,
     section=SELECTION,
     help="The same as --platform all.",
-    no_default=SELECTS_CONTENT,
+    not_configurable=SELECTS_CONTENT,
 )
 
 
 def json_option(help_text: str) -> _Decorator:
     """Give a command --json."""
     return click.option(
-        "--json", "as_json", cls=Option, is_flag=True, section=OUTPUT, help=help_text, no_default=SELECTS_OUTPUT
+        "--json", "as_json", cls=Option, is_flag=True, section=OUTPUT, help=help_text, not_configurable=SELECTS_OUTPUT
     )

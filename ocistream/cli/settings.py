@@ -55,10 +55,10 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
         help_option = command.get_help_option(context)
     if help_option is not None and help_option.name in given:
         return
-    # `config` reports the errors of the file it checks, not those of the configured file.
-    # The command reports it if the values differ (`Option.consume_value`).
+    # If --config names several files, the command reports it (`Option.consume_value`).
     config_file = given["config"][-1] if "config" in given else None
     try:
+        # `config` reports the errors of the file it checks, not those of the configured file.
         table = None if name == "config" else read_configuration_file(config_file, os.environ)
     except NotFoundError as error:
         if name == "inspect" and config_file:
@@ -123,7 +123,7 @@ def _own_options(command: click.Command) -> Iterator[tuple[str, click.Option]]:
 
 def _reason_against_default(option: click.Option) -> str:
     """Return why neither a variable nor the file sets an option, or "". `--help` is click's own."""
-    return option.no_default if isinstance(option, Option) else FOR_ONE_RUN
+    return option.not_configurable if isinstance(option, Option) else FOR_ONE_RUN
 
 
 def configurable_options(command: click.Command) -> dict[str, click.Option]:
@@ -222,7 +222,9 @@ def _find_similar_name(key: str, known: Collection[str]) -> str | None:
 @functools.cache
 def group_option_names() -> frozenset[str]:
     """Return the options of all groups that a variable or the file may set, by long name, without any command."""
-    return frozenset(option_name(option) for group in GROUPS for option in make_options(group) if not option.no_default)
+    return frozenset(
+        option_name(option) for group in GROUPS for option in make_options(group) if not option.not_configurable
+    )
 
 
 def _configurable_names() -> list[str]:

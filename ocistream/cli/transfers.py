@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from ocistream.api.results import list_images
 from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
-from ocistream.errors import OcistreamError, UsageError
+from ocistream.errors import OcistreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
     from typing import TypeAlias
 
     from ocistream.api.copy_plan import CopyPlan
@@ -61,8 +60,7 @@ def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
         context.credentials.check_registries(source | destination)
         return
     registries = {"src": source, "dest": destination}
-    for side in registries:
-        context.registry_options(side)
+    context.check_side_options(*registries)
     context.credentials.check_sides(registries)
     for side, names in registries.items():
         if not names and (message := describe_unused_side_options(side)):
@@ -83,9 +81,14 @@ def run_transfer(
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
-    result, dry_run = context.run.result, context.run.dry_run
+    result, dry_run = context.run_options.result, context.run_options.dry_run
     if result is not None:
-        _check_result_path(result, plan)
+        from ocistream.cli.result_document import check_result_path
+
+        written = [] if plan.is_remote else [plan.destination]
+        check_result_path(
+            result, [*plan.sources, *written], volumes=plan.destination.path if plan.options.split else None
+        )
     with contextlib.ExitStack() as stack:
         source, destination = open_locations()
         stack.callback(source.close)
@@ -96,13 +99,13 @@ def run_transfer(
             report_selected_platforms(graph.roots, source, into_docker_archive=into_docker_archive)
 
         try:
-            with context.console.show_progress("none" if dry_run else context.run.progress) as observer:
+            with context.console.show_progress("none" if dry_run else context.run_options.progress) as observer:
                 report = plan.run(
                     source,
                     destination,
                     observer,
                     jobs=context.access.limit_jobs(plan.source_registries | plan.destination_registries),
-                    prefetch_memory=context.run.prefetch_memory,
+                    prefetch_memory=context.run_options.prefetch_memory,
                     cancelled=context.cancelled,
                     omit=find_omitted,
                     on_resolved=announce,
@@ -127,15 +130,3 @@ def run_transfer(
     if not plan.destination.is_stream:
         print_results(images)
     report_copy(context.console, plan, source, report, images, cached_sizes, omits=find_omitted is not None)
-
-
-def _check_result_path(result: Path, plan: CopyPlan) -> None:
-    """Check that --result can be written; raise UsageError if a volume of the archive would overwrite it."""
-    from ocistream.cli.result_document import check_result_writable
-    from ocistream.oci.volumes import parse_template
-
-    path = plan.destination.path
-    if plan.options.split and path is not None and parse_template(path.name).parse_number(result.name) is not None:
-        msg = f"--result {result} has the name of a volume"
-        raise UsageError(msg, hint="name another file: this one would be overwritten")
-    check_result_writable(result)

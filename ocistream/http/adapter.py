@@ -64,7 +64,7 @@ class Route(NamedTuple):
     tls: TlsSettings
     #: Refuse an internal address: an external host led there. A connection to this machine that the user's own request
     #: has opened is not reused for such a request.
-    is_external_only: bool = False
+    refuses_internal: bool = False
     limits: ConnectionLimits = NO_LIMITS
 
 
@@ -339,7 +339,7 @@ class _Connection(HTTPConnection):
                     _send_all(self.sock, piece, timeout, early_response)
                     # A cancelled request ends where its body ends, not in the middle.
                     with contextlib.suppress(CancelledError):
-                        throttle.spend(len(piece))
+                        throttle.count_and_wait(len(piece))
 
     def _new_conn(self) -> socket.socket:
         # A private method of urllib3, which urllib3's own support of SOCKS overrides too. `connect` calls it for every
@@ -358,7 +358,7 @@ class _Connection(HTTPConnection):
         # internal address.
         if not is_internal:
             external[host] = True
-        elif self.route.is_external_only or external.setdefault(host, False):
+        elif self.route.refuses_internal or external.setdefault(host, False):
             opened.close()
             raise internal_address_error(host)
         return opened
@@ -381,8 +381,8 @@ class _EarlyResponse:
         self.beginning = bytearray()
         self.is_final = False
 
-    def has_arrived(self, connection: socket.socket, timeout: float) -> bool:
-        """Wait until data can be sent; return whether the final response has started to arrive.
+    def wait_to_send(self, connection: socket.socket, timeout: float) -> bool:
+        """Wait until data can be sent; return whether the final response has started to arrive, and keep its bytes.
 
         Raises:
             TimeoutError: for `timeout` seconds nothing could be sent and nothing arrived.
@@ -432,7 +432,7 @@ def _send_all(
         connection.settimeout(timeout)
     sent = 0
     while sent < len(view):
-        if early_response is not None and early_response.has_arrived(connection, timeout):
+        if early_response is not None and early_response.wait_to_send(connection, timeout):
             raise BrokenPipeError(errno.EPIPE, "the response came before the complete request was sent")
         try:
             sent += connection.send(view[sent:], flags)

@@ -26,7 +26,7 @@ from ocistream.http.session import Session, StreamedBody
 from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
 from ocistream.http.tls import check_tls_files
 from ocistream.streams import clock
-from ocistream.streams.synchronization import KeyedLocks, OncePerKey
+from ocistream.streams.synchronization import KeyedLocks, OncePerKey, once
 
 if TYPE_CHECKING:
     import threading
@@ -68,7 +68,7 @@ class HttpClient:
     def __init__(
         self,
         settings: HttpSettings,
-        find: Callable[[str, str], Credential | None],
+        find_credential: Callable[[str, str], Credential | None],
         *,
         find_host_settings: Callable[[str, str], HostSettings] = lambda _registry, _repository: HostSettings(),
         on_retry: Callable[[RetryEvent], None] = lambda _: None,
@@ -78,15 +78,16 @@ class HttpClient:
     ) -> None:
         """Set up the session; no connection is made yet.
 
-        `find(registry, repository)` looks up a credential, and `find_host_settings(registry, repository)` the settings
-        of a host. The repository is "" for requests that concern no repository. `on_retry` is called before every wait,
-        from any thread. `observers` are called for each response of a registry itself, with the registry and a function
-        that returns a header by its name; the caller may add some later. The clients of one run share `rate_limits`.
+        `find_credential(registry, repository)` looks up a credential, `find_host_settings(registry, repository)` the
+        settings of a host. The repository is "" for requests that concern no repository. `on_retry` is called before
+        every wait, from any thread. `observers` are called for each response of a registry itself, with the registry
+        and a function that returns a header by its name; the caller may add some later. The clients of one run share
+        `rate_limits`.
         """
         self._settings = settings
         self.retry_policy = settings.retry_policy
         self.cancelled = cancelled
-        self._find = find
+        self._find_credential = find_credential
         #: Is called with each failure that is about to be retried.
         self.on_retry = on_retry
         self._observers = observers
@@ -100,8 +101,7 @@ class HttpClient:
         self._session = Session(settings, self.wait)
         #: Sends the requests for tokens, which all transfers share.
         self._token_client = self
-        #: By the function that changes the settings: the client with these settings.
-        self._variants = OncePerKey(self._create_variant)
+        self._quick_client = once(self._create_quick_client)
 
     def close(self) -> None:
         """Close all idle connections. No connection stays open after its response."""
@@ -116,44 +116,43 @@ class HttpClient:
         other.cancelled = cancelled
         return other
 
-    def with_settings(self, change: Callable[[HttpSettings], HttpSettings]) -> HttpClient:
-        """Return a client with changed settings, except for those of TLS, proxies and uploads.
+    def get_quick_client(self) -> HttpClient:
+        """Return a client with short time-outs and few attempts, for a host that another one can replace.
 
         It shares connections and limits with this client, which alone is closed. It has endpoints and tokens of its
-        own, which all transfers share that make the same change.
+        own, which all transfers share.
         """
-        return self._variants(change).for_transfer(self.cancelled)
+        return self._quick_client().for_transfer(self.cancelled)
 
-    def _create_variant(self, change: Callable[[HttpSettings], HttpSettings]) -> HttpClient:
+    def _create_quick_client(self) -> HttpClient:
         other = copy.copy(self)
-        other._settings = change(self._settings)  # noqa: SLF001 - same class
+        other._settings = self._settings.shorten_timeouts()  # noqa: SLF001 - same class
         other.retry_policy = other._settings.retry_policy  # noqa: SLF001
         other._endpoints = OncePerKey(other._create_endpoint)  # noqa: SLF001
         other._token_client = other  # noqa: SLF001
         return other
 
-    def endpoint(self, registry: str, repository: str = "", *, is_explicit: bool = True) -> Endpoint:
+    def endpoint(self, registry: str, repository: str = "", *, is_named_by_user: bool = True) -> Endpoint:
         """Return the endpoint of a registry such as `localhost:5000`.
 
-        Repositories with equal settings share one endpoint. `is_explicit` says whether the user named the registry. For
-        a mirror from the configuration it is false. Then the client certificate and `--insecure` of the command line do
-        not apply.
+        Repositories with equal settings share one endpoint. `is_named_by_user` is false for a mirror from the
+        configuration: the client certificate and `--insecure` of the command line do not apply to it.
 
         Raises:
             NotFoundError, LocalDiskError, UsageError: certificates configured for the registry cannot be used.
         """
-        return self._endpoints((registry, self._host_settings((registry, repository)), is_explicit))
+        return self._endpoints((registry, self._host_settings((registry, repository)), is_named_by_user))
 
     def _create_endpoint(self, key: tuple[str, HostSettings, bool]) -> Endpoint:
-        registry, settings, is_explicit = key
-        explicit_tls = self._settings.tls
-        if not is_explicit:
-            explicit_tls = TlsSettings(explicit_tls.ca_files)
+        registry, settings, is_named_by_user = key
+        command_line_tls = self._settings.tls
+        if not is_named_by_user:
+            command_line_tls = TlsSettings(command_line_tls.ca_files)
         self._check_tls_files(TlsSettings(settings.ca_files, settings.client_certificates))
-        endpoint = Endpoint(registry, settings, explicit_tls, plain_http=self._settings.plain_http)
+        endpoint = Endpoint(registry, settings, command_line_tls, plain_http=self._settings.plain_http)
         endpoint.authenticator = Authenticator(
             registry,
-            lambda repository: self._find(registry, repository),
+            lambda repository: self._find_credential(registry, repository),
             lambda request: self._token_client._send_token_request(endpoint, request),  # noqa: SLF001 - same class
             format_hint=self._settings.format_hint,
         )
@@ -198,24 +197,23 @@ class HttpClient:
             url = self._with_scheme(endpoint, url)
             try:
                 response = self._send_authorized(request, url, scopes)
-                if response.status == HTTPStatus.BAD_REQUEST and self._has_changed_scheme(request, url):
+                if response.status == HTTPStatus.BAD_REQUEST and self._switch_to_https(request, url):
                     response.close()
                     continue
-                endpoint.confirm_scheme(encrypted=False)
+                endpoint.confirm_scheme()
                 if response.status in expected:
                     if read is not None:
                         read(response)
                     return response
             except RegistryError:
-                # This is an error of the token server, which has been retried already.
+                # The token server failed, which has been retried already, or the registry sent a broken challenge.
                 raise
             except NetworkError as error:
-                if request.is_started or not (self._has_changed_scheme(request, url) or retries.wait_for_retry(error)):
+                if request.is_started or not (self._switch_to_https(request, url) or retries.wait_for_retry(error)):
                     raise
                 continue
             is_transient = response.status in _RETRIED_STATUSES
-            is_elsewhere = response.origin != endpoint.origin
-            if response.status == HTTPStatus.FORBIDDEN and is_elsewhere and not was_asked_again:
+            if response.status == HTTPStatus.FORBIDDEN and response.origin != endpoint.origin and not was_asked_again:
                 # Most likely a signed URL that has expired, perhaps from a cache. The registry gives a new one.
                 is_transient = Origin.from_url(url) == endpoint.origin
                 was_asked_again = is_transient
@@ -252,23 +250,23 @@ class HttpClient:
     def _follow_redirects(self, request: _Request, url: str, authorization: str | None) -> Response:
         """Send a request and follow at most five redirects, never from https to http.
 
-        Authorization, body and client certificate stay with the first URL's origin.
+        Authorization and body stay with the first URL's origin; the client certificate is shown only at the endpoint's
+        own origin.
         """
         endpoint, origin = request.endpoint, Origin.from_url(url)
-        target, leader = origin, None if origin == endpoint.origin else endpoint.origin
+        target = origin
+        redirected_by = None if origin == endpoint.origin else endpoint.origin
         for hops in range(limits.MAX_REDIRECTS + 1):
-            if leader is not None:
-                check_target(leader, url, self._is_external)
             self._wait_for_rate_limit(endpoint, target)
-            response = self._exchange(request, url, target, authorization, leader)
+            response = self._exchange(request, url, authorization, redirected_by)
             response.hops = hops
             if response.status not in _REDIRECT_STATUSES or not (location := response.header("Location")):
                 return response
             response.drain()
             previous, url = url, resolve_url(url, location)
-            if (redirected := Origin.from_url(url)) != target or leader is not None:
-                leader = target
-            target = redirected
+            previous_target, target = target, Origin.from_url(url)
+            if target != previous_target or redirected_by is not None:
+                redirected_by = previous_target
             if target != origin:
                 authorization = None
                 headers = {name: value for name, value in request.headers.items() if name != "Authorization"}
@@ -290,22 +288,26 @@ class HttpClient:
             self.wait(delay)
 
     def _exchange(
-        self, request: _Request, url: str, target: Origin, authorization: str | None, leader: Origin | None
+        self, request: _Request, url: str, authorization: str | None, redirected_by: Origin | None
     ) -> Response:
-        """Send one request to a URL at the origin `target`.
+        """Send one request, unless its URL is a forbidden place.
 
-        `leader` is the origin that led to this URL; None if the request has stayed at the endpoint's own origin. Only
-        then the client certificate is shown.
+        `redirected_by` is the origin that named this URL; None if the request has never left the endpoint's own origin.
+        Only then the client certificate is shown.
         """
-        endpoint = request.endpoint
+        endpoint, target = request.endpoint, Origin.from_url(url)
+        refuses_internal = False
+        if redirected_by is not None:
+            check_target(redirected_by, url, self._is_external)
+            # The connection checks its address again, because the name may resolve to another one by then.
+            refuses_internal = redirected_by.host != target.host and self._is_external(redirected_by)
         tls = TlsSettings()
         if target.scheme == "https":
-            tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), trusted=leader is None)
-        # `check_target` resolved the name before; the connection must check again, since the address may have changed.
-        is_external_only = leader is not None and leader.host != target.host and self._is_external(leader)
+            has_left = redirected_by is not None
+            tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), has_left=has_left)
         headers = request.headers if authorization is None else {**request.headers, "Authorization": authorization}
-        connection_limits = self._rate_limits.connections(endpoint.registry, endpoint.settings.limit_rate)
-        route = Route(target, tls, is_external_only, connection_limits)
+        connection_limits = self._rate_limits.connection_limits(endpoint.registry, endpoint.settings.limit_rate)
+        route = Route(target, tls, refuses_internal, connection_limits)
         return self._session.exchange(request.method, url, headers, request.body, route, request.timeout)
 
     # -- other requests -----------------------------------------------------------------------------------
@@ -320,14 +322,12 @@ class HttpClient:
         """
         request = _Request(endpoint, method, {}, None, (_CLEANUP_TIMEOUT, _CLEANUP_TIMEOUT))
         url = endpoint.current_url(url)
-        target = Origin.from_url(url)
-        authorization, leader = None, None
-        if target == endpoint.origin:
+        authorization, redirected_by = None, None
+        if Origin.from_url(url) == endpoint.origin:
             authorization = endpoint.authenticator.authorization(scopes)
         else:
-            leader = endpoint.origin
-            check_target(leader, url, self._is_external)
-        response = self._exchange(request, url, target, authorization, leader)
+            redirected_by = endpoint.origin
+        response = self._exchange(request, url, authorization, redirected_by)
         response.drain()
         return response
 
@@ -365,7 +365,7 @@ class HttpClient:
     # -- waits --------------------------------------------------------------------------------------------
 
     def start_retries(self, attempts: int | None = None) -> Retries:
-        """Return a new count of `attempts` for one piece of work; the default is the user's `--retries`."""
+        """Return a new count of `attempts` for one piece of work; the default is `--retries` + 1."""
         return Retries(self, attempts)
 
     def wait(self, seconds: float) -> None:
@@ -399,8 +399,8 @@ class HttpClient:
             self._detect_scheme(endpoint)
         return endpoint.current_url(url)
 
-    def _has_changed_scheme(self, request: _Request, url: str) -> bool:
-        """Find out whether the host of a failed request speaks TLS; return whether the request used plain HTTP then."""
+    def _switch_to_https(self, request: _Request, url: str) -> bool:
+        """Switch the endpoint to HTTPS if its host speaks TLS; return whether the failed request used plain HTTP."""
         endpoint = request.endpoint
         if endpoint.scheme_state is not SchemeState.KNOWN and Origin.from_url(url) == endpoint.origin:
             self._detect_scheme(endpoint)
@@ -417,10 +417,13 @@ class HttpClient:
             try:
                 self._session.handshake(endpoint.https_url, self._settings.connect_timeout)
             except NetworkError as error:
-                if (encrypted := has_tls_peer(error)) is not None:
-                    endpoint.confirm_scheme(encrypted=encrypted)
+                is_tls = has_tls_peer(error)
             else:
-                endpoint.confirm_scheme(encrypted=True)
+                is_tls = True
+            if is_tls:
+                endpoint.switch_to_https()
+            elif is_tls is not None:
+                endpoint.confirm_scheme()
 
     # -- errors -------------------------------------------------------------------------------------------
 

@@ -32,26 +32,28 @@ class Endpoint:
 
     authenticator: Authenticator
 
-    def __init__(self, registry: str, settings: HostSettings, explicit_tls: TlsSettings, *, plain_http: bool) -> None:
+    def __init__(
+        self, registry: str, settings: HostSettings, command_line_tls: TlsSettings, *, plain_http: bool
+    ) -> None:
         """Set up the endpoint of a registry such as `docker.io`.
 
-        `settings` are the settings of its host. `explicit_tls` comes from the command line: its CAs apply to all hosts;
-        its client certificates and `insecure` apply to the registries that the command line names. `plain_http` is the
-        user's `--plain-http`.
+        `settings` are the settings of its host. `command_line_tls` comes from the command line: its CAs apply to all
+        hosts; its client certificates and `insecure` apply to the registries that the command line names. `plain_http`
+        is the user's `--plain-http`.
         """
         self.registry = registry
         self.settings = settings
-        self.explicit_tls = explicit_tls
+        self.command_line_tls = command_line_tls
         self.scheme_state = SchemeState.KNOWN
         # Docker Hub's API has another host name.
         self._host = "registry-1.docker.io" if registry == "docker.io" else registry
         if settings.url:
             self.url = settings.url.rstrip("/")
-        elif settings.plain_http or (plain_http and "plain-http" not in settings.explicit_keys):
+        elif settings.plain_http or (plain_http and "plain-http" not in settings.overriding_keys):
             self.url = f"http://{self._host}"
         elif settings.has_http_fallback or is_loopback(urlsplit(f"//{self._host}").hostname or ""):
             has_tls_settings = settings.ca_files or settings.client_certificates or settings.insecure
-            if settings.has_http_fallback or has_tls_settings or explicit_tls != TlsSettings():
+            if settings.has_http_fallback or has_tls_settings or command_line_tls != TlsSettings():
                 # Certificates are configured: the handshake comes before the first request. Without them it comes only
                 # after a failed first response or a 400, so that an ordinary plain registry sees one connection.
                 self.scheme_state = SchemeState.UNKNOWN
@@ -68,16 +70,20 @@ class Endpoint:
         """The base URL if the host speaks TLS."""
         return f"https://{self._host}"
 
-    def confirm_scheme(self, *, encrypted: bool) -> None:
-        """Record whether the host speaks TLS; once found, TLS is permanent."""
-        if encrypted and self.scheme_state is not SchemeState.KNOWN:
+    def switch_to_https(self) -> None:
+        """Record that the host speaks TLS, which is permanent."""
+        if self.scheme_state is not SchemeState.KNOWN:
             http_base = f"{self.url}/"
             # Origin first: a thread that reads the new origin and the old URL is refused, and calls `current_url`
             # again.
             self.origin = Origin.from_url(self.https_url)
             self.url = self.https_url
             self._http_base = http_base
-        elif self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
+            self.scheme_state = SchemeState.KNOWN
+
+    def confirm_scheme(self) -> None:
+        """Record that the present scheme is right."""
+        if self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
             message = f"{printable(self._host)} does not support TLS: using plain HTTP"
             notices.notify(f"{message}, as registries.conf allows (insecure = true)", level=1)
         self.scheme_state = SchemeState.KNOWN
@@ -88,11 +94,11 @@ class Endpoint:
         return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
 
 
-def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings, *, trusted: bool) -> TlsSettings:
+def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings, *, has_left: bool) -> TlsSettings:
     """Return which CAs to trust at `target` and which client certificate to show, for a request to `endpoint`.
 
-    `target_settings` are the settings of the target's host. `trusted` says that the request has stayed at the
-    endpoint's own origin: no redirect, realm or Location has led it elsewhere.
+    `target_settings` are the settings of the target's host. `has_left` says that a redirect, realm or Location has led
+    the request away from the endpoint's own origin, even if another one has led it back.
 
     - A client certificate is a credential and is shown to that origin only, and not again once a redirect has left it.
     - A CA of the registry is trusted at hosts that the registry redirects to, as with Docker: the registry could serve
@@ -100,14 +106,16 @@ def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings
     - `insecure` applies to the named host on any port (test setups have storage and token servers there). Another host
       is checked unless its own settings say otherwise: the user did not name it.
     """
-    settings, explicit_tls = endpoint.settings, endpoint.explicit_tls
-    ca_files = explicit_tls.ca_files + settings.ca_files + (() if trusted else target_settings.ca_files)
-    insecure = settings.insecure or (explicit_tls.insecure and "insecure" not in settings.explicit_keys)
+    settings, command_line_tls = endpoint.settings, endpoint.command_line_tls
+    ca_files = command_line_tls.ca_files + settings.ca_files + (target_settings.ca_files if has_left else ())
+    insecure = settings.insecure or (command_line_tls.insecure and "insecure" not in settings.overriding_keys)
     if target.host != endpoint.origin.host:
         insecure = target_settings.insecure
-    # The command line overrides the configuration, and a file of this run (`explicit_keys`) overrides both.
+    # The command line overrides the configuration, and a file of this run (`overriding_keys`) overrides both.
     preferred = (
-        settings.client_certificates if "client-cert" in settings.explicit_keys else explicit_tls.client_certificates
+        settings.client_certificates
+        if "client-cert" in settings.overriding_keys
+        else command_line_tls.client_certificates
     )
-    client_certificates = (preferred or settings.client_certificates) if trusted else ()
+    client_certificates = () if has_left else preferred or settings.client_certificates
     return TlsSettings(tuple(dict.fromkeys(ca_files)), client_certificates, insecure)

@@ -96,10 +96,11 @@ _EXPLAINED_METHODS: Final = frozenset({"GET", "HEAD", "POST"})
 _NOT_A_REGISTRY_HINT: Final = "the answer may come from a web server or a proxy instead of a registry"
 #: How a web page begins, in lower case. No registry answers with one, but a proxy before it may.
 _WEB_PAGE_MARKS: Final = (b"<!doctype html", b"<html", b"<head")
-_HEAD_HINTS: Final = {
-    True: "if the registry requires a client certificate, use --client-cert and --client-key",
-    False: "if the registry uses HTTPS here, omit --plain-http, or correct the port",
-}
+#: Hints where the server gives no reason: a response to HEAD has no body.
+_MAYBE_CLIENT_CERTIFICATE_HINT: Final = (
+    "if the registry requires a client certificate, use --client-cert and --client-key"
+)
+_MAYBE_HTTPS_HINT: Final = "if the registry uses HTTPS here, omit --plain-http, or correct the port"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -218,7 +219,7 @@ def _connection_hint(error: Exception, url: str, *, known: bool) -> str | None:
         if isinstance(cause, OSError) and cause.errno in _UNREACHABLE:
             return "check the network of this machine and the route to the registry"
         if isinstance(cause, http.client.RemoteDisconnected) and not known:
-            return _HEAD_HINTS[False] if url.startswith("http:") else _NOT_A_REGISTRY_HINT
+            return _MAYBE_HTTPS_HINT if url.startswith("http:") else _NOT_A_REGISTRY_HINT
         if _is_not_http(cause):
             return "check the port: another service than a registry responds there"
     return None
@@ -324,8 +325,7 @@ def response_error(
     if status == HTTPStatus.BAD_REQUEST:
         advice = next((hint for words, hint in _HINTS_BY_BODY.items() if words in body), None)
         if method == "HEAD":
-            # A response to HEAD has no body with a reason.
-            advice = _HEAD_HINTS[url.startswith("https:")]
+            advice = _MAYBE_CLIENT_CERTIFICATE_HINT if url.startswith("https:") else _MAYBE_HTTPS_HINT
     elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and advice is None and not is_unknown_method:
         advice = f"{sender} has problems: try again later; --retries sets the number of retries"
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:

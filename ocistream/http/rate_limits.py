@@ -44,11 +44,11 @@ class Throttle:
         #: How many bytes to move at once, at most.
         self.piece_size = int(min(limits.CHUNK_SIZE, max(_SMALLEST_PIECE, rate / _PIECES_PER_SECOND)))
 
-    def spend(self, count: int) -> float:
-        """Count `count` bytes that have moved; return how many seconds the caller must wait."""
+    def count(self, size: int) -> float:
+        """Count `size` bytes that have moved; return how many seconds the caller must wait."""
         with _lock:
             now = self._clock()
-            self._free_at = max(self._free_at, now) + count / self._rate
+            self._free_at = max(self._free_at, now) + size / self._rate
             return self._free_at - now
 
 
@@ -66,9 +66,9 @@ class BlockingThrottle:
 
     def count(self, size: int) -> float:
         """Count bytes that have moved; return how many seconds the caller must wait."""
-        return max(throttle.spend(size) for throttle in self.throttles)
+        return max(throttle.count(size) for throttle in self.throttles)
 
-    def spend(self, size: int) -> None:
+    def count_and_wait(self, size: int) -> None:
         """Count bytes that have moved, and wait if they moved too fast."""
         self.sleep(self.count(size))
 
@@ -120,7 +120,7 @@ class RateLimits:
                 delay = max(delay, reserved_at - now)
         return max(delay, 0.0)
 
-    def connections(self, registry: str, limit_rate: float | None) -> ConnectionLimits:
+    def connection_limits(self, registry: str, limit_rate: float | None) -> ConnectionLimits:
         """Return the limits of the connections to a registry with a limit of its own, or None, in bytes per second."""
         key = registry if limit_rate else None
         if (known := self._connections.get(key)) is not None:

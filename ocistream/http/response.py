@@ -1,4 +1,9 @@
-"""Responses: a bounded head, and a body that is read into buffers which the caller or the run reuses."""
+"""Responses: a bounded head, and a body that is read into buffers which the caller or the run reuses.
+
+A byte of the body passes from the socket (or `_CollectingReader`) to `_SocketReader`, which bounds the time of the
+head; to `_BoundedReader`, which buffers and bounds the lines; to `BoundedResponse`, which knows the length and the
+chunks; to `Response`, which counts and limits the rate. After the head `_SocketReader` only passes on.
+"""
 
 from __future__ import annotations
 
@@ -182,7 +187,7 @@ class Response:
             raise NetworkError(msg)
         self._received += filled
         if self._throttle is not None and filled:
-            self._throttle.spend(filled)
+            self._throttle.count_and_wait(filled)
         return filled
 
 
@@ -358,6 +363,7 @@ class _SocketReader(io.RawIOBase):
     def end_head(self, read_body: Callable[[WriteableBuffer], int] | None) -> None:
         """Remove the deadline: the body has none. `read_body` reads the body; None for the same way as the head."""
         self.is_head = False
+        # Replaced on this object: `readinto` above would cost the body one more Python call a read.
         self.readinto = read_body or self._raw.readinto  # type: ignore[method-assign]
 
     def readable(self) -> bool:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+#: Attempts, and the limits in seconds for connecting, for a stalled connection and for Retry-After, where another
+#: location can be asked: a dead mirror must cost only seconds.
+_QUICK_ATTEMPTS: Final = 2
+_QUICK_CONNECT_TIMEOUT: Final = 5.0
+_QUICK_STALL_TIMEOUT: Final = 20.0
+_QUICK_RETRY_AFTER: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class HostSettings:
     insecure: bool = False
     #: Keys (`plain-http`, `insecure`, `ca-cert`, `client-cert`) that a sync file or a `Client` sets for this host. They
     #: override the command line, which overrides the configuration.
-    explicit_keys: frozenset[str] = frozenset()
+    overriding_keys: frozenset[str] = frozenset()
     #: Files of CA certificates, trusted in addition to the system's.
     ca_files: tuple[str, ...] = ()
     #: Files of client certificates and their keys (PEM); the key may be in the certificate's file.
@@ -101,3 +108,17 @@ class HttpSettings:
         """Return how many seconds to wait for a response if the registry must store `stored` bytes first."""
         longest = max(self.store_timeout, self.stall_timeout)
         return min(longest, self.stall_timeout + stored / self.store_rate)
+
+    def shorten_timeouts(self) -> HttpSettings:
+        """Return these settings with fewer attempts and shorter time-outs."""
+        retry_policy = replace(
+            self.retry_policy,
+            attempts=min(self.retry_policy.attempts, _QUICK_ATTEMPTS),
+            retry_after_limit=min(self.retry_policy.retry_after_limit, _QUICK_RETRY_AFTER),
+        )
+        return replace(
+            self,
+            retry_policy=retry_policy,
+            connect_timeout=min(self.connect_timeout, _QUICK_CONNECT_TIMEOUT),
+            stall_timeout=min(self.stall_timeout, _QUICK_STALL_TIMEOUT),
+        )

@@ -90,13 +90,13 @@ class HostRule:
 
         This rule comes from a sync file, whose keys override the command line's options; the configuration's do not.
         """
-        keys = self.settings.explicit_keys
+        keys = self.settings.overriding_keys
         named = {
             _FIELDS_BY_KEY[key]: getattr(self.settings, _FIELDS_BY_KEY[key]) for key in keys if key in _FIELDS_BY_KEY
         }
         return replace(
             other,
-            settings=replace(other.settings, **named, explicit_keys=keys),
+            settings=replace(other.settings, **named, overriding_keys=keys),
             insecure=self.insecure if "insecure" in keys else other.insecure,
             credentials=self.credentials if "credentials" in keys else other.credentials,
         )

@@ -28,7 +28,6 @@ from ocistream.transfer.interfaces import RecoverableBlob
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from ocistream.http.settings import HttpSettings
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.registry.configuration import PullSource
     from ocistream.registry.repository import Repository
@@ -354,26 +353,3 @@ class _MirroredDownload:
             raise IntegrityError(message, hint=hint) from error
         for mirror in suspects:
             self._repository.record_corrupt_blob(mirror, message)
-
-
-#: Attempts, and the limits in seconds for connecting, for a stalled connection and for Retry-After. They are short:
-#: a dead mirror must cost only seconds, because another location can be asked.
-_MIRROR_ATTEMPTS: Final = 2
-_MIRROR_CONNECT_TIMEOUT: Final = 5.0
-_MIRROR_STALL_TIMEOUT: Final = 20.0
-_MIRROR_RETRY_AFTER: Final = 3.0
-
-
-def shorten_timeouts(settings: HttpSettings) -> HttpSettings:
-    """Return settings for mirrors: those of the registry with fewer attempts and shorter time-outs."""
-    retry_policy = replace(
-        settings.retry_policy,
-        attempts=min(settings.retry_policy.attempts, _MIRROR_ATTEMPTS),
-        retry_after_limit=min(settings.retry_policy.retry_after_limit, _MIRROR_RETRY_AFTER),
-    )
-    return replace(
-        settings,
-        retry_policy=retry_policy,
-        connect_timeout=min(settings.connect_timeout, _MIRROR_CONNECT_TIMEOUT),
-        stall_timeout=min(settings.stall_timeout, _MIRROR_STALL_TIMEOUT),
-    )

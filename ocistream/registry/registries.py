@@ -113,13 +113,13 @@ class Registries:
         display_name = f"{reference.registry}/{reference.repository}"
         if not mirrors and str(repository) == display_name:
             return self._cache(repository)
-        from ocistream.registry.mirrors import MirroredRepository, shorten_timeouts
+        from ocistream.registry.mirrors import MirroredRepository
 
         candidates = self._open_candidates(mirrors, own, repository)
         quick_candidate = candidates[-1]
         if mirrors:
             # With the short time-outs of a mirror.
-            quick_repository = self._open_own(self.client.with_settings(shorten_timeouts), own, reference)
+            quick_repository = self._open_own(self.client.get_quick_client(), own, reference)
             quick_candidate = replace(quick_candidate, repository=quick_repository)
         return self._cache(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
 
@@ -166,13 +166,13 @@ class Registries:
     def _open_candidates(
         self, mirrors: Sequence[PullSource], own: PullSource, repository: Repository
     ) -> list[PullCandidate]:
-        from ocistream.registry.mirrors import PullCandidate, shorten_timeouts
+        from ocistream.registry.mirrors import PullCandidate
 
         candidates = []
         for mirror in mirrors:
             quick, normal = (
-                Repository(client, mirror.registry, mirror.repository, is_explicit=False)
-                for client in (self.client.with_settings(shorten_timeouts), self.client)
+                Repository(client, mirror.registry, mirror.repository, is_named_by_user=False)
+                for client in (self.client.get_quick_client(), self.client)
             )
             candidates.append(PullCandidate(mirror, quick, normal))
         return [*candidates, PullCandidate(own, repository, repository)]
@@ -180,8 +180,8 @@ class Registries:
     @staticmethod
     def _open_own(client: HttpClient, primary: PullSource, reference: Reference) -> Repository:
         """Open the registry's own repository. With another `location` the configuration named the host."""
-        is_explicit = primary.registry.lower() == reference.registry.lower()
-        return Repository(client, primary.registry, primary.repository, is_explicit=is_explicit)
+        is_named_by_user = primary.registry.lower() == reference.registry.lower()
+        return Repository(client, primary.registry, primary.repository, is_named_by_user=is_named_by_user)
 
 
 def _create_health() -> MirrorHealth:

@@ -66,7 +66,7 @@ class Repository:
     """One repository, for reading and for writing. Safe for several threads.
 
     `for_push` and `for_delete` request these rights from the first request on, so that one token serves all requests.
-    `is_explicit` says that the user named the registry, not a configuration (`HttpClient.endpoint`).
+    `is_named_by_user` says that the user named the registry, not a configuration (`HttpClient.endpoint`).
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Repository:
         *,
         for_push: bool = False,
         for_delete: bool = False,
-        is_explicit: bool = True,
+        is_named_by_user: bool = True,
     ) -> None:
         """Take a repository such as `library/nginx` of a registry such as `docker.io`. Send no request."""
         self.client = client
         self.name = name
-        self.endpoint: Endpoint = client.endpoint(registry, name, is_explicit=is_explicit)
+        self.endpoint: Endpoint = client.endpoint(registry, name, is_named_by_user=is_named_by_user)
         actions = ["pull", *(["push"] if for_push else []), *(["delete"] if for_delete else [])]
         self.scopes = (repository_scope(name, *actions),)
         #: A client with push rights may lack read rights (ECR without BatchGetImage): 403 then means "unknown".

@@ -154,9 +154,9 @@ class RegistrySource(CompleteSource):
         from ocistream.registry.tags import suggest_tags
 
         registry = repository.endpoint.registry
-        is_explicit = registry.lower() == reference.registry.lower()
+        is_named_by_user = registry.lower() == reference.registry.lower()
         return suggest_tags(
-            Repository(self._client, registry, repository.name, is_explicit=is_explicit), reference.target
+            Repository(self._client, registry, repository.name, is_named_by_user=is_named_by_user), reference.target
         )
 
     def _collect_referrers(self, repositories: Sequence[ReadableRepository], walk: GraphWalk) -> None:

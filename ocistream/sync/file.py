@@ -226,7 +226,7 @@ class _Planner:
 
     def _read_registry(self, host: str, table: _RegistryTable) -> HostRule:
         """Return the rule of a registry, and remember its login; without one the configuration decides."""
-        # `explicit_keys` are the keys of this file. Unlike the configuration's they override command line options.
+        # `overriding_keys` are the keys of this file. Unlike the configuration's they override command line options.
         keys, name, source = frozenset(table.values) - _LOGIN_KEYS, table.credentials, None
         login_keys = _LOGIN_KEYS & set(table.values)
         if name is not None and login_keys:
@@ -241,7 +241,7 @@ class _Planner:
                 problem = 'is not the NAME of a [credentials.NAME], nor "env:PREFIX", "helper:NAME" or "file:PATH"'
                 raise table.key_error("credentials", problem, f"available: {self._format_logins()}")
             source = read_credential_source(table, "credentials", name)
-        return HostRule(replace(table.settings(), explicit_keys=keys), table.insecure, credentials=source)
+        return HostRule(replace(table.settings(), overriding_keys=keys), table.insecure, credentials=source)
 
     def _read_entry(self, table: _EntryTable) -> SyncEntry:
         defaults = self._table.defaults

@@ -53,6 +53,23 @@ def test_the_first_place_that_has_the_registry_is_used(home: Home, tmp_path: Pat
 
 
 @quirk(54)
+def test_a_refused_login_is_not_to_be_renewed_if_a_variable_overrides_it(home: Home, tmp_path: Path) -> None:
+    home.helper("pass")
+    home.keep("pass", home.host, "helped")
+    named = tmp_path / "named.json"
+    write(named, {"auths": {home.host: entry("named")}})
+    for place, env in {
+        f"{named}, which REGISTRY_AUTH_FILE names": {"REGISTRY_AUTH_FILE": str(named)},
+        "docker-credential-pass, which DOCKER_AUTH_CONFIG names": {"DOCKER_AUTH_CONFIG": '{"credsStore": "pass"}'},
+        "DOCKER_AUTH_CONFIG": {"DOCKER_AUTH_CONFIG": named.read_text()},
+    }.items():
+        hint = f"check the user name and password from {place}: they take precedence over `ocistream login {home.host}`"
+        assertions.failure(home.run("inspect", f"{home.host}/app:1", env=env), 3, hint)
+    write(home.docker, {"auths": {home.host: entry("docker")}})
+    assertions.failure(home.run("inspect", f"{home.host}/app:1"), 3, f"\n  ocistream login {home.host}\n")
+
+
+@quirk(54)
 def test_a_place_without_the_registry_is_skipped(home: Home, tmp_path: Path) -> None:
     named = tmp_path / "named.json"
     write(named, {"auths": {"other.example": entry("x")}})

@@ -374,6 +374,24 @@ def test_a_token_with_too_few_rights_is_not_requested_again(start: Start, mover:
 
 
 @quirk(44)
+def test_a_token_is_sent_if_the_registry_refuses_the_password_and_asks_for_a_token(start: Start, mover: Move) -> None:
+    registry = start()
+    registry.faults = [
+        Fault(refusal(401, WWW_Authenticate="Basic realm=x"), path="^/v2/"),
+        Fault(refusal(401, WWW_Authenticate=f'Bearer realm="{registry.url}/token"'), path="^/v2/"),
+        Fault(Reply(200, {}, b'{"token": "t1"}'), path="^/token"),
+    ]
+    mover().run("inspect", f"{registry.host}/app:v1", code=4)
+    password = basic(USER, PASSWORD)["Authorization"]
+    assert [request.headers["Authorization"] for request in registry.requests[:4]] == [
+        None,
+        password,
+        password,
+        "Bearer t1",
+    ]
+
+
+@quirk(44)
 def test_a_refused_registry_token_is_sent_once(start: Start, mover: Move) -> None:
     auth = Bearer()
     registry = start(auth=auth)

@@ -85,7 +85,7 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
     ocistream config check ./config.toml
     """
     console = context.console
-    config_file = None if context.run.config is None else str(context.run.config)
+    config_file = None if context.run_options.config is None else str(context.run_options.config)
     if action == "check":
         if as_json:
             msg = "--json is only for `config show`"

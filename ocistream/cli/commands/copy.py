@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     "--via",
     cls=Option,
     metavar="COMMAND",
-    no_default=SELECTS_CONTENT,
+    not_configurable=SELECTS_CONTENT,
     section=MISSING,
     help="Run ocistream through COMMAND (`ssh host`), write DST there, and send only missing blobs.",
 )
@@ -92,5 +92,4 @@ def copy(context: CommandContext, source: str, destination: str, *, via: str | N
         copy_via(context, source, destination, (via, via_program))
         return
     locations = parse_location_argument(source), resolve_stdout(parse_location_argument(destination))
-    context.check_result_path(*locations)
-    run_plan(context, plan_copy([locations[0]], locations[1], context.copy))
+    run_plan(context, plan_copy([locations[0]], locations[1], context.copy_options))

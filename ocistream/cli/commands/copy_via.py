@@ -46,17 +46,16 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
 
     Raise an OcistreamError if it fails on either side; then nothing is visible at the destination.
     """
-    if context.copy.all_tags or context.copy.tags:
+    if context.copy_options.all_tags or context.copy_options.tags:
         msg = "--all-tags and --tags do not work with --via"
         raise UsageError(msg, hint="copy the images one by one")
     check_shell_safe(destination)
-    context.registry_options("src")
+    context.check_side_options("src")
     source_location = parse_location_argument(source)
     remote_destination = parse_location_argument(destination, is_remote=True)
-    context.check_result_path(source_location)
     if source_location.reference is None and (message := describe_unused_side_options("src")):
         context.console.info(message)
-    plan = plan_copy([source_location], remote_destination, context.copy, is_remote=True)
+    plan = plan_copy([source_location], remote_destination, context.copy_options, is_remote=True)
     plan = plan.with_policy(context.access.load_trust_policy())
     _check_options(context)
     remote = _RemoteOcistream(context, plan.destination, via)
@@ -93,13 +92,13 @@ def _check_options(context: CommandContext) -> None:
         "dest-client-cert": (own.client_cert, _CONFIGURE_REMOTELY),
         "dest-client-key": (own.client_key, _CONFIGURE_REMOTELY),
         "compress": (
-            context.copy.compress,
+            context.copy_options.compress,
             (
                 "recompress the layers before or after this copy: the remote side cannot know digests of "
                 "layers that do not exist yet"
             ),
         ),
-        "split": (context.copy.split, "omit the option: --via sends one stream"),
+        "split": (context.copy_options.split, "omit the option: --via sends one stream"),
         "have": (context.omission.have, _ASKED_REMOTELY),
         "base": (context.omission.base, _ASKED_REMOTELY),
         "only": (context.omission.only, _ASKED_REMOTELY),
@@ -213,20 +212,20 @@ class _RemoteOcistream:
         Its messages are JSON, errors with their exit codes too: what runs it (ssh, kubectl, docker) has other exit
         codes and messages of its own.
         """
-        context, run = self._context, self._context.run
+        context, run = self._context, self._context.run_options
         registry = context.registry_options("dest")
         options = ["--plain-http"] if registry.plain_http else []
         options += ["--insecure"] if registry.insecure else []
         options += ["--retries", f"{run.retries}", "--connect-timeout", f"{run.connect_timeout:g}"]
         options += ["--stall-timeout", f"{run.stall_timeout:g}"]
         if self._location.reference is not None:
-            for repository in context.copy.mount_from:
+            for repository in context.copy_options.mount_from:
                 options += ["--mount-from", repository]
         verbosity = context.console.verbosity
         return [*options, "--log-format", "json", *(["-q"] if verbosity < 0 else ["-v"] * verbosity)]
 
     def _push_options(self) -> list[str]:
-        options, run = self._query_options(), self._context.run
+        options, run = self._query_options(), self._context.run_options
         if run.upload is not None:
             options += ["--upload", str(run.upload)]
         if run.limit_rate:
@@ -242,7 +241,7 @@ class _RemoteOcistream:
             self._print_message(message, 0)
         elif isinstance(message.get("message"), str):
             self._print_message(message["message"], 1 if message.get("level") == "debug" else 0)
-        elif self._context.run.progress == "json" and "event" in message:
+        elif self._context.run_options.progress == "json" and "event" in message:
             console.emit_event(**{**message, "side": "remote"})
 
     def _print_message(self, message: str, level: int) -> None:

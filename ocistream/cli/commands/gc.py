@@ -45,7 +45,7 @@ def gc(context: CommandContext, directory: str, *, max_size: int | None, older_t
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.layout.gc import collect_garbage
 
-    console, dry_run = context.console, context.run.dry_run
+    console, dry_run = context.console, context.run_options.dry_run
     layout = LayoutDirectory(parse_layout_path(directory))
     result = collect_garbage(layout, max_size=max_size, older_than=older_than, dry_run=dry_run)
     for digest in result.deleted:

@@ -36,7 +36,7 @@ _LINES_PER_WRITE: Final = 4096
     cls=Option,
     type=FilePath(),
     metavar="FILE",
-    no_default=SELECTS_CONTENT,
+    not_configurable=SELECTS_CONTENT,
     section=SELECTION,
     help="List only the digests in FILE (- is stdin) that LOCATION has.",
 )
@@ -66,7 +66,7 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     if sum(location.is_stream for location in parsed) + (among == "-") > 1:
         msg = "stdin cannot be read twice"
         raise UsageError(msg, hint="read one of them from a file")
-    if context.copy.mount_from and among is None:
+    if context.copy_options.mount_from and among is None:
         msg = "--mount-from needs --among"
         raise UsageError(msg, hint="without --among, name the other repositories too: ocistream have REPO REPO")
     context.credentials.check_registries({location.reference.registry for location in parsed if location.reference})
@@ -94,11 +94,11 @@ def _open_holdings(
     from ocistream.remote.stored_blobs import open_stored_blobs
     from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
-    selection = Selection(max_ratio=context.copy.max_ratio, referrers="list")
+    selection = Selection(max_ratio=context.copy_options.max_ratio, referrers="list")
 
     def opened(location: Location) -> StoredBlobs:
         registry = location.reference.registry if location.reference else None
-        mounts = parse_mount_sources(context.copy.mount_from, registry)
+        mounts = parse_mount_sources(context.copy_options.mount_from, registry)
         open_context = context.build_open_context(registries=location.registries)
         return open_stored_blobs(
             location,
@@ -138,12 +138,11 @@ def _read_among_list(context: CommandContext, among: str) -> list[Descriptor]:
     from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, UNKNOWN_SIZE, Descriptor
     from ocistream.remote.have_lists import HaveListReader
 
-    description = "the list on stdin" if among == "-" else among
     digests: dict[str, None] = {}
-    with context.open_list(among) as file:
-        for digest in HaveListReader(file, description):
+    with context.open_list(among) as (file, label):
+        for digest in HaveListReader(file, label):
             digests[digest] = None
             if len(digests) > limits.MAX_QUERIED_DIGESTS:
-                msg = f"{description} has more than {limits.MAX_QUERIED_DIGESTS} digests"
+                msg = f"{label} has more than {limits.MAX_QUERIED_DIGESTS} digests"
                 raise UnsupportedError(msg, hint="list fewer images at a time")
     return [Descriptor(UNKNOWN_MEDIA_TYPE, digest, UNKNOWN_SIZE) for digest in digests]

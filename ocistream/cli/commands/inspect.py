@@ -50,7 +50,7 @@ _PIECES_PER_WRITE: Final = 4096
     "output_format",
     cls=Option,
     metavar="text|json|html|TEMPLATE",
-    no_default=SELECTS_OUTPUT,
+    not_configurable=SELECTS_OUTPUT,
     section=OUTPUT,
     help="Output format, or a line for each image, such as '{name} {digest}'.  [default: text]",
 )
@@ -59,7 +59,7 @@ _PIECES_PER_WRITE: Final = 4096
     cls=Option,
     is_flag=True,
     section=OUTPUT,
-    no_default=SELECTS_OUTPUT,
+    not_configurable=SELECTS_OUTPUT,
     help="Print the exact bytes of the manifest or index.",
 )
 @click.option(
@@ -67,7 +67,7 @@ _PIECES_PER_WRITE: Final = 4096
     cls=Option,
     is_flag=True,
     section=OUTPUT,
-    no_default=SELECTS_OUTPUT,
+    not_configurable=SELECTS_OUTPUT,
     help="Print the exact bytes of the config.",
 )
 @platform_option("all")
@@ -106,7 +106,7 @@ def inspect(
     if location is None:
         msg = "Missing argument 'LOCATION'."
         hint = "write an image, a layout or an archive; - is stdin"
-        if context.run.config is not None:
+        if context.run_options.config is not None:
             hint = "--config is the configuration file; --raw-config prints the config of an image"
         raise UsageError(msg, hint=hint)
     if as_json + raw + raw_config + (output_format is not None) > 1:
@@ -116,7 +116,7 @@ def inspect(
     template = None if kind in FORMATS else parse_template(kind)
     parsed = parse_location_argument(location)
     open_context = context.build_open_context(registries=parsed.registries)
-    platforms = parse_platform_choice(context.copy.platforms)
+    platforms = parse_platform_choice(context.copy_options.platforms)
     if raw and len(platforms.platforms) > 1:
         # An index of some platforms exists only in a copy.
         msg = "--raw prints one manifest or index, not several platforms"
@@ -126,7 +126,7 @@ def inspect(
             location=parsed,
             context=open_context,
             platforms=platforms,
-            max_ratio=context.copy.max_ratio,
+            max_ratio=context.copy_options.max_ratio,
         )
         _write_raw(image.read_manifest().raw if raw else image.read_config())
         return
@@ -138,7 +138,7 @@ def inspect(
             parsed,
             open_context,
             platforms=platforms,
-            max_ratio=context.copy.max_ratio,
+            max_ratio=context.copy_options.max_ratio,
             report=context.console.info,
         )
     except IntegrityError as error:

@@ -95,7 +95,7 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
         asked.append(registry)
         return credential if registry == host else None
 
-    options = replace(context.run, retries=_RETRIES)
+    options = replace(context.run_options, retries=_RETRIES)
     client = RegistryAccess(options, os.environ, context.access.configuration).create_client(
         context.registry, find, cancelled=context.cancelled
     )

@@ -47,7 +47,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     type=FilePath(),
     multiple=True,
     metavar="FILE",
-    no_default=SELECTS_CONTENT,
+    not_configurable=SELECTS_CONTENT,
     section=SELECTION,
     help="Also pull the images in FILE (- is stdin), one per line, # for comments; repeatable.",
 )
@@ -58,7 +58,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     type=FilePath(),
     default="-",
     metavar="PATH",
-    no_default=SELECTS_CONTENT,
+    not_configurable=SELECTS_CONTENT,
     section=OUTPUT,
     help="Output file, or an OCI layout if PATH is a directory or ends in /.  [default: stdout]",
 )
@@ -76,7 +76,7 @@ _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `oc
     # A whole number of bytes, not a size such as `1GiB`: a byte more or less is another archive.
     type=WholeNumber(min=0),
     metavar="N",
-    no_default=FOR_ONE_RUN,
+    not_configurable=FOR_ONE_RUN,
     section=OUTPUT,
     help="Write the archive to stdout from byte N on, to append to a partly received copy.",
 )
@@ -114,7 +114,7 @@ def pull(
     images = [Location("docker", text, reference=parse_image(text, _OUTPUT_HINT)) for text in sources]
     if not images and not lists:
         msg = "Missing argument 'IMAGE...'."
-        hint = describe_missing_key(context.copy.require_signature)
+        hint = describe_missing_key(context.copy_options.require_signature)
         raise UsageError(msg, hint=hint or "name images, or a list of images with --images FILE")
     if [*lists, *context.omission.have].count("-") > 1:
         msg = "only one list can come from stdin"
@@ -126,12 +126,11 @@ def pull(
         msg = "cannot write a layout directory to stdout"
         raise UsageError(msg, hint="name a directory with -o")
     if from_byte is not None:
-        if context.run.dry_run:
+        if context.run_options.dry_run:
             msg = "--from-byte does not work with --dry-run, which writes no archive"
             raise UsageError(msg, hint="omit one of them")
-        check_from_byte(destination, context.copy.split)
-    context.check_result_path(destination)
-    plan = plan_copy(images, destination, context.copy, only_this_platform=True)
+        check_from_byte(destination, context.copy_options.split)
+    plan = plan_copy(images, destination, context.copy_options, only_this_platform=True)
     run_plan(context, plan, from_byte=from_byte or 0)
 
 
@@ -177,9 +176,8 @@ def _read_image_list(context: CommandContext, path: str) -> list[Location]:
         UsageError: a line is malformed, the list is empty or too long, or stdin is unusable.
         NotFoundError, LocalDiskError: the file cannot be read.
     """
-    label = "the list on stdin" if path == "-" else printable(path, 1024)
     images: list[Location] = []
-    with context.open_list(path) as file:
+    with context.open_list(path) as (file, label):
         number = 0
         while raw := file.readline(limits.MAX_IMAGE_LIST_LINE + 1):
             number += 1

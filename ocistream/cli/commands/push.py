@@ -52,7 +52,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
     type=FilePath(),
     multiple=True,
     metavar="PATH",
-    no_default=SELECTS_CONTENT,
+    not_configurable=SELECTS_CONTENT,
     section=SELECTION,
     help="Archive, layout or quoted glob; repeatable for volumes.  [default: stdin]",
 )
@@ -62,7 +62,7 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
     "prefix",
     cls=Option,
     metavar="HOST[/PREFIX]",
-    no_default=SELECTS_CONTENT,
+    not_configurable=SELECTS_CONTENT,
     section=SELECTION,
     help="Push each image under its name, without the old host: HOST/PREFIX/REPO:TAG.",
 )
@@ -99,15 +99,14 @@ def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, 
         hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
     archives = [location for path in paths or ("-",) for location in _expand_glob(parse_local_location(path))]
-    context.check_result_path(*archives)
     if image is None:
-        plan = plan_copy_to_prefix(archives, prefix or "", context.copy)
+        plan = plan_copy_to_prefix(archives, prefix or "", context.copy_options)
     else:
-        if len(context.copy.images) > 1:
+        if len(context.copy_options.images) > 1:
             msg = "IMAGE names one image, but --image names several"
             raise UsageError(msg, hint="use --to HOST[/PREFIX] to push several")
         destination = Location("docker", image, reference=parse_image_name(image))
-        plan = plan_copy(archives, destination, context.copy, select_one=select_only_image)
+        plan = plan_copy(archives, destination, context.copy_options, select_one=select_only_image)
     run_plan(context, plan)
 
 

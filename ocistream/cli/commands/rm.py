@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--by-digest",
     cls=Option,
     is_flag=True,
-    no_default=SELECTS_CONTENT,
+    not_configurable=SELECTS_CONTENT,
     help="If a registry cannot delete a tag, delete its manifest, and so all tags of that manifest.",
 )
 @group_options(RunOptions, "dry_run", help_text="Print what would be removed; remove nothing.")
@@ -91,7 +91,7 @@ def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str
         msg = "Missing argument 'NAME'."
         raise UsageError(msg, hint="`ocistream tags DIR` lists the names; to delete everything, delete the directory")
     # The blobs stay for `gc`, which knows what a concurrent pull may still need.
-    dry_run = context.run.dry_run
+    dry_run = context.run_options.dry_run
     removed = remove_images(LayoutDirectory(path), names, dry_run=dry_run)
     for entry in (*removed.images, *removed.referrers):
         name = entry_name_of(entry)
@@ -106,7 +106,7 @@ def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str
 def _remove_from_registries(context: CommandContext, references: Sequence[Reference], *, by_digest: bool) -> None:
     from ocistream.registry.deletion import ImageDeleter
 
-    dry_run = context.run.dry_run
+    dry_run = context.run_options.dry_run
     registries = {reference.registry for reference in references}
     context.credentials.check_registries(registries)
     open_context = context.build_open_context(registries=registries)

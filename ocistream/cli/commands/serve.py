@@ -78,7 +78,7 @@ _PATH_TYPE: Final = FilePath(path_type=Path)
     cls=Option,
     type=_PATH_TYPE,
     metavar="FILE",
-    no_default=SELECTS_OUTPUT,
+    not_configurable=SELECTS_OUTPUT,
     section=MESSAGES,
     help="Append one line per request to FILE (- is stderr), or JSON with --log-format json.",
 )

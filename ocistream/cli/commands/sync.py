@@ -21,7 +21,7 @@ from ocistream.cli.option_hints import build_sync_hint_translator
 from ocistream.cli.options import Option, RunOptions, command, group_options, transfer_options
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
-from ocistream.cli.result_document import check_result_writable, write_result_pieces
+from ocistream.cli.result_document import check_result_path, write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
@@ -54,7 +54,7 @@ _REPORT_TIMEOUT: Final = 5.0
     cls=Option,
     metavar="I/N",
     default="0/1",
-    no_default=FOR_ONE_RUN,
+    not_configurable=FOR_ONE_RUN,
     section=SELECTION,
     help="Copy only part I of N (I is 0 to N-1); a hash of the name assigns each image to a part.",
 )
@@ -94,13 +94,12 @@ def sync(context: CommandContext, file: Path, part: str) -> None:
     context.access.host_rules = plan.registries
     _report_unused_tables(context, plan)
     _warn_unused_variables(context, plan)
-    result = context.run.result
-    context.check_result_path(*(sync_location.location for sync_location in plan.sync_locations))
+    result = context.run_options.result
     if result is not None:
+        check_result_path(result, [sync_location.location for sync_location in plan.sync_locations])
         if real_path(result) == real_path(file):
             msg = f"--result {printable(str(result), 1024)} is the sync file itself"
             raise UsageError(msg, hint="name another file: this one would be overwritten")
-        check_result_writable(result)
     policy = context.access.load_trust_policy() or TrustPolicy()
     open_contexts = _build_open_contexts(context, plan)
     access = SyncAccess(
@@ -111,10 +110,12 @@ def sync(context: CommandContext, file: Path, part: str) -> None:
     reporter = _OutcomeReporter(context)
     is_complete = False
     try:
-        with context.console.show_progress(context.run.progress) as observer:
-            jobs, memory = context.run.jobs, context.run.prefetch_memory
+        with context.console.show_progress(context.run_options.progress) as observer:
+            jobs, memory = context.run_options.jobs, context.run_options.prefetch_memory
             run = SyncRun(access, reporter, observer, jobs=jobs, prefetch_memory=memory)
-            run_in_thread(lambda: run.run(plan, shard, dry_run=context.run.dry_run), context.cancelled, abandons=True)
+            run_in_thread(
+                lambda: run.run(plan, shard, dry_run=context.run_options.dry_run), context.cancelled, abandons=True
+            )
         is_complete = True
     finally:
         # A stopped run reports its outcomes too.
@@ -169,7 +170,8 @@ def _build_open_contexts(context: CommandContext, plan: SyncPlan) -> dict[Login 
     # Secrets are read before any copy, so a variable that is not set is reported at once.
     return {
         login: context.build_open_context(
-            build_keychain=functools.partial(_build_keychain, context, login, _read_secret(login), named), hint=hint
+            build_keychain=functools.partial(_build_keychain, context, login, _read_secret(login), named),
+            translate_hint=hint,
         )
         for login, named in registries.items()
     }
@@ -196,8 +198,8 @@ def _build_keychain(context: CommandContext, login: Login | None, secret: str, r
     return Keychain(
         dict(os.environ),
         home=find_home(os.environ),
-        explicit=credential,
-        named=named,
+        given=credential,
+        named_registries=named,
         configured=context.access.rules().credentials,
         auth_file=auth_file,
     )
@@ -220,12 +222,12 @@ class _OutcomeReporter:
 
     def __init__(self, context: CommandContext) -> None:
         self._context = context
-        self._dry_run = context.run.dry_run
+        self._dry_run = context.run_options.dry_run
         self._started_at = monotonic()
         self._counts: Counter[str] = Counter()
         self._size = self._fetched = 0
         #: The entries of --result, compressed: there may be many thousands.
-        self._results = CompressedJsonList() if context.run.result is not None else None
+        self._results = CompressedJsonList() if context.run_options.result is not None else None
         #: The exit code of the first failure, 0 without one: no order of gravity is defined.
         self.exit_code = 0
 

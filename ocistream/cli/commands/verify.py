@@ -51,7 +51,7 @@ _MAX_NAMES: Final = 20
     multiple=True,
     type=FilePath(),
     metavar="FILE",
-    no_default=DECIDES_TRUST,
+    not_configurable=DECIDES_TRUST,
     section=SIGNATURES,
     help=SIGNED_BY_KEY,
 )
@@ -88,9 +88,9 @@ def verify(
     """
     from ocistream.api.verification import open_locations, verify_source
 
-    signers = context.copy.list_signers(keys)
+    signers = context.copy_options.list_signers(keys)
     paths = paths or ("-",)
-    max_ratio = context.copy.max_ratio
+    max_ratio = context.copy_options.max_ratio
     with contextlib.ExitStack() as stack:
         if as_json:
             stack.enter_context(_print_error_as_json(paths))
@@ -102,7 +102,7 @@ def verify(
             )
         )
         # Opening stdin may silence the display.
-        observer = stack.enter_context(context.console.show_progress(context.run.progress))
+        observer = stack.enter_context(context.console.show_progress(context.run_options.progress))
         result = verify_source(
             source,
             paths,

@@ -104,7 +104,7 @@ def test_credentials_without_a_registry_are_for_the_registries_of_the_command_li
     home: Home, explicit: Credential | None
 ) -> None:
     env = {"OCISTREAM_USERNAME": "u", "OCISTREAM_PASSWORD": "p"}
-    keychain = Keychain(env, home=home.path, explicit=explicit, named=["R.example", "index.docker.io"])
+    keychain = Keychain(env, home=home.path, given=explicit, named_registries=["R.example", "index.docker.io"])
     for named in ("r.example", "docker.io"):
         assert keychain.find(named) is not None
     for other in ("m.example", "r.example:5000"):
@@ -261,7 +261,7 @@ def test_erasing_removes_all_entries_of_the_registry_and_no_others(home: Home) -
 def configured(home: Home, source: str, **env: str) -> Keychain:
     found = parse_credential_source(source)
     of = {"r.example": found}
-    return Keychain(home.env | env, home=home.path, named=["named.example"], configured=of.get)
+    return Keychain(home.env | env, home=home.path, named_registries=["named.example"], configured=of.get)
 
 
 def test_sources_are_listed_without_running_a_helper(home: Home) -> None:

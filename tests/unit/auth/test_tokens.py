@@ -142,9 +142,9 @@ def test_a_scope_names_repository_and_actions() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        Credential("alice", "wrong", source="--username"),
-        Credential("alice", "wrong", source="OCISTREAM_DEST_USERNAME"),
-        Credential("alice", "wrong", source="DOCKER_AUTH_CONFIG"),
+        Credential("alice", "wrong", source="--username", is_named_by_user=True),
+        Credential("alice", "wrong", source="OCISTREAM_DEST_USERNAME", is_named_by_user=True),
+        with_named_source(Credential("alice", "wrong", source="DOCKER_AUTH_CONFIG"), "DOCKER_AUTH_CONFIG"),
         with_named_source(Credential("alice", "wrong", source="X_USERNAME"), "the configuration"),
     ],
     ids=lambda given: given.source,

@@ -34,10 +34,10 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
     context = CommandContext(
         command="pull",
         console=Console(),
-        run=RunOptions(limit_rate=1000.0, max_requests_per_second=3.0),
+        run_options=RunOptions(limit_rate=1000.0, max_requests_per_second=3.0),
         registry=none,
         sides={"src": none, "dest": none},
-        copy=CopyOptions(),
+        copy_options=CopyOptions(),
         omission=OmissionOptions(),
         cancelled=threading.Event(),
     )

@@ -36,14 +36,14 @@ class Clock:
 class TestThrottle:
     def test_the_wait_grows_with_the_bytes(self) -> None:
         throttle = Throttle(1000.0, clock=Clock())
-        assert [throttle.spend(count) for count in (100, 50, 0, 850)] == pytest.approx([0.1, 0.15, 0.15, 1.0])
+        assert [throttle.count(count) for count in (100, 50, 0, 850)] == pytest.approx([0.1, 0.15, 0.15, 1.0])
 
     def test_a_pause_allows_no_burst(self) -> None:
         clock = Clock()
         throttle = Throttle(1000.0, clock=clock)
-        throttle.spend(100)
+        throttle.count(100)
         clock.now += 3600
-        assert throttle.spend(500) == pytest.approx(0.5)
+        assert throttle.count(500) == pytest.approx(0.5)
 
     @pytest.mark.parametrize("rate", [600, 100_000, 5 * MIB, 1 << 30])
     def test_jobs_exceed_the_rate_by_at_most_one_piece_each(self, rate: int) -> None:
@@ -57,7 +57,7 @@ class TestThrottle:
             clock.now = wakes[job]
             count = chance.randint(1, throttle.piece_size)
             moved.append((clock.now, count))
-            wakes[job] = clock.now + throttle.spend(count)
+            wakes[job] = clock.now + throttle.count(count)
         # In the order of time, with the bytes moved before each piece: there are tens of thousands.
         times = [when for when, _ in moved]
         before = [0, *itertools.accumulate(count for _, count in moved)]
@@ -165,8 +165,8 @@ class TestRates:
         pace = RateLimits(1000.0)
         assert pace.download is not None
         assert pace.upload is not None
-        pace.download.spend(100_000)
-        assert pace.upload.spend(1) < 1.0
+        pace.download.count(100_000)
+        assert pace.upload.count(1) < 1.0
 
     def test_the_receive_buffer_of_the_kernel_is_limited(self, quick: Quick) -> None:
         sizes = []
