@@ -15,9 +15,9 @@ from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.errors.common_failures import PUBLIC_KEY, Place
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Action, Drop, Fault, Gzip, HangUp, Reply, refusal
+from tests.faulty_registry import Action, Drop, Fault, Flip, Gzip, HangUp, Reply, refusal
 from tests.http_doubles import unused_port
-from tests.images import Layout, small_image, two_platforms
+from tests.images import OCI_INDEX, Layout, small_image, two_platforms
 from tests.raw_server import RawServer
 from tests.registry_http import seed
 from tests.runner import Argument, ocistream
@@ -617,6 +617,26 @@ def test_a_blob_that_every_attempt_truncates_at_the_same_byte_is_called_damaged(
     place.registry.faults += [Fault(Drop(cut), "GET", path, times=1), Fault(Drop(0), "GET", path, times=None)]
     result = ocistream("pull", place.app, "-o", place.out, "--retries=2")
     assertions.failure(result, 7, digest, "every try ended at this byte: the blob is probably damaged")
+
+
+@pytest.mark.parametrize("kind", ["layer", "config", "manifest"])
+@pytest.mark.parametrize("command", ["pull", "copy", "verify"])
+def test_wrong_bytes_of_a_registry_are_not_called_a_damaged_archive(place: Place, command: str, kind: str) -> None:
+    manifest = place.layout.read(place.image["digest"])
+    digest = {"layer": manifest["layers"][1], "config": manifest["config"], "manifest": place.image}[kind]["digest"]
+    index = place.layout.document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [place.image]})
+    seed(place.layout, index, place.registry.host, "app", "both")
+    place.registry.faults = [Fault(Flip(5), "GET", digest, times=None)]
+    repository = f"{place.registry.host}/app"
+    target = {"pull": ["-o", place.out], "copy": [f"{place.start().host}/new:1"], "verify": []}[command]
+    result = ocistream(command, f"{repository}:both", *target)
+    words = [f"error: {repository}", f"digest mismatch: expected {digest}, got ", "then push the image again\n"]
+    if command != "verify":
+        words += [f"error: {repository}: the registry sent wrong bytes: digest", "re-run the command; if the error "]
+    assert result.code == 5
+    for word in (*words, "ask the registry's operator to delete the damaged blob"):
+        assert word in result.err
+    assert "archive" not in result.err
 
 
 @pytest.mark.parametrize("argv", [["verify"], ["push", "localhost:1/app:1", "-i"]])
