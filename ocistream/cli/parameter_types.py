@@ -5,8 +5,10 @@ The functions reject text that Python's own conversions accept, such as `1_000` 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -98,6 +100,15 @@ def parse_location_argument(text: str, *, is_remote: bool = False) -> Location:
     return location
 
 
+def describe_layout_image(text: str) -> str | None:
+    """Return what to write for an image of an existing layout, if `oci:` was forgotten, as in `layout:app`; or None."""
+    path, _, name = text.partition(":")
+    with contextlib.suppress(LocalDiskError):
+        if name and not text.startswith("docker://") and paths.is_file(Path(path) / "index.json"):
+            return f"for the image {printable(name)} of the layout {printable(path)}, write oci:{printable(text)}"
+    return None
+
+
 def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool) -> None:
     """Add a hint to a later failure if an image name without a host means an image of Docker Hub.
 
@@ -112,7 +123,11 @@ def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool
         add_failure_hint(no_file + meaning)
     elif reference.registry == DEFAULT_REGISTRY and not _HUB_HOST.match(text):
         may_be_path = may_be_path and reference.digest is None
-        hint = f"write HOST/{shown} for another registry" + (f", or ./{shown} for a path" if may_be_path else "")
+        hint = f"write HOST/{shown} for another registry"
+        if layout_hint := describe_layout_image(text):
+            hint = layout_hint
+        elif may_be_path:
+            hint += f", or ./{shown} for a path"
         if may_be_path and ":" not in text:
             # Probably the name of a file.
             prefix = f"no file is called {shown}, so it means {reference}"

@@ -157,7 +157,25 @@ _DIGEST = "sha256:" + 64 * "a"
             4,
             ["localhost:2/b:1: -o takes a path, and there is no", "run `ocistream copy IMAGE localhost:2/b:1`"],
         ),
-        (["copy", "v.*.tar", "oci:new"], 4, ["no such file", "remove the quotes, or name the files"]),
+        (["verify", "v.*.tar"], 4, ["no such file", "remove the quotes, or name the files"]),
+        (["copy", "v.*.tar", "oci:new"], 4, ["read v.*.tar: no such file", "copy takes one SRC: write the name of"]),
+        (
+            ["copy", "v.*.tar", "localhost:1/a:1"],
+            4,
+            ["read v.*.tar: no such file", "`ocistream push -i 'v.*.tar' localhost:1/a:1` takes a pattern in quotes"],
+        ),
+        (["--verbose", "pull"], 2, ["No such option '--verbose'", "options follow the command"]),
+        (["--verison"], 2, ["No such option '--verison'", "did you mean --version?\n"]),
+        (
+            ["sync", "--src-plain-http", "s.toml"],
+            2,
+            ['write plain-http = true in [registry."HOST"] of the sync file; --plain-http is for all registries\n'],
+        ),
+        (["sync", "--dest-ca-cert=x", "s.toml"], 2, ['write ca-cert = ... in [registry."HOST"] of the sync file']),
+        (["sync", "--tags=1", "s.toml"], 2, ["No such option", "write tags = [...] in [[sync]] of the sync file"]),
+        (["sync", "--platform=all", "s.toml"], 2, ["No such option", 'write platforms = [...] or platforms = "all"']),
+        (["sync", "--no-referrers", "s.toml"], 2, ["No such option", "write referrers = false in [[sync]]"]),
+        (["sync", "--require-signature=k", "s.toml"], 2, ["No such option", "write [trust] in the configuration"]),
         (["push", "localhost:1/a:1", "--src-insecure"], 2, ["No such option", "reaches one registry: use --insecure"]),
         (["inspect", "oci:."], 6, ["has no index.json", "name a directory"]),
         (["sync", "nowhere.toml"], 4, ["no such file", "check the path"]),
@@ -349,7 +367,7 @@ def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: 
 
 
 @pytest.mark.parametrize("name", ["localhost", "localhost:5000", "127.0.0.1:5000", "registry.example.com:5000"])
-@pytest.mark.parametrize("command", ["pull", "push", "copy", "inspect", "digest", "tags", "have"])
+@pytest.mark.parametrize("command", ["pull", "push", "copy", "inspect", "digest", "tags", "have", "verify"])
 def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: str) -> None:
     argv = [command, "oci:x", name] if command == "copy" else [command, name]
     env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}"}
@@ -376,6 +394,18 @@ def test_a_registry_with_a_slash_is_not_a_directory(tmp_path: Path, name: str) -
     assertions.success(ocistream("copy", "oci:x", f"./{name}", cwd=tmp_path))
     # Now the directory exists.
     assertions.success(ocistream("inspect", name, cwd=tmp_path))
+
+
+@pytest.mark.parametrize("argv", [["copy", "x:app", "new.tar"], ["inspect", "x:app"], ["verify", "x:app"]])
+def test_the_error_for_the_image_of_a_layout_without_its_prefix_says_which_to_write(
+    place: Place, tmp_path: Path, argv: Sequence[str]
+) -> None:
+    small_image(Layout(tmp_path / "x"), name="app")
+    config = tmp_path / "config.toml"
+    config.write_text(f'[registry."docker.io"]\nurl = "{place.registry.url}"\n')
+    result = ocistream(*argv, "--config", config, cwd=tmp_path)
+    assertions.failure(result, 4, "for the image app of the layout x, write oci:x:app\n")
+    assert "./x:app" not in result.err
 
 
 def test_a_full_image_name_may_look_like_a_registry() -> None:
@@ -599,6 +629,8 @@ def test_the_error_for_a_login_at_a_web_server_does_not_mention_a_repository(pla
     ("argv", "content", "words"),
     [
         (["sync"], '[sync]\nfrom = "a"\n', ["sync is not a list", "write [[sync]] instead of [sync]"]),
+        (["sync"], "[trust]\nkeys = ['k']\n", ["unknown key 'trust'", "write [trust] in the configuration file"]),
+        (["sync"], "[[sync]]\nkeys = ['k']\n", ["unknown key 'keys'", "write [trust] in the configuration file"]),
         (["sync"], '[[sync]]\nfrom = ["a", "b"]\nto = "c"\n', ["from is neither", "write one [[sync]] for each"]),
         (["config", "check"], "[[sync]]\n", ["unknown key 'sync'", "a sync file", "`ocistream sync FILE --dry-run`"]),
     ],
