@@ -92,11 +92,12 @@ def is_path(text: str, *, may_exist: bool) -> bool:
         return False
 
 
-def parse_location_argument(text: str, *, is_remote: bool = False) -> Location:
+def parse_location_argument(text: str, *, is_remote: bool = False, is_destination: bool = False) -> Location:
     """Parse a location, and prepare a hint if it is an image name without a host."""
     location = parse_location(text, is_remote=is_remote)
     if location.reference is not None:
-        _advise_ambiguous_name(text, location.reference, may_be_path=not is_remote)
+        may_be_path = not is_remote
+        _advise_ambiguous_name(text, location.reference, may_be_path=may_be_path, is_destination=is_destination)
     return location
 
 
@@ -109,7 +110,7 @@ def describe_layout_image(text: str) -> str | None:
     return None
 
 
-def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool) -> None:
+def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool, is_destination: bool = False) -> None:
     """Add a hint to a later failure if an image name without a host means an image of Docker Hub.
 
     By the naming rules it does, and scripts use such names; so it is not an error.
@@ -120,7 +121,8 @@ def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool
         meaning = (
             f"{shown} means the image {reference.name}: write {shown}/REPOSITORY[:TAG] for an image in that registry"
         )
-        add_failure_hint(no_file + meaning)
+        new_file = f"; for a new file, write ./{shown} or oci-archive:{shown}" if is_destination else ""
+        add_failure_hint(no_file + meaning + new_file)
     elif reference.registry == DEFAULT_REGISTRY and not _HUB_HOST.match(text):
         may_be_path = may_be_path and reference.digest is None
         hint = f"write HOST/{shown} for another registry"

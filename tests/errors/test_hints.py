@@ -140,7 +140,12 @@ _DIGEST = "sha256:" + 64 * "a"
             ["oci:in:v1 names one image, but --tags copies several", "write oci:in; or omit --tags"],
         ),
         (["pull", "localhost:1/a:1", "--format=oci-archive", "-o", "new/"], 2, ["new/: this is a directory, not an"]),
-        (["copy", "localhost:1/a", "docker-archive:new/", "--all-tags"], 2, ["new/: this is a directory, not an"]),
+        (
+            ["pull", "localhost:1/a:1", "--format=docker-archive", "-o", "new/"],
+            2,
+            ["new/: this is a dir", "write a file as new.tar; for a layout, omit --format docker-archive\n"],
+        ),
+        (["copy", "localhost:1/a", "docker-archive:new/", "--all-tags"], 2, ["new/: this is a", "layout as oci:new\n"]),
         (["copy", "localhost:1/a", "oci-archive:new/:b"], 2, ["new/:b: this is a directory, not an archive"]),
         (["pull", "app :1"], 2, ["is not a repository", "lower-case letters and digits"]),
         (["pull", "host.example:port/app"], 2, ["is not a registry host", "HOST[:PORT]"]),
@@ -364,6 +369,14 @@ def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: 
     assert first.startswith("ocistream: error: ")
     assert f"{argv[1]} means the image docker.io/library/{argv[1]}" in second
     assert second.endswith(f"write {argv[1]}/REPOSITORY[:TAG] for an image in that registry")
+
+
+def test_a_new_file_whose_name_looks_like_a_host_is_told_how_to_write_it(layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="app")
+    proxy = f"http://127.0.0.1:{unused_port()}"
+    env = {"HTTPS_PROXY": proxy, "OCISTREAM_RETRIES": "0"}
+    result = ocistream("copy", layout.path, "good.tarr", cwd=tmp_path, env=env)
+    assertions.failure(result, 7, "for a new file, write ./good.tarr or oci-archive:good.tarr\n")
 
 
 @pytest.mark.parametrize("name", ["localhost", "localhost:5000", "127.0.0.1:5000", "registry.example.com:5000"])
@@ -683,6 +696,19 @@ def test_an_archive_with_a_damaged_index_is_named(layout: Layout, tmp_path: Path
     assertions.failure(result, 6, "error: app.tar: index.json is not valid JSON: ", hint)
     other = ocistream(*argv, "app.tar", *(["-i"] if "-i" in argv else []), "app.tar", cwd=tmp_path)
     assertions.failure(other, 6, "error: app.tar: index.json is not valid JSON: ", hint)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "gc", "pull"])
+def test_a_layout_with_a_damaged_index_is_told_what_to_do(place: Place, tmp_path: Path, command: str) -> None:
+    small_image(Layout(tmp_path / "x"), name="app:1")
+    index = tmp_path / "x" / "index.json"
+    index.write_bytes(index.read_bytes()[:-9])
+    argv: list[Argument] = ["pull", place.app, "-o", "x"] if command == "pull" else [command, "x"]
+    hint = "  the layout is damaged: restore its index.json, or pull the images into a new directory\n"
+    result = ocistream(*argv, cwd=tmp_path)
+    assert result.code == 6
+    assert "error: x: index.json is not valid JSON: " in result.err
+    assert hint in result.err
 
 
 def test_inspect_names_an_archive_with_a_damaged_config(layout: Layout, tmp_path: Path) -> None:

@@ -96,7 +96,10 @@ def copy(context: CommandContext, source: str, destination: str, *, via: str | N
 
         copy_via(context, source, destination, (via, via_program))
         return
-    locations = parse_location_argument(source), resolve_stdout(parse_location_argument(destination))
+    locations = (
+        parse_location_argument(source),
+        resolve_stdout(parse_location_argument(destination, is_destination=True)),
+    )
     _check_no_pattern(*locations)
     context.check_result_path(*locations)
     run_plan(context, plan_copy([locations[0]], locations[1], context.copy))
