@@ -66,7 +66,11 @@ _OPTIONS: Final = (
     ("force-compression", "compress", "omit the option: --compress recompresses layers that use another format"),
     ("format f", "input", "omit the option: the format of the archive is detected; manifests are pushed byte for byte"),
     ("format f", "deep", "omit the option: the format of an archive is detected; --json prints a JSON document"),
-    ("format f", "via", "the location says the format: oci:DIR, oci-archive:FILE or docker-archive:FILE"),
+    (
+        "format f",
+        "via",
+        "the location says the format: oci:DIR, oci-archive:FILE or docker-archive:FILE; manifests are not converted",
+    ),
     ("additional-tag", "", "run the command again for each name: blobs that exist are not sent again"),
     (
         "preserve-digests",

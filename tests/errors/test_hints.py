@@ -169,6 +169,11 @@ _DIGEST = "sha256:" + 64 * "a"
             4,
             ["read v.*.tar: no such file", "`ocistream push -i 'v.*.tar' localhost:1/a:1` takes a pattern in quotes"],
         ),
+        (
+            ["copy", "--format=v2s2", "localhost:1/a:1", "localhost:1/b:1"],
+            2,
+            ["docker-archive:FILE; manifests are not converted\n"],
+        ),
         (["--verbose", "pull"], 2, ["No such option '--verbose'", "options follow the command"]),
         (["--verison"], 2, ["No such option '--verison'", "did you mean --version?\n"]),
         (
@@ -673,8 +678,8 @@ def test_wrong_bytes_of_a_registry_are_not_called_a_damaged_archive(place: Place
     seed(place.layout, index, place.registry.host, "app", "both")
     place.registry.faults = [Fault(Flip(5), "GET", digest, times=None)]
     repository = f"{place.registry.host}/app"
-    target = {"pull": ["-o", place.out], "copy": [f"{place.start().host}/new:1"], "verify": []}[command]
-    result = ocistream(command, f"{repository}:both", *target)
+    targets: dict[str, list[Argument]] = {"pull": ["-o", place.out], "copy": [f"{place.start().host}/new:1"]}
+    result = ocistream(command, f"{repository}:both", *targets.get(command, []))
     words = [f"error: {repository}", f"digest mismatch: expected {digest}, got ", "then push the image again\n"]
     if command != "verify":
         words += [f"error: {repository}: the registry sent wrong bytes: digest", "re-run the command; if the error "]
@@ -825,6 +830,15 @@ def test_images_of_one_name_are_chosen_by_their_digests(layout: Layout, tmp_path
     result = ocistream("push", "-i", layout.path, "localhost:1/app:1", cwd=tmp_path)
     digests = ", ".join(image["digest"] for image in images)
     assertions.failure(result, 2, "has 2 images\n", f"choose one with --image, by its digest: {digests}\n")
+
+
+@pytest.mark.parametrize("command", ["copy", "digest"])
+def test_the_choice_of_an_image_lists_one_name_for_each(layout: Layout, tmp_path: Path, command: str) -> None:
+    layout.name(small_image(layout, name="one"), "again")
+    layout.image([5000], name="two")
+    result = ocistream(command, "oci:made", *(["localhost:1/a"] if command == "copy" else []), cwd=tmp_path)
+    more = ", or copy all with --all-tags" if command == "copy" else ""
+    assertions.failure(result, 2, "made has 2 images\n", f"oci-archive:FILE:NAME{more}: one, two\n")
 
 
 def test_archives_of_different_images_of_one_name_need_a_command_each(tmp_path: Path) -> None:
