@@ -442,7 +442,11 @@ def _check_not_directory(location: Location) -> None:
 
 def _directory_error(location: Location) -> UsageError:
     msg = f"{printable(location.text)}: this is a directory, not an archive"
-    return UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
+    if location.text.startswith(f"{location.kind}:"):
+        return UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
+    # `pull --format` says that the path must be an archive.
+    shown = printable(str(path_of(location)), 1024)
+    return UsageError(msg, hint=f"write a file as {shown}.tar; for a layout, omit --format {location.kind}")
 
 
 def _format_location(kind: str, location: Location) -> str:

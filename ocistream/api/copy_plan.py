@@ -17,8 +17,8 @@ from ocistream.layout.image_selection import (
     select_all_by_tag,
     select_existing_images,
     select_full_names,
+    select_image_to_copy,
     select_named_images,
-    select_single_image,
     select_tagged,
 )
 from ocistream.layout.index import image_names_of
@@ -263,7 +263,7 @@ def plan_copy(
     options: CopyOptions,
     *,
     only_this_platform: bool = False,
-    select_one: ImageSelector = select_single_image,
+    select_one: ImageSelector = select_image_to_copy,
     is_remote: bool = False,
 ) -> CopyPlan:
     """Plan a copy to a destination.

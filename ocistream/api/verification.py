@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _DOCKER_ARCHIVE: Final = "docker-archive"
 _LAYOUT: Final = "OCI layout"
+_REGISTRY: Final = "registry"
 
 
 def open_locations(locations: Sequence[Location], context: OpenContext, *, max_ratio: int) -> Source:
@@ -71,7 +72,7 @@ def verify_source(
             source, observer, deep=deep, max_ratio=max_ratio, check=check, cancelled=cancelled
         )
     except IntegrityError as error:
-        if error.digest and not error.hint and (kind := _describe_source(source)[0]) != "registry":
+        if error.digest and not error.hint and (kind := _describe_source(source)[0]) != _REGISTRY:
             error.message = f"{_format_target(paths)}: {error.message}"
             error.hint = _format_damage_hint(kind)
         raise
@@ -323,6 +324,8 @@ def _format_target(paths: Sequence[str]) -> str:
 
 
 def _format_damage_hint(kind: str) -> str:
+    if kind == _REGISTRY:
+        return "ask the registry's operator to delete the damaged blob, then push the image again"
     return f"the {'layout' if kind == _LAYOUT else 'archive'} is damaged: copy or pull it again"
 
 
@@ -349,7 +352,7 @@ def _describe_source(source: Source) -> tuple[str, int, list[str]]:
         illegal = [name for _, _, names in descriptions for name in names]
         return f"{kinds}, joined", sum(foreign for _, foreign, _ in descriptions), illegal
     if not isinstance(source, ArchiveSource):
-        return "registry", 0, []
+        return _REGISTRY, 0, []
     contents = source.contents
     illegal = [contents.first_illegal_name] if contents.illegal_count else []
     if contents.is_docker_archive:

@@ -51,9 +51,13 @@ def _spool_errors() -> Iterator[None]:
         yield
     except OSError as error:
         disk_error = files.disk_error(_SPOOL_FAILED, error)
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}:
             directory = files.temporary_directory() or tempfile.gettempdir()
-            hint = f"free some space in {directory}, or set TMPDIR to a directory with free space"
+            hint = (
+                f"free some space in {directory}, or set TMPDIR to a directory with free space"
+                if error.errno in {errno.ENOSPC, errno.EDQUOT}
+                else f"{directory} is not writable: set TMPDIR to another directory, or write to a file, not to a pipe"
+            )
             disk_error = LocalDiskError(disk_error.message, hint=hint)
         raise disk_error from error
 

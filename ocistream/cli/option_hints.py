@@ -25,7 +25,8 @@ SIDES: Final = {"src": "source", "dest": "destination"}
 _OPTION_IN_HINT: Final = re.compile(r"--(plain-http|insecure|ca-cert|client-cert|client-key)\b")
 #: A command to run now, not a mention of stored logins that are ignored.
 _LOGIN_IN_HINT: Final = re.compile(r"(?:^|; `)ocistream login [^\s`]+")
-_SYNC_FILE_TABLE: Final = '[registry."HOST"] of the sync file'
+#: The place of the options of one registry.
+SYNC_FILE_TABLE: Final = '[registry."HOST"] of the sync file'
 
 
 def describe_unused_side_options(side: str) -> str | None:
@@ -59,7 +60,7 @@ def build_sync_hint_translator(options: RegistryOptions) -> Callable[[str], str]
 
     def named(hint: str) -> str:
         if options.plain_http and "--plain-http" in hint:
-            return hint.replace("--plain-http", f"--plain-http (or set plain-http = false in {_SYNC_FILE_TABLE})")
+            return hint.replace("--plain-http", f"--plain-http (or set plain-http = false in {SYNC_FILE_TABLE})")
         matches = list(_OPTION_IN_HINT.finditer(hint))
         if not matches:
             return hint
@@ -67,7 +68,7 @@ def build_sync_hint_translator(options: RegistryOptions) -> Callable[[str], str]
         end = matches[-1].end()
         end += len(" FILE") if hint.startswith(" FILE", end) else 0
         keys = _OPTION_IN_HINT.sub(r"\1", hint[:end])
-        return f"{keys} ({'a key' if len(matches) == 1 else 'keys'} of {_SYNC_FILE_TABLE}){hint[end:]}"
+        return f"{keys} ({'a key' if len(matches) == 1 else 'keys'} of {SYNC_FILE_TABLE}){hint[end:]}"
 
     return named
 

@@ -5,8 +5,10 @@ The functions reject text that Python's own conversions accept, such as `1_000` 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -90,15 +92,25 @@ def is_path(text: str, *, may_exist: bool) -> bool:
         return False
 
 
-def parse_location_argument(text: str, *, is_remote: bool = False) -> Location:
+def parse_location_argument(text: str, *, is_remote: bool = False, is_destination: bool = False) -> Location:
     """Parse a location, and prepare a hint if it is an image name without a host."""
     location = parse_location(text, is_remote=is_remote)
     if location.reference is not None:
-        _advise_ambiguous_name(text, location.reference, may_be_path=not is_remote)
+        may_be_path = not is_remote
+        _advise_ambiguous_name(text, location.reference, may_be_path=may_be_path, is_destination=is_destination)
     return location
 
 
-def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool) -> None:
+def describe_layout_image(text: str) -> str | None:
+    """Return what to write for an image of an existing layout, if `oci:` was forgotten, as in `layout:app`; or None."""
+    path, _, name = text.partition(":")
+    with contextlib.suppress(LocalDiskError):
+        if name and not text.startswith("docker://") and paths.is_file(Path(path) / "index.json"):
+            return f"for the image {printable(name)} of the layout {printable(path)}, write oci:{printable(text)}"
+    return None
+
+
+def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool, is_destination: bool = False) -> None:
     """Add a hint to a later failure if an image name without a host means an image of Docker Hub.
 
     By the naming rules it does, and scripts use such names; so it is not an error.
@@ -109,10 +121,15 @@ def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool
         meaning = (
             f"{shown} means the image {reference.name}: write {shown}/REPOSITORY[:TAG] for an image in that registry"
         )
-        add_failure_hint(no_file + meaning)
+        new_file = f"; for a new file, write ./{shown} or oci-archive:{shown}" if is_destination else ""
+        add_failure_hint(no_file + meaning + new_file)
     elif reference.registry == DEFAULT_REGISTRY and not _HUB_HOST.match(text):
         may_be_path = may_be_path and reference.digest is None
-        hint = f"write HOST/{shown} for another registry" + (f", or ./{shown} for a path" if may_be_path else "")
+        hint = f"write HOST/{shown} for another registry"
+        if layout_hint := describe_layout_image(text):
+            hint = layout_hint
+        elif may_be_path:
+            hint += f", or ./{shown} for a path"
         if may_be_path and ":" not in text:
             # Probably the name of a file.
             prefix = f"no file is called {shown}, so it means {reference}"

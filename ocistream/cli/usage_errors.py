@@ -5,12 +5,13 @@ The tools are skopeo, crane, regctl, oras, docker and podman. Only an error impo
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from ocistream.cli.entry_point import COMMANDS, EXTRA_ARGUMENT, PROGRAM, LazyGroup, load_command
-from ocistream.cli.option_hints import SIDES
+from ocistream.cli.option_hints import SIDES, SYNC_FILE_TABLE
 from ocistream.cli.parameter_types import describe_missing_key
 from ocistream.oci.reference import printable
 
@@ -65,7 +66,11 @@ _OPTIONS: Final = (
     ("force-compression", "compress", "omit the option: --compress recompresses layers that use another format"),
     ("format f", "input", "omit the option: the format of the archive is detected; manifests are pushed byte for byte"),
     ("format f", "deep", "omit the option: the format of an archive is detected; --json prints a JSON document"),
-    ("format f", "via", "the location says the format: oci:DIR, oci-archive:FILE or docker-archive:FILE"),
+    (
+        "format f",
+        "via",
+        "the location says the format: oci:DIR, oci-archive:FILE or docker-archive:FILE; manifests are not converted",
+    ),
     ("additional-tag", "", "run the command again for each name: blobs that exist are not sent again"),
     (
         "preserve-digests",
@@ -100,6 +105,10 @@ _OPTIONS: Final = (
     ("debug d verbosity log-level", "verbose", "use -v, or -vv for tracebacks too"),
     ("silent s", "quiet", "use -q"),
     ("src dest scoped src-yaml", "shard", "list the copies in a TOML file: `ocistream sync FILE`"),
+    ("tags all-tags", "shard", "write tags = [...] in [[sync]] of the sync file; without it, all tags are copied"),
+    ("platform all", "shard", 'write platforms = [...] or platforms = "all" in [[sync]] of the sync file'),
+    ("no-referrers", "shard", "write referrers = false in [[sync]] of the sync file"),
+    ("require-signature", "shard", "write [trust] in the configuration file, which is not the sync file"),
     ("keep-going skip-missing", "shard", "omit the option: a failed image does not stop the others"),
 )
 #: Commands of other tools: what to run, and a note after a semicolon.
@@ -166,17 +175,7 @@ def describe_usage_error(error: click.ClickException) -> tuple[str, str | None]:
     """Return the message and the hint of an error that click raised."""
     context = getattr(error, "ctx", None)
     if isinstance(error, click.NoSuchOption) and context is not None:
-        is_global = isinstance(context.command, LazyGroup)
-        command = load_command("copy") if is_global else context.command
-        known = [name for parameter in command.params for name in parameter.opts]
-        hint = suggest_option(error.option_name, command.name or "", known)
-        side, dash, name = error.option_name.removeprefix("--").partition("-")
-        if hint is None and dash and side in SIDES and f"--{name}" in known:
-            hint = f"{context.command_path} reaches one registry: use --{name}"
-        if is_global and hint is None:
-            hint = f"options follow the command: see `{PROGRAM} COMMAND --help`"
-        if hint is None and (others := _find_commands_with(error.option_name)):
-            hint = f"{error.option_name} is an option of {', '.join(others)}"
+        hint = _suggest_known_option(error.option_name, context)
         if hint is not None:
             # Without the similar names that click appends: they would contradict the hint.
             return f"No such option {printable(error.option_name)!r}.", hint
@@ -188,6 +187,29 @@ def describe_usage_error(error: click.ClickException) -> tuple[str, str | None]:
     elif context is not None and isinstance(error, click.MissingParameter):
         hint = describe_missing_key(context.params.get("require_signature", ())) or hint
     return message, hint
+
+
+def _suggest_known_option(option_name: str, context: click.Context) -> str | None:
+    """Return what to write instead of an unknown option of a command; or None."""
+    is_global = isinstance(context.command, LazyGroup)
+    command = load_command("copy") if is_global else context.command
+    known = {name: parameter for parameter in command.params for name in parameter.opts}
+    if hint := suggest_option(option_name, command.name or "", known):
+        return hint
+    side, dash, name = option_name.removeprefix("--").partition("-")
+    if dash and side in SIDES and (own := known.get(f"--{name}")):
+        if command.name != "sync":
+            return f"{context.command_path} reaches one registry: use --{name}"
+        value = "true" if getattr(own, "is_flag", False) else "..."
+        return f"write {name} = {value} in {SYNC_FILE_TABLE}; --{name} is for all registries"
+    others = _find_commands_with(option_name)
+    if is_global:
+        global_options = [one for parameter in context.command.params for one in parameter.opts]
+        close = difflib.get_close_matches(option_name, global_options, 1)
+        if close and not others:
+            return f"did you mean {close[0]}?"
+        return f"options follow the command: see `{PROGRAM} COMMAND --help`"
+    return f"{option_name} is an option of {', '.join(others)}" if others else None
 
 
 def _usage(context: click.Context) -> str:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 #: Pieces of an index that are written by one system call.
 _PIECES_PER_WRITE: Final = 256
+_DAMAGED_INDEX_HINT: Final = "the layout is damaged: restore its index.json, or pull the images into a new directory"
 
 
 class BlobDirectory:
@@ -443,7 +444,7 @@ class LayoutDirectory(BlobDirectory):
         Raises:
             ArchiveError: the file is malformed.
         """
-        with _add_layout_to_errors(self.path):
+        with _add_layout_to_errors(self.path, _DAMAGED_INDEX_HINT):
             return parse_entries(raw, add) if raw is not None else {}
 
     def check_index_size(self, entries: int, size: int) -> None:
@@ -510,13 +511,13 @@ class LayoutDirectory(BlobDirectory):
 
 
 @contextlib.contextmanager
-def _add_layout_to_errors(layout: Path) -> Iterator[None]:
-    """Add the layout's path to errors about its documents."""
+def _add_layout_to_errors(layout: Path, hint: str | None = None) -> Iterator[None]:
+    """Add the layout's path to errors about its documents, and `hint` to errors without one."""
     try:
         yield
     except ArchiveError as error:
         msg = f"{layout}: {error.message}"
-        raise ArchiveError(msg, hint=error.hint) from error
+        raise ArchiveError(msg, hint=error.hint or hint) from error
 
 
 def _is_layout_file(name: str) -> bool:

@@ -120,13 +120,26 @@ def select_only_image(roots: Sequence[Root], where: str) -> Sequence[Root]:
     return [next((root for root in candidates if root.name), candidates[0])]
 
 
-def select_single_image(roots: Sequence[Root], where: str) -> Sequence[Root]:
-    """Return the only image, as `select_only_image`; if there are several, say how to choose one for `copy`."""
+def select_single_image(roots: Sequence[Root], where: str, alternative: str = "") -> Sequence[Root]:
+    """Return the only image, as `select_only_image`; if there are several, say how to choose one in a location.
+
+    `alternative` is what else the user can do, for the hint.
+    """
     try:
         return select_only_image(roots, where)
     except UsageError as error:
-        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME: {format_image_names(roots)}"
+        # One name for each image is enough.
+        images: dict[str, Root] = {}
+        for root in roots:
+            images.setdefault(root.descriptor.digest, root)
+        names = format_image_names(list(images.values()))
+        hint = f"choose one, as in oci:DIR:NAME or oci-archive:FILE:NAME{alternative}: {names}"
         raise UsageError(error.message, hint=hint) from error
+
+
+def select_image_to_copy(roots: Sequence[Root], where: str) -> Sequence[Root]:
+    """Return the only image, as `select_single_image`, for `copy`."""
+    return select_single_image(roots, where, ", or copy all with --all-tags")
 
 
 def select_named_images(names: Sequence[str], *, all_names: bool = False) -> ImageSelector:

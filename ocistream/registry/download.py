@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ocistream import limits
 from ocistream.errors import IntegrityError, NetworkError, PermanentNetworkError, RegistryError
@@ -146,6 +146,22 @@ class BlobDownload:
         response.close()
         msg = f"{expected_digest}: GET {redact_url(response.url)}: {problem}"
         raise IntegrityError(msg)
+
+
+def raise_corrupt_blob(repository: str, error: IntegrityError, again: bool = False) -> NoReturn:  # noqa: ARG001 - there is no second copy
+    """Name the repository in the error of a corrupt blob or manifest, and say what to do.
+
+    Raises:
+        IntegrityError: always.
+    """
+    if not error.digest or error.hint:
+        raise error
+    message = f"{repository}: the registry sent wrong bytes: {error.message}"
+    hint = (
+        "re-run the command; if the error repeats, ask the registry's operator to delete the damaged blob, then push "
+        "the image again"
+    )
+    raise IntegrityError(message, digest=error.digest, hint=hint) from error
 
 
 @dataclass(slots=True)

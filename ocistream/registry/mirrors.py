@@ -20,7 +20,7 @@ from ocistream.errors import (
 )
 from ocistream.notices import notify
 from ocistream.oci.reference import is_digest, printable
-from ocistream.registry.download import BlobRedirect
+from ocistream.registry.download import BlobRedirect, raise_corrupt_blob
 from ocistream.registry.referrers import ReferrerList
 from ocistream.streams.chunks import read_all, verify_chunks
 from ocistream.transfer.interfaces import RecoverableBlob
@@ -342,7 +342,7 @@ class _MirroredDownload:
         suspects = [mirror for mirror in self._served_by if mirror.pull_source.is_mirror]
         self._served_by = []
         if not suspects:
-            raise error
+            raise_corrupt_blob(str(self._repository), error, again)
         message = (
             f"{error.message}, received from {' and '.join(f'the mirror {mirror.pull_source}' for mirror in suspects)}"
         )

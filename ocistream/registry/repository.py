@@ -37,7 +37,13 @@ from ocistream.oci.descriptor import (
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import guess_media_type, parse_outline
 from ocistream.oci.reference import is_digest, printable
-from ocistream.registry.download import BlobDownload, BlobRedirect, has_excess_length, read_range
+from ocistream.registry.download import (
+    BlobDownload,
+    BlobRedirect,
+    has_excess_length,
+    raise_corrupt_blob,
+    read_range,
+)
 from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
@@ -312,7 +318,10 @@ class Repository:
         """Return a blob; the download starts when the caller opens it."""
         chunks = partial(self.fetch_blob, descriptor)
         return RecoverableBlob(
-            descriptor, chunks, fetch_range=partial(self.fetch_blob_range, descriptor, BlobRedirect())
+            descriptor,
+            chunks,
+            on_corrupt=partial(raise_corrupt_blob, str(self)),
+            fetch_range=partial(self.fetch_blob_range, descriptor, BlobRedirect()),
         )
 
     def fetch_blob(self, descriptor: Descriptor, offset: int = 0, *, strict: bool = False) -> Iterator[Chunk]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ocistream.errors import AuthenticationError, NotFoundError
+from ocistream.errors import AuthenticationError, IntegrityError, NotFoundError
 from ocistream.oci.graph import Graph, Root
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.referrers import EXCLUDED
 from ocistream.oci.walk import GraphWalk, Need, run_walk
+from ocistream.registry.download import raise_corrupt_blob
 from ocistream.registry.referrer_search import ReferrerSearch
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.workers import DEFAULT_JOBS
@@ -185,7 +186,10 @@ class RegistrySource(CompleteSource):
     def _settle(self, walk: GraphWalk, repository: ReadableRepository, manifest: Manifest) -> None:
         """Fetch everything that the graph needs for a manifest of the repository."""
         self._repositories.setdefault(manifest.descriptor.digest, repository)
-        run_walk(walk.settle(), partial(self._read, repository, manifest))
+        try:
+            run_walk(walk.settle(), partial(self._read, repository, manifest))
+        except IntegrityError as error:
+            raise_corrupt_blob(str(repository), error)
 
     def _read(self, repository: ReadableRepository, known: Manifest, need: Need) -> bytes | None:
         if need.digest == known.descriptor.digest:

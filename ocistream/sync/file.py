@@ -160,7 +160,14 @@ class _DefaultsTable(_SyncTable):
     referrers = toml.optional(toml.flag)
 
 
+#: Signatures are required by the configuration, for all commands.
+_TRUST_MISTAKES: Final = dict.fromkeys(
+    ("trust", "keys", "require-signature"), "write [trust] in the configuration file, which is not the sync file"
+)
+
+
 class _EntryTable(_DefaultsTable):
+    known_mistakes = _TRUST_MISTAKES
     source = toml.required(_named_location, key="from", example='"docker.io/library/nginx:1"')
     destinations = toml.required(_destinations, key="to", example='"registry.example.com/mirror/nginx"')
     tags = toml.optional(_tag_filter)
@@ -173,9 +180,10 @@ def _entries(table: TomlTable, key: str, value: object) -> list[Any]:
 
 
 class _SyncFile(_SyncTable):
-    known_mistakes: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("from", "to", "tags", "platforms", "referrers"), "write [[sync]] above the keys of each copy"
-    )
+    known_mistakes: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("from", "to", "tags", "platforms", "referrers"), "write [[sync]] above the keys of each copy"),
+        **_TRUST_MISTAKES,
+    }
     credentials = toml.optional(toml.dict_of(_LoginTable.read), {})
     registry = toml.optional(toml.dict_of(_RegistryTable.read, registry_host), {})
     defaults = toml.optional(_DefaultsTable.read, {})

@@ -15,9 +15,9 @@ from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.errors.common_failures import PUBLIC_KEY, Place
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Action, Drop, Fault, Gzip, HangUp, Reply, refusal
+from tests.faulty_registry import Action, Drop, Fault, Flip, Gzip, HangUp, Reply, refusal
 from tests.http_doubles import unused_port
-from tests.images import Layout, small_image, two_platforms
+from tests.images import OCI_INDEX, Layout, small_image, two_platforms
 from tests.raw_server import RawServer
 from tests.registry_http import seed
 from tests.runner import Argument, ocistream
@@ -140,7 +140,12 @@ _DIGEST = "sha256:" + 64 * "a"
             ["oci:in:v1 names one image, but --tags copies several", "write oci:in; or omit --tags"],
         ),
         (["pull", "localhost:1/a:1", "--format=oci-archive", "-o", "new/"], 2, ["new/: this is a directory, not an"]),
-        (["copy", "localhost:1/a", "docker-archive:new/", "--all-tags"], 2, ["new/: this is a directory, not an"]),
+        (
+            ["pull", "localhost:1/a:1", "--format=docker-archive", "-o", "new/"],
+            2,
+            ["new/: this is a dir", "write a file as new.tar; for a layout, omit --format docker-archive\n"],
+        ),
+        (["copy", "localhost:1/a", "docker-archive:new/", "--all-tags"], 2, ["new/: this is a", "layout as oci:new\n"]),
         (["copy", "localhost:1/a", "oci-archive:new/:b"], 2, ["new/:b: this is a directory, not an archive"]),
         (["pull", "app :1"], 2, ["is not a repository", "lower-case letters and digits"]),
         (["pull", "host.example:port/app"], 2, ["is not a registry host", "HOST[:PORT]"]),
@@ -157,7 +162,30 @@ _DIGEST = "sha256:" + 64 * "a"
             4,
             ["localhost:2/b:1: -o takes a path, and there is no", "run `ocistream copy IMAGE localhost:2/b:1`"],
         ),
-        (["copy", "v.*.tar", "oci:new"], 4, ["no such file", "remove the quotes, or name the files"]),
+        (["verify", "v.*.tar"], 4, ["no such file", "remove the quotes, or name the files"]),
+        (["copy", "v.*.tar", "oci:new"], 4, ["read v.*.tar: no such file", "copy takes one SRC: write the name of"]),
+        (
+            ["copy", "v.*.tar", "localhost:1/a:1"],
+            4,
+            ["read v.*.tar: no such file", "`ocistream push -i 'v.*.tar' localhost:1/a:1` takes a pattern in quotes"],
+        ),
+        (
+            ["copy", "--format=v2s2", "localhost:1/a:1", "localhost:1/b:1"],
+            2,
+            ["docker-archive:FILE; manifests are not converted\n"],
+        ),
+        (["--verbose", "pull"], 2, ["No such option '--verbose'", "options follow the command"]),
+        (["--verison"], 2, ["No such option '--verison'", "did you mean --version?\n"]),
+        (
+            ["sync", "--src-plain-http", "s.toml"],
+            2,
+            ['write plain-http = true in [registry."HOST"] of the sync file; --plain-http is for all registries\n'],
+        ),
+        (["sync", "--dest-ca-cert=x", "s.toml"], 2, ['write ca-cert = ... in [registry."HOST"] of the sync file']),
+        (["sync", "--tags=1", "s.toml"], 2, ["No such option", "write tags = [...] in [[sync]] of the sync file"]),
+        (["sync", "--platform=all", "s.toml"], 2, ["No such option", 'write platforms = [...] or platforms = "all"']),
+        (["sync", "--no-referrers", "s.toml"], 2, ["No such option", "write referrers = false in [[sync]]"]),
+        (["sync", "--require-signature=k", "s.toml"], 2, ["No such option", "write [trust] in the configuration"]),
         (["push", "localhost:1/a:1", "--src-insecure"], 2, ["No such option", "reaches one registry: use --insecure"]),
         (["inspect", "oci:."], 6, ["has no index.json", "name a directory"]),
         (["sync", "nowhere.toml"], 4, ["no such file", "check the path"]),
@@ -348,8 +376,16 @@ def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: 
     assert second.endswith(f"write {argv[1]}/REPOSITORY[:TAG] for an image in that registry")
 
 
+def test_a_new_file_whose_name_looks_like_a_host_is_told_how_to_write_it(layout: Layout, tmp_path: Path) -> None:
+    small_image(layout, name="app")
+    proxy = f"http://127.0.0.1:{unused_port()}"
+    env = {"HTTPS_PROXY": proxy, "OCISTREAM_RETRIES": "0"}
+    result = ocistream("copy", layout.path, "good.tarr", cwd=tmp_path, env=env)
+    assertions.failure(result, 7, "for a new file, write ./good.tarr or oci-archive:good.tarr\n")
+
+
 @pytest.mark.parametrize("name", ["localhost", "localhost:5000", "127.0.0.1:5000", "registry.example.com:5000"])
-@pytest.mark.parametrize("command", ["pull", "push", "copy", "inspect", "digest", "tags", "have"])
+@pytest.mark.parametrize("command", ["pull", "push", "copy", "inspect", "digest", "tags", "have", "verify"])
 def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: str) -> None:
     argv = [command, "oci:x", name] if command == "copy" else [command, name]
     env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}"}
@@ -376,6 +412,18 @@ def test_a_registry_with_a_slash_is_not_a_directory(tmp_path: Path, name: str) -
     assertions.success(ocistream("copy", "oci:x", f"./{name}", cwd=tmp_path))
     # Now the directory exists.
     assertions.success(ocistream("inspect", name, cwd=tmp_path))
+
+
+@pytest.mark.parametrize("argv", [["copy", "x:app", "new.tar"], ["inspect", "x:app"], ["verify", "x:app"]])
+def test_the_error_for_the_image_of_a_layout_without_its_prefix_says_which_to_write(
+    place: Place, tmp_path: Path, argv: Sequence[str]
+) -> None:
+    small_image(Layout(tmp_path / "x"), name="app")
+    config = tmp_path / "config.toml"
+    config.write_text(f'[registry."docker.io"]\nurl = "{place.registry.url}"\n')
+    result = ocistream(*argv, "--config", config, cwd=tmp_path)
+    assertions.failure(result, 4, "for the image app of the layout x, write oci:x:app\n")
+    assert "./x:app" not in result.err
 
 
 def test_a_full_image_name_may_look_like_a_registry() -> None:
@@ -599,6 +647,8 @@ def test_the_error_for_a_login_at_a_web_server_does_not_mention_a_repository(pla
     ("argv", "content", "words"),
     [
         (["sync"], '[sync]\nfrom = "a"\n', ["sync is not a list", "write [[sync]] instead of [sync]"]),
+        (["sync"], "[trust]\nkeys = ['k']\n", ["unknown key 'trust'", "write [trust] in the configuration file"]),
+        (["sync"], "[[sync]]\nkeys = ['k']\n", ["unknown key 'keys'", "write [trust] in the configuration file"]),
         (["sync"], '[[sync]]\nfrom = ["a", "b"]\nto = "c"\n', ["from is neither", "write one [[sync]] for each"]),
         (["config", "check"], "[[sync]]\n", ["unknown key 'sync'", "a sync file", "`ocistream sync FILE --dry-run`"]),
     ],
@@ -619,6 +669,26 @@ def test_a_blob_that_every_attempt_truncates_at_the_same_byte_is_called_damaged(
     assertions.failure(result, 7, digest, "every try ended at this byte: the blob is probably damaged")
 
 
+@pytest.mark.parametrize("kind", ["layer", "config", "manifest"])
+@pytest.mark.parametrize("command", ["pull", "copy", "verify"])
+def test_wrong_bytes_of_a_registry_are_not_called_a_damaged_archive(place: Place, command: str, kind: str) -> None:
+    manifest = place.layout.read(place.image["digest"])
+    digest = {"layer": manifest["layers"][1], "config": manifest["config"], "manifest": place.image}[kind]["digest"]
+    index = place.layout.document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [place.image]})
+    seed(place.layout, index, place.registry.host, "app", "both")
+    place.registry.faults = [Fault(Flip(5), "GET", digest, times=None)]
+    repository = f"{place.registry.host}/app"
+    targets: dict[str, list[Argument]] = {"pull": ["-o", place.out], "copy": [f"{place.start().host}/new:1"]}
+    result = ocistream(command, f"{repository}:both", *targets.get(command, []))
+    words = [f"error: {repository}", f"digest mismatch: expected {digest}, got ", "then push the image again\n"]
+    if command != "verify":
+        words += [f"error: {repository}: the registry sent wrong bytes: digest", "re-run the command; if the error "]
+    assert result.code == 5
+    for word in (*words, "ask the registry's operator to delete the damaged blob"):
+        assert word in result.err
+    assert "archive" not in result.err
+
+
 @pytest.mark.parametrize("argv", [["verify"], ["push", "localhost:1/app:1", "-i"]])
 def test_an_archive_with_a_damaged_index_is_named(layout: Layout, tmp_path: Path, argv: Sequence[str]) -> None:
     small_image(layout, name="app:1")
@@ -631,6 +701,19 @@ def test_an_archive_with_a_damaged_index_is_named(layout: Layout, tmp_path: Path
     assertions.failure(result, 6, "error: app.tar: index.json is not valid JSON: ", hint)
     other = ocistream(*argv, "app.tar", *(["-i"] if "-i" in argv else []), "app.tar", cwd=tmp_path)
     assertions.failure(other, 6, "error: app.tar: index.json is not valid JSON: ", hint)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "gc", "pull"])
+def test_a_layout_with_a_damaged_index_is_told_what_to_do(place: Place, tmp_path: Path, command: str) -> None:
+    small_image(Layout(tmp_path / "x"), name="app:1")
+    index = tmp_path / "x" / "index.json"
+    index.write_bytes(index.read_bytes()[:-9])
+    argv: list[Argument] = ["pull", place.app, "-o", "x"] if command == "pull" else [command, "x"]
+    hint = "  the layout is damaged: restore its index.json, or pull the images into a new directory\n"
+    result = ocistream(*argv, cwd=tmp_path)
+    assert result.code == 6
+    assert "error: x: index.json is not valid JSON: " in result.err
+    assert hint in result.err
 
 
 def test_inspect_names_an_archive_with_a_damaged_config(layout: Layout, tmp_path: Path) -> None:
@@ -747,6 +830,15 @@ def test_images_of_one_name_are_chosen_by_their_digests(layout: Layout, tmp_path
     result = ocistream("push", "-i", layout.path, "localhost:1/app:1", cwd=tmp_path)
     digests = ", ".join(image["digest"] for image in images)
     assertions.failure(result, 2, "has 2 images\n", f"choose one with --image, by its digest: {digests}\n")
+
+
+@pytest.mark.parametrize("command", ["copy", "digest"])
+def test_the_choice_of_an_image_lists_one_name_for_each(layout: Layout, tmp_path: Path, command: str) -> None:
+    layout.name(small_image(layout, name="one"), "again")
+    layout.image([5000], name="two")
+    result = ocistream(command, "oci:made", *(["localhost:1/a"] if command == "copy" else []), cwd=tmp_path)
+    more = ", or copy all with --all-tags" if command == "copy" else ""
+    assertions.failure(result, 2, "made has 2 images\n", f"oci-archive:FILE:NAME{more}: one, two\n")
 
 
 def test_archives_of_different_images_of_one_name_need_a_command_each(tmp_path: Path) -> None:

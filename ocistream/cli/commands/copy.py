@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -27,9 +28,13 @@ from ocistream.cli.options import (
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.cli.standard_streams import resolve_stdout
 from ocistream.cli.transfers import run_plan
+from ocistream.errors import NotFoundError
+from ocistream.oci.reference import printable
+from ocistream.streams.paths import exists
 
 if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
+    from ocistream.locations import Location
 
 
 @command
@@ -91,5 +96,21 @@ def copy(context: CommandContext, source: str, destination: str, *, via: str | N
 
         copy_via(context, source, destination, (via, via_program))
         return
-    locations = parse_location_argument(source), resolve_stdout(parse_location_argument(destination))
+    locations = (
+        parse_location_argument(source),
+        resolve_stdout(parse_location_argument(destination, is_destination=True)),
+    )
+    _check_no_pattern(*locations)
     run_plan(context, plan_copy([locations[0]], locations[1], context.copy_options))
+
+
+def _check_no_pattern(source: Location, destination: Location) -> None:
+    """Raise NotFoundError if SRC is a pattern in quotes, such as the volumes `app.*.tar`: only `push -i` takes it."""
+    if source.path is None or "*" not in source.text or exists(source.path):
+        return
+    hint = "copy takes one SRC: write the name of one file"
+    if destination.reference is not None:
+        pattern = shlex.quote(printable(str(source.path), 1024))
+        hint = f"`ocistream push -i {pattern} {printable(destination.text)}` takes a pattern in quotes"
+    msg = f"cannot read {printable(source.text, 1024)}: no such file or directory"
+    raise NotFoundError(msg, hint=hint)

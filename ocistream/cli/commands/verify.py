@@ -20,10 +20,10 @@ from ocistream.cli.options import (
     json_option,
     network_options,
 )
-from ocistream.cli.parameter_types import FilePath
+from ocistream.cli.parameter_types import FilePath, describe_layout_image
 from ocistream.cli.report import format_result_line
 from ocistream.errors import InvalidNameError, NotFoundError, OcistreamError, UnsupportedError
-from ocistream.locations import is_missing_image, parse_location, path_of
+from ocistream.locations import check_repository, is_missing_image, parse_location, path_of
 from ocistream.oci.omitted_blobs import VOLUME, group_by_reason
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count, format_size
@@ -127,17 +127,19 @@ def _find(text: str) -> Location:
 
     Raises:
         NotFoundError: the path does not exist, and could be meant as the name of an image.
-        InvalidNameError, UnsupportedError: see `parse_location`.
+        InvalidNameError: the text is only the name of a registry, or see `parse_location`.
+        UnsupportedError: see `parse_location`.
     """
     location = parse_location(text, bare_is_path=True)
     if is_missing_image(location):
         return parse_location(text)
     if location.kind == "path" and not location.is_stream and not exists(path_of(location)):
+        check_repository(text)
         with contextlib.suppress(InvalidNameError, UnsupportedError):
             if (reference := parse_location(text).reference) is not None:
                 msg = f"cannot read {printable(text)}: no such file or directory"
                 hint = f"check the path; for an image in a registry, write its host too: {reference}"
-                raise NotFoundError(msg, hint=hint)
+                raise NotFoundError(msg, hint=describe_layout_image(text) or hint)
     return location
 
 
