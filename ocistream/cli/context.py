@@ -18,12 +18,15 @@ from ocistream.cli.console import is_pipe
 from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
 from ocistream.cli.option_hints import add_login_options, build_hint_translator
 from ocistream.cli.standard_streams import (
+    is_visible_on_stdout,
     open_stdin,
     open_stdout,
+    result_on_stdout_error,
 )
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams import files
+from ocistream.streams.paths import real_path
 from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
     from ocistream.http.retry import RetryEvent
-    from ocistream.locations import OpenContext
+    from ocistream.locations import Location, OpenContext
 
 #: Shorter waits, in seconds, are reported only with -v.
 _MIN_REPORTED_WAIT: Final = 5.0
@@ -134,6 +137,19 @@ class CommandContext:
         return replace(
             open_context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run_options.dry_run
         )
+
+    def check_result_path(self, *locations: Location) -> None:
+        """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
+        result = self.run_options.result
+        if result is not None and is_visible_on_stdout(result):
+            raise result_on_stdout_error(str(result))
+        # A circle of links is reported where the path is opened.
+        paths = [
+            real_path(location.path) for location in locations if location.path is not None and not location.is_stream
+        ]
+        if result is not None and real_path(result) in paths:
+            msg = f"--result {result} is the archive itself"
+            raise UsageError(msg, hint="name another file: this one would be overwritten")
 
     def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain

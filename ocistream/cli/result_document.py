@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.report import cached_size, total_size
-from ocistream.cli.standard_streams import is_visible_on_stdout, result_on_stdout_error
-from ocistream.errors import UsageError
 from ocistream.oci.referrers import classify_referrer
 from ocistream.streams import files, paths
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.api.results import ImageResult
-    from ocistream.locations import Location
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Root
     from ocistream.transfer.report import BlobResult, Report
@@ -28,32 +25,10 @@ if TYPE_CHECKING:
 _STATUSES: Final = ("copied", "converted", "skipped", "mounted", "omitted")
 
 
-def check_result_path(path: Path, locations: Iterable[Location], *, volumes: Path | None = None) -> None:
-    """Check before a transfer that --result can be written: afterwards it is too late to fail.
-
-    `locations` are what the command reads and writes, `volumes` the template of the volumes that it writes.
-
-    Raises:
-        UsageError: the document would overwrite one of them, or mix with the output on stdout.
-        NotFoundError, LocalDiskError: it cannot be written.
-    """
+def check_result_writable(path: Path) -> None:
+    """Check before the transfer that --result can be written: afterwards it is too late to fail."""
     import tempfile
 
-    from ocistream.oci.volumes import parse_template
-
-    if is_visible_on_stdout(path):
-        raise result_on_stdout_error(str(path))
-    # A circle of links is reported where the path is opened.
-    others = [
-        paths.real_path(location.path) for location in locations if location.path is not None and not location.is_stream
-    ]
-    hint = "name another file: this one would be overwritten"
-    if paths.real_path(path) in others:
-        msg = f"--result {path} is the archive itself"
-        raise UsageError(msg, hint=hint)
-    if volumes is not None and parse_template(volumes.name).parse_number(path.name) is not None:
-        msg = f"--result {path} has the name of a volume"
-        raise UsageError(msg, hint=hint)
     if paths.is_special(path):
         return
     with files.disk_errors(f"cannot write {path}"), tempfile.TemporaryFile(dir=paths.write_target(path).parent):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from ocistream.api.results import list_images
 from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
-from ocistream.errors import OcistreamError
+from ocistream.errors import OcistreamError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
     from typing import TypeAlias
 
     from ocistream.api.copy_plan import CopyPlan
@@ -83,12 +84,7 @@ def run_transfer(
     """
     result, dry_run = context.run_options.result, context.run_options.dry_run
     if result is not None:
-        from ocistream.cli.result_document import check_result_path
-
-        written = [] if plan.is_remote else [plan.destination]
-        check_result_path(
-            result, [*plan.sources, *written], volumes=plan.destination.path if plan.options.split else None
-        )
+        _check_result_path(result, plan)
     with contextlib.ExitStack() as stack:
         source, destination = open_locations()
         stack.callback(source.close)
@@ -130,3 +126,15 @@ def run_transfer(
     if not plan.destination.is_stream:
         print_results(images)
     report_copy(context.console, plan, source, report, images, cached_sizes, omits=find_omitted is not None)
+
+
+def _check_result_path(result: Path, plan: CopyPlan) -> None:
+    """Check that --result can be written; raise UsageError if a volume of the archive would overwrite it."""
+    from ocistream.cli.result_document import check_result_writable
+    from ocistream.oci.volumes import parse_template
+
+    path = plan.destination.path
+    if plan.options.split and path is not None and parse_template(path.name).parse_number(result.name) is not None:
+        msg = f"--result {result} has the name of a volume"
+        raise UsageError(msg, hint="name another file: this one would be overwritten")
+    check_result_writable(result)

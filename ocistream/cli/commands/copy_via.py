@@ -53,6 +53,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     context.check_side_options("src")
     source_location = parse_location_argument(source)
     remote_destination = parse_location_argument(destination, is_remote=True)
+    context.check_result_path(source_location)
     if source_location.reference is None and (message := describe_unused_side_options("src")):
         context.console.info(message)
     plan = plan_copy([source_location], remote_destination, context.copy_options, is_remote=True)
