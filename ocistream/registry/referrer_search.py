@@ -6,7 +6,6 @@ Several manifests are queried at a time. Referrers of an index that is copied in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
@@ -145,13 +144,12 @@ class ReferrerSearch:
         for name, query in first.items():
             if name not in self._repositories:
                 self._repositories[name] = query.repository
-                self._query(query, jobs=self._jobs)
+                self._query(query)
                 new.remove(query)
-        query_jobs = self._jobs if len(new) == 1 else 1
-        run_each(partial(self._query, jobs=query_jobs), new, jobs=self._jobs, cancelled=self._cancelled)
+        run_each(self._query, new, jobs=self._jobs, cancelled=self._cancelled)
 
-    def _query(self, query: _ReferrerQuery, *, jobs: int) -> None:
-        for send_query in (self._query_referrers, partial(self._query_cosign_tags, jobs=jobs)):
+    def _query(self, query: _ReferrerQuery) -> None:
+        for send_query in (self._query_referrers, self._query_cosign_tags):
             try:
                 send_query(query)
             except (AuthenticationError, ArchiveError) as error:
@@ -199,36 +197,25 @@ class ReferrerSearch:
             elif query.is_selected or is_signature(document):
                 self._add_found(query, manifest, None)
 
-    def _query_cosign_tags(self, query: _ReferrerQuery, *, jobs: int) -> None:
-        existing: set[str] = set()
-
-        def look_up(tag: str) -> None:
-            if query.repository.find_digest(tag) is not None:
-                existing.add(tag)
-
-        tags = [tag for tag in cosign_tags(query.digest) if self._digest_tags is None or tag in self._digest_tags]
-        try:
-            # One after the other, the lookups would cost a round trip each.
-            run_each(look_up, tags, jobs=jobs, cancelled=self._cancelled, sets_cancelled=False)
-        finally:
-            # The registry may refuse one of them only.
-            for tag in filter(existing.__contains__, tags):
-                self._add_tagged(query, tag)
-
-    def _add_tagged(self, query: _ReferrerQuery, tag: str) -> None:
-        if not query.is_selected:
-            self._skip(None, query.digest, self._reason, tag)
-            if not self._with_signatures:
-                return
-        try:
-            manifest, document = self._resolve(query.repository, tag)
-        except NotFoundError:
-            self._skip(None, query.digest, NOT_FOUND, tag)
-        except UnsupportedError:
-            self._skip(None, query.digest, UNSUPPORTED_TYPE, tag)
-        else:
-            if query.is_selected or is_signature(document):
-                self._add_found(query, manifest, tag)
+    def _query_cosign_tags(self, query: _ReferrerQuery) -> None:
+        for tag in cosign_tags(query.digest):
+            if self._digest_tags is not None and tag not in self._digest_tags:
+                continue
+            if query.repository.find_digest(tag) is None:
+                continue
+            if not query.is_selected:
+                self._skip(None, query.digest, self._reason, tag)
+                if not self._with_signatures:
+                    continue
+            try:
+                manifest, document = self._resolve(query.repository, tag)
+            except NotFoundError:
+                self._skip(None, query.digest, NOT_FOUND, tag)
+            except UnsupportedError:
+                self._skip(None, query.digest, UNSUPPORTED_TYPE, tag)
+            else:
+                if query.is_selected or is_signature(document):
+                    self._add_found(query, manifest, tag)
 
     @staticmethod
     def _resolve(repository: ReadableRepository, target: str) -> tuple[Manifest, Document]:

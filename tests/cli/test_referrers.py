@@ -15,9 +15,9 @@ from ocistream import limits
 from tests import registry_http
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
-from tests.faulty_registry import Fault, FaultyRegistry, Header, Stall, refusal
+from tests.faulty_registry import Fault, FaultyRegistry, Header, refusal
 from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
-from tests.runner import Result, ocistream, pipe, started_fork
+from tests.runner import Result, ocistream, pipe
 from tests.signed_image import ATTESTATION, Signed, cosign_tag, referrer, signed
 
 KINDS = "2 signatures, 1 attestation, 1 SBOM"
@@ -459,43 +459,6 @@ class TestResults:
     def test_help_mentions_referrers(self) -> None:
         for command in ("pull", "push", "copy"):
             assert "--no-referrers" in done(command, "--help").out.decode()
-
-
-@pytest.mark.parametrize(("jobs", "at_once"), [(4, 3), (1, 1)])
-def test_cosign_tags_are_requested_together_if_jobs_allows_it(
-    served: FaultyRegistry, found: Signed, tmp_path: Path, jobs: int, at_once: int
-) -> None:
-    served.faults = [Fault(Stall(), "HEAD", "/manifests/sha256-", times=None)]
-    out = tmp_path / "signed.tar"
-    with started_fork("pull", f"{served.host}/app:1", f"--jobs={jobs}", "-o", out) as process:
-        assertions.wait_for(lambda: len(served.asked("HEAD", "/manifests/sha256-")) >= at_once)
-        assertions.wait_for(lambda: served.asked("HEAD", "/manifests/sha256-")[-1].fault)
-        assert len(served.asked("HEAD", "/manifests/sha256-")) == at_once
-        served.release()
-        assert process.wait(60) == 0
-    assert found.cosign["digest"] in done("inspect", "--json", out).out.decode()
-
-
-def test_a_refused_cosign_tag_does_not_hide_another(served: FaultyRegistry, found: Signed, tmp_path: Path) -> None:
-    refused = f"/manifests/{found.cosign_tag.removesuffix('.sig')}.att"
-    served.faults = [Fault(refusal(403, "DENIED"), "HEAD", refused, times=None)]
-    result = done("pull", f"{served.host}/app:1", "-o", tmp_path / "signed.tar")
-    assert f"{refused}: 403" in result.err
-    assert found.cosign["digest"] in done("inspect", "--json", tmp_path / "signed.tar").out.decode()
-
-
-def test_cosign_tags_of_an_image_and_of_its_index_are_requested_together(
-    served: FaultyRegistry, layout: Layout, tmp_path: Path
-) -> None:
-    index = two_platforms(layout)
-    registry_http.seed(layout, index, served.host, "app", "1")
-    tags = f"/manifests/{cosign_tag(index).rpartition('.')[0]}"
-    served.faults = [Fault(Stall(), "HEAD", tags, times=None)]
-    name = f"{served.host}/app:1"
-    with started_fork("pull", name, "--platform", "linux/amd64", "-o", tmp_path / "one.tar") as process:
-        assertions.wait_for(lambda: len(served.asked("HEAD", tags)) == 3)
-        served.release()
-        assert process.wait(60) == 0
 
 
 def test_a_cosign_tag_without_its_image_is_an_image(layout: Layout, other: FaultyRegistry, tmp_path: Path) -> None:
