@@ -286,9 +286,6 @@ MAX_CHUNK_LINE: Final = 4 * KIB
 # Streams ---------------------------------------------------------------------------------------------------
 #: The size of chunks. 64 KiB costs more CPU for each byte; 1 MiB costs as much, and more memory for each thread.
 CHUNK_SIZE: Final = 256 * KIB
-#: The size of chunks of an archive that is read in order, as from a pipe, which has one reader. A push takes a tenth
-#: less CPU than with `CHUNK_SIZE`; 1 MiB gains no more.
-ARCHIVE_CHUNK_SIZE: Final = 512 * KIB
 #: The read size of a socket with one reader, which reads into two such buffers in turn. Compared with `CHUNK_SIZE` it
 #: takes a quarter of the system calls.
 READ_BUFFER: Final = 1 * MIB

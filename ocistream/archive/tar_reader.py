@@ -243,7 +243,7 @@ class TarReader:
         Raises:
             ArchiveError: the archive ends before the entry does.
         """
-        return read_chunks(self, self._remaining, limits.ARCHIVE_CHUNK_SIZE)
+        return read_chunks(self, self._remaining)
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read bytes of the current entry.

@@ -29,7 +29,7 @@ def test_a_push_outlives_its_token(
     start_registry: Start, start_token_server: StartTokens, layout: Layout, tmp_path: Path
 ) -> None:
     # The server states a long lifetime, so that the client does not expect the token to expire.
-    tokens = start_token_server(users={USER: User(PASSWORD)}, lifetime=-56, expires_in=300)
+    tokens = start_token_server(users={USER: User(PASSWORD)}, lifetime=-58, expires_in=300)
     registry = start_registry(auth=tokens)
     image = layout.image([3 * MIB, 3 * MIB], name="v1")
     archive = tmp_path / "app.tar"

@@ -51,11 +51,6 @@ def file_header(name: str = "a", size: int = 0) -> bytes:
 
 
 class TestReading:
-    def test_a_large_entry_is_read_in_large_chunks(self) -> None:
-        reader = TarReader(io.BytesIO(tar_of([("layer", bytes(limits.MIB + 1))])))
-        sizes = [len(chunk) for _ in reader for chunk in reader.read_chunks()]
-        assert sizes == [512 * limits.KIB, 512 * limits.KIB, 1]
-
     @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
     def test_every_dialect_is_read(self, kind: Kind) -> None:
         items = {"a": b"", "b/c": b"x" * 512, "d/" + "e" * 90 + "/f": b"y" * 513, "ä": b"z"}
