@@ -209,7 +209,7 @@ class FilePath(click.Path):
 
 
 def empty_value_error(name: str) -> UsageError:
-    """Return the error for an option or argument whose value is "", which is no default."""
+    """Return the error for an option or argument whose value is "" and not a default."""
     return UsageError(f"{name} is empty", hint="is a shell variable unset?")
 
 

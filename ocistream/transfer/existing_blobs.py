@@ -1,6 +1,6 @@
 """Ask the destination which blobs it has or can mount: for absent ones before `begin`, for the others after it.
 
-A blob is *pending* if it is to be written and did not come before the graph. A pending blob is *absent* if the source
+A blob is *pending* if it must be written and did not come before the graph. A pending blob is *absent* if the source
 lacks it, and *missing* if the destination lacks it too. It is *wanted* if the source must send it. Because absent blobs
 are asked for first, a transfer that cannot succeed changes nothing. `verify` and `inspect` have no destination: what
 their documents call missing is absent.
