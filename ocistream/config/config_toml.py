@@ -228,6 +228,10 @@ def _trust(table: TomlTable, key: str, value: object) -> TrustRule:
     return TrustRule("", signers)
 
 
+class _RegistryTables(TomlTable):
+    not_a_table_hint = 'write [registry."HOST"]'
+
+
 class _ConfigurationFile(TomlTable):
     sensitive_hint = _HostTable.sensitive_hint
     unknown_hint = 'put options under [defaults], and keys for one registry under [registry."HOST"]'
@@ -236,7 +240,7 @@ class _ConfigurationFile(TomlTable):
     }
     trust = toml.optional(TomlTable.read)
     # Commands that use no registry do not parse the tables of registries.
-    registry = toml.optional(TomlTable.read)
+    registry = toml.optional(_RegistryTables.read)
     defaults = toml.optional(TomlTable.read)
 
 

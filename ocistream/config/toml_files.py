@@ -266,18 +266,35 @@ def list_of(read_item: Reader[_T]) -> Reader[list[_T]]:
 
 
 def dict_of(read_item: Reader[_T], read_name: Reader[str] = text) -> Reader[dict[str, _T]]:
-    """Return a reader of a table whose keys are names."""
+    """Return a reader of a table whose keys are names, such as hosts."""
+    example = '"HOST"' if read_name is registry_host else "NAME"
 
     def read(table: TomlTable, key: str, value: object) -> dict[str, _T]:
+        if not isinstance(value, dict):
+            raise table.key_error(key, "is not a table", f"write [{key}.{example}]")
         named, found = TomlTable.read(table, key, value), dict[str, _T]()
         for key_name, item in named.values.items():
             name = read_name(named, key_name, key_name)
             if name in found:
                 raise named.key_error(key_name, f"is set twice, as another name of {printable(name)}")
-            found[name] = read_item(named, key_name, item)
+            try:
+                found[name] = read_item(named, key_name, item)
+            except UnknownKeyError as error:
+                if error.is_table and read_name is registry_host:
+                    error.hint = f'write the host in quotes: [{key}."{printable(_join_keys(key_name, item))}"]'
+                raise
         return found
 
     return read
+
+
+def _join_keys(name: str, value: object) -> str:
+    """Return the host that TOML without quotes splits at its dots: `[registry.ghcr.io]` is a table in a table."""
+    if isinstance(value, dict) and len(value) == 1:
+        ((key, item),) = value.items()
+        if isinstance(item, dict):
+            return f"{name}.{_join_keys(key, item)}"
+    return name
 
 
 # -- files ---------------------------------------------------------------------------------------------------

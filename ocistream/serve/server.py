@@ -101,7 +101,10 @@ class Registry:
             self._server = ConnectionServer(self, family, resolved, handler, tls)
         except OSError as error:
             msg = f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}"
-            raise NetworkError(msg, hint="choose another port; 0 chooses a free one") from error
+            hint = "choose another port; 0 chooses a free one"
+            if error.errno == errno.EADDRNOTAVAIL:
+                hint = "use an address of this machine, or 0.0.0.0 for all of them"
+            raise NetworkError(msg, hint=hint) from error
         #: Closed at the end: the layout's lock or the archive.
         self._resources = contextlib.ExitStack()
         self.storage: Storage

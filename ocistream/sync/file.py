@@ -91,6 +91,7 @@ def _location(table: TomlTable, key: str, value: object) -> Location:
 
 
 class _LocationTable(_SyncTable):
+    sensitive_hint = 'write credentials = "NAME" here; the user name and the password belong in [credentials.NAME]'
     location = toml.required(_location)
     credentials = toml.optional(toml.text)
 
@@ -149,6 +150,8 @@ def _platforms(table: TomlTable, key: str, value: object) -> PlatformChoice:
         return ALL_PLATFORMS
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise table.key_error(key, 'is neither "all" nor a list such as ["linux/amd64"]')
+    if "all" in value:
+        raise table.key_error(key, "has 'all' in a list", 'write platforms = "all", without a list')
     try:
         return PlatformChoice(tuple(dict.fromkeys(map(parse_platform, value))))
     except OcistreamError as error:
@@ -298,9 +301,9 @@ def _check_locations(table: TomlTable, entry: SyncEntry) -> None:
         is_single = is_single_image(location) or (location.reference is None and not is_layout_location(location))
         if is_single and not entry.has_one_image:
             problem = f"{printable(location.text)!r} is for one image, but `from` has many"
-            raise table.key_error(
-                "to", problem, "omit its tag or name, or add a tag to `from`; an archive has one image"
-            )
+            is_archive = location.reference is None and not is_layout_location(location)
+            hint = "write to = 'oci:DIR'" if is_archive else "omit its tag or name"
+            raise table.key_error("to", problem, f"{hint}, or add a tag to `from`")
         if location.reference is not None and location.reference.digest:
             raise table.key_error("to", f"{printable(location.text)!r} has a digest, which the image determines")
     texts = [destination.location.text for destination in entry.destinations]

@@ -142,7 +142,8 @@ def parse_shard(text: str) -> Shard:
     index, count = int(match[1]), int(match[2])
     if index >= count:
         msg = f"--shard {printable(text)}: no such shard"
-        raise UsageError(msg, hint=f"shards count from 0: the last of {count} is {max(count - 1, 0)}/{count}")
+        hint = f"shards count from 0: the last of {count} is {count - 1}/{count}" if count else "N must be at least 1"
+        raise UsageError(msg, hint=hint)
     return Shard(index, count)
 
 

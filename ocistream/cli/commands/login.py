@@ -114,10 +114,10 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
 def _prompt(prompt: str, *, secret: bool = False) -> str:
     """Ask at the terminal; raise UsageError if there is none or the answer is empty."""
     if not sys.stdin or not sys.stdin.isatty():
-        msg = "no terminal to ask for the user name or password"
-        raise UsageError(
-            msg, hint="use --username, and --password-file, --password-stdin or OCISTREAM_PASSWORD for the password"
-        )
+        msg = f"no terminal to ask for the {'password' if secret else 'user name'}"
+        hint = "use --password-file, --password-stdin or OCISTREAM_PASSWORD"
+        hint = hint if secret else f"use --username; for the password, {hint}"
+        raise UsageError(msg, hint=hint)
     if secret:
         attributes = termios.tcgetattr(sys.stdin)
         # An interruption does not wait for `getpass`, which would show again what is typed.
