@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 #: Transports of containers-transports(5) that are recognised to refuse them: a typo must not become an image's name.
 _FOREIGN_TRANSPORTS: Final = frozenset({"containers-storage", "dir", "docker-daemon", "ostree", "sif"})
 _PATH_START = re.compile(r"(?:-|\.\.?|~)\Z|/|\.\.?/|~/|[A-Za-z]:\\")
+_URL_START: Final = re.compile(r"(?:docker|https?)://")
 _ARCHIVE_NAME: Final = re.compile(r".+\.(?:tar|tgz|tar\.gz|tar\.zst)", re.IGNORECASE)
 _COMPRESSED_NAME: Final = re.compile(r".+\.(?:tgz|gz|zst|xz|bz2)", re.IGNORECASE)
 #: `HOST:PORT` alone, or localhost: by the naming rules an image of Docker Hub, whose repositories have no such names.
@@ -116,7 +117,7 @@ def parse_location(
         return Location(prefix, text, path=_expand_user(path), name=name or None, is_stream=is_stream)
     check_transport(text)
     is_path = _PATH_START.match(text) is not None or is_archive_name(text) or (text.endswith("/") and "://" not in text)
-    is_path = is_path or (bare_is_path and not text.startswith("docker://"))
+    is_path = is_path or (bare_is_path and _URL_START.match(text) is None)
     if not bare_is_path and not is_remote:
         _check_not_registry(text, folder or Path())
     if is_path or (not is_remote and _names_existing_path(text, folder or Path())):
@@ -162,8 +163,16 @@ def check_repository(text: str) -> None:
 
 
 def _check_not_registry(text: str, folder: Path) -> None:
-    """Raise InvalidNameError for `localhost:5000/`, unless such a directory exists: the image's name is missing."""
+    """Raise InvalidNameError for `localhost:5000/` and `localhost:5000/app/`, unless the directory of the host exists.
+
+    A text that ends with / is a directory, but these are probably meant for a registry.
+    """
     name = text.rstrip("/")
+    host, slash, _ = name.partition("/")
+    if text.endswith("/") and slash and _has_host_form(host) and not paths.exists(folder / host):
+        msg = f"ambiguous location {printable(text)!r}: the / at its end means a directory, but it begins like an image"
+        shown = printable(name)
+        raise InvalidNameError(msg, hint=f"for the image, write {shown}; for the directory, ./{shown}/")
     if text.endswith("/") and _REGISTRY_ALONE.fullmatch(name) and not paths.exists(folder / name):
         msg = f"{printable(text)} names a registry, but no image"
         raise InvalidNameError(
@@ -195,9 +204,12 @@ def is_missing_image(location: Location) -> bool:
     """Return whether a path does not exist and has the form of `HOST[:PORT]/REPOSITORY`."""
     text = location.text
     host, slash, _ = text.partition("/")
+    return bool(slash) and _has_host_form(host) and not is_archive_name(text) and not paths.exists(text)
+
+
+def _has_host_form(host: str) -> bool:
     form = r"[^.:~][^:]*(?:\.[^.:]+|:[0-9]+)|\[[0-9a-fA-F:.]+\](?::[0-9]+)?"
-    has_form = slash and (host == "localhost" or re.fullmatch(form, host) is not None)
-    return bool(has_form) and not is_archive_name(text) and not paths.exists(text)
+    return host == "localhost" or re.fullmatch(form, host) is not None
 
 
 def parse_local_location(text: str) -> Location:

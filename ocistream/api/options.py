@@ -417,7 +417,7 @@ class CopyOptions:
         metavar="IDENTITY",
         not_configurable=DECIDES_TRUST,
         section=SIGNATURES,
-        help="Also accept (without a key: require) keyless signatures of this email or URI.",
+        help="Require a keyless signature of this email or URI; with a key, either is enough.",
     )
     certificate_oidc_issuer: str | None = option(
         metavar="URL",

@@ -255,7 +255,11 @@ class JoinedSource:
                 actual = f"{volume} of {_describe_images(digests, entries)}"
                 expected = f"{printable(first_text)} is {first_volume} of {_describe_images(first_digests, entries)}"
                 msg = f"{printable(text)} does not belong to the others: it is {actual}; in another set, {expected}"
-                raise ArchiveError(msg, hint=f"omit or delete {printable(text)}: it is of another `pull --split`")
+                others = sum(other.identity == volume.identity for _, other, _ in volumes)
+                hint = f"omit or delete {printable(text)}: it is of another `pull --split`"
+                if others > 1:
+                    hint = f"name the volumes of one set: {others} of these are of another `pull --split`"
+                raise ArchiveError(msg, hint=hint)
             if volume[1:] != first_volume[1:] or digests != first_digests:
                 msg = f"{printable(text)} claims to be of the same set as {printable(first_text)}, but they differ"
                 raise ArchiveError(msg)

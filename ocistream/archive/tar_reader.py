@@ -290,7 +290,7 @@ class TarReader:
             raise ArchiveError(msg)
         if has_data:
             msg = f"{self._what} has data after its end-of-archive mark"
-            raise ArchiveError(msg, hint="if two archives were joined, read each one separately")
+            raise ArchiveError(msg, hint="if archives or volumes were joined, name each one, as with -i 'app.*.tar'")
 
     def _skip(self, size: int) -> None:
         for chunk in read_chunks(self._file, size):

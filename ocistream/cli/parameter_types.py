@@ -118,18 +118,20 @@ def _advise_ambiguous_name(text: str, reference: Reference, *, may_be_path: bool
     shown = printable(text)
     if _HOST.match(text):
         no_file = f"no file is called {shown}; " if may_be_path else ""
-        meaning = (
-            f"{shown} means the image {reference.name}: write {shown}/REPOSITORY[:TAG] for an image in that registry"
-        )
-        new_file = f"; for a new file, write ./{shown} or oci-archive:{shown}" if is_destination else ""
-        add_failure_hint(no_file + meaning + new_file)
+        meaning = f"{shown} means the image {reference.name}"
+        advice = f": write {shown}/REPOSITORY[:TAG] for an image in that registry"
+        if is_destination:
+            advice = f"; for an image in a registry of that name, write {shown}/REPOSITORY[:TAG]"
+            advice += f"; for a new file, write ./{shown} or oci-archive:{shown}"
+        add_failure_hint(no_file + meaning + advice)
     elif reference.registry == DEFAULT_REGISTRY and not _HUB_HOST.match(text):
         may_be_path = may_be_path and reference.digest is None
         hint = f"write HOST/{shown} for another registry"
         if layout_hint := describe_layout_image(text):
             hint = layout_hint
         elif may_be_path:
-            hint += f", or ./{shown} for a path"
+            new_path = f", ./{shown}/ for a directory, or ./{shown} for a file"
+            hint += new_path if is_destination else f", or ./{shown} for a path"
         if may_be_path and ":" not in text:
             # Probably the name of a file.
             prefix = f"no file is called {shown}, so it means {reference}"

@@ -42,8 +42,11 @@ _OPTIONS: Final = (
     ("p", "password-stdin", "a process list shows command lines: use --password-file or --password-stdin"),
     ("multi-arch all-platforms", "platform", "use --platform all, or --platform OS/ARCH for one platform"),
     ("a", "all-tags", "use --all for all platforms, --all-tags for all tags"),
-    ("all-tags a", "to", "use --to HOST[/PREFIX] to push every image of the archive"),
-    ("all-tags a", "output", "use `ocistream copy --all-tags HOST/REPO DST`"),
+    ("all-tags", "to", "use --to HOST[/PREFIX] to push every image of the archive"),
+    ("a", "to", "omit the option: all platforms are pushed; --to HOST[/PREFIX] pushes every image of the archive"),
+    ("all-tags", "output", "use `ocistream copy --all-tags HOST/REPO DST`"),
+    ("a", "output", "use --all for all platforms; `ocistream copy --all-tags HOST/REPO DST` copies all tags"),
+    ("tag tags t", "to", "the tag is a part of IMAGE: write HOST/REPOSITORY:TAG"),
     ("all a", "logout", "run `ocistream logout REGISTRY` for each registry that ~/.docker/config.json lists"),
     ("get-login", "", "no command prints the user name: read ~/.docker/config.json, or ask its credential helper"),
     ("source", "input", "use -i PATH for an archive or a layout; `ocistream copy SRC DST` copies from a registry"),
@@ -75,7 +78,7 @@ _OPTIONS: Final = (
     (
         "preserve-digests",
         "",
-        "omit the option: manifests are copied byte for byte; a notice names an image of `docker save` that is not",
+        "omit the option: manifests are copied byte for byte; a notice names an image of `docker save` that changes",
     ),
     ("remove-signatures", "no-referrers", "use --no-referrers"),
     (

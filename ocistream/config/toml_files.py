@@ -318,7 +318,7 @@ def read_file(path: Path, kind: type[_Table], home: Path, bound: int = limits.MA
 
     if len(raw) > bound:
         msg = f"{path} is larger than {bound} bytes"
-        raise UsageError(msg)
+        raise UsageError(msg, hint="this seems not to be a TOML file")
     try:
         values = tomllib.loads(raw.decode())
     except UnicodeDecodeError as error:

@@ -128,5 +128,5 @@ def _load_certificate(
             msg = f"the {description} {certificate} does not belong to the key {key or certificate}"
             raise UsageError(msg) from error
         msg = f"{certificate} is not a {description} with its key" + (f" in {key}" if key else "")
-        hint = f"both must be PEM; the key may be in the file of the certificate, or use {option}"
+        hint = f"its key must be in the same file, or use {option}; both must be PEM"
         raise UsageError(msg, hint=hint) from error

@@ -200,7 +200,7 @@ def select_full_names(chosen: Sequence[str], command: str) -> ImageSelector:
         unnamed = [root for root in roots if not has_full_name(root)]
         line = command.replace("NAME", shlex.quote(_typeable_name(unnamed[0])), 1) if unnamed else command
         which = "this one" if len(unnamed) == 1 else "each image without one"
-        hint = f"--to needs a full name for every image; push {which} by itself: `{line}`"
+        hint = f"--to needs a full name, REPOSITORY:TAG, for every image; push {which} by itself: `{line}`"
         if len(unnamed) < len(roots):
             hint += "; select the others with --image NAME"
         if not chosen:

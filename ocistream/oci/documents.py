@@ -270,7 +270,7 @@ def check_document_type(fields: Mapping[str, Any], what: str, media_types: Colle
     """
     own_type = _optional_text(fields, "mediaType", what)
     if own_type is not None and own_type not in media_types:
-        msg = f"{what} says it is {printable(own_type)!r} but was referenced as {next(iter(media_types))!r}"
+        msg = f"{what} has the mediaType {printable(own_type)!r}, but {next(iter(media_types))!r} is expected"
         raise ArchiveError(msg)
     if "manifests" in fields and ("layers" in fields or "config" in fields):
         msg = f"{what} claims to be an image and an index at once"

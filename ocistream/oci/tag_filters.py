@@ -10,6 +10,7 @@ import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from ocistream import notices
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import is_digest_tag, printable
 
@@ -38,8 +39,10 @@ _COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
 def glob_filter(globs: Sequence[str]) -> TagFilter:
     """Return a filter by shell patterns. It selects tags that match a pattern, and no pattern that begins with `!`.
 
-    Without a positive pattern, all tags match. Tags of referrers (cosign's, and referrers lists) are copied with their
-    image. They are selected only by a pattern that begins like them.
+    Without a positive pattern, all tags match. A notice names a positive pattern that no tag matches.
+
+    Tags of referrers (cosign's, and referrers lists) are copied with their image. They are selected only by a pattern
+    that begins like them.
     """
     included = [glob for glob in globs if not glob.startswith("!")]
     excluded = [glob[1:] for glob in globs if glob.startswith("!")]
@@ -50,7 +53,12 @@ def glob_filter(globs: Sequence[str]) -> TagFilter:
             for tag in tags
             if _matches(tag, included or ["*"]) and not any(fnmatchcase(tag, glob) for glob in excluded)
         ]
-        return require_some(chosen, tags, f"matches {' '.join(map(repr, globs))}")
+        selected = require_some(chosen, tags, f"matches {' '.join(map(repr, globs))}")
+        for glob in included:
+            # Perhaps a typo, or a tag that was deleted.
+            if not any(_matches(tag, [glob]) for tag in tags):
+                notices.notify(f"no tag matches {printable(glob)!r}")
+        return selected
 
     return choose
 

@@ -459,7 +459,7 @@ class RegistryDestination:
                 "this archive lists its images only at its end (as `docker save` does), so --to cannot read it from a "
                 "pipe or a compressed file; nothing was sent"
             )
-            suggestion = "push one image with `ocistream push HOST/REPOSITORY:TAG --image NAME`"
+            suggestion = "push one image with `ocistream push -i FILE --image NAME HOST/REPOSITORY:TAG`"
             hint = f"decompress it, or save it to a file and push with -i FILE, or {suggestion}"
             raise UnsupportedError(msg, hint=hint)
         return self._early_target

@@ -208,7 +208,8 @@ def read_sync_file(path: Path, home: Path = _ROOT) -> SyncPlan:
     table = toml.read_file(path, _SyncFile, home, limits.MAX_SYNC_FILE)
     if table is None:
         msg = f"{printable(str(path), 1024)}: no such file"
-        raise NotFoundError(msg, hint="check the path; relative paths start at the current directory")
+        hint = "check the path; relative paths start at the current directory"
+        raise NotFoundError(msg, hint="name a file; for stdin, write /dev/stdin" if str(path) == "-" else hint)
     return _Planner(table).plan()
 
 

@@ -91,6 +91,13 @@ def test_a_refused_address_is_reported_with_its_correction(archive: Path, addres
     assertions.failure(ocistream("serve", archive, "--listen", address), 2, *words)
 
 
+def test_an_address_of_another_machine_is_reported_with_its_correction(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(PASSWORD)
+    login = ["-u", "ada", "--password-file", tmp_path / "password"]
+    result = ocistream("serve", archive, "-q", "--listen=192.0.2.1:0", *login)
+    assertions.failure(result, 7, "cannot listen on 192.0.2.1:0", "use an address of this machine, or 0.0.0.0 for all")
+
+
 def test_a_new_layout_is_reported(tmp_path: Path) -> None:
     for notice in (b"ocistream: created an empty layout in new\n", b""):
         with started_fork("serve", "new", "--listen=127.0.0.1:0", cwd=tmp_path) as process:

@@ -114,6 +114,14 @@ class TestCopies:
         assert len(result.lines()) == len(TAGS)
         assert "5 images copied" in result.err
 
+    def test_a_pattern_that_no_tag_matches_is_reported(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        result = sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", tags='["1.0", "9.9", "!nothing"]'))
+        assertions.success(result)
+        same(source, target, "app", ["1.0"])
+        assert re.findall("no tag matches .*", result.err) == ["no tag matches '9.9'"], result.err
+
     @pytest.mark.parametrize(
         ("choice", "expected"),
         [
@@ -606,7 +614,21 @@ class TestTheFile:
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d'\npassword = 'x'", ["do not write passwords here"]),
             ("[[sync]]\nfrom = 'a/b:1'\nto = 'c/d'\ntags = ['x']", ["tags", "is one image"]),
             ("[[sync]]\nfrom = 'a/b'\nto = 'c/d:1'", ["to", "is for one image"]),
-            ("[[sync]]\nfrom = 'a/b'\nto = 'oci-archive:x.tar'", ["to", "is for one image"]),
+            (
+                "[[sync]]\nfrom = 'a/b'\nto = 'oci-archive:x.tar'",
+                ["to", "is for one image", "write to = 'oci:DIR', or add a tag to `from`"],
+            ),
+            ("[registry.ghcr.io]\ninsecure = true", ["unknown key 'io'", 'in quotes: [registry."ghcr.io"]\n']),
+            ("[registry.a.b.example]\ninsecure = true", ['write the host in quotes: [registry."a.b.example"]\n']),
+            ("[[registry]]\nlocation = 'a'", ["registry is not a table", 'write [registry."HOST"]\n']),
+            (
+                "[[sync]]\nfrom = 'a/b'\nto = { location = 'c/d', username = 'x' }",
+                ["to: unknown key 'username'", 'write credentials = "NAME" here'],
+            ),
+            (
+                "[[sync]]\nfrom = 'a/b:1'\nto = 'c/d'\nplatforms = ['all']",
+                ["platforms has 'all' in a list", 'write platforms = "all", without a list\n'],
+            ),
             ("[[sync]]\nfrom = 'a/b:1'\nto = 'docker-archive:x.tar'", ["to", "docker-archive"]),
             ("[[sync]]\nfrom = '-'\nto = 'a/b'", ["from", "stdin"]),
             ("[[sync]]\nfrom = 'a/b'\nto = ['c/d', 'c/d']", ["to has a location twice", "delete one of them"]),

@@ -192,6 +192,31 @@ _DIGEST = "sha256:" + 64 * "a"
         (["pull", "localhost:1/app:1", "--config", "nowhere.toml"], 4, ["no such file", "check the path"]),
         (["pull", "localhost:1/app:1", "--ca-cert", "nowhere.pem"], 4, ["no such file", "check the path"]),
         (["login", "localhost:1", "--username=me", "--password-stdin"], 2, ["stdin has no password", "printf"]),
+        (
+            ["login", "localhost:1"],
+            2,
+            ["no terminal to ask for the user name", "use --username; for the password, u"],
+        ),
+        (["verify", "https://r.io/app:1"], 2, ["a URL is not a name", "without http:// or https://"]),
+        (
+            ["copy", "x.tar", "localhost:1/new/"],
+            2,
+            [
+                "the / at its end means a directory",
+                "the image, write localhost:1/new; for the directory, ./localhost:1/n",
+            ],
+        ),
+        (["copy", "x.tar", "r.example/new/"], 2, ["'r.example/new/'", "for the image, write r.example/new; for the d"]),
+        (["pull", "-a", "localhost:1/a:1"], 2, ["No such option", "use --all for all platforms"]),
+        (["push", "-a", "localhost:1/a:1"], 2, ["No such option", "omit the option: all platforms are pushed"]),
+        (
+            ["push", "-t", "1", "localhost:1/a"],
+            2,
+            ["No such option", "the tag is a part of IMAGE: write HOST/REPOSITO"],
+        ),
+        (["push", "-i", "a.tar", "a.tar"], 2, ["'a.tar' is a path", "already an input: write the destination, `ocis"]),
+        (["sync", "-"], 4, ["-: no such file", "write /dev/stdin"]),
+        (["sync", "--shard=1/0", "s.toml"], 2, ["--shard 1/0: no such shard", "N must be at least 1"]),
     ],
 )
 def test_the_error_for_a_mistake_says_what_to_type(

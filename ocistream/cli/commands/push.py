@@ -80,11 +80,12 @@ def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, 
 
     IMAGE (HOST/REPO:TAG) is the destination of the archive's only image, or of --image. --to pushes all images (or
     those of --image) and renames them: registry.example.com/team/app:1 becomes HOST/PREFIX/team/app:1, and nginx:1
-    becomes HOST/PREFIX/nginx:1. Two different images with the same new name are an error. With --to, give an archive of
-    `docker save` or skopeo by -i, as an uncompressed file: it lists its images at the end.
+    becomes HOST/PREFIX/nginx:1. Two different images with the same new name are an error. With --to, an archive of
+    `docker save` or skopeo must be an uncompressed file (-i FILE), because it lists its images at its end.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
-    it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers.
+    it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers: each but the
+    last then exits with 10.
 
     \b
     ocistream pull app:2 | ocistream push registry.local:5000/app:2
@@ -122,6 +123,8 @@ def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str
         options = [word for path in (*paths, *files) for word in ("-i", shlex.quote(path))]
         line = " ".join(["ocistream push", *options, *(map(shlex.quote, targets) if targets else ["IMAGE"])])
         hint = f"each archive follows -i: `{printable(line, 1024)}`"
+        if set(files) <= set(paths) and not targets:
+            hint = f"it is already an input: write the destination, `ocistream push -i {printable(files[0])} IMAGE`"
         if len(options) > _MAX_ARCHIVES_IN_HINT * 2:
             hint = "quote the glob, so that ocistream expands it: `ocistream push -i 'app.*.tar' IMAGE`"
         raise UsageError(describe_path(files[0]), hint=hint)
