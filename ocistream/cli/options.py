@@ -85,33 +85,33 @@ class Option(click.Option):
         self.section = section
 
     @property
-    def has_one_value(self) -> bool:
-        """Whether a second, different value is reported.
-
-        The last value counts, so that a script can append one. But options without a default decide what is copied,
-        where to, and as whom: a value must not be dropped silently.
-        """
-        return bool(self.not_configurable) and not (self.is_flag or self.multiple or self.count)
+    def has_value(self) -> bool:
+        """Whether a value follows the option on the command line."""
+        return not (self.is_flag or self.count)
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         """Let the parser collect all values, for `consume_value`."""
-        if self.has_one_value:
+        if self.has_value:
             parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append", nargs=self.nargs)
         else:
             super().add_to_parser(parser, ctx)
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
-        """Return the value and its source. Raise UsageError if the value is missing; report a second value."""
-        if self.name in opts and not (self.is_flag or self.count or ctx.resilient_parsing):
-            given = opts[self.name]
-            for value in given if isinstance(given, list) else [given]:
-                self._check_value(value, ctx)
-        if self.has_one_value and self.name in opts:
+        """Return the value and its source. Raise UsageError if the value is missing.
+
+        The last value counts, so that a script can append one. But an option without a default decides what is copied,
+        where to, and as whom: a second, different value of such an option is reported.
+        """
+        if self.has_value and self.name in opts:
             values = opts[self.name]
-            if len(set(values)) > 1 and not ctx.resilient_parsing:
-                name = max(self.opts, key=len)
-                notices.notify(f"{name} is given {len(values)} times: {printable(values[-1], 1024)}, the last, counts")
-            opts = {**opts, self.name: values[-1]}
+            if not ctx.resilient_parsing:
+                for value in values:
+                    self._check_value(value, ctx)
+                if self.not_configurable and not self.multiple and len(set(values)) > 1:
+                    name = max(self.opts, key=len)
+                    last = printable(values[-1], 1024)
+                    notices.notify(f"{name} is given {len(values)} times: {last}, the last, counts")
+            opts = opts if self.multiple else {**opts, self.name: values[-1]}
         return super().consume_value(ctx, opts)
 
     def _check_value(self, value: str, ctx: click.Context) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 import click
 
 from ocistream.api.options import FOR_ONE_RUN
-from ocistream.api.registries import find_home, load_configuration
+from ocistream.api.registries import load_configuration
 from ocistream.cli.console import Console
 from ocistream.cli.options import CONFIGURATION, GROUPS, Option, make_options
 from ocistream.config.toml_files import UnknownKeyError, flag, resolve_path
@@ -72,8 +72,8 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
         by_parameter["config"] = config_variable
     group.default_map = {name: by_parameter}
     if isinstance(group.obj, Console):
-        log_format, progress = (given.get(key) or by_parameter.get(key) for key in ("log_format", "progress"))
-        group.obj.as_json |= Console.is_json(cast("str | None", log_format), cast("str | None", progress))
+        log_format, progress = (given.get(key, [by_parameter.get(key)])[-1] for key in ("log_format", "progress"))
+        group.obj.as_json |= Console.is_json(log_format, progress)
         # `config` and `sync` read files that may name further variables: they check the variables themselves.
         is_quiet = given.get("quiet") or (by_parameter.get("quiet") and not given.get("verbose"))
         if name not in {"config", "sync"} and not is_quiet:
@@ -99,7 +99,7 @@ def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> Tom
         return load_configuration(None if explicit is None else Path(explicit), env)
     except UnknownKeyError as error:
         names = _configurable_names()
-        if not error.is_table and error.key not in names and (close := _find_similar_name(error.key, names)):
+        if not error.is_table and error.key not in names and (close := _find_similar_option(error.key, names)):
             error.hint = f"put options under [defaults]; did you mean {close}?"
         raise
 
@@ -170,20 +170,19 @@ def _read_file_settings(
 ) -> Iterator[tuple[str, Setting]]:
     if table is None:
         return
-    directory = Path(table.label).parent
     shared = table.table("defaults")
     for key, value in shared.values.items():
         if isinstance(value, dict):
             _check_command_table(shared, key)
         elif key in options:
-            yield key, _build_setting(shared, key, options[key], directory, f"{table.label} [defaults]")
+            yield key, _build_setting(shared, key, options[key], f"{table.label} [defaults]")
         elif key not in group_option_names():
             # It may be an option of another command. To import all commands takes 20 ms.
             _check_option_name(shared, key, _configurable_names())
     command_table = shared.table(name)
     for key in command_table.values:
         _check_option_name(command_table, key, options, of=f"`ocistream {name}`")
-        yield key, _build_setting(command_table, key, options[key], directory, f"{table.label} [defaults.{name}]")
+        yield key, _build_setting(command_table, key, options[key], f"{table.label} [defaults.{name}]")
 
 
 def _read_variables(options: Mapping[str, click.Option], env: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
@@ -209,14 +208,18 @@ def _check_option_name(table: TomlTable, key: str, known: Collection[str], of: s
 
 
 def _suggest_name(key: str, known: Collection[str]) -> str:
-    close = _find_similar_name(key, known)
+    close = _find_similar_option(key, known)
     return f"did you mean {close}?" if close else f"available: {', '.join(sorted(known))}"
 
 
-def _find_similar_name(key: str, known: Collection[str]) -> str | None:
+def _find_similar_option(key: str, known: Collection[str]) -> str | None:
+    return _find_similar_name(key.replace("_", "-").lower().lstrip("-"), known)
+
+
+def _find_similar_name(name: str, known: Collection[str], *, cutoff: float = 0.6) -> str | None:
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(key.replace("_", "-").lower().lstrip("-"), known, n=1)), None)
+    return next(iter(get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
 @functools.cache
@@ -231,20 +234,16 @@ def _configurable_names() -> list[str]:
     return [name for name, reason in reasons_against_defaults().items() if not reason]
 
 
-def _build_setting(table: TomlTable, key: str, option: click.Option, directory: Path, where: str) -> Setting:
+def _build_setting(table: TomlTable, key: str, option: click.Option, where: str) -> Setting:
     value = _convert_toml_value(table, key, option)
     if isinstance(option.type, click.Path):
-        value = (
-            [_resolve(directory, path) for path in value]
-            if isinstance(value, list)
-            else _resolve(directory, str(value))
-        )
+        value = [_resolve(table, path) for path in value] if isinstance(value, list) else _resolve(table, str(value))
     return Setting(value, "file", where)
 
 
-def _resolve(directory: Path, path: str) -> str:
+def _resolve(table: TomlTable, path: str) -> str:
     # An empty path stays empty, so that the option can report it.
-    return str(resolve_path(directory, path, find_home(os.environ))) if path else ""
+    return str(resolve_path(table.folder, path, table.home)) if path else ""
 
 
 def _convert_toml_value(table: TomlTable, key: str, option: click.Option) -> str | int | bool | list[str]:
@@ -294,12 +293,9 @@ def _check_setting(context: click.Context, key: str, option: click.Option, setti
     where = setting.where if setting.origin == "environment" else f"{setting.where} {key}"
     try:
         option.process_value(context, setting.value)
-    except click.BadParameter as error:
+    except (click.BadParameter, UsageError) as error:
         msg = f"{where}: {error.message}"
-        raise UsageError(msg) from error
-    except UsageError as error:
-        msg = f"{where}: {error.message}"
-        raise UsageError(msg, hint=error.hint) from error
+        raise UsageError(msg, hint=getattr(error, "hint", None)) from error
 
 
 _CREDENTIAL_VARIABLES: Final = frozenset(
@@ -315,9 +311,21 @@ _KUBERNETES_VARIABLE: Final = re.compile(
 
 def warn_unused_variables(console: Console, env: Mapping[str, str], used: Collection[str]) -> None:
     """Print one line for each variable that is set and has no effect; `used` are variables that a file names."""
-    names = [name for name, value in env.items() if name.startswith(VARIABLE_PREFIX) and value]
-    for line in _describe_unused(sorted(names), used):
-        console.info(line)
+    used_variables = _CREDENTIAL_VARIABLES | _TEST_VARIABLES | {variable_name("config"), *used}
+    names = {name for name, value in env.items() if name.startswith(VARIABLE_PREFIX) and value}
+    unused = [name for name in sorted(names - used_variables) if not _KUBERNETES_VARIABLE.match(name)]
+    # The names of all options are known only after an import of all commands.
+    reasons = {variable_name(key): reason for key, reason in reasons_against_defaults().items()} if unused else {}
+    for name in unused:
+        reason = reasons.get(name)
+        if reason is None:
+            known = {variable for variable, reason in reasons.items() if not reason} | used_variables - _TEST_VARIABLES
+            # Without the common prefix, which would make any two names similar.
+            words = [variable.removeprefix(VARIABLE_PREFIX) for variable in sorted(known)]
+            close = _find_similar_name(name.removeprefix(VARIABLE_PREFIX).upper(), words, cutoff=0.7)
+            reason = f"did you mean {VARIABLE_PREFIX}{close}?" if close else "ocistream has no such setting"
+        if reason:
+            console.info(f"the variable {printable(name)} has no effect: {reason}")
 
 
 def find_credential_variables(table: TomlTable | None) -> set[str]:
@@ -328,26 +336,3 @@ def find_credential_variables(table: TomlTable | None) -> set[str]:
     sources = [values.get("credentials") for values in tables if isinstance(values, dict)]
     prefixes = [text.removeprefix("env:") for text in sources if isinstance(text, str) and text.startswith("env:")]
     return {f"{prefix}_{word}" for prefix in prefixes for word in ("USERNAME", "PASSWORD")}
-
-
-def _describe_unused(names: Collection[str], used: Collection[str]) -> Iterator[str]:
-    used_variables = _CREDENTIAL_VARIABLES | _TEST_VARIABLES | {variable_name("config"), *used}
-    unused = [name for name in names if name not in used_variables and not _KUBERNETES_VARIABLE.match(name)]
-    if not unused:
-        return
-    reasons = {variable_name(key): reason for key, reason in reasons_against_defaults().items()}
-    for name in unused:
-        if (reason := reasons.get(name)) is None:
-            known = {*map(variable_name, _configurable_names()), *used_variables}
-            reason = _suggest_variable(name, known - _TEST_VARIABLES)
-        if reason:
-            yield f"the variable {printable(name)} has no effect: {reason}"
-
-
-def _suggest_variable(name: str, known: Collection[str]) -> str:
-    from difflib import get_close_matches
-
-    # Without the common prefix, which would make any two names similar.
-    names = sorted(variable.removeprefix(VARIABLE_PREFIX) for variable in known)
-    close = get_close_matches(name.removeprefix(VARIABLE_PREFIX).upper(), names, n=1, cutoff=0.7)
-    return f"did you mean {VARIABLE_PREFIX}{close[0]}?" if close else "ocistream has no such setting"
