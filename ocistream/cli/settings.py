@@ -17,7 +17,7 @@ import click
 from ocistream.api.options import FOR_ONE_RUN
 from ocistream.api.registries import load_configuration
 from ocistream.cli.console import Console
-from ocistream.cli.options import CONFIGURATION, GROUPS, Option, make_options
+from ocistream.cli.options import CONFIGURATION, GROUPS, Option, options_of
 from ocistream.config.toml_files import UnknownKeyError, flag, resolve_path
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
@@ -226,7 +226,7 @@ def _find_similar_name(name: str, known: Collection[str], *, cutoff: float = 0.6
 def group_option_names() -> frozenset[str]:
     """Return the options of all groups that a variable or the file may set, by long name, without any command."""
     return frozenset(
-        option_name(option) for group in GROUPS for option in make_options(group) if not option.not_configurable
+        option_name(option) for group in GROUPS for option in options_of(group) if not option.not_configurable
     )
 
 

@@ -11,7 +11,7 @@ import click
 
 from ocistream.api.registries import find_home
 from ocistream.cli.entry_point import COMMANDS, load_command
-from ocistream.cli.options import RunOptions, command, group_options, json_option
+from ocistream.cli.options import RunOptions, command, json_option, options_of
 from ocistream.cli.parameter_types import FilePath, empty_value_error, is_path
 from ocistream.cli.settings import (
     check_all_defaults,
@@ -53,15 +53,16 @@ def _suggest_action(text: str) -> str:
     return f"write show or check first; `ocistream inspect --raw-config {shown}` prints the config of an image"
 
 
-@command
-@click.argument(
-    "action",
-    metavar="{show|check}",
-    shell_complete=lambda _context, _parameter, text: [action for action in _ACTIONS if action.startswith(text)],
+@command(
+    click.Argument(
+        ["action"],
+        metavar="{show|check}",
+        shell_complete=lambda _context, _parameter, text: [action for action in _ACTIONS if action.startswith(text)],
+    ),
+    click.Argument(["of"], metavar="[COMMAND|IMAGE|FILE]", required=False, type=FilePath()),
+    json_option("Print one JSON document."),
+    options_of(RunOptions, "config"),
 )
-@click.argument("of", metavar="[COMMAND|IMAGE|FILE]", required=False, type=FilePath())
-@json_option("Print one JSON document.")
-@group_options(RunOptions, "config")
 def config(context: CommandContext, *, action: str, of: str | None, as_json: bool) -> None:
     """Show the effective settings, or check a configuration file.
 
