@@ -181,31 +181,26 @@ class RunOptions(ClientOptions):
     )
 
 
+_omission: Final = functools.partial(option, section=MISSING, not_configurable=SELECTS_CONTENT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OmissionOptions:
     """Which blobs an archive or layout omits."""
 
-    have: tuple[str, ...] = option(
+    have: tuple[str, ...] = _omission(
         (),
         type=PATH,
         metavar="FILE|-|LOCATION",
-        not_configurable=SELECTS_CONTENT,
-        section=MISSING,
         help="Omit blobs that FILE (from `ocistream have`) lists, or that LOCATION has; repeatable.",
     )
-    base: tuple[str, ...] = option(
-        (),
-        metavar="IMAGE",
-        not_configurable=SELECTS_CONTENT,
-        section=MISSING,
-        help="Omit the blobs of IMAGE, a base image that the destination has; repeatable.",
+    base: tuple[str, ...] = _omission(
+        (), metavar="IMAGE", help="Omit the blobs of IMAGE, a base image that the destination has; repeatable."
     )
-    only: tuple[str, ...] = option(
+    only: tuple[str, ...] = _omission(
         (),
         type=PATH,
         metavar="DIGEST|FILE",
-        not_configurable=SELECTS_CONTENT,
-        section=MISSING,
         help="Include only this blob, or those that FILE lists, to repair an incomplete archive; repeatable.",
     )
 
