@@ -13,7 +13,6 @@ from ocistream.errors import OcistreamError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
     from typing import TypeAlias
 
     from ocistream.api.copy_plan import CopyPlan
@@ -40,14 +39,12 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
         from ocistream.cli.omission_rules import OmissionRules
 
         find_omitted = OmissionRules(context, plan)
+    check_result(context, plan)
     sides = list(context.sides) or ["", ""]
-
-    def open_locations() -> tuple[Source, Destination]:
-        source_context = context.build_open_context(sides[0], registries=plan.source_registries)
-        destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
-        return plan.open(source_context, replace(destination_context, from_byte=from_byte))
-
-    run_transfer(context, plan, open_locations, find_omitted=find_omitted)
+    source_context = context.build_open_context(sides[0], registries=plan.source_registries)
+    destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
+    source, destination = plan.open(source_context, replace(destination_context, from_byte=from_byte))
+    run_transfer(context, plan, source, destination, find_omitted=find_omitted)
 
 
 def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
@@ -71,22 +68,20 @@ def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
 def run_transfer(
     context: CommandContext,
     plan: CopyPlan,
-    open_locations: Callable[[], tuple[Source, Destination]],
+    source: Source,
+    destination: Destination,
     *,
     find_omitted: FindOmitted | None,
 ) -> None:
-    """Copy images, then print and write the results.
+    """Copy images, then print and write the results, and close source and destination.
 
-    `open_locations` opens the plan's source and destination. If an archive is written to stdout, no result lines are
-    printed. `find_omitted` selects the blobs of a graph to omit.
+    If an archive is written to stdout, no result lines are printed. `find_omitted` selects the blobs of a graph to
+    omit. The caller has checked --result (`check_result`).
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
     result, dry_run = context.run_options.result, context.run_options.dry_run
-    if result is not None:
-        _check_result_path(result, plan)
     with contextlib.ExitStack() as stack:
-        source, destination = open_locations()
         stack.callback(source.close)
         stack.callback(destination.close)
 
@@ -128,12 +123,14 @@ def run_transfer(
     report_copy(context.console, plan, source, report, images, cached_sizes, omits=find_omitted is not None)
 
 
-def _check_result_path(result: Path, plan: CopyPlan) -> None:
+def check_result(context: CommandContext, plan: CopyPlan) -> None:
     """Check that --result can be written; raise UsageError if a volume of the archive would overwrite it."""
+    result, path = context.run_options.result, plan.destination.path
+    if result is None:
+        return
     from ocistream.cli.result_document import check_result_writable
     from ocistream.oci.volumes import parse_template
 
-    path = plan.destination.path
     if plan.options.split and path is not None and parse_template(path.name).parse_number(result.name) is not None:
         msg = f"--result {result} has the name of a volume"
         raise UsageError(msg, hint="name another file: this one would be overwritten")

@@ -11,7 +11,7 @@ from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import Output
 from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.parameter_types import parse_location_argument
-from ocistream.cli.transfers import run_transfer
+from ocistream.cli.transfers import check_result, run_transfer
 from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, UsageError
 from ocistream.locations import open_source
 from ocistream.oci.omitted_blobs import HAVE, OmissionReason
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
+    from ocistream.transfer.interfaces import Destination, VerifiedBlob
 
 #: Lines of a query per write.
 _LINES_PER_WRITE: Final = 512
@@ -61,12 +61,11 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     _check_options(context)
     remote = _RemoteOcistream(context, plan.destination, via)
 
-    def open_source_and_destination() -> tuple[Source, Destination]:
-        open_context = context.build_open_context("src", registries=plan.source_registries)
-        return open_source(source_location, open_context, plan.selection), remote.open_destination()
-
     def send() -> None:
-        run_transfer(context, plan, open_source_and_destination, find_omitted=remote.find_omitted)
+        check_result(context, plan)
+        open_context = context.build_open_context("src", registries=plan.source_registries)
+        source = open_source(source_location, open_context, plan.selection)
+        run_transfer(context, plan, source, remote.open_destination(), find_omitted=remote.find_omitted)
 
     try:
         send()
