@@ -87,47 +87,40 @@ def report_copy(
 ) -> None:
     """Print on stderr what a copy transferred, and what became of images and blobs that were not copied as they are.
 
-    `cached` is how many bytes came from the cache, by digest. `omits` says that blobs could be omitted by digest.
+    After a dry run, print what a real run would copy, and what it would not. `cached` is how many bytes came from the
+    cache, by digest. `omits` says that blobs could be omitted by digest.
     """
     into_docker_archive = plan.destination.kind == "docker-archive"
     archives: Sequence[ArchiveSource] = ()
-    if plan.reads_archives:
+    if plan.reads_archives and not report.is_dry_run:
         from ocistream.archive.source import list_archives
 
         archives = list_archives(source)
-    _report_resumed(console, report)
+    for blob in () if report.is_dry_run else report.blobs:
+        if blob.resumed_size:
+            digest, total = blob.descriptor.digest, format_size(blob.descriptor.size)
+            console.info(f"resumed {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
     _report_summary(console, plan, report, cached)
-    report_incomplete_indexes(
-        console, report.graph.incomplete_indexes, report.origins, into_docker_archive=into_docker_archive
-    )
-    if not into_docker_archive:
-        _report_new_digests(console, report, is_requested=plan.options.compress is not None)
-    if plan.options.compress is None and not into_docker_archive:
-        is_saved = any(archive.is_docker_save for archive in archives)
-        excludes = not plan.compresses_plain_layers(omits=omits)
-        _report_plain_layers(console, report, is_saved=is_saved, excludes=excludes)
-    _report_omitted(console, report)
-    report_skipped_referrers(console, report.graph.skipped_referrers)
-    _report_unused_entries(console, archives)
-    if into_docker_archive:
-        _report_image_ids(console, report, images, printed=not plan.destination.is_stream)
-        _warn_unnamed_images(console, report.graph)
-
-
-def report_dry_run(console: Console, plan: CopyPlan, report: Report, images: Sequence[ImageResult]) -> None:
-    """Print on stderr what a real run would copy, and what it would not."""
-    _report_summary(console, plan, report, {})
-    for blob in report.blobs:
-        console.info(
-            f"{_DRY_RUN_WORDS[blob.status]} {blob.descriptor.digest}, {format_size(blob.descriptor.size)}", level=1
-        )
+    for blob in report.blobs if report.is_dry_run else ():
+        size = format_size(blob.descriptor.size)
+        console.info(f"{_DRY_RUN_WORDS[blob.status]} {blob.descriptor.digest}, {size}", level=1)
     if report.undetermined and any(image.digest is None for image in images):
         console.info("layers would be recompressed: the digests of these images are known only afterwards")
     report_incomplete_indexes(
-        console, report.graph.incomplete_indexes, into_docker_archive=plan.destination.kind == "docker-archive"
+        console, report.graph.incomplete_indexes, report.origins, into_docker_archive=into_docker_archive
     )
+    if not into_docker_archive and not report.is_dry_run:
+        _report_new_digests(console, report, is_requested=plan.options.compress is not None)
+        if plan.options.compress is None:
+            is_saved = any(archive.is_docker_save for archive in archives)
+            excludes = not plan.compresses_plain_layers(omits=omits)
+            _report_plain_layers(console, report, is_saved=is_saved, excludes=excludes)
     _report_omitted(console, report)
     report_skipped_referrers(console, report.graph.skipped_referrers)
+    _report_unused_entries(console, archives)
+    if into_docker_archive and not report.is_dry_run:
+        _report_image_ids(console, report, images, printed=not plan.destination.is_stream)
+        _warn_unnamed_images(console, report.graph)
 
 
 def _report_image_ids(console: Console, report: Report, images: Sequence[ImageResult], *, printed: bool) -> None:
@@ -222,14 +215,6 @@ def _describe_selected(chosen: ChosenPlatforms, source: Source | None, *, into_d
     if count == listed_count:
         return f"only {selected} of {count} platforms{advice}"
     return f"only {selected} of the {count} platforms that the source has; the index lists {listed_count}{advice}"
-
-
-def _report_resumed(console: Console, report: Report) -> None:
-    """Print with -v which blobs were resumed."""
-    for blob in report.blobs:
-        if blob.resumed_size:
-            digest, total = blob.descriptor.digest, format_size(blob.descriptor.size)
-            console.info(f"resumed {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
 
 
 def _report_new_digests(console: Console, report: Report, *, is_requested: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ocistream.api.results import list_images
 from ocistream.cli.option_hints import describe_unused_side_options
-from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
+from ocistream.cli.report import print_dry_run, print_results, report_copy, report_selected_platforms
 from ocistream.errors import OcistreamError, UsageError
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ def run_transfer(
         write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)
     if dry_run:
         print_dry_run(plan, report, images)
-        report_dry_run(context.console, plan, report, images)
-        return
-    if not plan.destination.is_stream:
+    elif not plan.destination.is_stream:
         print_results(images)
     report_copy(context.console, plan, source, report, images, cached_sizes, omits=find_omitted is not None)
 
