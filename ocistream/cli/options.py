@@ -82,6 +82,11 @@ class Option(click.Option):
         self.section = section
 
     @property
+    def long_name(self) -> str:
+        """The long form, such as `--output`."""
+        return max(self.opts, key=len)
+
+    @property
     def has_value(self) -> bool:
         """Whether a value follows the option on the command line."""
         return not (self.is_flag or self.count)
@@ -105,9 +110,8 @@ class Option(click.Option):
                 for value in values:
                     self._check_value(value, ctx)
                 if self.not_configurable and not self.multiple and len(set(values)) > 1:
-                    name = max(self.opts, key=len)
                     last = printable(values[-1], 1024)
-                    notices.notify(f"{name} is given {len(values)} times: {last}, the last, counts")
+                    notices.notify(f"{self.long_name} is given {len(values)} times: {last}, the last, counts")
             opts = opts if self.multiple else {**opts, self.name: values[-1]}
         return super().consume_value(ctx, opts)
 
@@ -115,15 +119,15 @@ class Option(click.Option):
         """Raise UsageError for `--to -i app.tar`, whose value is missing, and for `-o=app.tar`."""
         if value == "" and self.not_configurable and isinstance(self.type, click.Path):
             # The empty value of another option removes its default.
-            raise empty_value_error(max(self.opts, key=len))
+            raise empty_value_error(self.long_name)
         if any(value in parameter.opts for parameter in ctx.command.params):
-            msg = f"{max(self.opts, key=len)} requires an argument, but the option {value} follows"
+            msg = f"{self.long_name} requires an argument, but the option {value} follows"
             raise UsageError(msg, hint=f"for a file of that name, write ./{value}")
         short = min(self.opts, key=len)
         if value.startswith("=") and short == "-o":
             shown = printable(value)
             msg = f"{short}{shown} has a = that would be a part of the value"
-            raise UsageError(msg, hint=f"write {short} {shown[1:]} or {max(self.opts, key=len)}{shown}")
+            raise UsageError(msg, hint=f"write {short} {shown[1:]} or {self.long_name}{shown}")
 
 
 class Command(click.Command):
@@ -268,10 +272,10 @@ def _click_type(declared: object) -> Any:
     if isinstance(declared, Whole):
         return WholeNumber(declared.lowest, declared.highest)
     if isinstance(declared, Positive):
-        return PositiveNumber(declared.highest)
+        return PositiveNumber(0, declared.highest, min_open=True)
     if declared == PATH:
         return FilePath()
-    return None if declared == _COUNT else declared
+    return WholeNumber(min=0) if declared == _COUNT else declared
 
 
 def _check(check: Callable[[_T], object], _context: click.Context, _parameter: click.Parameter, value: _T) -> _T:

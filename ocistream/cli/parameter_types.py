@@ -164,14 +164,9 @@ class WholeNumber(click.IntRange):
 class PositiveNumber(click.FloatRange):
     """A number above 0 with a maximum. `nan`, which click accepts, is an error."""
 
-    def __init__(self, highest: float) -> None:
-        """Accept numbers up to `highest`."""
-        super().__init__(0, highest, min_open=True)
-        self._highest = highest
-
     def _describe_range(self) -> str:
         """Return the range as --help shows it."""
-        return f"at most {self._highest:g}"
+        return f"at most {self.max:g}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number. An error shows the value, shortened."""
@@ -179,8 +174,8 @@ class PositiveNumber(click.FloatRange):
             number = float(value)
         except ValueError:
             number = math.nan
-        if not 0 < number <= self._highest:
-            bounds = f"above 0, at most {self._highest:g}, without a unit"
+        if not 0 < number <= (self.max or math.inf):
+            bounds = f"above 0, at most {self.max:g}, without a unit"
             self.fail(f"{printable(str(value), 40)!r} is not a number {bounds}", param, ctx)
         return number
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 import click
 
-from ocistream.api.options import FOR_ONE_RUN
 from ocistream.api.registries import load_configuration
 from ocistream.cli.console import Console
 from ocistream.cli.options import CONFIGURATION, GROUPS, Option, options_of
@@ -104,31 +103,19 @@ def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> Tom
         raise
 
 
-def option_name(option: click.Option) -> str:
-    """Return an option's long name without its hyphens."""
-    return max(option.opts, key=len).lstrip("-")
-
-
 def variable_name(name: str) -> str:
     """Return the environment variable of an option."""
     return VARIABLE_PREFIX + name.upper().replace("-", "_")
 
 
-def _own_options(command: click.Command) -> Iterator[tuple[str, click.Option]]:
-    """Return the options of a command by long name, in the order of --help, which is the last."""
-    for option in command.get_params(click.Context(command)):
-        if isinstance(option, click.Option):
-            yield option_name(option), option
+def _own_options(command: click.Command) -> Iterator[tuple[str, Option]]:
+    """Return the options of a command by long name, in the order of --help, but not --help itself."""
+    return ((option.long_name[2:], option) for option in command.params if isinstance(option, Option))
 
 
-def _reason_against_default(option: click.Option) -> str:
-    """Return why neither a variable nor the file sets an option, or "". `--help` is click's own."""
-    return option.not_configurable if isinstance(option, Option) else FOR_ONE_RUN
-
-
-def configurable_options(command: click.Command) -> dict[str, click.Option]:
+def configurable_options(command: click.Command) -> dict[str, Option]:
     """Return the options of a command that a variable or the file may set, by long name, in the order of --help."""
-    return {name: option for name, option in _own_options(command) if not _reason_against_default(option)}
+    return {name: option for name, option in _own_options(command) if not option.not_configurable}
 
 
 @functools.cache
@@ -140,7 +127,7 @@ def reasons_against_defaults() -> dict[str, str]:
     for command in map(load_command, COMMANDS):
         for name, option in _own_options(command):
             # --format of `pull` has a default, --format of `inspect` has none.
-            reasons[name] = reasons.get(name, "-") and _reason_against_default(option)
+            reasons[name] = reasons.get(name, "-") and option.not_configurable
     return reasons
 
 
@@ -154,8 +141,7 @@ def read_settings(
     options, settings = configurable_options(command), {}
     with click.Context(command, info_name=name) as context:
         for key, setting in (*_read_file_settings(name, options, table), *_read_variables(options, env)):
-            _check_setting(context, key, options[key], setting)
-            settings[key] = setting
+            settings[key] = _check_setting(context, key, options[key], setting)
     return settings
 
 
@@ -166,7 +152,7 @@ def check_all_defaults(table: TomlTable, commands: Mapping[str, click.Command]) 
 
 
 def _read_file_settings(
-    name: str, options: Mapping[str, click.Option], table: TomlTable | None
+    name: str, options: Mapping[str, Option], table: TomlTable | None
 ) -> Iterator[tuple[str, Setting]]:
     if table is None:
         return
@@ -185,11 +171,12 @@ def _read_file_settings(
         yield key, _build_setting(command_table, key, options[key], f"{table.label} [defaults.{name}]")
 
 
-def _read_variables(options: Mapping[str, click.Option], env: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
+def _read_variables(options: Mapping[str, Option], env: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
     for key, option in options.items():
         variable = variable_name(key)
         if text := env.get(variable):
-            yield key, Setting(_convert_variable(variable, option, text), "environment", variable)
+            # Blanks separate the values of an option that repeats.
+            yield key, Setting(text.split() if option.multiple else text, "environment", variable)
 
 
 def _check_command_table(table: TomlTable, key: str) -> None:
@@ -226,7 +213,7 @@ def _find_similar_name(name: str, known: Collection[str], *, cutoff: float = 0.6
 def group_option_names() -> frozenset[str]:
     """Return the options of all groups that a variable or the file may set, by long name, without any command."""
     return frozenset(
-        option_name(option) for group in GROUPS for option in options_of(group) if not option.not_configurable
+        option.long_name[2:] for group in GROUPS for option in options_of(group) if not option.not_configurable
     )
 
 
@@ -234,7 +221,7 @@ def _configurable_names() -> list[str]:
     return [name for name, reason in reasons_against_defaults().items() if not reason]
 
 
-def _build_setting(table: TomlTable, key: str, option: click.Option, where: str) -> Setting:
+def _build_setting(table: TomlTable, key: str, option: Option, where: str) -> Setting:
     value = _convert_toml_value(table, key, option)
     if isinstance(option.type, click.Path):
         value = [_resolve(table, path) for path in value] if isinstance(value, list) else _resolve(table, str(value))
@@ -246,7 +233,7 @@ def _resolve(table: TomlTable, path: str) -> str:
     return str(resolve_path(table.folder, path, table.home)) if path else ""
 
 
-def _convert_toml_value(table: TomlTable, key: str, option: click.Option) -> str | int | bool | list[str]:
+def _convert_toml_value(table: TomlTable, key: str, option: Option) -> str | int | bool | list[str]:
     """Return a TOML value as the command line would have it.
 
     A number becomes text, which the option then checks: click would truncate `jobs = 8.5` to 8.
@@ -271,31 +258,18 @@ def _convert_to_text(table: TomlTable, key: str, value: object) -> str:
     return str(value)
 
 
-def _convert_variable(variable: str, option: click.Option, text: str) -> str | int | bool | list[str]:
-    """Return the value of a variable. Blanks separate the values of an option that repeats."""
-    if option.is_flag:
-        try:
-            return bool(click.BOOL.convert(text, None, None))
-        except click.BadParameter as error:
-            msg = f"{variable}: {printable(text, 40)!r} is neither true nor false"
-            raise UsageError(msg, hint="write 1 or 0") from error
-    if option.count:
-        # Not `int` alone, which accepts digits of any script.
-        if not (text.isascii() and text.isdigit() and len(text) < 3):
-            msg = f"{variable}: {printable(text, 40)!r} is not a whole number"
-            raise UsageError(msg)
-        return int(text)
-    return text.split() if option.multiple else text
+def _check_setting(context: click.Context, key: str, option: Option, setting: Setting) -> Setting:
+    """Check a value with its option's type and callback; raise UsageError that names its origin.
 
-
-def _check_setting(context: click.Context, key: str, option: click.Option, setting: Setting) -> None:
-    """Check a value with its option's type and callback; raise UsageError that names its origin."""
+    Return the setting; the text of a variable for a switch or a counter becomes its value.
+    """
     where = setting.where if setting.origin == "environment" else f"{setting.where} {key}"
     try:
-        option.process_value(context, setting.value)
+        value = option.process_value(context, setting.value)
     except (click.BadParameter, UsageError) as error:
         msg = f"{where}: {error.message}"
         raise UsageError(msg, hint=getattr(error, "hint", None)) from error
+    return setting if option.has_value else replace(setting, value=value)
 
 
 _CREDENTIAL_VARIABLES: Final = frozenset(
