@@ -214,19 +214,20 @@ def _replace_option_command(arguments: Sequence[str]) -> Sequence[str]:
 
 def _run(arguments: Sequence[str], console: Console, *, ends_process: bool) -> int:
     """Parse and run, without click's own `main`, which has other exit codes for Ctrl-C and for a closed pipe."""
-
-    def run_command() -> None:
-        cli.invoke(context)
-        _flush_stdout()
-
     try:
         # `--help` and `--version` end here, without a worker thread.
         with cli.make_context(PROGRAM, list(arguments), obj=console) as context:
-            run_until_signal(run_command, console.cancelled, restores_handlers=not ends_process)
+            run_until_signal(lambda: _invoke(context), console.cancelled, restores_handlers=not ends_process)
     except click.exceptions.Exit as end:
         _flush_stdout()
         return end.exit_code
     return 0
+
+
+def _invoke(context: click.Context) -> None:
+    """Run the command, in the worker thread."""
+    cli.invoke(context)
+    _flush_stdout()
 
 
 def _flush_stdout() -> None:
