@@ -307,7 +307,10 @@ def command(*parameters: click.Parameter | Sequence[click.Parameter]) -> Callabl
 def _build_context(name: str, console: Console, values: dict[str, Any]) -> CommandContext:
     """Return the context of a command, and remove the values of all groups from the parameters."""
     if values.pop(_ALL_PLATFORMS, False):
-        values["platforms"] = ("all", *_given_platforms(values))
+        source = click.get_current_context().get_parameter_source("platforms")
+        # Platforms of a variable or the file are only a default.
+        given = values["platforms"] if source is ParameterSource.COMMANDLINE else ()
+        values["platforms"] = ("all", *given)
     run_options = _collect(RunOptions, values)
     _collect(MessageOptions, values).apply(console, run_options.progress)
     context = CommandContext(
@@ -324,12 +327,6 @@ def _build_context(name: str, console: Console, values: dict[str, Any]) -> Comma
     context.credentials.check_password_stdin()
     return_large_blocks()
     return context
-
-
-def _given_platforms(values: dict[str, Any]) -> Sequence[str]:
-    """Return the platforms of the command line. Those of a variable or the file are only a default."""
-    source = click.get_current_context().get_parameter_source("platforms")
-    return values["platforms"] if source is ParameterSource.COMMANDLINE else ()
 
 
 def _collect(group: type[_Group], values: dict[str, Any], side: str = "") -> _Group:

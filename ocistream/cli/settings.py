@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -78,13 +78,10 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
         if name not in {"config", "sync"} and not is_quiet:
             warn_unused_variables(group.obj, os.environ, find_credential_variables(table))
             if "platform" in settings and not (given.get("platforms") or given.get("all_platforms")):
-                _announce_platform(group.obj, settings["platform"])
-
-
-def _announce_platform(console: Console, setting: Setting) -> None:
-    """Print the platform that a variable or a file selects: other defaults do not decide what is copied."""
-    value = setting.value if isinstance(setting.value, str) else ",".join(cast("list[str]", setting.value))
-    console.info(f"--platform {printable(value)} is set by {setting.where}")
+                # Other defaults do not decide what is copied.
+                value, where = settings["platform"].value, settings["platform"].where
+                shown = ",".join(value) if isinstance(value, list) else str(value)
+                group.obj.info(f"--platform {printable(shown)} is set by {where}")
 
 
 def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> TomlTable | None:
@@ -145,21 +142,18 @@ def read_settings(
     return settings
 
 
-def check_all_defaults(table: TomlTable, commands: Mapping[str, click.Command]) -> None:
-    """Check all tables of defaults, for every command; raise UsageError for the first error."""
-    for name, command in commands.items():
-        read_settings(name, command, table, {})
-
-
 def _read_file_settings(
     name: str, options: Mapping[str, Option], table: TomlTable | None
 ) -> Iterator[tuple[str, Setting]]:
+    from ocistream.cli.entry_point import COMMANDS
+
     if table is None:
         return
     shared = table.table("defaults")
     for key, value in shared.values.items():
         if isinstance(value, dict):
-            _check_command_table(shared, key)
+            if key not in COMMANDS:
+                raise shared.key_error(key, "is a table, not a command", _suggest_name(key, COMMANDS))
         elif key in options:
             yield key, _build_setting(shared, key, options[key], f"{table.label} [defaults]")
         elif key not in group_option_names():
@@ -177,13 +171,6 @@ def _read_variables(options: Mapping[str, Option], env: Mapping[str, str]) -> It
         if text := env.get(variable):
             # Blanks separate the values of an option that repeats.
             yield key, Setting(text.split() if option.multiple else text, "environment", variable)
-
-
-def _check_command_table(table: TomlTable, key: str) -> None:
-    from ocistream.cli.entry_point import COMMANDS
-
-    if key not in COMMANDS:
-        raise table.key_error(key, "is a table, not a command", _suggest_name(key, COMMANDS))
 
 
 def _check_option_name(table: TomlTable, key: str, known: Collection[str], of: str = "any command") -> None:

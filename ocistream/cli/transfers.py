@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ocistream.api.results import list_images
 from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.report import print_dry_run, print_results, report_copy, report_selected_platforms
-from ocistream.errors import OcistreamError, UsageError
+from ocistream.errors import OcistreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,7 +39,6 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
         from ocistream.cli.omission_rules import OmissionRules
 
         find_omitted = OmissionRules(context, plan)
-    check_result(context, plan)
     sides = list(context.sides) or ["", ""]
     source_context = context.build_open_context(sides[0], registries=plan.source_registries)
     destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
@@ -76,7 +75,7 @@ def run_transfer(
     """Copy images, then print and write the results, and close source and destination.
 
     If an archive is written to stdout, no result lines are printed. `find_omitted` selects the blobs of a graph to
-    omit. The caller has checked --result (`check_result`).
+    omit.
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
@@ -119,17 +118,3 @@ def run_transfer(
     elif not plan.destination.is_stream:
         print_results(images)
     report_copy(context.console, plan, source, report, images, cached_sizes, omits=find_omitted is not None)
-
-
-def check_result(context: CommandContext, plan: CopyPlan) -> None:
-    """Check that --result can be written; raise UsageError if a volume of the archive would overwrite it."""
-    result, path = context.run_options.result, plan.destination.path
-    if result is None:
-        return
-    from ocistream.cli.result_document import check_result_writable
-    from ocistream.oci.volumes import parse_template
-
-    if plan.options.split and path is not None and parse_template(path.name).parse_number(result.name) is not None:
-        msg = f"--result {result} has the name of a volume"
-        raise UsageError(msg, hint="name another file: this one would be overwritten")
-    check_result_writable(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,6 @@ from ocistream.cli.entry_point import COMMANDS, load_command
 from ocistream.cli.options import RunOptions, command, json_option, options_of
 from ocistream.cli.parameter_types import FilePath, empty_value_error, is_path
 from ocistream.cli.settings import (
-    check_all_defaults,
     configurable_options,
     find_credential_variables,
     read_configuration_file,
@@ -131,7 +131,8 @@ def _check_file(console: Console, of: str | None, config_file: str | None) -> No
     from ocistream.http.settings import TlsSettings
     from ocistream.http.tls import check_tls_files
 
-    check_all_defaults(table, {name: load_command(name) for name in _CONFIGURABLE_COMMANDS})
+    for name in _CONFIGURABLE_COMMANDS:
+        read_settings(name, load_command(name), table, {})
     for host, rule in parse_host_rules(table).items():
         with _name_table(f"{table.label}: [registry.{_format_toml(host)}]"):
             check_tls_files(TlsSettings(rule.settings.ca_files, rule.settings.client_certificates))
@@ -208,7 +209,7 @@ def _command_settings(table: TomlTable | None, name: str) -> dict[str, dict[str,
     for key, option in configurable_options(loaded).items():
         if (setting := settings.get(key)) is not None:
             value = _convert_number(setting.value) if isinstance(option.type, _NUMBER_TYPES) else setting.value
-            result[key] = {"value": value, "origin": setting.origin, "where": setting.where}
+            result[key] = {**dataclasses.asdict(setting), "value": value}
         else:
             value = option.to_info_dict()["default"]
             result[key] = {"value": value or None if option.multiple else value, "origin": _BUILT_IN, "where": None}

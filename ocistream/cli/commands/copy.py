@@ -100,7 +100,7 @@ def copy(context: CommandContext, source: str, destination: str, *, via: str | N
         resolve_stdout(parse_location_argument(destination, is_destination=True)),
     )
     _check_no_pattern(*locations)
-    context.check_result_path(*locations)
+    context.check_result(*locations)
     run_plan(context, plan_copy([locations[0]], locations[1], context.copy_options))
 
 

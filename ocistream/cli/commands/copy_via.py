@@ -11,7 +11,7 @@ from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import Output
 from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.parameter_types import parse_location_argument
-from ocistream.cli.transfers import check_result, run_transfer
+from ocistream.cli.transfers import run_transfer
 from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, UsageError
 from ocistream.locations import open_source
 from ocistream.oci.omitted_blobs import HAVE, OmissionReason
@@ -53,7 +53,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     context.check_side_options("src")
     source_location = parse_location_argument(source)
     remote_destination = parse_location_argument(destination, is_remote=True)
-    context.check_result_path(source_location)
+    context.check_result(source_location)
     if source_location.reference is None and (message := describe_unused_side_options("src")):
         context.console.info(message)
     plan = plan_copy([source_location], remote_destination, context.copy_options, is_remote=True)
@@ -62,7 +62,6 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     remote = _RemoteOcistream(context, plan.destination, via)
 
     def send() -> None:
-        check_result(context, plan)
         open_context = context.build_open_context("src", registries=plan.source_registries)
         source = open_source(source_location, open_context, plan.selection)
         run_transfer(context, plan, source, remote.open_destination(), find_omitted=remote.find_omitted)

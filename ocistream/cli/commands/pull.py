@@ -124,7 +124,7 @@ def pull(
             msg = "--from-byte does not work with --dry-run, which writes no archive"
             raise UsageError(msg, hint="omit one of them")
         check_from_byte(destination, context.copy_options.split)
-    context.check_result_path(destination)
+    context.check_result(destination)
     plan = plan_copy(images, destination, context.copy_options, only_this_platform=True)
     run_plan(context, plan, from_byte=from_byte or 0)
 

@@ -95,7 +95,7 @@ def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, 
         hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
     archives = [location for path in paths or ("-",) for location in _expand_glob(parse_local_location(path))]
-    context.check_result_path(*archives)
+    context.check_result(*archives)
     if image is None:
         plan = plan_copy_to_prefix(archives, prefix or "", context.copy_options)
     else:

@@ -21,7 +21,7 @@ from ocistream.cli.option_hints import build_sync_hint_translator
 from ocistream.cli.options import Option, RunOptions, command, options_of, transfer_options
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
-from ocistream.cli.result_document import check_result_writable, write_result_pieces
+from ocistream.cli.result_document import write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
@@ -94,12 +94,10 @@ def sync(context: CommandContext, file: Path, part: str) -> None:
     _report_unused_tables(context, plan)
     _warn_unused_variables(context, plan)
     result = context.run_options.result
-    context.check_result_path(*(sync_location.location for sync_location in plan.sync_locations))
-    if result is not None:
-        if real_path(result) == real_path(file):
-            msg = f"--result {printable(str(result), 1024)} is the sync file itself"
-            raise UsageError(msg, hint="name another file: this one would be overwritten")
-        check_result_writable(result)
+    context.check_result(*(sync_location.location for sync_location in plan.sync_locations))
+    if result is not None and real_path(result) == real_path(file):
+        msg = f"--result {printable(str(result), 1024)} is the sync file itself"
+        raise UsageError(msg, hint="name another file: this one would be overwritten")
     policy = context.access.load_trust_policy() or TrustPolicy()
     open_contexts = _build_open_contexts(context, plan)
     access = SyncAccess(
