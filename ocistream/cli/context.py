@@ -67,7 +67,6 @@ class CommandContext:
     sides: Mapping[str, RegistryOptions]
     copy_options: CopyOptions
     omission: OmissionOptions
-    cancelled: threading.Event
     #: The configuration file, if it was read for the defaults of the options.
     configuration: TomlTable | None = None
     #: How many requests were retried.
@@ -83,6 +82,7 @@ class CommandContext:
             lambda: self.configuration or load_configuration(self.run_options.config, os.environ),
             use_mirrors=not self.run_options.no_mirrors,
         )
+        self.cancelled: threading.Event = self.console.cancelled
         self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
 
     def registry_options(self, side: str) -> RegistryOptions:

@@ -59,8 +59,10 @@ def add_copy_hint(error: OcistreamError, console: Console, plan: CopyPlan, sourc
             _list_missing_blobs(console, error)
         elif error.graph.is_platform_filtered and location is not None:
             _add_platforms_hint(error, location)
-        elif location is not None and not error.message.endswith(name := _name_needing_images(error, location)):
-            error.message += name
+        elif location is not None and (images := _needing_images(error)):
+            more = f" and {len(images) - 1} more" if images[1:] else ""
+            text = f", for {_image_name(images[0])}{more} of {location.description}"
+            error.message = error.message.removesuffix(text) + text
     elif isinstance(error, NoSuchImageError):
         if is_digest(error.wanted) and (images := _find_images_by_id(error.wanted, location, source)):
             shown = printable(error.wanted)
@@ -105,9 +107,10 @@ def add_sync_hint(error: OcistreamError, source: str) -> None:
 
 
 def _add_platforms_hint(error: MissingBlobsError, source_location: Location) -> None:
-    if not error.message.startswith(prefix := _name_incomplete_image(error)):
+    if root := next((root for root in _needing_images(error) if root.descriptor.platform), None):
         # Only once: several destinations may share the error.
-        error.message = f"{prefix}{error.message}"
+        prefix = f"{_image_name(root)} for {printable(str(root.descriptor.platform))} is "
+        error.message = prefix + error.message.removeprefix(prefix)
     error.hint = _complete_platforms_hint(error.graph, source_location)
 
 
@@ -119,21 +122,6 @@ def _needing_images(error: MissingBlobsError) -> list[Root]:
 
 def _image_name(root: Root) -> str:
     return printable(root.origin or root.name or root.descriptor.digest)
-
-
-def _name_needing_images(error: MissingBlobsError, source_location: Location) -> str:
-    """Return the end of a message: the first image that needs a missing blob, and its archive or layout."""
-    images = _needing_images(error)
-    more = f" and {len(images) - 1} more" if images[1:] else ""
-    return f", for {_image_name(images[0])}{more} of {source_location.description}" if images else ""
-
-
-def _name_incomplete_image(error: MissingBlobsError) -> str:
-    """Return the start of a message: the name and platform of the incomplete image."""
-    for root in _needing_images(error):
-        if root.descriptor.platform:
-            return f"{_image_name(root)} for {printable(str(root.descriptor.platform))} is "
-    return ""
 
 
 def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:

@@ -321,7 +321,6 @@ def _build_context(name: str, console: Console, values: dict[str, Any]) -> Comma
         sides={side: _collect(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
         copy_options=_collect(CopyOptions, values),
         omission=_collect(OmissionOptions, values),
-        cancelled=console.cancelled,
         configuration=click.get_current_context().meta.get(CONFIGURATION),
     )
     context.credentials.check_password_stdin()

@@ -17,7 +17,7 @@ from ocistream.sizes import format_count, format_size
 from ocistream.streams.workers import start
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ocistream.cli.console import Console
     from ocistream.oci.descriptor import Descriptor
@@ -270,7 +270,11 @@ class ProgressLines(Progress):
         super().__init__()
         self._console = console
         #: The beginning and end of a log section, or None.
-        self._section = _find_log_section(os.environ) if console.verbosity >= 0 and not console.as_json else None
+        self._section: tuple[str, str] | None = None
+        if console.verbosity >= 0 and not console.as_json:
+            self._section = next(
+                (marks for name, marks in _LOG_SECTIONS.items() if os.environ.get(name) == "true"), None
+            )
         self._blob_lines: list[str] = []
 
     def tick(self) -> None:
@@ -297,10 +301,6 @@ class ProgressLines(Progress):
             for line in self._blob_lines:
                 self._console.print_line(f"  {line}")
             self._console.print_line(end.format(now=int(time.time()), name=name))
-
-
-def _find_log_section(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    return next((marks for name, marks in _LOG_SECTIONS.items() if environment.get(name) == "true"), None)
 
 
 class JsonProgress(Progress):

@@ -137,8 +137,13 @@ def read_settings(
     """
     options, settings = configurable_options(command), {}
     with click.Context(command, info_name=name) as context:
-        for key, setting in (*_read_file_settings(name, options, table), *_read_variables(options, env)):
+        for key, setting in _read_file_settings(name, options, table):
             settings[key] = _check_setting(context, key, options[key], setting)
+        for key, option in options.items():
+            if text := env.get(variable := variable_name(key)):
+                # Blanks separate the values of an option that repeats.
+                setting = Setting(text.split() if option.multiple else text, "environment", variable)
+                settings[key] = _check_setting(context, key, option, setting)
     return settings
 
 
@@ -163,14 +168,6 @@ def _read_file_settings(
     for key in command_table.values:
         _check_option_name(command_table, key, options, of=f"`ocistream {name}`")
         yield key, _build_setting(command_table, key, options[key], f"{table.label} [defaults.{name}]")
-
-
-def _read_variables(options: Mapping[str, Option], env: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
-    for key, option in options.items():
-        variable = variable_name(key)
-        if text := env.get(variable):
-            # Blanks separate the values of an option that repeats.
-            yield key, Setting(text.split() if option.multiple else text, "environment", variable)
 
 
 def _check_option_name(table: TomlTable, key: str, known: Collection[str], of: str = "any command") -> None:

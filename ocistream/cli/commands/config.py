@@ -96,7 +96,9 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
         from ocistream.config.config_toml import parse_trust_policy
 
         table = read_configuration_file(config_file, os.environ)
-        rule = None if table is None else parse_trust_policy(table).find(_repository_of(of))
+        reference = parse_reference(of.removeprefix("docker://"))
+        repository = f"{reference.registry}/{reference.repository}"
+        rule = None if table is None else parse_trust_policy(table).find(repository)
         trust = None if rule is None else {rule.prefix: _trust_value(rule)}
         if as_json:
             click.echo(json.dumps({"trust": trust}, indent=2))
@@ -271,11 +273,6 @@ def _describe_credentials(registry: Mapping[str, Any]) -> str:
     kind, _, name = registry["settings"].get("credentials", {"value": ""})["value"].partition(":")
     is_unset = kind == "env" and not os.environ.get(f"{name}_USERNAME")
     return f"{shown} ({name}_USERNAME is not set)" if is_unset else shown
-
-
-def _repository_of(image: str) -> str:
-    reference = parse_reference(image.removeprefix("docker://"))
-    return f"{reference.registry}/{reference.repository}"
 
 
 def _trust_value(rule: TrustRule) -> str | dict[str, object]:
