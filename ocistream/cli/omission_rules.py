@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from ocistream.remote.have_lists import HaveListReader
 
 
-def find_queried_registries(context: CommandContext) -> set[str]:
-    """Return the registries that --have and --base query: a user name on the command line is for them too."""
-    have, base = context.omission.have, context.omission.base
-    # An existing path is an archive, a layout or a list.
-    locations = [parse_location(text) for text in (*have, *base) if text != "-" and not paths.is_existing_path(text)]
-    return {location.reference.registry for location in locations if location.reference}
-
-
 class OmissionRules:
     """Selects the blobs of a graph that the destination omits. Manifests are never omitted.
 
@@ -50,6 +42,12 @@ class OmissionRules:
         self._base = [(text, _parse_base(text)) for text in options.base]
         for text in options.only:
             _check_only(text)
+
+    @property
+    def registries(self) -> set[str]:
+        """The registries that --have and --base query: a user name on the command line is for them too."""
+        locations = [location for _, location in (*self._have, *self._base) if location is not None]
+        return {location.reference.registry for location in locations if location.reference}
 
     def __call__(self, graph: Graph) -> Mapping[str, OmissionReason]:
         """Return the blobs to omit, by digest."""

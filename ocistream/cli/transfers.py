@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.context import CommandContext
+    from ocistream.cli.omission_rules import OmissionRules
     from ocistream.oci.graph import Graph
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.transfer.interfaces import Destination, Source
@@ -32,27 +33,27 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
 
     Raise an OcistreamError if the copy fails; then nothing is visible at the destination.
     """
-    _check_registries(context, plan)
-    plan = plan.with_policy(context.access.load_trust_policy())
-    find_omitted: FindOmitted | None = None
+    rules: OmissionRules | None = None
     if context.omission.have or context.omission.base or context.omission.only:
         from ocistream.cli.omission_rules import OmissionRules
 
-        find_omitted = OmissionRules(context, plan)
+        rules = OmissionRules(context, plan)
+    _check_registries(context, plan, rules.registries if rules else set())
+    plan = plan.with_policy(context.access.load_trust_policy())
     sides = list(context.sides) or ["", ""]
     source_context = context.build_open_context(sides[0], registries=plan.source_registries)
     destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
     source, destination = plan.open(source_context, replace(destination_context, from_byte=from_byte))
-    run_transfer(context, plan, source, destination, find_omitted=find_omitted)
+    run_transfer(context, plan, source, destination, find_omitted=rules)
 
 
-def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
-    """Raise UsageError if options of one side contradict each other, or a user name could be for two registries."""
-    source, destination = plan.source_registries, plan.destination_registries
-    if context.omission.have or context.omission.base:
-        from ocistream.cli.omission_rules import find_queried_registries
+def _check_registries(context: CommandContext, plan: CopyPlan, queried: set[str]) -> None:
+    """Raise UsageError if options of one side contradict each other, or a user name could be for two registries.
 
-        destination |= find_queried_registries(context) - source
+    `queried` are the registries that --have and --base ask.
+    """
+    source = plan.source_registries
+    destination = plan.destination_registries | (queried - source)
     if not context.sides:
         context.credentials.check_registries(source | destination)
         return
