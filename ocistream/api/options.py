@@ -7,6 +7,7 @@ click's options of them, and reads variables, the configuration file, help and s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,49 +77,40 @@ class Positive(NamedTuple):
 RATIO: Final = Whole(1, 1_000_000)
 
 
-class Declaration(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
     """What a field of an options class declares, beside its name, its type and its default."""
 
     help: str
     #: `Whole`, `Positive`, PATH, a tuple of choices, or a function that parses text; None for text and switches.
-    type: object
+    type: object = None
     #: Spellings on the command line, if they are not the field's name.
-    flags: tuple[str, ...]
-    metavar: str | None
+    flags: Sequence[str] = ()
+    metavar: str | None = None
     #: The default as the command line writes it; None if the command line has no default.
-    text: object
+    text: object = None
     #: Checks the parsed value.
-    check: Callable[[Any], object] | None
+    check: Callable[[Any], object] | None = None
     #: Why neither a variable nor the configuration file sets the option; "" if they do.
-    not_configurable: str
+    not_configurable: str = ""
     #: The help of the option's form for one side of `copy`; {} is the side.
-    side_help: str
+    side_help: str = ""
     #: The heading that --help lists the option under.
-    section: str
+    section: str = PERFORMANCE
 
 
-def option(  # noqa: PLR0913 - what a declaration has, given by name
-    default: object = None,
-    *,
-    help: str,  # noqa: A002 - click's name
-    type: object = None,  # noqa: A002 - click's name
-    flags: Sequence[str] = (),
-    metavar: str | None = None,
-    text: object = None,
-    check: Callable[[Any], object] | None = None,
-    not_configurable: str = "",
-    side_help: str = "",
-    section: str = PERFORMANCE,
-) -> Any:  # noqa: ANN401 - the type of the field
-    """Declare an option as a field of a dataclass, whose metadata has the `Declaration`.
+def option(default: object = None, **attributes: Any) -> Any:  # noqa: ANN401 - the types of the declaration and the field
+    """Declare an option as a field of a dataclass; its metadata has the `Declaration` with these attributes.
 
     A boolean field is a switch. A tuple or a sequence is an option that repeats.
     """
-    shown = text if text is not None or default in {None, False, ()} else default
-    declared = Declaration(
-        help, type, tuple(flags), metavar, shown or None, check, not_configurable, side_help, section
-    )
-    return dataclasses.field(default=default, metadata={"option": declared})
+    if default not in {None, False, ()}:
+        attributes = {"text": default, **attributes}
+    return dataclasses.field(default=default, metadata={"option": Declaration(**attributes)})
+
+
+_selection: Final = functools.partial(option, section=SELECTION, not_configurable=SELECTS_CONTENT)
+_signature: Final = functools.partial(option, section=SIGNATURES, not_configurable=DECIDES_TRUST)
 
 
 def parse_rate(value: str | float) -> float:
@@ -183,18 +175,13 @@ class ClientOptions:
         help="Buffer for fetching layers over several connections, in total.",
     )
     cache: str | os.PathLike[str] | None = option(
-        type=PATH,
-        metavar="DIR",
-        help="Directory for fetched blobs, created if missing; runs may share it.",
+        type=PATH, metavar="DIR", help="Directory for fetched blobs, created if missing; runs may share it."
     )
     retries: int = option(5, type=Whole(0, 20), help="Retries of a request.")
     # At most a day, because a socket accepts no more.
     connect_timeout: float = option(15, type=Positive(86_400), metavar="SECONDS", help="Timeout for connecting.")
     stall_timeout: float = option(
-        60,
-        type=Positive(86_400),
-        metavar="SECONDS",
-        help="Abort a connection after SECONDS without data.",
+        60, type=Positive(86_400), metavar="SECONDS", help="Abort a connection after SECONDS without data."
     )
     limit_rate: float | None = option(
         type=parse_rate,
@@ -234,6 +221,8 @@ def parse_client_options(**values: Any) -> ClientOptions:  # noqa: ANN401 - the 
 _USE_LOGIN: Final = "use `ocistream login`, or OCISTREAM_USERNAME and OCISTREAM_PASSWORD"
 _USE_AUTH_FILE: Final = 'use the variable REGISTRY_AUTH_FILE, or credentials = "file:PATH" in [registry."HOST"]'
 _FOR_ONE_REGISTRY: Final = 'it is for one registry: use the option, or set it in [registry."HOST"] of the configuration'
+_credential: Final = functools.partial(option, section=ACCESS, not_configurable=_USE_LOGIN)
+_for_one_registry: Final = functools.partial(option, section=TLS, not_configurable=_FOR_ONE_REGISTRY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,26 +232,18 @@ class RegistryOptions:
     `copy` has the options with a `side_help` once more for each side.
     """
 
-    username: str | None = option(
+    username: str | None = _credential(
         flags=["-u", "--username"],
         metavar="USER",
-        not_configurable=_USE_LOGIN,
-        section=ACCESS,
         help="User name for the command's only registry; with several, it is an error.",
         side_help="User name for the {}.",
     )
-    password_stdin: bool = option(
-        default=False,
-        not_configurable=_USE_LOGIN,
-        section=ACCESS,
-        help="Read the password from stdin.",
-        side_help="Read the password for the {} from stdin.",
+    password_stdin: bool = _credential(
+        default=False, help="Read the password from stdin.", side_help="Read the password for the {} from stdin."
     )
-    password_file: str | None = option(
+    password_file: str | None = _credential(
         type=PATH,
         metavar="FILE",
-        not_configurable=_USE_LOGIN,
-        section=ACCESS,
         help="Read the password from FILE.",
         side_help="Read the password for the {} from FILE.",
     )
@@ -281,10 +262,8 @@ class RegistryOptions:
         help="Use HTTP for all registries. Loopback hosts do not need it.",
         side_help="Use HTTP, not HTTPS, for the {} alone.",
     )
-    insecure: bool = option(
+    insecure: bool = _for_one_registry(
         default=False,
-        not_configurable=_FOR_ONE_REGISTRY,
-        section=TLS,
         help="Disable certificate verification for the registries of this command.",
         side_help="Disable certificate verification for the {}.",
     )
@@ -295,19 +274,15 @@ class RegistryOptions:
         help="Also trust the CAs in FILE (PEM).",
         side_help="Also trust the CAs in FILE (PEM) for the {}; replaces --ca-cert there.",
     )
-    client_cert: str | None = option(
+    client_cert: str | None = _for_one_registry(
         type=PATH,
         metavar="FILE",
-        not_configurable=_FOR_ONE_REGISTRY,
-        section=TLS,
         help="Client certificate (PEM) for the registries of this command.",
         side_help="Client certificate (PEM) for the {}.",
     )
-    client_key: str | None = option(
+    client_key: str | None = _for_one_registry(
         type=PATH,
         metavar="FILE",
-        not_configurable=_FOR_ONE_REGISTRY,
-        section=TLS,
         help="Key of the client certificate, if it is in another file.",
         side_help="Key of the client certificate for the {}, if it is in another file.",
     )
@@ -379,57 +354,27 @@ class CopyOptions:
         section=SELECTION,
         help="Platforms (comma list) or all; repeatable.",
     )
-    images: Sequence[str] = option(
-        (),
-        flags=["--image"],
-        metavar="NAME",
-        not_configurable=SELECTS_CONTENT,
-        section=SELECTION,
-        help="Image of the archive to push; repeatable with --to.",
+    images: Sequence[str] = _selection(
+        (), flags=["--image"], metavar="NAME", help="Image of the archive to push; repeatable with --to."
     )
-    all_tags: bool = option(
-        default=False,
-        not_configurable=SELECTS_CONTENT,
-        section=SELECTION,
-        help="Copy all tags of a repository, or all tagged images of a layout or archive.",
+    all_tags: bool = _selection(
+        default=False, help="Copy all tags of a repository, or all tagged images of a layout or archive."
     )
-    tags: Sequence[str] = option(
-        (),
-        metavar="GLOB",
-        not_configurable=SELECTS_CONTENT,
-        section=SELECTION,
-        help="Copy tags that match (`1.*`) or do not match (`!*-rc*`); repeatable.",
+    tags: Sequence[str] = _selection(
+        (), metavar="GLOB", help="Copy tags that match (`1.*`) or do not match (`!*-rc*`); repeatable."
     )
     no_referrers: bool = option(
-        default=False,
-        section=SELECTION,
-        help="Do not copy referrers (signatures, SBOMs, attestations).",
+        default=False, section=SELECTION, help="Do not copy referrers (signatures, SBOMs, attestations)."
     )
     #: Files of public keys; each image must be signed by one of them, or by the identity.
-    require_signature: Sequence[str] = option(
-        (),
-        type=PATH,
-        metavar="KEY",
-        section=SIGNATURES,
-        help=SIGNED_BY_KEY,
+    require_signature: Sequence[str] = option((), type=PATH, metavar="KEY", section=SIGNATURES, help=SIGNED_BY_KEY)
+    certificate_identity: str | None = _signature(
+        metavar="IDENTITY", help="Require a keyless signature of this email or URI; with a key, either is enough."
     )
-    certificate_identity: str | None = option(
-        metavar="IDENTITY",
-        not_configurable=DECIDES_TRUST,
-        section=SIGNATURES,
-        help="Require a keyless signature of this email or URI; with a key, either is enough.",
-    )
-    certificate_oidc_issuer: str | None = option(
-        metavar="URL",
-        not_configurable=DECIDES_TRUST,
-        section=SIGNATURES,
-        help="OIDC issuer; required with the identity.",
-    )
-    trusted_root: str | None = option(
+    certificate_oidc_issuer: str | None = _signature(metavar="URL", help="OIDC issuer; required with the identity.")
+    trusted_root: str | None = _signature(
         type=PATH,
         metavar="FILE",
-        not_configurable=DECIDES_TRUST,
-        section=SIGNATURES,
         help="Trusted root (`cosign trusted-root create`), required with the identity; works offline.",
     )
     compress: str | None = option(
@@ -439,9 +384,7 @@ class CopyOptions:
         help="Recompress layers (new digests).",
     )
     max_ratio: int = option(
-        limits.MAX_RATIO,
-        type=RATIO,
-        help="Abort if a layer expands to over 1 GiB and over N times.",
+        limits.MAX_RATIO, type=RATIO, help="Abort if a layer expands to over 1 GiB and over N times."
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(
@@ -453,9 +396,7 @@ class CopyOptions:
         help="Write files of at most SIZE, such as 4GiB; %03d in the name becomes the volume number.",
     )
     mount_from: Sequence[str] = option(
-        (),
-        metavar="REPO",
-        help="Mount blobs from REPO in the same registry instead of sending them; repeatable.",
+        (), metavar="REPO", help="Mount blobs from REPO in the same registry instead of sending them; repeatable."
     )
 
     def list_signers(self, keys: Sequence[str] = ()) -> list[Signer]:

@@ -86,9 +86,13 @@ class Console:
 
             return contextlib.nullcontext(NullObserver())
         # Imported here, because many runs show no progress.
-        from ocistream.cli.progress import open_display
+        if kind == "bar":
+            from ocistream.cli.progress_bar import ProgressBar
 
-        return open_display(kind, self, is_explicit=is_explicit)
+            return ProgressBar(self, is_explicit=is_explicit)
+        from ocistream.cli.progress import JsonProgress, ProgressLines
+
+        return JsonProgress(self) if kind == "json" else ProgressLines(self)
 
     def info(self, message: str, *, level: int = 0, **fields: Any) -> None:
         """Print a message if the verbosity is at least `level`. `fields` appear in JSON only."""

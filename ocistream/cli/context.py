@@ -67,7 +67,6 @@ class CommandContext:
     sides: Mapping[str, RegistryOptions]
     copy_options: CopyOptions
     omission: OmissionOptions
-    cancelled: threading.Event
     #: The configuration file, if it was read for the defaults of the options.
     configuration: TomlTable | None = None
     #: How many requests were retried.
@@ -83,6 +82,7 @@ class CommandContext:
             lambda: self.configuration or load_configuration(self.run_options.config, os.environ),
             use_mirrors=not self.run_options.no_mirrors,
         )
+        self.cancelled: threading.Event = self.console.cancelled
         self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
 
     def registry_options(self, side: str) -> RegistryOptions:
@@ -138,18 +138,32 @@ class CommandContext:
             open_context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run_options.dry_run
         )
 
-    def check_result_path(self, *locations: Location) -> None:
-        """Raise UsageError if --result would overwrite one of the locations, or mix with the output on stdout."""
+    def check_result(self, *locations: Location) -> None:
+        """Check that --result can be written; raise UsageError if it would overwrite a location, or mix with stdout.
+
+        The last location is the destination, if the command has one: with --split, its name is that of volumes.
+        """
         result = self.run_options.result
-        if result is not None and is_visible_on_stdout(result):
-            raise result_on_stdout_error(str(result))
-        # A circle of links is reported where the path is opened.
+        # Without --result too: the error of an unreadable path comes before those of other options. A circle of links
+        # is reported where the path is opened.
         paths = [
             real_path(location.path) for location in locations if location.path is not None and not location.is_stream
         ]
-        if result is not None and real_path(result) in paths:
-            msg = f"--result {result} is the archive itself"
+        if result is None:
+            return
+        from ocistream.cli.result_document import check_result_writable
+        from ocistream.oci.volumes import parse_template
+
+        if is_visible_on_stdout(result):
+            raise result_on_stdout_error(str(result))
+        problem = "is the archive itself" if real_path(result) in paths else ""
+        destination = locations[-1].path if self.copy_options.split else None
+        if destination is not None and parse_template(destination.name).parse_number(result.name) is not None:
+            problem = "has the name of a volume"
+        if problem:
+            msg = f"--result {result} {problem}"
             raise UsageError(msg, hint="name another file: this one would be overwritten")
+        check_result_writable(result)
 
     def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
         from ocistream.auth.credentials import Keychain

@@ -175,7 +175,12 @@ def main(arguments: Sequence[str], *, ends_process: bool = False) -> int:
         _require_stdout(arguments)
         return _run(_replace_option_command(arguments), console, ends_process=ends_process)
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user
-        return _handle_failure(console, error, ends_process=ends_process)
+        if isinstance(error, SignalReceivedError):
+            process_exit.run_callbacks()
+        partial_files.clean_up_unfinished(ends_process=ends_process)
+        code = _report_error(console, error)
+        console.print_traceback(partial(_format_traceback, error))
+        return code
     finally:
         _flush_streams()
 
@@ -231,20 +236,15 @@ def _flush_stdout() -> None:
         sys.stdout.flush()
 
 
-def _handle_failure(console: Console, error: Exception, *, ends_process: bool) -> int:
-    """Clean up for threads that still run, report the error and return the exit code."""
-    if isinstance(error, SignalReceivedError):
-        process_exit.run_callbacks()
-    partial_files.clean_up_unfinished(ends_process=ends_process)
-    code = _report_error(console, error)
-    console.print_traceback(partial(_format_traceback, error))
-    return code
-
-
 def _report_error(console: Console, error: BaseException) -> int:
     """Print an error and return its exit code. Exit codes of our errors are attributes of their classes."""
     if isinstance(error, SignalReceivedError):
-        _report_signal(console, "interrupted" if error.number == signal.SIGINT else "terminated", error.exit_code)
+        message = "interrupted" if error.number == signal.SIGINT else "terminated"
+        if console.is_server:
+            # A signal is the normal end of a server.
+            console.info(message, code=error.exit_code)
+        else:
+            console.error(message, hint=_resume_hint(), code=error.exit_code)
         return error.exit_code
     if isinstance(error, click.ClickException):
         from ocistream.cli.usage_errors import describe_usage_error
@@ -281,48 +281,26 @@ def _report_error(console: Console, error: BaseException) -> int:
     return 1
 
 
-def _report_signal(console: Console, message: str, code: int) -> None:
-    if console.is_server:
-        # A signal is the normal end of a server.
-        console.info(message, code=code)
-    else:
-        console.error(message, hint=_resume_hint(), code=code)
-
-
 def _resume_hint() -> str | None:
     """Return what the same command can resume, or None."""
-    return "; ".join(text for text in (_file_resume_hint(), _registry_resume_hint()) if text) or None
-
-
-def _registry_resume_hint() -> str | None:
-    stored, uncertain = process_exit.count_resumable(), process_exit.count_unconfirmed()
-    if not stored and not uncertain:
-        return None
+    # Not at the top: `--version` does not need it.
     from ocistream.sizes import format_count, format_size
 
-    texts = [
-        f"{registry} has stored {format_size(size)} of {format_count(count, 'unfinished blob')}: "
-        "re-run the same command to resume"
-        for registry, (count, size) in stored.items()
-    ] + [
-        f"{registry} may have stored a part of {format_count(count, 'blob')}: "
-        "re-run the same command; it reports what it resumes"
-        for registry, count in uncertain.items()
-    ]
-    return "; ".join(texts)
-
-
-def _file_resume_hint() -> str | None:
-    sizes = partial_files.kept_files()
-    if not sizes:
-        return None
-    from ocistream.sizes import format_size
-
-    path, *others = sizes
-    where = f"{len(sizes)} files in {path.parent}" if others else f"{path}"
-    return (
-        f"{format_size(sum(sizes.values()))} are stored in {printable(where, 1024)}: re-run the same command to resume"
-    )
+    texts = []
+    if sizes := partial_files.kept_files():
+        path, *others = sizes
+        where = f"{len(sizes)} files in {path.parent}" if others else f"{path}"
+        size = format_size(sum(sizes.values()))
+        texts.append(f"{size} are stored in {printable(where, 1024)}: re-run the same command to resume")
+    for registry, (count, stored) in process_exit.count_resumable().items():
+        blobs = format_count(count, "unfinished blob")
+        texts.append(f"{registry} has stored {format_size(stored)} of {blobs}: re-run the same command to resume")
+    for registry, count in process_exit.count_unconfirmed().items():
+        blobs = format_count(count, "blob")
+        texts.append(
+            f"{registry} may have stored a part of {blobs}: re-run the same command; it reports what it resumes"
+        )
+    return "; ".join(texts) or None
 
 
 def _format_traceback(error: BaseException) -> str:

@@ -59,8 +59,10 @@ def add_copy_hint(error: OcistreamError, console: Console, plan: CopyPlan, sourc
             _list_missing_blobs(console, error)
         elif error.graph.is_platform_filtered and location is not None:
             _add_platforms_hint(error, location)
-        elif location is not None and not error.message.endswith(name := _name_needing_images(error, location)):
-            error.message += name
+        elif location is not None and (images := _needing_images(error)):
+            more = f" and {len(images) - 1} more" if images[1:] else ""
+            text = f", for {_image_name(images[0])}{more} of {location.description}"
+            error.message = error.message.removesuffix(text) + text
     elif isinstance(error, NoSuchImageError):
         if is_digest(error.wanted) and (images := _find_images_by_id(error.wanted, location, source)):
             shown = printable(error.wanted)
@@ -105,32 +107,21 @@ def add_sync_hint(error: OcistreamError, source: str) -> None:
 
 
 def _add_platforms_hint(error: MissingBlobsError, source_location: Location) -> None:
-    if not error.message.startswith(prefix := _name_incomplete_image(error)):
+    if root := next((root for root in _needing_images(error) if root.descriptor.platform), None):
         # Only once: several destinations may share the error.
-        error.message = f"{prefix}{error.message}"
+        prefix = f"{_image_name(root)} for {printable(str(root.descriptor.platform))} is "
+        error.message = prefix + error.message.removeprefix(prefix)
     error.hint = _complete_platforms_hint(error.graph, source_location)
 
 
-def _name_needing_images(error: MissingBlobsError, source_location: Location) -> str:
-    """Return the end of a message: the first image that needs a missing blob, and its archive or layout."""
+def _needing_images(error: MissingBlobsError) -> list[Root]:
+    """Return the images that need a missing blob."""
     missing = {descriptor.digest for descriptor in error.missing}
-    names = [
-        printable(root.origin or root.name or root.descriptor.digest)
-        for root in error.graph.roots
-        if missing & error.graph.reachable(root)
-    ]
-    more = f" and {len(names) - 1} more" if names[1:] else ""
-    return f", for {names[0]}{more} of {source_location.description}" if names else ""
+    return [root for root in error.graph.roots if missing & error.graph.reachable(root)]
 
 
-def _name_incomplete_image(error: MissingBlobsError) -> str:
-    """Return the start of a message: the name and platform of the incomplete image."""
-    missing = {descriptor.digest for descriptor in error.missing}
-    for root in error.graph.roots:
-        if root.descriptor.platform and missing & error.graph.reachable(root):
-            name = printable(root.origin or root.name or root.descriptor.digest)
-            return f"{name} for {printable(str(root.descriptor.platform))} is "
-    return ""
+def _image_name(root: Root) -> str:
+    return printable(root.origin or root.name or root.descriptor.digest)
 
 
 def _complete_platforms_hint(graph: Graph, source_location: Location) -> str:
@@ -235,7 +226,7 @@ def _format_input_options(names: Sequence[str]) -> str:
 
 def _fetch_hint(error: MissingBlobsError, source_location: Location | None, destination: Location) -> str:
     digests = [missing.digest for missing in error.missing]
-    images = [root for root in error.graph.roots if error.graph.reachable(root) & set(digests)]
+    images = _needing_images(error)
     pull = f"ocistream pull {' '.join(dict.fromkeys(map(_source_name, images)))}{_format_platform_options(images)}"
     if destination.kind != "docker":
         explanation = "archives that --have or --base wrote lack blobs"
@@ -271,25 +262,18 @@ def _format_platform_options(images: list[Root]) -> str:
 def _find_images_by_id(image_id: str, source_location: Location | None, source: Source) -> list[Root]:
     """Return the images with this ID; for an archive from a pipe, only those that were read so far."""
     from ocistream.archive.stream_source import ArchiveStreamSource
+    from ocistream.transfer.discarded_blobs import read_graph
 
     # Errors in other images are not what the user asked about.
     with contextlib.suppress(OcistreamError):
         if isinstance(source, ArchiveStreamSource):
             return [Root(image_name_of(entry), entry) for entry in source.find_entries_with(image_id)]
         if source_location is not None and source_location.path is not None:
-            return _search_images_by_id(image_id, source_location)
+            selected = Selection(referrers="skip")
+            opened = open_source(replace(source_location, name=None), OpenContext(), selected)
+            with contextlib.closing(opened):
+                graph = read_graph(opened)
+            configs = {digest: document.config for digest, document in graph.documents.items()}
+            digests = {digest for digest, config in configs.items() if config is not None and config.digest == image_id}
+            return [root for root in graph.roots if digests & graph.reachable(root, alone=True)]
     return []
-
-
-def _search_images_by_id(image_id: str, source_location: Location) -> list[Root]:
-    from ocistream.transfer.discarded_blobs import read_graph
-
-    source = open_source(replace(source_location, name=None), OpenContext(), Selection(referrers="skip"))
-    with contextlib.closing(source):
-        graph = read_graph(source)
-    digests = {
-        digest
-        for digest, document in graph.documents.items()
-        if document.config is not None and document.config.digest == image_id
-    }
-    return [root for root in graph.roots if digests & graph.reachable(root, alone=True)]

@@ -36,25 +36,22 @@ def parse_template(text: str) -> _Part:
     if _GO_TEMPLATE.search(text):
         msg = f"--format {shown!r}: Go templates are not supported"
         raise UsageError(msg, hint=f"write {{digest}} for {{{{.Digest}}}}; {_describe_fields()}")
-    parts: list[_Part] = []
-    has_field = False
-    end = 0
+    fields = []
     for match in _ITEM.finditer(text):
-        parts.append(_literal(text[end : match.start()]))
-        end = match.end()
-        if match[0] in {"{{", "}}"}:
-            parts.append(_literal(match[0][0]))
-        elif match[1] is None:
+        if match[0] in {"{", "}"}:
             msg = f"--format {shown!r} has a single {match[0]}"
             raise UsageError(msg, hint=f"write {match[0] * 2} for a literal {match[0]}; {_describe_fields()}")
-        else:
-            parts.append(_parse_field(match[1]))
-            has_field = True
-    parts.append(_literal(text[end:]))
-    if not has_field:
+        if match[1] is not None:
+            fields.append(_parse_field(match[1]))
+    if not fields:
         msg = f"--format {shown!r} is not text, json or html, and a template needs a field"
         raise UsageError(msg, hint=_describe_fields())
-    return lambda image: sanitize_line("".join(part(image) for part in parts))
+
+    def fill_in(image: Mapping[str, Any]) -> str:
+        values = (field(image) for field in fields)
+        return sanitize_line(_ITEM.sub(lambda match: match[0][0] if match[1] is None else next(values), text))
+
+    return fill_in
 
 
 def _parse_field(text: str) -> _Part:
@@ -65,10 +62,6 @@ def _parse_field(text: str) -> _Part:
         return partial(_read_entry, name, key)
     msg = f"--format: {printable(text)!r} is not a field"
     raise UsageError(msg, hint=_describe_fields())
-
-
-def _literal(text: str) -> _Part:
-    return lambda _image: text
 
 
 def _describe_fields() -> str:

@@ -12,7 +12,7 @@ from ocistream.layout.image_selection import Selection
 from ocistream.locations import open_source, parse_location
 from ocistream.oci.omitted_blobs import BASE, HAVE, NOT_SELECTED, OmissionReason
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest, printable
-from ocistream.streams import files, paths
+from ocistream.streams import paths
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -21,14 +21,7 @@ if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
     from ocistream.locations import Location, OpenContext
     from ocistream.oci.graph import Graph
-
-
-def find_queried_registries(context: CommandContext) -> set[str]:
-    """Return the registries that --have and --base query: a user name on the command line is for them too."""
-    have, base = context.omission.have, context.omission.base
-    # An existing path is an archive, a layout or a list.
-    locations = [parse_location(text) for text in (*have, *base) if text != "-" and not paths.is_existing_path(text)]
-    return {location.reference.registry for location in locations if location.reference}
+    from ocistream.remote.have_lists import HaveListReader
 
 
 class OmissionRules:
@@ -47,7 +40,14 @@ class OmissionRules:
         #: The values of --have: a location that stores blobs, or None for a list.
         self._have = [(text, _parse_have(text)) for text in options.have]
         self._base = [(text, _parse_base(text)) for text in options.base]
-        self._only = [_parse_only(text) for text in options.only]
+        for text in options.only:
+            _check_only(text)
+
+    @property
+    def registries(self) -> set[str]:
+        """The registries that --have and --base query: a user name on the command line is for them too."""
+        locations = [location for _, location in (*self._have, *self._base) if location is not None]
+        return {location.reference.registry for location in locations if location.reference}
 
     def __call__(self, graph: Graph) -> Mapping[str, OmissionReason]:
         """Return the blobs to omit, by digest."""
@@ -58,7 +58,7 @@ class OmissionRules:
             digests = {blob.digest for blob in self._read_graph(location).blobs}
             reason = OmissionReason(BASE, location.reference.name if location.reference else location.text)
             self._add(omitted, text, {blob.digest: reason for blob in graph.blobs if blob.digest in digests})
-        if self._only:
+        if self._context.omission.only:
             kept = self._select_only(graph)
             for blob in graph.blobs:
                 if blob.digest not in kept:
@@ -73,14 +73,17 @@ class OmissionRules:
             omitted.setdefault(digest, reason)
 
     def _match_list(self, text: str, graph: Graph) -> Mapping[str, OmissionReason]:
+        listed, found = self._search_list(text, graph)
+        reason = OmissionReason(HAVE, " ".join(listed.origins) or ("" if text == "-" else Path(text).name))
+        return dict.fromkeys(sorted(found), reason)
+
+    def _search_list(self, path: str, graph: Graph) -> tuple[HaveListReader, Collection[str]]:
         """Read a list beside the graph and keep only digests of the graph, so memory does not grow with the list."""
         from ocistream.remote.have_lists import HaveListReader
 
-        with self._context.open_list(text) as (file, label):
+        with self._context.open_list(path) as (file, label):
             listed = HaveListReader(file, label)
-            found = listed.find({blob.digest for blob in graph.blobs})
-        reason = OmissionReason(HAVE, " ".join(listed.origins) or ("" if text == "-" else Path(text).name))
-        return dict.fromkeys(sorted(found), reason)
+            return listed, listed.find({blob.digest for blob in graph.blobs})
 
     def _ask(self, location: Location, graph: Graph) -> Mapping[str, OmissionReason]:
         from ocistream.remote.stored_blobs import open_stored_blobs
@@ -113,18 +116,14 @@ class OmissionRules:
         """Return the digests that --only selects; raise NotFoundError if no image has one of them."""
         available = {blob.digest for blob in graph.blobs}
         kept: set[str] = set()
-        for item in self._only:
-            if isinstance(item, Path):
-                from ocistream.remote.have_lists import HaveListReader
-
-                description = printable(str(item), 1024)
-                with files.disk_errors(f"cannot read {item}"), item.open("rb") as file:
-                    listed = HaveListReader(file, description)
-                    found = listed.find(available)
-                kept |= found
+        for item in self._context.omission.only:
+            if not is_digest(item):
+                listed, found = self._search_list(item, graph)
+                kept.update(found)
                 if unmatched := listed.total - len(found):
                     self._context.console.info(
-                        f"--only {description}: {unmatched} of its {listed.total} digests are in none of the images"
+                        f"--only {describe_list(item)}: {unmatched} of its {listed.total} digests are in none of "
+                        "the images"
                     )
             elif item not in available:
                 msg = f"--only {item}: none of the requested images has such a blob"
@@ -200,14 +199,12 @@ def _parse_base(text: str) -> Location:
     return location
 
 
-def _parse_only(text: str) -> str | Path:
-    """Parse a value of --only: a digest, or a file with a list of digests."""
-    if is_digest(text):
-        return text
-    if not paths.exists(text, follow=False):
-        if text.partition(":")[0] in DIGEST_HEX_LENGTHS:
-            # Not a file, but a digest of the wrong length or with other characters.
-            parse_digest(text)
-        msg = f"--only {printable(text)}: not a digest, and no such file"
-        raise NotFoundError(msg, hint="a digest is sha256: with 64 hex digits")
-    return Path(text)
+def _check_only(text: str) -> None:
+    """Raise an error if a value of --only is neither a digest nor a file with a list of digests."""
+    if is_digest(text) or paths.exists(text, follow=False):
+        return
+    if text.partition(":")[0] in DIGEST_HEX_LENGTHS:
+        # Not a file, but a digest of the wrong length or with other characters.
+        parse_digest(text)
+    msg = f"--only {printable(text)}: not a digest, and no such file"
+    raise NotFoundError(msg, hint="a digest is sha256: with 64 hex digits")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import shlex
 from dataclasses import fields
@@ -45,14 +44,14 @@ def describe_unused_side_options(side: str) -> str | None:
 
 def build_hint_translator(options: RegistryOptions, side: str) -> Callable[[str], str]:
     """Return a function that renames the options in a hint for one side of `copy`; `options` are for both sides."""
-    return functools.partial(_OPTION_IN_HINT.sub, functools.partial(_side_option_name, options, side)) if side else str
 
+    def rename(match: re.Match[str]) -> str:
+        if match[1] == "plain-http" and options.plain_http:
+            (other,) = set(SIDES) - {side}
+            return f"--plain-http (--{other}-plain-http is for the {SIDES[other]} alone)"
+        return f"--{side}-{match[1]}"
 
-def _side_option_name(options: RegistryOptions, side: str, match: re.Match[str]) -> str:
-    if match[1] == "plain-http" and options.plain_http:
-        (other,) = set(SIDES) - {side}
-        return f"--plain-http (--{other}-plain-http is for the {SIDES[other]} alone)"
-    return f"--{side}-{match[1]}"
+    return (lambda hint: _OPTION_IN_HINT.sub(rename, hint)) if side else str
 
 
 def build_sync_hint_translator(options: RegistryOptions) -> Callable[[str], str]:

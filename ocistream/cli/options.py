@@ -1,7 +1,7 @@
-"""Options of several commands, declared once in a class for each group, and the decorators that add them to a command.
+"""Options of several commands, declared once in a class for each group, and the decorator that makes a command.
 
-`command` makes a function a command: it passes the values of all groups as one `CommandContext`, and the command's own
-options by name. Options of a single command are declared with `cls=Option` beside that command.
+`command` takes the arguments and options of a command. It passes the values of all groups as one `CommandContext`, and
+the command's own options by name. Options of a single command are declared as an `Option` beside that command.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -44,7 +43,7 @@ from ocistream.oci.reference import printable
 from ocistream.streams.memory import return_large_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from _typeshed import DataclassInstance
 
@@ -52,8 +51,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _Group = TypeVar("_Group", bound="DataclassInstance")
-#: What click's decorators take and return.
-_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 SELECTS_OUTPUT: Final = "it decides what is printed: use the option"
 #: The key of the configuration file in the `meta` of click's contexts, if it was read for defaults.
@@ -85,48 +82,52 @@ class Option(click.Option):
         self.section = section
 
     @property
-    def has_one_value(self) -> bool:
-        """Whether a second, different value is reported.
+    def long_name(self) -> str:
+        """The long form, such as `--output`."""
+        return max(self.opts, key=len)
 
-        The last value counts, so that a script can append one. But options without a default decide what is copied,
-        where to, and as whom: a value must not be dropped silently.
-        """
-        return bool(self.not_configurable) and not (self.is_flag or self.multiple or self.count)
+    @property
+    def has_value(self) -> bool:
+        """Whether a value follows the option on the command line."""
+        return not (self.is_flag or self.count)
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         """Let the parser collect all values, for `consume_value`."""
-        if self.has_one_value:
+        if self.has_value:
             parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append", nargs=self.nargs)
         else:
             super().add_to_parser(parser, ctx)
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
-        """Return the value and its source. Raise UsageError if the value is missing; report a second value."""
-        if self.name in opts and not (self.is_flag or self.count or ctx.resilient_parsing):
-            given = opts[self.name]
-            for value in given if isinstance(given, list) else [given]:
-                self._check_value(value, ctx)
-        if self.has_one_value and self.name in opts:
+        """Return the value and its source. Raise UsageError if the value is missing.
+
+        The last value counts, so that a script can append one. But an option without a default decides what is copied,
+        where to, and as whom: a second, different value of such an option is reported.
+        """
+        if self.has_value and self.name in opts:
             values = opts[self.name]
-            if len(set(values)) > 1 and not ctx.resilient_parsing:
-                name = max(self.opts, key=len)
-                notices.notify(f"{name} is given {len(values)} times: {printable(values[-1], 1024)}, the last, counts")
-            opts = {**opts, self.name: values[-1]}
+            if not ctx.resilient_parsing:
+                for value in values:
+                    self._check_value(value, ctx)
+                if self.not_configurable and not self.multiple and len(set(values)) > 1:
+                    last = printable(values[-1], 1024)
+                    notices.notify(f"{self.long_name} is given {len(values)} times: {last}, the last, counts")
+            opts = opts if self.multiple else {**opts, self.name: values[-1]}
         return super().consume_value(ctx, opts)
 
     def _check_value(self, value: str, ctx: click.Context) -> None:
         """Raise UsageError for `--to -i app.tar`, whose value is missing, and for `-o=app.tar`."""
         if value == "" and self.not_configurable and isinstance(self.type, click.Path):
             # The empty value of another option removes its default.
-            raise empty_value_error(max(self.opts, key=len))
+            raise empty_value_error(self.long_name)
         if any(value in parameter.opts for parameter in ctx.command.params):
-            msg = f"{max(self.opts, key=len)} requires an argument, but the option {value} follows"
+            msg = f"{self.long_name} requires an argument, but the option {value} follows"
             raise UsageError(msg, hint=f"for a file of that name, write ./{value}")
         short = min(self.opts, key=len)
         if value.startswith("=") and short == "-o":
             shown = printable(value)
             msg = f"{short}{shown} has a = that would be a part of the value"
-            raise UsageError(msg, hint=f"write {short} {shown[1:]} or {max(self.opts, key=len)}{shown}")
+            raise UsageError(msg, hint=f"write {short} {shown[1:]} or {self.long_name}{shown}")
 
 
 class Command(click.Command):
@@ -184,31 +185,26 @@ class RunOptions(ClientOptions):
     )
 
 
+_omission: Final = functools.partial(option, section=MISSING, not_configurable=SELECTS_CONTENT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OmissionOptions:
     """Which blobs an archive or layout omits."""
 
-    have: tuple[str, ...] = option(
+    have: tuple[str, ...] = _omission(
         (),
         type=PATH,
         metavar="FILE|-|LOCATION",
-        not_configurable=SELECTS_CONTENT,
-        section=MISSING,
         help="Omit blobs that FILE (from `ocistream have`) lists, or that LOCATION has; repeatable.",
     )
-    base: tuple[str, ...] = option(
-        (),
-        metavar="IMAGE",
-        not_configurable=SELECTS_CONTENT,
-        section=MISSING,
-        help="Omit the blobs of IMAGE, a base image that the destination has; repeatable.",
+    base: tuple[str, ...] = _omission(
+        (), metavar="IMAGE", help="Omit the blobs of IMAGE, a base image that the destination has; repeatable."
     )
-    only: tuple[str, ...] = option(
+    only: tuple[str, ...] = _omission(
         (),
         type=PATH,
         metavar="DIGEST|FILE",
-        not_configurable=SELECTS_CONTENT,
-        section=MISSING,
         help="Include only this blob, or those that FILE lists, to repair an incomplete archive; repeatable.",
     )
 
@@ -238,31 +234,12 @@ class MessageOptions:
 GROUPS: Final = (CopyOptions, OmissionOptions, RunOptions, RegistryOptions, MessageOptions)
 
 
-def make_options(group: type[DataclassInstance]) -> Iterator[Option]:
-    """Return all options of a group, in their form for no side."""
-    for flags, attributes in _describe_options(group):
-        yield Option(flags, **attributes)
-
-
-def group_options(group: type[DataclassInstance], *names: str, side: str = "", help_text: str = "{}") -> _Decorator:
-    """Give a command options of a group: those with these field names, or all; with `side`, the forms for one side.
+def options_of(group: type[DataclassInstance], *names: str, side: str = "", help_text: str = "{}") -> list[Option]:
+    """Return options of a group: those with these field names, or all; with `side`, the forms for one side.
 
     `help_text` replaces the declared help; {} in it is the declared help.
     """
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        # click's decorators apply from the last to the first.
-        for flags, attributes in reversed(list(_describe_options(group, *names, side=side, help_text=help_text))):
-            function = click.option(*flags, cls=Option, **attributes)(function)
-        return function
-
-    return decorate
-
-
-def _describe_options(
-    group: type[DataclassInstance], *names: str, side: str = "", help_text: str = "{}"
-) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Return the spellings of each option, with its parameter's name, and its attributes for click."""
+    options: list[Option] = []
     fields = {field.name: field for field in dataclasses.fields(group)}
     for name in names or fields:
         declared: Declaration = fields[name].metadata["option"]
@@ -287,17 +264,18 @@ def _describe_options(
             attributes |= {"default": declared.text, "show_default": True}
         if side:
             flags, attributes["help"] = (f"--{side}-{flags[-1][2:]}",), declared.side_help.format(SIDES[side])
-        yield [*flags, f"{side}_{name}" if side else name], attributes
+        options.append(Option([*flags, f"{side}_{name}" if side else name], **attributes))
+    return options
 
 
 def _click_type(declared: object) -> Any:
     if isinstance(declared, Whole):
         return WholeNumber(declared.lowest, declared.highest)
     if isinstance(declared, Positive):
-        return PositiveNumber(declared.highest)
+        return PositiveNumber(0, declared.highest, min_open=True)
     if declared == PATH:
         return FilePath()
-    return None if declared == _COUNT else declared
+    return WholeNumber(min=0) if declared == _COUNT else declared
 
 
 def _check(check: Callable[[_T], object], _context: click.Context, _parameter: click.Parameter, value: _T) -> _T:
@@ -305,41 +283,49 @@ def _check(check: Callable[[_T], object], _context: click.Context, _parameter: c
     return value
 
 
-def command(function: Callable[..., None]) -> click.Command:
-    """Make a command that passes a `CommandContext` and its own arguments to a function."""
+def command(*parameters: click.Parameter | Sequence[click.Parameter]) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function a command with these arguments and options, and those of messages.
 
-    @click.pass_obj
-    @functools.wraps(function)
-    def run(console: Console, /, **values: Any) -> None:
-        if values.pop(_ALL_PLATFORMS, False):
-            values["platforms"] = ("all", *_given_platforms(values))
-        run_options = _collect(RunOptions, values)
-        _collect(MessageOptions, values).apply(console, run_options.progress)
-        context = CommandContext(
-            command=function.__name__,
-            console=console,
-            run_options=run_options,
-            registry=_collect(RegistryOptions, values),
-            sides={side: _collect(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
-            copy_options=_collect(CopyOptions, values),
-            omission=_collect(OmissionOptions, values),
-            cancelled=console.cancelled,
-            configuration=click.get_current_context().meta.get(CONFIGURATION),
-        )
-        context.credentials.check_password_stdin()
-        return_large_blocks()
-        with contextlib.closing(context.access):
-            function(context, **values)
+    The command passes it a `CommandContext`, and the values of its own arguments and options by name.
+    """
+    listed = [*parameters, options_of(MessageOptions)]
+    params = [item for items in listed for item in ([items] if isinstance(items, click.Parameter) else items)]
 
-    made = click.command(cls=Command)(run)
-    made.params += make_options(MessageOptions)
-    return made
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @click.pass_obj
+        @functools.wraps(function)
+        def run(console: Console, /, **values: Any) -> None:
+            context = _build_context(function.__name__, console, values)
+            with contextlib.closing(context.access):
+                function(context, **values)
+
+        return click.command(cls=Command, params=params)(run)
+
+    return decorate
 
 
-def _given_platforms(values: dict[str, Any]) -> Sequence[str]:
-    """Return the platforms of the command line. Those of a variable or the file are only a default."""
-    source = click.get_current_context().get_parameter_source("platforms")
-    return values["platforms"] if source is ParameterSource.COMMANDLINE else ()
+def _build_context(name: str, console: Console, values: dict[str, Any]) -> CommandContext:
+    """Return the context of a command, and remove the values of all groups from the parameters."""
+    if values.pop(_ALL_PLATFORMS, False):
+        source = click.get_current_context().get_parameter_source("platforms")
+        # Platforms of a variable or the file are only a default.
+        given = values["platforms"] if source is ParameterSource.COMMANDLINE else ()
+        values["platforms"] = ("all", *given)
+    run_options = _collect(RunOptions, values)
+    _collect(MessageOptions, values).apply(console, run_options.progress)
+    context = CommandContext(
+        command=name,
+        console=console,
+        run_options=run_options,
+        registry=_collect(RegistryOptions, values),
+        sides={side: _collect(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
+        copy_options=_collect(CopyOptions, values),
+        omission=_collect(OmissionOptions, values),
+        configuration=click.get_current_context().meta.get(CONFIGURATION),
+    )
+    context.credentials.check_password_stdin()
+    return_large_blocks()
+    return context
 
 
 def _collect(group: type[_Group], values: dict[str, Any], side: str = "") -> _Group:
@@ -349,52 +335,33 @@ def _collect(group: type[_Group], values: dict[str, Any], side: str = "") -> _Gr
     return group(**{name: value for name, value in found.items() if value is not None})
 
 
-def _combine(*decorators: _Decorator) -> _Decorator:
-    """Join decorators into one, so that --help lists their options in this order."""
-    return lambda function: functools.reduce(lambda inner, outer: outer(inner), reversed(decorators), function)
-
-
-user_options: Final = _combine(
-    group_options(RegistryOptions, "username", help_text="User name."),
-    group_options(RegistryOptions, "password_stdin", "password_file"),
+user_options: Final = (
+    *options_of(RegistryOptions, "username", help_text="User name."),
+    *options_of(RegistryOptions, "password_stdin", "password_file"),
 )
-credential_options: Final = _combine(
-    group_options(RegistryOptions, "username"),
-    group_options(RegistryOptions, "password_stdin", help_text="{} It cannot also carry an archive or a list."),
-    group_options(RegistryOptions, "password_file", "authfile"),
+credential_options: Final = (
+    *options_of(RegistryOptions, "username"),
+    *options_of(RegistryOptions, "password_stdin", help_text="{} It cannot also carry an archive or a list."),
+    *options_of(RegistryOptions, "password_file", "authfile"),
 )
-side_options: Final = _combine(*(group_options(RegistryOptions, side=side) for side in SIDES))
-tls_options: Final = _combine(
-    group_options(RegistryOptions, "ca_cert", "client_cert", "client_key", "cert_dir", "insecure", "plain_http"),
+side_options: Final = [option for side in SIDES for option in options_of(RegistryOptions, side=side)]
+tls_options: Final = options_of(
+    RegistryOptions, "ca_cert", "client_cert", "client_key", "cert_dir", "insecure", "plain_http"
 )
-network_options: Final = _combine(
-    group_options(RunOptions, "retries", "connect_timeout", "stall_timeout", "limit_rate", "max_requests_per_second"),
-    tls_options,
-    group_options(RunOptions, "config", "no_mirrors"),
+network_options: Final = (
+    *options_of(RunOptions, "retries", "connect_timeout", "stall_timeout", "limit_rate", "max_requests_per_second"),
+    *tls_options,
+    *options_of(RunOptions, "config", "no_mirrors"),
 )
-transfer_options: Final = _combine(
-    group_options(RunOptions, "jobs"), network_options, group_options(RunOptions, "progress", "result")
+transfer_options: Final = (
+    *options_of(RunOptions, "jobs"),
+    *network_options,
+    *options_of(RunOptions, "progress", "result"),
 )
-identity_options: Final = group_options(CopyOptions, "certificate_identity", "certificate_oidc_issuer", "trusted_root")
-upload_options: Final = _combine(group_options(RunOptions, "upload"), group_options(CopyOptions, "mount_from"))
-
-
-def compression_options(note: str) -> _Decorator:
-    """Give a command --compress, with a note in its help, and --max-ratio."""
-    return _combine(
-        group_options(CopyOptions, "compress", help_text=f"{{}} {note}"), group_options(CopyOptions, "max_ratio")
-    )
-
-
-def platform_option(default: str) -> _Decorator:
-    """Give a command --platform; `default` is the default that --help shows."""
-    return group_options(CopyOptions, "platforms", help_text=f"{{}}  [default: {default}]")
-
-
-all_platforms_option: Final = click.option(
-    "--all",
-    _ALL_PLATFORMS,
-    cls=Option,
+identity_options: Final = options_of(CopyOptions, "certificate_identity", "certificate_oidc_issuer", "trusted_root")
+upload_options: Final = (*options_of(RunOptions, "upload"), *options_of(CopyOptions, "mount_from"))
+all_platforms_option: Final = Option(
+    ["--all", _ALL_PLATFORMS],
     is_flag=True,
     section=SELECTION,
     help="The same as --platform all.",
@@ -402,8 +369,16 @@ all_platforms_option: Final = click.option(
 )
 
 
-def json_option(help_text: str) -> _Decorator:
-    """Give a command --json."""
-    return click.option(
-        "--json", "as_json", cls=Option, is_flag=True, section=OUTPUT, help=help_text, not_configurable=SELECTS_OUTPUT
-    )
+def compression_options(note: str) -> list[Option]:
+    """Return --compress, with a note in its help, and --max-ratio."""
+    return [*options_of(CopyOptions, "compress", help_text=f"{{}} {note}"), *options_of(CopyOptions, "max_ratio")]
+
+
+def platform_option(default: str) -> list[Option]:
+    """Return --platform; `default` is the default that --help shows."""
+    return options_of(CopyOptions, "platforms", help_text=f"{{}}  [default: {default}]")
+
+
+def json_option(help_text: str) -> Option:
+    """Return --json."""
+    return Option(["--json", "as_json"], is_flag=True, section=OUTPUT, help=help_text, not_configurable=SELECTS_OUTPUT)

@@ -29,7 +29,6 @@ from ocistream.streams import paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
 
     from ocistream.locations import Location
     from ocistream.oci.reference import Reference
@@ -155,33 +154,21 @@ class WholeNumber(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number. An error shows the value, shortened."""
-        if isinstance(value, str):
-            digits = value.removeprefix("-")
-            if not digits.isascii() or not digits.isdigit():
-                self._fail(value, param, ctx)
-            if len(digits) > _MAX_DIGITS:
-                self._fail(value, param, ctx)
-        number = int(value)
-        if (self.min is not None and number < self.min) or (self.max is not None and number > self.max):
-            self._fail(value, param, ctx)
-        return number
-
-    def _fail(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
-        bounds = f"from {self.min} to {self.max}" if self.max is not None else f"of at least {self.min}"
-        self.fail(f"{printable(str(value), 40)!r} is not a whole number {bounds}", param, ctx)
+        digits = str(value).removeprefix("-")
+        is_number = digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS
+        lowest, highest = self.min or 0, math.inf if self.max is None else self.max
+        if not is_number or not lowest <= int(value) <= highest:
+            bounds = f"of at least {lowest}" if self.max is None else f"from {lowest} to {highest}"
+            self.fail(f"{printable(str(value), 40)!r} is not a whole number {bounds}", param, ctx)
+        return int(value)
 
 
 class PositiveNumber(click.FloatRange):
     """A number above 0 with a maximum. `nan`, which click accepts, is an error."""
 
-    def __init__(self, highest: float) -> None:
-        """Accept numbers up to `highest`."""
-        super().__init__(0, highest, min_open=True)
-        self._highest = highest
-
     def _describe_range(self) -> str:
         """Return the range as --help shows it."""
-        return f"at most {self._highest:g}"
+        return f"at most {self.max:g}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number. An error shows the value, shortened."""
@@ -189,8 +176,8 @@ class PositiveNumber(click.FloatRange):
             number = float(value)
         except ValueError:
             number = math.nan
-        if not 0 < number <= self._highest:
-            bounds = f"above 0, at most {self._highest:g}, without a unit"
+        if not 0 < number <= (self.max or math.inf):
+            bounds = f"above 0, at most {self.max:g}, without a unit"
             self.fail(f"{printable(str(value), 40)!r} is not a number {bounds}", param, ctx)
         return number
 

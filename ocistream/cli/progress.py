@@ -17,13 +17,11 @@ from ocistream.sizes import format_count, format_size
 from ocistream.streams.workers import start
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Sequence
 
     from ocistream.cli.console import Console
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, Root
-    from ocistream.transfer.interfaces import RunObserver
 
 #: Seconds over which a rate is measured, and between two samples.
 _RATE_WINDOW: Final = 10.0
@@ -34,8 +32,6 @@ _MIN_RATE_TIME: Final = 1.0
 _LARGEST_CHUNK: Final = MAX_CONFIG
 #: Seconds between two lines, and before the first one: a short run prints only its summary.
 LINE_INTERVAL: Final = 5.0
-#: Seconds between two JSON events of progress.
-_EVENT_INTERVAL: Final = 1.0
 #: The beginning and end of a section in the logs of CIs that support them; the fields are a unique name, seconds and a
 #: title.
 _LOG_SECTIONS: Final = {
@@ -47,15 +43,6 @@ _LOG_SECTIONS: Final = {
         "\x1b[0Ksection_end:{now}:{name}\r\x1b[0K",
     ),
 }
-
-
-def open_display(kind: str, console: Console, *, is_explicit: bool) -> AbstractContextManager[RunObserver]:
-    """Return the observer that shows the progress within a block, as a "bar", as "plain" lines or as "json"."""
-    if kind == "bar":
-        from ocistream.cli.progress_bar import ProgressBar
-
-        return ProgressBar(console, is_explicit=is_explicit)
-    return _ProgressLines(console) if kind == "plain" else contextlib.nullcontext(_JsonProgress(console))
 
 
 def human_duration(seconds: float) -> str:
@@ -269,7 +256,7 @@ class Progress:
         console.info(", ".join(parts), bytes=state.moved, total=state.total or 0)
 
 
-class _ProgressLines(Progress):
+class ProgressLines(Progress):
     """A line every few seconds without control characters, for logs; a shorter run has no lines.
 
     In a CI with foldable log sections, a section at the end has a line for each blob. Folded lines would not show
@@ -279,17 +266,24 @@ class _ProgressLines(Progress):
     interval = LINE_INTERVAL
 
     def __init__(self, console: Console) -> None:
+        """Print to a console."""
         super().__init__()
         self._console = console
         #: The beginning and end of a log section, or None.
-        self._section = _find_log_section(os.environ) if console.verbosity >= 0 and not console.as_json else None
+        self._section: tuple[str, str] | None = None
+        if console.verbosity >= 0 and not console.as_json:
+            self._section = next(
+                (marks for name, marks in _LOG_SECTIONS.items() if os.environ.get(name) == "true"), None
+            )
         self._blob_lines: list[str] = []
 
     def tick(self) -> None:
+        """Print a line."""
         if self.has_started:
             self.print_line(self._console)
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:
+        """Keep a line for the section, or print it with -v."""
         text = f"{describe_status(status)} {descriptor.digest} ({format_size(descriptor.size)}"
         if self._section is None:
             self._console.info(f"{text})", level=1)
@@ -309,52 +303,43 @@ class _ProgressLines(Progress):
             self._console.print_line(end.format(now=int(time.time()), name=name))
 
 
-def _find_log_section(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    return next((marks for name, marks in _LOG_SECTIONS.items() if environment.get(name) == "true"), None)
-
-
-class _JsonProgress(Progress):
-    """One JSON object a line: `planned`, `progress` (at most one a second, and one at the total), `blob`.
+class JsonProgress(Progress):
+    """One JSON object a line: `planned`, `progress` (every second, and at the total), `blob`.
 
     docs/progress.schema.json has the fields.
     """
 
+    interval = 1.0
+
     def __init__(self, console: Console) -> None:
+        """Report to a console."""
         super().__init__()
         self._console = console
-        self._has_reported_total = False
-        self._next_event = time.monotonic()
+        #: The last event of `progress`: bytes and total.
+        self._reported: tuple[int, int | None] = (0, None)
 
     def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
+        """Add to the total, and report it."""
         images = [{"name": root.name, "digest": root.descriptor.digest} for root in roots]
         with self._console.writing:
             super().add_total(size, blobs)
             self._console.emit_event(event="planned", images=images, blobs=self._blob_count, total=self._total)
 
-    def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
-        super().advance(size, descriptor)
-        # Also held while an event is printed, so that the numbers appear in order.
+    def tick(self) -> None:
+        """Report the bytes, unless they are the same as before."""
+        # Held from the count to the output, so that the numbers appear in order.
         with self._console.writing:
-            # Bytes that are taken back move again, and the total is then reported again.
-            self._has_reported_total = self._has_reported_total and self._is_complete()
-            now = time.monotonic()
-            if now >= self._next_event and not self._has_reported_total:
-                self._next_event = now + _EVENT_INTERVAL
-                self._emit_progress()
+            state = self.snapshot()
+            if self.has_started and not self._closed.is_set() and self._reported != (state.moved, state.total):
+                self._reported = state.moved, state.total
+                self._console.emit_event(event="progress", bytes=state.moved, total=state.total or 0)
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
+        """Report a finished blob, and the bytes if it is the last one."""
         self._console.emit_event(event="blob", digest=descriptor.digest, size=descriptor.size, status=status)
-        with self._console.writing:
-            if self._is_complete() and not self._has_reported_total:
-                self._emit_progress()
+        if self._moved >= (self._total or 0) > 0:
+            self.tick()
 
     def report_images(self, number: int, count: int) -> None:
+        """Report how many images are done."""
         self._console.emit_event(event="images", done=number, images=count)
-
-    def _is_complete(self) -> bool:
-        return self._moved >= (self._total or 0) > 0
-
-    def _emit_progress(self) -> None:
-        self._has_reported_total = self._is_complete()
-        state = self.snapshot()
-        self._console.emit_event(event="progress", bytes=state.moved, total=state.total or 0)

@@ -87,67 +87,40 @@ def report_copy(
 ) -> None:
     """Print on stderr what a copy transferred, and what became of images and blobs that were not copied as they are.
 
-    `cached` is how many bytes came from the cache, by digest. `omits` says that blobs could be omitted by digest.
+    After a dry run, print what a real run would copy, and what it would not. `cached` is how many bytes came from the
+    cache, by digest. `omits` says that blobs could be omitted by digest.
     """
     into_docker_archive = plan.destination.kind == "docker-archive"
     archives: Sequence[ArchiveSource] = ()
-    if plan.reads_archives:
+    if plan.reads_archives and not report.is_dry_run:
         from ocistream.archive.source import list_archives
 
         archives = list_archives(source)
-    _report_resumed(console, report)
+    for blob in () if report.is_dry_run else report.blobs:
+        if blob.resumed_size:
+            digest, total = blob.descriptor.digest, format_size(blob.descriptor.size)
+            console.info(f"resumed {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
     _report_summary(console, plan, report, cached)
-    report_incomplete_indexes(
-        console, report.graph.incomplete_indexes, report.origins, into_docker_archive=into_docker_archive
-    )
-    if not into_docker_archive:
-        _report_new_digests(console, report, is_requested=plan.options.compress is not None)
-    if plan.options.compress is None and not into_docker_archive:
-        is_saved = any(archive.is_docker_save for archive in archives)
-        excludes = not plan.compresses_plain_layers(omits=omits)
-        _report_plain_layers(console, report, is_saved=is_saved, excludes=excludes)
-    _report_omitted(console, report)
-    report_skipped_referrers(console, report.graph.skipped_referrers)
-    _report_unused_entries(console, archives)
-    if into_docker_archive:
-        _report_image_ids(console, report, images, printed=not plan.destination.is_stream)
-        _warn_unnamed_images(console, report.graph)
-
-
-def report_dry_run(console: Console, plan: CopyPlan, report: Report, images: Sequence[ImageResult]) -> None:
-    """Print on stderr what a real run would copy, and what it would not."""
-    counts = Counter(blob.status for blob in report.blobs)
-    copied = counts["copied"] + counts["converted"]
-    resumed = sum(blob.resumed_size for blob in report.blobs)
-    size = total_size(report, "copied") + total_size(report, "converted") - resumed
-    parts = [f"would copy {format_count(copied, 'blob')}, {format_size(size)}"]
-    if kinds := _count_referrers(report):
-        parts[0] += f", with {kinds}"
-    parts[0] += f", to {'stdout' if plan.destination.is_stream else printable(plan.destination.text, _MAX_NAME)}"
-    if counts["converted"]:
-        parts.append(f"{counts['converted']} of them {_describe_conversion(plan)} to a size that is not known yet")
-    if resumed:
-        parts.append(f"{format_size(resumed)} resumed from an earlier run")
-    parts += [
-        f"{counts[outcome]} {text} ({format_size(total_size(report, outcome))})"
-        for outcome, text in (
-            ("skipped", "exists at the destination" if counts["skipped"] == 1 else "exist at the destination"),
-            ("mounted", "mounted from another repository"),
-        )
-        if counts[outcome]
-    ]
-    console.info("; ".join(parts))
-    for blob in report.blobs:
-        console.info(
-            f"{_DRY_RUN_WORDS[blob.status]} {blob.descriptor.digest}, {format_size(blob.descriptor.size)}", level=1
-        )
+    for blob in report.blobs if report.is_dry_run else ():
+        size = format_size(blob.descriptor.size)
+        console.info(f"{_DRY_RUN_WORDS[blob.status]} {blob.descriptor.digest}, {size}", level=1)
     if report.undetermined and any(image.digest is None for image in images):
         console.info("layers would be recompressed: the digests of these images are known only afterwards")
     report_incomplete_indexes(
-        console, report.graph.incomplete_indexes, into_docker_archive=plan.destination.kind == "docker-archive"
+        console, report.graph.incomplete_indexes, report.origins, into_docker_archive=into_docker_archive
     )
+    if not into_docker_archive and not report.is_dry_run:
+        _report_new_digests(console, report, is_requested=plan.options.compress is not None)
+        if plan.options.compress is None:
+            is_saved = any(archive.is_docker_save for archive in archives)
+            excludes = not plan.compresses_plain_layers(omits=omits)
+            _report_plain_layers(console, report, is_saved=is_saved, excludes=excludes)
     _report_omitted(console, report)
     report_skipped_referrers(console, report.graph.skipped_referrers)
+    _report_unused_entries(console, archives)
+    if into_docker_archive and not report.is_dry_run:
+        _report_image_ids(console, report, images, printed=not plan.destination.is_stream)
+        _warn_unnamed_images(console, report.graph)
 
 
 def _report_image_ids(console: Console, report: Report, images: Sequence[ImageResult], *, printed: bool) -> None:
@@ -162,51 +135,47 @@ def _report_image_ids(console: Console, report: Report, images: Sequence[ImageRe
         console.info("a docker-archive has no manifests: a push from it gives other digests")
 
 
-def _describe_conversion(plan: CopyPlan) -> str:
-    codec = "none" if plan.destination.kind == "docker-archive" else plan.options.compress
-    return "decompressed" if codec == "none" else "recompressed"
-
-
 def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Mapping[str, int]) -> None:
-    """Print one line: what was copied and how fast."""
+    """Print one line: what was copied and how fast; after a dry run, what would be copied."""
     counts = Counter(blob.status for blob in report.blobs)
     written = total_size(report, "copied") + total_size(report, "converted")
     resumed = sum(blob.resumed_size for blob in report.blobs)
     received = written - resumed
-    rate = f" ({format_size(received / report.seconds)}/s)" if received and report.seconds else ""
     copied = format_count(counts["copied"] + counts["converted"], "blob")
-    parts = [f"copied {copied}, {format_size(written)}, in {report.seconds:.1f} s{rate}"]
-    if counts["converted"]:
-        parts.append(f"{counts['converted']} of them {_describe_conversion(plan)}")
-    if resumed:
-        parts.append(f"{format_size(resumed)} resumed from an earlier run")
-    if from_cache := sum(cached_size(blob, cached) for blob in report.blobs):
-        parts.append(f"{format_size(from_cache)} came from the cache")
-    parts += [
-        f"{counts[outcome]} {text} ({format_size(total_size(report, outcome))})"
-        for outcome, text in (("mounted", "mounted"), ("skipped", "already at the destination"))
-        if counts[outcome]
-    ]
-    if kinds := _count_referrers(report):
-        parts[0] += f", with {kinds}"
-    foreign = f"{format_count(len(report.graph.foreign), 'foreign layer')} not copied"
-    if report.graph.foreign:
-        parts.append(foreign)
-    if not console.is_terse:
-        console.info("; ".join(parts))
-        return
-    # Also on a terse console: which bytes were not copied.
-    if resumed:
-        console.info(f"{format_size(resumed)} resumed from an earlier run")
-    if report.graph.foreign:
-        console.info(foreign)
-
-
-def _count_referrers(report: Report) -> str:
-    return format_kind_counts(
+    referrers = format_kind_counts(
         classify_referrer(referrer.descriptor.artifact_type, referrer.tag)
         for referrer in report.graph.separate_referrers
     )
+    extra = f", with {referrers}" if referrers else ""
+    conversion = "recompressed"
+    if plan.destination.kind == "docker-archive" or plan.options.compress == "none":
+        conversion = "decompressed"
+    if report.is_dry_run:
+        target = "stdout" if plan.destination.is_stream else printable(plan.destination.text, _MAX_NAME)
+        parts = [f"would copy {copied}, {format_size(received)}{extra}, to {target}"]
+        conversion += " to a size that is not known yet"
+        exist = "exists" if counts["skipped"] == 1 else "exist"
+        others = {"skipped": f"{exist} at the destination", "mounted": "mounted from another repository"}
+    else:
+        rate = f" ({format_size(received / report.seconds)}/s)" if received and report.seconds else ""
+        parts = [f"copied {copied}, {format_size(written)}, in {report.seconds:.1f} s{rate}{extra}"]
+        others = {"mounted": "mounted", "skipped": "already at the destination"}
+    if counts["converted"]:
+        parts.append(f"{counts['converted']} of them {conversion}")
+    # Also on a terse console: which bytes were not copied.
+    not_copied = [f"{format_size(resumed)} resumed from an earlier run"] if resumed else []
+    parts += not_copied
+    if from_cache := sum(cached_size(blob, cached) for blob in report.blobs):
+        parts.append(f"{format_size(from_cache)} came from the cache")
+    for status, text in others.items():
+        if counts[status]:
+            parts.append(f"{counts[status]} {text} ({format_size(total_size(report, status))})")
+    if report.graph.foreign and not report.is_dry_run:
+        foreign = f"{format_count(len(report.graph.foreign), 'foreign layer')} not copied"
+        parts.append(foreign)
+        not_copied.append(foreign)
+    for line in not_copied if console.is_terse and not report.is_dry_run else ["; ".join(parts)]:
+        console.info(line)
 
 
 def report_selected_platforms(roots: Iterable[Root], source: Source | None, *, into_docker_archive: bool) -> None:
@@ -220,60 +189,32 @@ def report_selected_platforms(roots: Iterable[Root], source: Source | None, *, i
             continue
         name = printable(root.name or root.origin or chosen.index, _MAX_NAME)
         if not chosen.explicit:
-            exported, may_be_incomplete = None, False
-            if source is not None and source.may_lack_blobs:
-                from ocistream.transfer.incomplete_indexes import read_exported_platforms
-
-                exported = read_exported_platforms(source, chosen.manifests)
-                may_be_incomplete = exported is None
-            text = _describe_selected(
-                chosen, exported, may_lack=may_be_incomplete, into_docker_archive=into_docker_archive
-            )
+            text = _describe_selected(chosen, source, into_docker_archive=into_docker_archive)
             notices.notify(f"{name}: {text}")
         for ambiguity in chosen.describe_ambiguities():
             notices.notify(f"{name}: {ambiguity}")
 
 
-def _describe_selected(
-    chosen: ChosenPlatforms, available: Sequence[str] | None, *, may_lack: bool, into_docker_archive: bool
-) -> str:
-    """Describe the platforms selected from an index; `available` are the platforms that the source has.
+def _describe_selected(chosen: ChosenPlatforms, source: Source | None, *, into_docker_archive: bool) -> str:
+    selected, listed_count = ", ".join(map(printable, chosen.platforms)), len(chosen.available)
+    count, may_lack = listed_count, False
+    if source is not None and source.may_lack_blobs:
+        from ocistream.transfer.incomplete_indexes import read_exported_platforms
 
-    If `available` is None, the source has all of them, unless it `may_lack` some.
-    """
-    selected = ", ".join(map(printable, chosen.platforms))
-    available_count, listed_count = (
-        len(chosen.available) if available is None else len(available),
-        len(chosen.available),
-    )
+        exported = read_exported_platforms(source, chosen.manifests)
+        count, may_lack = (len(exported), False) if exported else (listed_count, True)
     if into_docker_archive:
-        advice = "" if available_count == 1 else "; choose another with --platform"
+        advice = "" if count == 1 else "; choose another with --platform"
     else:
-        advice = (
-            "; use --platform all to keep the index" if available_count == 1 else "; use --platform all to copy all"
-        )
-    if may_lack and available_count > 1:
-        return f"only {selected} of {available_count} platforms in the index{advice}, if the archive has the others"
-    if not available_count:
-        return f"only {selected} of {listed_count} platforms in the index; the source has none of them completely"
-    if available_count == listed_count:
-        return (
-            f"{selected}, the only platform of an index{advice}"
-            if available_count == 1
-            else f"only {selected} of {available_count} platforms{advice}"
-        )
-    if available_count == 1:
-        return f"{selected}, the only platform that the source has of the {listed_count} in the index{advice}"
-    present = f"only {selected} of the {available_count} platforms that the source has"
-    return f"{present}; the index lists {listed_count}{advice}"
-
-
-def _report_resumed(console: Console, report: Report) -> None:
-    """Print with -v which blobs were resumed."""
-    for blob in report.blobs:
-        if blob.resumed_size:
-            digest, total = blob.descriptor.digest, format_size(blob.descriptor.size)
-            console.info(f"resumed {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
+        advice = f"; use --platform all to {'keep the index' if count == 1 else 'copy all'}"
+    if count == 1:
+        origin = "of an index" if listed_count == 1 else f"that the source has of the {listed_count} in the index"
+        return f"{selected}, the only platform {origin}{advice}"
+    if may_lack:
+        return f"only {selected} of {count} platforms in the index{advice}, if the archive has the others"
+    if count == listed_count:
+        return f"only {selected} of {count} platforms{advice}"
+    return f"only {selected} of the {count} platforms that the source has; the index lists {listed_count}{advice}"
 
 
 def _report_new_digests(console: Console, report: Report, *, is_requested: bool) -> None:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import functools
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from ocistream.api.options import FOR_ONE_RUN
-from ocistream.api.registries import find_home, load_configuration
+from ocistream.api.registries import load_configuration
 from ocistream.cli.console import Console
-from ocistream.cli.options import CONFIGURATION, GROUPS, Option, make_options
+from ocistream.cli.options import CONFIGURATION, GROUPS, Option, options_of
 from ocistream.config.toml_files import UnknownKeyError, flag, resolve_path
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
@@ -72,20 +71,17 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
         by_parameter["config"] = config_variable
     group.default_map = {name: by_parameter}
     if isinstance(group.obj, Console):
-        log_format, progress = (given.get(key) or by_parameter.get(key) for key in ("log_format", "progress"))
-        group.obj.as_json |= Console.is_json(cast("str | None", log_format), cast("str | None", progress))
+        log_format, progress = (given.get(key, [by_parameter.get(key)])[-1] for key in ("log_format", "progress"))
+        group.obj.as_json |= Console.is_json(log_format, progress)
         # `config` and `sync` read files that may name further variables: they check the variables themselves.
         is_quiet = given.get("quiet") or (by_parameter.get("quiet") and not given.get("verbose"))
         if name not in {"config", "sync"} and not is_quiet:
             warn_unused_variables(group.obj, os.environ, find_credential_variables(table))
             if "platform" in settings and not (given.get("platforms") or given.get("all_platforms")):
-                _announce_platform(group.obj, settings["platform"])
-
-
-def _announce_platform(console: Console, setting: Setting) -> None:
-    """Print the platform that a variable or a file selects: other defaults do not decide what is copied."""
-    value = setting.value if isinstance(setting.value, str) else ",".join(cast("list[str]", setting.value))
-    console.info(f"--platform {printable(value)} is set by {setting.where}")
+                # Other defaults do not decide what is copied.
+                value, where = settings["platform"].value, settings["platform"].where
+                shown = ",".join(value) if isinstance(value, list) else str(value)
+                group.obj.info(f"--platform {printable(shown)} is set by {where}")
 
 
 def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> TomlTable | None:
@@ -99,14 +95,9 @@ def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> Tom
         return load_configuration(None if explicit is None else Path(explicit), env)
     except UnknownKeyError as error:
         names = _configurable_names()
-        if not error.is_table and error.key not in names and (close := _find_similar_name(error.key, names)):
+        if not error.is_table and error.key not in names and (close := _find_similar_option(error.key, names)):
             error.hint = f"put options under [defaults]; did you mean {close}?"
         raise
-
-
-def option_name(option: click.Option) -> str:
-    """Return an option's long name without its hyphens."""
-    return max(option.opts, key=len).lstrip("-")
 
 
 def variable_name(name: str) -> str:
@@ -114,21 +105,14 @@ def variable_name(name: str) -> str:
     return VARIABLE_PREFIX + name.upper().replace("-", "_")
 
 
-def _own_options(command: click.Command) -> Iterator[tuple[str, click.Option]]:
-    """Return the options of a command by long name, in the order of --help, which is the last."""
-    for option in command.get_params(click.Context(command)):
-        if isinstance(option, click.Option):
-            yield option_name(option), option
+def _own_options(command: click.Command) -> Iterator[tuple[str, Option]]:
+    """Return the options of a command by long name, in the order of --help, but not --help itself."""
+    return ((option.long_name[2:], option) for option in command.params if isinstance(option, Option))
 
 
-def _reason_against_default(option: click.Option) -> str:
-    """Return why neither a variable nor the file sets an option, or "". `--help` is click's own."""
-    return option.not_configurable if isinstance(option, Option) else FOR_ONE_RUN
-
-
-def configurable_options(command: click.Command) -> dict[str, click.Option]:
+def configurable_options(command: click.Command) -> dict[str, Option]:
     """Return the options of a command that a variable or the file may set, by long name, in the order of --help."""
-    return {name: option for name, option in _own_options(command) if not _reason_against_default(option)}
+    return {name: option for name, option in _own_options(command) if not option.not_configurable}
 
 
 @functools.cache
@@ -140,7 +124,7 @@ def reasons_against_defaults() -> dict[str, str]:
     for command in map(load_command, COMMANDS):
         for name, option in _own_options(command):
             # --format of `pull` has a default, --format of `inspect` has none.
-            reasons[name] = reasons.get(name, "-") and _reason_against_default(option)
+            reasons[name] = reasons.get(name, "-") and option.not_configurable
     return reasons
 
 
@@ -153,51 +137,37 @@ def read_settings(
     """
     options, settings = configurable_options(command), {}
     with click.Context(command, info_name=name) as context:
-        for key, setting in (*_read_file_settings(name, options, table), *_read_variables(options, env)):
-            _check_setting(context, key, options[key], setting)
-            settings[key] = setting
+        for key, setting in _read_file_settings(name, options, table):
+            settings[key] = _check_setting(context, key, options[key], setting)
+        for key, option in options.items():
+            if text := env.get(variable := variable_name(key)):
+                # Blanks separate the values of an option that repeats.
+                setting = Setting(text.split() if option.multiple else text, "environment", variable)
+                settings[key] = _check_setting(context, key, option, setting)
     return settings
 
 
-def check_all_defaults(table: TomlTable, commands: Mapping[str, click.Command]) -> None:
-    """Check all tables of defaults, for every command; raise UsageError for the first error."""
-    for name, command in commands.items():
-        read_settings(name, command, table, {})
-
-
 def _read_file_settings(
-    name: str, options: Mapping[str, click.Option], table: TomlTable | None
+    name: str, options: Mapping[str, Option], table: TomlTable | None
 ) -> Iterator[tuple[str, Setting]]:
+    from ocistream.cli.entry_point import COMMANDS
+
     if table is None:
         return
-    directory = Path(table.label).parent
     shared = table.table("defaults")
     for key, value in shared.values.items():
         if isinstance(value, dict):
-            _check_command_table(shared, key)
+            if key not in COMMANDS:
+                raise shared.key_error(key, "is a table, not a command", _suggest_name(key, COMMANDS))
         elif key in options:
-            yield key, _build_setting(shared, key, options[key], directory, f"{table.label} [defaults]")
+            yield key, _build_setting(shared, key, options[key], f"{table.label} [defaults]")
         elif key not in group_option_names():
             # It may be an option of another command. To import all commands takes 20 ms.
             _check_option_name(shared, key, _configurable_names())
     command_table = shared.table(name)
     for key in command_table.values:
         _check_option_name(command_table, key, options, of=f"`ocistream {name}`")
-        yield key, _build_setting(command_table, key, options[key], directory, f"{table.label} [defaults.{name}]")
-
-
-def _read_variables(options: Mapping[str, click.Option], env: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
-    for key, option in options.items():
-        variable = variable_name(key)
-        if text := env.get(variable):
-            yield key, Setting(_convert_variable(variable, option, text), "environment", variable)
-
-
-def _check_command_table(table: TomlTable, key: str) -> None:
-    from ocistream.cli.entry_point import COMMANDS
-
-    if key not in COMMANDS:
-        raise table.key_error(key, "is a table, not a command", _suggest_name(key, COMMANDS))
+        yield key, _build_setting(command_table, key, options[key], f"{table.label} [defaults.{name}]")
 
 
 def _check_option_name(table: TomlTable, key: str, known: Collection[str], of: str = "any command") -> None:
@@ -209,21 +179,25 @@ def _check_option_name(table: TomlTable, key: str, known: Collection[str], of: s
 
 
 def _suggest_name(key: str, known: Collection[str]) -> str:
-    close = _find_similar_name(key, known)
+    close = _find_similar_option(key, known)
     return f"did you mean {close}?" if close else f"available: {', '.join(sorted(known))}"
 
 
-def _find_similar_name(key: str, known: Collection[str]) -> str | None:
+def _find_similar_option(key: str, known: Collection[str]) -> str | None:
+    return _find_similar_name(key.replace("_", "-").lower().lstrip("-"), known)
+
+
+def _find_similar_name(name: str, known: Collection[str], *, cutoff: float = 0.6) -> str | None:
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(key.replace("_", "-").lower().lstrip("-"), known, n=1)), None)
+    return next(iter(get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
 @functools.cache
 def group_option_names() -> frozenset[str]:
     """Return the options of all groups that a variable or the file may set, by long name, without any command."""
     return frozenset(
-        option_name(option) for group in GROUPS for option in make_options(group) if not option.not_configurable
+        option.long_name[2:] for group in GROUPS for option in options_of(group) if not option.not_configurable
     )
 
 
@@ -231,23 +205,19 @@ def _configurable_names() -> list[str]:
     return [name for name, reason in reasons_against_defaults().items() if not reason]
 
 
-def _build_setting(table: TomlTable, key: str, option: click.Option, directory: Path, where: str) -> Setting:
+def _build_setting(table: TomlTable, key: str, option: Option, where: str) -> Setting:
     value = _convert_toml_value(table, key, option)
     if isinstance(option.type, click.Path):
-        value = (
-            [_resolve(directory, path) for path in value]
-            if isinstance(value, list)
-            else _resolve(directory, str(value))
-        )
+        value = [_resolve(table, path) for path in value] if isinstance(value, list) else _resolve(table, str(value))
     return Setting(value, "file", where)
 
 
-def _resolve(directory: Path, path: str) -> str:
+def _resolve(table: TomlTable, path: str) -> str:
     # An empty path stays empty, so that the option can report it.
-    return str(resolve_path(directory, path, find_home(os.environ))) if path else ""
+    return str(resolve_path(table.folder, path, table.home)) if path else ""
 
 
-def _convert_toml_value(table: TomlTable, key: str, option: click.Option) -> str | int | bool | list[str]:
+def _convert_toml_value(table: TomlTable, key: str, option: Option) -> str | int | bool | list[str]:
     """Return a TOML value as the command line would have it.
 
     A number becomes text, which the option then checks: click would truncate `jobs = 8.5` to 8.
@@ -272,34 +242,18 @@ def _convert_to_text(table: TomlTable, key: str, value: object) -> str:
     return str(value)
 
 
-def _convert_variable(variable: str, option: click.Option, text: str) -> str | int | bool | list[str]:
-    """Return the value of a variable. Blanks separate the values of an option that repeats."""
-    if option.is_flag:
-        try:
-            return bool(click.BOOL.convert(text, None, None))
-        except click.BadParameter as error:
-            msg = f"{variable}: {printable(text, 40)!r} is neither true nor false"
-            raise UsageError(msg, hint="write 1 or 0") from error
-    if option.count:
-        # Not `int` alone, which accepts digits of any script.
-        if not (text.isascii() and text.isdigit() and len(text) < 3):
-            msg = f"{variable}: {printable(text, 40)!r} is not a whole number"
-            raise UsageError(msg)
-        return int(text)
-    return text.split() if option.multiple else text
+def _check_setting(context: click.Context, key: str, option: Option, setting: Setting) -> Setting:
+    """Check a value with its option's type and callback; raise UsageError that names its origin.
 
-
-def _check_setting(context: click.Context, key: str, option: click.Option, setting: Setting) -> None:
-    """Check a value with its option's type and callback; raise UsageError that names its origin."""
+    Return the setting; the text of a variable for a switch or a counter becomes its value.
+    """
     where = setting.where if setting.origin == "environment" else f"{setting.where} {key}"
     try:
-        option.process_value(context, setting.value)
-    except click.BadParameter as error:
+        value = option.process_value(context, setting.value)
+    except (click.BadParameter, UsageError) as error:
         msg = f"{where}: {error.message}"
-        raise UsageError(msg) from error
-    except UsageError as error:
-        msg = f"{where}: {error.message}"
-        raise UsageError(msg, hint=error.hint) from error
+        raise UsageError(msg, hint=getattr(error, "hint", None)) from error
+    return setting if option.has_value else replace(setting, value=value)
 
 
 _CREDENTIAL_VARIABLES: Final = frozenset(
@@ -315,9 +269,21 @@ _KUBERNETES_VARIABLE: Final = re.compile(
 
 def warn_unused_variables(console: Console, env: Mapping[str, str], used: Collection[str]) -> None:
     """Print one line for each variable that is set and has no effect; `used` are variables that a file names."""
-    names = [name for name, value in env.items() if name.startswith(VARIABLE_PREFIX) and value]
-    for line in _describe_unused(sorted(names), used):
-        console.info(line)
+    used_variables = _CREDENTIAL_VARIABLES | _TEST_VARIABLES | {variable_name("config"), *used}
+    names = {name for name, value in env.items() if name.startswith(VARIABLE_PREFIX) and value}
+    unused = [name for name in sorted(names - used_variables) if not _KUBERNETES_VARIABLE.match(name)]
+    # The names of all options are known only after an import of all commands.
+    reasons = {variable_name(key): reason for key, reason in reasons_against_defaults().items()} if unused else {}
+    for name in unused:
+        reason = reasons.get(name)
+        if reason is None:
+            known = {variable for variable, reason in reasons.items() if not reason} | used_variables - _TEST_VARIABLES
+            # Without the common prefix, which would make any two names similar.
+            words = [variable.removeprefix(VARIABLE_PREFIX) for variable in sorted(known)]
+            close = _find_similar_name(name.removeprefix(VARIABLE_PREFIX).upper(), words, cutoff=0.7)
+            reason = f"did you mean {VARIABLE_PREFIX}{close}?" if close else "ocistream has no such setting"
+        if reason:
+            console.info(f"the variable {printable(name)} has no effect: {reason}")
 
 
 def find_credential_variables(table: TomlTable | None) -> set[str]:
@@ -328,26 +294,3 @@ def find_credential_variables(table: TomlTable | None) -> set[str]:
     sources = [values.get("credentials") for values in tables if isinstance(values, dict)]
     prefixes = [text.removeprefix("env:") for text in sources if isinstance(text, str) and text.startswith("env:")]
     return {f"{prefix}_{word}" for prefix in prefixes for word in ("USERNAME", "PASSWORD")}
-
-
-def _describe_unused(names: Collection[str], used: Collection[str]) -> Iterator[str]:
-    used_variables = _CREDENTIAL_VARIABLES | _TEST_VARIABLES | {variable_name("config"), *used}
-    unused = [name for name in names if name not in used_variables and not _KUBERNETES_VARIABLE.match(name)]
-    if not unused:
-        return
-    reasons = {variable_name(key): reason for key, reason in reasons_against_defaults().items()}
-    for name in unused:
-        if (reason := reasons.get(name)) is None:
-            known = {*map(variable_name, _configurable_names()), *used_variables}
-            reason = _suggest_variable(name, known - _TEST_VARIABLES)
-        if reason:
-            yield f"the variable {printable(name)} has no effect: {reason}"
-
-
-def _suggest_variable(name: str, known: Collection[str]) -> str:
-    from difflib import get_close_matches
-
-    # Without the common prefix, which would make any two names similar.
-    names = sorted(variable.removeprefix(VARIABLE_PREFIX) for variable in known)
-    close = get_close_matches(name.removeprefix(VARIABLE_PREFIX).upper(), names, n=1, cutoff=0.7)
-    return f"did you mean {VARIABLE_PREFIX}{close[0]}?" if close else "ocistream has no such setting"

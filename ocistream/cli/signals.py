@@ -94,7 +94,7 @@ def run_until_signal(command: Callable[[], None], cancelled: CancelEvent, *, res
     from ocistream.streams.workers import start
 
     signals = _Signals()
-    cancelled.watch(signals.reader, signals.numbers)
+    cancelled.watch(signals.reader, signals.previous_handlers)
     try:
         task = start(command, "command", on_end=signals.report_end)
         if (number := signals.wait_for_end(cancelled)) is not None:
@@ -116,17 +116,13 @@ class _Signals:
         self.reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        #: The handlers of the signals that end this process; it may ignore others from its start.
         # A process started by nohup, or in a shell's background, keeps ignoring a signal.
-        self._previous_handlers: dict[int, Any] = {
+        self.previous_handlers: dict[int, Any] = {
             number: signal.signal(number, self._handle)
             for number in TERMINATION_SIGNALS
             if signal.getsignal(number) is not signal.SIG_IGN
         }
-
-    @property
-    def numbers(self) -> Collection[int]:
-        """The signals that end this process; it may ignore others from its start."""
-        return self._previous_handlers.keys()
 
     def report_end(self) -> None:
         """Wake the main thread, because the command has ended. Called in the command's thread."""
@@ -167,7 +163,7 @@ class _Signals:
         if self._has_ended:
             os.close(self.reader)
             os.close(self._writer)
-        for number, handler in self._previous_handlers.items() if restores_handlers else ():
+        for number, handler in self.previous_handlers.items() if restores_handlers else ():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _record(self, number: int, now: float) -> bool:

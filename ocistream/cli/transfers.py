@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from ocistream.api.results import list_images
 from ocistream.cli.option_hints import describe_unused_side_options
-from ocistream.cli.report import print_dry_run, print_results, report_copy, report_dry_run, report_selected_platforms
-from ocistream.errors import OcistreamError, UsageError
+from ocistream.cli.report import print_dry_run, print_results, report_copy, report_selected_platforms
+from ocistream.errors import OcistreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
     from typing import TypeAlias
 
     from ocistream.api.copy_plan import CopyPlan
     from ocistream.cli.context import CommandContext
+    from ocistream.cli.omission_rules import OmissionRules
     from ocistream.oci.graph import Graph
     from ocistream.oci.omitted_blobs import OmissionReason
     from ocistream.transfer.interfaces import Destination, Source
@@ -33,30 +33,27 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
 
     Raise an OcistreamError if the copy fails; then nothing is visible at the destination.
     """
-    _check_registries(context, plan)
-    plan = plan.with_policy(context.access.load_trust_policy())
-    find_omitted: FindOmitted | None = None
+    rules: OmissionRules | None = None
     if context.omission.have or context.omission.base or context.omission.only:
         from ocistream.cli.omission_rules import OmissionRules
 
-        find_omitted = OmissionRules(context, plan)
+        rules = OmissionRules(context, plan)
+    _check_registries(context, plan, rules.registries if rules else set())
+    plan = plan.with_policy(context.access.load_trust_policy())
     sides = list(context.sides) or ["", ""]
-
-    def open_locations() -> tuple[Source, Destination]:
-        source_context = context.build_open_context(sides[0], registries=plan.source_registries)
-        destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
-        return plan.open(source_context, replace(destination_context, from_byte=from_byte))
-
-    run_transfer(context, plan, open_locations, find_omitted=find_omitted)
+    source_context = context.build_open_context(sides[0], registries=plan.source_registries)
+    destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
+    source, destination = plan.open(source_context, replace(destination_context, from_byte=from_byte))
+    run_transfer(context, plan, source, destination, find_omitted=rules)
 
 
-def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
-    """Raise UsageError if options of one side contradict each other, or a user name could be for two registries."""
-    source, destination = plan.source_registries, plan.destination_registries
-    if context.omission.have or context.omission.base:
-        from ocistream.cli.omission_rules import find_queried_registries
+def _check_registries(context: CommandContext, plan: CopyPlan, queried: set[str]) -> None:
+    """Raise UsageError if options of one side contradict each other, or a user name could be for two registries.
 
-        destination |= find_queried_registries(context) - source
+    `queried` are the registries that --have and --base ask.
+    """
+    source = plan.source_registries
+    destination = plan.destination_registries | (queried - source)
     if not context.sides:
         context.credentials.check_registries(source | destination)
         return
@@ -71,22 +68,20 @@ def _check_registries(context: CommandContext, plan: CopyPlan) -> None:
 def run_transfer(
     context: CommandContext,
     plan: CopyPlan,
-    open_locations: Callable[[], tuple[Source, Destination]],
+    source: Source,
+    destination: Destination,
     *,
     find_omitted: FindOmitted | None,
 ) -> None:
-    """Copy images, then print and write the results.
+    """Copy images, then print and write the results, and close source and destination.
 
-    `open_locations` opens the plan's source and destination. If an archive is written to stdout, no result lines are
-    printed. `find_omitted` selects the blobs of a graph to omit.
+    If an archive is written to stdout, no result lines are printed. `find_omitted` selects the blobs of a graph to
+    omit.
 
     Raise an OcistreamError if the transfer fails; then nothing is visible at the destination.
     """
     result, dry_run = context.run_options.result, context.run_options.dry_run
-    if result is not None:
-        _check_result_path(result, plan)
     with contextlib.ExitStack() as stack:
-        source, destination = open_locations()
         stack.callback(source.close)
         stack.callback(destination.close)
 
@@ -121,20 +116,6 @@ def run_transfer(
         write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)
     if dry_run:
         print_dry_run(plan, report, images)
-        report_dry_run(context.console, plan, report, images)
-        return
-    if not plan.destination.is_stream:
+    elif not plan.destination.is_stream:
         print_results(images)
     report_copy(context.console, plan, source, report, images, cached_sizes, omits=find_omitted is not None)
-
-
-def _check_result_path(result: Path, plan: CopyPlan) -> None:
-    """Check that --result can be written; raise UsageError if a volume of the archive would overwrite it."""
-    from ocistream.cli.result_document import check_result_writable
-    from ocistream.oci.volumes import parse_template
-
-    path = plan.destination.path
-    if plan.options.split and path is not None and parse_template(path.name).parse_number(result.name) is not None:
-        msg = f"--result {result} has the name of a volume"
-        raise UsageError(msg, hint="name another file: this one would be overwritten")
-    check_result_writable(result)

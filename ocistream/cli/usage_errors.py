@@ -186,7 +186,9 @@ def describe_usage_error(error: click.ClickException) -> tuple[str, str | None]:
     message = " ".join(error.format_message().split())
     hint = f"see `{PROGRAM if context is None else context.command_path} --help`"
     if context is not None and message.startswith(EXTRA_ARGUMENT):
-        hint = f"write `{_usage(context)}`{_EXTRA_ARGUMENT_NOTES.get(context.command.name or '', '')}"
+        arguments = [piece for piece in context.command.collect_usage_pieces(context) if piece != "[OPTIONS]"]
+        usage = " ".join([context.command_path, *arguments])
+        hint = f"write `{usage}`{_EXTRA_ARGUMENT_NOTES.get(context.command.name or '', '')}"
     elif context is not None and isinstance(error, click.MissingParameter):
         hint = describe_missing_key(context.params.get("require_signature", ())) or hint
     return message, hint
@@ -213,12 +215,6 @@ def _suggest_known_option(option_name: str, context: click.Context) -> str | Non
             return f"did you mean {close[0]}?"
         return f"options follow the command: see `{PROGRAM} COMMAND --help`"
     return f"{option_name} is an option of {', '.join(others)}" if others else None
-
-
-def _usage(context: click.Context) -> str:
-    """Return the command with the names of its arguments, such as `ocistream copy SRC DST`."""
-    arguments = [piece for piece in context.command.collect_usage_pieces(context) if piece != "[OPTIONS]"]
-    return " ".join([context.command_path, *arguments])
 
 
 def _find_commands_with(option_name: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -11,10 +12,9 @@ import click
 
 from ocistream.api.registries import find_home
 from ocistream.cli.entry_point import COMMANDS, load_command
-from ocistream.cli.options import RunOptions, command, group_options, json_option
+from ocistream.cli.options import RunOptions, command, json_option, options_of
 from ocistream.cli.parameter_types import FilePath, empty_value_error, is_path
 from ocistream.cli.settings import (
-    check_all_defaults,
     configurable_options,
     find_credential_variables,
     read_configuration_file,
@@ -28,7 +28,8 @@ from ocistream.signatures.signers import Identity, PublicKey
 from ocistream.streams import paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from ocistream.cli.console import Console
     from ocistream.cli.context import CommandContext
@@ -38,19 +39,8 @@ if TYPE_CHECKING:
 
 _BUILT_IN: Final = "built in"
 _NUMBER_TYPES: Final = (type(click.INT), type(click.FLOAT))
+_ACTIONS: Final = ("show", "check")
 _CONFIGURABLE_COMMANDS: Final = tuple(name for name in COMMANDS if name != "config")
-
-
-class _Action(click.Choice[str]):
-    """Whether to show or to check; an error says what to type for a file, a command or an image in its place."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the action."""
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter as error:
-            msg = f"{printable(str(value))!r} is neither show nor check"
-            raise UsageError(msg, hint=_suggest_action(str(value))) from error
 
 
 def _suggest_action(text: str) -> str:
@@ -63,11 +53,16 @@ def _suggest_action(text: str) -> str:
     return f"write show or check first; `ocistream inspect --raw-config {shown}` prints the config of an image"
 
 
-@command
-@click.argument("action", type=_Action(["show", "check"]))
-@click.argument("of", metavar="[COMMAND|IMAGE|FILE]", required=False, type=FilePath())
-@json_option("Print one JSON document.")
-@group_options(RunOptions, "config")
+@command(
+    click.Argument(
+        ["action"],
+        metavar="{show|check}",
+        shell_complete=lambda _context, _parameter, text: [action for action in _ACTIONS if action.startswith(text)],
+    ),
+    click.Argument(["of"], metavar="[COMMAND|IMAGE|FILE]", required=False, type=FilePath()),
+    json_option("Print one JSON document."),
+    options_of(RunOptions, "config"),
+)
 def config(context: CommandContext, *, action: str, of: str | None, as_json: bool) -> None:
     """Show the effective settings, or check a configuration file.
 
@@ -84,6 +79,9 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
     ocistream config show registry.example.com/app:1
     ocistream config check ./config.toml
     """
+    if action not in _ACTIONS:
+        msg = f"{printable(action)!r} is neither show nor check"
+        raise UsageError(msg, hint=_suggest_action(action))
     console = context.console
     config_file = None if context.run_options.config is None else str(context.run_options.config)
     if action == "check":
@@ -98,17 +96,24 @@ def config(context: CommandContext, *, action: str, of: str | None, as_json: boo
         from ocistream.config.config_toml import parse_trust_policy
 
         table = read_configuration_file(config_file, os.environ)
-        rule = None if table is None else parse_trust_policy(table).find(_repository_of(of))
-        setting = {"trust": None if rule is None else {rule.prefix: _trust_value(rule)}}
-        click.echo(json.dumps(setting, indent=2) if as_json else "\n".join(_format_trust(rule)))
+        reference = parse_reference(of.removeprefix("docker://"))
+        repository = f"{reference.registry}/{reference.repository}"
+        rule = None if table is None else parse_trust_policy(table).find(repository)
+        trust = None if rule is None else {rule.prefix: _trust_value(rule)}
+        if as_json:
+            click.echo(json.dumps({"trust": trust}, indent=2))
+        elif trust is None:
+            click.echo("# no rule of [trust]: signatures are not checked")
+        else:
+            click.echo("\n".join(_format_trust(trust)).lstrip())
         return
     if of is not None and of not in _CONFIGURABLE_COMMANDS:
         msg = f"{printable(of)!r} is not a command or an image"
         raise UsageError(msg, hint=f"write an image as HOST/REPO[:TAG]; commands: {', '.join(_CONFIGURABLE_COMMANDS)}")
     table = read_configuration_file(config_file, os.environ)
     warn_unused_variables(console, os.environ, find_credential_variables(table))
-    view = _SettingsView(table, of)
-    click.echo(json.dumps(view.document(), indent=2) if as_json else "\n".join(view.lines()))
+    document = _build_document(table, of)
+    click.echo(json.dumps(document, indent=2) if as_json else "\n".join(_format_document(document)))
 
 
 def _check_file(console: Console, of: str | None, config_file: str | None) -> None:
@@ -128,7 +133,8 @@ def _check_file(console: Console, of: str | None, config_file: str | None) -> No
     from ocistream.http.settings import TlsSettings
     from ocistream.http.tls import check_tls_files
 
-    check_all_defaults(table, {name: load_command(name) for name in _CONFIGURABLE_COMMANDS})
+    for name in _CONFIGURABLE_COMMANDS:
+        read_settings(name, load_command(name), table, {})
     for host, rule in parse_host_rules(table).items():
         with _name_table(f"{table.label}: [registry.{_format_toml(host)}]"):
             check_tls_files(TlsSettings(rule.settings.ca_files, rule.settings.client_certificates))
@@ -149,161 +155,124 @@ def _name_table(label: str) -> Iterator[None]:
         raise
 
 
-class _SettingsView:
-    """The settings by our file, by containers' files and by the environment; for all commands, or for one."""
+def _build_document(table: TomlTable | None, command_name: str | None) -> dict[str, Any]:
+    """Return the settings by our file, by containers' files and by the environment; for all commands, or for one."""
+    from ocistream.auth.credentials import Keychain
+    from ocistream.config.certs_d import certs_directories, find_certs_directory
+    from ocistream.config.config_toml import parse_host_rules, parse_trust_policy
+    from ocistream.config.registries_conf import load_namespaces
 
-    def __init__(self, table: TomlTable | None, command: str | None) -> None:
-        from ocistream.auth.credentials import Keychain
-        from ocistream.config.certs_d import certs_directories
-        from ocistream.config.config_toml import parse_host_rules, parse_trust_policy
-        from ocistream.config.registries_conf import load_namespaces
+    home = find_home(os.environ)
+    rules = {} if table is None else parse_host_rules(table)
+    namespaces = load_namespaces(os.environ, home)
+    folders = certs_directories(os.environ, home)
+    keychain = Keychain(
+        os.environ, home=home, configured=lambda host: rules[host].credentials if host in rules else None
+    )
+    return {
+        "file": None if table is None else table.label,
+        "defaults": _default_tables(table, command_name),
+        "registries": {
+            host: {
+                "settings": {} if table is None or host not in rules else _host_settings(table, host, rules[host]),
+                "certificates": (directory := find_certs_directory(host, folders)) and str(directory),
+                "credentials": keychain.sources(host),
+            }
+            for host in _registry_hosts(rules, namespaces, folders)
+        },
+        "trust": {}
+        if table is None
+        else {rule.prefix: _trust_value(rule) for rule in parse_trust_policy(table).rules.values()},
+        "containers": [{**_namespace_json(namespace), "where": namespace.config_file} for namespace in namespaces],
+    }
 
-        self._table = table
-        self._command = command
-        self._file_name = "" if table is None else table.label
-        self._commands = {name: load_command(name) for name in _CONFIGURABLE_COMMANDS}
-        self._rules: Mapping[str, HostRule] = {} if table is None else parse_host_rules(table)
-        self._trust = () if table is None else tuple(parse_trust_policy(table).rules.values())
-        self._namespaces = load_namespaces(os.environ, find_home(os.environ))
-        self._folders = certs_directories(os.environ, find_home(os.environ))
-        self._keychain = Keychain(
-            os.environ, home=find_home(os.environ), configured=lambda host: self._host_rule(host).credentials
-        )
 
-    def document(self) -> dict[str, Any]:
-        """Return the settings as a JSON document."""
-        return {
-            "file": self._file_name or None,
-            "defaults": self._default_tables(),
-            "registries": {
-                host: {
-                    "settings": {
-                        key: {"value": value, "origin": "file", "where": self._file_name}
-                        for key, value in self._host_settings(host).items()
-                    },
-                    "certificates": self._certificate_folder(host),
-                    "credentials": self._keychain.sources(host),
-                }
-                for host in self._registry_hosts()
-            },
-            "trust": {rule.prefix: _trust_value(rule) for rule in self._trust},
-            "containers": [
-                {**_namespace_json(namespace), "where": namespace.config_file} for namespace in self._namespaces
-            ],
-        }
-
-    def lines(self) -> Iterator[str]:
-        """Return the settings as lines of a configuration file."""
-        yield f"# file: {_short_path(self._file_name)}" if self._file_name else "# no configuration file found"
-        for table, settings in self._default_tables().items():
-            yield ""
-            yield f"[{table}]"
-            for key, setting in settings.items():
-                origin, where = setting["origin"], setting["where"]
-                note = _BUILT_IN if origin == _BUILT_IN else f"{origin} {_short_path(where)}"
-                if setting["value"] is None:
-                    yield f"# {key} is not set   # {note}"
-                else:
-                    yield f"{key} = {_format_toml(setting['value'])}   # {note}"
-        for host in self._registry_hosts():
-            yield ""
-            yield f"[registry.{_format_toml(host)}]"
-            for key, value in self._host_settings(host).items():
-                yield f"{key} = {_format_toml(value)}   # file {_short_path(self._file_name)}"
-            if (directory := self._certificate_folder(host)) is not None:
-                yield f"# certificates: {_short_path(directory)}"
-            yield f"# credentials: {self._describe_credentials(host)}"
-        # A table without keys of its own comes first.
-        for number, rule in enumerate(sorted(self._trust, key=lambda rule: bool(rule.signers))):
-            lines = _format_trust(rule)
-            yield from ("", *lines) if number == 0 or rule.signers else lines[1:]
-        for namespace in self._namespaces:
-            yield ""
-            yield f"# {_short_path(namespace.config_file)}"
-            for key, value in _namespace_json(namespace).items():
-                yield f"#   {key} = {_format_toml(value)}"
-
-    def _default_tables(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Return the tables of defaults, each with its options, their values and origins."""
-        if self._command is not None:
-            return {f"defaults.{self._command}": self._command_settings(self._command)}
-        shared: dict[str, dict[str, Any]] = {}
-        others: dict[str, dict[str, dict[str, Any]]] = {}
-        for name in self._commands:
-            for key, setting in self._command_settings(name).items():
-                is_own = setting["origin"] == "file" and setting["where"].endswith(f"[defaults.{name}]")
-                shared_setting = shared.get(key, setting)
-                # A value for one command only, or with another built-in default there, is not a default of all
-                # commands.
-                if is_own or shared_setting != setting:
-                    others.setdefault(f"defaults.{name}", {})[key] = setting
-                else:
-                    shared[key] = setting
-        return {"defaults": shared, **others}
-
-    def _command_settings(self, name: str) -> dict[str, dict[str, Any]]:
-        command = self._commands[name]
-        settings = read_settings(name, command, self._table, os.environ)
-        result: dict[str, dict[str, Any]] = {}
-        for key, option in configurable_options(command).items():
-            if (setting := settings.get(key)) is not None:
-                value = _convert_number(setting.value) if isinstance(option.type, _NUMBER_TYPES) else setting.value
-                result[key] = {"value": value, "origin": setting.origin, "where": setting.where}
+def _default_tables(table: TomlTable | None, command_name: str | None) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the tables of defaults, each with its options, their values and origins."""
+    if command_name is not None:
+        return {f"defaults.{command_name}": _command_settings(table, command_name)}
+    shared: dict[str, dict[str, Any]] = {}
+    others: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in _CONFIGURABLE_COMMANDS:
+        for key, setting in _command_settings(table, name).items():
+            is_own = setting["origin"] == "file" and setting["where"].endswith(f"[defaults.{name}]")
+            # A value for one command only, or with another built-in default there, is not a default of all commands.
+            if is_own or shared.get(key, setting) != setting:
+                others.setdefault(f"defaults.{name}", {})[key] = setting
             else:
-                value = option.to_info_dict()["default"]
-                result[key] = {"value": value or None if option.multiple else value, "origin": _BUILT_IN, "where": None}
-        return result
-
-    def _registry_hosts(self) -> list[str]:
-        """List the registries that our file, containers' files or a directory of certificates names."""
-        hosts = dict.fromkeys(self._rules)
-        for namespace in self._namespaces:
-            hosts[namespace.prefix.partition("/")[0]] = None
-        for directory in self._folders:
-            if os.access(directory, os.R_OK | os.X_OK):
-                hosts |= dict.fromkeys(sorted(path.name for path in directory.iterdir() if paths.is_directory(path)))
-        return list(filter(_is_registry, hosts))
-
-    def _host_rule(self, host: str) -> HostRule:
-        from ocistream.registry.configuration import HostRule
-
-        return self._rules.get(host) or HostRule()
-
-    def _host_settings(self, host: str) -> dict[str, Any]:
-        """Return the settings of a host in our file, with absolute paths."""
-        if self._table is None or host not in self._rules:
-            return {}
-        tables = self._table.table("registry").values
-        values = dict(next(values for key, values in tables.items() if parse_registry(key.lower()) == host))
-        rule = self._rules[host]
-        for certificate, key in rule.settings.client_certificates:
-            values["client-cert"] = certificate
-            if key is not None:
-                values["client-key"] = key
-        if "ca-cert" in values:
-            values["ca-cert"] = list(rule.settings.ca_files)
-        if rule.credentials is not None:
-            values["credentials"] = str(rule.credentials)
-        return values
-
-    def _describe_credentials(self, host: str) -> str:
-        """Return the places that have credentials of a host, and the variable of our file that is not set."""
-        shown = printable(", else ".join(self._keychain.sources(host)), 1024) or "none"
-        source = self._host_rule(host).credentials
-        if source is None or source.kind != "env" or os.environ.get(variable := f"{source.name}_USERNAME"):
-            return shown
-        return f"{shown} ({variable} is not set)"
-
-    def _certificate_folder(self, host: str) -> str | None:
-        from ocistream.config.certs_d import find_certs_directory
-
-        directory = find_certs_directory(host, self._folders)
-        return None if directory is None else str(directory)
+                shared[key] = setting
+    return {"defaults": shared, **others}
 
 
-def _repository_of(image: str) -> str:
-    reference = parse_reference(image.removeprefix("docker://"))
-    return f"{reference.registry}/{reference.repository}"
+def _command_settings(table: TomlTable | None, name: str) -> dict[str, dict[str, Any]]:
+    loaded = load_command(name)
+    settings = read_settings(name, loaded, table, os.environ)
+    result: dict[str, dict[str, Any]] = {}
+    for key, option in configurable_options(loaded).items():
+        if (setting := settings.get(key)) is not None:
+            value = _convert_number(setting.value) if isinstance(option.type, _NUMBER_TYPES) else setting.value
+            result[key] = {**dataclasses.asdict(setting), "value": value}
+        else:
+            value = option.to_info_dict()["default"]
+            result[key] = {"value": value or None if option.multiple else value, "origin": _BUILT_IN, "where": None}
+    return result
+
+
+def _registry_hosts(
+    rules: Mapping[str, HostRule], namespaces: Iterable[RegistryNamespace], folders: Iterable[Path]
+) -> list[str]:
+    """List the registries that our file, containers' files or a directory of certificates names."""
+    hosts = [*rules, *(namespace.prefix.partition("/")[0] for namespace in namespaces)]
+    for directory in folders:
+        if os.access(directory, os.R_OK | os.X_OK):
+            hosts += sorted(path.name for path in directory.iterdir() if paths.is_directory(path))
+    return [host for host in dict.fromkeys(hosts) if _is_registry(host)]
+
+
+def _host_settings(table: TomlTable, host: str, rule: HostRule) -> dict[str, dict[str, Any]]:
+    """Return the settings of a host in our file, with absolute paths."""
+    tables = table.table("registry").values
+    values = dict(next(values for key, values in tables.items() if parse_registry(key.lower()) == host))
+    for certificate, key in rule.settings.client_certificates:
+        values["client-cert"] = certificate
+        if key is not None:
+            values["client-key"] = key
+    if "ca-cert" in values:
+        values["ca-cert"] = list(rule.settings.ca_files)
+    if rule.credentials is not None:
+        values["credentials"] = str(rule.credentials)
+    return {key: {"value": value, "origin": "file", "where": table.label} for key, value in values.items()}
+
+
+def _format_document(document: dict[str, Any]) -> Iterator[str]:
+    """Return the settings as lines of a configuration file."""
+    yield f"# file: {_short_path(document['file'])}" if document["file"] else "# no configuration file found"
+    for name, settings in document["defaults"].items():
+        yield from ("", f"[{name}]", *_format_settings(settings))
+    for host, registry in document["registries"].items():
+        yield from ("", f"[registry.{_format_toml(host)}]", *_format_settings(registry["settings"]))
+        if registry["certificates"] is not None:
+            yield f"# certificates: {_short_path(registry['certificates'])}"
+        yield f"# credentials: {_describe_credentials(registry)}"
+    yield from _format_trust(document["trust"])
+    for namespace in document["containers"]:
+        yield from ("", f"# {_short_path(namespace['where'])}")
+        yield from (f"#   {key} = {_format_toml(value)}" for key, value in namespace.items() if key != "where")
+
+
+def _format_settings(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for key, setting in settings.items():
+        origin, value = setting["origin"], setting["value"]
+        note = origin if origin == _BUILT_IN else f"{origin} {_short_path(setting['where'])}"
+        yield f"# {key} is not set   # {note}" if value is None else f"{key} = {_format_toml(value)}   # {note}"
+
+
+def _describe_credentials(registry: Mapping[str, Any]) -> str:
+    """Return the places that have credentials of a host, and the variable of our file that is not set."""
+    shown = printable(", else ".join(registry["credentials"]), 1024) or "none"
+    kind, _, name = registry["settings"].get("credentials", {"value": ""})["value"].partition(":")
+    is_unset = kind == "env" and not os.environ.get(f"{name}_USERNAME")
+    return f"{shown} ({name}_USERNAME is not set)" if is_unset else shown
 
 
 def _trust_value(rule: TrustRule) -> str | dict[str, object]:
@@ -319,17 +288,16 @@ def _trust_value(rule: TrustRule) -> str | dict[str, object]:
     return value
 
 
-def _format_trust(rule: TrustRule | None) -> list[str]:
-    """Return a rule as lines of a configuration file."""
-    if rule is None:
-        return ["# no rule of [trust]: signatures are not checked"]
-    value = _trust_value(rule)
-    if isinstance(value, dict):
-        return [
-            f"[trust.{_format_toml(rule.prefix)}]",
-            *(f"{key} = {_format_toml(item)}" for key, item in value.items()),
-        ]
-    return ["[trust]", f"{_format_toml(rule.prefix)} = {_format_toml(value)}"]
+def _format_trust(trust: Mapping[str, str | dict[str, object]]) -> Iterator[str]:
+    """Return rules as lines of a configuration file. A table without keys of its own comes first."""
+    short = [
+        f"{_format_toml(prefix)} = {_format_toml(value)}" for prefix, value in trust.items() if isinstance(value, str)
+    ]
+    yield from ("", "[trust]", *short) if short else ()
+    for prefix, value in trust.items():
+        if isinstance(value, dict):
+            yield from ("", f"[trust.{_format_toml(prefix)}]")
+            yield from (f"{key} = {_format_toml(item)}" for key, item in value.items())
 
 
 def _is_registry(name: str) -> bool:

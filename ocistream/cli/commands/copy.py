@@ -18,8 +18,8 @@ from ocistream.cli.options import (
     command,
     compression_options,
     credential_options,
-    group_options,
     identity_options,
+    options_of,
     platform_option,
     side_options,
     transfer_options,
@@ -37,40 +37,39 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
 
 
-@command
-@click.argument("source", metavar="SRC", type=FilePath())
-@click.argument("destination", metavar="DST", type=FilePath())
-@group_options(CopyOptions, "all_tags", "tags")
-@platform_option("all; docker-archive: linux/ARCH")
-@all_platforms_option
-@group_options(CopyOptions, "split")
-@group_options(OmissionOptions)
-@click.option(
-    "--via",
-    cls=Option,
-    metavar="COMMAND",
-    not_configurable=SELECTS_CONTENT,
-    section=MISSING,
-    help="Run ocistream through COMMAND (`ssh host`), write DST there, and send only missing blobs.",
+@command(
+    click.Argument(["source"], metavar="SRC", type=FilePath()),
+    click.Argument(["destination"], metavar="DST", type=FilePath()),
+    options_of(CopyOptions, "all_tags", "tags"),
+    platform_option("all; docker-archive: linux/ARCH"),
+    all_platforms_option,
+    options_of(CopyOptions, "split"),
+    options_of(OmissionOptions),
+    Option(
+        ["--via"],
+        metavar="COMMAND",
+        not_configurable=SELECTS_CONTENT,
+        section=MISSING,
+        help="Run ocistream through COMMAND (`ssh host`), write DST there, and send only missing blobs.",
+    ),
+    Option(
+        ["--via-program"],
+        metavar="PROGRAM",
+        default="ocistream",
+        show_default=True,
+        section=MISSING,
+        help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
+    ),
+    options_of(CopyOptions, "no_referrers", "require_signature"),
+    identity_options,
+    compression_options("To stdout, it needs temporary disk space in TMPDIR."),
+    upload_options,
+    credential_options,
+    side_options,
+    options_of(RunOptions, "memory", "cache"),
+    transfer_options,
+    options_of(RunOptions, "dry_run"),
 )
-@click.option(
-    "--via-program",
-    cls=Option,
-    metavar="PROGRAM",
-    default="ocistream",
-    show_default=True,
-    section=MISSING,
-    help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
-)
-@group_options(CopyOptions, "no_referrers", "require_signature")
-@identity_options
-@compression_options("To stdout, it needs temporary disk space in TMPDIR.")
-@upload_options
-@credential_options
-@side_options
-@group_options(RunOptions, "memory", "cache")
-@transfer_options
-@group_options(RunOptions, "dry_run")
 def copy(context: CommandContext, source: str, destination: str, *, via: str | None, via_program: str) -> None:
     """Copy images between registries, layouts and archives.
 
@@ -101,7 +100,7 @@ def copy(context: CommandContext, source: str, destination: str, *, via: str | N
         resolve_stdout(parse_location_argument(destination, is_destination=True)),
     )
     _check_no_pattern(*locations)
-    context.check_result_path(*locations)
+    context.check_result(*locations)
     run_plan(context, plan_copy([locations[0]], locations[1], context.copy_options))
 
 

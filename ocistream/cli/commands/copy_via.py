@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
-    from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
+    from ocistream.transfer.interfaces import Destination, VerifiedBlob
 
 #: Lines of a query per write.
 _LINES_PER_WRITE: Final = 512
@@ -53,7 +53,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     context.check_side_options("src")
     source_location = parse_location_argument(source)
     remote_destination = parse_location_argument(destination, is_remote=True)
-    context.check_result_path(source_location)
+    context.check_result(source_location)
     if source_location.reference is None and (message := describe_unused_side_options("src")):
         context.console.info(message)
     plan = plan_copy([source_location], remote_destination, context.copy_options, is_remote=True)
@@ -61,12 +61,10 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     _check_options(context)
     remote = _RemoteOcistream(context, plan.destination, via)
 
-    def open_source_and_destination() -> tuple[Source, Destination]:
-        open_context = context.build_open_context("src", registries=plan.source_registries)
-        return open_source(source_location, open_context, plan.selection), remote.open_destination()
-
     def send() -> None:
-        run_transfer(context, plan, open_source_and_destination, find_omitted=remote.find_omitted)
+        open_context = context.build_open_context("src", registries=plan.source_registries)
+        source = open_source(source_location, open_context, plan.selection)
+        run_transfer(context, plan, source, remote.open_destination(), find_omitted=remote.find_omitted)
 
     try:
         send()

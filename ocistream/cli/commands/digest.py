@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.options import CopyOptions
-from ocistream.cli.options import command, credential_options, group_options, network_options
+from ocistream.cli.options import command, credential_options, network_options, options_of
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.oci.platforms import parse_platform_choice
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
 
 
-@command
-@click.argument("text", metavar="LOCATION", type=FilePath())
-@group_options(CopyOptions, "platforms", help_text="One platform of an index.  [default: the index itself]")
-@group_options(CopyOptions, "max_ratio")
-@credential_options
-@network_options
+@command(
+    click.Argument(["text"], metavar="LOCATION", type=FilePath()),
+    options_of(CopyOptions, "platforms", help_text="One platform of an index.  [default: the index itself]"),
+    options_of(CopyOptions, "max_ratio"),
+    credential_options,
+    network_options,
+)
 def digest(context: CommandContext, text: str) -> None:
     """Print the digest of the image at LOCATION: an image in a registry, a layout, or an archive (- is stdin).
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ocistream.cli.options import Option, RunOptions, command, group_options
+from ocistream.cli.options import Option, RunOptions, command, options_of
 from ocistream.cli.parameter_types import FilePath, parse_age, parse_max_size
 from ocistream.locations import parse_layout_path
 from ocistream.sizes import format_count, format_size
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from ocistream.layout.gc import GCResult
 
 
-@command
-@click.argument("directory", metavar="DIR", type=FilePath())
-@click.option(
-    "--max-size",
-    cls=Option,
-    type=parse_max_size,
-    metavar="SIZE",
-    help="Delete the least recently used blobs until the total is at most SIZE (500M, 20G).",
+@command(
+    click.Argument(["directory"], metavar="DIR", type=FilePath()),
+    Option(
+        ["--max-size"],
+        type=parse_max_size,
+        metavar="SIZE",
+        help="Delete the least recently used blobs until the total is at most SIZE (500M, 20G).",
+    ),
+    Option(
+        ["--older-than"],
+        type=parse_age,
+        metavar="TIME",
+        help="Keep files used within TIME (seconds, 30m, 12h, 7d).  "
+        "[default: 1h; with --max-size 0; unfinished files 7d]",
+    ),
+    options_of(RunOptions, "dry_run", help_text="Print what would be deleted; delete nothing."),
 )
-@click.option(
-    "--older-than",
-    cls=Option,
-    type=parse_age,
-    metavar="TIME",
-    help="Keep files used within TIME (seconds, 30m, 12h, 7d).  [default: 1h; with --max-size 0; unfinished files 7d]",
-)
-@group_options(RunOptions, "dry_run", help_text="Print what would be deleted; delete nothing.")
 def gc(context: CommandContext, directory: str, *, max_size: int | None, older_than: float | None) -> None:
     """Delete blobs that no image in the layout DIR needs, and old unfinished files; print their digests.
 

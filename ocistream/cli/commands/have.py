@@ -11,7 +11,7 @@ import click
 
 from ocistream.api.copy_plan import parse_mount_sources
 from ocistream.api.options import SELECTION, SELECTS_CONTENT, CopyOptions
-from ocistream.cli.options import Option, RunOptions, command, credential_options, group_options, network_options
+from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options_of
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import Selection
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 _LINES_PER_WRITE: Final = 4096
 
 
-@command
-@click.argument("locations", metavar="LOCATION...", nargs=-1, required=True, type=FilePath())
-@click.option(
-    "--among",
-    cls=Option,
-    type=FilePath(),
-    metavar="FILE",
-    not_configurable=SELECTS_CONTENT,
-    section=SELECTION,
-    help="List only the digests in FILE (- is stdin) that LOCATION has.",
+@command(
+    click.Argument(["locations"], metavar="LOCATION...", nargs=-1, required=True, type=FilePath()),
+    Option(
+        ["--among"],
+        type=FilePath(),
+        metavar="FILE",
+        not_configurable=SELECTS_CONTENT,
+        section=SELECTION,
+        help="List only the digests in FILE (- is stdin) that LOCATION has.",
+    ),
+    options_of(
+        CopyOptions,
+        "mount_from",
+        help_text="With --among: also count blobs that REPO in the same registry has; repeatable.",
+    ),
+    options_of(RunOptions, "jobs", help_text="Parallel requests to a registry."),
+    options_of(CopyOptions, "max_ratio"),
+    credential_options,
+    network_options,
 )
-@group_options(
-    CopyOptions,
-    "mount_from",
-    help_text="With --among: also count blobs that REPO in the same registry has; repeatable.",
-)
-@group_options(RunOptions, "jobs", help_text="Parallel requests to a registry.")
-@group_options(CopyOptions, "max_ratio")
-@credential_options
-@network_options
 def have(context: CommandContext, locations: tuple[str, ...], among: str | None) -> None:
     """List the digests of blobs that each LOCATION has: a repository, image, layout or archive (- is stdin).
 

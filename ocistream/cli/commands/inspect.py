@@ -18,9 +18,9 @@ from ocistream.cli.options import (
     Option,
     command,
     credential_options,
-    group_options,
     json_option,
     network_options,
+    options_of,
     platform_option,
 )
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
@@ -42,38 +42,35 @@ _MAX_SHOWN: Final = 200
 _PIECES_PER_WRITE: Final = 4096
 
 
-@command
-@click.argument("location", metavar="LOCATION", required=False, type=FilePath())
-@json_option("Print one JSON document, as --format json.")
-@click.option(
-    "--format",
-    "output_format",
-    cls=Option,
-    metavar="text|json|html|TEMPLATE",
-    not_configurable=SELECTS_OUTPUT,
-    section=OUTPUT,
-    help="Output format, or a line for each image, such as '{name} {digest}'.  [default: text]",
+@command(
+    click.Argument(["location"], metavar="LOCATION", required=False, type=FilePath()),
+    json_option("Print one JSON document, as --format json."),
+    Option(
+        ["--format", "output_format"],
+        metavar="text|json|html|TEMPLATE",
+        not_configurable=SELECTS_OUTPUT,
+        section=OUTPUT,
+        help="Output format, or a line for each image, such as '{name} {digest}'.  [default: text]",
+    ),
+    Option(
+        ["--raw"],
+        is_flag=True,
+        section=OUTPUT,
+        not_configurable=SELECTS_OUTPUT,
+        help="Print the exact bytes of the manifest or index.",
+    ),
+    Option(
+        ["--raw-config"],
+        is_flag=True,
+        section=OUTPUT,
+        not_configurable=SELECTS_OUTPUT,
+        help="Print the exact bytes of the config.",
+    ),
+    platform_option("all"),
+    options_of(CopyOptions, "max_ratio"),
+    credential_options,
+    network_options,
 )
-@click.option(
-    "--raw",
-    cls=Option,
-    is_flag=True,
-    section=OUTPUT,
-    not_configurable=SELECTS_OUTPUT,
-    help="Print the exact bytes of the manifest or index.",
-)
-@click.option(
-    "--raw-config",
-    cls=Option,
-    is_flag=True,
-    section=OUTPUT,
-    not_configurable=SELECTS_OUTPUT,
-    help="Print the exact bytes of the config.",
-)
-@platform_option("all")
-@group_options(CopyOptions, "max_ratio")
-@credential_options
-@network_options
 def inspect(
     context: CommandContext,
     location: str | None,

@@ -14,7 +14,7 @@ import click
 
 from ocistream.api.options import RegistryOptions
 from ocistream.api.registries import RegistryAccess, find_home
-from ocistream.cli.options import RunOptions, command, group_options, tls_options, user_options
+from ocistream.cli.options import RunOptions, command, options_of, tls_options, user_options
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import parse_registry
 from ocistream.process_exit import called_at_forced_exit
@@ -28,19 +28,20 @@ if TYPE_CHECKING:
 _RETRIES: Final = 2
 
 
-_authfile_option: Final = group_options(
+_authfile_option: Final = options_of(
     RegistryOptions,
     "authfile",
     help_text="Use FILE (Docker's format) instead of ~/.docker/config.json.",
 )
 
 
-@command
-@click.argument("registry", default="docker.io")
-@user_options
-@_authfile_option
-@group_options(RunOptions, "config")
-@tls_options
+@command(
+    click.Argument(["registry"], default="docker.io"),
+    user_options,
+    _authfile_option,
+    options_of(RunOptions, "config"),
+    tls_options,
+)
 def login(context: CommandContext, registry: str) -> None:
     """Check a credential for a registry (default: Docker Hub) and store it where `docker login` does.
 
@@ -62,9 +63,10 @@ def login(context: CommandContext, registry: str) -> None:
     context.console.info(f"{result}; the credential is stored in {store}")
 
 
-@command
-@click.argument("registry", default="docker.io")
-@_authfile_option
+@command(
+    click.Argument(["registry"], default="docker.io"),
+    _authfile_option,
+)
 def logout(context: CommandContext, registry: str) -> None:
     """Delete the stored credential of a registry (default: Docker Hub).
 

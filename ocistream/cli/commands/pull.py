@@ -18,8 +18,8 @@ from ocistream.cli.options import (
     command,
     compression_options,
     credential_options,
-    group_options,
     identity_options,
+    options_of,
     platform_option,
     transfer_options,
 )
@@ -38,59 +38,53 @@ FORMATS = ("oci", "oci-archive", "docker-archive")
 _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `ocistream copy SRC DST` also reads files"
 
 
-@command
-@click.argument("sources", nargs=-1, metavar="[IMAGE]...")
-@click.option(
-    "--images",
-    "lists",
-    cls=Option,
-    type=FilePath(),
-    multiple=True,
-    metavar="FILE",
-    not_configurable=SELECTS_CONTENT,
-    section=SELECTION,
-    help="Also pull the images in FILE (- is stdin), one per line, # for comments; repeatable.",
+@command(
+    click.Argument(["sources"], nargs=-1, metavar="[IMAGE]..."),
+    Option(
+        ["--images", "lists"],
+        type=FilePath(),
+        multiple=True,
+        metavar="FILE",
+        not_configurable=SELECTS_CONTENT,
+        section=SELECTION,
+        help="Also pull the images in FILE (- is stdin), one per line, # for comments; repeatable.",
+    ),
+    Option(
+        ["-o", "--output"],
+        type=FilePath(),
+        default="-",
+        metavar="PATH",
+        not_configurable=SELECTS_CONTENT,
+        section=OUTPUT,
+        help="Output file, or an OCI layout if PATH is a directory or ends in /.  [default: stdout]",
+    ),
+    Option(
+        ["--format", "kind"],
+        type=click.Choice(FORMATS),
+        section=OUTPUT,
+        help="Output format; oci is a layout.  [default: oci for a directory, else oci-archive]",
+    ),
+    Option(
+        ["--from-byte"],
+        # A whole number of bytes, not a size such as `1GiB`: a byte more or less is another archive.
+        type=WholeNumber(min=0),
+        metavar="N",
+        not_configurable=FOR_ONE_RUN,
+        section=OUTPUT,
+        help="Write the archive to stdout from byte N on, to append to a partly received copy.",
+    ),
+    options_of(CopyOptions, "split"),
+    platform_option("linux/ARCH of this machine"),
+    all_platforms_option,
+    options_of(OmissionOptions),
+    options_of(CopyOptions, "no_referrers", "require_signature"),
+    identity_options,
+    compression_options("To stdout, it needs temporary disk space in TMPDIR."),
+    credential_options,
+    options_of(RunOptions, "memory", "cache"),
+    transfer_options,
+    options_of(RunOptions, "dry_run"),
 )
-@click.option(
-    "-o",
-    "--output",
-    cls=Option,
-    type=FilePath(),
-    default="-",
-    metavar="PATH",
-    not_configurable=SELECTS_CONTENT,
-    section=OUTPUT,
-    help="Output file, or an OCI layout if PATH is a directory or ends in /.  [default: stdout]",
-)
-@click.option(
-    "--format",
-    "kind",
-    cls=Option,
-    type=click.Choice(FORMATS),
-    section=OUTPUT,
-    help="Output format; oci is a layout.  [default: oci for a directory, else oci-archive]",
-)
-@click.option(
-    "--from-byte",
-    cls=Option,
-    # A whole number of bytes, not a size such as `1GiB`: a byte more or less is another archive.
-    type=WholeNumber(min=0),
-    metavar="N",
-    not_configurable=FOR_ONE_RUN,
-    section=OUTPUT,
-    help="Write the archive to stdout from byte N on, to append to a partly received copy.",
-)
-@group_options(CopyOptions, "split")
-@platform_option("linux/ARCH of this machine")
-@all_platforms_option
-@group_options(OmissionOptions)
-@group_options(CopyOptions, "no_referrers", "require_signature")
-@identity_options
-@compression_options("To stdout, it needs temporary disk space in TMPDIR.")
-@credential_options
-@group_options(RunOptions, "memory", "cache")
-@transfer_options
-@group_options(RunOptions, "dry_run")
 def pull(
     context: CommandContext,
     sources: tuple[str, ...],
@@ -130,7 +124,7 @@ def pull(
             msg = "--from-byte does not work with --dry-run, which writes no archive"
             raise UsageError(msg, hint="omit one of them")
         check_from_byte(destination, context.copy_options.split)
-    context.check_result_path(destination)
+    context.check_result(destination)
     plan = plan_copy(images, destination, context.copy_options, only_this_platform=True)
     run_plan(context, plan, from_byte=from_byte or 0)
 

@@ -19,8 +19,8 @@ from ocistream.cli.options import (
     command,
     compression_options,
     credential_options,
-    group_options,
     identity_options,
+    options_of,
     platform_option,
     transfer_options,
     upload_options,
@@ -42,39 +42,35 @@ if TYPE_CHECKING:
 _MAX_ARCHIVES_IN_HINT: Final = 3
 
 
-@command
-@click.argument("arguments", nargs=-1, metavar="[IMAGE]")
-@click.option(
-    "-i",
-    "--input",
-    "paths",
-    cls=Option,
-    type=FilePath(),
-    multiple=True,
-    metavar="PATH",
-    not_configurable=SELECTS_CONTENT,
-    section=SELECTION,
-    help="Archive, layout or quoted glob; repeatable for volumes.  [default: stdin]",
+@command(
+    click.Argument(["arguments"], nargs=-1, metavar="[IMAGE]"),
+    Option(
+        ["-i", "--input", "paths"],
+        type=FilePath(),
+        multiple=True,
+        metavar="PATH",
+        not_configurable=SELECTS_CONTENT,
+        section=SELECTION,
+        help="Archive, layout or quoted glob; repeatable for volumes.  [default: stdin]",
+    ),
+    options_of(CopyOptions, "images"),
+    Option(
+        ["--to", "prefix"],
+        metavar="HOST[/PREFIX]",
+        not_configurable=SELECTS_CONTENT,
+        section=SELECTION,
+        help="Push each image under its name, without the old host: HOST/PREFIX/REPO:TAG.",
+    ),
+    platform_option("all"),
+    all_platforms_option,
+    options_of(CopyOptions, "no_referrers", "require_signature"),
+    identity_options,
+    compression_options("Without it, plain docker-archive layers become gzip."),
+    upload_options,
+    credential_options,
+    transfer_options,
+    options_of(RunOptions, "dry_run"),
 )
-@group_options(CopyOptions, "images")
-@click.option(
-    "--to",
-    "prefix",
-    cls=Option,
-    metavar="HOST[/PREFIX]",
-    not_configurable=SELECTS_CONTENT,
-    section=SELECTION,
-    help="Push each image under its name, without the old host: HOST/PREFIX/REPO:TAG.",
-)
-@platform_option("all")
-@all_platforms_option
-@group_options(CopyOptions, "no_referrers", "require_signature")
-@identity_options
-@compression_options("Without it, plain docker-archive layers become gzip.")
-@upload_options
-@credential_options
-@transfer_options
-@group_options(RunOptions, "dry_run")
 def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None) -> None:
     """Push the images of an archive to a registry.
 
@@ -100,7 +96,7 @@ def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, 
         hint = "IMAGE (HOST/REPOSITORY:TAG) names one image; with --to, each image keeps its name from the archive"
         raise UsageError(msg, hint=hint)
     archives = [location for path in paths or ("-",) for location in _expand_glob(parse_local_location(path))]
-    context.check_result_path(*archives)
+    context.check_result(*archives)
     if image is None:
         plan = plan_copy_to_prefix(archives, prefix or "", context.copy_options)
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ocistream.api.options import SELECTS_CONTENT
-from ocistream.cli.options import Option, RunOptions, command, credential_options, group_options, network_options
+from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options_of
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.cli.report import format_result_line
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
 
 
-@command
-@click.argument("texts", metavar="LOCATION [NAME]...", nargs=-1, required=True, type=FilePath())
-@click.option(
-    "--by-digest",
-    cls=Option,
-    is_flag=True,
-    not_configurable=SELECTS_CONTENT,
-    help="If a registry cannot delete a tag, delete its manifest, and so all tags of that manifest.",
+@command(
+    click.Argument(["texts"], metavar="LOCATION [NAME]...", nargs=-1, required=True, type=FilePath()),
+    Option(
+        ["--by-digest"],
+        is_flag=True,
+        not_configurable=SELECTS_CONTENT,
+        help="If a registry cannot delete a tag, delete its manifest, and so all tags of that manifest.",
+    ),
+    options_of(RunOptions, "dry_run", help_text="Print what would be removed; remove nothing."),
+    credential_options,
+    network_options,
 )
-@group_options(RunOptions, "dry_run", help_text="Print what would be removed; remove nothing.")
-@credential_options
-@network_options
 def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool) -> None:
     """Remove images from a layout directory by name, or from registries.
 

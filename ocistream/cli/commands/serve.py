@@ -17,7 +17,7 @@ import click
 
 from ocistream import limits
 from ocistream.api.options import TLS, RegistryOptions
-from ocistream.cli.options import MESSAGES, SELECTS_OUTPUT, Option, command, group_options
+from ocistream.cli.options import MESSAGES, SELECTS_OUTPUT, Option, command, options_of
 from ocistream.cli.parameter_types import FilePath
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.http.origins import is_loopback
@@ -46,41 +46,39 @@ _MAX_PORT_DIGITS: Final = 5
 _PATH_TYPE: Final = FilePath(path_type=Path)
 
 
-@command
-@click.argument("location_text", metavar="[PATH]", type=FilePath(), default=".")
-@click.option(
-    "--listen",
-    cls=Option,
-    default=_DEFAULT_ADDRESS,
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Address to listen on; port 0 chooses one.",
-)
-@click.option("--read-only", cls=Option, is_flag=True, help="Refuse every push and delete.")
-@group_options(
-    RegistryOptions,
-    "username",
-    help_text="Require a login as USER; needed if other machines can connect.",
-)
-@group_options(RegistryOptions, "password_stdin", help_text="Read the password from stdin.")
-@group_options(RegistryOptions, "password_file", help_text="Read the password from FILE.")
-@click.option("--tls-cert", cls=Option, type=_PATH_TYPE, metavar="FILE", section=TLS, help="Certificate (PEM).")
-@click.option(
-    "--tls-key",
-    cls=Option,
-    type=_PATH_TYPE,
-    metavar="FILE",
-    section=TLS,
-    help="Key (PEM).  [default: in the certificate's file]",
-)
-@click.option(
-    "--access-log",
-    cls=Option,
-    type=_PATH_TYPE,
-    metavar="FILE",
-    not_configurable=SELECTS_OUTPUT,
-    section=MESSAGES,
-    help="Append one line per request to FILE (- is stderr), or JSON with --log-format json.",
+@command(
+    click.Argument(["location_text"], metavar="[PATH]", type=FilePath(), default="."),
+    Option(
+        ["--listen"],
+        default=_DEFAULT_ADDRESS,
+        show_default=True,
+        metavar="HOST:PORT",
+        help="Address to listen on; port 0 chooses one.",
+    ),
+    Option(["--read-only"], is_flag=True, help="Refuse every push and delete."),
+    options_of(
+        RegistryOptions,
+        "username",
+        help_text="Require a login as USER; needed if other machines can connect.",
+    ),
+    options_of(RegistryOptions, "password_stdin", help_text="Read the password from stdin."),
+    options_of(RegistryOptions, "password_file", help_text="Read the password from FILE."),
+    Option(["--tls-cert"], type=_PATH_TYPE, metavar="FILE", section=TLS, help="Certificate (PEM)."),
+    Option(
+        ["--tls-key"],
+        type=_PATH_TYPE,
+        metavar="FILE",
+        section=TLS,
+        help="Key (PEM).  [default: in the certificate's file]",
+    ),
+    Option(
+        ["--access-log"],
+        type=_PATH_TYPE,
+        metavar="FILE",
+        not_configurable=SELECTS_OUTPUT,
+        section=MESSAGES,
+        help="Append one line per request to FILE (- is stderr), or JSON with --log-format json.",
+    ),
 )
 def serve(
     context: CommandContext,

@@ -18,10 +18,10 @@ from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint, describe_hub_destination
 from ocistream.cli.option_hints import build_sync_hint_translator
-from ocistream.cli.options import Option, RunOptions, command, group_options, transfer_options
+from ocistream.cli.options import Option, RunOptions, command, options_of, transfer_options
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
-from ocistream.cli.result_document import check_result_writable, write_result_pieces
+from ocistream.cli.result_document import write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
@@ -45,22 +45,21 @@ _SYNC_FILE: Final = "the sync file"
 _REPORT_TIMEOUT: Final = 5.0
 
 
-@command
-@click.argument("file", metavar="FILE", type=FilePath(path_type=Path))
-@group_options(RunOptions, "dry_run", help_text="Print the images and bytes that would be copied; change nothing.")
-@click.option(
-    "--shard",
-    "part",
-    cls=Option,
-    metavar="I/N",
-    default="0/1",
-    not_configurable=FOR_ONE_RUN,
-    section=SELECTION,
-    help="Copy only part I of N (I is 0 to N-1); a hash of the name assigns each image to a part.",
+@command(
+    click.Argument(["file"], metavar="FILE", type=FilePath(path_type=Path)),
+    options_of(RunOptions, "dry_run", help_text="Print the images and bytes that would be copied; change nothing."),
+    Option(
+        ["--shard", "part"],
+        metavar="I/N",
+        default="0/1",
+        not_configurable=FOR_ONE_RUN,
+        section=SELECTION,
+        help="Copy only part I of N (I is 0 to N-1); a hash of the name assigns each image to a part.",
+    ),
+    options_of(RegistryOptions, "authfile", help_text="Read credentials from FILE instead of Docker's files."),
+    options_of(RunOptions, "memory"),
+    transfer_options,
 )
-@group_options(RegistryOptions, "authfile", help_text="Read credentials from FILE instead of Docker's files.")
-@group_options(RunOptions, "memory")
-@transfer_options
 def sync(context: CommandContext, file: Path, part: str) -> None:
     """Copy the images that a TOML FILE lists, but only what differs.
 
@@ -95,12 +94,10 @@ def sync(context: CommandContext, file: Path, part: str) -> None:
     _report_unused_tables(context, plan)
     _warn_unused_variables(context, plan)
     result = context.run_options.result
-    context.check_result_path(*(sync_location.location for sync_location in plan.sync_locations))
-    if result is not None:
-        if real_path(result) == real_path(file):
-            msg = f"--result {printable(str(result), 1024)} is the sync file itself"
-            raise UsageError(msg, hint="name another file: this one would be overwritten")
-        check_result_writable(result)
+    context.check_result(*(sync_location.location for sync_location in plan.sync_locations))
+    if result is not None and real_path(result) == real_path(file):
+        msg = f"--result {printable(str(result), 1024)} is the sync file itself"
+        raise UsageError(msg, hint="name another file: this one would be overwritten")
     policy = context.access.load_trust_policy() or TrustPolicy()
     open_contexts = _build_open_contexts(context, plan)
     access = SyncAccess(

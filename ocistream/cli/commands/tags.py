@@ -9,19 +9,20 @@ import click
 
 from ocistream.api.options import CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
-from ocistream.cli.options import command, credential_options, group_options, json_option, network_options
+from ocistream.cli.options import command, credential_options, json_option, network_options, options_of
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 
 if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
 
 
-@command
-@click.argument("text", metavar="LOCATION", type=FilePath())
-@json_option("Print one JSON document.")
-@group_options(CopyOptions, "max_ratio")
-@credential_options
-@network_options
+@command(
+    click.Argument(["text"], metavar="LOCATION", type=FilePath()),
+    json_option("Print one JSON document."),
+    options_of(CopyOptions, "max_ratio"),
+    credential_options,
+    network_options,
+)
 def tags(context: CommandContext, text: str, *, as_json: bool) -> None:
     """List the tags of a repository in a registry, one per line, in the order of the registry.
 

@@ -15,10 +15,10 @@ from ocistream.cli.options import (
     RunOptions,
     command,
     credential_options,
-    group_options,
     identity_options,
     json_option,
     network_options,
+    options_of,
 )
 from ocistream.cli.parameter_types import FilePath, describe_layout_image
 from ocistream.cli.report import format_result_line
@@ -42,31 +42,29 @@ _MAX_LINES: Final = 100
 _MAX_NAMES: Final = 20
 
 
-@command
-@click.argument("paths", nargs=-1, metavar="[LOCATION]...", type=FilePath())
-@click.option(
-    "--key",
-    "keys",
-    cls=Option,
-    multiple=True,
-    type=FilePath(),
-    metavar="FILE",
-    not_configurable=DECIDES_TRUST,
-    section=SIGNATURES,
-    help=SIGNED_BY_KEY,
+@command(
+    click.Argument(["paths"], nargs=-1, metavar="[LOCATION]...", type=FilePath()),
+    Option(
+        ["--key", "keys"],
+        multiple=True,
+        type=FilePath(),
+        metavar="FILE",
+        not_configurable=DECIDES_TRUST,
+        section=SIGNATURES,
+        help=SIGNED_BY_KEY,
+    ),
+    identity_options,
+    Option(
+        ["--deep"],
+        is_flag=True,
+        help="Also decompress layers and compare them with the diff_ids of their configs.",
+    ),
+    json_option("Print one JSON document."),
+    options_of(CopyOptions, "max_ratio"),
+    options_of(RunOptions, "progress"),
+    credential_options,
+    network_options,
 )
-@identity_options
-@click.option(
-    "--deep",
-    cls=Option,
-    is_flag=True,
-    help="Also decompress layers and compare them with the diff_ids of their configs.",
-)
-@json_option("Print one JSON document.")
-@group_options(CopyOptions, "max_ratio")
-@group_options(RunOptions, "progress")
-@credential_options
-@network_options
 def verify(
     context: CommandContext, paths: tuple[str, ...], *, keys: tuple[str, ...], deep: bool, as_json: bool
 ) -> None:

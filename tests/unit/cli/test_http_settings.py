@@ -39,7 +39,6 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
         sides={"src": none, "dest": none},
         copy_options=CopyOptions(),
         omission=OmissionOptions(),
-        cancelled=threading.Event(),
     )
     with contextlib.ExitStack() as stack:
         sides = [
