@@ -11,6 +11,7 @@ A `MirrorTable` is complete and checked: its `location` is a `str`, its `insecur
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar, overload
@@ -196,12 +197,17 @@ def flag(table: TomlTable, key: str, value: object) -> bool:
     return value
 
 
-def positive_integer(table: TomlTable, key: str, value: object) -> int:
-    """Read a whole number above 0."""
-    # In Python, True is an int.
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise table.key_error(key, "is not a whole number above 0")
-    return value
+def whole_number(maximum: float = math.inf) -> Reader[int]:
+    """Return a reader of a whole number from 1 to `maximum`."""
+    allowed = "above 0" if maximum == math.inf else f"from 1 to {maximum}"
+
+    def read(table: TomlTable, key: str, value: object) -> int:
+        # In Python, True is an int.
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+            raise table.key_error(key, f"is not a whole number {allowed}")
+        return value
+
+    return read
 
 
 def existing_file(table: TomlTable, key: str, value: object) -> Path:

@@ -19,7 +19,7 @@ from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.tokens import TokenRequest, TokenResponse
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, RegistryError, UsageError
 from ocistream.http.adapter import Adapter, Route
-from ocistream.http.endpoints import Endpoint, choose_tls
+from ocistream.http.endpoints import Endpoint, tls_elsewhere
 from ocistream.http.errors import response_error
 from ocistream.http.origins import Origin, check_target, is_internal, redact_url, resolve_url
 from ocistream.http.rate_limits import RateLimits
@@ -325,7 +325,7 @@ class HttpClient:
         tls = TlsSettings()
         if target.scheme == "https":
             has_left = redirected_by is not None
-            tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), has_left=has_left)
+            tls = tls_elsewhere(endpoint, target, self._settings_at(endpoint, target)) if has_left else endpoint.tls
         connection_limits = self._rate_limits.connection_limits(endpoint.registry, endpoint.settings.limit_rate)
         return Route(target, tls, refuses_internal, connection_limits)
 

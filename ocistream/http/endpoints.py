@@ -56,8 +56,8 @@ class Endpoint:
         self.settings = settings
         self.http_settings = http_settings
         self._handshake = handshake
-        command_line_tls = http_settings.tls
-        self.command_line_tls = command_line_tls if is_named_by_user else TlsSettings(command_line_tls.ca_files)
+        #: The TLS settings for the endpoint's own origin.
+        self.tls = _merge_tls(settings, http_settings.tls, is_named_by_user=is_named_by_user)
         self.scheme_state = SchemeState.KNOWN
         # Docker Hub's API has another host name.
         self._host = "registry-1.docker.io" if registry == "docker.io" else registry
@@ -66,8 +66,7 @@ class Endpoint:
         elif settings.plain_http or (http_settings.plain_http and "plain-http" not in settings.overriding_keys):
             self.url = f"http://{self._host}"
         elif settings.has_http_fallback or is_loopback(urlsplit(f"//{self._host}").hostname or ""):
-            has_tls_settings = settings.ca_files or settings.client_certificates or settings.insecure
-            if settings.has_http_fallback or has_tls_settings or self.command_line_tls != TlsSettings():
+            if settings.has_http_fallback or self.tls != TlsSettings():
                 # Certificates are configured: the handshake comes before the first request. Without them it comes only
                 # after a failed first response or a 400, so that an ordinary plain registry sees one connection.
                 self.scheme_state = SchemeState.UNKNOWN
@@ -134,28 +133,33 @@ class Endpoint:
                 self.confirm_scheme()
 
 
-def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings, *, has_left: bool) -> TlsSettings:
-    """Return which CAs to trust at `target` and which client certificate to show, for a request to `endpoint`.
+def _merge_tls(settings: HostSettings, command_line: TlsSettings, *, is_named_by_user: bool) -> TlsSettings:
+    """Merge the settings of a host with those of the command line, whose CAs apply to all hosts.
 
-    `target_settings` are the settings of the target's host. `has_left` says that a redirect, realm or Location has led
-    the request away from the endpoint's own origin, even if another one has led it back.
+    The command line overrides the configuration, and a file of this run (`overriding_keys`) overrides both.
+    """
+    client_certificates, insecure = settings.client_certificates, settings.insecure
+    if is_named_by_user and "client-cert" not in settings.overriding_keys:
+        client_certificates = command_line.client_certificates or client_certificates
+    if is_named_by_user and "insecure" not in settings.overriding_keys:
+        insecure = insecure or command_line.insecure
+    return TlsSettings(_unique(command_line.ca_files + settings.ca_files), client_certificates, insecure)
 
-    - A client certificate is a credential and is shown to that origin only, and not again once a redirect has left it.
+
+def tls_elsewhere(endpoint: Endpoint, target: Origin, target_settings: HostSettings) -> TlsSettings:
+    """Return the TLS settings at `target` after a redirect, realm or Location has led away from the endpoint's origin.
+
+    `target_settings` are the settings of the target's host.
+
+    - A client certificate is a credential and is not shown, even if another redirect has led back.
     - A CA of the registry is trusted at hosts that the registry redirects to, as with Docker: the registry could serve
       that content itself.
     - `insecure` applies to the named host on any port (test setups have storage and token servers there). Another host
       is checked unless its own settings say otherwise: the user did not name it.
     """
-    settings, command_line_tls = endpoint.settings, endpoint.command_line_tls
-    ca_files = command_line_tls.ca_files + settings.ca_files + (target_settings.ca_files if has_left else ())
-    insecure = settings.insecure or (command_line_tls.insecure and "insecure" not in settings.overriding_keys)
-    if target.host != endpoint.origin.host:
-        insecure = target_settings.insecure
-    # The command line overrides the configuration, and a file of this run (`overriding_keys`) overrides both.
-    preferred = (
-        settings.client_certificates
-        if "client-cert" in settings.overriding_keys
-        else command_line_tls.client_certificates
-    )
-    client_certificates = () if has_left else preferred or settings.client_certificates
-    return TlsSettings(tuple(dict.fromkeys(ca_files)), client_certificates, insecure)
+    insecure = endpoint.tls.insecure if target.host == endpoint.origin.host else target_settings.insecure
+    return TlsSettings(_unique(endpoint.tls.ca_files + target_settings.ca_files), insecure=insecure)
+
+
+def _unique(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(paths))

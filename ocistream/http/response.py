@@ -348,7 +348,13 @@ class RawResponse:
             if not (count := self._socket.recv_into(received)):
                 break
             self._buffer += received[:count]
-            self._check_deadline()
+            # A byte now and then is not a stall, but would keep the connection forever.
+            now = time.monotonic()
+            if self._deadline == math.inf:
+                self._deadline = now + limits.RESPONSE_HEAD_TIMEOUT
+            elif self._deadline is not None and now > self._deadline:
+                msg = f"the headers of the response took more than {limits.RESPONSE_HEAD_TIMEOUT:g} s"
+                raise TimeoutError(msg)
         line = bytes(self._buffer[: min(end or size, size)])
         del self._buffer[: len(line)]
         self._line_bytes_left -= len(line)
@@ -363,15 +369,6 @@ class RawResponse:
 
     def close(self) -> None:
         """Do nothing: the adapter closes the connection."""
-
-    def _check_deadline(self) -> None:
-        """Limit the time of a head. A byte now and then is not a stall, but would keep the connection forever."""
-        now = time.monotonic()
-        if self._deadline == math.inf:
-            self._deadline = now + limits.RESPONSE_HEAD_TIMEOUT
-        elif self._deadline is not None and now > self._deadline:
-            msg = f"the headers of the response took more than {limits.RESPONSE_HEAD_TIMEOUT:g} s"
-            raise TimeoutError(msg)
 
     def _read_status(self) -> tuple[str, int, str]:
         line = self.readline(_MAX_STATUS_LINE + 1).decode("latin-1")
