@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar, overload
 
@@ -34,22 +35,22 @@ Reader: TypeAlias = "Callable[[TomlTable, str, Any], _T]"
 _SECRET: Final = re.compile(r"pass|secret|token|user|auth|credential", re.IGNORECASE)
 
 
+@dataclass
 class _Key(Generic[_T]):
     """A declared key. In a table that was read, the attribute is the value."""
+
+    read: Reader[_T]
+    name: str
+    #: The TOML value of a missing key.
+    default: object = None
+    is_required: bool = False
+    #: A value for the hint of the error for a missing key, as TOML; "" for no hint.
+    example: str = ""
+    attribute: str = ""
 
     if TYPE_CHECKING:
 
         def __get__(self, table: TomlTable, kind: type[TomlTable]) -> _T: ...
-
-    def __init__(self, read: Reader[_T], name: str) -> None:
-        self.read = read
-        self.name = name
-        self.attribute = ""
-        self.is_required = False
-        #: A value for the hint of the error for a missing key, as TOML; "" for no hint.
-        self.example = ""
-        #: The TOML value of a missing key.
-        self.default: object = None
 
 
 def required(read: Reader[_T], *, key: str = "", example: str = "") -> _Key[_T]:
@@ -57,10 +58,7 @@ def required(read: Reader[_T], *, key: str = "", example: str = "") -> _Key[_T]:
 
     `example` is a value in TOML, for the hint if the key is missing.
     """
-    declared = _Key(read, key)
-    declared.is_required = True
-    declared.example = example
-    return declared
+    return _Key(read, key, is_required=True, example=example)
 
 
 @overload
@@ -72,9 +70,7 @@ def optional(read: Reader[Any], default: object = None, *, key: str = "") -> _Ke
 
     `key` is its name, as for `required`.
     """
-    declared = _Key(read, key)
-    declared.default = default
-    return declared
+    return _Key(read, key, default)
 
 
 class UnknownKeyError(UsageError):

@@ -319,9 +319,9 @@ class HttpClient:
         target = Origin.from_url(url)
         refuses_internal = False
         if redirected_by is not None:
-            check_target(redirected_by, url, self._is_external)
             # The connection checks its address again, because the name may resolve to another one by then.
             refuses_internal = redirected_by.host != target.host and self._is_external(redirected_by)
+            check_target(redirected_by, url, refuses_internal=refuses_internal)
         tls = TlsSettings()
         if target.scheme == "https":
             has_left = redirected_by is not None

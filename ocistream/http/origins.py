@@ -7,14 +7,11 @@ import re
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
 from ocistream.errors import PermanentNetworkError
 from ocistream.oci.reference import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Addresses of instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
@@ -168,11 +165,11 @@ def is_internal_address(text: str) -> bool:
     return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA_ADDRESSES
 
 
-def check_target(origin: Origin, url: str, is_external: Callable[[Origin], bool]) -> None:
+def check_target(origin: Origin, url: str, *, refuses_internal: bool) -> None:
     """Refuse a redirect, Location, Link or realm that leads to a forbidden place.
 
     The connection checks the address again, because a name may resolve to another address by then. Behind a proxy this
-    check is the only one. `is_external` returns whether `origin` has an external address.
+    check is the only one. `refuses_internal` says that `origin` is another host, with an external address.
 
     Raises:
         PermanentNetworkError: from https to http (CVE-2026-48978), or from an external host to an internal address.
@@ -182,9 +179,7 @@ def check_target(origin: Origin, url: str, is_external: Callable[[Origin], bool]
         msg = f"{origin.host} uses https, but points to {redact_url(url)}: not followed"
         hint = "a proxy in front of the registry does not send X-Forwarded-Proto: https"
         raise PermanentNetworkError(msg, hint=hint if target.host == origin.host else None)
-    if target.host == origin.host or not is_internal(target.host):
-        return
-    if is_external(origin):
+    if refuses_internal and is_internal(target.host):
         msg = f"{origin.host} points to {target.host}, {_INTERNAL_ADDRESS}"
         raise PermanentNetworkError(msg)
 
