@@ -214,7 +214,8 @@ class HttpClient:
                 is_transient = Origin.from_url(url) == endpoint.origin
                 was_asked_again = is_transient
             if not is_transient or request.is_started or not retries.wait_for_retry(response):
-                raise self._response_error(endpoint, response)
+                refusal = response_error(endpoint.registry, response, elsewhere=response.origin != endpoint.origin)
+                raise self._with_option_names(refusal)
 
     def _send_authorized(self, request: _Request, url: str, scopes: tuple[str, ...] | None) -> Response:
         """Send a request with the Authorization that its endpoint wants, and to no other origin."""
@@ -413,19 +414,6 @@ class HttpClient:
         return not is_internal(origin.host) if is_external is None else is_external
 
     # -- errors -------------------------------------------------------------------------------------------
-
-    def _response_error(self, endpoint: Endpoint, response: Response) -> OcistreamError:
-        return self._with_option_names(
-            response_error(
-                endpoint.registry,
-                response.method,
-                response.url,
-                response.status,
-                response.drain(),
-                response.retry_after,
-                elsewhere=response.origin != endpoint.origin,
-            )
-        )
 
     def _check_tls_files(self, tls: TlsSettings) -> None:
         """Load the named files, so that a wrong file is reported before anything is transferred.

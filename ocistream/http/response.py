@@ -222,14 +222,14 @@ class RawResponse:
         #: The time at which the head must be complete, infinite until its first byte; None for a body.
         self._deadline: float | None = math.inf
         self._collector: _Collector | None = None
-        self.fp = self
         self.status = 0
         #: Headers by their names in lower case.
         self.fields: dict[str, list[str]] = {}
         #: How many bytes of the body are still to come; None if the body is chunked or ends with its connection.
         self.length: int | None = None
         self._is_chunked = False
-        self._chunk_left = 0
+        #: How many bytes of the current chunk are still to come; None before the first one.
+        self._chunk_left: int | None = None
         #: Whether no other response can follow on this connection.
         self.is_last = False
         #: Whether the body was read to its end.
@@ -237,6 +237,11 @@ class RawResponse:
         #: How many bytes to read at once. TLS delivers 16 KiB at a time, and a chunk may be as small: they are
         #: collected. From a TCP socket, 1 MiB costs a quarter of the system calls of 256 KiB.
         self.min_read = self.max_read = limits.CHUNK_SIZE
+
+    @property
+    def fp(self) -> RawResponse:
+        """The file that http.client reads the head of a tunnel from."""
+        return self
 
     def arrives_early(self, timeout: float) -> bool:
         """Wait until the request can be sent on; return whether the final response has started to arrive already.
@@ -326,12 +331,9 @@ class RawResponse:
             count = self._socket.recv_into(view)
         self._line_bytes_left = min(self._line_bytes_left + _LINE_BYTES_PER_BODY_BYTE * count, _MAX_LINE_BYTES)
         if self._is_chunked:
-            self._chunk_left -= count
             if not count:
                 raise http.client.IncompleteRead(b"")
-            if not self._chunk_left:
-                # The end of the line.
-                self.readline(2)
+            self._chunk_left = (left or 0) - count
         elif self.length is not None:
             self.length -= count
             self.is_complete = not self.length
@@ -403,6 +405,9 @@ class RawResponse:
 
     def _read_chunk_size(self) -> int:
         """Return the size of the next chunk; 0 after the last one and its trailers."""
+        if self._chunk_left is not None and self.readline(2) != b"\r\n":
+            msg = "a chunk of the response body is not followed by the end of its line"
+            raise ConnectionError(msg)
         line = self.readline(_MAX_LINE_BYTES)
         try:
             size = int(line.partition(b";")[0], 16)
