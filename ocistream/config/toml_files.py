@@ -25,7 +25,7 @@ from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Self
 
 _T = TypeVar("_T")
@@ -121,20 +121,10 @@ class TomlTable:
         self.values = values
         self.folder = folder
         self.home = home
-        for name in values:
-            if self.keys and name not in self.keys and not self.ignores_unknown:
-                hint = f"allowed: {', '.join(sorted(self.keys))}"
-                is_table = isinstance(values[name], dict)
-                if self.sensitive_hint and _SECRET.search(name):
-                    hint = f"{self.sensitive_hint}; {hint}"
-                # Where there is such a hint, all keys are tables.
-                elif close := ([] if self.unknown_hint and not is_table else _find_similar(name, self.keys)):
-                    hint = f"did you mean {close[0]}? {hint}"
-                elif self.unknown_hint:
-                    hint = f"{self.unknown_hint}; {hint}"
-                hint = self.known_mistakes.get(name, hint)
-                msg = f"{self.label}: unknown key {printable(name)!r}"
-                raise UnknownKeyError(msg, name, hint=hint, is_table=is_table)
+        if self.keys and not self.ignores_unknown:
+            for name in values:
+                if name not in self.keys:
+                    raise self._unknown_key_error(name)
         for name, key in self.keys.items():
             value = values.get(name, key.default)
             if value is None and key.is_required:
@@ -153,6 +143,21 @@ class TomlTable:
             raise parent.key_error(key, "is not a table", cls.not_a_table_hint or None)
         return cls(f"{parent.label}, {printable(key)}", value, parent.folder, parent.home)
 
+    def _unknown_key_error(self, name: str) -> UnknownKeyError:
+        from difflib import get_close_matches
+
+        hint = f"allowed: {', '.join(sorted(self.keys))}"
+        is_table = isinstance(self.values[name], dict)
+        if self.sensitive_hint and _SECRET.search(name):
+            hint = f"{self.sensitive_hint}; {hint}"
+        # Where there is such a hint, all keys are tables.
+        elif (is_table or not self.unknown_hint) and (close := get_close_matches(name, self.keys)):
+            hint = f"did you mean {close[0]}? {hint}"
+        elif self.unknown_hint:
+            hint = f"{self.unknown_hint}; {hint}"
+        msg = f"{self.label}: unknown key {printable(name)!r}"
+        return UnknownKeyError(msg, name, hint=self.known_mistakes.get(name, hint), is_table=is_table)
+
     def key_error(self, key: str, problem: str, hint: str | None = None) -> UsageError:
         """Build the error for a key of this table."""
         return UsageError(f"{self.label}: {printable(key)} {problem}", hint=hint)
@@ -168,12 +173,6 @@ class TomlTable:
             UsageError: the value is not a table.
         """
         return TomlTable.read(self, key, self.values.get(key, {}))
-
-
-def _find_similar(name: str, keys: Iterable[str]) -> list[str]:
-    from difflib import get_close_matches
-
-    return get_close_matches(name, keys)
 
 
 # -- readers of values ---------------------------------------------------------------------------------------

@@ -227,7 +227,8 @@ class Adapter(requests.adapters.BaseAdapter):
         connection.adapter, connection.route = self, route
         connection.response_class = RawResponse  # type: ignore[assignment] # what a connection calls of it
         if proxy is not None:
-            headers = _proxy_headers(proxy)
+            user, password = requests.utils.get_auth_from_url(proxy.url)
+            headers = dict(urllib3.util.make_headers(proxy_basic_auth=f"{user}:{password}")) if user else {}
             if is_encrypted:
                 connection.set_tunnel(origin.host, origin.port, headers, cast("str", proxy.scheme))
             else:
@@ -284,12 +285,6 @@ def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
     if size is not None:
         options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
     return options
-
-
-def _proxy_headers(proxy: urllib3.util.Url) -> dict[str, str]:
-    """Return the headers for a proxy: the user and password of its URL."""
-    user, password = requests.utils.get_auth_from_url(proxy.url)
-    return dict(urllib3.util.make_headers(proxy_basic_auth=f"{user}:{password}")) if user else {}
 
 
 class _Connection(HTTPConnection):
