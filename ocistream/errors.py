@@ -135,6 +135,8 @@ class NetworkError(OcistreamError):
     """The network failed, after all retries."""
 
     exit_code = 7
+    #: The pause in seconds that a registry asks for; None without a response (`RegistryError`).
+    retry_after: float | None = None
 
 
 class PermanentNetworkError(NetworkError):

@@ -28,7 +28,7 @@ from ocistream.auth.tokens import (
 from ocistream.errors import ArchiveError, AuthenticationError, RegistryError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
-from ocistream.streams.synchronization import KeyedLocks
+from ocistream.streams.synchronization import KeyedLocks, OncePerKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -82,11 +82,11 @@ class Authenticator:
         self._format_hint = format_hint
         self._clock = clock
         self._look_up = find_credential
-        #: The locks under which one thread sends a secret (its header is the key), fetches a token (its scopes), or
-        #: asks for a credential.
+        #: The locks under which one thread sends a secret (its header is the key), or fetches a token (its scopes).
         self._locks: KeyedLocks[str | tuple[str, ...]] = KeyedLocks()
         self._challenge: Challenge | None = None
-        self._credentials: dict[str, Credential | None] = {}
+        #: Repository -> its credential.
+        self._credentials = OncePerKey(self._load_credential)
         self._tokens: dict[tuple[str, ...], _Token] = {}
         self._added_scopes: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._refusals: dict[tuple[str, ...], str] = {}
@@ -218,19 +218,16 @@ class Authenticator:
         """Return the credential for the first repository in `scopes`: for a mount, the one that is pushed to."""
         resources = (split_scope(scope)[0] for scope in scopes)
         names = (name.removeprefix("repository:") for name in resources if name.startswith("repository:"))
-        repository = next(names, "")
-        if repository in self._credentials:
-            return self._credentials[repository]
-        with self._locks["credential"]:
-            if repository not in self._credentials:
-                credential = self._credentials[repository] = _check_credential(self._look_up(repository))
-                description = (
-                    f"with {describe_credential(credential)}"
-                    if credential
-                    else "anonymously: no credentials were found"
-                )
-                notices.notify(f"{self._registry}: asking {description}", level=1)
-            return self._credentials[repository]
+        return self._credentials(next(names, ""))
+
+    def _load_credential(self, repository: str) -> Credential | None:
+        credential = self._look_up(repository)
+        if credential is None:
+            notices.notify(f"{self._registry}: asking anonymously: no credentials were found", level=1)
+            return None
+        _check_credential(credential)
+        notices.notify(f"{self._registry}: asking with {describe_credential(credential)}", level=1)
+        return credential
 
     def _next_basic(self, refused: str | None, scopes: tuple[str, ...]) -> str:
         credential = self._find_credential(scopes)
@@ -345,21 +342,18 @@ def _is_token_expired(challenges: Sequence[str]) -> bool:
     return any(challenge.parameters.get("error") == "invalid_token" for challenge in parse_challenges(challenges))
 
 
-def _check_credential(credential: Credential | None) -> Credential | None:
+def _check_credential(credential: Credential) -> None:
     """Refuse a credential that cannot be sent: with a lone surrogate, or with a line break in a token.
 
     Raises:
         UsageError: the credential cannot be sent.
     """
-    if credential is not None:
-        try:
-            parts = credential.username, credential.secret, credential.identity_token or ""
-            "".join(parts).encode(errors="surrogateescape")
-        except UnicodeEncodeError:
-            msg = f"{describe_credential(credential)} are not text"
-            # Without its cause, which contains the password.
-            raise UsageError(msg) from None
-        if credential.registry_token is not None and not VISIBLE_ASCII.match(credential.registry_token):
-            msg = f"{describe_credential(credential)} have a token with characters that a header cannot contain"
-            raise UsageError(msg)
-    return credential
+    try:
+        f"{credential.username}{credential.secret}{credential.identity_token}".encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        msg = f"{describe_credential(credential)} are not text"
+        # Without its cause, which contains the password.
+        raise UsageError(msg) from None
+    if credential.registry_token is not None and not VISIBLE_ASCII.match(credential.registry_token):
+        msg = f"{describe_credential(credential)} have a token with characters that a header cannot contain"
+        raise UsageError(msg)

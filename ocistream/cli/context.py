@@ -182,9 +182,8 @@ class CommandContext:
 
     def _report_retry(self, retry: RetryEvent) -> None:
         self.retry_count += 1
-        prefix = f"{retry.url}: " if retry.url else ""
         self.console.info(
-            f"{prefix}{retry.reason}; retrying in {retry.wait:.1f} s ({retry.count} of {retry.limit})",
+            f"{retry.message}; retrying in {retry.wait:.1f} s ({retry.count} of {retry.limit})",
             level=0 if retry.wait >= _MIN_REPORTED_WAIT else 1,
         )
 

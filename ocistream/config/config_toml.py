@@ -77,12 +77,6 @@ def _rate(table: TomlTable, key: str, value: object) -> float:
     return float(value)
 
 
-def _jobs(table: TomlTable, key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_JOBS:
-        raise table.key_error(key, f"is not a whole number from 1 to {MAX_JOBS}")
-    return value
-
-
 def _limit_rate(table: TomlTable, key: str, value: object) -> float:
     size = parse_size(value, fractions=True) if isinstance(value, str) else value
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < math.inf:
@@ -123,7 +117,7 @@ class ConnectionTable(TomlTable):
     ca_cert = toml.optional(_ca_files, [])
     client_cert = toml.optional(toml.existing_file)
     client_key = toml.optional(toml.existing_file)
-    jobs = toml.optional(_jobs)
+    jobs = toml.optional(toml.whole_number(MAX_JOBS))
     limit_rate = toml.optional(_limit_rate)
     requests_per_second = toml.optional(_rate)
 

@@ -11,7 +11,9 @@ A `MirrorTable` is complete and checked: its `location` is a `str`, its `insecur
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar, overload
 
@@ -23,7 +25,7 @@ from ocistream.streams.files import disk_errors
 from ocistream.streams.paths import is_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Self
 
 _T = TypeVar("_T")
@@ -33,22 +35,22 @@ Reader: TypeAlias = "Callable[[TomlTable, str, Any], _T]"
 _SECRET: Final = re.compile(r"pass|secret|token|user|auth|credential", re.IGNORECASE)
 
 
+@dataclass
 class _Key(Generic[_T]):
     """A declared key. In a table that was read, the attribute is the value."""
+
+    read: Reader[_T]
+    name: str
+    #: The TOML value of a missing key.
+    default: object = None
+    is_required: bool = False
+    #: A value for the hint of the error for a missing key, as TOML; "" for no hint.
+    example: str = ""
+    attribute: str = ""
 
     if TYPE_CHECKING:
 
         def __get__(self, table: TomlTable, kind: type[TomlTable]) -> _T: ...
-
-    def __init__(self, read: Reader[_T], name: str) -> None:
-        self.read = read
-        self.name = name
-        self.attribute = ""
-        self.is_required = False
-        #: A value for the hint of the error for a missing key, as TOML; "" for no hint.
-        self.example = ""
-        #: The TOML value of a missing key.
-        self.default: object = None
 
 
 def required(read: Reader[_T], *, key: str = "", example: str = "") -> _Key[_T]:
@@ -56,10 +58,7 @@ def required(read: Reader[_T], *, key: str = "", example: str = "") -> _Key[_T]:
 
     `example` is a value in TOML, for the hint if the key is missing.
     """
-    declared = _Key(read, key)
-    declared.is_required = True
-    declared.example = example
-    return declared
+    return _Key(read, key, is_required=True, example=example)
 
 
 @overload
@@ -71,9 +70,7 @@ def optional(read: Reader[Any], default: object = None, *, key: str = "") -> _Ke
 
     `key` is its name, as for `required`.
     """
-    declared = _Key(read, key)
-    declared.default = default
-    return declared
+    return _Key(read, key, default)
 
 
 class UnknownKeyError(UsageError):
@@ -124,20 +121,10 @@ class TomlTable:
         self.values = values
         self.folder = folder
         self.home = home
-        for name in values:
-            if self.keys and name not in self.keys and not self.ignores_unknown:
-                hint = f"allowed: {', '.join(sorted(self.keys))}"
-                is_table = isinstance(values[name], dict)
-                if self.sensitive_hint and _SECRET.search(name):
-                    hint = f"{self.sensitive_hint}; {hint}"
-                # Where there is such a hint, all keys are tables.
-                elif close := ([] if self.unknown_hint and not is_table else _find_similar(name, self.keys)):
-                    hint = f"did you mean {close[0]}? {hint}"
-                elif self.unknown_hint:
-                    hint = f"{self.unknown_hint}; {hint}"
-                hint = self.known_mistakes.get(name, hint)
-                msg = f"{self.label}: unknown key {printable(name)!r}"
-                raise UnknownKeyError(msg, name, hint=hint, is_table=is_table)
+        if self.keys and not self.ignores_unknown:
+            for name in values:
+                if name not in self.keys:
+                    raise self._unknown_key_error(name)
         for name, key in self.keys.items():
             value = values.get(name, key.default)
             if value is None and key.is_required:
@@ -156,6 +143,21 @@ class TomlTable:
             raise parent.key_error(key, "is not a table", cls.not_a_table_hint or None)
         return cls(f"{parent.label}, {printable(key)}", value, parent.folder, parent.home)
 
+    def _unknown_key_error(self, name: str) -> UnknownKeyError:
+        from difflib import get_close_matches
+
+        hint = f"allowed: {', '.join(sorted(self.keys))}"
+        is_table = isinstance(self.values[name], dict)
+        if self.sensitive_hint and _SECRET.search(name):
+            hint = f"{self.sensitive_hint}; {hint}"
+        # Where there is such a hint, all keys are tables.
+        elif (is_table or not self.unknown_hint) and (close := get_close_matches(name, self.keys)):
+            hint = f"did you mean {close[0]}? {hint}"
+        elif self.unknown_hint:
+            hint = f"{self.unknown_hint}; {hint}"
+        msg = f"{self.label}: unknown key {printable(name)!r}"
+        return UnknownKeyError(msg, name, hint=self.known_mistakes.get(name, hint), is_table=is_table)
+
     def key_error(self, key: str, problem: str, hint: str | None = None) -> UsageError:
         """Build the error for a key of this table."""
         return UsageError(f"{self.label}: {printable(key)} {problem}", hint=hint)
@@ -171,12 +173,6 @@ class TomlTable:
             UsageError: the value is not a table.
         """
         return TomlTable.read(self, key, self.values.get(key, {}))
-
-
-def _find_similar(name: str, keys: Iterable[str]) -> list[str]:
-    from difflib import get_close_matches
-
-    return get_close_matches(name, keys)
 
 
 # -- readers of values ---------------------------------------------------------------------------------------
@@ -196,12 +192,17 @@ def flag(table: TomlTable, key: str, value: object) -> bool:
     return value
 
 
-def positive_integer(table: TomlTable, key: str, value: object) -> int:
-    """Read a whole number above 0."""
-    # In Python, True is an int.
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise table.key_error(key, "is not a whole number above 0")
-    return value
+def whole_number(maximum: float = math.inf) -> Reader[int]:
+    """Return a reader of a whole number from 1 to `maximum`."""
+    allowed = "above 0" if maximum == math.inf else f"from 1 to {maximum}"
+
+    def read(table: TomlTable, key: str, value: object) -> int:
+        # In Python, True is an int.
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+            raise table.key_error(key, f"is not a whole number {allowed}")
+        return value
+
+    return read
 
 
 def existing_file(table: TomlTable, key: str, value: object) -> Path:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import http.client
-import select
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -24,19 +22,29 @@ import urllib3.util
 from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 
 from ocistream import limits
-from ocistream.errors import CancelledError, UnsupportedError
-from ocistream.http.origins import internal_address_error, is_internal_address, is_proxy_bypassed, url_target
-from ocistream.http.rate_limits import BlockingThrottle, ConnectionLimits
-from ocistream.http.response import BoundedResponse
+from ocistream.errors import CancelledError, PermanentNetworkError, UnsupportedError
+from ocistream.http.errors import network_error
+from ocistream.http.origins import (
+    Origin,
+    internal_address_error,
+    is_internal_address,
+    is_proxy_bypassed,
+    redact_url,
+    url_target,
+)
+from ocistream.http.rate_limits import ConnectionLimits
+from ocistream.http.request_bodies import BodyError
+from ocistream.http.response import EndlessResponseError, RawResponse
 from ocistream.http.settings import TlsSettings
 from ocistream.http.tls import create_client_context
 from ocistream.oci.reference import printable
+from ocistream.streams.memory import ReadBuffers
 from ocistream.streams.synchronization import OncePerKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from ocistream.http.origins import Origin
+    from ocistream.errors import NetworkError
     from ocistream.http.settings import HttpSettings
     from ocistream.streams.chunks import Chunk
 
@@ -48,9 +56,8 @@ _MAX_IDLE: Final = 64
 _KEEPALIVE: Final = 60
 #: Maximum bytes that wait in the kernel to be sent, besides those in flight.
 _MAX_UNSENT: Final = 512 * limits.KIB
-#: The length of `HTTP/1.1 413`: these bytes tell a final response from an interim one (RFC 9112, section 4).
-_STATUS_LENGTH: Final = 12
-_FIRST_DIGIT: Final = slice(9, 10)
+#: What a request without a response raises. http.client raises ValueError for what it cannot send.
+_FAILURES: Final = (http.client.HTTPException, urllib3.exceptions.HTTPError, OSError, ValueError)
 
 
 NO_LIMITS: Final = ConnectionLimits()
@@ -72,7 +79,7 @@ class Adapter(requests.adapters.BaseAdapter):
     """Send requests over connections that are kept open. Safe for several threads. Times are in seconds."""
 
     def __init__(self, settings: HttpSettings, sleep: Callable[[float], None]) -> None:
-        """Open no connection yet. `sleep` waits where the rate of uploads is limited, and raises CancelledError."""
+        """Open no connection yet. `sleep` waits where the rate is limited, and raises CancelledError."""
         super().__init__()
         self.stall_timeout = settings.stall_timeout
         self.sleep = sleep
@@ -87,6 +94,9 @@ class Adapter(requests.adapters.BaseAdapter):
         #: Host in lower case -> whether its address is outside of this machine and network. A host without a connection
         #: so far, or only through a proxy, is missing.
         self.external: dict[str, bool] = {}
+        self._format_hint = settings.format_hint
+        self._answered: set[Origin] = set()
+        self.read_buffers = ReadBuffers()
         #: Any thread appends and removes: single operations of a list are atomic.
         self._idle: list[_Connection] = []
         self._is_closed = False
@@ -107,33 +117,44 @@ class Adapter(requests.adapters.BaseAdapter):
         `timeout` is the time to connect, and the time to wait for data of the response.
 
         Raises:
-            OSError, HTTPError, HTTPException, ValueError: no response arrived.
-            EndlessResponseError: the head of the response has no end.
-            PermanentNetworkError: the host has an address that is not allowed.
+            NetworkError: no response arrived.
+            PermanentNetworkError: the host has an address that is not allowed, or a retry is useless for another
+                reason.
             UnsupportedError: the proxy is of an unsupported kind.
+            Exception: exceptions of a `FixedLengthBody`'s chunks are raised unchanged. A body that can end early keeps
+                them in `failure`.
         """
         connect_timeout, read_timeout = cast("tuple[float, float]", timeout)
-        connection = self._take_idle(route) or self._connect(route, connect_timeout)
+        method, url = request.method or "", request.url or ""
         try:
-            raw = connection.exchange(request, read_timeout)
-        except BaseException:
-            connection.close()
-            raise
+            connection = self._take_idle(route) or self._connect(route, connect_timeout)
+            try:
+                raw = connection.exchange(request, read_timeout)
+            except BaseException:
+                connection.close()
+                raise
+        except BodyError as error:
+            raise cast("Exception", error.__cause__) from None
+        except EndlessResponseError as error:
+            msg = f"{method} {redact_url(url)}: {error}"
+            raise PermanentNetworkError(msg) from None
+        except _FAILURES as error:
+            raise self._convert_error(method, url, error, route.tls.ca_files) from error
+        self._answered.add(route.origin)
         response = requests.Response()
         # Where requests keeps the adapter, `release` needs the connection.
         response.status_code, response.raw = raw.status, raw
+        response.request, response.url = request, url
         response.connection = cast("Any", connection)
         return response
 
     def release(self, response: requests.Response) -> None:
         """Keep the connection of a response whose body was read to its end; close any other connection."""
-        raw, connection = cast("BoundedResponse", response.raw), cast("_Connection | None", response.connection)
+        raw, connection = cast("RawResponse", response.raw), cast("_Connection | None", response.connection)
         response.connection = cast("Any", None)
-        is_idle = connection is not None and raw.isclosed() and not raw.missing and not connection.is_closed
-        raw.close()
         if connection is None:
             return
-        if not is_idle:
+        if raw.is_last or not raw.is_complete:
             connection.close()
             return
         self._idle.append(connection)
@@ -145,16 +166,25 @@ class Adapter(requests.adapters.BaseAdapter):
         self._is_closed = True
         self._close_idle(keep=0)
 
-    def handshake(self, origin: Origin, timeout: float) -> None:
-        """Open a TLS connection through the same proxy as a request, and close it. No request is sent.
+    def handshake(self, url: str, timeout: float) -> None:
+        """Open a TLS connection to the host of an https URL, through the same proxy as a request, and close it.
 
-        The certificate is not checked, and no client certificate is shown.
+        The certificate is not checked, no client certificate is shown, and no request is sent.
 
         Raises:
-            OSError, HTTPError, HTTPException, ValueError: the handshake failed.
+            NetworkError: the handshake failed.
             UnsupportedError: the proxy is of an unsupported kind.
         """
-        self._connect(Route(origin, TlsSettings(insecure=True)), timeout).close()
+        try:
+            self._connect(Route(Origin.from_url(url), TlsSettings(insecure=True)), timeout).close()
+        except _FAILURES as error:
+            raise self._convert_error("TLS with", url, error) from error
+
+    def _convert_error(self, method: str, url: str, error: Exception, ca_files: Sequence[str] = ()) -> NetworkError:
+        known = Origin.from_url(url) in self._answered
+        converted = network_error(method, url, error, known=known, ca_files=ca_files)
+        converted.hint = converted.hint and self._format_hint(converted.hint)
+        return converted
 
     # -- connections ------------------------------------------------------------------------------------
 
@@ -195,9 +225,10 @@ class Adapter(requests.adapters.BaseAdapter):
         kind = _TlsConnection if is_encrypted or (proxy is not None and proxy.scheme == "https") else _Connection
         connection = kind(host, port, **options)
         connection.adapter, connection.route = self, route
-        connection.response_class = BoundedResponse
+        connection.response_class = RawResponse  # type: ignore[assignment] # what a connection calls of it
         if proxy is not None:
-            headers = _proxy_headers(proxy)
+            user, password = requests.utils.get_auth_from_url(proxy.url)
+            headers = dict(urllib3.util.make_headers(proxy_basic_auth=f"{user}:{password}")) if user else {}
             if is_encrypted:
                 connection.set_tunnel(origin.host, origin.port, headers, cast("str", proxy.scheme))
             else:
@@ -256,12 +287,6 @@ def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
     return options
 
 
-def _proxy_headers(proxy: urllib3.util.Url) -> dict[str, str]:
-    """Return the headers for a proxy: the user and password of its URL."""
-    user, password = requests.utils.get_auth_from_url(proxy.url)
-    return dict(urllib3.util.make_headers(proxy_basic_auth=f"{user}:{password}")) if user else {}
-
-
 class _Connection(HTTPConnection):
     """A connection of urllib3 whose address is checked, and which stops sending a body when the response arrives."""
 
@@ -269,29 +294,31 @@ class _Connection(HTTPConnection):
     route: Route
     #: The proxy's own headers if it forwards requests; None for a tunnel, or without a proxy.
     forward_headers: dict[str, str] | None = None
-    _early_response: _EarlyResponse | None = None
+    #: The response to the request whose body is being sent.
+    _response: RawResponse | None = None
     #: Tells the kernel to send a few bytes together with those that follow.
     more_flag: int = getattr(socket, "MSG_MORE", 0)
 
-    def exchange(self, request: requests.PreparedRequest, timeout: float) -> BoundedResponse:
+    def exchange(self, request: requests.PreparedRequest, timeout: float) -> RawResponse:
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
-        url, headers = cast("str", request.url), cast("dict[str, str]", request.headers)
+        url, headers = request.url or "", cast("dict[str, str]", request.headers)
         if self.forward_headers is None:
             target = url_target(url)
         else:
             target, headers = requests.utils.urldefragauth(url), headers | self.forward_headers
+        response = RawResponse(self.sock, method=request.method)
         # If the server has closed the connection, it may have sent a response before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._send_request(cast("str", request.method), target, headers, cast("Body", request.body))
+            self._send_request(request.method or "", target, headers, cast("Body", request.body), response)
+        self._response = None
         self.sock.settimeout(timeout)
-        early_response, self._early_response = self._early_response or _EarlyResponse(), None
-        self.response_class = functools.partial(  # type: ignore[assignment]
-            BoundedResponse, beginning=bytes(early_response.beginning), is_early=early_response.is_final
-        )
+        self.response_class = lambda *_, **__: response  # type: ignore[assignment]
         # http.client's method: the response of urllib3 creates an object for each chunk of the body.
-        return cast("BoundedResponse", http.client.HTTPConnection.getresponse(self))
+        return cast("RawResponse", cast("object", http.client.HTTPConnection.getresponse(self)))
 
-    def _send_request(self, method: str, target: str, headers: Mapping[str, str], body: Body) -> None:
+    def _send_request(
+        self, method: str, target: str, headers: Mapping[str, str], body: Body, response: RawResponse
+    ) -> None:
         """Send a request step by step, as http.client documents; a body without a Content-Length is sent in chunks."""
         self.putrequest(method, target, skip_accept_encoding=True)
         for name, value in headers.items():
@@ -300,10 +327,9 @@ class _Connection(HTTPConnection):
         is_chunked = body is not None and "Content-Length" not in headers
         if is_chunked:
             self.putheader("Transfer-Encoding", "chunked")
-        # While the head is sent no response is expected: bytes that arrive belong to an earlier request.
-        self._early_response = None
         self.endheaders()
-        self._early_response = _EarlyResponse()
+        # While the head is sent no response is expected: bytes that arrive belong to an earlier request.
+        self._response = response
         line_end = b""
         for chunk in (body,) if isinstance(body, bytes) else body or ():
             if chunk:
@@ -321,14 +347,12 @@ class _Connection(HTTPConnection):
 
     def send(self, data: object, flags: int = 0) -> None:
         """Send a part of a request at the rate that is allowed; stop at an early response."""
-        timeout, early_response = self.adapter.stall_timeout, self._early_response
-        throttles = self.route.limits.upload
+        timeout, response = self.adapter.stall_timeout, self._response
+        throttle = self.route.limits.upload
         with memoryview(cast("Chunk", data)) as view:
-            if not throttles:
-                _send_all(self.sock, view, timeout, early_response, flags)
-                return
-            throttle = BlockingThrottle(throttles, self.adapter.sleep)
-            if early_response is None:
+            if throttle is None:
+                _send_all(self.sock, view, timeout, response, flags)
+            elif response is None:
                 # The bytes of a head count, but without a wait: its response would stay unread meanwhile, and a kill
                 # would lose the session that it opens.
                 _send_all(self.sock, view, timeout, None)
@@ -336,10 +360,10 @@ class _Connection(HTTPConnection):
             else:
                 for start in range(0, len(view), throttle.piece_size):
                     piece = view[start : start + throttle.piece_size]
-                    _send_all(self.sock, piece, timeout, early_response)
+                    _send_all(self.sock, piece, timeout, response)
                     # A cancelled request ends where its body ends, not in the middle.
                     with contextlib.suppress(CancelledError):
-                        throttle.count_and_wait(len(piece))
+                        self.adapter.sleep(throttle.count(len(piece)))
 
     def _new_conn(self) -> socket.socket:
         # A private method of urllib3, which urllib3's own support of SOCKS overrides too. `connect` calls it for every
@@ -368,56 +392,11 @@ class _TlsConnection(_Connection, HTTPSConnection):
     more_flag = 0
 
 
-# -- sending ------------------------------------------------------------------------------------------------
-
-
-class _EarlyResponse:
-    """Watches for a response while a request is sent. `beginning` has its first bytes, or those of an interim response.
-
-    The bytes are read, not peeked at, because TLS cannot peek. They are put back before the rest of the response.
-    """
-
-    def __init__(self) -> None:
-        self.beginning = bytearray()
-        self.is_final = False
-
-    def wait_to_send(self, connection: socket.socket, timeout: float) -> bool:
-        """Wait until data can be sent; return whether the final response has started to arrive, and keep its bytes.
-
-        Raises:
-            TimeoutError: for `timeout` seconds nothing could be sent and nothing arrived.
-        """
-        if len(self.beginning) >= _STATUS_LENGTH:
-            return self.is_final
-        poll = select.poll()
-        poll.register(connection, select.POLLIN | select.POLLOUT)
-        ready = poll.poll(timeout * 1000)
-        if not ready:
-            msg = "timed out"
-            raise TimeoutError(msg)
-        if any(events & select.POLLIN for _, events in ready):
-            self._read(connection, timeout)
-        return self.is_final
-
-    def _read(self, connection: socket.socket, timeout: float) -> None:
-        connection.settimeout(0)
-        try:
-            self.beginning += connection.recv(_STATUS_LENGTH - len(self.beginning))
-        except (ssl.SSLError, OSError):
-            # No data arrived yet (in TLS, only a session ticket), or the connection broke: then the next send fails.
-            pass
-        finally:
-            connection.settimeout(timeout)
-        if len(self.beginning) == _STATUS_LENGTH:
-            # An interim response says nothing about the body.
-            self.is_final = self.beginning[_FIRST_DIGIT] != b"1"
-
-
 def _send_all(
     connection: socket.socket,
     view: memoryview,
     timeout: float,
-    early_response: _EarlyResponse | None,
+    response: RawResponse | None,
     flags: int = 0,
 ) -> None:
     """Send all of `view`; abort if no byte of `view` moves for `timeout` seconds.
@@ -425,14 +404,14 @@ def _send_all(
     `sendall` would apply the timeout to the whole chunk: on a slow line every upload would fail.
 
     Raises:
-        BrokenPipeError: the response arrived already. Raised only if `early_response` is given.
+        BrokenPipeError: the response arrived already. Raised only if `response` is given.
         OSError: the connection broke. There may still be a response to read.
     """
     if connection.gettimeout() != timeout:
         connection.settimeout(timeout)
     sent = 0
     while sent < len(view):
-        if early_response is not None and early_response.wait_to_send(connection, timeout):
+        if response is not None and response.arrives_early(timeout):
             raise BrokenPipeError(errno.EPIPE, "the response came before the complete request was sent")
         try:
             sent += connection.send(view[sent:], flags)

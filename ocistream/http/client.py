@@ -12,21 +12,26 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+import requests
+
 from ocistream import limits
 from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.tokens import TokenRequest, TokenResponse
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, RegistryError, UsageError
-from ocistream.http.adapter import Route
-from ocistream.http.endpoints import Endpoint, SchemeState, choose_tls
-from ocistream.http.errors import has_tls_peer, response_error
+from ocistream.http.adapter import Adapter, Route
+from ocistream.http.endpoints import Endpoint, tls_elsewhere
+from ocistream.http.errors import response_error
 from ocistream.http.origins import Origin, check_target, is_internal, redact_url, resolve_url
 from ocistream.http.rate_limits import RateLimits
-from ocistream.http.retry import Retries, RetryEvent, parse_retry_after
-from ocistream.http.session import Session, StreamedBody
+from ocistream.http.request_bodies import FixedLengthBody, StreamedBody
+from ocistream.http.response import Response
+from ocistream.http.retry import Retries, RetryEvent
 from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings
 from ocistream.http.tls import check_tls_files
+from ocistream.notices import add_failure_hint
+from ocistream.oci.reference import printable
 from ocistream.streams import clock
-from ocistream.streams.synchronization import KeyedLocks, OncePerKey, once
+from ocistream.streams.synchronization import OncePerKey
 
 if TYPE_CHECKING:
     import threading
@@ -34,7 +39,6 @@ if TYPE_CHECKING:
 
     from ocistream.auth.docker_config import Credential
     from ocistream.errors import OcistreamError
-    from ocistream.http.response import Response
 
 #: Statuses that may succeed on a later attempt (seen at Quay, Docker Hub and ECR).
 _RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -85,7 +89,6 @@ class HttpClient:
         `rate_limits`.
         """
         self._settings = settings
-        self.retry_policy = settings.retry_policy
         self.cancelled = cancelled
         self._find_credential = find_credential
         #: Is called with each failure that is about to be retried.
@@ -95,13 +98,15 @@ class HttpClient:
         #: Host and repository -> its settings.
         self._host_settings = OncePerKey[tuple[str, str], HostSettings](lambda key: find_host_settings(*key))
         self._endpoints = OncePerKey(self._create_endpoint)
-        #: One thread at a time finds out whether a host speaks TLS.
-        self._scheme_locks: KeyedLocks[Endpoint] = KeyedLocks()
         self._check_tls_files(settings.tls)
-        self._session = Session(settings, self.wait)
-        #: Sends the requests for tokens, which all transfers share.
-        self._token_client = self
-        self._quick_client = once(self._create_quick_client)
+        self._adapter = Adapter(settings, self.wait)
+        self._session = requests.Session()
+        # Without the environment no netrc replaces a Bearer header. Proxies are in the settings.
+        self._session.trust_env = False
+        self._session.mount("https://", self._adapter)
+        self._session.mount("http://", self._adapter)
+        # A CDN that gzips a blob breaks its length and digest (quay#1310).
+        self._default_headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
 
     def close(self) -> None:
         """Close all idle connections. No connection stays open after its response."""
@@ -116,44 +121,34 @@ class HttpClient:
         other.cancelled = cancelled
         return other
 
-    def get_quick_client(self) -> HttpClient:
-        """Return a client with short time-outs and few attempts, for a host that another one can replace.
-
-        It shares connections and limits with this client, which alone is closed. It has endpoints and tokens of its
-        own, which all transfers share.
-        """
-        return self._quick_client().for_transfer(self.cancelled)
-
-    def _create_quick_client(self) -> HttpClient:
-        other = copy.copy(self)
-        other._settings = self._settings.shorten_timeouts()  # noqa: SLF001 - same class
-        other.retry_policy = other._settings.retry_policy  # noqa: SLF001
-        other._endpoints = OncePerKey(other._create_endpoint)  # noqa: SLF001
-        other._token_client = other  # noqa: SLF001
-        return other
-
-    def endpoint(self, registry: str, repository: str = "", *, is_named_by_user: bool = True) -> Endpoint:
+    def endpoint(
+        self, registry: str, repository: str = "", *, is_named_by_user: bool = True, is_replaceable: bool = False
+    ) -> Endpoint:
         """Return the endpoint of a registry such as `localhost:5000`.
 
         Repositories with equal settings share one endpoint. `is_named_by_user` is false for a mirror from the
-        configuration: the client certificate and `--insecure` of the command line do not apply to it.
+        configuration: the client certificate and `--insecure` of the command line do not apply to it. A host that
+        another one can replace gets short time-outs and few attempts.
 
         Raises:
             NotFoundError, LocalDiskError, UsageError: certificates configured for the registry cannot be used.
         """
-        return self._endpoints((registry, self._host_settings((registry, repository)), is_named_by_user))
+        return self._endpoints(
+            (registry, self._host_settings((registry, repository)), is_named_by_user, is_replaceable)
+        )
 
-    def _create_endpoint(self, key: tuple[str, HostSettings, bool]) -> Endpoint:
-        registry, settings, is_named_by_user = key
-        command_line_tls = self._settings.tls
-        if not is_named_by_user:
-            command_line_tls = TlsSettings(command_line_tls.ca_files)
+    def _create_endpoint(self, key: tuple[str, HostSettings, bool, bool]) -> Endpoint:
+        registry, settings, is_named_by_user, is_replaceable = key
         self._check_tls_files(TlsSettings(settings.ca_files, settings.client_certificates))
-        endpoint = Endpoint(registry, settings, command_line_tls, plain_http=self._settings.plain_http)
+        http_settings = self._settings.shorten_timeouts() if is_replaceable else self._settings
+        endpoint = Endpoint(
+            registry, settings, http_settings, self._adapter.handshake, is_named_by_user=is_named_by_user
+        )
+        # All transfers share the tokens, so the cancellation of one does not stop a request for a token.
         endpoint.authenticator = Authenticator(
             registry,
             lambda repository: self._find_credential(registry, repository),
-            lambda request: self._token_client._send_token_request(endpoint, request),  # noqa: SLF001 - same class
+            lambda request: self._send_token_request(endpoint, request),
             format_hint=self._settings.format_hint,
         )
         return endpoint
@@ -189,15 +184,16 @@ class HttpClient:
                 redirects to, after one more request to the registry for 403.
             NetworkError: no response, after all retries.
         """
-        timeout = (self._settings.connect_timeout, self._settings.response_timeout(bytes_to_store))
+        settings = endpoint.http_settings
+        timeout = (settings.connect_timeout, settings.response_timeout(bytes_to_store))
         request = _Request(endpoint, method, headers or {}, body, timeout)
-        retries = retries or self.start_retries()
+        retries = retries or self.start_retries(endpoint)
         was_asked_again = False
         while True:
-            url = self._with_scheme(endpoint, url)
+            url = endpoint.current_url(url)
             try:
                 response = self._send_authorized(request, url, scopes)
-                if response.status == HTTPStatus.BAD_REQUEST and self._switch_to_https(request, url):
+                if response.status == HTTPStatus.BAD_REQUEST and endpoint.switch_to_https(url):
                     response.close()
                     continue
                 endpoint.confirm_scheme()
@@ -209,7 +205,7 @@ class HttpClient:
                 # The token server failed, which has been retried already, or the registry sent a broken challenge.
                 raise
             except NetworkError as error:
-                if request.is_started or not (self._switch_to_https(request, url) or retries.wait_for_retry(error)):
+                if request.is_started or not (endpoint.switch_to_https(url) or retries.wait_for_retry(error)):
                     raise
                 continue
             is_transient = response.status in _RETRIED_STATUSES
@@ -218,7 +214,8 @@ class HttpClient:
                 is_transient = Origin.from_url(url) == endpoint.origin
                 was_asked_again = is_transient
             if not is_transient or request.is_started or not retries.wait_for_retry(response):
-                raise self._response_error(endpoint, response)
+                refusal = response_error(endpoint.registry, response, elsewhere=response.origin != endpoint.origin)
+                raise self._with_option_names(refusal)
 
     def _send_authorized(self, request: _Request, url: str, scopes: tuple[str, ...] | None) -> Response:
         """Send a request with the Authorization that its endpoint wants, and to no other origin."""
@@ -290,25 +287,48 @@ class HttpClient:
     def _exchange(
         self, request: _Request, url: str, authorization: str | None, redirected_by: Origin | None
     ) -> Response:
-        """Send one request, unless its URL is a forbidden place.
+        """Send one request, and return its response with any status as soon as the head has arrived.
 
         `redirected_by` is the origin that named this URL; None if the request has never left the endpoint's own origin.
-        Only then the client certificate is shown.
         """
-        endpoint, target = request.endpoint, Origin.from_url(url)
+        method, body = request.method, request.body
+        # `prepare` would decode and encode the URL, which may be signed, and look for cookies and a netrc.
+        prepared = requests.PreparedRequest()
+        prepared.method, prepared.url, prepared.body = method, url, body or None  # type: ignore[assignment]
+        headers = {**self._default_headers, **request.headers}
+        if authorization is not None:
+            headers["Authorization"] = authorization
+        if isinstance(body, bytes | FixedLengthBody) or (body is None and method not in {"GET", "HEAD"}):
+            headers["Content-Length"] = str(len(body)) if body is not None else "0"
+        prepared.headers = headers  # type: ignore[assignment] # no header has two spellings here
+        route = self._find_route(request.endpoint, url, redirected_by)
+        sent = self._session.send(
+            prepared, stream=True, timeout=request.timeout, proxies={}, allow_redirects=False, route=route
+        )
+        response = Response(sent, route, self._adapter)
+        if method == "GET" and response.header("Content-Encoding") is not None:
+            # Not an error: storage may call the compression of a layer its coding, and send the layer as it is.
+            cause = f"{printable(route.origin.host)} sent a Content-Encoding, which changes blobs"
+            add_failure_hint(f"{cause}: check its proxy, or ask its operator")
+        return response
+
+    def _find_route(self, endpoint: Endpoint, url: str, redirected_by: Origin | None) -> Route:
+        """Return where and how a request is sent, unless its URL is a forbidden place.
+
+        The client certificate is shown only if the request has never left the endpoint's own origin.
+        """
+        target = Origin.from_url(url)
         refuses_internal = False
         if redirected_by is not None:
-            check_target(redirected_by, url, self._is_external)
             # The connection checks its address again, because the name may resolve to another one by then.
             refuses_internal = redirected_by.host != target.host and self._is_external(redirected_by)
+            check_target(redirected_by, url, refuses_internal=refuses_internal)
         tls = TlsSettings()
         if target.scheme == "https":
             has_left = redirected_by is not None
-            tls = choose_tls(endpoint, target, self._settings_at(endpoint, target), has_left=has_left)
-        headers = request.headers if authorization is None else {**request.headers, "Authorization": authorization}
+            tls = tls_elsewhere(endpoint, target, self._settings_at(endpoint, target)) if has_left else endpoint.tls
         connection_limits = self._rate_limits.connection_limits(endpoint.registry, endpoint.settings.limit_rate)
-        route = Route(target, tls, refuses_internal, connection_limits)
-        return self._session.exchange(request.method, url, headers, request.body, route, request.timeout)
+        return Route(target, tls, refuses_internal, connection_limits)
 
     # -- other requests -----------------------------------------------------------------------------------
 
@@ -364,9 +384,9 @@ class HttpClient:
 
     # -- waits --------------------------------------------------------------------------------------------
 
-    def start_retries(self, attempts: int | None = None) -> Retries:
+    def start_retries(self, endpoint: Endpoint, attempts: int | None = None) -> Retries:
         """Return a new count of `attempts` for one piece of work; the default is `--retries` + 1."""
-        return Retries(self, attempts)
+        return Retries(self, endpoint.http_settings.retry_policy, attempts)
 
     def wait(self, seconds: float) -> None:
         """Sleep for `seconds`, unless the transfer is cancelled in the meantime.
@@ -382,7 +402,7 @@ class HttpClient:
         """Send no request to this URL's host for `seconds`: it has responded with 429."""
         self._rate_limits.pause(Origin.from_url(url), seconds)
 
-    # -- hosts: settings, addresses and schemes -----------------------------------------------------------
+    # -- hosts --------------------------------------------------------------------------------------------
 
     def _settings_at(self, endpoint: Endpoint, origin: Origin) -> HostSettings:
         """Return the settings of the host at an origin, whichever host led to it."""
@@ -390,55 +410,10 @@ class HttpClient:
 
     def _is_external(self, origin: Origin) -> bool:
         """Return whether an origin has responded from an external address, or else resolves to one."""
-        is_external = self._session.external.get(origin.host.lower())
+        is_external = self._adapter.external.get(origin.host.lower())
         return not is_internal(origin.host) if is_external is None else is_external
 
-    def _with_scheme(self, endpoint: Endpoint, url: str) -> str:
-        """Return a URL with the endpoint's scheme; detect the scheme first if it is unknown."""
-        if endpoint.scheme_state is SchemeState.UNKNOWN:
-            self._detect_scheme(endpoint)
-        return endpoint.current_url(url)
-
-    def _switch_to_https(self, request: _Request, url: str) -> bool:
-        """Switch the endpoint to HTTPS if its host speaks TLS; return whether the failed request used plain HTTP."""
-        endpoint = request.endpoint
-        if endpoint.scheme_state is not SchemeState.KNOWN and Origin.from_url(url) == endpoint.origin:
-            self._detect_scheme(endpoint)
-        return endpoint.current_url(url) != url
-
-    def _detect_scheme(self, endpoint: Endpoint) -> None:
-        """Find out by a TLS handshake whether a host speaks TLS. No certificate is verified, and no request is sent.
-
-        If the host cannot be reached, its scheme stays undecided. The words of a plain response are not trusted.
-        """
-        with self._scheme_locks[endpoint]:
-            if endpoint.scheme_state is SchemeState.KNOWN:
-                return
-            try:
-                self._session.handshake(endpoint.https_url, self._settings.connect_timeout)
-            except NetworkError as error:
-                is_tls = has_tls_peer(error)
-            else:
-                is_tls = True
-            if is_tls:
-                endpoint.switch_to_https()
-            elif is_tls is not None:
-                endpoint.confirm_scheme()
-
     # -- errors -------------------------------------------------------------------------------------------
-
-    def _response_error(self, endpoint: Endpoint, response: Response) -> OcistreamError:
-        return self._with_option_names(
-            response_error(
-                endpoint.registry,
-                response.method,
-                response.url,
-                response.status,
-                response.drain(),
-                parse_retry_after(response.header("Retry-After")),
-                elsewhere=response.origin != endpoint.origin,
-            )
-        )
 
     def _check_tls_files(self, tls: TlsSettings) -> None:
         """Load the named files, so that a wrong file is reported before anything is transferred.

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import enum
+import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ocistream import notices
+from ocistream.errors import NetworkError
+from ocistream.http.errors import has_tls_peer
 from ocistream.http.origins import Origin, is_loopback
 from ocistream.http.settings import TlsSettings
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ocistream.auth.authenticator import Authenticator
-    from ocistream.http.settings import HostSettings
+    from ocistream.http.settings import HostSettings, HttpSettings
 
 
 class SchemeState(enum.Enum):
@@ -33,27 +38,35 @@ class Endpoint:
     authenticator: Authenticator
 
     def __init__(
-        self, registry: str, settings: HostSettings, command_line_tls: TlsSettings, *, plain_http: bool
+        self,
+        registry: str,
+        settings: HostSettings,
+        http_settings: HttpSettings,
+        handshake: Callable[[str, float], None],
+        *,
+        is_named_by_user: bool,
     ) -> None:
         """Set up the endpoint of a registry such as `docker.io`.
 
-        `settings` are the settings of its host. `command_line_tls` comes from the command line: its CAs apply to all
-        hosts; its client certificates and `insecure` apply to the registries that the command line names. `plain_http`
-        is the user's `--plain-http`.
+        `settings` are the settings of its host, `http_settings` those of all hosts. The CAs of the command line apply
+        to all hosts; its client certificates and `insecure` apply to the registries that the user names. `handshake`
+        connects to the host of an https URL, within a number of seconds (`Adapter.handshake`).
         """
         self.registry = registry
         self.settings = settings
-        self.command_line_tls = command_line_tls
+        self.http_settings = http_settings
+        self._handshake = handshake
+        #: The TLS settings for the endpoint's own origin.
+        self.tls = _merge_tls(settings, http_settings.tls, is_named_by_user=is_named_by_user)
         self.scheme_state = SchemeState.KNOWN
         # Docker Hub's API has another host name.
         self._host = "registry-1.docker.io" if registry == "docker.io" else registry
         if settings.url:
             self.url = settings.url.rstrip("/")
-        elif settings.plain_http or (plain_http and "plain-http" not in settings.overriding_keys):
+        elif settings.plain_http or (http_settings.plain_http and "plain-http" not in settings.overriding_keys):
             self.url = f"http://{self._host}"
         elif settings.has_http_fallback or is_loopback(urlsplit(f"//{self._host}").hostname or ""):
-            has_tls_settings = settings.ca_files or settings.client_certificates or settings.insecure
-            if settings.has_http_fallback or has_tls_settings or command_line_tls != TlsSettings():
+            if settings.has_http_fallback or self.tls != TlsSettings():
                 # Certificates are configured: the handshake comes before the first request. Without them it comes only
                 # after a failed first response or a 400, so that an ordinary plain registry sees one connection.
                 self.scheme_state = SchemeState.UNKNOWN
@@ -61,25 +74,30 @@ class Endpoint:
                 self.scheme_state = SchemeState.LIKELY_HTTP
             self.url = f"http://{self._host}"
         else:
-            self.url = self.https_url
+            self.url = f"https://{self._host}"
         self.origin = Origin.from_url(self.url)
         self._http_base: str | None = None
+        #: One thread at a time finds out whether the host speaks TLS.
+        self._lock = threading.Lock()
 
-    @property
-    def https_url(self) -> str:
-        """The base URL if the host speaks TLS."""
-        return f"https://{self._host}"
+    def current_url(self, url: str) -> str:
+        """Return a URL with the current scheme, which is detected if it is unknown.
 
-    def switch_to_https(self) -> None:
-        """Record that the host speaks TLS, which is permanent."""
-        if self.scheme_state is not SchemeState.KNOWN:
-            http_base = f"{self.url}/"
-            # Origin first: a thread that reads the new origin and the old URL is refused, and calls `current_url`
-            # again.
-            self.origin = Origin.from_url(self.https_url)
-            self.url = self.https_url
-            self._http_base = http_base
-            self.scheme_state = SchemeState.KNOWN
+        A URL that was built before TLS was found becomes https.
+        """
+        if self.scheme_state is SchemeState.UNKNOWN:
+            self._detect_scheme()
+        return self._with_scheme(url)
+
+    def switch_to_https(self, url: str) -> bool:
+        """Switch to HTTPS if the host speaks TLS; return whether a request for `url`, which failed, used plain HTTP."""
+        if self.scheme_state is not SchemeState.KNOWN and Origin.from_url(url) == self.origin:
+            self._detect_scheme()
+        return self._with_scheme(url) != url
+
+    def _with_scheme(self, url: str) -> str:
+        base = self._http_base
+        return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
 
     def confirm_scheme(self) -> None:
         """Record that the present scheme is right."""
@@ -88,34 +106,60 @@ class Endpoint:
             notices.notify(f"{message}, as registries.conf allows (insecure = true)", level=1)
         self.scheme_state = SchemeState.KNOWN
 
-    def current_url(self, url: str) -> str:
-        """Return a URL with the current scheme: a URL built before TLS was found becomes https."""
-        base = self._http_base
-        return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
+    def _detect_scheme(self) -> None:
+        """Find out by a TLS handshake whether the host speaks TLS. No certificate is verified, and no request is sent.
+
+        If the host cannot be reached, its scheme stays undecided. The words of a plain response are not trusted.
+        """
+        https_url = f"https://{self._host}"
+        with self._lock:
+            if self.scheme_state is SchemeState.KNOWN:
+                return
+            try:
+                self._handshake(https_url, self.http_settings.connect_timeout)
+            except NetworkError as error:
+                is_tls = has_tls_peer(error)
+            else:
+                is_tls = True
+            if is_tls:
+                http_base = f"{self.url}/"
+                # Origin first: a thread that reads the new origin and the old URL is refused, and calls `current_url`
+                # again.
+                self.origin = Origin.from_url(https_url)
+                self.url = https_url
+                self._http_base = http_base
+                self.scheme_state = SchemeState.KNOWN
+            elif is_tls is not None:
+                self.confirm_scheme()
 
 
-def choose_tls(endpoint: Endpoint, target: Origin, target_settings: HostSettings, *, has_left: bool) -> TlsSettings:
-    """Return which CAs to trust at `target` and which client certificate to show, for a request to `endpoint`.
+def _merge_tls(settings: HostSettings, command_line: TlsSettings, *, is_named_by_user: bool) -> TlsSettings:
+    """Merge the settings of a host with those of the command line, whose CAs apply to all hosts.
 
-    `target_settings` are the settings of the target's host. `has_left` says that a redirect, realm or Location has led
-    the request away from the endpoint's own origin, even if another one has led it back.
+    The command line overrides the configuration, and a file of this run (`overriding_keys`) overrides both.
+    """
+    client_certificates, insecure = settings.client_certificates, settings.insecure
+    if is_named_by_user and "client-cert" not in settings.overriding_keys:
+        client_certificates = command_line.client_certificates or client_certificates
+    if is_named_by_user and "insecure" not in settings.overriding_keys:
+        insecure = insecure or command_line.insecure
+    return TlsSettings(_unique(command_line.ca_files + settings.ca_files), client_certificates, insecure)
 
-    - A client certificate is a credential and is shown to that origin only, and not again once a redirect has left it.
+
+def tls_elsewhere(endpoint: Endpoint, target: Origin, target_settings: HostSettings) -> TlsSettings:
+    """Return the TLS settings at `target` after a redirect, realm or Location has led away from the endpoint's origin.
+
+    `target_settings` are the settings of the target's host.
+
+    - A client certificate is a credential and is not shown, even if another redirect has led back.
     - A CA of the registry is trusted at hosts that the registry redirects to, as with Docker: the registry could serve
       that content itself.
     - `insecure` applies to the named host on any port (test setups have storage and token servers there). Another host
       is checked unless its own settings say otherwise: the user did not name it.
     """
-    settings, command_line_tls = endpoint.settings, endpoint.command_line_tls
-    ca_files = command_line_tls.ca_files + settings.ca_files + (target_settings.ca_files if has_left else ())
-    insecure = settings.insecure or (command_line_tls.insecure and "insecure" not in settings.overriding_keys)
-    if target.host != endpoint.origin.host:
-        insecure = target_settings.insecure
-    # The command line overrides the configuration, and a file of this run (`overriding_keys`) overrides both.
-    preferred = (
-        settings.client_certificates
-        if "client-cert" in settings.overriding_keys
-        else command_line_tls.client_certificates
-    )
-    client_certificates = () if has_left else preferred or settings.client_certificates
-    return TlsSettings(tuple(dict.fromkeys(ca_files)), client_certificates, insecure)
+    insecure = endpoint.tls.insecure if target.host == endpoint.origin.host else target_settings.insecure
+    return TlsSettings(_unique(endpoint.tls.ca_files + target_settings.ca_files), insecure=insecure)
+
+
+def _unique(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(paths))

@@ -31,6 +31,8 @@ from ocistream.oci.strict_json import parse_json
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ocistream.http.response import Response
+
 #: The messages of these exceptions contain the complete URL, with any password or signature in it.
 _MALFORMED: Final = (
     requests.exceptions.InvalidURL,
@@ -284,22 +286,14 @@ def _not_found_hint(method: str, url: str, body: bytes) -> str | None:
     return None
 
 
-def response_error(
-    registry: str,
-    method: str,
-    url: str,
-    status: int,
-    body: bytes,
-    wait: float | None = None,
-    *,
-    elsewhere: bool = False,
-) -> OcistreamError:
+def response_error(registry: str, response: Response, *, elsewhere: bool) -> OcistreamError:
     """Convert an error response of a registry into an exception with a message of one line without secrets.
 
-    `body` is the beginning of the response's body, `wait` its Retry-After in seconds. `elsewhere` says that the
-    response came from another host that the registry redirected to, at `url`. A 401 or 403 from such a host is the
-    registry's failure (exit code 7, not 3), because a user cannot log in there.
+    `elsewhere` says that the response came from another host that the registry redirected to. A 401 or 403 from such a
+    host is the registry's failure (exit code 7, not 3), because a user cannot log in there.
     """
+    method, url, status = response.method, response.url, response.status
+    body, wait = response.drain(), response.retry_after
     codes, message = _parse_error_body(body)
     details = ": ".join(part for part in (" ".join(codes), message) if part)
     summary = f"{method} {redact_url(url)}: {status}" + (f" {details}" if details else "")

@@ -7,14 +7,11 @@ import re
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
 from ocistream.errors import PermanentNetworkError
 from ocistream.oci.reference import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: Addresses of instance metadata services outside of the link-local range: Alibaba's, and AWS's over IPv6.
@@ -40,14 +37,23 @@ class Origin:
     port: int
 
     @staticmethod
+    @lru_cache(maxsize=_CACHED_ORIGINS)
     def from_url(url: str) -> Origin:
         """Return the origin of a URL.
 
         Raises:
             NetworkError: it is not an http or https URL with a host.
         """
-        # Scheme and authority end before the third slash. Few of them are parsed again and again.
-        return _parse_origin("/".join(url.split("/", 3)[:3]))
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+            parts = urlsplit("")
+        if parts.scheme not in _DEFAULT_PORTS or not host:
+            msg = f"{redact_url(url)} is not an http or https URL"
+            raise PermanentNetworkError(msg)
+        return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
     def __str__(self) -> str:
         """Return the URL of the origin, without a path."""
@@ -58,20 +64,6 @@ class Origin:
         """`HOST[:PORT]`, without the scheme's default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
-
-
-@lru_cache(maxsize=_CACHED_ORIGINS)
-def _parse_origin(url: str) -> Origin:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-        parts = urlsplit("")
-    if parts.scheme not in _DEFAULT_PORTS or not host:
-        msg = f"{redact_url(url)} is not an http or https URL"
-        raise PermanentNetworkError(msg)
-    return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
 
 def internal_address_error(host: str) -> PermanentNetworkError:
@@ -168,11 +160,11 @@ def is_internal_address(text: str) -> bool:
     return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA_ADDRESSES
 
 
-def check_target(origin: Origin, url: str, is_external: Callable[[Origin], bool]) -> None:
+def check_target(origin: Origin, url: str, *, refuses_internal: bool) -> None:
     """Refuse a redirect, Location, Link or realm that leads to a forbidden place.
 
     The connection checks the address again, because a name may resolve to another address by then. Behind a proxy this
-    check is the only one. `is_external` returns whether `origin` has an external address.
+    check is the only one. `refuses_internal` says that `origin` is another host, with an external address.
 
     Raises:
         PermanentNetworkError: from https to http (CVE-2026-48978), or from an external host to an internal address.
@@ -182,9 +174,7 @@ def check_target(origin: Origin, url: str, is_external: Callable[[Origin], bool]
         msg = f"{origin.host} uses https, but points to {redact_url(url)}: not followed"
         hint = "a proxy in front of the registry does not send X-Forwarded-Proto: https"
         raise PermanentNetworkError(msg, hint=hint if target.host == origin.host else None)
-    if target.host == origin.host or not is_internal(target.host):
-        return
-    if is_external(origin):
+    if refuses_internal and is_internal(target.host):
         msg = f"{origin.host} points to {target.host}, {_INTERNAL_ADDRESS}"
         raise PermanentNetworkError(msg)
 

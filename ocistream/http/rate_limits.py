@@ -13,7 +13,7 @@ from ocistream import limits
 from ocistream.streams import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable
 
 #: Minimum number of pieces per second. Each piece is waited for on its own, so pieces must be too small for a burst.
 _PIECES_PER_SECOND: Final = 16
@@ -36,49 +36,31 @@ class Throttle:
     follows a pause.
     """
 
-    def __init__(self, rate: float, *, clock: Callable[[], float] = clock.now) -> None:
-        """Allow `rate` bytes per second."""
+    def __init__(self, rate: float, shared: Throttle | None = None, *, clock: Callable[[], float] = clock.now) -> None:
+        """Allow `rate` bytes per second; `shared` is another throttle that applies to the same bytes."""
         self._rate = rate
+        self._shared = shared
         self._clock = clock
         self._free_at = clock()
+        piece_size = int(min(limits.CHUNK_SIZE, max(_SMALLEST_PIECE, rate / _PIECES_PER_SECOND)))
         #: How many bytes to move at once, at most.
-        self.piece_size = int(min(limits.CHUNK_SIZE, max(_SMALLEST_PIECE, rate / _PIECES_PER_SECOND)))
+        self.piece_size: int = min(piece_size, shared.piece_size) if shared else piece_size
 
     def count(self, size: int) -> float:
         """Count `size` bytes that have moved; return how many seconds the caller must wait."""
+        shared_wait = self._shared.count(size) if self._shared else 0.0
         with _lock:
             now = self._clock()
             self._free_at = max(self._free_at, now) + size / self._rate
-            return self._free_at - now
-
-
-@dataclass(frozen=True, slots=True)
-class BlockingThrottle:
-    """Throttles that all apply to the same bytes, and the function that waits; `sleep` takes seconds, and may raise."""
-
-    throttles: Sequence[Throttle]
-    sleep: Callable[[float], None]
-
-    @property
-    def piece_size(self) -> int:
-        """How many bytes to move at once, at most."""
-        return min(throttle.piece_size for throttle in self.throttles)
-
-    def count(self, size: int) -> float:
-        """Count bytes that have moved; return how many seconds the caller must wait."""
-        return max(throttle.count(size) for throttle in self.throttles)
-
-    def count_and_wait(self, size: int) -> None:
-        """Count bytes that have moved, and wait if they moved too fast."""
-        self.sleep(self.count(size))
+            return max(self._free_at - now, shared_wait)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConnectionLimits:
     """The rates of the connections to one registry, and the size of their buffers in bytes; None is the kernel's."""
 
-    download: Sequence[Throttle] = ()
-    upload: Sequence[Throttle] = ()
+    download: Throttle | None = None
+    upload: Throttle | None = None
     socket_buffer: int | None = None
 
 
@@ -126,10 +108,8 @@ class RateLimits:
         if (known := self._connections.get(key)) is not None:
             return known
         rates = [rate for rate in (self._limit_rate, limit_rate) if rate]
-        own = (Throttle(limit_rate), Throttle(limit_rate)) if limit_rate else (None, None)
         download, upload = (
-            [throttle for throttle in pair if throttle is not None]
-            for pair in ((self.download, own[0]), (self.upload, own[1]))
+            Throttle(limit_rate, shared) if limit_rate else shared for shared in (self.download, self.upload)
         )
         socket_buffer = None
         if rates and min(rates) <= _MAX_BUFFER * _PIECES_PER_SECOND:

@@ -1,8 +1,7 @@
 """Responses: a bounded head, and a body that is read into buffers which the caller or the run reuses.
 
-A byte of the body passes from the socket (or `_CollectingReader`) to `_SocketReader`, which bounds the time of the
-head; to `_BoundedReader`, which buffers and bounds the lines; to `BoundedResponse`, which knows the length and the
-chunks; to `Response`, which counts and limits the rate. After the head `_SocketReader` only passes on.
+`RawResponse` knows where head and body end, and reads from the socket. `Response` is what the client returns: it counts
+the body, limits its rate, and converts failures.
 """
 
 from __future__ import annotations
@@ -12,36 +11,42 @@ import http
 import http.client
 import io
 import itertools
+import math
 import re
+import select
 import socket
-import ssl
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from ocistream import limits
 from ocistream.errors import NetworkError, PermanentNetworkError
 from ocistream.http.errors import describe_cause
 from ocistream.http.origins import redact_url
+from ocistream.http.retry import parse_retry_after
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
-    from _typeshed import WriteableBuffer
+    import requests
 
-    from ocistream.http.origins import Origin
-    from ocistream.http.rate_limits import BlockingThrottle
+    from ocistream.http.adapter import Adapter, Route
     from ocistream.streams.chunks import Chunk
-    from ocistream.streams.memory import ReadBuffers
 
 #: Maximum number of interim responses (RFC 9110, section 15.2); few servers send even one.
 _MAX_INTERIM: Final = 10
+#: Maximum size of a status line in bytes, as in http.client.
+_MAX_STATUS_LINE: Final = 64 * limits.KIB
 #: Maximum size of all lines of a response in bytes: interim responses, headers, chunk sizes and trailers. Most clients
 #: and proxies accept at most 64 KiB of headers.
 _MAX_LINE_BYTES: Final = 256 * limits.KIB
-#: Each byte of the body allows this many more bytes of lines: a chunk of one byte needs three.
+#: Each byte of the body allows this many more bytes of lines: a chunk of one byte needs five.
 _LINE_BYTES_PER_BODY_BYTE: Final = 16
+_STATUS_LINE: Final = re.compile(r"(HTTP/\S+)\s+([1-9][0-9]{2})(?:\s+(.*?))?\s*\Z")
+#: The length of `HTTP/1.1 413`: these bytes tell a final response from an interim one (RFC 9112, section 4).
+_STATUS_LENGTH: Final = 12
+_FIRST_DIGIT: Final = slice(9, 10)
 #: A valid Content-Length.
 _LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
 _STATUSES_WITHOUT_BODY: Final = frozenset({101, 204, 304})
@@ -50,28 +55,19 @@ _STATUSES_WITHOUT_BODY: Final = frozenset({101, 204, 304})
 class Response:
     """A response whose body has not been read yet."""
 
-    def __init__(
-        self,
-        raw: BoundedResponse,
-        method: str,
-        url: str,
-        origin: Origin,
-        release: Callable[[], None],
-        read_buffers: ReadBuffers,
-        throttle: BlockingThrottle | None,
-    ) -> None:
-        """Read the body into `read_buffers`, at the rate that `throttle` allows; `release` ends the response."""
-        self._raw = raw
-        self._release = release
-        self._read_buffers = read_buffers
-        self._throttle = throttle
+    def __init__(self, sent: requests.Response, route: Route, adapter: Adapter) -> None:
+        """Read the body of what `adapter` returned for a request on `route`."""
+        self._raw = raw = cast("RawResponse", sent.raw)
+        self._sent = sent
+        self._adapter = adapter
+        self._throttle = route.limits.download
         #: Bytes of the body received so far.
         self._received = 0
         self._error_body: bytes | None = None
-        self.method = method
-        self.url = url
+        self.method = sent.request.method or ""
+        self.url = sent.url
         #: The origin of the URL.
-        self.origin = origin
+        self.origin = route.origin
         self.status = raw.status
         #: The body, after `read`.
         self.content = b""
@@ -82,6 +78,11 @@ class Response:
         """Return the value of a header, or None."""
         values = self._raw.fields.get(name.lower())
         return ", ".join(values) if values is not None else None
+
+    @property
+    def retry_after(self) -> float | None:
+        """How many seconds the server asks to wait; None if it does not."""
+        return parse_retry_after(self.header("Retry-After"))
 
     def challenges(self) -> Sequence[str]:
         """Return the values of all WWW-Authenticate headers."""
@@ -94,13 +95,13 @@ class Response:
             NetworkError: the body broke off or stalled. It is permanent if the body never ends.
         """
         length = self._raw.length
-        borrowed: contextlib.AbstractContextManager[Iterator[memoryview]] = self._read_buffers.borrow()
+        borrowed: contextlib.AbstractContextManager[Iterator[memoryview]] = self._adapter.read_buffers.borrow()
         if length is not None and length <= limits.MIN_READ:
             # A small body needs no large buffers, and most often one read.
             borrowed = contextlib.nullcontext(memoryview(bytearray(max(length, 1))) for _ in itertools.count())
         with contextlib.closing(self), borrowed as buffers:
             # At the end no further buffer is needed. If the body is short, one more read reports that.
-            while self._raw.missing or not self._raw.isclosed():
+            while not self._raw.is_complete:
                 buffer = next(buffers)
                 if not (count := self._fill(buffer)):
                     return
@@ -153,7 +154,7 @@ class Response:
 
     def close(self) -> None:
         """Keep the connection for other requests if the body was read to its end; else close it."""
-        self._release()
+        self._adapter.release(self._sent)
 
     def _append_to(self, content: bytearray, limit: int) -> None:
         length = self._raw.length
@@ -168,8 +169,8 @@ class Response:
     def _fill(self, view: memoryview) -> int:
         """Read a piece of the body into the beginning of `view` and return its size in bytes; 0 at the end."""
         raw = self._raw
-        max_size = min(len(view), raw.read_size if self._throttle is None else self._throttle.piece_size)
-        min_size = min(max_size, limits.MIN_READ)
+        max_size = min(len(view), raw.max_read if self._throttle is None else self._throttle.piece_size)
+        min_size = min(max_size, raw.min_read)
         filled = 0
         try:
             while filled < min_size and (count := raw.readinto(view[filled:max_size])):
@@ -177,17 +178,16 @@ class Response:
         except EndlessResponseError as error:
             msg = f"{self.method} {redact_url(self.url)}: {error}"
             raise PermanentNetworkError(msg) from None
-        except (http.client.HTTPException, OSError, ValueError) as error:
-            # http.client raises ValueError for a malformed chunk size.
+        except (http.client.HTTPException, OSError) as error:
             msg = f"{self.method} {redact_url(self.url)}: the response was cut: {describe_cause(error)}"
             raise NetworkError(msg) from error
-        if not filled and raw.missing:
-            came = f"received {self._received} bytes, {raw.missing} are missing"
+        if not filled and raw.length:
+            came = f"received {self._received} bytes, {raw.length} are missing"
             msg = f"{self.method} {redact_url(self.url)}: the response was cut: {came}"
             raise NetworkError(msg)
         self._received += filled
         if self._throttle is not None and filled:
-            self._throttle.count_and_wait(filled)
+            self._adapter.sleep(self._throttle.count(filled))
         return filled
 
 
@@ -195,96 +195,200 @@ class EndlessResponseError(Exception):
     """A response that never ends, or whose end is unknown."""
 
 
-class BoundedResponse(http.client.HTTPResponse):
-    """http.client's response, with a limit on the sum of all lines, which http.client does not have.
+class RawResponse:
+    """One response on a socket (RFC 9112).
 
-    Its head is read here, because http.client parses it as e-mail, which takes a third of the CPU time of a request,
-    and takes an interim response other than 100 for the final one. http.client reads the body. This relies on its
-    internals: `response_class` of a connection; `fp`, the buffered file of a tunnel's response too; `_read_status`; and
-    the attributes that `begin` sets.
+    http.client creates it as the `response_class` of a connection and calls `begin`, `isclosed` and `close`; for the
+    head of a proxy's tunnel also `_read_status` and `fp.readline`. Its own class has no limit on the sum of all lines,
+    parses the head as e-mail, which takes a third of the CPU time of a request, and takes an interim response other
+    than 100 for the final one.
     """
 
-    fp: _BoundedReader
-    #: Headers by their names in lower case.
-    fields: dict[str, list[str]]
-    #: How many bytes to request at once: 1 MiB from a TCP socket costs a quarter of the system calls of 256 KiB. With
-    #: TLS or chunked encoding a read waits until all its bytes have arrived, so it asks for less.
-    read_size = limits.CHUNK_SIZE
+    #: http.client must leave the connection open: the adapter closes it, by `is_last`.
+    will_close: Final = False
 
     def __init__(
         self,
         sock: socket.socket,
-        debuglevel: int = 0,
+        debuglevel: int = 0,  # noqa: ARG002 - http.client's signature
         method: str | None = None,
-        *,
-        beginning: bytes = b"",
-        is_early: bool = False,
     ) -> None:
-        """Read from a socket, after a `beginning` that was read already.
-
-        An early response arrives before the request was sent completely: its connection is not reused.
-        """
-        super().__init__(sock, debuglevel, method)
-        self.fp = _BoundedReader(_SocketReader(self.fp.detach(), beginning))
-        self._is_early = is_early
+        """Read the response to a request from a socket."""
         self._socket = sock
+        self._method = method
+        #: Bytes that were received and not read yet.
+        self._buffer = bytearray()
+        self._line_bytes_left = _MAX_LINE_BYTES
+        #: The time at which the head must be complete, infinite until its first byte; None for a body.
+        self._deadline: float | None = math.inf
+        self._collector: _Collector | None = None
+        self.status = 0
+        #: Headers by their names in lower case.
+        self.fields: dict[str, list[str]] = {}
+        #: How many bytes of the body are still to come; None if the body is chunked or ends with its connection.
+        self.length: int | None = None
+        self._is_chunked = False
+        #: How many bytes of the current chunk are still to come; None before the first one.
+        self._chunk_left: int | None = None
+        #: Whether no other response can follow on this connection.
+        self.is_last = False
+        #: Whether the body was read to its end.
+        self.is_complete = False
+        #: How many bytes to read at once. TLS delivers 16 KiB at a time, and a chunk may be as small: they are
+        #: collected. From a TCP socket, 1 MiB costs a quarter of the system calls of 256 KiB.
+        self.min_read = self.max_read = limits.CHUNK_SIZE
+
+    @property
+    def fp(self) -> RawResponse:
+        """The file that http.client reads the head of a tunnel from."""
+        return self
+
+    def arrives_early(self, timeout: float) -> bool:
+        """Wait until the request can be sent on; return whether the final response has started to arrive already.
+
+        The server may still wait for the rest of the request, so the connection is not reused.
+
+        Raises:
+            TimeoutError: for `timeout` seconds nothing could be sent and nothing arrived.
+        """
+        missing = _STATUS_LENGTH - len(self._buffer)
+        if missing <= 0:
+            return self.is_last
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLOUT)
+        ready = poll.poll(timeout * 1000)
+        if not ready:
+            msg = "timed out"
+            raise TimeoutError(msg)
+        if any(events & select.POLLIN for _, events in ready):
+            self._socket.settimeout(0)
+            try:
+                # The bytes are read, not peeked at, because TLS cannot peek.
+                self._buffer += self._socket.recv(missing)
+            except OSError:
+                # No data arrived yet (in TLS, only a session ticket), or the connection broke: the next send fails.
+                pass
+            finally:
+                self._socket.settimeout(timeout)
+            # An interim response says nothing about the body.
+            self.is_last = len(self._buffer) == _STATUS_LENGTH and self._buffer[_FIRST_DIGIT] != b"1"
+        return self.is_last
 
     def begin(self) -> None:
         """Read the head of the final response, and find out where its body ends (RFC 9112, section 6.3)."""
         for _ in range(_MAX_INTERIM + 1):
-            version, self.status, self.reason = self._read_status()  # type: ignore[attr-defined]
+            # The final response may take its time to start after an interim one.
+            self._deadline = math.inf
+            version, self.status, _reason = self._read_status()
             self.fields = self._read_fields()
             if not 100 <= self.status < 200 or self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
                 break
-            self.fp.raw.restart_head()
         else:
             msg = f"more than {_MAX_INTERIM} interim responses"
             raise EndlessResponseError(msg)
         if not version.startswith("HTTP/1."):
             raise http.client.UnknownProtocol(version)
-        self.code, self.version = self.status, 10 if version == "HTTP/1.0" else 11
+        self._deadline = None
         connection = ", ".join(self.fields.get("connection", ())).lower()
-        self.will_close = "close" in connection or (self.version == 10 and "keep-alive" not in connection)
-        self.chunked = ", ".join(self.fields.get("transfer-encoding", ())).lower() == "chunked"
-        self.chunk_left = None
+        self.is_last |= "close" in connection or (version == "HTTP/1.0" and "keep-alive" not in connection)
+        self._is_chunked = ", ".join(self.fields.get("transfer-encoding", ())).lower() == "chunked"
         lengths = self.fields.get("content-length")
-        if self._method == "HEAD" or self.status in _STATUSES_WITHOUT_BODY:  # type: ignore[attr-defined]
+        if self._method == "HEAD" or self.status in _STATUSES_WITHOUT_BODY:
             self.length = 0
-        elif not self.chunked and lengths is not None:
+        elif not self._is_chunked and lengths is not None:
             self.length = _parse_length(lengths)
-        else:
-            self.length = None
-            # Without a length the body ends with its connection.
-            self.will_close = self.will_close or not self.chunked
-        if self._is_early:
-            # The server still waits for the rest of the request.
-            self.will_close = True
-        if self.length == 0:
-            # There is nothing to read. The connection stays open.
-            self.close()
-            return
-        self.fp.raw.end_head(self._prepare_body())
+        self.is_complete = self.length == 0
+        # Without a length the body ends with its connection.
+        self.is_last |= self.length is None and not self._is_chunked
+        # TLS through a proxy with TLS is not a socket.
+        if type(self._socket) is socket.socket and not self._is_chunked:
+            self.min_read, self.max_read = limits.MIN_READ, limits.READ_BUFFER
+            if self.length and sys.platform == "linux":
+                self._collector = _Collector(self._socket)
 
-    def _prepare_body(self) -> Callable[[WriteableBuffer], int] | None:
-        """Return what reads the body from the socket, and set how much it reads at once; None for the socket's file."""
-        if isinstance(self._socket, ssl.SSLSocket):
-            # TLS delivers 16 KiB at a time, which the buffered reader collects. The socket's file would make another
-            # Python call for each.
-            return self._socket.recv_into
-        if hasattr(self._socket, "version") or self.chunked:
-            # TLS through a proxy with TLS, or a body whose chunks http.client reads.
-            return None
-        self.fp.allows_short_reads = True
-        self.read_size = limits.READ_BUFFER
-        if self.length is None or sys.platform != "linux":
-            return None
-        return _CollectingReader(self._socket, self.length).readinto
+    def readinto(self, view: memoryview) -> int:
+        """Read a piece of the body into `view`; return its size, 0 at the end, also if the connection closed early.
+
+        Raises:
+            EndlessResponseError: the body has no end.
+            HTTPException, OSError: the body broke off.
+        """
+        if self._is_chunked and not self._chunk_left and not self.is_complete:
+            self._chunk_left = self._read_chunk_size()
+            self.is_complete = not self._chunk_left
+        if self.is_complete:
+            return 0
+        left = self._chunk_left if self._is_chunked else self.length
+        if left is not None:
+            view = view[:left]
+        if self._buffer:
+            count = min(len(view), len(self._buffer))
+            view[:count] = self._buffer[:count]
+            del self._buffer[:count]
+        elif self._collector is not None:
+            count = self._collector.readinto(view, left or 0)
+        else:
+            count = self._socket.recv_into(view)
+        self._line_bytes_left = min(self._line_bytes_left + _LINE_BYTES_PER_BODY_BYTE * count, _MAX_LINE_BYTES)
+        if self._is_chunked:
+            if not count:
+                raise http.client.IncompleteRead(b"")
+            self._chunk_left = (left or 0) - count
+        elif self.length is not None:
+            self.length -= count
+            self.is_complete = not self.length
+        else:
+            self.is_complete = not count
+        return count
+
+    def readline(self, size: int) -> bytes:
+        """Return the next line with its end, cut to `size` bytes; an incomplete one if the connection closes."""
+        searched = 0
+        while not (end := self._buffer.find(b"\n", searched) + 1) and len(self._buffer) < size:
+            searched = len(self._buffer)
+            received = bytearray(io.DEFAULT_BUFFER_SIZE)
+            if not (count := self._socket.recv_into(received)):
+                break
+            self._buffer += received[:count]
+            # A byte now and then is not a stall, but would keep the connection forever.
+            now = time.monotonic()
+            if self._deadline == math.inf:
+                self._deadline = now + limits.RESPONSE_HEAD_TIMEOUT
+            elif self._deadline is not None and now > self._deadline:
+                msg = f"the headers of the response took more than {limits.RESPONSE_HEAD_TIMEOUT:g} s"
+                raise TimeoutError(msg)
+        line = bytes(self._buffer[: min(end or size, size)])
+        del self._buffer[: len(line)]
+        self._line_bytes_left -= len(line)
+        if self._line_bytes_left < 0:
+            msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the response body"
+            raise EndlessResponseError(msg)
+        return line
+
+    def isclosed(self) -> bool:
+        """Return whether http.client may send the next request."""
+        return True
+
+    def close(self) -> None:
+        """Do nothing: the adapter closes the connection."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        line = self.readline(_MAX_STATUS_LINE + 1).decode("latin-1")
+        if len(line) > _MAX_STATUS_LINE:
+            raise http.client.LineTooLong("status line")
+        if not line:
+            msg = "the server closed the connection"
+            raise http.client.RemoteDisconnected(msg)
+        match = _STATUS_LINE.match(line)
+        if match is None:
+            raise http.client.BadStatusLine(line)
+        return match[1], int(match[2]), match[3] or ""
 
     def _read_fields(self) -> dict[str, list[str]]:
         """Read header lines up to the empty one; skip malformed lines."""
         fields: dict[str, list[str]] = {}
         values: list[str] = []
-        while (line := self.fp.readline().decode("latin-1")) not in {"\r\n", "\n"}:
+        while (line := self.readline(_MAX_LINE_BYTES).decode("latin-1")) not in {"\r\n", "\n"}:
             if not line:
                 msg = "the connection closed in the middle of the response headers"
                 raise ConnectionError(msg)
@@ -299,20 +403,23 @@ class BoundedResponse(http.client.HTTPResponse):
                 values = []
         return fields
 
-    @property
-    def missing(self) -> int:
-        """How many bytes of the body are still to come, or were when the server closed the connection; 0 if unknown."""
-        return self.length or 0
-
-    def _read_next_chunk_size(self) -> int:
+    def _read_chunk_size(self) -> int:
+        """Return the size of the next chunk; 0 after the last one and its trailers."""
+        if self._chunk_left is not None and self.readline(2) != b"\r\n":
+            msg = "a chunk of the response body is not followed by the end of its line"
+            raise ConnectionError(msg)
+        line = self.readline(_MAX_LINE_BYTES)
         try:
-            size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+            size = int(line.partition(b";")[0], 16)
         except ValueError:
             msg = "a chunk of the response body has a malformed size"
             raise ConnectionError(msg) from None
         if size < 0:
             msg = "a chunk of the response body has a negative size"
             raise EndlessResponseError(msg)
+        if size == 0:
+            while self.readline(_MAX_LINE_BYTES) not in {b"\r\n", b"\n", b""}:
+                pass
         return size
 
 
@@ -326,58 +433,7 @@ def _parse_length(values: Sequence[str]) -> int:
     return int(first)
 
 
-class _SocketReader(io.RawIOBase):
-    """The raw bytes of a socket. A head may take `limits.RESPONSE_HEAD_TIMEOUT` seconds from its first byte to its end.
-
-    Otherwise a server could send a byte now and then, which is not a stall, and keep the connection forever.
-    """
-
-    def __init__(self, raw: io.RawIOBase, beginning: bytes) -> None:
-        super().__init__()
-        self._raw = raw
-        self._beginning = beginning
-        self._deadline: float | None = None
-        self.is_head = True
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
-        if self._beginning:
-            # They fit: the buffered reader asks for more than these few bytes.
-            count = len(self._beginning)
-            memoryview(buffer).cast("B")[:count] = self._beginning
-            self._beginning = b""
-            return count
-        received = self._raw.readinto(buffer)
-        if self.is_head:
-            now = time.monotonic()
-            if self._deadline is None:
-                self._deadline = now + limits.RESPONSE_HEAD_TIMEOUT
-            elif now > self._deadline:
-                msg = f"the headers of the response took more than {limits.RESPONSE_HEAD_TIMEOUT:g} s"
-                raise TimeoutError(msg)
-        return received
-
-    def restart_head(self) -> None:
-        """Reset the deadline after an interim response: the final one may take its time to start."""
-        self._deadline = None
-
-    def end_head(self, read_body: Callable[[WriteableBuffer], int] | None) -> None:
-        """Remove the deadline: the body has none. `read_body` reads the body; None for the same way as the head."""
-        self.is_head = False
-        # Replaced on this object: `readinto` above would cost the body one more Python call a read.
-        self.readinto = read_body or self._raw.readinto  # type: ignore[method-assign]
-
-    def readable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._raw.fileno()
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _CollectingReader:
+class _Collector:
     """Reads a body of known length from a TCP socket, in few large reads while its bytes arrive fast.
 
     A proxy such as nginx writes 16 KiB at a time, and each read costs more CPU time than its bytes. So the kernel ends
@@ -385,11 +441,9 @@ class _CollectingReader:
     waits `limits.MAX_COLLECT_TIME` at most: then the bytes that have arrived are read.
     """
 
-    def __init__(self, sock: socket.socket, length: int) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._timeout = sock.gettimeout()
-        #: Bytes that certainly are still to come. The buffered reader may have read some with the head.
-        self._left = length - io.DEFAULT_BUFFER_SIZE
         #: The kernel's low water mark: 1 between two responses.
         self._awaited = 1
         #: The first byte of a response may take its time.
@@ -397,9 +451,9 @@ class _CollectingReader:
         self._counted = 0
         self._counted_since = time.monotonic()
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer)
-        self._await(min(limits.CHUNK_SIZE, self._left, len(view)) if self._is_fast else 1)
+    def readinto(self, view: memoryview, left: int) -> int:
+        """Read a piece of a body of which `left` bytes are still to come."""
+        self._await(min(limits.CHUNK_SIZE, left, len(view)) if self._is_fast else 1)
         try:
             count = self._socket.recv_into(view)
         except TimeoutError:
@@ -408,8 +462,7 @@ class _CollectingReader:
             self._is_fast = False
             self._await(1)
             count = self._socket.recv_into(view)
-        self._left -= count
-        if self._left < limits.MIN_READ:
+        if left - count < limits.MIN_READ:
             # Nothing may be read after this, and the connection may be reused.
             self._await(1)
         self._counted += count
@@ -430,38 +483,3 @@ class _CollectingReader:
             elif self._awaited == 1 and (self._timeout is None or self._timeout > limits.MAX_COLLECT_TIME):
                 self._socket.settimeout(limits.MAX_COLLECT_TIME)
             self._awaited = size
-
-
-class _BoundedReader(io.BufferedReader):
-    """A buffered reader of one response that limits its lines."""
-
-    raw: _SocketReader
-    #: Return fewer bytes than requested instead of waiting for more.
-    allows_short_reads = False
-    _line_bytes_left = _MAX_LINE_BYTES
-
-    def readline(self, size: int | None = -1) -> bytes:
-        limit = self._line_bytes_left + 1
-        line = super().readline(limit if size is None or size < 0 else min(size, limit))
-        self._line_bytes_left -= len(line)
-        if self._line_bytes_left < 0:
-            msg = f"more than {_MAX_LINE_BYTES} bytes of headers, or between the chunks of the response body"
-            raise EndlessResponseError(msg)
-        return line
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or size < 0:
-            # http.client always reads a known size, except for a chunk of negative size: that would read everything.
-            msg = "a chunk of the response body has a negative size"
-            raise EndlessResponseError(msg)
-        content = super().read(size)
-        self._count_body(len(content))
-        return content
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        count = super().readinto1(buffer) if self.allows_short_reads else super().readinto(buffer)
-        self._count_body(count)
-        return count
-
-    def _count_body(self, count: int) -> None:
-        self._line_bytes_left = min(self._line_bytes_left + _LINE_BYTES_PER_BODY_BYTE * count, _MAX_LINE_BYTES)

@@ -11,23 +11,23 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import NetworkError, PermanentNetworkError, RegistryError
+from ocistream.errors import NetworkError, PermanentNetworkError
 from ocistream.http.origins import redact_url
 
 if TYPE_CHECKING:
     from ocistream.http.client import HttpClient
     from ocistream.http.response import Response
+    from ocistream.http.settings import RetryPolicy
 
 
 @dataclass(frozen=True, slots=True)
 class RetryEvent:
-    """A failure that is about to be retried: the redacted URL, the reason, and the wait in seconds.
+    """A failure that is about to be retried: a message without secrets, and the wait in seconds.
 
     `count` is the number of this retry, and `limit` that of the last one.
     """
 
-    url: str
-    reason: str
+    message: str
     wait: float
     count: int
     limit: int
@@ -36,10 +36,11 @@ class RetryEvent:
 class Retries:
     """Counts the attempts of one piece of work, over any number of requests, and waits between them."""
 
-    def __init__(self, client: HttpClient, attempts: int | None = None) -> None:
-        """Allow `attempts` attempts, by default those of the retry policy."""
+    def __init__(self, client: HttpClient, policy: RetryPolicy, attempts: int | None = None) -> None:
+        """Allow `attempts` attempts, by default those of the policy."""
         self._client = client
-        self._attempts = client.retry_policy.attempts if attempts is None else attempts
+        self._policy = policy
+        self._attempts = policy.attempts if attempts is None else attempts
         self._used = 0
 
     def reset(self) -> None:
@@ -54,42 +55,29 @@ class Retries:
         self._used += 1
         if isinstance(failure, PermanentNetworkError):
             return False
-        if self._used >= self._attempts:
-            self._pause_limited_host(failure)
-            return False
-        if isinstance(failure, NetworkError):
-            # A RegistryError answers a body that cannot be sent again; its sender continues from another byte.
-            retry_after = failure.retry_after if isinstance(failure, RegistryError) else None
-        else:
-            retry_after = parse_retry_after(failure.header("Retry-After"))
-        if retry_after is not None and retry_after > self._client.retry_policy.retry_after_limit:
+        retry_after = failure.retry_after
+        if retry_after is not None and retry_after > self._policy.retry_after_limit:
             # The work must not be started again before that time either.
             self._used = self._attempts
             return False
         # The backoff is the minimum: a server that always sends "Retry-After: 0" must not use up all attempts at once.
         wait = max(retry_after or 0.0, self._backoff())
-        count, limit = self._used, self._attempts - 1
         if isinstance(failure, NetworkError):
-            self._client.on_retry(RetryEvent("", failure.message, wait, count, limit))
+            message = failure.message
         else:
             failure.drain()
+            message = f"{redact_url(failure.url)}: answered {failure.status}"
             if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
+                # Other work must not ask the host either, also if this work has no attempts left.
                 self._client.pause_host(failure.url, wait)
-            url, reason = redact_url(failure.url), f"answered {failure.status}"
-            self._client.on_retry(RetryEvent(url, reason, wait, count, limit))
+        if self._used >= self._attempts:
+            return False
+        self._client.on_retry(RetryEvent(message, wait, self._used, self._attempts - 1))
         self._client.wait(wait)
         return True
 
-    def _pause_limited_host(self, failure: Response | NetworkError) -> None:
-        """Pause other requests to a host that sent a Retry-After, though this work has no attempts left."""
-        if not isinstance(failure, NetworkError) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
-            retry_after = parse_retry_after(failure.header("Retry-After"))
-            if retry_after is not None and retry_after <= self._client.retry_policy.retry_after_limit:
-                self._client.pause_host(failure.url, retry_after)
-
     def _backoff(self) -> float:
-        policy = self._client.retry_policy
-        longest = min(policy.backoff_limit, policy.backoff * 2.0 ** (self._used - 1))
+        longest = min(self._policy.backoff_limit, self._policy.backoff * 2.0 ** (self._used - 1))
         # Jitter: clients that failed at the same time must not retry at the same time.
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret # nosec B311
 

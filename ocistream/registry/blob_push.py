@@ -136,7 +136,7 @@ class BlobPusher:
         if location is None or not can_store(repository, location):
             return 0
         try:
-            _, offset = query_session(repository, location, repository.client.start_retries())
+            _, offset = query_session(repository, location, repository.client.start_retries(repository.endpoint))
         except CancelledError:
             raise
         except OcistreamError:

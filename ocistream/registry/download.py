@@ -57,7 +57,8 @@ class BlobDownload:
             IntegrityError: the headers announce more bytes than the blob has; or, with `strict`, another size or
                 digest.
         """
-        size, retries = self._descriptor.size, self._repository.client.start_retries()
+        repository = self._repository
+        size, retries = self._descriptor.size, repository.client.start_retries(repository.endpoint)
         discardable = 0 if self._strict else offset
         #: Where the body ended at the previous attempt.
         failed_at = -1

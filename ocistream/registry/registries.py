@@ -109,7 +109,7 @@ class Registries:
         if reference.digest is not None:
             # A tag-only mirror is used neither for an image named by digest nor for anything it needs.
             mirrors = [mirror for mirror in mirrors if mirror.can_pull(by_digest=True)]
-        repository = self._open_own(self.client, own, reference)
+        repository = self._open_own(own, reference)
         display_name = f"{reference.registry}/{reference.repository}"
         if not mirrors and str(repository) == display_name:
             return self._cache(repository)
@@ -119,7 +119,7 @@ class Registries:
         quick_candidate = candidates[-1]
         if mirrors:
             # With the short time-outs of a mirror.
-            quick_repository = self._open_own(self.client.get_quick_client(), own, reference)
+            quick_repository = self._open_own(own, reference, is_replaceable=True)
             quick_candidate = replace(quick_candidate, repository=quick_repository)
         return self._cache(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
 
@@ -134,7 +134,7 @@ class Registries:
         from ocistream.registry.tags import list_tags
 
         *mirrors, own = self.rules.find_pull_sources(reference)
-        repository = self._open_own(self.client, own, reference)
+        repository = self._open_own(own, reference)
         try:
             return list_tags(repository)
         except NetworkError as error:
@@ -171,17 +171,23 @@ class Registries:
         candidates = []
         for mirror in mirrors:
             quick, normal = (
-                Repository(client, mirror.registry, mirror.repository, is_named_by_user=False)
-                for client in (self.client.get_quick_client(), self.client)
+                Repository(
+                    self.client, mirror.registry, mirror.repository, is_named_by_user=False, is_replaceable=is_quick
+                )
+                for is_quick in (True, False)
             )
             candidates.append(PullCandidate(mirror, quick, normal))
         return [*candidates, PullCandidate(own, repository, repository)]
 
-    @staticmethod
-    def _open_own(client: HttpClient, primary: PullSource, reference: Reference) -> Repository:
+    def _open_own(self, primary: PullSource, reference: Reference, *, is_replaceable: bool = False) -> Repository:
         """Open the registry's own repository. With another `location` the configuration named the host."""
-        is_named_by_user = primary.registry.lower() == reference.registry.lower()
-        return Repository(client, primary.registry, primary.repository, is_named_by_user=is_named_by_user)
+        return Repository(
+            self.client,
+            primary.registry,
+            primary.repository,
+            is_named_by_user=primary.registry.lower() == reference.registry.lower(),
+            is_replaceable=is_replaceable,
+        )
 
 
 def _create_health() -> MirrorHealth:

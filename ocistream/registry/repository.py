@@ -72,7 +72,8 @@ class Repository:
     """One repository, for reading and for writing. Safe for several threads.
 
     `for_push` and `for_delete` request these rights from the first request on, so that one token serves all requests.
-    `is_named_by_user` says that the user named the registry, not a configuration (`HttpClient.endpoint`).
+    `is_named_by_user` says that the user named the registry, not a configuration; `is_replaceable`, that another
+    registry can be asked instead (`HttpClient.endpoint`).
     """
 
     def __init__(
@@ -84,11 +85,14 @@ class Repository:
         for_push: bool = False,
         for_delete: bool = False,
         is_named_by_user: bool = True,
+        is_replaceable: bool = False,
     ) -> None:
         """Take a repository such as `library/nginx` of a registry such as `docker.io`. Send no request."""
         self.client = client
         self.name = name
-        self.endpoint: Endpoint = client.endpoint(registry, name, is_named_by_user=is_named_by_user)
+        self.endpoint: Endpoint = client.endpoint(
+            registry, name, is_named_by_user=is_named_by_user, is_replaceable=is_replaceable
+        )
         actions = ["pull", *(["push"] if for_push else []), *(["delete"] if for_delete else [])]
         self.scopes = (repository_scope(name, *actions),)
         #: A client with push rights may lack read rights (ECR without BatchGetImage): 403 then means "unknown".
@@ -359,7 +363,7 @@ class Repository:
                 scopes=self.scopes,
                 headers={} if is_complete else {"Range": f"bytes={start}-{end - 1}"},
                 expected=(200,) if is_complete else (200, 206),
-                retries=self.client.start_retries(attempts=1),
+                retries=self.client.start_retries(self.endpoint, attempts=1),
             )
 
         response: Response | None = None

@@ -80,7 +80,12 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
     accept = {"Accept": "application/json"}
     try:
         response = client.request(
-            repository.endpoint, "GET", url, scopes=repository.scopes, headers=accept, retries=client.start_retries(1)
+            repository.endpoint,
+            "GET",
+            url,
+            scopes=repository.scopes,
+            headers=accept,
+            retries=client.start_retries(repository.endpoint, 1),
         )
         names = _parse_names(response.read(limits.MAX_MANIFEST), repository)
     except NotFoundError as error:

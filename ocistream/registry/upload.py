@@ -23,7 +23,7 @@ from ocistream.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from ocistream.http.session import FixedLengthBody, StreamedBody
+from ocistream.http.request_bodies import FixedLengthBody, StreamedBody
 from ocistream.notices import notify
 from ocistream.process_exit import OpenUpload
 from ocistream.registry.profiles import CHUNK, PUT
@@ -132,7 +132,7 @@ class Upload:
             content,
             strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known),
         )
-        self._retries = repository.client.start_retries()
+        self._retries = repository.client.start_retries(repository.endpoint)
         self._explicit_method = strategy.explicit_method(repository.endpoint.settings.upload)
         self._method = self._explicit_method or self._choose_method()
         #: One PUT is for complete blobs only.

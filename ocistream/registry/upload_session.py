@@ -26,9 +26,9 @@ from ocistream.registry.upload_record import SessionLocation, can_store_location
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from ocistream.http.request_bodies import StreamedBody
     from ocistream.http.response import Response
     from ocistream.http.retry import Retries
-    from ocistream.http.session import StreamedBody
     from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_record import LockedRecord, UploadRecords

@@ -119,7 +119,7 @@ def _destinations(table: TomlTable, key: str, value: object) -> list[_NamedLocat
 class _VersionsTable(_SyncTable):
     regex = toml.optional(toml.text)
     versions = toml.optional(toml.text)
-    latest = toml.optional(toml.positive_integer)
+    latest = toml.optional(toml.whole_number())
     suffix = toml.optional(toml.text, "")
 
 

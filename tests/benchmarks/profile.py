@@ -18,7 +18,7 @@ from ocistream.cli import entry_point
 from ocistream.cli.commands import pull
 
 # All modules of a pull, so that their import counts as start.
-from ocistream.http import response, session
+from ocistream.http import client, response
 from ocistream.registry import destination
 from ocistream.streams import chunks, files
 from ocistream.transfer import copy as transfer
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_IMPORTED = (session, transfer, pull, outputs, destination)
+_IMPORTED = (client, transfer, pull, outputs, destination)
 
 
 class Clocks:
@@ -68,8 +68,8 @@ def main(reference: str) -> int:
             self.hexdigest = hasher.hexdigest
 
     chunks.new_hash = Hasher
-    read = clocks.timed("network", response.BoundedResponse.readinto)
-    response.BoundedResponse.readinto = read  # type: ignore[method-assign]
+    read = clocks.timed("network", response.RawResponse.readinto)
+    response.RawResponse.readinto = read  # type: ignore[method-assign]
     files.write_all = clocks.timed("write", files.write_all)
     try:
         entry_point.main(["pull", "--quiet", reference])

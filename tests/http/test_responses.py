@@ -66,13 +66,17 @@ class TestBrokenResponses:
             (b"Content-Length: 10\r\n\r\n1234", "received 4 bytes, 6 are missing"),
             (b"Transfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", "a chunk of the response body has a malformed size"),
             (b"Transfer-Encoding: chunked\r\n\r\n4\r\n12", "the server closed the connection too early"),
+            (
+                b"Transfer-Encoding: chunked\r\n\r\n4\r\n1234xx0\r\n\r\n",
+                "a chunk of the response body is not followed by",
+            ),
             (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n1234\r\n", "a chunk of the response body has a malformed size"),
             (
                 b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 5000 + b"\r\n1234\r\n",
                 "the server closed the connection too early",
             ),
         ],
-        ids=["length", "chunks", "chunk", "no size", "long size"],
+        ids=["length", "chunks", "chunk", "no end", "no size", "long size"],
     )
     def test_a_truncated_response(self, raw: RawRegistry, run: Run, body: bytes, said: str) -> None:
         def close(connection: socket.socket, _: Heard) -> None:

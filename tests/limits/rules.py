@@ -176,7 +176,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     16: Limit(
         "Credentials belong to one host and never come from netrc; helpers need an absolute PATH and a name of a-z0-9-",
-        ("auth.credentials", "auth.credential_helpers", "http.session"),
+        ("auth.credentials", "auth.credential_helpers", "http.client"),
         tests=("quirks/test_credential_isolation.py::test_neither_messages_nor_results_contain_a_secret",),
     ),
     17: Limit(

@@ -14,8 +14,8 @@ from ocistream.errors import (
     NetworkError,
     PermanentNetworkError,
 )
+from ocistream.http.request_bodies import FixedLengthBody
 from ocistream.http.response import Response
-from ocistream.http.session import FixedLengthBody
 from tests.certificates import Certificate
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import (

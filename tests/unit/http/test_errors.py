@@ -114,10 +114,29 @@ def errors(*entries: object) -> bytes:
     return json.dumps({"errors": list(entries)}).encode()
 
 
+class Refusal(Response):
+    """A response with a given status and body."""
+
+    def __init__(self, method: str, url: str, status: int, body: bytes, wait: float | None) -> None:
+        self.method, self.url, self.status = method, url, status
+        self.body, self.wait = body, wait
+
+    @property
+    def retry_after(self) -> float | None:
+        return self.wait
+
+    def drain(self) -> bytes:
+        return self.body
+
+
+def explained(
+    method: str, url: str, status: int, body: bytes = b"", wait: float | None = None, *, elsewhere: bool = False
+) -> OcistreamError:
+    return response_error("registry.example", Refusal(method, url, status, body, wait), elsewhere=elsewhere)
+
+
 def refused(status: int, body: bytes = b"", wait: float | None = None) -> Any:
-    return response_error(
-        "registry.example", "GET", f"https://user:secret@registry.example{SIGNED}", status, body, wait
-    )
+    return explained("GET", f"https://user:secret@registry.example{SIGNED}", status, body, wait)
 
 
 WHERE = "GET https://registry.example/v2/app/blobs/x?...: "
@@ -199,14 +218,9 @@ class TestRefusals:
         assert "--retries" in str(refused(503).hint)
 
     def test_the_hint_of_a_missing_blob_names_the_registry(self) -> None:
-        lost = response_error(
-            "registry.example", "GET", f"https://registry.example/v2/app/blobs/sha256:{'0' * 64}", 404, b""
-        )
+        lost = explained("GET", f"https://registry.example/v2/app/blobs/sha256:{'0' * 64}", 404, b"")
         assert "the registry has lost this blob" in str(lost.hint)
-        assert (
-            response_error("registry.example", "GET", "https://registry.example/v2/app/manifests/1", 404, b"").hint
-            is None
-        )
+        assert explained("GET", "https://registry.example/v2/app/manifests/1", 404, b"").hint is None
 
     @pytest.mark.parametrize(
         ("value", "said"),
@@ -230,7 +244,7 @@ class TestRefusals:
     @pytest.mark.parametrize("status", [401, 403])
     def test_a_denial_of_another_host_does_not_advise_a_login(self, status: int) -> None:
         url = f"https://user:secret@cdn.example:8443{SIGNED}"
-        error = response_error("registry.example", "GET", url, status, errors({"code": "DENIED"}), elsewhere=True)
+        error = explained("GET", url, status, errors({"code": "DENIED"}), elsewhere=True)
         assert isinstance(error, RegistryError)
         assert (error.status, error.codes) == (status, ("DENIED",))
         assert (
@@ -243,7 +257,7 @@ class TestRefusals:
 
     def test_a_wait_of_another_host_names_that_host(self) -> None:
         for status, said in ((429, "limits requests: wait 5 s"), (503, "asks to wait 5 s")):
-            error = response_error("registry.example", "GET", "https://cdn.example/x", status, b"", 5.0, elsewhere=True)
+            error = explained("GET", "https://cdn.example/x", status, b"", 5.0, elsewhere=True)
             assert error.hint == f"cdn.example {said}"
 
     @pytest.mark.parametrize(
@@ -262,7 +276,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(("scheme", "hint"), [("https", "--client-cert"), ("http", "--plain-http")])
     def test_a_refused_head_request_has_a_hint(self, scheme: str, hint: str) -> None:
-        error = response_error("registry.example", "HEAD", f"{scheme}://registry.example/v2/", 400, b"")
+        error = explained("HEAD", f"{scheme}://registry.example/v2/", 400, b"")
         assert error.hint is not None
         assert hint in error.hint
 

@@ -15,7 +15,7 @@ from ocistream import limits
 from ocistream.errors import CancelledError, NotFoundError
 from ocistream.http.client import HttpClient
 from ocistream.http.rate_limits import RateLimits, Throttle
-from ocistream.http.session import FixedLengthBody
+from ocistream.http.request_bodies import FixedLengthBody
 from ocistream.http.settings import HostSettings, HttpSettings
 from tests.faulty_registry import Fault, Reply, redirect
 from tests.http_doubles import CountingRegistry, QuickTransport, RawServer
@@ -175,7 +175,7 @@ class TestRates:
                 transport = quick(pace=pace)
                 answer = transport.request(transport.endpoint(server.host), "GET", f"{server.url}/v2/")
                 answer.drain()
-                (connection,) = transport._session._adapter._idle  # noqa: SLF001 - only a test needs it
+                (connection,) = transport._adapter._idle  # noqa: SLF001 - only a test needs it
                 sock = connection.sock
                 sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
         # The kernel doubles the requested size (socket(7)).
