@@ -11,19 +11,17 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocistream import limits
+from ocistream import limits, notices
 from ocistream.archive.contents import ArchiveContents, check_document_size, parse_blob_name
 from ocistream.archive.docker_archive import (
     ManifestSynthesizer,
-    build_docker_graph,
-    mark_synthesized,
+    choose_images,
     parse_manifest_json,
-    report_no_manifest_json,
     report_only_in_manifest_json,
 )
 from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, IntegrityError
-from ocistream.layout.image_selection import report_duplicate_names
+from ocistream.layout.image_selection import report_duplicate_names, select_every_image
 from ocistream.layout.index import LayoutIndex, check_layout_file, parse_index_json
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
@@ -87,6 +85,8 @@ class ArchiveSource(ABC):
         self._images: Sequence[DockerImage] | None = None
         self.volume: Volume | None = None
         self.synthesized_manifests: dict[str, bytes] = {}
+        #: Whether some layers of a docker-archive are not stored under the digests under which they were pushed.
+        self._has_plain_layers = False
         #: The walk to the graph, and the comparison of `manifest.json` with `index.json`, once they were started.
         self._index_walk: IndexWalk | None = None
         self._walk: StreamedWalk[Graph] | None = None
@@ -206,45 +206,40 @@ class ArchiveSource(ABC):
             ArchiveError: the archive is malformed, or its `index.json` and `manifest.json` contradict each other.
             NotFoundError, UsageError: the selection of images failed.
         """
-        if (graph := self.build_docker_graph()) is not None:
-            return graph
         index = self.read_complete_index()
-        if self._as_docker:
-            report_no_manifest_json()
+        if self._as_docker and not self.contents.is_docker_archive:
+            notices.notify("the archive has no manifest.json: reading the images of its index.json", level=1)
         if self._walk is None or index is not self._index:
             self._walk = self._start_walk(index)
-        graph = self._walk.finish(self.read)
-        built = [digest for digest, raw in self.synthesized_manifests.items() if self._peek(digest, len(raw)) != raw]
-        return self._complete(mark_synthesized(graph, built))
-
-    def build_docker_graph(self) -> Graph | None:
-        """Return the graph of a docker-archive with manifests built here, or None for an OCI archive.
-
-        Raises:
-            ArchiveError: the archive is malformed, or its `index.json` has another image under the same name.
-        """
-        if not self.contents.is_docker_archive:
-            return None
-        self._read_documents()
-        images = self._images or ()
-        self._finish_comparison().find_only_in_manifest_json(images, by_name=True)
-        return self._complete(build_docker_graph(images, self._selection, self))
+        return self._complete(self._walk.finish(self.read))
 
     def read_complete_index(self) -> LayoutIndex:
         """Return `index.json`, and add the images that only `manifest.json` lists, with manifests built here.
 
+        Of a docker-archive, return the entries that the selected images would have.
+
         Raises:
             ArchiveError: a file is missing or malformed, or the two files contradict each other.
         """
-        self.contents.require_index(self._label)
+        if not self.contents.is_docker_archive:
+            self.contents.require_index(self._label)
         self._read_documents()
-        index = self._index or LayoutIndex([], {})
-        additional = self._finish_comparison().find_only_in_manifest_json(self._images) if self._images else []
-        if not additional:
+        index, images = self._index or LayoutIndex([], {}), self._images
+        if not images and not self.contents.is_docker_archive:
             return index
-        manifests = ManifestSynthesizer(self)
-        entries = manifests.build_entries(additional)
-        report_only_in_manifest_json(self._label, additional, manifests)
+        comparison, manifests = self._finish_comparison(), ManifestSynthesizer(self)
+        if self.contents.is_docker_archive:
+            comparison.find_only_in_manifest_json(images or (), by_name=True)
+            entries = choose_images(images or (), self._selection, manifests)
+            # They are selected now, and only these have entries.
+            self._selection = replace(self._selection, select=select_every_image)
+            self._has_plain_layers = manifests.has_plain_layers
+            index = LayoutIndex([], {})
+        elif additional := comparison.find_only_in_manifest_json(images or ()):
+            entries = manifests.build_entries(additional)
+            report_only_in_manifest_json(self._label, additional, manifests)
+        else:
+            return index
         self.synthesized_manifests = manifests.manifests
         return LayoutIndex([*index.entries, *entries], index.annotations)
 
@@ -255,7 +250,15 @@ class ArchiveSource(ABC):
 
     def _complete(self, graph: Graph) -> Graph:
         """Add to a graph what the archive says about all images, and report names that several images have."""
-        graph = replace(graph, has_plain_layers=graph.has_plain_layers or self.is_docker_save)
+        synthesized = {
+            digest for digest, raw in self.synthesized_manifests.items() if self._peek(digest, len(raw)) != raw
+        }
+        roots = tuple(
+            replace(root, is_synthesized=root.is_synthesized and root.descriptor.digest in synthesized)
+            for root in graph.roots
+        )
+        plain = self._has_plain_layers or self.is_docker_save
+        graph = replace(graph, roots=roots, synthesized=frozenset(synthesized), has_plain_layers=plain)
         report_duplicate_names(graph)
         return graph
 

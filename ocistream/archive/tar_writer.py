@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 from typing import TYPE_CHECKING, Final
 
-from ocistream.archive.outputs import RewritableOutput
+from ocistream.archive.outputs import FileOutput
 from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
@@ -70,7 +70,7 @@ class TarWriter:
         self._output = output
         self._mtime = mtime
         #: Whether an entry can be removed again if its chunks raise.
-        self.can_roll_back = isinstance(output, RewritableOutput)
+        self.can_roll_back = isinstance(output, FileOutput)
 
     def add(self, name: str, size: int, chunks: Iterable[Chunk]) -> None:
         """Write an entry of `size` bytes.
@@ -100,9 +100,7 @@ class TarWriter:
             return blob.open()
         output = self._output
         existing_size = min(output.existing_size(), blob.descriptor.size)
-        existing = output.read_existing(existing_size)
-        output.skip_existing(existing_size)
-        return blob.open(existing_size, existing)
+        return blob.open(existing_size, output.skip_existing(existing_size))
 
     def add_small(self, name: str, content: bytes) -> None:
         """Write an entry from memory."""
@@ -114,7 +112,7 @@ class TarWriter:
         `choose_name` returns its name, or None to drop the entry. If the output can be rewritten, the header is written
         last. A pipe needs a temporary file for the entry.
         """
-        if isinstance(self._output, RewritableOutput):
+        if isinstance(self._output, FileOutput):
             return self._add_in_place(blob, choose_name, self._output)
         return self._add_via_spool(blob, choose_name)
 
@@ -129,7 +127,7 @@ class TarWriter:
         Corrupt bytes are removed from the partial file. Bytes of an interrupted transfer stay, so that a later run can
         resume.
         """
-        if not isinstance(self._output, RewritableOutput):
+        if not isinstance(self._output, FileOutput):
             yield
             return
         position = self._output.position()
@@ -143,7 +141,7 @@ class TarWriter:
             raise
 
     def _add_in_place(
-        self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None], output: RewritableOutput
+        self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None], output: FileOutput
     ) -> Descriptor:
         position = output.position()
         # A later run cannot resume in the middle of an entry of unknown size and digest.

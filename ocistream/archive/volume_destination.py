@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits, notices
 from ocistream.archive.destination import TarDestination, build_small_files
-from ocistream.archive.outputs import RewritableOutput, open_file_output
+from ocistream.archive.outputs import FileOutput, open_file_output
 from ocistream.archive.tar_writer import END_OF_ARCHIVE, TarWriter, build_header, padding
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json
@@ -248,7 +248,7 @@ class _OpenVolume(NamedTuple):
     """A volume that is being written."""
 
     tar: TarWriter
-    output: RewritableOutput
+    output: FileOutput
 
 
 class VolumeSetDestination(TarDestination):
@@ -420,8 +420,7 @@ def _remaining_chunks(
         existing_size = min(volume.output.existing_size(), piece.size)
         if not blob.can_resume or not existing_size:
             break
-        existing.append(_hash_chunks(volume.output.read_existing(existing_size) or iter(()), hasher))
-        volume.output.skip_existing(existing_size)
+        existing.append(_hash_chunks(volume.output.skip_existing(existing_size), hasher))
         position += existing_size
         if existing_size < piece.size:
             break

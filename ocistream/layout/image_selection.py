@@ -15,6 +15,7 @@ from ocistream import limits
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.layout.index import REF_NAME, has_full_name, is_printable_name, tag_of
 from ocistream.notices import notify
+from ocistream.oci.descriptor import UNKNOWN_SIZE
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.referrers import ReferrerMode
 
-#: The size of a root whose manifest is not built yet. Its digest is a placeholder, and must not be printed.
-UNKNOWN_SIZE: Final = -1
 #: At most this many names, and images of one name, are printed.
 _MAX_NAMES: Final = 10
 
