@@ -152,6 +152,8 @@ class ManifestSynthesizer:
         self._bytes = 0
         #: The manifests themselves, by digest.
         self.manifests: dict[str, bytes] = {}
+        #: The digests of those that `index.json` lists.
+        self.existing: set[str] = set()
         #: Whether some layers are not stored under the digests under which they were pushed.
         self.has_plain_layers = False
 
@@ -159,7 +161,10 @@ class ManifestSynthesizer:
         """Return the descriptor of an image's manifest. The first call finds it in the archive, or builds it."""
         key = image.config, image.layers
         if (descriptor := self._descriptors.get(key)) is None:
-            manifest = self._files.find_manifest(image) or self._build_manifest(image)
+            if (manifest := self._files.find_manifest(image)) is not None:
+                self.existing.add(manifest.descriptor.digest)
+            else:
+                manifest = self._build_manifest(image)
             self._bytes += len(manifest.raw)
             if self._bytes > limits.MAX_GRAPH_BYTES:
                 msg = f"the manifests of these images would have more than {limits.MAX_GRAPH_BYTES} bytes in total"

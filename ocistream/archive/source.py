@@ -85,6 +85,8 @@ class ArchiveSource(ABC):
         self._images: Sequence[DockerImage] | None = None
         self.volume: Volume | None = None
         self.synthesized_manifests: dict[str, bytes] = {}
+        #: Those of them that are shown by their image IDs: the archive lacks them, or does not list them.
+        self._synthesized: frozenset[str] = frozenset()
         #: Whether some layers of a docker-archive are not stored under the digests under which they were pushed.
         self._has_plain_layers = False
         #: The walk to the graph, and the comparison of `manifest.json` with `index.json`, once they were started.
@@ -234,13 +236,17 @@ class ArchiveSource(ABC):
             # They are selected now, and only these have entries.
             self._selection = replace(self._selection, select=select_every_image)
             self._has_plain_layers = manifests.has_plain_layers
+            existing = manifests.existing
             index = LayoutIndex([], {})
         elif additional := comparison.find_only_in_manifest_json(images or ()):
             entries = manifests.build_entries(additional)
             report_only_in_manifest_json(self._label, additional, manifests)
+            # A manifest that is built here may exist, though `index.json` does not list it.
+            existing = {digest for digest, raw in manifests.manifests.items() if self._peek(digest, len(raw)) == raw}
         else:
             return index
         self.synthesized_manifests = manifests.manifests
+        self._synthesized = frozenset(manifests.manifests) - existing
         return LayoutIndex([*index.entries, *entries], index.annotations)
 
     def _start_walk(self, index: LayoutIndex) -> StreamedWalk[Graph]:
@@ -250,15 +256,12 @@ class ArchiveSource(ABC):
 
     def _complete(self, graph: Graph) -> Graph:
         """Add to a graph what the archive says about all images, and report names that several images have."""
-        synthesized = {
-            digest for digest, raw in self.synthesized_manifests.items() if self._peek(digest, len(raw)) != raw
-        }
         roots = tuple(
-            replace(root, is_synthesized=root.is_synthesized and root.descriptor.digest in synthesized)
+            replace(root, is_synthesized=root.is_synthesized and root.descriptor.digest in self._synthesized)
             for root in graph.roots
         )
         plain = self._has_plain_layers or self.is_docker_save
-        graph = replace(graph, roots=roots, synthesized=frozenset(synthesized), has_plain_layers=plain)
+        graph = replace(graph, roots=roots, synthesized=self._synthesized, has_plain_layers=plain)
         report_duplicate_names(graph)
         return graph
 

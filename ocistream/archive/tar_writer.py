@@ -6,7 +6,6 @@ This module knows nothing of images. `outputs` decides where the bytes go.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import tarfile
 import tempfile
@@ -29,37 +28,23 @@ if TYPE_CHECKING:
 
 #: Two blocks of zeros end an archive (POSIX pax, "ustar Interchange Format").
 END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
-_SPOOL_FAILED = "cannot store a layer in a temporary file"
-
-
-def _open_spool() -> FileIO:
-    """Open a temporary file without a name."""
-    directory = files.temporary_directory()
-    try:
-        return tempfile.TemporaryFile(buffering=0, dir=directory)
-    except FileNotFoundError as error:
-        # Without TMPDIR, Python tried to write to all the usual directories.
-        reason = f"{directory} does not exist" if directory else "no directory for temporary files is writable"
-        msg = f"{_SPOOL_FAILED}: {reason}"
-        raise LocalDiskError(msg, hint="set TMPDIR, or write to a file and not to a pipe") from error
 
 
 @contextlib.contextmanager
-def _spool_errors() -> Iterator[None]:
-    """Convert errors of the temporary file. It is usually on another disk than the input and output."""
+def _open_spool() -> Iterator[FileIO]:
+    """Open a temporary file without a name. It is usually on another disk than the input and output.
+
+    Raises:
+        LocalDiskError: the file cannot be created or written.
+    """
+    directory = files.temporary_directory()
     try:
-        yield
+        with tempfile.TemporaryFile(buffering=0, dir=directory) as spool:
+            yield spool
     except OSError as error:
-        disk_error = files.disk_error(_SPOOL_FAILED, error)
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}:
-            directory = files.temporary_directory() or tempfile.gettempdir()
-            hint = (
-                f"free some space in {directory}, or set TMPDIR to a directory with free space"
-                if error.errno in {errno.ENOSPC, errno.EDQUOT}
-                else f"{directory} is not writable: set TMPDIR to another directory, or write to a file, not to a pipe"
-            )
-            disk_error = LocalDiskError(disk_error.message, hint=hint)
-        raise disk_error from error
+        msg = f"cannot store a layer in a temporary file in {directory or tempfile.gettempdir()}: {error.strerror}"
+        hint = "free some space there, set TMPDIR to another directory, or write to a file and not to a pipe"
+        raise LocalDiskError(msg, hint=hint) from error
 
 
 class TarWriter:
@@ -159,7 +144,7 @@ class TarWriter:
         return descriptor
 
     def _add_via_spool(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
-        with _spool_errors(), _open_spool() as spool:
+        with _open_spool() as spool:
             for chunk in blob.open():
                 files.write_all(spool, chunk)
             descriptor = blob.descriptor

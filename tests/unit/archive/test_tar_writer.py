@@ -186,11 +186,9 @@ class TestSpool:
             TarWriter(StreamOutput(file, "out")).add_new(unnamed(bytes(9000), fails=True), lambda _: "entry")
         assert [spool.closed for spool in spools] == [True]
 
-    @pytest.mark.parametrize(
-        ("number", "hint"), [(errno.ENOSPC, "free some space in {}, or"), (errno.EROFS, "{} is not writable: set")]
-    )
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
     def test_a_full_or_read_only_disk_is_reported_with_the_spools_directory(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
     ) -> None:
         class Full(io.BytesIO):
             def write(self, _: Any, /) -> int:
@@ -199,8 +197,7 @@ class TestSpool:
         monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
             TarWriter(StreamOutput(file, "out")).add_new(unnamed(bytes(9000)), lambda _: "entry")
-        assert "temporary file" in caught.value.message
-        assert hint.format(tempfile.gettempdir()) in (caught.value.hint or "")
+        assert f"temporary file in {tempfile.gettempdir()}: {os.strerror(number)}" in caught.value.message
         assert "TMPDIR" in (caught.value.hint or "")
 
     def test_short_writes_to_the_spool_are_completed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
