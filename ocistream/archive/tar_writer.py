@@ -52,7 +52,7 @@ class TarWriter:
 
     def __init__(self, output: Output, mtime: int = 0) -> None:
         """Write to `output`."""
-        self._output = output
+        self.output = output
         self._mtime = mtime
         #: Whether an entry can be removed again if its chunks raise.
         self.can_roll_back = isinstance(output, FileOutput)
@@ -68,28 +68,28 @@ class TarWriter:
     def add_blob(self, name: str, blob: VerifiedBlob) -> None:
         """Write an entry as `add` does. Existing bytes are hashed or compared if necessary, but not fetched again."""
         if blob.access is Access.ONCE:
-            self._output.discard()
+            self.output.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 
     def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
         with self.roll_back_on_failure():
-            self._output.write(build_header(name, size, self._mtime))
+            self.output.write(build_header(name, size, self._mtime))
             for chunk in chunks():
-                self._output.write(chunk)
-            self._output.write(padding(size))
+                self.output.write(chunk)
+            self.output.write(padding(size))
 
     def _remaining_chunks(self, blob: VerifiedBlob) -> Iterator[Chunk]:
         """Skip the existing bytes of a blob, and return the chunks of the rest."""
         if not blob.can_resume:
             # The output compares the chunks with its existing bytes, or drops these.
             return blob.open()
-        output = self._output
+        output = self.output
         existing_size = min(output.existing_size(), blob.descriptor.size)
         return blob.open(existing_size, output.skip_existing(existing_size))
 
     def add_small(self, name: str, content: bytes) -> None:
         """Write an entry from memory."""
-        self._output.write(build_header(name, len(content), self._mtime) + content + padding(len(content)))
+        self.output.write(build_header(name, len(content), self._mtime) + content + padding(len(content)))
 
     def add_new(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
         """Write an entry whose size is known only at its end.
@@ -97,13 +97,13 @@ class TarWriter:
         `choose_name` returns its name, or None to drop the entry. If the output can be rewritten, the header is written
         last. A pipe needs a temporary file for the entry.
         """
-        if isinstance(self._output, FileOutput):
-            return self._add_in_place(blob, choose_name, self._output)
+        if isinstance(self.output, FileOutput):
+            return self._add_in_place(blob, choose_name, self.output)
         return self._add_via_spool(blob, choose_name)
 
     def write_end(self) -> None:
         """Write the end mark."""
-        self._output.write(END_OF_ARCHIVE)
+        self.output.write(END_OF_ARCHIVE)
 
     @contextlib.contextmanager
     def roll_back_on_failure(self) -> Iterator[None]:
@@ -112,17 +112,17 @@ class TarWriter:
         Corrupt bytes are removed from the partial file. Bytes of an interrupted transfer stay, so that a later run can
         resume.
         """
-        if not isinstance(self._output, FileOutput):
+        if not isinstance(self.output, FileOutput):
             yield
             return
-        position = self._output.position()
+        position = self.output.position()
         try:
             yield
         except IntegrityError:
-            self._output.truncate(position)
+            self.output.truncate(position)
             raise
         except OcistreamError:
-            self._output.rewind(position)
+            self.output.rewind(position)
             raise
 
     def _add_in_place(
@@ -150,10 +150,10 @@ class TarWriter:
             descriptor = blob.descriptor
             if (name := choose_name(descriptor)) is not None:
                 spool.seek(0)
-                self._output.write(build_single_block_header(name, descriptor.size, self._mtime))
+                self.output.write(build_single_block_header(name, descriptor.size, self._mtime))
                 for chunk in read_chunks(spool, descriptor.size):
-                    self._output.write(chunk)
-                self._output.write(padding(descriptor.size))
+                    self.output.write(chunk)
+                self.output.write(padding(descriptor.size))
         return descriptor
 
 

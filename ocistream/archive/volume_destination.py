@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ocistream.archive.outputs import Output
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
     from ocistream.streams.hashing import Hasher
@@ -332,9 +331,6 @@ class VolumeSetDestination(TarDestination):
             volume.output.finish()
         self._report_unrelated_volumes()
 
-    def _outputs(self) -> Sequence[Output]:
-        return [volume.output for volume in self._volumes.values()]
-
     @property
     def _total(self) -> int:
         return self._plan.total if self._plan else 1
@@ -344,6 +340,7 @@ class VolumeSetDestination(TarDestination):
         if number not in self._volumes:
             assert self._graph is not None, "it was begun"  # noqa: S101 - `write` and `commit` check it
             output = open_file_output(self._directory / self._template.format_name(number))
+            self._outputs.append(output)
             writer = TarWriter(output, self._mtime)
             self._volumes[number] = _OpenVolume(writer, output)
             writer.add_small("oci-layout", OCI_LAYOUT)

@@ -134,7 +134,7 @@ def _find_needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
     """Return the digests of stored blobs that the index needs, directly or through other documents."""
     needed: set[str] = set()
     visited: set[str] = set()
-    pending = [(entry.digest, entry.media_type) for entry in layout.list_entries()]
+    pending = [(entry.digest, entry.media_type) for entry in layout.read_index().entries]
     while pending:
         digest, media_type = pending.pop()
         if digest in visited:
