@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits, notices
 from ocistream.archive.contents import ArchiveContents, check_document_size, parse_blob_name
@@ -45,6 +45,14 @@ if TYPE_CHECKING:
     from ocistream.oci.volumes import VolumePart
     from ocistream.oci.walk import Need
     from ocistream.transfer.interfaces import Blob, Source
+
+
+#: The documents of an archive, and the largest size of each in bytes.
+DOCUMENT_LIMITS: Final = {
+    "oci-layout": limits.MAX_LAYOUT_FILE,
+    "index.json": limits.MAX_MANIFEST,
+    "manifest.json": limits.MAX_MANIFEST,
+}
 
 
 def list_archives(source: Source) -> Sequence[ArchiveSource]:
@@ -112,10 +120,6 @@ class ArchiveSource(ABC):
 
         `digest` is the digest in the entry's name. If there is none, `diff_id` is the digest of a plain layer.
         """
-
-    @abstractmethod
-    def _read_documents(self) -> None:
-        """Parse `index.json` and `manifest.json` if they were not parsed when they were added."""
 
     # -- documents -----------------------------------------------------------------------------------------
 
@@ -225,7 +229,6 @@ class ArchiveSource(ABC):
         """
         if not self.contents.is_docker_archive:
             self.contents.require_index(self._label)
-        self._read_documents()
         index, images = self._index or LayoutIndex([], {}), self._images
         if not images and not self.contents.is_docker_archive:
             return index

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
 from ocistream.archive.contents import normalize_name
-from ocistream.archive.source import ArchiveSource
+from ocistream.archive.source import DOCUMENT_LIMITS, ArchiveSource
 from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import ALL_IMAGES
@@ -204,9 +204,6 @@ class ArchiveStreamSource(ArchiveSource):
             self._early_entries[extent.offset] = _Json(raw, is_in_graph=True)
         return raw
 
-    def _read_documents(self) -> None:
-        """Do nothing: a document is parsed when it arrives."""
-
     def _recall(self, need: Need) -> bytes | None:
         """Return a manifest that is in memory, or None."""
         extent = self.contents.blobs.get(need.digest)
@@ -254,8 +251,7 @@ class ArchiveStreamSource(ArchiveSource):
         """Read a document, a file of a docker-archive, or a part of a blob that is split. Skip other entries."""
         name = normalize_name(entry.name)
         if self.contents.documents.get(name) is entry:
-            limit = limits.MAX_LAYOUT_FILE if name == "oci-layout" else limits.MAX_MANIFEST
-            self._parse_document(entry, self._reader.read(entry, limit))
+            self._parse_document(entry, self._reader.read(entry, DOCUMENT_LIMITS[name]))
             if self._index is not None and name == "index.json":
                 self._start_walks(self._index)
         elif entry.kind != "file":
