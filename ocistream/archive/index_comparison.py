@@ -13,10 +13,9 @@ from ocistream.archive.docker_archive import expand_docker_name
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME
 from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.digest import check_content, compute_digest
-from ocistream.oci.documents import parse_document
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.reference import printable
-from ocistream.oci.walk import Need, StreamedWalk
+from ocistream.oci.walk import Need, StreamedWalk, parse_candidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -78,7 +77,7 @@ class IndexComparison(StreamedWalk[None]):
             self._unanswered.remove(need.digest)
             if raw is not None:
                 try:
-                    document = self._find_document(need.digest) or _parse(need.descriptor, raw)
+                    document = self._find_document(need.digest) or parse_candidate(need.descriptor, raw)
                 except IntegrityError as error:
                     self._damage = self._damage or error
                 else:
@@ -212,14 +211,6 @@ class IndexComparison(StreamedWalk[None]):
             msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests, counted for each image"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
         return configs, is_known
-
-
-def _parse(descriptor: Descriptor, raw: bytes) -> Document | None:
-    check_content(descriptor, raw)
-    try:
-        return parse_document(descriptor, raw)
-    except (ArchiveError, UnsupportedError):
-        return None
 
 
 def _hash_layers(digests: Sequence[str], foreign: Collection[int]) -> str:

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.index import build_roots, may_be_referrer, referrer_tag_of, subject_of
-from ocistream.oci.digest import check_content
-from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import Root
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, parse_omitted
 from ocistream.oci.reference import printable
@@ -36,7 +34,7 @@ from ocistream.oci.referrers import (
     is_signature,
     referrer_descriptor,
 )
-from ocistream.oci.walk import GraphWalk, Need
+from ocistream.oci.walk import GraphWalk, Need, parse_candidate
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
@@ -89,6 +87,13 @@ def mark_strays(roots: Sequence[Root]) -> list[Root]:
 def mark_if_stray(root: Root) -> Root:
     """Mark one of several entries of an index if it may be an image or a referrer."""
     return root if root.is_synthesized or not may_be_referrer(root.descriptor) else replace(root, is_stray=True)
+
+
+def stray_reason(entry: Descriptor, *, is_referrer: bool) -> str:
+    """Return why an entry is skipped that belongs to no image."""
+    if is_referrer:
+        return SUBJECT_MISSING
+    return UNREADABLE if entry.is_index or entry.is_manifest else UNSUPPORTED_TYPE
 
 
 class IndexWalk:
@@ -281,13 +286,9 @@ class IndexWalk:
             need, raw = yield tuple(new.values())
             awaited -= 1
             if raw is not None:
-                check_content(need.descriptor, raw)
-                try:
-                    document = parse_document(need.descriptor, raw)
-                except (ArchiveError, UnsupportedError):
-                    # Reported if the manifest is copied.
-                    continue
-                self._add_document(need.descriptor, document)
+                document = parse_candidate(need.descriptor, raw)
+                if document is not None:
+                    self._add_document(need.descriptor, document)
 
     def _add_document(self, entry: Descriptor, document: Document) -> None:
         """Store what a manifest says about itself. If it is a referrers list, add what it names."""
@@ -422,9 +423,7 @@ class IndexWalk:
             entry = candidate.root.descriptor
             if candidate.root.is_stray and entry.digest not in children:
                 subject, tag = next(iter(candidate.find_subjects()), (subject_of(entry), candidate.tag))
-                unread = UNREADABLE if entry.is_index or entry.is_manifest else UNSUPPORTED_TYPE
-                is_known = subject is not None or tag is not None
-                self._skip(candidate, subject, tag, SUBJECT_MISSING if is_known else unread)
+                self._skip(candidate, subject, tag, stray_reason(entry, is_referrer=bool(subject or tag)))
 
     def _skip(self, candidate: _Candidate, subject: str | None, tag: str | None, reason: str) -> None:
         candidate.is_open = False
