@@ -92,8 +92,6 @@ class ArchiveStreamSource(ArchiveSource):
         self._is_index_last = False
         #: The error of the selection from `index.json`. `manifest.json` may still list the image.
         self._selection_error: OcistreamError | None = None
-        #: Whether the graph has all images of `manifest.json`.
-        self._is_compared = False
         #: Blobs of which the archive has only the rest, by digest: the offset where it starts. None if the archive was
         #: not sent by a `copy --via` that can resume.
         self._rest_offsets: dict[str, int] | None = None
@@ -133,7 +131,6 @@ class ArchiveStreamSource(ArchiveSource):
                     raise self._selection_error
                 assert self._walk is not None, "it was started"  # noqa: S101 - else the selection has failed
                 return self._complete(self._walk.finish(self.read))
-        self._is_compared = True
         return self._resolve()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
@@ -146,6 +143,8 @@ class ArchiveStreamSource(ArchiveSource):
             UnsupportedError: a possible referrer arrived after the graph was completed without it, or a late
                 `manifest.json` lists other images.
         """
+        # At the end of the archive, the graph has all images of `manifest.json`.
+        is_compared = self._has_ended
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
         for digest, extent in self.contents.blobs.items():
             if digest in by_digest and extent.offset in self._corrupt:
@@ -168,7 +167,7 @@ class ArchiveStreamSource(ArchiveSource):
         self._reader.drain()
         if self.volume is not None and self._selection.all_blobs:
             self.contents.check_parts(self.volume)
-        if not self._is_compared:
+        if not is_compared:
             self._check_late_manifest_json()
 
     def find_entries_with(self, image_id: str) -> list[Descriptor]:
