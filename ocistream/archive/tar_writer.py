@@ -80,11 +80,11 @@ class TarWriter:
 
     def _remaining_chunks(self, blob: VerifiedBlob) -> Iterator[Chunk]:
         """Skip the existing bytes of a blob, and return the chunks of the rest."""
-        if not blob.can_resume:
-            # The output compares the chunks with its existing bytes, or drops these.
-            return blob.open()
         output = self.output
         existing_size = min(output.existing_size(), blob.descriptor.size)
+        if not blob.can_resume or not existing_size:
+            # The output compares the chunks with its existing bytes, or drops these.
+            return blob.open()
         return blob.open(existing_size, output.skip_existing(existing_size))
 
     def add_small(self, name: str, content: bytes) -> None:
