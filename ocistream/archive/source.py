@@ -236,8 +236,6 @@ class ArchiveSource(ABC):
         if self.contents.is_docker_archive:
             comparison.find_only_in_manifest_json(images or (), by_name=True)
             entries = choose_images(images or (), self._selection, manifests)
-            # They are selected now, and only these have entries.
-            self._selection = replace(self._selection, select=select_every_image)
             self._has_plain_layers = manifests.has_plain_layers
             existing = manifests.existing
             index = LayoutIndex([], {})
@@ -254,7 +252,11 @@ class ArchiveSource(ABC):
 
     def _start_walk(self, index: LayoutIndex) -> StreamedWalk[Graph]:
         """Select images of an index, and start the walk to everything that they need."""
-        self._index_walk = IndexWalk(index, self._selection, image_digests=self.synthesized_manifests)
+        selection = self._selection
+        if self.contents.is_docker_archive:
+            # Only the selected images have entries.
+            selection = replace(selection, select=select_every_image)
+        self._index_walk = IndexWalk(index, selection, image_digests=self.synthesized_manifests)
         return StreamedWalk(self._index_walk.run(), self.read)
 
     def _complete(self, graph: Graph) -> Graph:

@@ -6,6 +6,7 @@ This module opens no files: the sources answer the needs of the walk.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -150,9 +151,8 @@ class IndexWalk:
             yield from self._graph_walk.settle()
             return self._build()
         self._all = mark_strays(self._all)
-        for root in self._all:
-            if root.is_stray:
-                self._add_candidate(_Candidate(root, referrer_tag_of(root.descriptor)))
+        for root in filter(operator.attrgetter("is_stray"), self._all):
+            self._add_candidate(_Candidate(root, referrer_tag_of(root.descriptor)))
         if self._named_images() or not self._candidates:
             try:
                 self._choose()
@@ -167,6 +167,8 @@ class IndexWalk:
             self._choose()
             self.selection_error = None
         yield from self._attach_referrers()
+        if not self._candidates:
+            return self._build()
         if self._choose_again():
             yield from self._attach_referrers()
         if {root.descriptor.digest for root in self._named_images()} <= self._chosen_digests:
@@ -320,7 +322,7 @@ class IndexWalk:
                 if attestation.digest not in self._by_digest:
                     self._add_candidate(_Candidate(Root(None, attestation), None, fallback_tag(image)))
         yield from self._read_candidates()
-        while self._attach_next():
+        while self._candidates and self._attach_next():
             yield from self._graph_walk.settle()
 
     def _attach_next(self) -> bool:
