@@ -42,7 +42,8 @@ def _open_spool() -> Iterator[FileIO]:
         with tempfile.TemporaryFile(buffering=0, dir=directory) as spool:
             yield spool
     except OSError as error:
-        msg = f"cannot store a layer in a temporary file in {directory or tempfile.gettempdir()}: {error.strerror}"
+        where = f" in {directory}" if directory is not None else ""
+        msg = f"cannot store a layer in a temporary file{where}: {error.strerror}"
         hint = "free some space there, set TMPDIR to another directory, or write to a file and not to a pipe"
         raise LocalDiskError(msg, hint=hint) from error
 

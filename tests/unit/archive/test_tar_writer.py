@@ -195,9 +195,10 @@ class TestSpool:
                 raise OSError(number, os.strerror(number))
 
         monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
+        monkeypatch.setenv("TMPDIR", "/there")
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
             TarWriter(StreamOutput(file, "out")).add_new(unnamed(bytes(9000)), lambda _: "entry")
-        assert f"temporary file in {tempfile.gettempdir()}: {os.strerror(number)}" in caught.value.message
+        assert f"temporary file in /there: {os.strerror(number)}" in caught.value.message
         assert "TMPDIR" in (caught.value.hint or "")
 
     def test_short_writes_to_the_spool_are_completed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
