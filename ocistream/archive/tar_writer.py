@@ -42,9 +42,11 @@ def _open_spool() -> Iterator[FileIO]:
         with tempfile.TemporaryFile(buffering=0, dir=directory) as spool:
             yield spool
     except OSError as error:
-        where = f" in {directory}" if directory is not None else ""
-        msg = f"cannot store a layer in a temporary file{where}: {error.strerror}"
-        hint = "free some space there, set TMPDIR to another directory, or write to a file and not to a pipe"
+        is_missing = directory is not None and isinstance(error, FileNotFoundError)
+        reason = f"{directory} does not exist" if is_missing else error.strerror
+        msg = f"cannot store a layer in a temporary file: {reason}"
+        where = directory or "the directory for temporary files"
+        hint = f"free some space in {where}, set TMPDIR to another directory, or write to a file and not to a pipe"
         raise LocalDiskError(msg, hint=hint) from error
 
 

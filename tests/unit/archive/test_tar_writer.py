@@ -198,7 +198,8 @@ class TestSpool:
         monkeypatch.setenv("TMPDIR", "/there")
         with io.FileIO(tmp_path / "out", "wb") as file, pytest.raises(LocalDiskError) as caught:
             TarWriter(StreamOutput(file, "out")).add_new(unnamed(bytes(9000)), lambda _: "entry")
-        assert f"temporary file in /there: {os.strerror(number)}" in caught.value.message
+        assert f"temporary file: {os.strerror(number)}" in caught.value.message
+        assert "free some space in /there, " in (caught.value.hint or "")
         assert "TMPDIR" in (caught.value.hint or "")
 
     def test_short_writes_to_the_spool_are_completed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
