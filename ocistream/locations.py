@@ -557,22 +557,25 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
         NotFoundError, ArchiveError, LocalDiskError: see `ArchiveFileSource` and `ArchiveStreamSource`.
     """
     from ocistream.archive.decompression import decompress_input, is_compressed
-    from ocistream.archive.file_source import ArchiveFileSource
-    from ocistream.archive.stream_source import ArchiveStreamSource, open_input_stream
-    from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN
 
     path = path_of(location)
     as_docker = location.kind == "docker-archive"
     _check_not_directory(location)
+    if not location.is_stream and paths.is_file(path) and not is_compressed(path):
+        from ocistream.archive.file_source import ArchiveFileSource
+
+        return ArchiveFileSource(path, selection, as_docker=as_docker)
+    from ocistream.archive.stream_source import ArchiveStreamSource, open_input_stream
+    from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN
+
     if location.is_stream:
         label = ARCHIVE_ON_STDIN if str(path) == "-" else location.text
-        file = decompress_input(context.stdin(), label, selection.max_ratio)
-    elif paths.is_file(path) and not is_compressed(path):
-        return ArchiveFileSource(path, selection, as_docker=as_docker)
+        file = context.stdin()
     else:
         # A FIFO can be read only once, as stdin, and so can a compressed file.
         label = str(path)
-        file = decompress_input(open_input_stream(path, context.cancelled), label, selection.max_ratio)
+        file = open_input_stream(path, context.cancelled)
+    file = decompress_input(file, label, selection.max_ratio)
     return ArchiveStreamSource(file, selection, what=label, as_docker=as_docker)
 
 

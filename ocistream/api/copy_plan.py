@@ -14,12 +14,11 @@ from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.layout.image_selection import (
     Selection,
     report_replaced_names,
-    select_all_by_tag,
+    select_by_tag,
     select_existing_images,
     select_full_names,
     select_image_to_copy,
     select_named_images,
-    select_tagged,
 )
 from ocistream.layout.index import image_names_of
 from ocistream.locations import (
@@ -288,11 +287,7 @@ def plan_copy(
 
         _check_repositories(sources, destination, options)
         choose = glob_filter(options.tags)
-        select = (
-            select_tagged(choose)
-            if options.tags
-            else select_all_by_tag(choose, _untagged_hint(sources[0], destination))
-        )
+        select = select_by_tag(choose, None if options.tags else _untagged_hint(sources[0], destination))
         if destination.reference is not None:
             target = build_tag_target(destination.reference)
             select = require_distinct_targets(target, select)

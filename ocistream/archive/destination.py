@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from ocistream.archive.tar_writer import TarWriter
@@ -30,13 +29,15 @@ if TYPE_CHECKING:
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 
-class TarDestination(ABC):
+class TarDestination:
     """Writes images into new tars, which have no blobs of earlier runs. Each digest is stored once."""
 
     def __init__(self) -> None:
         """Start without blobs."""
         #: The digests of the blobs and manifests that were written.
         self._written: set[str] = set()
+        #: The outputs of the open tars.
+        self._outputs: list[Output] = []
 
     def expect(self, graph: Graph) -> Graph:
         """Return the graph: an OCI archive can hold anything."""
@@ -52,18 +53,14 @@ class TarDestination(ABC):
 
     def discard(self) -> None:
         """Keep nothing that a later run could resume."""
-        for output in self._outputs():
+        for output in self._outputs:
             output.discard()
 
     def close(self) -> None:
         """Remove what was not committed. A partial file is kept, so that a later run can resume."""
         with contextlib.ExitStack() as stack:
-            for output in self._outputs():
+            for output in self._outputs:
                 stack.callback(output.close)
-
-    @abstractmethod
-    def _outputs(self) -> Sequence[Output]:
-        """Return the outputs of the open tars."""
 
 
 class ArchiveDestination(TarDestination):
@@ -72,8 +69,10 @@ class ArchiveDestination(TarDestination):
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
         super().__init__()
-        self._output = output
+        self._outputs.append(output)
         self._tar = TarWriter(output, mtime)
+        #: Annotations for `index.json`, in addition to the list of omitted blobs.
+        self.annotations: Mapping[str, str] = {}
         # An unfinished entry can be removed again from a file, but not from a pipe.
         self.traits = Traits(can_omit=True, can_retry=self._tar.can_roll_back)
         self._started = False
@@ -83,17 +82,13 @@ class ArchiveDestination(TarDestination):
         # Check all names before anything is written.
         entries = build_entries(graph)
         self._start()
-        for name, content in build_small_files(graph, entries, self.annotations()):
+        for name, content in build_small_files(graph, entries, self.annotations):
             self._tar.add_small(name, content)
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
             if digest not in self._written:
                 self._written.add(digest)
                 self._tar.add_small(blob_name(digest), manifest.raw)
-
-    def annotations(self) -> dict[str, str]:
-        """Return annotations for `index.json`, in addition to the list of omitted blobs."""
-        return {}
 
     def write(self, blob: VerifiedBlob) -> int:
         """Append a blob. If its chunks raise into a pipe, the entry stays short and the archive has no end mark."""
@@ -116,10 +111,7 @@ class ArchiveDestination(TarDestination):
     def commit(self, graph: Graph) -> None:  # noqa: ARG002 - the graph was written first
         """Write the end mark, and make the archive visible under its name."""
         self._tar.write_end()
-        self._output.finish()
-
-    def _outputs(self) -> Sequence[Output]:
-        return [self._output]
+        self._tar.output.finish()
 
     def _start(self) -> None:
         if not self._started:

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits, notices
 from ocistream.archive.contents import normalize_name, parse_blob_name
 from ocistream.errors import ArchiveError, IntegrityError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
-from ocistream.layout.image_selection import UNKNOWN_SIZE, UnknownDigestError
+from ocistream.layout.image_selection import UnknownDigestError
 from ocistream.layout.index import build_entry
-from ocistream.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest
+from ocistream.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, UNKNOWN_SIZE, Descriptor, Manifest
 from ocistream.oci.digest import compute_digest
-from ocistream.oci.documents import parse_diff_ids
-from ocistream.oci.graph import Graph, Root
+from ocistream.oci.documents import parse_diff_ids, parse_document
+from ocistream.oci.graph import Root
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.strict_json import canonical_json, check_keys, parse_json
-from ocistream.oci.walk import Need, run_walk, walk_images
 from ocistream.streams import layer_media_types
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from ocistream.archive.source import ArchiveSource
     from ocistream.layout.image_selection import Selection
@@ -106,65 +105,42 @@ def _describe_image(image: DockerImage, digest: str) -> str:
     return f"{name}{more} (image ID {parse_blob_name(image.config) or printable(image.config)})"
 
 
-def mark_synthesized(graph: Graph, synthesized: Collection[str]) -> Graph:
-    """Return the graph with only these manifests marked as synthesized. The archive has the others, byte for byte."""
-    roots = tuple(
-        replace(root, is_synthesized=root.is_synthesized and root.descriptor.digest in synthesized)
-        for root in graph.roots
-    )
-    return replace(graph, roots=roots, synthesized=frozenset(synthesized))
+def choose_images(
+    images: Sequence[DockerImage], selection: Selection, manifests: ManifestSynthesizer
+) -> list[Descriptor]:
+    """Return the entries of `index.json` for the selected images. Nothing of the other images is read.
 
-
-def report_no_manifest_json() -> None:
-    """Report, with -v, that `index.json` is used, because there is no `manifest.json`."""
-    notices.notify("the archive has no manifest.json: reading the images of its index.json", level=1)
-
-
-def build_docker_graph(images: Sequence[DockerImage], selection: Selection, files: ArchiveSource) -> Graph:
-    """Return the graph of the selected images. Nothing of the other images is read.
+    Images are selected by name before any manifest is built, and by digest only if that fails.
 
     Raises:
         ArchiveError: a file that `manifest.json` names is missing, or a config does not match its layers.
         IntegrityError: a plain layer has another digest than the config says.
     """
-    manifests = ManifestSynthesizer(files)
-    roots = _select_roots(images, selection, manifests)
-    graph = run_walk(walk_images(roots, selection.platforms), manifests.read)
-    return replace(
-        graph,
-        has_plain_layers=manifests.has_plain_layers,
-        synthesized=frozenset(manifests.manifests) - manifests.existing,
-    )
-
-
-def _select_roots(images: Sequence[DockerImage], selection: Selection, manifests: ManifestSynthesizer) -> list[Root]:
-    """Select images by name before any manifest is built. Select by digest only if that fails."""
     images_by_digest: dict[str, DockerImage] = {}
     roots: list[Root] = []
     for image in images:
+        # A placeholder, which must not be printed.
         digest = compute_digest(canonical_json((image.config, image.layers)))
         images_by_digest[digest] = image
         roots += _build_roots(image, Descriptor(OCI_MANIFEST, digest, UNKNOWN_SIZE))
     try:
-        selected = selection.choose(roots)
-    except (NotFoundError, UsageError, UnknownDigestError):
-        # An image may be selected by its digest, two entries may be the same image, and errors must print real digests.
-        selected = selection.choose([root for image in images for root in manifests.build_roots(image)])
-    else:
         selected = [
             replace(root, descriptor=manifests.synthesize(images_by_digest[root.descriptor.digest]))
-            for root in selected
+            for root in selection.choose(roots)
         ]
-    return [replace(root, is_synthesized=root.descriptor.digest not in manifests.existing) for root in selected]
+    except (NotFoundError, UsageError, UnknownDigestError):
+        # An image may be selected by its digest, two entries may be the same image, and errors must print real digests.
+        selected = [*selection.choose([root for image in images for root in manifests.build_roots(image)])]
+    return list(map(build_entry, selected))
 
 
-def _build_roots(image: DockerImage, descriptor: Descriptor) -> list[Root]:
+def _build_roots(image: DockerImage, descriptor: Descriptor, image_id: str | None = None) -> list[Root]:
     names: list[str | None] = [expand_docker_name(tag) for tag in dict.fromkeys(image.tags)]
-    return [Root(name, descriptor, is_synthesized=True) for name in names or [None]]
+    return [Root(name, descriptor, is_synthesized=True, image_id=image_id) for name in names or [None]]
 
 
 class ManifestSynthesizer:
-    """Builds manifests on demand. Only the last config is kept in memory, because configs may be large.
+    """Builds manifests on demand.
 
     A manifest is byte for byte the one that Docker 25.0.1 and later write, so that its digest is the same.
     """
@@ -172,58 +148,42 @@ class ManifestSynthesizer:
     def __init__(self, files: ArchiveSource) -> None:
         """Build manifests from these files."""
         self._files = files
-        #: The digests of manifests that the archive has.
-        self.existing: set[str] = set()
         self._descriptors: dict[tuple[str, tuple[str, ...]], Descriptor] = {}
-        self._config_names: dict[str, str] = {}
-        #: The digest of the config by the digest of the manifest.
-        self._image_ids: dict[str, str] = {}
-        self._last_config = "", b""
         self._bytes = 0
         #: The manifests themselves, by digest.
         self.manifests: dict[str, bytes] = {}
+        #: The digests of those that `index.json` lists.
+        self.existing: set[str] = set()
         #: Whether some layers are not stored under the digests under which they were pushed.
         self.has_plain_layers = False
 
     def synthesize(self, image: DockerImage) -> Descriptor:
-        """Return the descriptor of an image's manifest, and build the manifest on the first call."""
+        """Return the descriptor of an image's manifest. The first call finds it in the archive, or builds it."""
         key = image.config, image.layers
         if (descriptor := self._descriptors.get(key)) is None:
             if (manifest := self._files.find_manifest(image)) is not None:
                 self.existing.add(manifest.descriptor.digest)
-                image_id = parse_blob_name(image.config) or ""
-                self._config_names[image_id] = image.config
             else:
                 manifest = self._build_manifest(image)
-                image_id = self._last_config[0]
             self._bytes += len(manifest.raw)
             if self._bytes > limits.MAX_GRAPH_BYTES:
                 msg = f"the manifests of these images would have more than {limits.MAX_GRAPH_BYTES} bytes in total"
                 raise ArchiveError(msg, hint="copy fewer images at a time")
             self._descriptors[key] = descriptor = manifest.descriptor
-            self._image_ids[descriptor.digest] = image_id
             self.manifests[descriptor.digest] = manifest.raw
         return descriptor
 
     def build_roots(self, image: DockerImage) -> list[Root]:
         """Return a root for each name of an image, with the image ID."""
         descriptor = self.synthesize(image)
-        image_id = self._image_ids[descriptor.digest]
-        return [replace(root, image_id=image_id) for root in _build_roots(image, descriptor)]
+        config = parse_document(descriptor, self.manifests[descriptor.digest]).config
+        return _build_roots(image, descriptor, config.digest if config else None)
 
     def build_entries(self, images: Sequence[DockerImage]) -> list[Descriptor]:
         """Build manifests, and return their `index.json` entries: one for each name."""
         return [build_entry(root) for image in images for root in _build_roots(image, self.synthesize(image))]
 
-    def read(self, need: Need) -> bytes:
-        """Return a manifest that was built, or a config again."""
-        if not need.is_config:
-            return self.manifests[need.digest]
-        last_digest, raw = self._last_config
-        return raw if last_digest == need.digest else self._files.read_config(self._config_names[need.digest])
-
     def _build_manifest(self, image: DockerImage) -> Manifest:
-        self._last_config = "", b""
         config, what = self._files.read_config(image.config), f"the config {printable(image.config)}"
         diff_ids = parse_diff_ids(config, what)
         if len(diff_ids) != len(image.layers):
@@ -234,13 +194,10 @@ class ManifestSynthesizer:
             for name, id_ in zip(image.layers, diff_ids, strict=True)
         ]
         self.has_plain_layers = self.has_plain_layers or not all(map(parse_blob_name, image.layers))
-        descriptor = Descriptor(OCI_CONFIG, compute_digest(config), len(config))
-        self._config_names[descriptor.digest] = image.config
-        self._last_config = descriptor.digest, config
         document = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
-            "config": descriptor.to_json(),
+            "config": Descriptor(OCI_CONFIG, compute_digest(config), len(config)).to_json(),
             "layers": [layer.to_json() for layer in layers],
         }
         raw = canonical_json(document)

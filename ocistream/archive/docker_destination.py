@@ -24,8 +24,6 @@ from ocistream.transfer.report import MissingBlobsError
 from ocistream.transfer.verified_blobs import require_complete
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ocistream.archive.outputs import Output
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.documents import Document
@@ -39,7 +37,7 @@ class DockerArchiveDestination(TarDestination):
     def __init__(self, output: Output, *, mtime: int = 0) -> None:
         """Write to `output`. `mtime` is the time of every entry, in seconds since 1970."""
         super().__init__()
-        self._output = output
+        self._outputs.append(output)
         self._tar = TarWriter(output, mtime)
         # An unfinished entry can be removed again from a file, but not from a pipe.
         self.traits = Traits(can_retry=self._tar.can_roll_back)
@@ -100,10 +98,7 @@ class DockerArchiveDestination(TarDestination):
             _check_layers(graph.documents[digest])
         self._tar.add_small("manifest.json", build_manifest_json(graph, images, self._names.__getitem__))
         self._tar.write_end()
-        self._output.finish()
-
-    def _outputs(self) -> Sequence[Output]:
-        return [self._output]
+        self._tar.output.finish()
 
     def _record(self, digest: str, name: str) -> None:
         self._written.add(digest)

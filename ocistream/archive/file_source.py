@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.archive.contents import Extent, check_document_size
-from ocistream.archive.source import ArchiveSource
-from ocistream.archive.tar_reader import TarEntry, TarReader
+from ocistream.archive.source import DOCUMENT_LIMITS, ArchiveSource
+from ocistream.archive.tar_reader import TarReader
 from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.volumes import parse_checksum_line, part_error, part_name
@@ -44,7 +44,7 @@ class ArchiveFileSource(ArchiveSource):
         Raises:
             NotFoundError: the file does not exist.
             LocalDiskError: the file cannot be read.
-            ArchiveError: the archive is malformed or truncated, or its `oci-layout` has an unknown version.
+            ArchiveError: the archive, or one of its documents, is malformed or truncated.
         """
         super().__init__(str(path), selection, as_docker=as_docker)
         self._what = f"cannot read {path}"
@@ -57,10 +57,12 @@ class ArchiveFileSource(ArchiveSource):
                 for entry in reader:
                     self.contents.add(entry)
                 reader.drain()
-            self._has_ended = True
-            self._unparsed = dict(self.contents.documents)
-            if (oci_layout := self._unparsed.pop("oci-layout", None)) is not None:
-                self._parse_document(oci_layout, self._read(oci_layout, limits.MAX_LAYOUT_FILE))
+                self._has_ended = True
+                for name, limit in DOCUMENT_LIMITS.items():
+                    if (document := self.contents.documents.get(name)) is not None:
+                        check_document_size(document, limit)
+                        raw = files.FilePart(self.file.fileno(), document.offset, document.size)
+                        self._parse_document(document, raw)
         except BaseException:
             self.file.close()
             raise
@@ -108,7 +110,8 @@ class ArchiveFileSource(ArchiveSource):
         if part.volume != volume.number:
             return None
         extent, checksum = self.contents.find_part(volume, descriptor.digest, part)
-        line = self._read(checksum, limits.MAX_LAYOUT_FILE)
+        check_document_size(checksum, limits.MAX_LAYOUT_FILE)
+        line = self._read_extent(checksum)
         part_digest = parse_checksum_line(part_name(descriptor.digest, part.offset), line)
 
         def opened(offset: int = 0) -> Iterator[Chunk]:
@@ -125,18 +128,7 @@ class ArchiveFileSource(ArchiveSource):
         """Close the file."""
         self.file.close()
 
-    def _read_documents(self) -> None:
-        for name in ("index.json", "manifest.json"):
-            if (entry := self._unparsed.pop(name, None)) is not None:
-                check_document_size(entry, limits.MAX_MANIFEST)
-                with files.disk_errors(self._what):
-                    self._parse_document(entry, files.FilePart(self.file.fileno(), entry.offset, entry.size))
-
-    def _read(self, extent: TarEntry | Extent, limit: int) -> bytes:
-        check_document_size(extent, limit)
-        return self._read_extent(extent)
-
-    def _read_extent(self, extent: TarEntry | Extent) -> bytes:
+    def _read_extent(self, extent: Extent) -> bytes:
         # Read in one call: a growing buffer is copied, and needs twice the memory.
         with files.disk_errors(self._what):
             raw = os.pread(self.file.fileno(), extent.size, extent.offset)
@@ -156,7 +148,7 @@ class ArchiveFileSource(ArchiveSource):
             pass
         return chunks.digest
 
-    def _chunks(self, extent: TarEntry | Extent, offset: int = 0) -> Iterator[Chunk]:
+    def _chunks(self, extent: Extent, offset: int = 0) -> Iterator[Chunk]:
         file = files.OffsetReader(self.file.fileno(), extent.offset + offset, self._what)
         return read_chunks(file, extent.size - offset)
 

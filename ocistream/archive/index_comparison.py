@@ -13,13 +13,12 @@ from ocistream.archive.docker_archive import expand_docker_name
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME
 from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.digest import check_content, compute_digest
-from ocistream.oci.documents import parse_document
+from ocistream.oci.digest import compute_digest
 from ocistream.oci.reference import printable
-from ocistream.oci.walk import Need, StreamedWalk
+from ocistream.oci.walk import Need, StreamedWalk, parse_candidate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from ocistream.archive.docker_archive import DockerImage
     from ocistream.oci.documents import Document
@@ -57,11 +56,10 @@ class IndexComparison(StreamedWalk[None]):
         self._damage: IntegrityError | None = None
         self._known: set[str] = set()
         self._children: dict[str, tuple[str, ...]] = {}
-        #: By the digest of a manifest: the digest of its config, and its layers as `_layers_key` returns them.
+        #: By the digest of a manifest: the digest of its config. By that: the manifests that have this config, with the
+        #: positions of their foreign layers, and the hash of the other ones.
         self._configs: dict[str, str] = {}
-        self._layers: dict[str, str | tuple[str, ...]] = {}
-        #: By the digest of a config: the manifests that have it.
-        self._manifests: dict[str, list[Descriptor]] = {}
+        self._manifests: dict[str, list[tuple[Descriptor, tuple[int, ...], str]]] = {}
         self._listed_count = 0
         self._steps = 0
         #: The last answer of `may_list_more`, and the numbers of known and unanswered manifests at that time.
@@ -79,7 +77,7 @@ class IndexComparison(StreamedWalk[None]):
             self._unanswered.remove(need.digest)
             if raw is not None:
                 try:
-                    document = self._find_document(need.digest) or _parse(need.descriptor, raw)
+                    document = self._find_document(need.digest) or parse_candidate(need.descriptor, raw)
                 except IntegrityError as error:
                     self._damage = self._damage or error
                 else:
@@ -91,8 +89,9 @@ class IndexComparison(StreamedWalk[None]):
         if document.config is not None:
             self._configs[digest] = document.config.digest
             bare = Descriptor(descriptor.media_type, digest, descriptor.size)
-            self._manifests.setdefault(document.config.digest, []).append(bare)
-            self._layers[digest] = _layers_key(document.layers)
+            foreign = tuple(position for position, layer in enumerate(document.layers) if layer.is_foreign)
+            layers_hash = _hash_layers([layer.digest for layer in document.layers], foreign)
+            self._manifests.setdefault(document.config.digest, []).append((bare, foreign, layers_hash))
             return
         self._listed_count += len(document.manifests)
         if self._listed_count > limits.MAX_PLATFORM_CANDIDATES:
@@ -108,8 +107,9 @@ class IndexComparison(StreamedWalk[None]):
 
     def find_manifest(self, image: DockerImage) -> Descriptor | None:
         """Return the manifest that an image of `manifest.json` has below `index.json`: the same config and layers."""
-        for manifest in self._manifests.get(parse_blob_name(image.config) or "", ()):
-            if _has_same_layers(self._layers[manifest.digest], image.layers):
+        digests = [parse_blob_name(name) or name for name in image.layers]
+        for manifest, foreign, layers_hash in self._manifests.get(parse_blob_name(image.config) or "", ()):
+            if _hash_layers(digests, foreign) == layers_hash:
                 return manifest
         return None
 
@@ -134,7 +134,7 @@ class IndexComparison(StreamedWalk[None]):
             if config not in self._manifests:
                 additional.append(image)
             elif self.find_manifest(image) is None:
-                first = self._manifests[config][0].digest
+                first = self._manifests[config][0][0].digest
                 msg = f"manifest.json lists other layers for the image {config} than its manifest {first}"
                 raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
         if additional and self._damage is not None and not self._unanswered:
@@ -213,27 +213,7 @@ class IndexComparison(StreamedWalk[None]):
         return configs, is_known
 
 
-def _parse(descriptor: Descriptor, raw: bytes) -> Document | None:
-    check_content(descriptor, raw)
-    try:
-        return parse_document(descriptor, raw)
-    except (ArchiveError, UnsupportedError):
-        return None
-
-
-def _layers_key(layers: Sequence[Descriptor]) -> str | tuple[str, ...]:
-    """Return a key that is equal for equal layers: one digest, or a digest for each layer if some are foreign."""
-    digests = tuple("" if layer.is_foreign else layer.digest for layer in layers)
-    return digests if "" in digests else _digest_of_digests(digests)
-
-
-def _has_same_layers(key: str | tuple[str, ...], names: Sequence[str]) -> bool:
-    """Return whether `manifest.json` names the same layers; Docker saves foreign ones under other digests."""
-    digests = tuple(parse_blob_name(name) or name for name in names)
-    if isinstance(key, str):
-        return key == _digest_of_digests(digests)
-    return len(key) == len(digests) and all(own in {"", named} for own, named in zip(key, digests, strict=True))
-
-
-def _digest_of_digests(digests: Sequence[str]) -> str:
-    return compute_digest("\n".join(digests).encode("utf-8", "surrogateescape"))
+def _hash_layers(digests: Sequence[str], foreign: Collection[int]) -> str:
+    """Return a hash of layers. Those at the positions `foreign` do not count: Docker saves them under other digests."""
+    lines = ("" if position in foreign else digest for position, digest in enumerate(digests))
+    return compute_digest("\n".join([f"{len(digests)}", *lines]).encode("utf-8", "surrogateescape"))

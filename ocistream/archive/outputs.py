@@ -12,6 +12,7 @@ import os
 import tarfile
 from abc import ABC, abstractmethod
 from io import FileIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocistream import limits, notices
@@ -23,7 +24,6 @@ from ocistream.streams.chunks import read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from ocistream.streams.chunks import Chunk
 
@@ -50,39 +50,12 @@ class Output(ABC):
         """Return how many bytes from the current position on exist, or may exist. They are skipped, not written."""
         return 0
 
-    def read_existing(self, size: int) -> Iterator[Chunk] | None:  # noqa: ARG002 - for outputs that have some
-        """Return the next `size` existing bytes, or None if they cannot be read."""
+    def skip_existing(self, size: int) -> Iterator[Chunk] | None:  # noqa: ARG002 - by default there are none
+        """Skip the next `size` existing bytes, and return them, or None if they cannot be read."""
         return None
-
-    def skip_existing(self, size: int) -> None:  # noqa: B027 - by default there are none
-        """Skip the next `size` existing bytes."""
 
     def discard(self) -> None:  # noqa: B027 - by default there is none
         """Do not keep a partial file."""
-
-
-class RewritableOutput(Output):
-    """An output whose written bytes can be changed. Positions are in bytes."""
-
-    @abstractmethod
-    def position(self) -> int:
-        """Return the number of bytes written."""
-
-    @abstractmethod
-    def rewrite(self, position: int, content: bytes) -> None:
-        """Overwrite the bytes at a position."""
-
-    @abstractmethod
-    def truncate(self, position: int) -> None:
-        """Remove everything from a position on."""
-
-    @abstractmethod
-    def rewind(self, position: int) -> None:
-        """Return to a position, to write the same bytes again."""
-
-    @abstractmethod
-    def sync(self) -> None:
-        """Sync the written bytes to disk, and remove later bytes. The file does not get its name yet."""
 
 
 def _is_another_file(path: Path) -> bool:
@@ -100,8 +73,10 @@ def _is_another_file(path: Path) -> bool:
     return bool(beginning) and not is_archive
 
 
-class _FileOutput(RewritableOutput):
+class FileOutput(Output):
     """A file that gets its name when it is complete, and resumes the partial file of an earlier run.
+
+    Written bytes can be changed. Positions are in bytes.
 
     The partial file may have any content: of another image, of other options, or damaged by a power failure. So
     existing bytes are compared with the bytes to write. They are skipped while they are equal, and the rest is cut off.
@@ -109,6 +84,12 @@ class _FileOutput(RewritableOutput):
     """
 
     def __init__(self, path: Path) -> None:
+        """Write a regular file at `path`.
+
+        Raises:
+            NotFoundError: the directory does not exist.
+            LocalDiskError: the file cannot be written.
+        """
         self._path = path
         self._what = f"cannot write {path}"
         self._stack = contextlib.ExitStack()
@@ -126,27 +107,31 @@ class _FileOutput(RewritableOutput):
         self._kept = self._end
 
     def existing_size(self) -> int:
+        """Return how many bytes are left from an earlier run or were taken back."""
         return self._end - self._position
 
-    def read_existing(self, size: int) -> Iterator[Chunk]:
-        return self._read(self._position, size)
+    def skip_existing(self, size: int) -> Iterator[Chunk]:
+        """Skip the next `size` existing bytes, and return them."""
+        position = self._position
+        self._seek(position + size)
+        return self._read(position, size)
 
     def _read(self, position: int, size: int) -> Iterator[Chunk]:
         return read_chunks(files.OffsetReader(self._file.fileno(), position, self._what), size)
 
-    def skip_existing(self, size: int) -> None:
-        self._seek(self._position + size)
-
     def position(self) -> int:
+        """Return the number of bytes written."""
         return self._position
 
     def rewrite(self, position: int, content: bytes) -> None:
+        """Overwrite the bytes at a position."""
         with files.disk_errors(self._what):
             while content:
                 written = os.pwrite(self._file.fileno(), content, position)
                 content, position = content[written:], position + written
 
     def truncate(self, position: int) -> None:
+        """Remove everything from a position on."""
         with files.disk_errors(self._what):
             self._seek(position)
             self._file.truncate()
@@ -157,6 +142,7 @@ class _FileOutput(RewritableOutput):
             notices.notify(f"{printable(str(self._path), 1024)}: discarded {shown}: they are not part of this archive")
 
     def rewind(self, position: int) -> None:
+        """Return to a position, to write the same bytes again."""
         self._seek(position)
         self._end = self._partial.size()
 
@@ -164,6 +150,7 @@ class _FileOutput(RewritableOutput):
         self._position = self._file.seek(position)
 
     def write(self, chunk: Chunk) -> None:
+        """Write all bytes of a chunk."""
         with files.disk_errors(self._what):
             if self._position < self._end:
                 chunk = self._skip_identical(memoryview(chunk))
@@ -186,12 +173,14 @@ class _FileOutput(RewritableOutput):
         return chunk
 
     def sync(self) -> None:
+        """Sync the written bytes to disk, and remove later bytes. The file does not get its name yet."""
         with files.disk_errors(self._what):
             if self._position < self._end:
                 self.truncate(self._position)
             os.fsync(self._file.fileno())
 
     def finish(self) -> None:
+        """Make the written bytes durable, and give the file its name."""
         was_another_file = _is_another_file(self._path)
         with files.disk_errors(self._what):
             if self._position < self._end:
@@ -201,9 +190,11 @@ class _FileOutput(RewritableOutput):
             notices.notify(f"replaced {printable(str(self._path))}, which was not an archive")
 
     def discard(self) -> None:
+        """Do not keep a partial file."""
         self._partial.is_discarded = True
 
     def close(self) -> None:
+        """Remove an unfinished file. A partial file that a later run can resume is kept."""
         # After `finish` the stack is empty, and this does nothing.
         with contextlib.suppress(_DiscardSignal), self._stack:
             raise _DiscardSignal
@@ -216,9 +207,10 @@ class _DiscardSignal(Exception):  # noqa: N818 - a signal to the file's own cont
 class StreamOutput(Output):
     """A pipe, or another existing file that cannot be renamed. Written bytes cannot be taken back."""
 
-    def __init__(self, file: FileIO, what: str) -> None:
-        """Write to an open, unbuffered file; `what` names it in errors."""
+    def __init__(self, file: FileIO, what: str, *, closes_file: bool = False) -> None:
+        """Write to an open, unbuffered file; `what` names it in errors. With `closes_file`, `close` closes it."""
         self._file = file
+        self._closes_file = closes_file
         self._what = f"cannot write {what}"
         files.enlarge_pipe(file.fileno())
 
@@ -240,16 +232,11 @@ class StreamOutput(Output):
                 raise files.disk_error(self._what, error) from error
 
     def close(self) -> None:
-        """Do nothing. The written bytes have no end mark, so no reader takes them for a complete archive."""
-
-
-class _SpecialFileOutput(StreamOutput):
-    """A `StreamOutput` for a file that was opened here."""
-
-    def close(self) -> None:
+        """Close the file, if it was opened here. Without an end mark, no reader takes it for a complete archive."""
         # The reader of a FIFO waits for this. `finish` already reported late write errors.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        if self._closes_file:
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 class TailOutput(Output):
@@ -268,12 +255,8 @@ class TailOutput(Output):
         """Return how many bytes from here on are not passed on."""
         return max(0, self._start - self._position)
 
-    def read_existing(self, size: int) -> None:  # noqa: ARG002 - the reader of the broken pipe has them
-        """Return None: the existing bytes cannot be read."""
-        return
-
     def skip_existing(self, size: int) -> None:
-        """Skip the next `size` existing bytes."""
+        """Skip the next `size` bytes, which the reader of the broken pipe has."""
         self._position += size
 
     def write(self, chunk: Chunk) -> None:
@@ -299,19 +282,6 @@ class TailOutput(Output):
         self._output.close()
 
 
-class _NullOutput(Output):
-    """An output that discards everything."""
-
-    def write(self, chunk: Chunk) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def open_special_file_output(path: Path) -> Output:
     """Return an output for an existing file that is not a regular file: a FIFO or a device.
 
@@ -327,10 +297,10 @@ def open_special_file_output(path: Path) -> Output:
         file.close()
         msg = f"{path} is a terminal: archives are not written to terminals"
         raise UsageError(msg)
-    return _SpecialFileOutput(file, str(path))
+    return StreamOutput(file, str(path), closes_file=True)
 
 
-def open_file_output(path: Path) -> RewritableOutput:
+def open_file_output(path: Path) -> FileOutput:
     """Return an output that writes a regular file at `path`.
 
     Raises:
@@ -338,7 +308,7 @@ def open_file_output(path: Path) -> RewritableOutput:
         NotFoundError: the directory does not exist.
         LocalDiskError: the file cannot be written.
     """
-    return _FileOutput(_find_output_file(path))
+    return FileOutput(_find_output_file(path))
 
 
 def open_null_output(path: Path | None) -> Output:
@@ -353,7 +323,7 @@ def open_null_output(path: Path | None) -> Output:
             path.parent.stat()
             if not os.access(path.parent, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    return _NullOutput()
+    return open_special_file_output(Path(os.devnull))
 
 
 def _find_output_file(path: Path) -> Path:

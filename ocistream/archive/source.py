@@ -9,21 +9,19 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ocistream import limits
+from ocistream import limits, notices
 from ocistream.archive.contents import ArchiveContents, check_document_size, parse_blob_name
 from ocistream.archive.docker_archive import (
     ManifestSynthesizer,
-    build_docker_graph,
-    mark_synthesized,
+    choose_images,
     parse_manifest_json,
-    report_no_manifest_json,
     report_only_in_manifest_json,
 )
 from ocistream.archive.index_comparison import IndexComparison
 from ocistream.errors import ArchiveError, IntegrityError
-from ocistream.layout.image_selection import report_duplicate_names
+from ocistream.layout.image_selection import report_duplicate_names, select_every_image
 from ocistream.layout.index import LayoutIndex, check_layout_file, parse_index_json
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
@@ -47,6 +45,14 @@ if TYPE_CHECKING:
     from ocistream.oci.volumes import VolumePart
     from ocistream.oci.walk import Need
     from ocistream.transfer.interfaces import Blob, Source
+
+
+#: The documents of an archive, and the largest size of each in bytes.
+DOCUMENT_LIMITS: Final = {
+    "oci-layout": limits.MAX_LAYOUT_FILE,
+    "index.json": limits.MAX_MANIFEST,
+    "manifest.json": limits.MAX_MANIFEST,
+}
 
 
 def list_archives(source: Source) -> Sequence[ArchiveSource]:
@@ -87,6 +93,10 @@ class ArchiveSource(ABC):
         self._images: Sequence[DockerImage] | None = None
         self.volume: Volume | None = None
         self.synthesized_manifests: dict[str, bytes] = {}
+        #: Those of them that are shown by their image IDs: the archive lacks them, or does not list them.
+        self._synthesized: frozenset[str] = frozenset()
+        #: Whether some layers of a docker-archive are not stored under the digests under which they were pushed.
+        self._has_plain_layers = False
         #: The walk to the graph, and the comparison of `manifest.json` with `index.json`, once they were started.
         self._index_walk: IndexWalk | None = None
         self._walk: StreamedWalk[Graph] | None = None
@@ -110,10 +120,6 @@ class ArchiveSource(ABC):
 
         `digest` is the digest in the entry's name. If there is none, `diff_id` is the digest of a plain layer.
         """
-
-    @abstractmethod
-    def _read_documents(self) -> None:
-        """Parse `index.json` and `manifest.json` if they were not parsed when they were added."""
 
     # -- documents -----------------------------------------------------------------------------------------
 
@@ -206,56 +212,61 @@ class ArchiveSource(ABC):
             ArchiveError: the archive is malformed, or its `index.json` and `manifest.json` contradict each other.
             NotFoundError, UsageError: the selection of images failed.
         """
-        if (graph := self.build_docker_graph()) is not None:
-            return graph
         index = self.read_complete_index()
-        if self._as_docker:
-            report_no_manifest_json()
+        if self._as_docker and not self.contents.is_docker_archive:
+            notices.notify("the archive has no manifest.json: reading the images of its index.json", level=1)
         if self._walk is None or index is not self._index:
             self._walk = self._start_walk(index)
-        graph = self._walk.finish(self.read)
-        built = [digest for digest, raw in self.synthesized_manifests.items() if self._peek(digest, len(raw)) != raw]
-        return self._complete(mark_synthesized(graph, built))
-
-    def build_docker_graph(self) -> Graph | None:
-        """Return the graph of a docker-archive with manifests built here, or None for an OCI archive.
-
-        Raises:
-            ArchiveError: the archive is malformed, or its `index.json` has another image under the same name.
-        """
-        if not self.contents.is_docker_archive:
-            return None
-        self._read_documents()
-        images = self._images or ()
-        self._finish_comparison().find_only_in_manifest_json(images, by_name=True)
-        return self._complete(build_docker_graph(images, self._selection, self))
+        return self._complete(self._walk.finish(self.read))
 
     def read_complete_index(self) -> LayoutIndex:
         """Return `index.json`, and add the images that only `manifest.json` lists, with manifests built here.
 
+        Of a docker-archive, return the entries that the selected images would have.
+
         Raises:
             ArchiveError: a file is missing or malformed, or the two files contradict each other.
         """
-        self.contents.require_index(self._label)
-        self._read_documents()
-        index = self._index or LayoutIndex([], {})
-        additional = self._finish_comparison().find_only_in_manifest_json(self._images) if self._images else []
-        if not additional:
+        if not self.contents.is_docker_archive:
+            self.contents.require_index(self._label)
+        index, images = self._index or LayoutIndex([], {}), self._images
+        if not images and not self.contents.is_docker_archive:
             return index
-        manifests = ManifestSynthesizer(self)
-        entries = manifests.build_entries(additional)
-        report_only_in_manifest_json(self._label, additional, manifests)
+        comparison, manifests = self._finish_comparison(), ManifestSynthesizer(self)
+        if self.contents.is_docker_archive:
+            comparison.find_only_in_manifest_json(images or (), by_name=True)
+            entries = choose_images(images or (), self._selection, manifests)
+            self._has_plain_layers = manifests.has_plain_layers
+            existing = manifests.existing
+            index = LayoutIndex([], {})
+        elif additional := comparison.find_only_in_manifest_json(images or ()):
+            entries = manifests.build_entries(additional)
+            report_only_in_manifest_json(self._label, additional, manifests)
+            # A manifest that is built here may exist, though `index.json` does not list it.
+            existing = {digest for digest, raw in manifests.manifests.items() if self._peek(digest, len(raw)) == raw}
+        else:
+            return index
         self.synthesized_manifests = manifests.manifests
+        self._synthesized = frozenset(manifests.manifests) - existing
         return LayoutIndex([*index.entries, *entries], index.annotations)
 
     def _start_walk(self, index: LayoutIndex) -> StreamedWalk[Graph]:
         """Select images of an index, and start the walk to everything that they need."""
-        self._index_walk = IndexWalk(index, self._selection, image_digests=self.synthesized_manifests)
+        selection = self._selection
+        if self.contents.is_docker_archive:
+            # Only the selected images have entries.
+            selection = replace(selection, select=select_every_image)
+        self._index_walk = IndexWalk(index, selection, image_digests=self.synthesized_manifests)
         return StreamedWalk(self._index_walk.run(), self.read)
 
     def _complete(self, graph: Graph) -> Graph:
         """Add to a graph what the archive says about all images, and report names that several images have."""
-        graph = replace(graph, has_plain_layers=graph.has_plain_layers or self.is_docker_save)
+        roots = tuple(
+            replace(root, is_synthesized=root.is_synthesized and root.descriptor.digest in self._synthesized)
+            for root in graph.roots
+        )
+        plain = self._has_plain_layers or self.is_docker_save
+        graph = replace(graph, roots=roots, synthesized=self._synthesized, has_plain_layers=plain)
         report_duplicate_names(graph)
         return graph
 

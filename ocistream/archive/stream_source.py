@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits
 from ocistream.archive.contents import normalize_name
-from ocistream.archive.source import ArchiveSource
+from ocistream.archive.source import DOCUMENT_LIMITS, ArchiveSource
 from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import ALL_IMAGES
@@ -92,8 +92,6 @@ class ArchiveStreamSource(ArchiveSource):
         self._is_index_last = False
         #: The error of the selection from `index.json`. `manifest.json` may still list the image.
         self._selection_error: OcistreamError | None = None
-        #: Whether the graph has all images of `manifest.json`.
-        self._is_compared = False
         #: Blobs of which the archive has only the rest, by digest: the offset where it starts. None if the archive was
         #: not sent by a `copy --via` that can resume.
         self._rest_offsets: dict[str, int] | None = None
@@ -133,7 +131,6 @@ class ArchiveStreamSource(ArchiveSource):
                     raise self._selection_error
                 assert self._walk is not None, "it was started"  # noqa: S101 - else the selection has failed
                 return self._complete(self._walk.finish(self.read))
-        self._is_compared = True
         return self._resolve()
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
@@ -146,6 +143,8 @@ class ArchiveStreamSource(ArchiveSource):
             UnsupportedError: a possible referrer arrived after the graph was completed without it, or a late
                 `manifest.json` lists other images.
         """
+        # At the end of the archive, the graph has all images of `manifest.json`.
+        is_compared = self._has_ended
         by_digest = {descriptor.digest: descriptor for descriptor in wanted}
         for digest, extent in self.contents.blobs.items():
             if digest in by_digest and extent.offset in self._corrupt:
@@ -168,7 +167,7 @@ class ArchiveStreamSource(ArchiveSource):
         self._reader.drain()
         if self.volume is not None and self._selection.all_blobs:
             self.contents.check_parts(self.volume)
-        if not self._is_compared:
+        if not is_compared:
             self._check_late_manifest_json()
 
     def find_entries_with(self, image_id: str) -> list[Descriptor]:
@@ -203,9 +202,6 @@ class ArchiveStreamSource(ArchiveSource):
                     self._buffered_bytes -= extent.size
             self._early_entries[extent.offset] = _Json(raw, is_in_graph=True)
         return raw
-
-    def _read_documents(self) -> None:
-        """Do nothing: a document is parsed when it arrives."""
 
     def _recall(self, need: Need) -> bytes | None:
         """Return a manifest that is in memory, or None."""
@@ -254,8 +250,7 @@ class ArchiveStreamSource(ArchiveSource):
         """Read a document, a file of a docker-archive, or a part of a blob that is split. Skip other entries."""
         name = normalize_name(entry.name)
         if self.contents.documents.get(name) is entry:
-            limit = limits.MAX_LAYOUT_FILE if name == "oci-layout" else limits.MAX_MANIFEST
-            self._parse_document(entry, self._reader.read(entry, limit))
+            self._parse_document(entry, self._reader.read(entry, DOCUMENT_LIMITS[name]))
             if self._index is not None and name == "index.json":
                 self._start_walks(self._index)
         elif entry.kind != "file":

@@ -6,13 +6,12 @@ This module knows nothing of images. `outputs` decides where the bytes go.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import tarfile
 import tempfile
 from typing import TYPE_CHECKING, Final
 
-from ocistream.archive.outputs import RewritableOutput
+from ocistream.archive.outputs import FileOutput
 from ocistream.errors import IntegrityError, LocalDiskError, OcistreamError
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks
@@ -29,37 +28,26 @@ if TYPE_CHECKING:
 
 #: Two blocks of zeros end an archive (POSIX pax, "ustar Interchange Format").
 END_OF_ARCHIVE: Final = bytes(2 * tarfile.BLOCKSIZE)
-_SPOOL_FAILED = "cannot store a layer in a temporary file"
-
-
-def _open_spool() -> FileIO:
-    """Open a temporary file without a name."""
-    directory = files.temporary_directory()
-    try:
-        return tempfile.TemporaryFile(buffering=0, dir=directory)
-    except FileNotFoundError as error:
-        # Without TMPDIR, Python tried to write to all the usual directories.
-        reason = f"{directory} does not exist" if directory else "no directory for temporary files is writable"
-        msg = f"{_SPOOL_FAILED}: {reason}"
-        raise LocalDiskError(msg, hint="set TMPDIR, or write to a file and not to a pipe") from error
 
 
 @contextlib.contextmanager
-def _spool_errors() -> Iterator[None]:
-    """Convert errors of the temporary file. It is usually on another disk than the input and output."""
+def _open_spool() -> Iterator[FileIO]:
+    """Open a temporary file without a name. It is usually on another disk than the input and output.
+
+    Raises:
+        LocalDiskError: the file cannot be created or written.
+    """
+    directory = files.temporary_directory()
     try:
-        yield
+        with tempfile.TemporaryFile(buffering=0, dir=directory) as spool:
+            yield spool
     except OSError as error:
-        disk_error = files.disk_error(_SPOOL_FAILED, error)
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}:
-            directory = files.temporary_directory() or tempfile.gettempdir()
-            hint = (
-                f"free some space in {directory}, or set TMPDIR to a directory with free space"
-                if error.errno in {errno.ENOSPC, errno.EDQUOT}
-                else f"{directory} is not writable: set TMPDIR to another directory, or write to a file, not to a pipe"
-            )
-            disk_error = LocalDiskError(disk_error.message, hint=hint)
-        raise disk_error from error
+        is_missing = directory is not None and isinstance(error, FileNotFoundError)
+        reason = f"{directory} does not exist" if is_missing else error.strerror
+        msg = f"cannot store a layer in a temporary file: {reason}"
+        where = directory or "the directory for temporary files"
+        hint = f"free some space in {where}, set TMPDIR to another directory, or write to a file and not to a pipe"
+        raise LocalDiskError(msg, hint=hint) from error
 
 
 class TarWriter:
@@ -67,10 +55,10 @@ class TarWriter:
 
     def __init__(self, output: Output, mtime: int = 0) -> None:
         """Write to `output`."""
-        self._output = output
+        self.output = output
         self._mtime = mtime
         #: Whether an entry can be removed again if its chunks raise.
-        self.can_roll_back = isinstance(output, RewritableOutput)
+        self.can_roll_back = isinstance(output, FileOutput)
 
     def add(self, name: str, size: int, chunks: Iterable[Chunk]) -> None:
         """Write an entry of `size` bytes.
@@ -83,30 +71,28 @@ class TarWriter:
     def add_blob(self, name: str, blob: VerifiedBlob) -> None:
         """Write an entry as `add` does. Existing bytes are hashed or compared if necessary, but not fetched again."""
         if blob.access is Access.ONCE:
-            self._output.discard()
+            self.output.discard()
         self._add(name, blob.descriptor.size, functools.partial(self._remaining_chunks, blob))
 
     def _add(self, name: str, size: int, chunks: Callable[[], Iterable[Chunk]]) -> None:
         with self.roll_back_on_failure():
-            self._output.write(build_header(name, size, self._mtime))
+            self.output.write(build_header(name, size, self._mtime))
             for chunk in chunks():
-                self._output.write(chunk)
-            self._output.write(padding(size))
+                self.output.write(chunk)
+            self.output.write(padding(size))
 
     def _remaining_chunks(self, blob: VerifiedBlob) -> Iterator[Chunk]:
         """Skip the existing bytes of a blob, and return the chunks of the rest."""
-        if not blob.can_resume:
+        output = self.output
+        existing_size = min(output.existing_size(), blob.descriptor.size)
+        if not blob.can_resume or not existing_size:
             # The output compares the chunks with its existing bytes, or drops these.
             return blob.open()
-        output = self._output
-        existing_size = min(output.existing_size(), blob.descriptor.size)
-        existing = output.read_existing(existing_size)
-        output.skip_existing(existing_size)
-        return blob.open(existing_size, existing)
+        return blob.open(existing_size, output.skip_existing(existing_size))
 
     def add_small(self, name: str, content: bytes) -> None:
         """Write an entry from memory."""
-        self._output.write(build_header(name, len(content), self._mtime) + content + padding(len(content)))
+        self.output.write(build_header(name, len(content), self._mtime) + content + padding(len(content)))
 
     def add_new(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
         """Write an entry whose size is known only at its end.
@@ -114,13 +100,13 @@ class TarWriter:
         `choose_name` returns its name, or None to drop the entry. If the output can be rewritten, the header is written
         last. A pipe needs a temporary file for the entry.
         """
-        if isinstance(self._output, RewritableOutput):
-            return self._add_in_place(blob, choose_name, self._output)
+        if isinstance(self.output, FileOutput):
+            return self._add_in_place(blob, choose_name, self.output)
         return self._add_via_spool(blob, choose_name)
 
     def write_end(self) -> None:
         """Write the end mark."""
-        self._output.write(END_OF_ARCHIVE)
+        self.output.write(END_OF_ARCHIVE)
 
     @contextlib.contextmanager
     def roll_back_on_failure(self) -> Iterator[None]:
@@ -129,21 +115,21 @@ class TarWriter:
         Corrupt bytes are removed from the partial file. Bytes of an interrupted transfer stay, so that a later run can
         resume.
         """
-        if not isinstance(self._output, RewritableOutput):
+        if not isinstance(self.output, FileOutput):
             yield
             return
-        position = self._output.position()
+        position = self.output.position()
         try:
             yield
         except IntegrityError:
-            self._output.truncate(position)
+            self.output.truncate(position)
             raise
         except OcistreamError:
-            self._output.rewind(position)
+            self.output.rewind(position)
             raise
 
     def _add_in_place(
-        self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None], output: RewritableOutput
+        self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None], output: FileOutput
     ) -> Descriptor:
         position = output.position()
         # A later run cannot resume in the middle of an entry of unknown size and digest.
@@ -161,16 +147,16 @@ class TarWriter:
         return descriptor
 
     def _add_via_spool(self, blob: NewBlob, choose_name: Callable[[Descriptor], str | None]) -> Descriptor:
-        with _spool_errors(), _open_spool() as spool:
+        with _open_spool() as spool:
             for chunk in blob.open():
                 files.write_all(spool, chunk)
             descriptor = blob.descriptor
             if (name := choose_name(descriptor)) is not None:
                 spool.seek(0)
-                self._output.write(build_single_block_header(name, descriptor.size, self._mtime))
+                self.output.write(build_single_block_header(name, descriptor.size, self._mtime))
                 for chunk in read_chunks(spool, descriptor.size):
-                    self._output.write(chunk)
-                self._output.write(padding(descriptor.size))
+                    self.output.write(chunk)
+                self.output.write(padding(descriptor.size))
         return descriptor
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits, notices
 from ocistream.archive.destination import TarDestination, build_small_files
-from ocistream.archive.outputs import RewritableOutput, open_file_output
+from ocistream.archive.outputs import FileOutput, open_file_output
 from ocistream.archive.tar_writer import END_OF_ARCHIVE, TarWriter, build_header, padding
 from ocistream.errors import UnsupportedError, UsageError
 from ocistream.layout.index import OCI_LAYOUT, blob_name, build_entries, build_index_json
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ocistream.archive.outputs import Output
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
     from ocistream.streams.hashing import Hasher
@@ -248,7 +247,7 @@ class _OpenVolume(NamedTuple):
     """A volume that is being written."""
 
     tar: TarWriter
-    output: RewritableOutput
+    output: FileOutput
 
 
 class VolumeSetDestination(TarDestination):
@@ -332,9 +331,6 @@ class VolumeSetDestination(TarDestination):
             volume.output.finish()
         self._report_unrelated_volumes()
 
-    def _outputs(self) -> Sequence[Output]:
-        return [volume.output for volume in self._volumes.values()]
-
     @property
     def _total(self) -> int:
         return self._plan.total if self._plan else 1
@@ -344,6 +340,7 @@ class VolumeSetDestination(TarDestination):
         if number not in self._volumes:
             assert self._graph is not None, "it was begun"  # noqa: S101 - `write` and `commit` check it
             output = open_file_output(self._directory / self._template.format_name(number))
+            self._outputs.append(output)
             writer = TarWriter(output, self._mtime)
             self._volumes[number] = _OpenVolume(writer, output)
             writer.add_small("oci-layout", OCI_LAYOUT)
@@ -420,8 +417,7 @@ def _remaining_chunks(
         existing_size = min(volume.output.existing_size(), piece.size)
         if not blob.can_resume or not existing_size:
             break
-        existing.append(_hash_chunks(volume.output.read_existing(existing_size) or iter(()), hasher))
-        volume.output.skip_existing(existing_size)
+        existing.append(_hash_chunks(volume.output.skip_existing(existing_size), hasher))
         position += existing_size
         if existing_size < piece.size:
             break

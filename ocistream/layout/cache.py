@@ -27,18 +27,19 @@ from ocistream.oci.digest import compute_digest
 from ocistream.oci.reference import is_digest
 from ocistream.registry.repository import determine_media_type
 from ocistream.streams import files, paths
-from ocistream.streams.chunks import closing_chunks
+from ocistream.streams.chunks import closing_chunks, peek_chunks
 from ocistream.streams.synchronization import once
 from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from ocistream.http.endpoints import Endpoint
     from ocistream.registry.referrers import ReferrerList
     from ocistream.registry.registries import ReadableRepository
     from ocistream.streams.chunks import Chunk
+
 
 #: Errors if a directory or something else that is not a file has a blob's path.
 _OCCUPIED_PATH_ERRNOS: Final = frozenset({errno.EISDIR, errno.EINVAL, errno.ENOTEMPTY, errno.EEXIST})
@@ -132,18 +133,46 @@ class Cache:
 
     def store_manifest(self, digest: str, raw: bytes) -> None:
         """Store a manifest that was verified."""
-        with self.open_writer(digest) as copy:
-            copy.write(raw)
-            copy.is_complete = True
+        for _ in self.store(digest, iter([raw])):
+            pass
 
-    @contextlib.contextmanager
-    def open_writer(self, digest: str) -> Iterator[_CacheWriter]:
-        """Open a writer for a copy of a blob. The copy is stored if `is_complete` is set at the end of the block."""
-        copy = _CacheWriter(self, digest)
+    def store(self, digest: str, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Pass verified chunks of a blob on, and store a copy of them. Errors of the copy are only reported.
+
+        The copy gets its name after the last chunk. If the chunks are not used up, it is deleted.
+        """
+        with closing(self._write_copy(digest)) as copy:
+            self._advance(copy, digest, None)
+            for chunk in chunks:
+                self._advance(copy, digest, chunk)
+                yield chunk
+            self._advance(copy, digest, None)
+
+    def _advance(self, copy: Generator[None, Chunk | None, None], digest: str, chunk: Chunk | None) -> None:
         try:
-            yield copy
-        finally:
-            copy.finish()
+            # A copy that is complete, or has failed, stops.
+            with contextlib.suppress(StopIteration):
+                copy.send(chunk)
+        except (OSError, OcistreamError) as error:
+            if isinstance(error, OSError) and error.errno in _OCCUPIED_PATH_ERRNOS:
+                # The obstacle stays, and would disable the cache in each run.
+                notices.notify(f"{digest} is not stored in the cache {self.layout.path}: its path is not a file")
+            else:
+                self.disable(error)
+
+    def _write_copy(self, digest: str) -> Generator[None, Chunk | None, None]:
+        """Write the chunks that are sent to this generator; None marks the end."""
+        if not self.is_enabled:
+            return
+        self.create()
+        path = self.layout.blob_path(digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not synced: a power failure may leave any content, but blobs from the cache are hashed before use.
+        with files.atomic_file_named_later(path.parent, path.name, durable=False, synced=False) as (file, name):
+            writer = files.WritebackWriter(file)
+            while (chunk := (yield)) is not None:
+                writer.write(chunk)
+            name(path)
 
     def _create(self) -> None:
         self.layout.create()
@@ -151,67 +180,6 @@ class Cache:
             # Other tools do not accept a layout without index.json.
             self.layout.change_index(lambda entries: entries)
         self.layout.remove_stale()
-
-
-class _CacheWriter:
-    """Writes a copy of a blob into the cache. Its methods do not raise for disk errors."""
-
-    def __init__(self, cache: Cache, digest: str) -> None:
-        self.is_complete = False
-        self._cache = cache
-        self._digest = digest
-        self._stack = contextlib.ExitStack()
-        self._writer: files.WritebackWriter | None = None
-        self._rename: Callable[[], None] = lambda: None
-        if not cache.is_enabled:
-            return
-        with self._catch_errors():
-            cache.create()
-            path = cache.layout.blob_path(digest)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Not synced: a power failure may leave any content, but blobs from the cache are hashed before use.
-            writing = files.atomic_file_named_later(path.parent, path.name, durable=False, synced=False)
-            file, name = self._stack.enter_context(writing)
-            self._rename = lambda: name(path)
-            self._writer = files.WritebackWriter(file)
-
-    def write(self, chunk: Chunk) -> None:
-        if self._writer is not None:
-            with self._catch_errors():
-                self._writer.write(chunk)
-
-    def finish(self) -> None:
-        if self._writer is None:
-            return
-        if not self.is_complete:
-            self._discard()
-            return
-        with self._catch_errors():
-            self._rename()
-            self._stack.close()
-
-    @contextlib.contextmanager
-    def _catch_errors(self) -> Iterator[None]:
-        """Drop this copy on an error. The cache is disabled too, unless only this blob's path is taken."""
-        try:
-            yield
-        except (OSError, OcistreamError) as error:
-            self._discard()
-            if isinstance(error, OSError) and error.errno in _OCCUPIED_PATH_ERRNOS:
-                # The obstacle stays, and would disable the cache in each run.
-                where = f"{self._digest} is not stored in the cache {self._cache.layout.path}"
-                notices.notify(f"{where}: its path is not a file")
-                return
-            self._cache.disable(error)
-
-    def _discard(self) -> None:
-        self._writer = None
-        with contextlib.suppress(_DiscardError, OSError), self._stack:
-            raise _DiscardError
-
-
-class _DiscardError(Exception):
-    """Ends the context of a copy that is not stored."""
 
 
 #: Statuses after which GET is tried: a registry may not support HEAD. 408 and 429 are temporary.
@@ -341,7 +309,8 @@ class _CachedBlob:
             with closing(self._from_cache(offset)) as chunks:
                 for chunk in chunks:
                     self._used_cache = True
-                    self._count_bytes(len(chunk))
+                    bytes_read = self._cache.bytes_read
+                    bytes_read[self._descriptor.digest] = bytes_read.get(self._descriptor.digest, 0) + len(chunk)
                     offset += len(chunk)
                     yield chunk
             if offset >= self._descriptor.size and (offset or self._is_cached):
@@ -357,10 +326,6 @@ class _CachedBlob:
             # The blob was deleted meanwhile, for example by `gc`, or cannot be read.
             self._is_cached = False
             notices.notify(f"{error.message}; fetching it", level=1)
-
-    def _count_bytes(self, size: int) -> None:
-        bytes_read, digest = self._cache.bytes_read, self._descriptor.digest
-        bytes_read[digest] = bytes_read.get(digest, 0) + size
 
     def _verify_cached(self) -> None:
         """Hash the blob in the cache, and use the repository if it is corrupt.
@@ -398,15 +363,9 @@ class _CachedBlob:
         its last chunk.
         """
         with closing_chunks(chunks):
-            chunk = next(chunks, None)
+            # The first chunk shows where they come from.
+            _, chunks_from_first = peek_chunks(chunks)
             if self._used_cache:
-                if chunk is not None:
-                    yield chunk
-                yield from chunks
-                return
-            with self._cache.open_writer(self._descriptor.digest) as copy:
-                while chunk is not None:
-                    copy.write(chunk)
-                    yield chunk
-                    chunk = next(chunks, None)
-                copy.is_complete = True
+                yield from chunks_from_first
+            else:
+                yield from self._cache.store(self._descriptor.digest, chunks_from_first)

@@ -395,18 +395,6 @@ class LayoutDirectory(BlobDirectory):
             with _add_layout_to_errors(self.path):
                 check_layout_file(raw)
 
-    def list_entries(self) -> list[Descriptor]:
-        """Return the entries of `index.json`, or none if the file does not exist.
-
-        Raises:
-            ArchiveError: the file is malformed, or a link.
-            LocalDiskError: the file cannot be read.
-        """
-        entries: list[Descriptor] = []
-        with self.open_index() as raw:
-            self.parse_entries(raw, entries.append)
-        return entries
-
     def read_index(self) -> LayoutIndex:
         """Return the contents of `index.json`, or an empty index if the file does not exist.
 

@@ -5,15 +5,13 @@ Nothing is deleted if a listed manifest cannot be read, because its blobs are no
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, IntegrityError
+from ocistream.errors import ArchiveError, IntegrityError, NotFoundError
 from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.documents import MANIFEST_FIELDS, intern_string
 from ocistream.oci.reference import is_digest
@@ -112,20 +110,18 @@ def collect_garbage(
 
 def _list_stored_blobs(layout: LayoutDirectory) -> Iterator[_StoredBlob]:
     for digest in layout.list_blobs():
-        with contextlib.suppress(FileNotFoundError):
-            status = os.lstat(layout.blob_path(digest))
-            if stat.S_ISREG(status.st_mode):
-                yield _StoredBlob(status.st_mtime_ns, digest, status.st_size)
+        if (status := layout.blob_status(digest)) is not None:
+            yield _StoredBlob(status.st_mtime_ns, digest, status.st_size)
 
 
 def _delete_unused(layout: LayoutDirectory, blob: _StoredBlob) -> bool:
     """Delete a blob, unless another process has used it since it was listed."""
-    path = layout.blob_path(blob.digest)
+    status = layout.blob_status(blob.digest)
+    if status is None or status.st_mtime_ns != blob.last_used:
+        return False
     try:
-        if os.lstat(path).st_mtime_ns != blob.last_used:
-            return False
-        path.unlink()
-    except FileNotFoundError:
+        layout.delete_blob(blob.digest)
+    except NotFoundError:
         return False
     return True
 
@@ -134,7 +130,7 @@ def _find_needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
     """Return the digests of stored blobs that the index needs, directly or through other documents."""
     needed: set[str] = set()
     visited: set[str] = set()
-    pending = [(entry.digest, entry.media_type) for entry in layout.list_entries()]
+    pending = [(entry.digest, entry.media_type) for entry in layout.read_index().entries]
     while pending:
         digest, media_type = pending.pop()
         if digest in visited:

@@ -12,25 +12,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError
+from ocistream.errors import InvalidNameError
 from ocistream.layout.index import REF_NAME, LayoutIndex, build_roots, image_name_of, referrer_tag_of, subject_of
-from ocistream.layout.index_walk import mark_if_stray
-from ocistream.oci.digest import check_content
-from ocistream.oci.documents import parse_document
+from ocistream.layout.index_walk import mark_if_stray, stray_reason
 from ocistream.oci.graph import Root
 from ocistream.oci.packed_descriptors import BuiltSequence, Positions
 from ocistream.oci.reference import parse_reference
 from ocistream.oci.referrers import (
     REFERRER_NAME,
-    SUBJECT_MISSING,
-    UNREADABLE,
-    UNSUPPORTED_TYPE,
     SkippedReferrer,
     classify_referrer,
     cosign_subject,
     fallback_tag,
 )
-from ocistream.oci.walk import Need
+from ocistream.oci.walk import Need, parse_candidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -116,9 +111,7 @@ class ImageLookup:
         skipped: list[SkippedReferrer] = []
         for position, entry in orphans.items():
             subject = next(iter(self._subjects_in_entry(entry)), None)
-            is_known = subject is not None or position in referring
-            unread = UNREADABLE if entry.is_index or entry.is_manifest else UNSUPPORTED_TYPE
-            why = SUBJECT_MISSING if is_known else unread
+            why = stray_reason(entry, is_referrer=subject is not None or position in referring)
             tag = referrer_tag_of(entry)
             kind = classify_referrer(entry.artifact_type, tag)
             skipped.append(SkippedReferrer(subject, why, kind, entry.digest, tag))
@@ -155,14 +148,7 @@ class ImageLookup:
         if not (entry.is_index or entry.is_manifest) or entry.size > limits.MAX_MANIFEST:
             return None
         raw = self._read(Need(entry, is_candidate=True))
-        if raw is None:
-            return None
-        check_content(entry, raw)
-        try:
-            return parse_document(entry, raw)
-        except (ArchiveError, UnsupportedError):
-            # Reported if the manifest is copied.
-            return None
+        return parse_candidate(entry, raw) if raw is not None else None
 
     def _list_reachable(self, descriptors: Iterable[Descriptor]) -> set[str]:
         """Return the digests of these manifests, of the manifests below them, and of all their referrers."""

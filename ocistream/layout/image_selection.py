@@ -1,6 +1,6 @@
 """Which images and platforms of a source are wanted: the only one, those of some names, or all; report unused names.
 
-`push --to`, `copy --all-tags` and `sync` share `select_all_images`, so that none drops an image for its name.
+`push --to`, `copy --all-tags` and `sync` share `check_all_images`, so that none drops an image for its name.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ocistream import limits
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.layout.index import REF_NAME, has_full_name, is_printable_name, tag_of
 from ocistream.notices import notify
+from ocistream.oci.descriptor import UNKNOWN_SIZE
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.referrers import REFERRER_NAME
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.referrers import ReferrerMode
 
-#: The size of a root whose manifest is not built yet. Its digest is a placeholder, and must not be printed.
-UNKNOWN_SIZE: Final = -1
 #: At most this many names, and images of one name, are printed.
 _MAX_NAMES: Final = 10
 
@@ -203,50 +202,31 @@ def select_full_names(chosen: Sequence[str], command: str) -> ImageSelector:
         hint = f"--to needs a full name, REPOSITORY:TAG, for every image; push {which} by itself: `{line}`"
         if len(unnamed) < len(roots):
             hint += "; select the others with --image NAME"
-        if not chosen:
-            return select_all_images(select_existing_images(roots, where), f"in {where}", "full name", hint)
-        return select_all_images(select_named_images(chosen, all_names=True)(roots, where), "chosen", "full name", hint)
+        if chosen:
+            images, which = select_named_images(chosen, all_names=True)(roots, where), "chosen"
+        else:
+            images, which = select_existing_images(roots, where), f"in {where}"
+        check_all_images(images, which, "full name", hint)
+        return list(filter(has_full_name, images))
 
     return select
 
 
-def select_all_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: str) -> ImageSelector:
-    """Return a selection of all images of an archive or layout by their tags, which `choose` may restrict.
+def select_by_tag(choose: Callable[[Sequence[str]], Sequence[str]], hint: str | None = None) -> ImageSelector:
+    """Return a selection of those images of an archive or layout whose tags `choose` returns.
 
-    The selection raises UsageError, with this hint, if an image has no tag.
+    With `hint`, the selection raises UsageError with it if an image has no tag. Otherwise a notice names these images.
     """
 
     def select(roots: Sequence[Root], where: str) -> Sequence[Root]:
-        tagged = select_all_images(select_existing_images(roots, where), f"in {where}", "tag", hint)
-        return select_tagged(choose)(tagged, where)
-
-    return select
-
-
-def select_tagged(choose: Callable[[Sequence[str]], Sequence[str]]) -> ImageSelector:
-    """Return a selection of images of an archive or layout by their tags; a notice names the images without a tag."""
-
-    def select(roots: Sequence[Root], _where: str) -> Sequence[Root]:
-        tags = [tag for root in roots if (tag := tag_of(root.name))]
-        chosen = set(choose(list(dict.fromkeys(tags))))
-        report_untagged(roots)
+        if hint is not None:
+            check_all_images(select_existing_images(roots, where), f"in {where}", "tag", hint)
+        chosen = set(choose(list(dict.fromkeys(tag for root in roots if (tag := tag_of(root.name))))))
+        if hint is None:
+            report_untagged(roots)
         return [root for root in roots if tag_of(root.name) in chosen]
 
     return select
-
-
-def select_all_images(
-    roots: Sequence[Root], which: str, required: Literal["full name", "tag"], hint: str
-) -> Sequence[Root]:
-    """Choose all images, each under those of its names that are full names, or that have a tag.
-
-    A stray entry is chosen if its name is as `required`. The other parameters are those of `check_all_images`.
-
-    Raises:
-        UsageError: an image has no such name.
-    """
-    check_all_images(roots, which, required, hint)
-    return list(filter(_REQUIRED_NAMES[required], roots))
 
 
 def check_all_images(roots: Sequence[Root], which: str, required: Literal["full name", "tag"], hint: str) -> None:

@@ -6,6 +6,7 @@ This module opens no files: the sources answer the needs of the walk.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,8 +14,6 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.index import build_roots, may_be_referrer, referrer_tag_of, subject_of
-from ocistream.oci.digest import check_content
-from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import Root
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, parse_omitted
 from ocistream.oci.reference import printable
@@ -28,7 +27,6 @@ from ocistream.oci.referrers import (
     UNREADABLE,
     UNSUPPORTED_TYPE,
     Referrer,
-    ReferrerMode,
     SkippedReferrer,
     classify_referrer,
     cosign_subject,
@@ -37,7 +35,7 @@ from ocistream.oci.referrers import (
     is_signature,
     referrer_descriptor,
 )
-from ocistream.oci.walk import GraphWalk, Need
+from ocistream.oci.walk import GraphWalk, Need, parse_candidate
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
@@ -51,256 +49,33 @@ if TYPE_CHECKING:
     from ocistream.oci.walk import Walk
 
 
-@dataclass(frozen=True, slots=True)
-class ReferrerCandidate:
+@dataclass(slots=True, eq=False)
+class _Candidate:
     """An entry that may be a referrer: by its tag, or by its manifest's subject.
 
-    `listed_by` is the tag of the referrers list that names it, if it has no entry of its own.
+    `listed_by` is the tag of the referrers list that names it, if it has no entry of its own. `descriptor` and
+    `subject` come from its manifest, once that was read. It is open until it is chosen, attached or skipped.
     """
 
     root: Root
     tag: str | None
     listed_by: str | None = None
+    descriptor: Descriptor | None = None
+    subject: str | None = None
+    is_signature: bool = False
+    is_open: bool = True
 
     @property
     def digest(self) -> str:
         """The digest of the possible referrer."""
         return self.root.descriptor.digest
 
-
-class ReferrerResolver:
-    """Decides which `candidates` are referrers of the images of one graph, and attaches or skips these."""
-
-    def __init__(self, graph_walk: GraphWalk, referrers: ReferrerMode, *, with_signatures: bool) -> None:
-        """Attach referrers to the graph, as the mode `referrers` says.
-
-        With `with_signatures`, signatures that are not copied are added to be checked.
-        """
-        self._graph_walk = graph_walk
-        self._referrers = referrers
-        self._with_signatures = with_signatures
-        #: The digests of signatures, and which of them were added to be checked.
-        self._signatures: set[str] = set()
-        self._checked: set[tuple[str, str]] = set()
-        self.candidates: list[ReferrerCandidate] = []
-        #: The digests of the candidates; by digest, the tags of candidates that may be referrers lists.
-        self._known: set[str] = set()
-        self._lists: dict[str, str] = {}
-        self._subjects: dict[str, str] = {}
-        self._descriptors: dict[str, Descriptor] = {}
-        self._skipped: dict[str, str] = {}
-        self._tags: dict[tuple[str, str], str] = {}
-        #: The number of candidates that only referrers lists name.
-        self._listed_count = 0
-        #: The number of levels of referrers of referrers.
-        self._depth = 0
-
-    def begin(self, candidates: list[ReferrerCandidate]) -> list[Descriptor]:
-        """Set the candidates and return their descriptors, to be read. Only referrers lists can add further ones."""
-        self.candidates = candidates
-        self._known = {candidate.digest for candidate in self.candidates}
-        self._lists = {
-            candidate.digest: candidate.tag
-            for candidate in self.candidates
-            if candidate.tag and is_fallback_tag(candidate.tag)
-        }
-        return [candidate.root.descriptor for candidate in self.candidates]
-
-    def add_attestation(self, attestation: Descriptor, image: str) -> None:
-        """Add an attestation that an index lists for `image`, which is copied without the index."""
-        if attestation.digest not in self._known:
-            self._known.add(attestation.digest)
-            self.candidates.append(ReferrerCandidate(Root(None, attestation), None, fallback_tag(image)))
-
-    def is_known(self, digest: str) -> bool:
-        """Return whether the manifest was read, so that its subject is known."""
-        return digest in self._descriptors
-
-    def listed_roots(self) -> list[Root]:
-        """Return the roots of candidates with entries of their own."""
-        return [candidate.root for candidate in self.candidates if not candidate.listed_by]
-
-    def find_images(self) -> dict[int, Root]:
-        """Return a root that is not stray for each entry whose manifest says that it is an image of its own.
-
-        The keys are the ids of the stray roots that these replace. A child of an index of which some or all platforms
-        are copied belongs to that image, and is not an image of its own.
-        """
-        children = {*self._graph_walk.list_included(), *self._narrowed_digests()}
-        images: dict[int, Root] = {}
-        for index, candidate in enumerate(self.candidates):
-            is_referrer = (
-                candidate.tag or candidate.digest in self._subjects or subject_of(candidate.root.descriptor) is not None
-            )
-            if (
-                candidate.root.is_stray
-                and not is_referrer
-                and candidate.digest in self._descriptors
-                and candidate.digest not in children
-            ):
-                images[id(candidate.root)] = image = replace(candidate.root, is_stray=False)
-                self.candidates[index] = replace(candidate, root=image)
-        return images
-
-    def skip_strays(self) -> None:
-        """Record each stray entry that is not copied as skipped. All images of the source were chosen before."""
-        children = {*self._graph_walk.list_included(), *self._narrowed_digests()}
-        for candidate in self.candidates:
-            if candidate.root.is_stray and not candidate.listed_by and candidate.digest not in children:
-                subject, tag = next(
-                    self._find_subjects(candidate), (subject_of(candidate.root.descriptor), candidate.tag)
-                )
-                entry = candidate.root.descriptor
-                unread = UNREADABLE if entry.is_index or entry.is_manifest else UNSUPPORTED_TYPE
-                is_known = subject is not None or tag is not None
-                self._skip(candidate, subject, tag, SUBJECT_MISSING if is_known else unread)
-
-    def remove_chosen(self, chosen: AbstractSet[int], digests: AbstractSet[str]) -> None:
-        """Remove chosen images from the candidates: roots with these ids, and untagged entries with these digests."""
-        self.candidates = [
-            candidate
-            for candidate in self.candidates
-            if id(candidate.root) not in chosen and (candidate.tag or candidate.digest not in digests)
-        ]
-
-    def add_document(self, entry: Descriptor, document: Document) -> list[Descriptor]:
-        """Store the subject of a manifest that was read. Return the new candidates if it is a referrers list."""
-        new = []
-        self._descriptors[entry.digest] = referrer_descriptor(entry, document)
-        if document.subject is not None:
-            self._subjects[entry.digest] = document.subject.digest
-        if is_signature(document):
-            self._signatures.add(entry.digest)
-        if entry.is_index and (tag := self._lists.get(entry.digest)) is not None:
-            for child in document.manifests:
-                if child.digest not in self._known:
-                    self._known.add(child.digest)
-                    self._listed_count += 1
-                    if self._listed_count > limits.MAX_REFERRERS:
-                        msg = f"more than {limits.MAX_REFERRERS} referrers are listed"
-                        raise UnsupportedError(msg, hint="copy fewer images at a time")
-                    self.candidates.append(ReferrerCandidate(Root(None, child), None, tag))
-                    new.append(child)
-        return new
-
-    # -- attaching and skipping referrers ----------------------------------------------------------------
-
-    def attach_next(self) -> bool:
-        """Attach referrers of copied manifests. When all are attached, skip referrers of other manifests.
-
-        Return whether referrers were attached, or signatures were added.
-        """
-        included, narrowed = self._graph_walk.list_included(), self._narrowed_digests()
-        self._remove_referrer_lists((*included, *narrowed, *self._skipped))
-        if self._referrers == "copy" and self._attach_to(set(included)):
-            self._depth += 1
-            if self._depth > limits.MAX_REFERRER_DEPTH:
-                msg = f"referrers refer to each other more than {limits.MAX_REFERRER_DEPTH} levels deep"
-                raise UnsupportedError(msg, hint="skip them with --no-referrers")
-            return True
-        if self._with_signatures and self._add_signatures(set(included)):
-            return True
-        self._skip_referrers_of((*included, *narrowed, *self._skipped))
-        self._remove_referrer_lists((*included, *narrowed, *self._skipped))
-        return False
-
-    def _add_signatures(self, included: set[str]) -> bool:
-        """Add the signatures of copied manifests that are skipped, and of the indexes that these were taken from.
-
-        Return whether there were any that were not added before.
-        """
-        subjects = set(self._graph_walk.list_narrowed()) | (included if self._referrers == "skip" else set())
-        count = len(self._checked)
-        for candidate in self.candidates:
-            for subject, tag in self._find_subjects(candidate) if candidate.digest in self._signatures else ():
-                if subject in subjects and (subject, candidate.digest) not in self._checked:
-                    self._checked.add((subject, candidate.digest))
-                    self._graph_walk.add_signature(Referrer(candidate.root.descriptor, subject, tag))
-        return len(self._checked) > count
-
-    def _narrowed_digests(self) -> set[str]:
-        """Return the digests of indexes of which only some platforms are copied, and of their children.
-
-        A smaller index has another digest, so referrers of the original index have no subject in the destination.
-        """
-        narrowed = set(self._graph_walk.list_narrowed())
-        for document in filter(None, map(self._graph_walk.document, tuple(narrowed))):
-            # Referrers of another platform's image are not copied either.
-            narrowed.update(child.digest for child in document.manifests)
-        return narrowed
-
-    def _remove_referrer_lists(self, subjects: Iterable[str]) -> None:
-        """Drop referrers lists of these subjects: a registry without the referrers API gets new ones."""
-        tags = set(map(fallback_tag, subjects))
-        self.candidates = [
-            candidate
-            for candidate in self.candidates
-            if candidate.tag not in tags or candidate.digest not in self._descriptors
-        ]
-
-    def _attach_to(self, included: set[str]) -> bool:
-        """Attach the direct referrers of these manifests. Return whether there were any."""
-        attached, remaining = False, []
-        for candidate in self.candidates:
-            references = [reference for reference in self._find_subjects(candidate) if reference[0] in included]
-            for subject, tag in references:
-                if tag is not None and self._tags.setdefault((subject, tag), candidate.digest) != candidate.digest:
-                    self._skip(candidate, subject, tag, DUPLICATE_TAG)
-                else:
-                    self._graph_walk.add_referrer(Referrer(candidate.root.descriptor, subject, tag))
-                    attached = True
-            if not references:
-                remaining.append(candidate)
-        self.candidates = remaining
-        return attached
-
-    def _skip_referrers_of(self, subjects: Iterable[str]) -> None:
-        """Skip the referrers of these manifests, and referrers of referrers.
-
-        Each candidate is visited once, however long the chain is.
-        """
-        referrers: dict[str, list[tuple[ReferrerCandidate, str | None]]] = {}
-        missing: dict[str, list[ReferrerCandidate]] = {}
-        mismatched: dict[str, list[ReferrerCandidate]] = {}
-        for candidate in self.candidates:
-            references = list(self._find_subjects(candidate))
-            for subject, tag in references:
-                referrers.setdefault(subject, []).append((candidate, tag))
-            if not references and (claimed := subject_of(candidate.root.descriptor)) is not None:
-                mismatched.setdefault(claimed, []).append(candidate)
-            if candidate.listed_by is not None and candidate.digest not in self._descriptors:
-                # If the list's subject is in the source, the referrer that it names is missing.
-                missing.setdefault(candidate.listed_by, []).append(candidate)
-        skipped_ids: set[int] = set()
-        pending = deque(subjects)
-        while pending:
-            subject = pending.popleft()
-            why = EXCLUDED if self._referrers == "skip" else self._skipped.get(subject, PLATFORM_FILTERED)
-            skipped = [(candidate, tag, why) for candidate, tag in referrers.pop(subject, ())]
-            skipped += [(candidate, None, NOT_FOUND) for candidate in missing.pop(fallback_tag(subject), ())]
-            for candidate in mismatched.pop(subject, ()):
-                skipped.append(
-                    (candidate, None, SUBJECT_MISMATCH if candidate.digest in self._descriptors else NOT_FOUND)
-                )
-            for candidate, tag, reason in skipped:
-                self._skip(candidate, subject, tag, reason)
-                skipped_ids.add(id(candidate))
-                pending.append(candidate.digest)
-        self.candidates = [candidate for candidate in self.candidates if id(candidate) not in skipped_ids]
-
-    def _find_subjects(self, candidate: ReferrerCandidate) -> Iterator[tuple[str, str | None]]:
-        """Yield the subjects of a candidate, each with the tag that names it, or None if the manifest does."""
-        if (subject := self._subjects.get(candidate.digest)) is not None:
-            yield subject, None
-        if candidate.tag and (subject := cosign_subject(candidate.tag)) is not None:
-            yield subject, candidate.tag
-
-    def _skip(self, candidate: ReferrerCandidate, subject: str | None, tag: str | None, reason: str) -> None:
-        self._skipped[candidate.digest] = reason
-        kind = self._descriptors.get(candidate.digest, candidate.root.descriptor).artifact_type
-        self._graph_walk.add_skipped_referrer(
-            SkippedReferrer(subject, reason, classify_referrer(kind, tag), candidate.digest, tag)
-        )
+    def find_subjects(self) -> list[tuple[str, str | None]]:
+        """Return its subjects, each with the tag that names it, or None if the manifest does."""
+        subjects: list[tuple[str, str | None]] = [] if self.subject is None else [(self.subject, None)]
+        if self.tag and (subject := cosign_subject(self.tag)) is not None:
+            subjects.append((subject, self.tag))
+        return subjects
 
 
 def mark_strays(roots: Sequence[Root]) -> list[Root]:
@@ -315,8 +90,18 @@ def mark_if_stray(root: Root) -> Root:
     return root if root.is_synthesized or not may_be_referrer(root.descriptor) else replace(root, is_stray=True)
 
 
+def stray_reason(entry: Descriptor, *, is_referrer: bool) -> str:
+    """Return why an entry is skipped that belongs to no image."""
+    if is_referrer:
+        return SUBJECT_MISSING
+    return UNREADABLE if entry.is_index or entry.is_manifest else UNSUPPORTED_TYPE
+
+
 class IndexWalk:
-    """Walks to everything that the chosen images of an `index.json` need, and to their referrers."""
+    """Walks to everything that the chosen images of an `index.json` need, and to their referrers.
+
+    Entries that may be referrers are candidates. They are read, and attached to their subjects or skipped.
+    """
 
     def __init__(
         self,
@@ -331,18 +116,23 @@ class IndexWalk:
         built here.
         """
         self._annotations = index.annotations
-        self._select = selection.choose
-        self._referrers = selection.referrers
+        self._selection = selection
         self._graph_walk = GraphWalk(selection.platforms, skip_referrers=selection.referrers == "skip")
-        self._resolver = ReferrerResolver(
-            self._graph_walk, selection.referrers, with_signatures=selection.with_signatures
-        )
         self._all = build_roots(index.entries, image_digests)
         #: The ids of the chosen roots: two entries may be equal.
         self._chosen: set[int] = set()
         self._chosen_digests: set[str] = set()
-        #: Possible images and referrers that were not read yet.
+        self._candidates: list[_Candidate] = []
+        self._by_digest: dict[str, list[_Candidate]] = {}
+        #: Candidates that were not read yet.
         self._unread: deque[Descriptor] = deque()
+        #: The number of candidates that only referrers lists name, and of levels of referrers of referrers.
+        self._listed_count = self._depth = 0
+        #: The referrer with a tag of cosign's, by subject and tag; and the reasons of skipped ones, by digest.
+        self._tags: dict[tuple[str, str], str] = {}
+        self._skipped: dict[str, str] = {}
+        #: Subjects and digests of signatures that were added to be checked.
+        self._checked: set[tuple[str, str]] = set()
         #: Whether images were chosen. If not, candidates are awaited, because they may be images.
         self.is_chosen = False
         #: Why the choice from the named images failed, while it is not known which other entries are images.
@@ -356,16 +146,18 @@ class IndexWalk:
             OcistreamError: as `GraphWalk.settle`.
             ArchiveError: the annotation of omitted blobs is malformed.
         """
-        if self._referrers == "list":
+        if self._selection.referrers == "list":
             self._choose()
             yield from self._graph_walk.settle()
             return self._build()
-        self._find_candidates()
-        if self._named_images() or not self._resolver.candidates:
+        self._all = mark_strays(self._all)
+        for root in filter(operator.attrgetter("is_stray"), self._all):
+            self._add_candidate(_Candidate(root, referrer_tag_of(root.descriptor)))
+        if self._named_images() or not self._candidates:
             try:
                 self._choose()
             except UsageError as error:
-                if not self._resolver.candidates:
+                if not self._candidates:
                     raise
                 # Raised once it is known which other entries are images.
                 self.selection_error = error
@@ -375,10 +167,12 @@ class IndexWalk:
             self._choose()
             self.selection_error = None
         yield from self._attach_referrers()
+        if not self._candidates:
+            return self._build()
         if self._choose_again():
             yield from self._attach_referrers()
         if {root.descriptor.digest for root in self._named_images()} <= self._chosen_digests:
-            self._resolver.skip_strays()
+            self._skip_strays()
         return self._build()
 
     def document(self, digest: str) -> Document | None:
@@ -416,30 +210,24 @@ class IndexWalk:
         """Return the entries that are certainly images."""
         return [root for root in self._all if not root.is_stray]
 
-    def _find_candidates(self) -> None:
-        """Find the entries that may be images or referrers: those without an image's name."""
-        self._all = mark_strays(self._all)
-        self._unread += self._resolver.begin(
-            [ReferrerCandidate(root, referrer_tag_of(root.descriptor)) for root in self._all if root.is_stray]
-        )
-
     def _choose(self) -> None:
         """Choose among entries that are certainly images. If that fails, choose among all entries."""
         try:
-            chosen = self._select(self._named_images() or self._all)
-        except (NotFoundError, UsageError):
-            chosen_of_all = self._try_select(self._all)
-            if chosen_of_all is None:
-                raise
-            chosen = chosen_of_all
+            chosen = self._selection.choose(self._named_images() or self._all)
+        except (NotFoundError, UsageError) as error:
+            try:
+                chosen = self._selection.choose(self._all)
+            except (NotFoundError, UsageError):
+                raise error from None
         self.is_chosen = True
         self._add(chosen)
 
     def _choose_again(self) -> bool:
         """Choose again, now that it is known which entries are images. Return whether another image was chosen."""
         self._find_images()
-        candidate_ids = self._chosen.union(map(id, self._named_images()), map(id, self._resolver.listed_roots()))
-        chosen = self._select([root for root in self._all if id(root) in candidate_ids])
+        offered = self._chosen.union(map(id, self._named_images()))
+        offered.update(id(candidate.root) for candidate in self._open_candidates())
+        chosen = self._selection.choose([root for root in self._all if id(root) in offered])
         if new := [root for root in chosen if id(root) not in self._chosen]:
             self._add(new)
         return bool(new)
@@ -448,32 +236,38 @@ class IndexWalk:
         digests = {root.descriptor.digest for root in chosen}
         self._chosen.update(map(id, chosen))
         self._chosen_digests |= digests
-        self._resolver.remove_chosen(self._chosen, digests)
+        for candidate in self._open_candidates():
+            # An entry with a tag may be a referrer too, even if its manifest is chosen by another entry.
+            if id(candidate.root) in self._chosen or (not candidate.tag and candidate.digest in digests):
+                candidate.is_open = False
         for root in chosen:
             self._graph_walk.add_root(root)
 
-    def _try_select(self, roots: Sequence[Root]) -> Sequence[Root] | None:
-        try:
-            return self._select(roots)
-        except (NotFoundError, UsageError):
-            return None
-
     def _find_images(self) -> None:
-        images = self._resolver.find_images()
+        """Mark the entries whose manifests say that they are images of their own.
+
+        A child of an index of which some or all platforms are copied belongs to that image, and is not an image of its
+        own.
+        """
+        children = {*self._graph_walk.list_included(), *self._list_narrowed()}
+        images: dict[int, Root] = {}
+        for candidate in self._open_candidates():
+            is_referrer = candidate.tag or candidate.subject or subject_of(candidate.root.descriptor)
+            is_read = candidate.descriptor is not None
+            if candidate.root.is_stray and is_read and not is_referrer and candidate.digest not in children:
+                images[id(candidate.root)] = image = replace(candidate.root, is_stray=False)
+                candidate.root = image
         self._all = [images.get(id(root), root) for root in self._all]
 
-    # -- reading and attaching referrers -----------------------------------------------------------------
+    # -- reading candidates ------------------------------------------------------------------------------
 
-    def _attach_referrers(self) -> Walk[None]:
-        """Walk to the chosen images, then to their referrers, and to the referrers of those."""
-        yield from self._graph_walk.settle()
-        if self._referrers == "copy":
-            for attestation, image in self._graph_walk.new_attestations():
-                self._resolver.add_attestation(attestation, image)
-                self._unread.append(attestation)
-        yield from self._read_candidates()
-        while self._resolver.attach_next():
-            yield from self._graph_walk.settle()
+    def _open_candidates(self) -> Iterator[_Candidate]:
+        return (candidate for candidate in self._candidates if candidate.is_open)
+
+    def _add_candidate(self, candidate: _Candidate) -> None:
+        self._candidates.append(candidate)
+        self._by_digest.setdefault(candidate.digest, []).append(candidate)
+        self._unread.append(candidate.root.descriptor)
 
     def _read_candidates(self) -> Walk[None]:
         """Read all candidates, to know their subjects. A referrers list may name further candidates."""
@@ -482,7 +276,7 @@ class IndexWalk:
             new: dict[str, Need] = {}
             while self._unread:
                 entry = self._unread.popleft()
-                if self._resolver.is_known(entry.digest):
+                if self._by_digest[entry.digest][0].descriptor is not None:
                     continue
                 if (document := self._graph_walk.document(entry.digest)) is not None:
                     self._add_document(entry, document)
@@ -494,16 +288,149 @@ class IndexWalk:
             need, raw = yield tuple(new.values())
             awaited -= 1
             if raw is not None:
-                self._read_candidate(need.descriptor, raw)
-
-    def _read_candidate(self, entry: Descriptor, raw: bytes) -> None:
-        check_content(entry, raw)
-        try:
-            document = parse_document(entry, raw)
-        except (ArchiveError, UnsupportedError):
-            # Reported if the manifest is copied.
-            return
-        self._add_document(entry, document)
+                document = parse_candidate(need.descriptor, raw)
+                if document is not None:
+                    self._add_document(need.descriptor, document)
 
     def _add_document(self, entry: Descriptor, document: Document) -> None:
-        self._unread += self._resolver.add_document(entry, document)
+        """Store what a manifest says about itself. If it is a referrers list, add what it names."""
+        list_tag = None
+        for candidate in self._by_digest[entry.digest]:
+            candidate.descriptor = referrer_descriptor(entry, document)
+            candidate.subject = document.subject.digest if document.subject is not None else None
+            candidate.is_signature = is_signature(document)
+            if candidate.tag and is_fallback_tag(candidate.tag):
+                list_tag = candidate.tag
+        if not entry.is_index or list_tag is None:
+            return
+        for child in document.manifests:
+            if child.digest not in self._by_digest:
+                self._listed_count += 1
+                if self._listed_count > limits.MAX_REFERRERS:
+                    msg = f"more than {limits.MAX_REFERRERS} referrers are listed"
+                    raise UnsupportedError(msg, hint="copy fewer images at a time")
+                self._add_candidate(_Candidate(Root(None, child), None, list_tag))
+
+    # -- attaching and skipping referrers ----------------------------------------------------------------
+
+    def _attach_referrers(self) -> Walk[None]:
+        """Walk to the chosen images, then to their referrers, and to the referrers of those."""
+        yield from self._graph_walk.settle()
+        if self._selection.referrers == "copy":
+            # An index that is not copied may list attestations of an image that is.
+            for attestation, image in self._graph_walk.new_attestations():
+                if attestation.digest not in self._by_digest:
+                    self._add_candidate(_Candidate(Root(None, attestation), None, fallback_tag(image)))
+        yield from self._read_candidates()
+        while self._candidates and self._attach_next():
+            yield from self._graph_walk.settle()
+
+    def _attach_next(self) -> bool:
+        """Attach referrers of copied manifests. When all are attached, skip referrers of other manifests.
+
+        Return whether referrers were attached, or signatures were added.
+        """
+        included, narrowed = self._graph_walk.list_included(), self._list_narrowed()
+        self._close_referrer_lists((*included, *narrowed, *self._skipped))
+        if self._selection.referrers == "copy" and self._attach_to(set(included)):
+            self._depth += 1
+            if self._depth > limits.MAX_REFERRER_DEPTH:
+                msg = f"referrers refer to each other more than {limits.MAX_REFERRER_DEPTH} levels deep"
+                raise UnsupportedError(msg, hint="skip them with --no-referrers")
+            return True
+        if self._selection.with_signatures and self._add_signatures(set(included)):
+            return True
+        self._skip_referrers_of((*included, *narrowed, *self._skipped))
+        self._close_referrer_lists((*included, *narrowed, *self._skipped))
+        return False
+
+    def _list_narrowed(self) -> set[str]:
+        """Return the digests of indexes of which only some platforms are copied, and of their children.
+
+        A smaller index has another digest, so referrers of the original index have no subject in the destination.
+        """
+        narrowed = set(self._graph_walk.list_narrowed())
+        for document in filter(None, map(self._graph_walk.document, tuple(narrowed))):
+            # Referrers of another platform's image are not copied either.
+            narrowed.update(child.digest for child in document.manifests)
+        return narrowed
+
+    def _close_referrer_lists(self, subjects: Iterable[str]) -> None:
+        """Drop referrers lists of these subjects: a registry without the referrers API gets new ones."""
+        tags = set(map(fallback_tag, subjects))
+        for candidate in self._open_candidates():
+            if candidate.tag in tags and candidate.descriptor is not None:
+                candidate.is_open = False
+
+    def _attach_to(self, included: set[str]) -> bool:
+        """Attach the direct referrers of these manifests. Return whether there were any."""
+        attached = False
+        for candidate in self._open_candidates():
+            for subject, tag in candidate.find_subjects():
+                if subject not in included:
+                    continue
+                candidate.is_open = False
+                if tag is not None and self._tags.setdefault((subject, tag), candidate.digest) != candidate.digest:
+                    self._skip(candidate, subject, tag, DUPLICATE_TAG)
+                else:
+                    self._graph_walk.add_referrer(Referrer(candidate.root.descriptor, subject, tag))
+                    attached = True
+        return attached
+
+    def _add_signatures(self, included: set[str]) -> bool:
+        """Add the signatures of copied manifests that are skipped, and of the indexes that these were taken from.
+
+        They are checked and not copied. Return whether there were any that were not added before.
+        """
+        subjects = set(self._graph_walk.list_narrowed())
+        subjects |= included if self._selection.referrers == "skip" else set()
+        count = len(self._checked)
+        for candidate in self._open_candidates():
+            for subject, tag in candidate.find_subjects() if candidate.is_signature else ():
+                if subject in subjects and (subject, candidate.digest) not in self._checked:
+                    self._checked.add((subject, candidate.digest))
+                    self._graph_walk.add_signature(Referrer(candidate.root.descriptor, subject, tag))
+        return len(self._checked) > count
+
+    def _skip_referrers_of(self, subjects: Iterable[str]) -> None:
+        """Skip the referrers of these manifests, and referrers of referrers.
+
+        Each candidate is visited once, however long the chain is.
+        """
+        #: By a subject's digest, or by the tag of its list: candidates with their tags, and their own reasons.
+        by_subject: dict[str, list[tuple[_Candidate, str | None, str | None]]] = {}
+        for candidate in self._open_candidates():
+            found = candidate.find_subjects()
+            for subject, tag in found:
+                by_subject.setdefault(subject, []).append((candidate, tag, None))
+            if not found and (claimed := subject_of(candidate.root.descriptor)) is not None:
+                reason = NOT_FOUND if candidate.descriptor is None else SUBJECT_MISMATCH
+                by_subject.setdefault(claimed, []).append((candidate, None, reason))
+            if candidate.listed_by is not None and candidate.descriptor is None:
+                # If the list's subject is in the source, the referrer that it names is missing.
+                by_subject.setdefault(candidate.listed_by, []).append((candidate, None, NOT_FOUND))
+        pending = deque(subjects)
+        while pending:
+            subject = pending.popleft()
+            is_excluded = self._selection.referrers == "skip"
+            default = EXCLUDED if is_excluded else self._skipped.get(subject, PLATFORM_FILTERED)
+            for candidate, tag, own in (*by_subject.pop(subject, ()), *by_subject.pop(fallback_tag(subject), ())):
+                self._skip(candidate, subject, tag, own or default)
+                pending.append(candidate.digest)
+
+    def _skip_strays(self) -> None:
+        """Skip each stray entry that is not copied. All images of the source were chosen before."""
+        children = {*self._graph_walk.list_included(), *self._list_narrowed()}
+        for candidate in self._open_candidates():
+            entry = candidate.root.descriptor
+            if candidate.root.is_stray and entry.digest not in children:
+                subject, tag = next(iter(candidate.find_subjects()), (subject_of(entry), candidate.tag))
+                self._skip(candidate, subject, tag, stray_reason(entry, is_referrer=bool(subject or tag)))
+
+    def _skip(self, candidate: _Candidate, subject: str | None, tag: str | None, reason: str) -> None:
+        candidate.is_open = False
+        self._skipped[candidate.digest] = reason
+        kind = (candidate.descriptor or candidate.root.descriptor).artifact_type
+        self._graph_walk.add_skipped_referrer(
+            SkippedReferrer(subject, reason, classify_referrer(kind, tag), candidate.digest, tag)
+        )

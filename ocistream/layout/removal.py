@@ -43,7 +43,7 @@ def remove_images(layout: LayoutDirectory, names: Sequence[str], *, dry_run: boo
     """
     layout.check()
     if dry_run:
-        return _split_entries(layout, layout.list_entries(), names)[1]
+        return _split_entries(layout, list(layout.read_index().entries), names)[1]
     removed = RemovalResult([], [])
 
     def change(entries: list[Descriptor]) -> list[Descriptor]:

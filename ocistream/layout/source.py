@@ -12,7 +12,7 @@ from ocistream.layout.image_selection import ALL_IMAGES, Selection, report_dupli
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.walk import Need, run_walk
-from ocistream.transfer.interfaces import Blob
+from ocistream.transfer.interfaces import Blob, CompleteSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from ocistream.layout.index import LayoutIndex
     from ocistream.oci.graph import Graph
-    from ocistream.transfer.interfaces import BlobPart, EarlyBlobs
+    from ocistream.transfer.interfaces import EarlyBlobs
 
 
-class LayoutSource:
+class LayoutSource(CompleteSource):
     """Reads images from a layout directory."""
 
     concurrent = True
@@ -89,10 +89,6 @@ class LayoutSource:
     def stored_size(self, digest: str) -> int | None:
         """Return the size of a blob's file, or None."""
         return self.layout.blob_size(digest)
-
-    def parts(self, _descriptor: Descriptor, /) -> Sequence[BlobPart]:
-        """Return nothing: a layout has complete blobs only."""
-        return ()
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ocistream import notices
@@ -17,7 +16,7 @@ from ocistream.oci.strict_json import canonical_json, canonical_json_pieces
 from ocistream.streams.synchronization import once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class ListedImages(NamedTuple):
-    """What a layout or an archive lists: the digest of each name, and the digests of entries that may be referrers."""
+    """What a layout or an archive lists: the digest of a name, and the digests of entries that may be referrers."""
 
-    by_name: Mapping[str, str]
+    find_digest: Callable[[str], str | None]
     referrers: AbstractSet[str]
 
 
@@ -107,7 +106,7 @@ class LayoutWriter:
     def _report_replaced(self, table: _EntryTable, entries: Sequence[Descriptor]) -> None:
         for entry in entries:
             name = entry_name_of(entry)
-            previous = table.images.by_name.get(name) if name is not None else None
+            previous = table.find_digest(name) if name is not None else None
             if name is not None and previous not in {None, entry.digest}:
                 where = f"{printable(name)} in {printable(str(self.directory.path), 1024)}"
                 notices.notify(f"{where}: replacing {previous}", level=1)
@@ -127,18 +126,19 @@ class _EntryTable:
         self._size = 0
         #: How many entries have a digest, of those that may be referrers.
         self._referrers: dict[str, int] = {}
-        self.images = ListedImages(_NameView(self), self._referrers.keys())
+        self.images = ListedImages(self.find_digest, self._referrers.keys())
 
     def __len__(self) -> int:
         return len(self._entries) - len(self._removed)
-
-    def __iter__(self) -> Iterator[Descriptor]:
-        return (self._entries[position] for position in self._list_positions())
 
     def find(self, key: _Key) -> dict[int, Descriptor]:
         """Return the entries with a key, by position."""
         entries = ((position, self._entries[position]) for position in self._positions.find(key))
         return {position: entry for position, entry in entries if _key_of(entry) == key}
+
+    def find_digest(self, name: str) -> str | None:
+        """Return the digest of a name. Of two entries with one name, the first is used."""
+        return next((entry.digest for entry in self.find(name).values()), None)
 
     def check_can_add(self, entries: Sequence[Descriptor], directory: LayoutDirectory) -> None:
         """Check that the file can be read again with these entries."""
@@ -182,10 +182,8 @@ class _EntryTable:
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the file's content in canonical form."""
-        return canonical_json_pieces(self.fields, "manifests", map(self._entries.line, self._list_positions()))
-
-    def _list_positions(self) -> Iterator[int]:
-        return (position for position in range(len(self._entries)) if position not in self._removed)
+        positions = (position for position in range(len(self._entries)) if position not in self._removed)
+        return canonical_json_pieces(self.fields, "manifests", map(self._entries.line, positions))
 
     def _remove(self, position: int, entry: Descriptor) -> None:
         self._removed.add(position)
@@ -195,24 +193,6 @@ class _EntryTable:
             self._referrers[entry.digest] -= 1
             if not self._referrers[entry.digest]:
                 del self._referrers[entry.digest]
-
-
-class _NameView(Mapping[str, str]):
-    """The digest of each name. Of two entries with one name, the first is used."""
-
-    def __init__(self, table: _EntryTable) -> None:
-        self._table = table
-
-    def __getitem__(self, name: str) -> str:
-        for entry in self._table.find(name).values():
-            return entry.digest
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(name for entry in self._table if (name := entry_name_of(entry)) is not None))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 _Key: TypeAlias = "str | tuple[str]"

@@ -148,6 +148,19 @@ class StreamedWalk(Generic[T]):
             return ()
 
 
+def parse_candidate(descriptor: Descriptor, raw: bytes) -> Document | None:
+    """Return a manifest that may belong to an image, or None if it is malformed: that is reported if it is copied.
+
+    Raises:
+        IntegrityError: the bytes do not match the descriptor.
+    """
+    check_content(descriptor, raw)
+    try:
+        return parse_document(descriptor, raw)
+    except (ArchiveError, UnsupportedError):
+        return None
+
+
 def walk_images(roots: Iterable[Root], choice: PlatformChoice = ALL_PLATFORMS) -> Walk[Graph]:
     """Walk to everything that these images need, without referrers. The result is the graph."""
     walk = GraphWalk(choice)

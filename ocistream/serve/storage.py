@@ -18,7 +18,7 @@ from ocistream.archive.decompression import is_compressed
 from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.index import REF_NAME, build_entries, build_index_fields, entry_name_of
+from ocistream.layout.index import REF_NAME, build_index_fields, entry_name_of
 from ocistream.layout.index_file import IndexChange, IndexFile
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
@@ -319,9 +319,6 @@ class ArchiveStorage:
         """Do nothing: every read of an archive is verified, and no result is stored."""
 
     def _read_entries(self) -> list[Descriptor]:
-        if (graph := self._source.build_docker_graph()) is not None:
-            self._synthesized = {manifest.descriptor.digest: manifest.raw for manifest in graph.manifests}
-            return build_entries(graph)
         index = self._source.read_complete_index()
         self._synthesized = self._source.synthesized_manifests
         # A missing blob would be noticed only in the middle of a pull, so an incomplete archive is not served.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.sync.plan import CopyDestination
 
-_NOTHING = ListedImages({}, frozenset())
+_NOTHING = ListedImages(lambda _name: None, frozenset())
 
 
 class DestinationState:
@@ -55,7 +55,7 @@ class DestinationState:
         """
         if self._reference is not None:
             return self._repository.find_digest(self._reference.target)
-        return self._listed.by_name.get(self._name)
+        return self._listed.find_digest(self._name)
 
     def has_all_referrers(self, graph: Graph, digest: str) -> bool:
         """Return whether the destination has all referrers of an image; False if the graph is now another image's."""
@@ -137,4 +137,4 @@ def _read_archive(location: Location, context: OpenContext, name: str) -> Listed
     if any(graph.omitted_from_source):
         return _NOTHING
     digest = graph.roots[0].descriptor.digest
-    return ListedImages({name: digest}, frozenset(referrer.descriptor.digest for referrer in graph.all_referrers))
+    return ListedImages({name: digest}.get, frozenset(referrer.descriptor.digest for referrer in graph.all_referrers))

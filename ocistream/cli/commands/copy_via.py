@@ -288,13 +288,13 @@ class _RemoteArchiveDestination(ArchiveDestination):
         #: How many bytes the remote side has of which blobs.
         self.partial_blobs: Mapping[str, int] = {}
 
-    def annotations(self) -> dict[str, str]:
-        """Return which blobs are resumed, and where.
+    def begin(self, graph: Graph) -> None:
+        """Write the index, with an annotation that says which blobs are resumed, and where.
 
-        The annotation comes before the blobs. It exists even if empty: it also says that the archive comes over a
-        connection.
+        The annotation exists even if empty: it also says that the archive comes over a connection.
         """
-        return {PARTIAL_BLOBS: format_partial_blobs(self.partial_blobs)}
+        self.annotations = {PARTIAL_BLOBS: format_partial_blobs(self.partial_blobs)}
+        super().begin(graph)
 
     def write(self, blob: VerifiedBlob) -> int:
         """Send a blob, or the rest of it. The last chunk is sent after the whole blob was verified.

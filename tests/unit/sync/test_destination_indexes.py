@@ -39,15 +39,15 @@ def test_an_index_is_read_again_only_after_a_change(tmp_path: Path, reads: list[
     layout, end, layouts = Layout(tmp_path / "x"), parse_location(f"oci:{tmp_path / 'x'}"), LayoutWriters()
     one = small_image(layout)
     listed(layout.path, one, "1")
-    assert layouts.list_images(end).by_name == {"1": one["digest"]}
+    assert layouts.list_images(end).find_digest("1") == one["digest"]
     before = len(reads)
-    assert layouts.list_images(end).by_name == {"1": one["digest"]}
+    assert layouts.list_images(end).find_digest("1") == one["digest"]
     assert len(reads) == before
     listed(layout.path, one, "2")
-    assert layouts.list_images(end).by_name == {"2": one["digest"]}
+    assert layouts.list_images(end).find_digest("2") == one["digest"]
     assert layouts.list_images(end).referrers == set()
 
 
 def test_a_missing_layout_has_no_images(tmp_path: Path) -> None:
     assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path}")).referrers == frozenset()
-    assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path / 'none'}")).by_name == {}
+    assert LayoutWriters().list_images(parse_location(f"oci:{tmp_path / 'none'}")).find_digest("1") is None
