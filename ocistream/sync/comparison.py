@@ -20,17 +20,17 @@ from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from ocistream.layout.index_file import IndexChange
     from ocistream.locations import OpenContext
-    from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import SkippedReferrer
     from ocistream.signatures.policy import TrustPolicy
     from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
     from ocistream.transfer.interfaces import Source
+    from ocistream.transfer.report import Report
 
 #: A registry that could not be reached for this many images in a row is skipped for this many seconds.
 _MAX_FAILURES: Final = 3
@@ -74,8 +74,8 @@ class ImageComparison:
         self.manifest_bytes = 0
         #: By the name of a layout: the change of its index that makes the image visible.
         self.index_changes: dict[str, IndexChange[Any]] = {}
-        #: In a dry run: the graph that would be written to each destination, by its name, and the blobs it lacks.
-        self.missing: dict[str, tuple[Graph, Sequence[Descriptor]]] = {}
+        #: In a dry run: what would be written to each destination, by its name.
+        self.planned: dict[str, Report] = {}
 
     def list_results(self) -> list[SyncResult]:
         """Return the results; the image failed where its layout's index could not be written."""

@@ -18,14 +18,8 @@ from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.sync.comparison import ImageComparison, SyncResult
-from ocistream.sync.sources import resolve_graph
 from ocistream.transfer.copy import Copy
-from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
-from ocistream.transfer.graph_check import GraphCheckReader
-from ocistream.transfer.incomplete_indexes import limit_to_source
-from ocistream.transfer.interfaces import NullObserver
-from ocistream.transfer.report import BlobResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -36,7 +30,7 @@ if TYPE_CHECKING:
     from ocistream.signatures.check import SignatureCheck
     from ocistream.sync.comparison import SyncAccess
     from ocistream.sync.plan import CopyDestination, ImageCopy
-    from ocistream.transfer.interfaces import Destination, RunObserver, Source
+    from ocistream.transfer.interfaces import Destination, RunObserver
     from ocistream.transfer.report import Report
 
 #: Seconds between two checks whether the run was cancelled.
@@ -154,16 +148,15 @@ class ImageCopier:
         context = replace(self._access.context(copy.entry.source, cancelled), jobs=1)
         try:
             with closing(self._access.open_source(copy, context)) as source:
-                graph = resolve_graph(source, copy.source)
-                if (check := self._build_check(comparison)) is not None:
-                    reader = GraphCheckReader(check, graph)
-                    reader.read(source)
-                    reader.finish()
+                check = self._build_check(comparison)
                 for destination in comparison.pending:
                     try:
-                        comparison.missing[destination.name] = self._find_missing(destination, graph, source, cancelled)
+                        with closing(self._open_destination(destination, cancelled)) as opened:
+                            report = Copy(source, opened, jobs=1, cancelled=cancelled, check=check).run(dry_run=True)
                     except OcistreamError as error:
                         comparison.add_failure([destination], error)
+                    else:
+                        comparison.planned[destination.name] = report
         except OcistreamError as error:
             comparison.add_failure(comparison.pending, error)
 
@@ -176,9 +169,9 @@ class ImageCopier:
         read_digests: set[str] = set()
         planned: set[int] = set()
         for destination in comparison.pending:
-            if destination.name not in comparison.missing:
+            if (report := comparison.planned.get(destination.name)) is None:
                 continue
-            graph, blobs = comparison.missing[destination.name]
+            blobs = [result.descriptor for result in report.blobs if result.status == "copied"]
             if (store := _store_of(destination)) is None:
                 new = blobs
             else:
@@ -189,35 +182,14 @@ class ImageCopier:
             read_digests.update(blob.digest for blob in new)
             results.append(
                 SyncResult(
-                    *(comparison.copy.name, destination.name, "to copy", graph.roots[0].descriptor.digest),
+                    *(comparison.copy.name, destination.name, "to copy", report.graph.roots[0].descriptor.digest),
                     size=sum(blob.size for blob in new),
                     bytes_read=bytes_read,
-                    incomplete=graph.incomplete_indexes,
+                    incomplete=report.graph.incomplete_indexes,
                 )
             )
         self._planned_blobs.update(itertools.islice(planned, limits.MAX_TRACKED_BLOBS - len(self._planned_blobs)))
         return results
-
-    def _find_missing(
-        self, copy_destination: CopyDestination, graph: Graph, source: Source, cancelled: threading.Event
-    ) -> tuple[Graph, Sequence[Descriptor]]:
-        """Return the graph without platforms that neither side has, and the blobs that the destination lacks.
-
-        Raises:
-            MissingBlobsError: neither side has a blob.
-        """
-        location = copy_destination.sync_location.location
-        with ExitStack() as stack:
-            destination = self._open_destination(copy_destination, cancelled)
-            stack.callback(destination.close)
-            if location.reference is not None:
-                # For a registry this sends no request and writes nothing.
-                destination.begin(graph)
-            graph = limit_to_source(source, graph, destination.stored)
-            check = ExistenceCheck(source, destination, BlobResults(NullObserver()), jobs=1, cancelled=cancelled)
-            _, pending = check.split_absent(graph, graph.blobs)
-            stored = destination.stored(pending, quick=True)
-            return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
 
     def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:
         location, reference = copy_destination.sync_location.location, copy_destination.reference
