@@ -43,17 +43,12 @@ class ImageIndex:
         #: Digest and media type of every manifest that the entries lead to; None until `Repositories` needs it.
         self.reachable: dict[str, str] | None = None
         self._fields = fields or {}
-        self._entries = {id(entry): entry for entry in entries}
-        #: The JSON of each entry, in the same order; None until the file is written.
-        self._lines: dict[int, bytes] | None = None
-        self._size = 0
+        self._entries: dict[int, Descriptor] = {}
+        #: The JSON of each entry, in the same order, as far as it was needed to write the file.
+        self._lines: dict[int, bytes] = {}
         self._by_digest: dict[str, tuple[Descriptor, ...]] = {}
         self._images: dict[str, dict[str, tuple[Descriptor, ...]]] = {}
-        for entry in self._entries.values():
-            self._by_digest[entry.digest] = (*self._by_digest.get(entry.digest, ()), entry)
-            for path, tag in served_names_of(entry, default_repository):
-                images = self._images.setdefault(path, {})
-                images[tag] = (*images.get(tag, ()), entry)
+        self._add(entries)
 
     @property
     def entries(self) -> list[Descriptor]:
@@ -87,25 +82,22 @@ class ImageIndex:
 
         Only tables are copied: the cost of thousands of other entries is that of some memory.
         """
-        self._json_lines()
-        return copy.copy(self)._change(removed, added)  # noqa: SLF001 - same class
-
-    def _change(self, removed: Iterable[Descriptor], added: Sequence[Descriptor]) -> ImageIndex:
-        """Change this copy of another index."""
-        self._size = self.size
-        self.reachable = None
-        self._entries, self._lines = dict(self._entries), dict(self._json_lines())
-        self._by_digest, self._images = dict(self._by_digest), dict(self._images)
-        for entry in {id(entry): entry for entry in removed}.values():
-            self._remove(entry)
-        for entry in added:
-            self._add(entry)
-        return self
+        removed = list({id(entry): entry for entry in removed}.values())
+        changed = copy.copy(self)
+        changed.reachable = None
+        changed._entries, changed._lines = dict(self._entries), dict(self._lines)  # noqa: SLF001 - same class
+        changed._by_digest, changed._images = dict(self._by_digest), dict(self._images)  # noqa: SLF001 - same class
+        for entry in (*removed, *added):
+            for path, _ in served_names_of(entry, self.default_repository):
+                changed._images[path] = dict(self._images.get(path, {}))  # noqa: SLF001 - same class
+        changed._remove(removed)  # noqa: SLF001 - same class
+        changed._add(added)  # noqa: SLF001 - same class
+        return changed
 
     @property
     def size(self) -> int:
         """The size of all entries in the file, in bytes."""
-        return self._size or sum(map(len, self._json_lines().values())) + len(self._entries)
+        return sum(map(len, self._json_lines())) + len(self._entries)
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -113,31 +105,31 @@ class ImageIndex:
 
     def pieces(self) -> list[bytes]:
         """Return the file's content in canonical form."""
-        return [*canonical_json_pieces(self._fields, "manifests", self._json_lines().values())]
+        return [*canonical_json_pieces(self._fields, "manifests", self._json_lines())]
 
-    def _json_lines(self) -> dict[int, bytes]:
-        if self._lines is None:
-            self._lines = {key: canonical_json(entry.to_json()) for key, entry in self._entries.items()}
-        return self._lines
+    def _json_lines(self) -> Iterable[bytes]:
+        for key, entry in self._entries.items():
+            if key not in self._lines:
+                self._lines[key] = canonical_json(entry.to_json())
+        return self._lines.values()
 
-    def _add(self, entry: Descriptor) -> None:
-        self._entries[id(entry)] = entry
-        line = self._json_lines()[id(entry)] = canonical_json(entry.to_json())
-        self._size += len(line) + 1
-        self._by_digest[entry.digest] = (*self._by_digest.get(entry.digest, ()), entry)
-        for path, tag in served_names_of(entry, self.default_repository):
-            images = self._images[path] = dict(self._images.get(path, {}))
-            images[tag] = (*images.get(tag, ()), entry)
+    def _add(self, entries: Iterable[Descriptor]) -> None:
+        for entry in entries:
+            self._entries[id(entry)] = entry
+            self._by_digest[entry.digest] = (*self._by_digest.get(entry.digest, ()), entry)
+            for path, tag in served_names_of(entry, self.default_repository):
+                images = self._images.setdefault(path, {})
+                images[tag] = (*images.get(tag, ()), entry)
 
-    def _remove(self, entry: Descriptor) -> None:
-        del self._entries[id(entry)]
-        self._size -= len(self._json_lines().pop(id(entry))) + 1
-        _discard(self._by_digest, entry.digest, entry)
-        for path, tag in served_names_of(entry, self.default_repository):
-            images = self._images[path] = dict(self._images[path])
-            _discard(images, tag, entry)
-            if not images:
-                del self._images[path]
+    def _remove(self, entries: Iterable[Descriptor]) -> None:
+        for entry in entries:
+            del self._entries[id(entry)]
+            self._lines.pop(id(entry), None)
+            _discard(self._by_digest, entry.digest, entry)
+            for path, tag in served_names_of(entry, self.default_repository):
+                _discard(self._images[path], tag, entry)
+                if not self._images[path]:
+                    del self._images[path]
 
 
 def _discard(table: dict[str, tuple[Descriptor, ...]], key: str, entry: Descriptor) -> None:

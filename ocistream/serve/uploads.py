@@ -114,7 +114,7 @@ class Upload:
                 path.parent.mkdir(exist_ok=True)
                 self._path.replace(path)
                 files.sync_directory(path.parent)
-            self._layout.record_intact(digest, status)
+            self._layout.record_check(digest, status)
         finally:
             self.discard()
 
