@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Endpoints: TypeAlias = Mapping[str, Callable[[], None]]
 
 _JSON: Final = {"Content-Type": "application/json"}
-_READ_METHODS: Final = frozenset({"GET", "HEAD"})
 #: The weight of a media type that a client does not accept (RFC 9110, section 12.4.2).
 _NO_QUALITY: Final = re.compile(r"q=0(?:\.0{0,3})?\Z")
 
@@ -70,17 +69,18 @@ class RegistryHandler(HTTPRequestHandler):
         if is_from_web_page(self.headers, has_password=auth is not None):
             raise RequestRejectedError(403, "DENIED", "this registry refuses web pages")
         if auth is not None:
-            self.user = auth.authenticate(self.headers.get("Authorization"))
+            self.entry.user = auth.authenticate(self.headers.get("Authorization"))
         self.mark_admitted()
         segments, self.parameters = split_target(self.path)
         endpoints = self._endpoints(segments)
         place = "here"
         if self.registry.read_only:
-            endpoints = {method: serve for method, serve in endpoints.items() if method in _READ_METHODS}
+            endpoints = {method: serve for method, serve in endpoints.items() if method == "GET"}
             place = "here: this registry is read-only"
-        serve = endpoints.get(self.command)
+        # The response to a HEAD is that to a GET without its body.
+        serve = endpoints.get("GET" if self.command == "HEAD" else self.command)
         if serve is None:
-            allow = {"Allow": ", ".join(endpoints)}
+            allow = {"Allow": ", ".join(endpoints).replace("GET", "GET, HEAD")}
             raise RequestRejectedError(405, "UNSUPPORTED", f"{self.command} is not possible {place}", headers=allow)
         serve()
 
@@ -91,12 +91,12 @@ class RegistryHandler(HTTPRequestHandler):
             RequestRejectedError: the path is not part of the API (404), or a part of it is malformed (400).
         """
         match segments:
-            case ["", ""] if self.command in _READ_METHODS and accepts_html(self.headers.get("Accept", "")):
-                return _get_and_head(self._get_page)
+            case ["", ""] if self.command in {"GET", "HEAD"} and accepts_html(self.headers.get("Accept", "")):
+                return {"GET": self._get_page}
             case ["", "v2"] | ["", "v2", ""]:
-                return _get_and_head(self._get_base)
+                return {"GET": self._get_base}
             case ["", "v2", "_catalog"]:
-                return _get_and_head(self._list_repositories)
+                return {"GET": self._list_repositories}
             case ["", "v2", *rest]:
                 return self._repository_endpoints(rest)
         raise _unknown_endpoint_error()
@@ -105,9 +105,9 @@ class RegistryHandler(HTTPRequestHandler):
         # Matched from the end, because each of these words may also be part of a repository's name.
         match segments:
             case [*name, "tags", "list"]:
-                return _get_and_head(partial(self._list_tags, _parse_repository(name)))
+                return {"GET": partial(self._list_tags, _parse_repository(name))}
             case [*name, "referrers", digest]:
-                return _get_and_head(partial(self._list_referrers, _parse_repository(name), _check_digest(digest)))
+                return {"GET": partial(self._list_referrers, _parse_repository(name), _check_digest(digest))}
             case [*name, "manifests", reference]:
                 return self._manifest_endpoints(_parse_repository(name), reference)
             case [*name, "blobs", "uploads"] | [*name, "blobs", "uploads", ""]:
@@ -148,10 +148,8 @@ class RegistryHandler(HTTPRequestHandler):
     # Blobs -------------------------------------------------------------------------------------------------
 
     def _blob_endpoints(self, repository: str, digest: str) -> Endpoints:
-        endpoints = dict(_get_and_head(partial(self._get_blob, digest)))
-        endpoints["DELETE"] = partial(self._delete_blob, digest)
         del repository  # Every blob of the layout is visible in all repositories.
-        return endpoints
+        return {"GET": partial(self._get_blob, digest), "DELETE": partial(self._delete_blob, digest)}
 
     def _get_blob(self, digest: str) -> None:
         headers = {
@@ -214,7 +212,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _upload_endpoints(self, repository: str, identifier: str) -> Endpoints:
         find = partial(self.registry.uploads.find, repository, identifier)
         return {
-            **_get_and_head(lambda: self._respond_upload(204, find())),
+            "GET": lambda: self._respond_upload(204, find()),
             "PATCH": lambda: self._continue_upload(find()),
             "PUT": lambda: self._finish_upload(find()),
             "DELETE": lambda: self._cancel_upload(find()),
@@ -243,7 +241,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _upload_monolithic(self, upload: Upload, digest: str) -> None:
         with self.registry.uploads.lock(upload):
             try:
-                upload.receive(self.read_body, self.buffer)
+                upload.receive(self.body.readinto, self.buffer)
                 upload.finish(digest)
             finally:
                 # The client does not know the session, so it cannot resume it.
@@ -283,7 +281,7 @@ class RegistryHandler(HTTPRequestHandler):
                 raise RequestRejectedError(416, "BLOB_UPLOAD_INVALID", message, headers=headers)
             if self.body.size != count:
                 raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not what Content-Range states")
-        upload.receive(self.read_body, self.buffer)
+        upload.receive(self.body.readinto, self.buffer)
 
     def _respond_upload(self, status: int, upload: Upload) -> None:
         self.respond(ServerResponse(status, self._upload_headers(upload)))
@@ -306,7 +304,7 @@ class RegistryHandler(HTTPRequestHandler):
         if ":" in reference:
             _check_digest(reference)
         return {
-            **_get_and_head(partial(self._get_manifest, repository, reference)),
+            "GET": partial(self._get_manifest, repository, reference),
             "PUT": partial(self._put_manifest, repository, reference),
             "DELETE": partial(self._delete_manifest, repository, reference),
         }
@@ -404,10 +402,6 @@ class RegistryHandler(HTTPRequestHandler):
 
     def _parameter(self, name: str) -> str:
         return self.parameters.get(name, [""])[0]
-
-
-def _get_and_head(serve: Callable[[], None]) -> Endpoints:
-    return {"GET": serve, "HEAD": serve}
 
 
 def accepts_html(accept: str) -> bool:

@@ -80,21 +80,22 @@ class ServerResponse:
         return len(self.body) if isinstance(self.body, bytes) else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AccessLogEntry:
-    """A line of the access log. `received` and `sent` are bytes of the bodies; `seconds` is the duration.
+    """A line of the access log, which is filled while the request is served.
 
-    `timestamp` is the start in seconds since 1970. `user` is the authenticated user. `status` is 0 if no response was
-    sent. `problem` describes a failure for the operator; `is_server_fault` says that the storage or the disk caused it.
+    `received` and `sent` are bytes of the bodies; `seconds` is the duration. `timestamp` is the start in seconds since
+    1970. `user` is the authenticated user. `status` is 0 if no response was sent. `problem` describes a failure for the
+    operator; `is_server_fault` says that the storage or the disk caused it.
     """
 
     client: str
-    method: str
-    target: str
-    status: int
-    received: int
-    sent: int
-    seconds: float
+    method: str = "-"
+    target: str = "-"
+    status: int = 0
+    received: int = 0
+    sent: int = 0
+    seconds: float = 0.0
     problem: str | None = None
     timestamp: float = 0.0
     user: str | None = None
@@ -118,14 +119,10 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
     raw_requestline = b""
 
     def _reset(self) -> None:
-        self.body = SizedRequestBody(self.rfile, 0)
+        # Until the headers were read, the end of the body is unknown.
+        self.body: SizedRequestBody = ChunkedRequestBody(self.rfile)
         self.started = time.monotonic()
-        self.timestamp = time.time()
-        self.user: str | None = None
-        self.status = 0
-        self.sent = 0
-        self.problem: str | None = None
-        self.is_server_fault = False
+        self.entry = AccessLogEntry(str(self.client_address[0]), timestamp=time.time())
         self.is_admitted = False
 
     def set_waiting(self, is_waiting: bool) -> None:
@@ -184,7 +181,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     def _dispatch_request(self) -> None:
         try:
-            self.body = self._open_body()
+            self.body = open_request_body(self.headers, self.rfile, self._send_continue, self.request_version)
             self.dispatch()
         except RequestRejectedError as refused:
             self._record_problem(refused.message)
@@ -193,18 +190,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             # Our disk or its contents failed. The text has paths in it, so it is for the log only.
             self._record_problem(error.message, is_server_fault=True)
             self.respond_error(RequestRejectedError(500, "UNKNOWN", "the registry cannot read or write its storage"))
-
-    def _open_body(self) -> SizedRequestBody:
-        try:
-            return open_request_body(self.headers, self.rfile, self._send_continue, self.request_version)
-        except RequestRejectedError:
-            # The end of the body is unknown, so the connection must be closed.
-            self.body = ChunkedRequestBody(self.rfile)
-            raise
-
-    def read_body(self, buffer: memoryview) -> int:
-        """Read some of the request's body into `buffer` and return the number of bytes; 0 at the end."""
-        return self.body.readinto(buffer)
 
     def read_small_body(self, limit: int, on_large: Callable[[], object] = lambda: None) -> bytes | None:
         """Read a body to its end, or return None as soon as its size is known to exceed `limit` bytes.
@@ -217,27 +202,24 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         """
         content, piece = BytesIO(), memoryview(bytearray(limits.DISCARD_BUFFER))
         deadline: float | None = None
-        while (expected := max(self.body.size or 0, content.tell())) <= limit:
-            if expected > limits.LARGE_MANIFEST and deadline is None:
-                on_large()
-                deadline = time.monotonic() + limits.LARGE_PUSH_TIMEOUT
-            if not (count := self._read_until(deadline, piece)):
-                return content.getvalue()
-            content.write(piece[:count])
-        return None
-
-    def _read_until(self, deadline: float | None, buffer: memoryview) -> int:
-        if deadline is None:
-            return self.read_body(buffer)
-        self.set_deadline(deadline)
         try:
-            count = self.read_body(buffer)
+            while (expected := max(self.body.size or 0, content.tell())) <= limit:
+                if expected > limits.LARGE_MANIFEST and deadline is None:
+                    on_large()
+                    deadline = time.monotonic() + limits.LARGE_PUSH_TIMEOUT
+                self.set_deadline(deadline)
+                if not (count := self.body.readinto(piece)):
+                    return content.getvalue()
+                content.write(piece[:count])
         except TimeoutError as error:
+            if deadline is None:
+                raise
             # A connection cannot be read after a timeout.
             self.close_connection = True
             raise RequestRejectedError(408, "SIZE_INVALID", "the body took too long") from error
-        self.set_deadline(None)
-        return count
+        finally:
+            self.set_deadline(None)
+        return None
 
     def set_deadline(self, deadline: float | None) -> None:
         """Let the connection fail at a time of `time.monotonic`; None for the timeout of each read and write."""
@@ -247,7 +229,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
     def respond(self, response: ServerResponse) -> None:
         """Send a response, after the rest of the request's body was read or the connection marked for closing."""
         self._drain_or_close()
-        self.status = int(response.status)
+        self.entry.status = int(response.status)
         self.write_head(response)
         if self.command != "HEAD" and response.size != 0:
             self.write_body(response.body)
@@ -256,7 +238,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     def respond_error(self, refused: RequestRejectedError) -> None:
         """Send an error response. If a response was sent in part already, only cut the connection."""
-        if self.status:
+        if self.entry.status:
             self.close_connection = True
             return
         headers = {"Content-Type": "application/json", **refused.headers}
@@ -286,15 +268,15 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         """
         if isinstance(body, FileSection):
             if body.digest is None and not isinstance(self.connection, ssl.SSLSocket):
-                self.sent += self.connection.sendfile(body.file, body.offset, body.size)
+                self.entry.sent += self.connection.sendfile(body.file, body.offset, body.size)
             else:
                 self._write_pieces(body)
-            if self.sent < body.size:
+            if self.entry.sent < body.size:
                 self._record_problem("a file became shorter while it was sent", is_server_fault=True)
                 self.close_connection = True
         elif isinstance(body, bytes):
             self.wfile.write(body)
-            self.sent += len(body)
+            self.entry.sent += len(body)
         else:
             self._write_chunked(body)
 
@@ -304,7 +286,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         # An empty chunk would be the end.
         for piece in filter(None, pieces):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
-            self.sent += len(piece)
+            self.entry.sent += len(piece)
         if is_chunked:
             self.wfile.write(b"0\r\n\r\n")
 
@@ -327,7 +309,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             )
         for chunk in chunks:
             self.connection.sendall(chunk)
-            self.sent += len(chunk)
+            self.entry.sent += len(chunk)
         if section.digest is not None and section.on_verified is not None:
             section.on_verified()
 
@@ -349,7 +331,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         self._record_problem(text)
         try:
             self.respond_error(RequestRejectedError(int(code), "UNSUPPORTED", text))
-            self._linger()
         except OSError as error:
             self._record_problem(f"the connection failed: {error}")
         self._log_request()
@@ -398,23 +379,11 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
                 pass
 
     def _record_problem(self, problem: str, *, is_server_fault: bool = False) -> None:
-        self.problem = problem
-        self.is_server_fault = is_server_fault
+        self.entry.problem, self.entry.is_server_fault = problem, is_server_fault
 
     def _log_request(self) -> None:
-        self.log_access(
-            AccessLogEntry(
-                client=str(self.client_address[0]),
-                method=self.command or "-",
-                target=self.path or "-",
-                status=self.status,
-                received=self.body.received,
-                sent=self.sent,
-                seconds=time.monotonic() - self.started,
-                problem=self.problem,
-                timestamp=self.timestamp,
-                user=self.user,
-                version=self.request_version or self.protocol_version,
-                is_server_fault=self.is_server_fault,
-            )
-        )
+        entry = self.entry
+        entry.method, entry.target = self.command or "-", self.path or "-"
+        entry.version = self.request_version or self.protocol_version
+        entry.received, entry.seconds = self.body.received, time.monotonic() - self.started
+        self.log_access(entry)
