@@ -109,13 +109,29 @@ class RegistryHandler(HTTPRequestHandler):
             case [*name, "referrers", digest]:
                 return {"GET": partial(self._list_referrers, _parse_repository(name), _check_digest(digest))}
             case [*name, "manifests", reference]:
-                return self._manifest_endpoints(_parse_repository(name), reference)
+                repository = _parse_repository(name)
+                if ":" in reference:
+                    _check_digest(reference)
+                return {
+                    "GET": partial(self._get_manifest, repository, reference),
+                    "PUT": partial(self._put_manifest, repository, reference),
+                    "DELETE": partial(self._delete_manifest, repository, reference),
+                }
             case [*name, "blobs", "uploads"] | [*name, "blobs", "uploads", ""]:
                 return {"POST": partial(self._begin_upload, _parse_repository(name))}
             case [*name, "blobs", "uploads", identifier]:
-                return self._upload_endpoints(_parse_repository(name), identifier)
+                find = partial(self.registry.uploads.find, _parse_repository(name), identifier)
+                return {
+                    "GET": lambda: self._respond_upload(204, find()),
+                    "PATCH": lambda: self._continue_upload(find()),
+                    "PUT": lambda: self._finish_upload(find()),
+                    "DELETE": lambda: self._cancel_upload(find()),
+                }
             case [*name, "blobs", digest]:
-                return self._blob_endpoints(_parse_repository(name), _check_digest(digest))
+                # Every blob of the layout is visible in all repositories.
+                _parse_repository(name)
+                _check_digest(digest)
+                return {"GET": partial(self._get_blob, digest), "DELETE": partial(self._delete_blob, digest)}
         raise _unknown_endpoint_error()
 
     def _get_base(self) -> None:
@@ -128,17 +144,23 @@ class RegistryHandler(HTTPRequestHandler):
             raise RequestRejectedError(429, "TOOMANYREQUESTS", "another client still reads this page")
         try:
             host = self.headers.get("Host", "").strip() or self.registry.host
-            pieces = render_image_page(self.registry.storage, host)
-            self.respond(ServerResponse(200, HEADERS, self._limit_time(_join(pieces))))
+            pieces = self._limit_time(render_image_page(self.registry.storage, host))
+            self.respond(ServerResponse(200, HEADERS, pieces))
         finally:
             self.registry.page_slot.give_back()
 
-    def _limit_time(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield pieces of a body, and let the connection fail if the client takes too long to read them."""
+    def _limit_time(self, pieces: Iterator[str]) -> Iterator[bytes]:
+        """Yield a text in larger pieces, and let the connection fail if the client takes too long to read them."""
         deadline = time.monotonic() + limits.PAGE_TIMEOUT
+        text = io.StringIO()
         for piece in pieces:
-            self.set_deadline(deadline)
-            yield piece
+            text.write(piece)
+            if text.tell() >= limits.MIN_READ:
+                self.set_deadline(deadline)
+                yield text.getvalue().encode()
+                text = io.StringIO()
+        self.set_deadline(deadline)
+        yield text.getvalue().encode()
         self.set_deadline(None)
 
     def _list_repositories(self) -> None:
@@ -146,10 +168,6 @@ class RegistryHandler(HTTPRequestHandler):
         self._respond_page("/v2/_catalog", {"repositories": page}, link)
 
     # Blobs -------------------------------------------------------------------------------------------------
-
-    def _blob_endpoints(self, repository: str, digest: str) -> Endpoints:
-        del repository  # Every blob of the layout is visible in all repositories.
-        return {"GET": partial(self._get_blob, digest), "DELETE": partial(self._delete_blob, digest)}
 
     def _get_blob(self, digest: str) -> None:
         headers = {
@@ -208,15 +226,6 @@ class RegistryHandler(HTTPRequestHandler):
         self.respond(ServerResponse(202))
 
     # Uploads -----------------------------------------------------------------------------------------------
-
-    def _upload_endpoints(self, repository: str, identifier: str) -> Endpoints:
-        find = partial(self.registry.uploads.find, repository, identifier)
-        return {
-            "GET": lambda: self._respond_upload(204, find()),
-            "PATCH": lambda: self._continue_upload(find()),
-            "PUT": lambda: self._finish_upload(find()),
-            "DELETE": lambda: self._cancel_upload(find()),
-        }
 
     def _begin_upload(self, repository: str) -> None:
         mounted, digest = self._parameter("mount"), self._parameter("digest")
@@ -299,15 +308,6 @@ class RegistryHandler(HTTPRequestHandler):
         self.respond(ServerResponse(201, {"Location": location, "Docker-Content-Digest": digest}))
 
     # Manifests ---------------------------------------------------------------------------------------------
-
-    def _manifest_endpoints(self, repository: str, reference: str) -> Endpoints:
-        if ":" in reference:
-            _check_digest(reference)
-        return {
-            "GET": partial(self._get_manifest, repository, reference),
-            "PUT": partial(self._put_manifest, repository, reference),
-            "DELETE": partial(self._delete_manifest, repository, reference),
-        }
 
     def _get_manifest(self, repository: str, reference: str) -> None:
         if is_digest(reference):
@@ -411,17 +411,6 @@ def accepts_html(accept: str) -> bool:
         if media_type == "text/html":
             return not any(_NO_QUALITY.match(parameter) for parameter in parameters)
     return False
-
-
-def _join(pieces: Iterator[str]) -> Iterator[bytes]:
-    """Yield the text in larger pieces."""
-    text = io.StringIO()
-    for piece in pieces:
-        text.write(piece)
-        if text.tell() >= limits.MIN_READ:
-            yield text.getvalue().encode()
-            text = io.StringIO()
-    yield text.getvalue().encode()
 
 
 def _parse_repository(segments: list[str]) -> str:

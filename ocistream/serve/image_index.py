@@ -203,34 +203,23 @@ _MAX_LINES: Final = 10
 _MAX_DIGESTS: Final = 3
 
 
-def describe_name_conflicts(entries: Sequence[Descriptor], default_repository: str) -> list[str]:
+def describe_name_conflicts(index: ImageIndex) -> list[str]:
     """Return a line for each entry whose name leads to another entry, or cannot be a repository and a tag."""
-    served: dict[ServedName, str] = {}
-    for entry in entries:
-        # As in `Repositories`, the last entry counts.
-        served.update(dict.fromkeys(served_names_of(entry, default_repository), entry.digest))
     lines: dict[str, None] = {}
-    for entry in entries:
-        names = served_names_of(entry, default_repository)
-        lost_names = [pair for pair in names if served[pair] != entry.digest]
+    for entry in index.entries:
+        names = served_names_of(entry, index.default_repository)
+        served = {f"{repository}:{tag}": index.entries_named(repository, tag)[-1].digest for repository, tag in names}
+        lost_names = [name for name, digest in served.items() if digest != entry.digest]
         if lost_names:
-            lines[
-                _describe_conflict(
-                    entry, lost_names, [pair for pair in names if pair not in lost_names], served[lost_names[0]]
-                )
-            ] = None
-        elif not names and (name := entry_name_of(entry)) is not None:
-            message = f"{printable(name)!r} is not the name of a repository with a tag"
+            name, kept_names = lost_names[0], [name for name in served if name not in lost_names]
+            as_name = f"as {kept_names[0]}" if kept_names else "by digest only"
+            message = f"two images have the name {name}: {served[name]} is served under it"
+            lines[f"{message}; {entry.digest} is served {as_name}"] = None
+        elif not names and (written := entry_name_of(entry)) is not None:
+            message = f"{printable(written)!r} is not the name of a repository with a tag"
             lines[f"{message}: {entry.digest} is served by digest only"] = None
-    return _limit_lines(list(lines))
-
-
-def _describe_conflict(
-    entry: Descriptor, lost_names: Sequence[ServedName], kept_names: Sequence[ServedName], winner: str
-) -> str:
-    as_name = f"as {_format_name(kept_names[0])}" if kept_names else "by digest only"
-    name = _format_name(lost_names[0])
-    return f"two images have the name {name}: {winner} is served under it; {entry.digest} is served {as_name}"
+    more = len(lines) - _MAX_LINES
+    return [*[*lines][:_MAX_LINES], f"and {more} more such images"] if more > 0 else [*lines]
 
 
 def find_unnamed_entries(entries: Sequence[Descriptor]) -> list[Descriptor]:
@@ -245,13 +234,3 @@ def describe_unnamed(digests: Sequence[str], kind: str) -> str:
     remaining = len(digests) - _MAX_DIGESTS
     suffix = f" and {remaining} more" if remaining > 0 else ""
     return f"{len(digests)} {kind} without a name, served by digest only: {listed}{suffix}"
-
-
-def _format_name(spelling: ServedName) -> str:
-    repository, tag = spelling
-    return f"{repository}:{tag}"
-
-
-def _limit_lines(lines: list[str]) -> list[str]:
-    remaining = len(lines) - _MAX_LINES
-    return [*lines[:_MAX_LINES], f"and {remaining} more such images"] if remaining > 0 else lines

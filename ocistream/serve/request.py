@@ -7,7 +7,7 @@ the error response of the distribution-spec.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote
 
 from ocistream import limits
@@ -17,6 +17,7 @@ from ocistream.oci.strict_json import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from email.message import Message
+    from io import BufferedIOBase
 
 
 class RequestRejectedError(RegistryError):
@@ -84,7 +85,7 @@ def check_request_line(line: bytes) -> None:
 class RequestHeadReader:
     """The input of `http.client` while it reads the header lines."""
 
-    def __init__(self, stream: RequestStream) -> None:
+    def __init__(self, stream: BufferedIOBase) -> None:
         """Read from `stream`, up to the empty line."""
         self._stream = stream
         self._left = limits.MAX_REQUEST_HEAD
@@ -230,20 +231,10 @@ _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;|\Z)")
 _MAX_TRAILERS: Final = 32
 
 
-class RequestStream(Protocol):
-    """The methods of a connection's input that are used here."""
-
-    def readinto1(self, buffer: memoryview, /) -> int:
-        """Read what has arrived, at least one byte, into `buffer`; return 0 at the end."""
-
-    def readline(self, limit: int, /) -> bytes:
-        """Read a line of at most `limit` bytes."""
-
-
 class SizedRequestBody:
     """A request body of `size` bytes. `received` counts the bytes read so far."""
 
-    def __init__(self, stream: RequestStream, size: int, send_continue: Callable[[], None] | None = None) -> None:
+    def __init__(self, stream: BufferedIOBase, size: int, send_continue: Callable[[], None] | None = None) -> None:
         """Read from `stream`; call `send_continue` before the first byte, if the client waits for it."""
         self.size: int | None = size
         self.received = 0
@@ -294,7 +285,7 @@ class SizedRequestBody:
 class ChunkedRequestBody(SizedRequestBody):
     """A request body in the chunked coding, whose length is unknown until its end."""
 
-    def __init__(self, stream: RequestStream, send_continue: Callable[[], None] | None = None) -> None:
+    def __init__(self, stream: BufferedIOBase, send_continue: Callable[[], None] | None = None) -> None:
         """As for a sized body; `size` and `remaining` are None."""
         super().__init__(stream, 0, send_continue)
         self.size = None
@@ -345,7 +336,7 @@ def _malformed_body_error() -> RequestRejectedError:
 
 
 def open_request_body(
-    headers: Message, stream: RequestStream, send_continue: Callable[[], None], version: str
+    headers: Message, stream: BufferedIOBase, send_continue: Callable[[], None], version: str
 ) -> SizedRequestBody:
     """Return the body that a request's headers announce, or an empty one.
 
