@@ -15,26 +15,26 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
-from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 from ocistream import limits
 from ocistream.errors import OcistreamError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.serve.request import (
     ChunkedRequestBody,
-    RequestHeadReader,
     RequestRejectedError,
     SizedRequestBody,
     check_host,
-    check_request_line,
     open_request_body,
+    parse_request_line,
+    read_headers,
 )
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks, verify_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from io import BufferedIOBase, FileIO
+    from io import FileIO
 
     from ocistream.streams.chunks import Chunk
 
@@ -135,20 +135,16 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         super().handle_one_request()
 
     def parse_request(self) -> bool:
-        """Read the rest of a request's head. If the head is malformed, send the error and return False."""
-        stream = self.rfile
-        self.rfile = cast("BufferedIOBase", RequestHeadReader(stream))
+        """Read a request's head. If the head is malformed, send the error and return False."""
         try:
-            check_request_line(self.raw_requestline)
-            if is_parsed := super().parse_request():
-                check_host(self.headers, self.path, self.request_version)
+            self.command, self.path, self.request_version = parse_request_line(self.raw_requestline)
+            self.headers = read_headers(self.rfile)
+            check_host(self.headers, self.path, self.request_version)
         except RequestRejectedError as refused:
             self.send_error(refused.status or HTTPStatus.BAD_REQUEST, refused.message)
             return False
-        else:
-            return is_parsed
-        finally:
-            self.rfile = stream
+        self.close_connection = "close" in self.headers.get("Connection", "").lower()
+        return True
 
     @functools.cached_property
     def buffer(self) -> memoryview:
@@ -315,10 +311,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     def log_access(self, entry: AccessLogEntry) -> None:
         """Handle the log entry of a request that has ended."""
-
-    def handle_expect_100(self) -> bool:
-        """Delay the interim response until the body is read: after a rejection the client need not send the body."""
-        return True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Respond to a request that http.server rejects, such as a malformed one or one with an unknown method."""

@@ -7,6 +7,7 @@ the error response of the distribution-spec.
 from __future__ import annotations
 
 import re
+from email.parser import HeaderParser
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote
 
@@ -49,10 +50,12 @@ class RequestRejectedError(RegistryError):
 
 #: Method, target of visible characters and version, separated by one space (RFC 9112, section 3). HTTP/0.9 has no
 #: version.
-_REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]\r\n\Z")
+_REQUEST_LINE: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP/([0-9])\.[0-9])\r\n\Z")
 
 #: A name directly followed by a colon, then any characters except control characters; a tab is allowed.
 _HEADER_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\Z")
+#: As in Python's http.client.
+_MAX_HEADERS: Final = 100
 #: Headers that decide what a request means. If one were repeated, two readers could use different lines.
 _UNREPEATABLE_HEADERS: Final = frozenset(
     {
@@ -69,59 +72,50 @@ _UNREPEATABLE_HEADERS: Final = frozenset(
 )
 
 
-def check_request_line(line: bytes) -> None:
-    """Check the form of a request line, which `http.server` splits at any white space.
+def parse_request_line(line: bytes) -> tuple[str, str, str]:
+    """Return method, target and version, such as HTTP/1.1.
 
     Raises:
-        RequestRejectedError: the line is malformed (400), or its version is below 1.0 (505).
+        RequestRejectedError: the line is malformed (400), or its version is not 1.x (505).
     """
-    match = _REQUEST_LINE.match(line)
+    match = _REQUEST_LINE.match(line.decode("latin-1"))
     if match is None:
         raise RequestRejectedError(400, "UNSUPPORTED", "the request's first line is malformed")
-    if match[1] == b"0":
+    method, target, version, major = match.groups()
+    if major != "1":
         raise RequestRejectedError(505, "UNSUPPORTED", "this version of HTTP is not supported")
+    return method, target, version
 
 
-class RequestHeadReader:
-    """The input of `http.client` while it reads the header lines."""
+def read_headers(stream: BufferedIOBase) -> Message:
+    """Read the header lines, up to the empty line after them.
 
-    def __init__(self, stream: BufferedIOBase) -> None:
-        """Read from `stream`, up to the empty line."""
-        self._stream = stream
-        self._left = limits.MAX_REQUEST_HEAD
-        self._seen: set[bytes] = set()
-
-    def readline(self, limit: int, /) -> bytes:
-        """Read a line.
-
-        Raises:
-            RequestRejectedError: the line is not a header, repeats one that must be unique, or the head ends early
-                (400); or the head is too long (431).
-        """
-        line = self._stream.readline(min(limit, self._left + 1))
-        self._left -= len(line)
-        if self._left < 0:
-            raise RequestRejectedError(
-                431, "UNSUPPORTED", f"the headers have more than {limits.MAX_REQUEST_HEAD} bytes"
-            )
+    Raises:
+        RequestRejectedError: a line is not a header, or repeats one that must be unique; the head ends early (400); or
+            it is too long (431).
+    """
+    head = b""
+    seen: set[bytes] = set()
+    line = b""
+    while line != b"\r\n":
+        line = stream.readline(limits.MAX_REQUEST_HEAD - len(head) + 1)
+        head += line
+        if len(head) > limits.MAX_REQUEST_HEAD or head.count(b"\n") > _MAX_HEADERS:
+            message = f"the headers have more than {limits.MAX_REQUEST_HEAD} bytes or {_MAX_HEADERS} lines"
+            raise RequestRejectedError(431, "UNSUPPORTED", message)
         if not line.endswith(b"\n"):
             raise RequestRejectedError(400, "UNSUPPORTED", "the request ended before its headers did")
         # Other readers do not end a line at LF alone, so they would read it together with the next line.
         if not line.endswith(b"\r\n"):
             raise RequestRejectedError(400, "UNSUPPORTED", "a line among the headers does not end with CRLF")
-        field = line[:-2]
-        if field and not _HEADER_LINE.match(field):
+        if line != b"\r\n" and not _HEADER_LINE.match(line[:-2]):
             raise RequestRejectedError(400, "UNSUPPORTED", "malformed header line")
-        name = field.partition(b":")[0].lower()
-        if name in self._seen:
+        name = line.partition(b":")[0].lower()
+        if name in seen:
             raise RequestRejectedError(400, "UNSUPPORTED", f"the header {name.decode()} is given twice")
         if name in _UNREPEATABLE_HEADERS:
-            self._seen.add(name)
-        return line
-
-    def readinto1(self, buffer: memoryview, /) -> int:
-        """Read what has arrived after the head of a rejected request."""
-        return self._stream.readinto1(buffer)
+            seen.add(name)
+    return HeaderParser().parsestr(head.decode("latin-1"))
 
 
 _MAX_PARAMETERS: Final = 32
@@ -155,7 +149,7 @@ def split_target(target: str) -> tuple[list[str], dict[str, list[str]]]:
 def check_host(headers: Message, target: str, version: str) -> None:
     """Check that a request names one host: in the header `Host`, and in the target if that is a complete URL.
 
-    `version` is the request's, such as HTTP/1.1. `RequestHeadReader` rejects a second header `Host`.
+    `version` is the request's, such as HTTP/1.1. `read_headers` rejects a second header `Host`.
 
     Raises:
         RequestRejectedError: the host is missing or malformed, or header and target differ (400).
