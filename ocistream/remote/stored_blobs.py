@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.transfer.interfaces import EarlyBlobs, Source
 
-#: Tags that are read together: shared blobs are checked once, and the manifests stay in memory.
-_MAX_TAGS_AT_ONCE: Final = 32
-#: If a group of tags has this many blobs, the next tags are read one at a time.
-_MANY_BLOBS: Final = 2000
+#: Tags that are read together, by parallel requests.
+_TAGS_AT_ONCE: Final = 32
 
 
 class StoredBlobs(Protocol):
@@ -136,19 +134,14 @@ class _RepositoryBlobs:
         references = [replace(self._reference, tag=tag) for tag in sorted(tag_list.tags)]
         digests: set[str] = set()
         seen: set[str] = set()
-        start, at_once = 0, 1
-        while start < len(references):
-            needed = 0
-            for graph in self._build_graphs(references[start : start + at_once]):
+        for start in range(0, len(references), _TAGS_AT_ONCE):
+            for graph in self._build_graphs(references[start : start + _TAGS_AT_ONCE]):
                 digests.update(manifest.descriptor.digest for manifest in graph.manifests)
                 new = [blob for blob in graph.blobs if blob.digest not in seen]
                 seen.update(blob.digest for blob in new)
-                needed += len(graph.blobs)
                 # Free the manifests: for thousands of blobs they take megabytes.
                 del graph
                 digests |= self._find_existing(new)
-            start += at_once
-            at_once = min(2 * at_once, _MAX_TAGS_AT_ONCE) if needed < _MANY_BLOBS else 1
         return digests
 
     def stored(self, blobs: Sequence[Descriptor]) -> set[str]:

@@ -210,10 +210,9 @@ class _ImageProgress:
         self._run = run
         #: Bytes and blobs of the image that are in the total.
         self._expected = (size, blobs)
-        #: By blob and thread, so that one thread alone changes a number: how many bytes it has moved.
-        self._moved: dict[tuple[str, int], int] = {}
-        #: Any thread appends the digest of a finished blob.
-        self._done: list[str] = []
+        self._lock = threading.Lock()
+        #: Bytes that have moved, and blobs that are finished.
+        self._moved = self._done = 0
 
     def planned(self, graph: Graph) -> None:
         """Replace the expected size of the image by its real size."""
@@ -223,21 +222,21 @@ class _ImageProgress:
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """Count moved bytes."""
-        key = descriptor.digest if descriptor is not None else "", threading.get_ident()
-        self._moved[key] = self._moved.get(key, 0) + size
+        with self._lock:
+            self._moved += size
         self._run.advance(size, descriptor)
 
     def done(self, descriptor: Descriptor, status: str) -> None:
         """Count a finished blob."""
-        self._done.append(descriptor.digest)
+        with self._lock:
+            self._done += 1
         self._run.done(descriptor, status)
 
     def close(self) -> None:
         """End the image, also after a failure: what has not moved by now is removed from the total."""
         size, blobs = self._expected
-        size, blobs = sum(self._moved.values()) - size, len(self._done) - blobs
-        if size or blobs:
-            self._run.add_total(size, blobs)
+        if (size, blobs) != (self._moved, self._done):
+            self._run.add_total(self._moved - size, self._done - blobs)
 
 
 class _CopiedBlobs:

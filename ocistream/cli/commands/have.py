@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
     from ocistream.oci.descriptor import Descriptor
     from ocistream.remote.stored_blobs import StoredBlobs
-
-#: Lines per write.
-_LINES_PER_WRITE: Final = 4096
 
 
 @command
@@ -79,10 +75,8 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
             queried = _read_among_list(context, among)
             digests, partial_blobs = _find_listed(stores, queried, context.console)
     # Nothing was written before, so a reader gets a complete list or none.
-    text = format_have_list(
-        [store.origin for store in stores], digests, version=__version__, partial_blobs=partial_blobs
-    )
-    while piece := "".join(itertools.islice(text, _LINES_PER_WRITE)):
+    origins = [store.origin for store in stores]
+    for piece in format_have_list(origins, digests, version=__version__, partial_blobs=partial_blobs):
         click.echo(piece, nl=False)
 
 
