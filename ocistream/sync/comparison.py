@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import threading
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -23,7 +24,6 @@ from ocistream.sync.open_locations import NO_IMAGES, LayoutWriters, SyncSources,
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from ocistream.layout.index_file import IndexChange
@@ -70,6 +70,8 @@ class ImageComparison:
         self.copy = copy
         self.pending: list[CopyDestination] = []
         self.results: list[SyncResult] = []
+        #: Set when the image was copied, or failed.
+        self.is_copied = threading.Event()
         #: The opened source of the image; None if its manifests were too large to keep, or could not be read.
         self.source: Source | None = None
         #: The image's size in bytes and its number of blobs; 0 if they are not known yet.
