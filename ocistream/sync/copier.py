@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -45,8 +44,6 @@ class ImageCopier:
         self._access = access
         self._observer = observer
         self._blobs = _CopiedBlobs()
-        #: Blobs planned for each registry or layout: one that several images have is written once.
-        self._planned_blobs: set[int] = set()
 
     def copy(self, comparison: ImageComparison, *, jobs: int, memory: int) -> None:
         """Copy an image to all destinations that lack it, and add the result of each.
@@ -167,17 +164,12 @@ class ImageCopier:
         """
         results = []
         read_digests: set[str] = set()
-        planned: set[int] = set()
-        for destination in comparison.pending:
-            if (report := comparison.planned.get(destination.name)) is None:
-                continue
-            blobs = [result.descriptor for result in report.blobs if result.status == "copied"]
-            if (store := _store_of(destination)) is None:
-                new = blobs
-            else:
-                # Within one registry, a blob of an earlier image is mounted from another repository.
-                new = [blob for blob in blobs if hash((store, blob.digest)) not in self._planned_blobs]
-                planned.update(hash((store, blob.digest)) for blob in new)
+        planned = [destination for destination in comparison.pending if destination.name in comparison.planned]
+        for destination in planned:
+            report = comparison.planned[destination.name]
+            # Within one registry, a blob of an earlier image is mounted from another repository.
+            copied = (result.descriptor for result in report.blobs if result.status == "copied")
+            new = [blob for blob in copied if not self._blobs.has(destination, blob)]
             bytes_read = sum(blob.size for blob in new if blob.digest not in read_digests)
             read_digests.update(blob.digest for blob in new)
             results.append(
@@ -188,7 +180,8 @@ class ImageCopier:
                     incomplete=report.graph.incomplete_indexes,
                 )
             )
-        self._planned_blobs.update(itertools.islice(planned, limits.MAX_TRACKED_BLOBS - len(self._planned_blobs)))
+        for destination in planned:
+            self._blobs.add(destination, comparison.planned[destination.name].graph.blobs)
         return results
 
     def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:
@@ -296,6 +289,11 @@ class _CopiedBlobs:
                 self._copied[key] = self._copied.pop(key, repository)
             while len(self._copied) > limits.MAX_TRACKED_BLOBS:
                 del self._copied[next(iter(self._copied))]
+
+    def has(self, destination: CopyDestination, blob: Descriptor) -> bool:
+        """Return whether this run has copied a blob to the registry or the layout of a destination."""
+        store = _store_of(destination)
+        return store is not None and hash((store, blob.digest)) in self._copied
 
     def find_repositories(self, reference: Reference, digest: str) -> Sequence[str]:
         """Return a repository of the registry that has a blob, if one is known."""
