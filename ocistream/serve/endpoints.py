@@ -21,7 +21,7 @@ from ocistream.oci.descriptor import OCI_INDEX
 from ocistream.oci.reference import is_digest, is_repository, parse_digest
 from ocistream.oci.strict_json import canonical_json
 from ocistream.serve.access_control import is_from_web_page
-from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler, ServerResponse
+from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler
 from ocistream.serve.request import RequestRejectedError, parse_content_range, parse_range_header, split_target
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class RegistryHandler(HTTPRequestHandler):
         raise _unknown_endpoint_error()
 
     def _get_base(self) -> None:
-        self.respond(ServerResponse(200, _JSON, b"{}"))
+        self.respond(200, _JSON, b"{}")
 
     def _get_page(self) -> None:
         from ocistream.serve.image_page import HEADERS, render_image_page
@@ -145,7 +145,7 @@ class RegistryHandler(HTTPRequestHandler):
         try:
             host = self.headers.get("Host", "").strip() or self.registry.host
             pieces = self._limit_time(render_image_page(self.registry.storage, host))
-            self.respond(ServerResponse(200, HEADERS, pieces))
+            self.respond(200, HEADERS, pieces)
         finally:
             self.registry.page_slot.give_back()
 
@@ -192,7 +192,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _respond_content(self, headers: Mapping[str, str], section: FileSection) -> None:
         tag = headers["ETag"]
         if _matches_etag(tag, self.headers.get("If-None-Match")):
-            self.respond(ServerResponse(304, headers))
+            self.respond(304, headers)
             return
         # Only a GET may have a range, and only of the content that the client has started to read.
         range_header = self.headers.get("Range") if self.command == "GET" else None
@@ -200,7 +200,7 @@ class RegistryHandler(HTTPRequestHandler):
             range_header = None
         byte_range = parse_range_header(range_header, section.size)
         if byte_range is None:
-            self.respond(ServerResponse(200, headers, section))
+            self.respond(200, headers, section)
             return
         start, count = byte_range
         # The last range is sent only after the complete blob was hashed, so that clients do not join corrupt ranges.
@@ -209,9 +209,8 @@ class RegistryHandler(HTTPRequestHandler):
         is_last = start + count == section.size and start <= limits.MAX_VERIFIED_BEFORE_RANGE
         digest = section.digest if is_last else None
         part = replace(section, offset=section.offset + start, size=count, digest=digest, preceding_size=start)
-        self.respond(
-            ServerResponse(206, {**headers, "Content-Range": f"bytes {start}-{start + count - 1}/{section.size}"}, part)
-        )
+        content_range = f"bytes {start}-{start + count - 1}/{section.size}"
+        self.respond(206, {**headers, "Content-Range": content_range}, part)
 
     def _touch_blob(self, digest: str) -> None:
         """Protect a blob from `gc` if a client asks whether it exists before a push."""
@@ -223,7 +222,7 @@ class RegistryHandler(HTTPRequestHandler):
             self.registry.layout.delete_blob(digest)
         except NotFoundError as error:
             raise _unknown_blob_error(digest) from error
-        self.respond(ServerResponse(202))
+        self.respond(202)
 
     # Uploads -----------------------------------------------------------------------------------------------
 
@@ -273,7 +272,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _cancel_upload(self, upload: Upload) -> None:
         with self.registry.uploads.lock(upload):
             upload.discard()
-        self.respond(ServerResponse(204))
+        self.respond(204)
 
     def _receive_chunk(self, upload: Upload) -> None:
         """Append the request's body to an upload.
@@ -293,7 +292,7 @@ class RegistryHandler(HTTPRequestHandler):
         upload.receive(self.body.readinto, self.buffer)
 
     def _respond_upload(self, status: int, upload: Upload) -> None:
-        self.respond(ServerResponse(status, self._upload_headers(upload)))
+        self.respond(status, self._upload_headers(upload))
 
     def _upload_headers(self, upload: Upload) -> dict[str, str]:
         return {
@@ -305,7 +304,7 @@ class RegistryHandler(HTTPRequestHandler):
 
     def _respond_created(self, repository: str, digest: str) -> None:
         location = f"/v2/{repository}/blobs/{digest}"
-        self.respond(ServerResponse(201, {"Location": location, "Docker-Content-Digest": digest}))
+        self.respond(201, {"Location": location, "Docker-Content-Digest": digest})
 
     # Manifests ---------------------------------------------------------------------------------------------
 
@@ -323,19 +322,17 @@ class RegistryHandler(HTTPRequestHandler):
         tag = f'"{digest}"'
         headers = {"Content-Type": manifest.descriptor.media_type, "Docker-Content-Digest": digest, "ETag": tag}
         if _matches_etag(tag, self.headers.get("If-None-Match")):
-            self.respond(ServerResponse(304, headers))
+            self.respond(304, headers)
             return
         with contextlib.ExitStack() as stack:
-            response = ServerResponse(200, headers, manifest.raw)
+            body: bytes | FileSection = manifest.raw
             if len(manifest.raw) > limits.LARGE_MANIFEST:
                 # Send it from its file, because many clients may read it slowly. A synthesized manifest is in memory
                 # anyway.
                 with contextlib.suppress(NotFoundError):
-                    response = ServerResponse(
-                        200, headers, stack.enter_context(self.registry.storage.open_blob_section(digest))
-                    )
+                    body = stack.enter_context(self.registry.storage.open_blob_section(digest))
             del manifest
-            self.respond(response)
+            self.respond(200, headers, body)
 
     def _put_manifest(self, repository: str, reference: str) -> None:
         with contextlib.ExitStack() as stack:
@@ -346,12 +343,12 @@ class RegistryHandler(HTTPRequestHandler):
                     raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")
                 stack.callback(slots.give_back)
 
-            self._push_manifest(repository, reference, self.read_small_body(limits.MAX_MANIFEST, wait_for_slot))
+            if (raw := self.read_small_body(limits.MAX_MANIFEST, wait_for_slot)) is None:
+                message = f"a manifest has at most {limits.MAX_MANIFEST} bytes"
+                raise RequestRejectedError(413, "MANIFEST_INVALID", message)
+            self._push_manifest(repository, reference, raw)
 
-    def _push_manifest(self, repository: str, reference: str, raw: bytes | None) -> None:
-        if raw is None:
-            message = f"a manifest has at most {limits.MAX_MANIFEST} bytes"
-            raise RequestRejectedError(413, "MANIFEST_INVALID", message)
+    def _push_manifest(self, repository: str, reference: str, raw: bytes) -> None:
         media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
         hosts = (self.headers.get("Host", ""), self.registry.host)
         # The tags of a push by digest refer to that digest, also if it is not sha256 (distribution-spec, "Pushing
@@ -366,11 +363,11 @@ class RegistryHandler(HTTPRequestHandler):
             headers["OCI-Tag"] = ", ".join(tags)
         if subject is not None:
             headers["OCI-Subject"] = subject
-        self.respond(ServerResponse(201, headers))
+        self.respond(201, headers)
 
     def _delete_manifest(self, repository: str, reference: str) -> None:
         self.registry.repositories.delete(repository, reference)
-        self.respond(ServerResponse(202))
+        self.respond(202)
 
     # Lists -------------------------------------------------------------------------------------------------
 
@@ -398,7 +395,7 @@ class RegistryHandler(HTTPRequestHandler):
         self, path: str, document: Mapping[str, object], link: str | None, headers: Mapping[str, str] = _JSON
     ) -> None:
         link_header = {"Link": f'<{path}?{link}>; rel="next"'} if link else {}
-        self.respond(ServerResponse(200, {**headers, **link_header}, canonical_json(document)))
+        self.respond(200, {**headers, **link_header}, canonical_json(document))
 
     def _parameter(self, name: str) -> str:
         return self.parameters.get(name, [""])[0]

@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
@@ -21,9 +21,8 @@ from ocistream import limits
 from ocistream.errors import OcistreamError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.serve.request import (
-    ChunkedRequestBody,
+    RequestBody,
     RequestRejectedError,
-    SizedRequestBody,
     check_host,
     open_request_body,
     parse_request_line,
@@ -62,22 +61,6 @@ class FileSection:
 
 #: The body of a response: bytes, a section of a file, or pieces whose total size is not known.
 Body: TypeAlias = "bytes | FileSection | Iterator[bytes]"
-
-
-@dataclass(frozen=True, slots=True)
-class ServerResponse:
-    """A response before it is sent. The handler adds Content-Length, Date and Connection to its headers."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body = b""
-
-    @property
-    def size(self) -> int | None:
-        """The size of the body in bytes, for HEAD too, although the body is not sent; None if it is not known."""
-        if isinstance(self.body, FileSection):
-            return self.body.size
-        return len(self.body) if isinstance(self.body, bytes) else None
 
 
 @dataclass(slots=True)
@@ -120,7 +103,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     def _reset(self) -> None:
         # Until the headers were read, the end of the body is unknown.
-        self.body: SizedRequestBody = ChunkedRequestBody(self.rfile)
+        self.body = RequestBody(self.rfile, None)
         self.started = time.monotonic()
         self.entry = AccessLogEntry(str(self.client_address[0]), timestamp=time.time())
         self.is_admitted = False
@@ -222,13 +205,19 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         # Not 0, which would make the socket non-blocking.
         self.connection.settimeout(self.timeout if deadline is None else max(deadline - time.monotonic(), 0.001))
 
-    def respond(self, response: ServerResponse) -> None:
-        """Send a response, after the rest of the request's body was read or the connection marked for closing."""
+    def respond(self, status: int, headers: Mapping[str, str] | None = None, body: Body = b"") -> None:
+        """Send a response, after the rest of the request's body was read or the connection marked for closing.
+
+        Content-Length, Date and Connection are added to its headers.
+        """
         self._drain_or_close()
-        self.entry.status = int(response.status)
-        self.write_head(response)
-        if self.command != "HEAD" and response.size != 0:
-            self.write_body(response.body)
+        self.entry.status = int(status)
+        size = len(body) if isinstance(body, bytes) else None
+        if isinstance(body, FileSection):
+            size = body.size
+        self._write_head(status, headers or {}, size)
+        if self.command != "HEAD" and size != 0:
+            self._write_body(body)
         if not self.body.is_finished:
             self._linger()
 
@@ -238,25 +227,25 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             self.close_connection = True
             return
         headers = {"Content-Type": "application/json", **refused.headers}
-        self.respond(ServerResponse(refused.status, headers, refused.body()))
+        self.respond(refused.status, headers, refused.body())
 
-    def write_head(self, response: ServerResponse) -> None:
-        """Write a response's status line and headers."""
-        self.send_response_only(response.status)
+    def _write_head(self, status: int, headers: Mapping[str, str], size: int | None) -> None:
+        """Write a response's status line and headers. `size` is that of its body, for HEAD too, if it is known."""
+        self.send_response_only(status)
         self.send_header("Server", self.server_version)
         self.send_header("Date", self.date_time_string())
-        for name, value in {**self.common_headers, **response.headers}.items():
+        for name, value in {**self.common_headers, **headers}.items():
             self.send_header(name, value)
-        if response.size is None:
+        if size is None:
             if not self.close_connection:
                 self.send_header("Transfer-Encoding", "chunked")
-        elif response.status not in _STATUSES_WITHOUT_BODY:
-            self.send_header("Content-Length", str(response.size))
+        elif status not in _STATUSES_WITHOUT_BODY:
+            self.send_header("Content-Length", str(size))
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
 
-    def write_body(self, body: Body) -> None:
+    def _write_body(self, body: Body) -> None:
         """Write a response's body. If its file has become shorter meanwhile, the connection ends.
 
         A section without a digest is sent by `sendfile`, except over TLS. A section with a digest is hashed in this

@@ -225,22 +225,28 @@ _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;|\Z)")
 _MAX_TRAILERS: Final = 32
 
 
-class SizedRequestBody:
-    """A request body of `size` bytes. `received` counts the bytes read so far."""
+class RequestBody:
+    """A request body of `size` bytes, or in the chunked coding if `size` is None.
 
-    def __init__(self, stream: BufferedIOBase, size: int, send_continue: Callable[[], None] | None = None) -> None:
+    `received` counts the bytes read so far.
+    """
+
+    def __init__(
+        self, stream: BufferedIOBase, size: int | None, send_continue: Callable[[], None] | None = None
+    ) -> None:
         """Read from `stream`; call `send_continue` before the first byte, if the client waits for it."""
-        self.size: int | None = size
+        self.size = size
         self.received = 0
         self.is_finished = size == 0
         self._stream = stream
-        self._remaining = size
+        #: How many bytes of the body, or of the present chunk, are still to come.
+        self._remaining = size or 0
         self._send_continue = send_continue
 
     @property
     def remaining(self) -> int | None:
         """How many bytes are still to come; None if unknown."""
-        return self._remaining
+        return self._remaining if self.size is not None or self.is_finished else None
 
     @property
     def expects_continue(self) -> bool:
@@ -251,65 +257,36 @@ class SizedRequestBody:
         """Read what has arrived into the beginning of `buffer`; return the number of bytes, 0 at the end.
 
         Raises:
-            RequestRejectedError: the client stopped before the end (400).
+            RequestRejectedError: the client stopped before the end (400), or the chunks are malformed (400).
             OSError: the connection broke.
         """
-        if self.is_finished:
-            return 0
-        if self._send_continue is not None:
+        if not self.is_finished and self._send_continue is not None:
             self._send_continue()
             self._send_continue = None
-        return self._read(buffer)
-
-    def _read(self, buffer: memoryview) -> int:
-        count = self._read_data(buffer)
-        self.is_finished = self._remaining == 0
-        return count
-
-    def _read_data(self, buffer: memoryview) -> int:
+        if not self.is_finished and not self._remaining:
+            self._begin_chunk()
+        if self.is_finished:
+            return 0
         # Only one read of the socket: the bytes that have arrived are used even if the next read fails.
         count = self._stream.readinto1(buffer[: self._remaining])
         if not count:
             raise RequestRejectedError(400, "SIZE_INVALID", f"the body ended early, after {self.received} bytes")
         self._remaining -= count
         self.received += count
+        self.is_finished = self.size is not None and not self._remaining
         return count
 
-
-class ChunkedRequestBody(SizedRequestBody):
-    """A request body in the chunked coding, whose length is unknown until its end."""
-
-    def __init__(self, stream: BufferedIOBase, send_continue: Callable[[], None] | None = None) -> None:
-        """As for a sized body; `size` and `remaining` are None."""
-        super().__init__(stream, 0, send_continue)
-        self.size = None
-        self.is_finished = False
-        self._is_at_chunk_end = False
-
-    @property
-    def remaining(self) -> int | None:
-        """0 at the end of the body, else None."""
-        return 0 if self.is_finished else None
-
-    def _read(self, buffer: memoryview) -> int:
-        if not self._remaining:
-            self._remaining = self._read_chunk_size()
-        if not self._remaining:
-            self._skip_trailers()
-            self.is_finished = True
-            return 0
-        count = self._read_data(buffer)
-        # The chunk's end is checked on the next read: an error there must not discard these bytes.
-        self._is_at_chunk_end = not self._remaining
-        return count
-
-    def _read_chunk_size(self) -> int:
-        if self._is_at_chunk_end and self._read_line():
+    def _begin_chunk(self) -> None:
+        # The end of the previous chunk is checked only now: an error there must not discard its bytes.
+        if self.received and self._read_line():
             raise _malformed_body_error()
         match = _CHUNK_SIZE.match(self._read_line())
         if match is None:
             raise _malformed_body_error()
-        return int(match[1], 16)
+        self._remaining = int(match[1], 16)
+        if not self._remaining:
+            self._skip_trailers()
+            self.is_finished = True
 
     def _skip_trailers(self) -> None:
         for _ in range(_MAX_TRAILERS):
@@ -331,7 +308,7 @@ def _malformed_body_error() -> RequestRejectedError:
 
 def open_request_body(
     headers: Message, stream: BufferedIOBase, send_continue: Callable[[], None], version: str
-) -> SizedRequestBody:
+) -> RequestBody:
     """Return the body that a request's headers announce, or an empty one.
 
     `send_continue` sends the interim response to `Expect: 100-continue`. `version` is the request's, such as HTTP/1.1.
@@ -352,7 +329,7 @@ def open_request_body(
             raise RequestRejectedError(400, "SIZE_INVALID", "HTTP/1.0 has no Transfer-Encoding")
         if codings != ["chunked"]:
             raise RequestRejectedError(501, "UNSUPPORTED", "the only supported transfer coding is chunked")
-        return ChunkedRequestBody(stream, callback)
+        return RequestBody(stream, None, callback)
     if len(lengths) > 1 or not all(_CONTENT_LENGTH.match(length) for length in lengths):
         raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not one number")
-    return SizedRequestBody(stream, int(lengths[0]) if lengths else 0, callback)
+    return RequestBody(stream, int(lengths[0]) if lengths else 0, callback)
