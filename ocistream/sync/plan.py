@@ -41,7 +41,6 @@ class Login:
     position for error messages.
     """
 
-    name: str
     where: str
     username: str = ""
     password_env: str = ""
@@ -243,14 +242,14 @@ def drop_duplicates(copies_by_entry: Sequence[Iterable[ImageCopy]]) -> Iterator[
         UsageError: two images would get one name at a destination, and one would be lost.
     """
     repeated = _find_repeated(copies_by_entry)
-    #: Destination -> image, as hashes.
-    images: dict[int, int] = {}
+    #: By the hash of a destination's name: what its first image is.
+    images: dict[int, tuple[str, PlatformChoice, bool]] = {}
     for copy in itertools.chain.from_iterable(copies_by_entry) if repeated else ():
-        image = hash((copy.name, copy.entry.platforms, copy.entry.referrers))
+        image = copy.name, copy.entry.platforms, copy.entry.referrers
         for destination in copy.destinations:
             key = hash(destination.name)
-            if key in repeated and images.setdefault(key, image) != image:
-                raise _conflict_error(copies_by_entry, copy, destination)
+            if key in repeated and (first := images.setdefault(key, image)) != image:
+                raise _conflict_error(first, image, destination)
     return _take_each_once(copies_by_entry, repeated)
 
 
@@ -288,21 +287,14 @@ def _take_each_once(copies_by_entry: Sequence[Iterable[ImageCopy]], repeated: se
 
 
 def _conflict_error(
-    copies_by_entry: Sequence[Iterable[ImageCopy]], copy: ImageCopy, destination: CopyDestination
+    first: tuple[str, PlatformChoice, bool], second: tuple[str, PlatformChoice, bool], destination: CopyDestination
 ) -> UsageError:
-    """Return the error that names the first two images with one destination."""
-    copies = itertools.chain.from_iterable(copies_by_entry)
-    first = next(
-        other
-        for other in copies
-        if destination.name in {other_destination.name for other_destination in other.destinations}
-    )
-    images = f"{printable(first.name)} and {printable(copy.name)}"
-    if first.name == copy.name:
-        differs = "for some platforms and for others"
-        if first.entry.platforms == copy.entry.platforms:
-            differs = "with its referrers and without them"
-        images = f"{printable(copy.name)} {differs}"
+    """Return the error that names two images, by their names, platforms and referrers, with one destination."""
+    images = f"{printable(first[0])} and {printable(second[0])}"
+    if first[0] == second[0]:
+        same_platforms = first[1] == second[1]
+        differs = "with its referrers and without them" if same_platforms else "for some platforms and for others"
+        images = f"{printable(first[0])} {differs}"
     msg = f"{images} would both become {printable(destination.name)}"
     return UsageError(msg, hint="choose another destination for one of them, or fewer tags")
 
