@@ -19,12 +19,12 @@ from ocistream.locations import is_layout_destination
 from ocistream.oci.reference import is_digest_tag, printable
 from ocistream.registry.repository import Repository
 from ocistream.streams.files import disk_errors
-from ocistream.streams.synchronization import Budget
+from ocistream.streams.synchronization import Budget, LinkedEvent
 from ocistream.sync.open_locations import NO_IMAGES, LayoutWriters, SyncSources, resolve_graph
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from ocistream.layout.index_file import IndexChange
     from ocistream.locations import Location, OpenContext
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import SkippedReferrer
     from ocistream.signatures.policy import TrustPolicy
-    from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
+    from ocistream.sync.plan import CopyDestination, ImageCopy, Login, SyncEntry, SyncLocation
     from ocistream.transfer.interfaces import Source
     from ocistream.transfer.report import Report
 
@@ -103,18 +103,22 @@ class ImageComparison:
 class SyncAccess:
     """What all images of a run share. Safe for several threads."""
 
-    #: Returns the context of a location.
-    context_of: Callable[[SyncLocation], OpenContext]
-    #: Returns an event that cancels one image: a failed image must not stop the next.
-    create_cancel_event: Callable[[], threading.Event]
+    #: The context of each login of the file, and that of locations without one.
+    contexts: Mapping[Login | None, OpenContext]
+    #: Cancels the run.
+    cancelled: threading.Event
     #: Which signatures images need.
     policy: TrustPolicy
     sources: SyncSources = field(default_factory=SyncSources)
     layouts: LayoutWriters = field(default_factory=LayoutWriters)
 
+    def create_cancel_event(self) -> threading.Event:
+        """Return an event that cancels one image: a failed image must not stop the next."""
+        return LinkedEvent([self.cancelled])
+
     def context(self, sync_location: SyncLocation, cancelled: threading.Event | None = None) -> OpenContext:
         """Return the context of a location for one image, which `cancelled` cancels."""
-        return replace(self.context_of(sync_location), cancelled=cancelled or self.create_cancel_event())
+        return replace(self.contexts[sync_location.login], cancelled=cancelled or self.create_cancel_event())
 
     def open_source(self, copy: ImageCopy, context: OpenContext) -> Source:
         """Open an image that is copied, with the signatures that it may need."""
@@ -154,7 +158,7 @@ class ImageComparer:
             return
         for destination in copy.destinations:
             try:
-                context = self._access.context_of(destination.sync_location)
+                context = self._access.contexts[destination.sync_location.login]
                 if destination.reference is not None:
                     context.registries().rules.check_push(destination.reference)
                 with self._unreachable.guard(destination.reference):

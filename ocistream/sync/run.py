@@ -57,7 +57,7 @@ class SyncRun:
         self._on_result = on_result
         self._jobs = jobs
         self._prefetch_memory = prefetch_memory
-        self._cancelled = access.create_cancel_event()
+        self._cancelled = access.cancelled
         self._layouts = access.layouts
         self._comparer = ImageComparer(access)
         #: Copied images whose results are not reported yet, and when others were (monotonic seconds).
@@ -98,7 +98,7 @@ class SyncRun:
         for copy in copies:
             for sync_location in (copy.entry.source, *(destination.sync_location for destination in copy.destinations)):
                 if (reference := sync_location.location.reference) is not None:
-                    rules = self._access.context_of(sync_location).registries().rules
+                    rules = self._access.contexts[sync_location.login].registries().rules
                     jobs = rules.limit_jobs(jobs, [reference.registry])
         return jobs
 
@@ -154,7 +154,7 @@ class SyncRun:
             for sync_location in (entry.source, *entry.destinations):
                 if sync_location.location.reference is not None:
                     # Created now: an error of the configuration is one of the run, not of an image.
-                    _ = self._access.context_of(sync_location).registries().client
+                    _ = self._access.contexts[sync_location.login].registries().client
             try:
                 copies.append(EntryCopies(entry, () if entry.has_one_image else self._list_names(entry)))
             except OcistreamError as error:
@@ -165,7 +165,7 @@ class SyncRun:
         return copies
 
     def _list_names(self, entry: SyncEntry) -> Iterator[str]:
-        location, context = entry.source.location, self._access.context_of(entry.source)
+        location, context = entry.source.location, self._access.contexts[entry.source.login]
         if location.reference is not None:
             listed = context.registries().list_tags(location.reference)
             if listed.incomplete_reason:
