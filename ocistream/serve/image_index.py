@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,9 +109,9 @@ class ImageIndex:
         return [*canonical_json_pieces(self._fields, "manifests", self._json_lines())]
 
     def _json_lines(self) -> Iterable[bytes]:
-        for key, entry in self._entries.items():
-            if key not in self._lines:
-                self._lines[key] = canonical_json(entry.to_json())
+        # Entries are added at the end only, so the first ones have their lines.
+        for key, entry in itertools.islice(self._entries.items(), len(self._lines), None):
+            self._lines[key] = canonical_json(entry.to_json())
         return self._lines.values()
 
     def _add(self, entries: Iterable[Descriptor]) -> None:
