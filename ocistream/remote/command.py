@@ -66,16 +66,12 @@ _NO_EXECUTABLE: Final = "executable file not found"
 _NO_CONNECTION: Final = 255
 #: Exit codes of a command whose stdout was closed.
 _OUTPUT_CLOSED: Final = frozenset({141, -int(signal.SIGPIPE)})
-_ERRORS_BY_EXIT_CODE: Final = {
-    2: UsageError,
-    3: AuthenticationError,
-    4: NotFoundError,
-    5: IntegrityError,
-    6: ArchiveError,
-    7: NetworkError,
-    8: UnsupportedError,
-    9: LocalDiskError,
-    10: VolumesNeededError,
+_ERRORS_BY_EXIT_CODE: Final[dict[int, type[OcistreamError]]] = {
+    error.exit_code: error
+    for error in (
+        *(UsageError, AuthenticationError, NotFoundError, IntegrityError, ArchiveError),
+        *(NetworkError, UnsupportedError, LocalDiskError, VolumesNeededError),
+    )
 }
 #: What to do about errors whose remote hint is meant for a single command there.
 _HINTS_BY_KIND: Final = {

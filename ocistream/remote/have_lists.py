@@ -6,14 +6,14 @@ Must not open files or connections.
 
 from __future__ import annotations
 
+import itertools
 import re
 from functools import partial
-from string import hexdigits
 from typing import IO, TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, TruncatedError, UnsupportedError
-from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, printable
+from ocistream.oci.reference import is_digest, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ _ORIGIN: Final = "# origin "
 _BY: Final = "# by ocistream "
 _PARTIAL: Final = "# partial "
 _DIGESTS: Final = "# digests "
+_LINES_PER_PIECE: Final = 512
 _COUNT = re.compile(r"[0-9]{1,9}\Z")
 _OFFSET = re.compile(r"[1-9][0-9]{0,17}\Z")
 #: First bytes of files that are not text with one byte a character, and the message for each.
@@ -41,21 +42,21 @@ _HINT: Final = "a list has one digest per line, as `ocistream have` prints it"
 def format_have_list(
     origins: Sequence[str], digests: Collection[str], *, version: str, partial_blobs: Mapping[str, int] | None = None
 ) -> Iterator[str]:
-    """Yield the lines of a list, each with its newline; the digests are sorted.
+    """Yield the text of a list in pieces of some lines; the digests are sorted.
 
     `version` is the ocistream version that writes the list. `partial_blobs` has the bytes that exist of unfinished
     blobs; they are headers, which older readers ignore. The number of digests comes first, so that a reader notices a
     truncated list.
     """
-    yield f"{_FORMAT}{_VERSION}\n"
-    for origin in origins:
-        yield f"{_ORIGIN}{printable(origin, limits.MAX_HAVE_LINE // 8)}\n"
-    yield f"{_BY}{version}\n"
-    for digest, offset in sorted((partial_blobs or {}).items())[: limits.MAX_RESUMABLE_BLOBS]:
-        yield f"{_PARTIAL}{digest} {offset}\n"
-    yield f"{_DIGESTS}{len(digests)}\n"
-    for digest in sorted(digests):
-        yield f"{digest}\n"
+    lines = [f"{_FORMAT}{_VERSION}"]
+    lines += [f"{_ORIGIN}{printable(origin, limits.MAX_HAVE_LINE // 8)}" for origin in origins]
+    lines.append(f"{_BY}{version}")
+    partial_sizes = sorted((partial_blobs or {}).items())[: limits.MAX_RESUMABLE_BLOBS]
+    lines += [f"{_PARTIAL}{digest} {offset}" for digest, offset in partial_sizes]
+    lines.append(f"{_DIGESTS}{len(digests)}")
+    remaining = iter(itertools.chain(lines, sorted(digests)))
+    while piece := "".join(f"{line}\n" for line in itertools.islice(remaining, _LINES_PER_PIECE)):
+        yield piece
 
 
 class HaveListReader:
@@ -101,7 +102,7 @@ class HaveListReader:
             elif is_digest(text):
                 self.total += 1
                 yield text
-            elif text and self.total < self._expected_digests and _is_truncated_digest(text):
+            elif text and self.total < self._expected_digests and not line.endswith(b"\n"):
                 raise self._truncated_error(f"{self.total} of {self._expected_digests} digests")
             elif text:
                 raise self._malformed_error(number, f"{printable(text, 80)!r} is not a digest")
@@ -160,11 +161,3 @@ class HaveListReader:
 
     def _malformed_error(self, number: int, reason: str) -> ArchiveError:
         return ArchiveError(f"{self._what} is not a list of digests: line {number}: {reason}", hint=_HINT)
-
-
-def _is_truncated_digest(text: str) -> bool:
-    """Return whether a line could be the beginning of a digest."""
-    algorithm, colon, encoded = text.partition(":")
-    if colon:
-        return len(encoded) < DIGEST_HEX_LENGTHS.get(algorithm, 0) and set(encoded) <= set(hexdigits.lower())
-    return any(name.startswith(text) for name in DIGEST_HEX_LENGTHS)

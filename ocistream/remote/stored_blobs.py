@@ -20,7 +20,7 @@ from ocistream.oci.descriptor import UNKNOWN_SIZE
 from ocistream.streams.workers import run_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ocistream.locations import Location, OpenContext
     from ocistream.oci.descriptor import Descriptor
@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from ocistream.registry.upload_record import UploadRecords
     from ocistream.transfer.interfaces import EarlyBlobs, Source
 
-#: Tags that are read together: shared blobs are checked once, and the manifests stay in memory.
-_MAX_TAGS_AT_ONCE: Final = 32
-#: If a group of tags has this many blobs, the next tags are read one at a time.
-_MANY_BLOBS: Final = 2000
+#: Tags that are read together, by parallel requests.
+_TAGS_AT_ONCE: Final = 32
 
 
 class StoredBlobs(Protocol):
@@ -88,8 +86,7 @@ def open_stored_blobs(
     count for `stored`. `warn` receives what is not listed.
     """
     if location.reference is not None:
-        registry_class = _RepositoryBlobs if location.is_repository else _ImageBlobs
-        return registry_class(context, location.reference, early_blobs, records, warn)
+        return _RegistryBlobs(context, location.reference, location.is_repository, early_blobs, records, warn)
     local_class = _LayoutBlobs if location.kind == "oci" or is_directory(location) else _ArchiveBlobs
     return local_class(location, context, selection or Selection(), early_blobs)
 
@@ -100,18 +97,21 @@ def _select_resumable(partial_blobs: Iterable[tuple[str, int]]) -> dict[str, int
     return dict(itertools.islice(resumable, limits.MAX_RESUMABLE_BLOBS))
 
 
-class _RepositoryBlobs:
-    """A repository of a registry, with all of its tags. Its mirrors are not asked."""
+class _RegistryBlobs:
+    """A repository of a registry with all of its tags, or one image of it. Mirrors are not asked."""
 
     def __init__(
         self,
         context: OpenContext,
         reference: Reference,
+        is_repository: bool,
         early_blobs: EarlyBlobs,
         records: UploadRecords | None,
         warn: Callable[[str], None],
     ) -> None:
+        self.origin = f"{reference.registry}/{reference.repository}" if is_repository else str(reference)
         self._reference = reference
+        self._is_repository = is_repository
         self._client = context.registries().client
         self._mount_from = context.mount_from
         self._jobs = context.registries().rules.limit_jobs(context.jobs, [reference.registry])
@@ -119,40 +119,29 @@ class _RepositoryBlobs:
         self._records = records
         self._warn = warn
 
-    @property
-    def origin(self) -> str:
-        return f"{self._reference.registry}/{self._reference.repository}"
+    @cached_property
+    def _image(self) -> Graph:
+        return self._build_graph([self._reference])
 
     def list_digests(self) -> set[str]:
-        from ocistream.registry.tags import list_tags
-
-        try:
-            tag_list = list_tags(self._repository(self._reference.repository))
-        except NotFoundError as error:
-            error.hint = f"{error.hint}; before the first push, copy without --have"
-            raise
-        if tag_list.incomplete_reason:
-            self._warn(f"{self.origin} has further tags, which are not read: {tag_list.incomplete_reason}")
-        references = [replace(self._reference, tag=tag) for tag in sorted(tag_list.tags)]
         digests: set[str] = set()
         seen: set[str] = set()
-        start, at_once = 0, 1
-        while start < len(references):
-            needed = 0
-            for graph in self._build_graphs(references[start : start + at_once]):
-                digests.update(manifest.descriptor.digest for manifest in graph.manifests)
-                new = [blob for blob in graph.blobs if blob.digest not in seen]
-                seen.update(blob.digest for blob in new)
-                needed += len(graph.blobs)
-                # Free the manifests: for thousands of blobs they take megabytes.
-                del graph
-                digests |= self._find_existing(new)
-            start += at_once
-            at_once = min(2 * at_once, _MAX_TAGS_AT_ONCE) if needed < _MANY_BLOBS else 1
+        for graph in self._list_graphs() if self._is_repository else [self._image]:
+            digests.update(manifest.descriptor.digest for manifest in graph.manifests)
+            new = [blob for blob in graph.blobs if blob.digest not in seen]
+            seen.update(blob.digest for blob in new)
+            # Free the manifests: for thousands of blobs they take megabytes.
+            del graph
+            digests |= self._find_existing(new)
         return digests
 
     def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
-        return self._find_existing(blobs, self._mount_from)
+        if self._is_repository:
+            return self._find_existing(blobs, self._mount_from)
+        manifests = {manifest.descriptor.digest for manifest in self._image.manifests}
+        needed = {blob.digest for blob in self._image.blobs}
+        found = self._find_existing([blob for blob in blobs if blob.digest in needed], self._mount_from)
+        return found | {blob.digest for blob in blobs if blob.digest in manifests}
 
     def partial_sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
         from ocistream.registry.blob_push import BlobPusher
@@ -173,7 +162,22 @@ class _RepositoryBlobs:
         run_each(ask, blobs, jobs=self._jobs, cancelled=self._client.cancelled)
         return found
 
-    def _build_graphs(self, references: Sequence[Reference]) -> Iterable[Graph]:
+    def _list_graphs(self) -> Iterator[Graph]:
+        """Yield the graphs of all tags."""
+        from ocistream.registry.tags import list_tags
+
+        try:
+            tag_list = list_tags(self._repository(self._reference.repository))
+        except NotFoundError as error:
+            error.hint = f"{error.hint}; before the first push, copy without --have"
+            raise
+        if tag_list.incomplete_reason:
+            self._warn(f"{self.origin} has further tags, which are not read: {tag_list.incomplete_reason}")
+        references = [replace(self._reference, tag=tag) for tag in sorted(tag_list.tags)]
+        for start in range(0, len(references), _TAGS_AT_ONCE):
+            yield from self._build_graphs(references[start : start + _TAGS_AT_ONCE])
+
+    def _build_graphs(self, references: Sequence[Reference]) -> Iterator[Graph]:
         """Yield the graphs of some tags; after a failure one by one, so that a bad tag does not affect the others.
 
         A tag is skipped if its manifest is missing, malformed, or older than OCI's and Docker's schema 2.
@@ -200,32 +204,6 @@ class _RepositoryBlobs:
         from ocistream.registry.repository import Repository
 
         return Repository(self._client, self._reference.registry, name, for_push=writes)
-
-
-class _ImageBlobs(_RepositoryBlobs):
-    """One image of a registry, by tag or digest."""
-
-    @property
-    def origin(self) -> str:
-        return str(self._reference)
-
-    @cached_property
-    def _graph(self) -> Graph:
-        return self._build_graph([self._reference])
-
-    def list_digests(self) -> set[str]:
-        graph = self._graph
-        return self._find_existing(graph.blobs) | {manifest.descriptor.digest for manifest in graph.manifests}
-
-    def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
-        manifests = {manifest.descriptor.digest for manifest in self._graph.manifests}
-        needed = {blob.digest for blob in self._graph.blobs}
-        found = super().stored([blob for blob in blobs if blob.digest in needed])
-        return found | {blob.digest for blob in blobs if blob.digest in manifests}
-
-    def partial_sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
-        needed = {blob.digest for blob in self._graph.blobs}
-        return super().partial_sizes(digest for digest in digests if digest in needed)
 
 
 def _has_content(repository: Repository, blob: Descriptor) -> bool:

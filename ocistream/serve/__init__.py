@@ -4,17 +4,7 @@ Without a password the server listens on loopback only. This package sends no re
 """
 
 from ocistream.serve.access_control import BasicAuth
-from ocistream.serve.endpoints import RegistryHandler
-from ocistream.serve.http_handler import AccessLogEntry, FileSection, ServerResponse
-from ocistream.serve.request import RequestRejectedError
+from ocistream.serve.http_handler import AccessLogEntry
 from ocistream.serve.server import Registry
 
-__all__ = [
-    "AccessLogEntry",
-    "BasicAuth",
-    "FileSection",
-    "Registry",
-    "RegistryHandler",
-    "RequestRejectedError",
-    "ServerResponse",
-]
+__all__ = ["AccessLogEntry", "BasicAuth", "Registry"]

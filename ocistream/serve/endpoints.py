@@ -21,7 +21,7 @@ from ocistream.oci.descriptor import OCI_INDEX
 from ocistream.oci.reference import is_digest, is_repository, parse_digest
 from ocistream.oci.strict_json import canonical_json
 from ocistream.serve.access_control import is_from_web_page
-from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler, ServerResponse
+from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler
 from ocistream.serve.request import RequestRejectedError, parse_content_range, parse_range_header, split_target
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Endpoints: TypeAlias = Mapping[str, Callable[[], None]]
 
 _JSON: Final = {"Content-Type": "application/json"}
-_READ_METHODS: Final = frozenset({"GET", "HEAD"})
 #: The weight of a media type that a client does not accept (RFC 9110, section 12.4.2).
 _NO_QUALITY: Final = re.compile(r"q=0(?:\.0{0,3})?\Z")
 
@@ -70,17 +69,18 @@ class RegistryHandler(HTTPRequestHandler):
         if is_from_web_page(self.headers, has_password=auth is not None):
             raise RequestRejectedError(403, "DENIED", "this registry refuses web pages")
         if auth is not None:
-            self.user = auth.authenticate(self.headers.get("Authorization"))
+            self.entry.user = auth.authenticate(self.headers.get("Authorization"))
         self.mark_admitted()
         segments, self.parameters = split_target(self.path)
         endpoints = self._endpoints(segments)
         place = "here"
         if self.registry.read_only:
-            endpoints = {method: serve for method, serve in endpoints.items() if method in _READ_METHODS}
+            endpoints = {method: serve for method, serve in endpoints.items() if method == "GET"}
             place = "here: this registry is read-only"
-        serve = endpoints.get(self.command)
+        # The response to a HEAD is that to a GET without its body.
+        serve = endpoints.get("GET" if self.command == "HEAD" else self.command)
         if serve is None:
-            allow = {"Allow": ", ".join(endpoints)}
+            allow = {"Allow": ", ".join(endpoints).replace("GET", "GET, HEAD")}
             raise RequestRejectedError(405, "UNSUPPORTED", f"{self.command} is not possible {place}", headers=allow)
         serve()
 
@@ -91,12 +91,12 @@ class RegistryHandler(HTTPRequestHandler):
             RequestRejectedError: the path is not part of the API (404), or a part of it is malformed (400).
         """
         match segments:
-            case ["", ""] if self.command in _READ_METHODS and accepts_html(self.headers.get("Accept", "")):
-                return _get_and_head(self._get_page)
+            case ["", ""] if self.command in {"GET", "HEAD"} and accepts_html(self.headers.get("Accept", "")):
+                return {"GET": self._get_page}
             case ["", "v2"] | ["", "v2", ""]:
-                return _get_and_head(self._get_base)
+                return {"GET": self._get_base}
             case ["", "v2", "_catalog"]:
-                return _get_and_head(self._list_repositories)
+                return {"GET": self._list_repositories}
             case ["", "v2", *rest]:
                 return self._repository_endpoints(rest)
         raise _unknown_endpoint_error()
@@ -105,21 +105,37 @@ class RegistryHandler(HTTPRequestHandler):
         # Matched from the end, because each of these words may also be part of a repository's name.
         match segments:
             case [*name, "tags", "list"]:
-                return _get_and_head(partial(self._list_tags, _parse_repository(name)))
+                return {"GET": partial(self._list_tags, _parse_repository(name))}
             case [*name, "referrers", digest]:
-                return _get_and_head(partial(self._list_referrers, _parse_repository(name), _check_digest(digest)))
+                return {"GET": partial(self._list_referrers, _parse_repository(name), _check_digest(digest))}
             case [*name, "manifests", reference]:
-                return self._manifest_endpoints(_parse_repository(name), reference)
+                repository = _parse_repository(name)
+                if ":" in reference:
+                    _check_digest(reference)
+                return {
+                    "GET": partial(self._get_manifest, repository, reference),
+                    "PUT": partial(self._put_manifest, repository, reference),
+                    "DELETE": partial(self._delete_manifest, repository, reference),
+                }
             case [*name, "blobs", "uploads"] | [*name, "blobs", "uploads", ""]:
                 return {"POST": partial(self._begin_upload, _parse_repository(name))}
             case [*name, "blobs", "uploads", identifier]:
-                return self._upload_endpoints(_parse_repository(name), identifier)
+                find = partial(self.registry.uploads.find, _parse_repository(name), identifier)
+                return {
+                    "GET": lambda: self._respond_upload(204, find()),
+                    "PATCH": lambda: self._continue_upload(find()),
+                    "PUT": lambda: self._finish_upload(find()),
+                    "DELETE": lambda: self._cancel_upload(find()),
+                }
             case [*name, "blobs", digest]:
-                return self._blob_endpoints(_parse_repository(name), _check_digest(digest))
+                # Every blob of the layout is visible in all repositories.
+                _parse_repository(name)
+                _check_digest(digest)
+                return {"GET": partial(self._get_blob, digest), "DELETE": partial(self._delete_blob, digest)}
         raise _unknown_endpoint_error()
 
     def _get_base(self) -> None:
-        self.respond(ServerResponse(200, _JSON, b"{}"))
+        self.respond(200, _JSON, b"{}")
 
     def _get_page(self) -> None:
         from ocistream.serve.image_page import HEADERS, render_image_page
@@ -128,17 +144,23 @@ class RegistryHandler(HTTPRequestHandler):
             raise RequestRejectedError(429, "TOOMANYREQUESTS", "another client still reads this page")
         try:
             host = self.headers.get("Host", "").strip() or self.registry.host
-            pieces = render_image_page(self.registry.storage, host)
-            self.respond(ServerResponse(200, HEADERS, self._limit_time(_join(pieces))))
+            pieces = self._limit_time(render_image_page(self.registry.storage, host))
+            self.respond(200, HEADERS, pieces)
         finally:
             self.registry.page_slot.give_back()
 
-    def _limit_time(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield pieces of a body, and let the connection fail if the client takes too long to read them."""
+    def _limit_time(self, pieces: Iterator[str]) -> Iterator[bytes]:
+        """Yield a text in larger pieces, and let the connection fail if the client takes too long to read them."""
         deadline = time.monotonic() + limits.PAGE_TIMEOUT
+        text = io.StringIO()
         for piece in pieces:
-            self.set_deadline(deadline)
-            yield piece
+            text.write(piece)
+            if text.tell() >= limits.MIN_READ:
+                self.set_deadline(deadline)
+                yield text.getvalue().encode()
+                text = io.StringIO()
+        self.set_deadline(deadline)
+        yield text.getvalue().encode()
         self.set_deadline(None)
 
     def _list_repositories(self) -> None:
@@ -146,12 +168,6 @@ class RegistryHandler(HTTPRequestHandler):
         self._respond_page("/v2/_catalog", {"repositories": page}, link)
 
     # Blobs -------------------------------------------------------------------------------------------------
-
-    def _blob_endpoints(self, repository: str, digest: str) -> Endpoints:
-        endpoints = dict(_get_and_head(partial(self._get_blob, digest)))
-        endpoints["DELETE"] = partial(self._delete_blob, digest)
-        del repository  # Every blob of the layout is visible in all repositories.
-        return endpoints
 
     def _get_blob(self, digest: str) -> None:
         headers = {
@@ -176,7 +192,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _respond_content(self, headers: Mapping[str, str], section: FileSection) -> None:
         tag = headers["ETag"]
         if _matches_etag(tag, self.headers.get("If-None-Match")):
-            self.respond(ServerResponse(304, headers))
+            self.respond(304, headers)
             return
         # Only a GET may have a range, and only of the content that the client has started to read.
         range_header = self.headers.get("Range") if self.command == "GET" else None
@@ -184,7 +200,7 @@ class RegistryHandler(HTTPRequestHandler):
             range_header = None
         byte_range = parse_range_header(range_header, section.size)
         if byte_range is None:
-            self.respond(ServerResponse(200, headers, section))
+            self.respond(200, headers, section)
             return
         start, count = byte_range
         # The last range is sent only after the complete blob was hashed, so that clients do not join corrupt ranges.
@@ -193,9 +209,8 @@ class RegistryHandler(HTTPRequestHandler):
         is_last = start + count == section.size and start <= limits.MAX_VERIFIED_BEFORE_RANGE
         digest = section.digest if is_last else None
         part = replace(section, offset=section.offset + start, size=count, digest=digest, preceding_size=start)
-        self.respond(
-            ServerResponse(206, {**headers, "Content-Range": f"bytes {start}-{start + count - 1}/{section.size}"}, part)
-        )
+        content_range = f"bytes {start}-{start + count - 1}/{section.size}"
+        self.respond(206, {**headers, "Content-Range": content_range}, part)
 
     def _touch_blob(self, digest: str) -> None:
         """Protect a blob from `gc` if a client asks whether it exists before a push."""
@@ -207,18 +222,9 @@ class RegistryHandler(HTTPRequestHandler):
             self.registry.layout.delete_blob(digest)
         except NotFoundError as error:
             raise _unknown_blob_error(digest) from error
-        self.respond(ServerResponse(202))
+        self.respond(202)
 
     # Uploads -----------------------------------------------------------------------------------------------
-
-    def _upload_endpoints(self, repository: str, identifier: str) -> Endpoints:
-        find = partial(self.registry.uploads.find, repository, identifier)
-        return {
-            **_get_and_head(lambda: self._respond_upload(204, find())),
-            "PATCH": lambda: self._continue_upload(find()),
-            "PUT": lambda: self._finish_upload(find()),
-            "DELETE": lambda: self._cancel_upload(find()),
-        }
 
     def _begin_upload(self, repository: str) -> None:
         mounted, digest = self._parameter("mount"), self._parameter("digest")
@@ -243,7 +249,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _upload_monolithic(self, upload: Upload, digest: str) -> None:
         with self.registry.uploads.lock(upload):
             try:
-                upload.receive(self.read_body, self.buffer)
+                upload.receive(self.body.readinto, self.buffer)
                 upload.finish(digest)
             finally:
                 # The client does not know the session, so it cannot resume it.
@@ -266,7 +272,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _cancel_upload(self, upload: Upload) -> None:
         with self.registry.uploads.lock(upload):
             upload.discard()
-        self.respond(ServerResponse(204))
+        self.respond(204)
 
     def _receive_chunk(self, upload: Upload) -> None:
         """Append the request's body to an upload.
@@ -283,10 +289,10 @@ class RegistryHandler(HTTPRequestHandler):
                 raise RequestRejectedError(416, "BLOB_UPLOAD_INVALID", message, headers=headers)
             if self.body.size != count:
                 raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not what Content-Range states")
-        upload.receive(self.read_body, self.buffer)
+        upload.receive(self.body.readinto, self.buffer)
 
     def _respond_upload(self, status: int, upload: Upload) -> None:
-        self.respond(ServerResponse(status, self._upload_headers(upload)))
+        self.respond(status, self._upload_headers(upload))
 
     def _upload_headers(self, upload: Upload) -> dict[str, str]:
         return {
@@ -298,18 +304,9 @@ class RegistryHandler(HTTPRequestHandler):
 
     def _respond_created(self, repository: str, digest: str) -> None:
         location = f"/v2/{repository}/blobs/{digest}"
-        self.respond(ServerResponse(201, {"Location": location, "Docker-Content-Digest": digest}))
+        self.respond(201, {"Location": location, "Docker-Content-Digest": digest})
 
     # Manifests ---------------------------------------------------------------------------------------------
-
-    def _manifest_endpoints(self, repository: str, reference: str) -> Endpoints:
-        if ":" in reference:
-            _check_digest(reference)
-        return {
-            **_get_and_head(partial(self._get_manifest, repository, reference)),
-            "PUT": partial(self._put_manifest, repository, reference),
-            "DELETE": partial(self._delete_manifest, repository, reference),
-        }
 
     def _get_manifest(self, repository: str, reference: str) -> None:
         if is_digest(reference):
@@ -325,19 +322,17 @@ class RegistryHandler(HTTPRequestHandler):
         tag = f'"{digest}"'
         headers = {"Content-Type": manifest.descriptor.media_type, "Docker-Content-Digest": digest, "ETag": tag}
         if _matches_etag(tag, self.headers.get("If-None-Match")):
-            self.respond(ServerResponse(304, headers))
+            self.respond(304, headers)
             return
         with contextlib.ExitStack() as stack:
-            response = ServerResponse(200, headers, manifest.raw)
+            body: bytes | FileSection = manifest.raw
             if len(manifest.raw) > limits.LARGE_MANIFEST:
                 # Send it from its file, because many clients may read it slowly. A synthesized manifest is in memory
                 # anyway.
                 with contextlib.suppress(NotFoundError):
-                    response = ServerResponse(
-                        200, headers, stack.enter_context(self.registry.storage.open_blob_section(digest))
-                    )
+                    body = stack.enter_context(self.registry.storage.open_blob_section(digest))
             del manifest
-            self.respond(response)
+            self.respond(200, headers, body)
 
     def _put_manifest(self, repository: str, reference: str) -> None:
         with contextlib.ExitStack() as stack:
@@ -348,12 +343,12 @@ class RegistryHandler(HTTPRequestHandler):
                     raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many large manifests are being pushed")
                 stack.callback(slots.give_back)
 
-            self._push_manifest(repository, reference, self.read_small_body(limits.MAX_MANIFEST, wait_for_slot))
+            if (raw := self.read_small_body(limits.MAX_MANIFEST, wait_for_slot)) is None:
+                message = f"a manifest has at most {limits.MAX_MANIFEST} bytes"
+                raise RequestRejectedError(413, "MANIFEST_INVALID", message)
+            self._push_manifest(repository, reference, raw)
 
-    def _push_manifest(self, repository: str, reference: str, raw: bytes | None) -> None:
-        if raw is None:
-            message = f"a manifest has at most {limits.MAX_MANIFEST} bytes"
-            raise RequestRejectedError(413, "MANIFEST_INVALID", message)
+    def _push_manifest(self, repository: str, reference: str, raw: bytes) -> None:
         media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
         hosts = (self.headers.get("Host", ""), self.registry.host)
         # The tags of a push by digest refer to that digest, also if it is not sha256 (distribution-spec, "Pushing
@@ -368,11 +363,11 @@ class RegistryHandler(HTTPRequestHandler):
             headers["OCI-Tag"] = ", ".join(tags)
         if subject is not None:
             headers["OCI-Subject"] = subject
-        self.respond(ServerResponse(201, headers))
+        self.respond(201, headers)
 
     def _delete_manifest(self, repository: str, reference: str) -> None:
         self.registry.repositories.delete(repository, reference)
-        self.respond(ServerResponse(202))
+        self.respond(202)
 
     # Lists -------------------------------------------------------------------------------------------------
 
@@ -400,14 +395,10 @@ class RegistryHandler(HTTPRequestHandler):
         self, path: str, document: Mapping[str, object], link: str | None, headers: Mapping[str, str] = _JSON
     ) -> None:
         link_header = {"Link": f'<{path}?{link}>; rel="next"'} if link else {}
-        self.respond(ServerResponse(200, {**headers, **link_header}, canonical_json(document)))
+        self.respond(200, {**headers, **link_header}, canonical_json(document))
 
     def _parameter(self, name: str) -> str:
         return self.parameters.get(name, [""])[0]
-
-
-def _get_and_head(serve: Callable[[], None]) -> Endpoints:
-    return {"GET": serve, "HEAD": serve}
 
 
 def accepts_html(accept: str) -> bool:
@@ -417,17 +408,6 @@ def accepts_html(accept: str) -> bool:
         if media_type == "text/html":
             return not any(_NO_QUALITY.match(parameter) for parameter in parameters)
     return False
-
-
-def _join(pieces: Iterator[str]) -> Iterator[bytes]:
-    """Yield the text in larger pieces."""
-    text = io.StringIO()
-    for piece in pieces:
-        text.write(piece)
-        if text.tell() >= limits.MIN_READ:
-            yield text.getvalue().encode()
-            text = io.StringIO()
-    yield text.getvalue().encode()
 
 
 def _parse_repository(segments: list[str]) -> str:

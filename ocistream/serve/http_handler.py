@@ -11,30 +11,29 @@ import socket
 import ssl
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
-from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 from ocistream import limits
 from ocistream.errors import OcistreamError
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.serve.request import (
-    ChunkedRequestBody,
-    RequestHeadReader,
+    RequestBody,
     RequestRejectedError,
-    SizedRequestBody,
     check_host,
-    check_request_line,
     open_request_body,
+    parse_request_line,
+    read_headers,
 )
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks, verify_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from io import BufferedIOBase, FileIO
+    from io import FileIO
 
     from ocistream.streams.chunks import Chunk
 
@@ -64,37 +63,22 @@ class FileSection:
 Body: TypeAlias = "bytes | FileSection | Iterator[bytes]"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerResponse:
-    """A response before it is sent. The handler adds Content-Length, Date and Connection to its headers."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body = b""
-
-    @property
-    def size(self) -> int | None:
-        """The size of the body in bytes, for HEAD too, although the body is not sent; None if it is not known."""
-        if isinstance(self.body, FileSection):
-            return self.body.size
-        return len(self.body) if isinstance(self.body, bytes) else None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AccessLogEntry:
-    """A line of the access log. `received` and `sent` are bytes of the bodies; `seconds` is the duration.
+    """A line of the access log, which is filled while the request is served.
 
-    `timestamp` is the start in seconds since 1970. `user` is the authenticated user. `status` is 0 if no response was
-    sent. `problem` describes a failure for the operator; `is_server_fault` says that the storage or the disk caused it.
+    `received` and `sent` are bytes of the bodies; `seconds` is the duration. `timestamp` is the start in seconds since
+    1970. `user` is the authenticated user. `status` is 0 if no response was sent. `problem` describes a failure for the
+    operator; `is_server_fault` says that the storage or the disk caused it.
     """
 
     client: str
-    method: str
-    target: str
-    status: int
-    received: int
-    sent: int
-    seconds: float
+    method: str = "-"
+    target: str = "-"
+    status: int = 0
+    received: int = 0
+    sent: int = 0
+    seconds: float = 0.0
     problem: str | None = None
     timestamp: float = 0.0
     user: str | None = None
@@ -118,14 +102,10 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
     raw_requestline = b""
 
     def _reset(self) -> None:
-        self.body = SizedRequestBody(self.rfile, 0)
+        # Until the headers were read, the end of the body is unknown.
+        self.body = RequestBody(self.rfile, None)
         self.started = time.monotonic()
-        self.timestamp = time.time()
-        self.user: str | None = None
-        self.status = 0
-        self.sent = 0
-        self.problem: str | None = None
-        self.is_server_fault = False
+        self.entry = AccessLogEntry(str(self.client_address[0]), timestamp=time.time())
         self.is_admitted = False
 
     def set_waiting(self, is_waiting: bool) -> None:
@@ -138,20 +118,16 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         super().handle_one_request()
 
     def parse_request(self) -> bool:
-        """Read the rest of a request's head. If the head is malformed, send the error and return False."""
-        stream = self.rfile
-        self.rfile = cast("BufferedIOBase", RequestHeadReader(stream))
+        """Read a request's head. If the head is malformed, send the error and return False."""
         try:
-            check_request_line(self.raw_requestline)
-            if is_parsed := super().parse_request():
-                check_host(self.headers, self.path, self.request_version)
+            self.command, self.path, self.request_version = parse_request_line(self.raw_requestline)
+            self.headers = read_headers(self.rfile)
+            check_host(self.headers, self.path, self.request_version)
         except RequestRejectedError as refused:
             self.send_error(refused.status or HTTPStatus.BAD_REQUEST, refused.message)
             return False
-        else:
-            return is_parsed
-        finally:
-            self.rfile = stream
+        self.close_connection = "close" in self.headers.get("Connection", "").lower()
+        return True
 
     @functools.cached_property
     def buffer(self) -> memoryview:
@@ -184,7 +160,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     def _dispatch_request(self) -> None:
         try:
-            self.body = self._open_body()
+            self.body = open_request_body(self.headers, self.rfile, self._send_continue, self.request_version)
             self.dispatch()
         except RequestRejectedError as refused:
             self._record_problem(refused.message)
@@ -193,18 +169,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             # Our disk or its contents failed. The text has paths in it, so it is for the log only.
             self._record_problem(error.message, is_server_fault=True)
             self.respond_error(RequestRejectedError(500, "UNKNOWN", "the registry cannot read or write its storage"))
-
-    def _open_body(self) -> SizedRequestBody:
-        try:
-            return open_request_body(self.headers, self.rfile, self._send_continue, self.request_version)
-        except RequestRejectedError:
-            # The end of the body is unknown, so the connection must be closed.
-            self.body = ChunkedRequestBody(self.rfile)
-            raise
-
-    def read_body(self, buffer: memoryview) -> int:
-        """Read some of the request's body into `buffer` and return the number of bytes; 0 at the end."""
-        return self.body.readinto(buffer)
 
     def read_small_body(self, limit: int, on_large: Callable[[], object] = lambda: None) -> bytes | None:
         """Read a body to its end, or return None as soon as its size is known to exceed `limit` bytes.
@@ -217,68 +181,71 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         """
         content, piece = BytesIO(), memoryview(bytearray(limits.DISCARD_BUFFER))
         deadline: float | None = None
-        while (expected := max(self.body.size or 0, content.tell())) <= limit:
-            if expected > limits.LARGE_MANIFEST and deadline is None:
-                on_large()
-                deadline = time.monotonic() + limits.LARGE_PUSH_TIMEOUT
-            if not (count := self._read_until(deadline, piece)):
-                return content.getvalue()
-            content.write(piece[:count])
-        return None
-
-    def _read_until(self, deadline: float | None, buffer: memoryview) -> int:
-        if deadline is None:
-            return self.read_body(buffer)
-        self.set_deadline(deadline)
         try:
-            count = self.read_body(buffer)
+            while (expected := max(self.body.size or 0, content.tell())) <= limit:
+                if expected > limits.LARGE_MANIFEST and deadline is None:
+                    on_large()
+                    deadline = time.monotonic() + limits.LARGE_PUSH_TIMEOUT
+                self.set_deadline(deadline)
+                if not (count := self.body.readinto(piece)):
+                    return content.getvalue()
+                content.write(piece[:count])
         except TimeoutError as error:
+            if deadline is None:
+                raise
             # A connection cannot be read after a timeout.
             self.close_connection = True
             raise RequestRejectedError(408, "SIZE_INVALID", "the body took too long") from error
-        self.set_deadline(None)
-        return count
+        finally:
+            self.set_deadline(None)
+        return None
 
     def set_deadline(self, deadline: float | None) -> None:
         """Let the connection fail at a time of `time.monotonic`; None for the timeout of each read and write."""
         # Not 0, which would make the socket non-blocking.
         self.connection.settimeout(self.timeout if deadline is None else max(deadline - time.monotonic(), 0.001))
 
-    def respond(self, response: ServerResponse) -> None:
-        """Send a response, after the rest of the request's body was read or the connection marked for closing."""
+    def respond(self, status: int, headers: Mapping[str, str] | None = None, body: Body = b"") -> None:
+        """Send a response, after the rest of the request's body was read or the connection marked for closing.
+
+        Content-Length, Date and Connection are added to its headers.
+        """
         self._drain_or_close()
-        self.status = int(response.status)
-        self.write_head(response)
-        if self.command != "HEAD" and response.size != 0:
-            self.write_body(response.body)
+        self.entry.status = int(status)
+        size = len(body) if isinstance(body, bytes) else None
+        if isinstance(body, FileSection):
+            size = body.size
+        self._write_head(status, headers or {}, size)
+        if self.command != "HEAD" and size != 0:
+            self._write_body(body)
         if not self.body.is_finished:
             self._linger()
 
     def respond_error(self, refused: RequestRejectedError) -> None:
         """Send an error response. If a response was sent in part already, only cut the connection."""
-        if self.status:
+        if self.entry.status:
             self.close_connection = True
             return
         headers = {"Content-Type": "application/json", **refused.headers}
-        self.respond(ServerResponse(refused.status, headers, refused.body()))
+        self.respond(refused.status, headers, refused.body())
 
-    def write_head(self, response: ServerResponse) -> None:
-        """Write a response's status line and headers."""
-        self.send_response_only(response.status)
+    def _write_head(self, status: int, headers: Mapping[str, str], size: int | None) -> None:
+        """Write a response's status line and headers. `size` is that of its body, for HEAD too, if it is known."""
+        self.send_response_only(status)
         self.send_header("Server", self.server_version)
         self.send_header("Date", self.date_time_string())
-        for name, value in {**self.common_headers, **response.headers}.items():
+        for name, value in {**self.common_headers, **headers}.items():
             self.send_header(name, value)
-        if response.size is None:
+        if size is None:
             if not self.close_connection:
                 self.send_header("Transfer-Encoding", "chunked")
-        elif response.status not in _STATUSES_WITHOUT_BODY:
-            self.send_header("Content-Length", str(response.size))
+        elif status not in _STATUSES_WITHOUT_BODY:
+            self.send_header("Content-Length", str(size))
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
 
-    def write_body(self, body: Body) -> None:
+    def _write_body(self, body: Body) -> None:
         """Write a response's body. If its file has become shorter meanwhile, the connection ends.
 
         A section without a digest is sent by `sendfile`, except over TLS. A section with a digest is hashed in this
@@ -286,15 +253,15 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         """
         if isinstance(body, FileSection):
             if body.digest is None and not isinstance(self.connection, ssl.SSLSocket):
-                self.sent += self.connection.sendfile(body.file, body.offset, body.size)
+                self.entry.sent += self.connection.sendfile(body.file, body.offset, body.size)
             else:
                 self._write_pieces(body)
-            if self.sent < body.size:
+            if self.entry.sent < body.size:
                 self._record_problem("a file became shorter while it was sent", is_server_fault=True)
                 self.close_connection = True
         elif isinstance(body, bytes):
             self.wfile.write(body)
-            self.sent += len(body)
+            self.entry.sent += len(body)
         else:
             self._write_chunked(body)
 
@@ -304,7 +271,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         # An empty chunk would be the end.
         for piece in filter(None, pieces):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
-            self.sent += len(piece)
+            self.entry.sent += len(piece)
         if is_chunked:
             self.wfile.write(b"0\r\n\r\n")
 
@@ -327,16 +294,12 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             )
         for chunk in chunks:
             self.connection.sendall(chunk)
-            self.sent += len(chunk)
+            self.entry.sent += len(chunk)
         if section.digest is not None and section.on_verified is not None:
             section.on_verified()
 
     def log_access(self, entry: AccessLogEntry) -> None:
         """Handle the log entry of a request that has ended."""
-
-    def handle_expect_100(self) -> bool:
-        """Delay the interim response until the body is read: after a rejection the client need not send the body."""
-        return True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Respond to a request that http.server rejects, such as a malformed one or one with an unknown method."""
@@ -349,7 +312,6 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         self._record_problem(text)
         try:
             self.respond_error(RequestRejectedError(int(code), "UNSUPPORTED", text))
-            self._linger()
         except OSError as error:
             self._record_problem(f"the connection failed: {error}")
         self._log_request()
@@ -398,23 +360,11 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
                 pass
 
     def _record_problem(self, problem: str, *, is_server_fault: bool = False) -> None:
-        self.problem = problem
-        self.is_server_fault = is_server_fault
+        self.entry.problem, self.entry.is_server_fault = problem, is_server_fault
 
     def _log_request(self) -> None:
-        self.log_access(
-            AccessLogEntry(
-                client=str(self.client_address[0]),
-                method=self.command or "-",
-                target=self.path or "-",
-                status=self.status,
-                received=self.body.received,
-                sent=self.sent,
-                seconds=time.monotonic() - self.started,
-                problem=self.problem,
-                timestamp=self.timestamp,
-                user=self.user,
-                version=self.request_version or self.protocol_version,
-                is_server_fault=self.is_server_fault,
-            )
-        )
+        entry = self.entry
+        entry.method, entry.target = self.command or "-", self.path or "-"
+        entry.version = self.request_version or self.protocol_version
+        entry.received, entry.seconds = self.body.received, time.monotonic() - self.started
+        self.log_access(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,17 +44,12 @@ class ImageIndex:
         #: Digest and media type of every manifest that the entries lead to; None until `Repositories` needs it.
         self.reachable: dict[str, str] | None = None
         self._fields = fields or {}
-        self._entries = {id(entry): entry for entry in entries}
-        #: The JSON of each entry, in the same order; None until the file is written.
-        self._lines: dict[int, bytes] | None = None
-        self._size = 0
+        self._entries: dict[int, Descriptor] = {}
+        #: The JSON of each entry, in the same order, as far as it was needed to write the file.
+        self._lines: dict[int, bytes] = {}
         self._by_digest: dict[str, tuple[Descriptor, ...]] = {}
         self._images: dict[str, dict[str, tuple[Descriptor, ...]]] = {}
-        for entry in self._entries.values():
-            self._by_digest[entry.digest] = (*self._by_digest.get(entry.digest, ()), entry)
-            for path, tag in served_names_of(entry, default_repository):
-                images = self._images.setdefault(path, {})
-                images[tag] = (*images.get(tag, ()), entry)
+        self._add(entries)
 
     @property
     def entries(self) -> list[Descriptor]:
@@ -87,25 +83,22 @@ class ImageIndex:
 
         Only tables are copied: the cost of thousands of other entries is that of some memory.
         """
-        self._json_lines()
-        return copy.copy(self)._change(removed, added)  # noqa: SLF001 - same class
-
-    def _change(self, removed: Iterable[Descriptor], added: Sequence[Descriptor]) -> ImageIndex:
-        """Change this copy of another index."""
-        self._size = self.size
-        self.reachable = None
-        self._entries, self._lines = dict(self._entries), dict(self._json_lines())
-        self._by_digest, self._images = dict(self._by_digest), dict(self._images)
-        for entry in {id(entry): entry for entry in removed}.values():
-            self._remove(entry)
-        for entry in added:
-            self._add(entry)
-        return self
+        removed = list({id(entry): entry for entry in removed}.values())
+        changed = copy.copy(self)
+        changed.reachable = None
+        changed._entries, changed._lines = dict(self._entries), dict(self._lines)  # noqa: SLF001 - same class
+        changed._by_digest, changed._images = dict(self._by_digest), dict(self._images)  # noqa: SLF001 - same class
+        for entry in (*removed, *added):
+            for path, _ in served_names_of(entry, self.default_repository):
+                changed._images[path] = dict(self._images.get(path, {}))  # noqa: SLF001 - same class
+        changed._remove(removed)  # noqa: SLF001 - same class
+        changed._add(added)  # noqa: SLF001 - same class
+        return changed
 
     @property
     def size(self) -> int:
         """The size of all entries in the file, in bytes."""
-        return self._size or sum(map(len, self._json_lines().values())) + len(self._entries)
+        return sum(map(len, self._json_lines())) + len(self._entries)
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -113,31 +106,31 @@ class ImageIndex:
 
     def pieces(self) -> list[bytes]:
         """Return the file's content in canonical form."""
-        return [*canonical_json_pieces(self._fields, "manifests", self._json_lines().values())]
+        return [*canonical_json_pieces(self._fields, "manifests", self._json_lines())]
 
-    def _json_lines(self) -> dict[int, bytes]:
-        if self._lines is None:
-            self._lines = {key: canonical_json(entry.to_json()) for key, entry in self._entries.items()}
-        return self._lines
+    def _json_lines(self) -> Iterable[bytes]:
+        # Entries are added at the end only, so the first ones have their lines.
+        for key, entry in itertools.islice(self._entries.items(), len(self._lines), None):
+            self._lines[key] = canonical_json(entry.to_json())
+        return self._lines.values()
 
-    def _add(self, entry: Descriptor) -> None:
-        self._entries[id(entry)] = entry
-        line = self._json_lines()[id(entry)] = canonical_json(entry.to_json())
-        self._size += len(line) + 1
-        self._by_digest[entry.digest] = (*self._by_digest.get(entry.digest, ()), entry)
-        for path, tag in served_names_of(entry, self.default_repository):
-            images = self._images[path] = dict(self._images.get(path, {}))
-            images[tag] = (*images.get(tag, ()), entry)
+    def _add(self, entries: Iterable[Descriptor]) -> None:
+        for entry in entries:
+            self._entries[id(entry)] = entry
+            self._by_digest[entry.digest] = (*self._by_digest.get(entry.digest, ()), entry)
+            for path, tag in served_names_of(entry, self.default_repository):
+                images = self._images.setdefault(path, {})
+                images[tag] = (*images.get(tag, ()), entry)
 
-    def _remove(self, entry: Descriptor) -> None:
-        del self._entries[id(entry)]
-        self._size -= len(self._json_lines().pop(id(entry))) + 1
-        _discard(self._by_digest, entry.digest, entry)
-        for path, tag in served_names_of(entry, self.default_repository):
-            images = self._images[path] = dict(self._images[path])
-            _discard(images, tag, entry)
-            if not images:
-                del self._images[path]
+    def _remove(self, entries: Iterable[Descriptor]) -> None:
+        for entry in entries:
+            del self._entries[id(entry)]
+            self._lines.pop(id(entry), None)
+            _discard(self._by_digest, entry.digest, entry)
+            for path, tag in served_names_of(entry, self.default_repository):
+                _discard(self._images[path], tag, entry)
+                if not self._images[path]:
+                    del self._images[path]
 
 
 def _discard(table: dict[str, tuple[Descriptor, ...]], key: str, entry: Descriptor) -> None:
@@ -211,34 +204,23 @@ _MAX_LINES: Final = 10
 _MAX_DIGESTS: Final = 3
 
 
-def describe_name_conflicts(entries: Sequence[Descriptor], default_repository: str) -> list[str]:
+def describe_name_conflicts(index: ImageIndex) -> list[str]:
     """Return a line for each entry whose name leads to another entry, or cannot be a repository and a tag."""
-    served: dict[ServedName, str] = {}
-    for entry in entries:
-        # As in `Repositories`, the last entry counts.
-        served.update(dict.fromkeys(served_names_of(entry, default_repository), entry.digest))
     lines: dict[str, None] = {}
-    for entry in entries:
-        names = served_names_of(entry, default_repository)
-        lost_names = [pair for pair in names if served[pair] != entry.digest]
+    for entry in index.entries:
+        names = served_names_of(entry, index.default_repository)
+        served = {f"{repository}:{tag}": index.entries_named(repository, tag)[-1].digest for repository, tag in names}
+        lost_names = [name for name, digest in served.items() if digest != entry.digest]
         if lost_names:
-            lines[
-                _describe_conflict(
-                    entry, lost_names, [pair for pair in names if pair not in lost_names], served[lost_names[0]]
-                )
-            ] = None
-        elif not names and (name := entry_name_of(entry)) is not None:
-            message = f"{printable(name)!r} is not the name of a repository with a tag"
+            name, kept_names = lost_names[0], [name for name in served if name not in lost_names]
+            as_name = f"as {kept_names[0]}" if kept_names else "by digest only"
+            message = f"two images have the name {name}: {served[name]} is served under it"
+            lines[f"{message}; {entry.digest} is served {as_name}"] = None
+        elif not names and (written := entry_name_of(entry)) is not None:
+            message = f"{printable(written)!r} is not the name of a repository with a tag"
             lines[f"{message}: {entry.digest} is served by digest only"] = None
-    return _limit_lines(list(lines))
-
-
-def _describe_conflict(
-    entry: Descriptor, lost_names: Sequence[ServedName], kept_names: Sequence[ServedName], winner: str
-) -> str:
-    as_name = f"as {_format_name(kept_names[0])}" if kept_names else "by digest only"
-    name = _format_name(lost_names[0])
-    return f"two images have the name {name}: {winner} is served under it; {entry.digest} is served {as_name}"
+    more = len(lines) - _MAX_LINES
+    return [*[*lines][:_MAX_LINES], f"and {more} more such images"] if more > 0 else [*lines]
 
 
 def find_unnamed_entries(entries: Sequence[Descriptor]) -> list[Descriptor]:
@@ -253,13 +235,3 @@ def describe_unnamed(digests: Sequence[str], kind: str) -> str:
     remaining = len(digests) - _MAX_DIGESTS
     suffix = f" and {remaining} more" if remaining > 0 else ""
     return f"{len(digests)} {kind} without a name, served by digest only: {listed}{suffix}"
-
-
-def _format_name(spelling: ServedName) -> str:
-    repository, tag = spelling
-    return f"{repository}:{tag}"
-
-
-def _limit_lines(lines: list[str]) -> list[str]:
-    remaining = len(lines) - _MAX_LINES
-    return [*lines[:_MAX_LINES], f"and {remaining} more such images"] if remaining > 0 else lines

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ocistream import limits, notices
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
@@ -31,7 +31,6 @@ from ocistream.serve.image_index import (
     served_names_of,
 )
 from ocistream.serve.request import RequestRejectedError
-from ocistream.serve.storage import DirectoryStorage
 from ocistream.streams.synchronization import Budget
 from ocistream.transfer.incomplete_indexes import find_not_exported, limit_to_exported
 
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     from ocistream.oci.graph import IncompleteIndex
     from ocistream.serve.image_index import ImageIndex
-    from ocistream.serve.storage import Storage
+    from ocistream.serve.storage import DirectoryStorage, Storage
 
 #: Cache sizes: indexes that are known to be complete, and smaller indexes that were built.
 _MAX_COMPLETE: Final = 1000
@@ -146,9 +145,8 @@ class Repositories:
             OcistreamError: the index, or a manifest without a name, cannot be read.
         """
         index = self._storage.index()
-        entries = index.entries
-        lines = [*self._storage.operator_notices(), *describe_name_conflicts(entries, index.default_repository)]
-        unnamed = find_unnamed_entries(entries)
+        lines = [*self._storage.operator_notices(), *describe_name_conflicts(index)]
+        unnamed = find_unnamed_entries(index.entries)
         kind = "images or referrers"
         if len(unnamed) <= _MAX_UNNAMED_READ:
             # A signature or an SBOM needs no name.
@@ -293,18 +291,15 @@ class Repositories:
 
         They are in the order of `index.json`.
         """
-        with self._parse_slots.reserve():
-            return self._find_referrers(subject)
-
-    def _find_referrers(self, subject: str) -> list[dict[str, Any]]:
         descriptors = []
-        for digest, media_type in self._reachable_from(self._storage.index()).items():
-            if self._read_references(digest, media_type, complete=False).subject == subject:
-                # Another process may have deleted the manifest since.
-                with contextlib.suppress(NotFoundError):
-                    raw = self._read(digest)
-                    descriptor = Descriptor(media_type, digest, len(raw))
-                    descriptors.append(referrer_descriptor(descriptor, parse_document(descriptor, raw)).to_json())
+        with self._parse_slots.reserve():
+            for digest, media_type in self._reachable_from(self._storage.index()).items():
+                if self._read_references(digest, media_type, complete=False).subject == subject:
+                    # Another process may have deleted the manifest since.
+                    with contextlib.suppress(NotFoundError):
+                        raw = self._read(digest)
+                        descriptor = Descriptor(media_type, digest, len(raw))
+                        descriptors.append(referrer_descriptor(descriptor, parse_document(descriptor, raw)).to_json())
         return descriptors
 
     @staticmethod
@@ -330,9 +325,8 @@ class Repositories:
             raise RequestRejectedError(400, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", details=details)
 
     def _layout(self) -> DirectoryStorage:
-        if not isinstance(self._storage, DirectoryStorage):
-            raise RequestRejectedError(405, "UNSUPPORTED", "an archive is served, which cannot change")
-        return self._storage
+        # An archive is read-only: its registry lets no request through that changes something.
+        return cast("DirectoryStorage", self._storage)
 
     def _add_entry(self, index: ImageIndex, new: Descriptor, repository: str, reference: str) -> ImageIndex:
         """Return the index with a pushed manifest added.

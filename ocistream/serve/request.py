@@ -7,7 +7,8 @@ the error response of the distribution-spec.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from email.parser import HeaderParser
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote
 
 from ocistream import limits
@@ -17,6 +18,7 @@ from ocistream.oci.strict_json import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from email.message import Message
+    from io import BufferedIOBase
 
 
 class RequestRejectedError(RegistryError):
@@ -48,10 +50,12 @@ class RequestRejectedError(RegistryError):
 
 #: Method, target of visible characters and version, separated by one space (RFC 9112, section 3). HTTP/0.9 has no
 #: version.
-_REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/([0-9])\.[0-9]\r\n\Z")
+_REQUEST_LINE: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP/([0-9])\.[0-9])\r\n\Z")
 
 #: A name directly followed by a colon, then any characters except control characters; a tab is allowed.
 _HEADER_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\Z")
+#: As in Python's http.client.
+_MAX_HEADERS: Final = 100
 #: Headers that decide what a request means. If one were repeated, two readers could use different lines.
 _UNREPEATABLE_HEADERS: Final = frozenset(
     {
@@ -68,59 +72,50 @@ _UNREPEATABLE_HEADERS: Final = frozenset(
 )
 
 
-def check_request_line(line: bytes) -> None:
-    """Check the form of a request line, which `http.server` splits at any white space.
+def parse_request_line(line: bytes) -> tuple[str, str, str]:
+    """Return method, target and version, such as HTTP/1.1.
 
     Raises:
-        RequestRejectedError: the line is malformed (400), or its version is below 1.0 (505).
+        RequestRejectedError: the line is malformed (400), or its version is not 1.x (505).
     """
-    match = _REQUEST_LINE.match(line)
+    match = _REQUEST_LINE.match(line.decode("latin-1"))
     if match is None:
         raise RequestRejectedError(400, "UNSUPPORTED", "the request's first line is malformed")
-    if match[1] == b"0":
+    method, target, version, major = match.groups()
+    if major != "1":
         raise RequestRejectedError(505, "UNSUPPORTED", "this version of HTTP is not supported")
+    return method, target, version
 
 
-class RequestHeadReader:
-    """The input of `http.client` while it reads the header lines."""
+def read_headers(stream: BufferedIOBase) -> Message:
+    """Read the header lines, up to the empty line after them.
 
-    def __init__(self, stream: RequestStream) -> None:
-        """Read from `stream`, up to the empty line."""
-        self._stream = stream
-        self._left = limits.MAX_REQUEST_HEAD
-        self._seen: set[bytes] = set()
-
-    def readline(self, limit: int, /) -> bytes:
-        """Read a line.
-
-        Raises:
-            RequestRejectedError: the line is not a header, repeats one that must be unique, or the head ends early
-                (400); or the head is too long (431).
-        """
-        line = self._stream.readline(min(limit, self._left + 1))
-        self._left -= len(line)
-        if self._left < 0:
-            raise RequestRejectedError(
-                431, "UNSUPPORTED", f"the headers have more than {limits.MAX_REQUEST_HEAD} bytes"
-            )
+    Raises:
+        RequestRejectedError: a line is not a header, or repeats one that must be unique; the head ends early (400); or
+            it is too long (431).
+    """
+    head = b""
+    seen: set[bytes] = set()
+    line = b""
+    while line != b"\r\n":
+        line = stream.readline(limits.MAX_REQUEST_HEAD - len(head) + 1)
+        head += line
+        if len(head) > limits.MAX_REQUEST_HEAD or head.count(b"\n") > _MAX_HEADERS:
+            message = f"the headers have more than {limits.MAX_REQUEST_HEAD} bytes or {_MAX_HEADERS} lines"
+            raise RequestRejectedError(431, "UNSUPPORTED", message)
         if not line.endswith(b"\n"):
             raise RequestRejectedError(400, "UNSUPPORTED", "the request ended before its headers did")
         # Other readers do not end a line at LF alone, so they would read it together with the next line.
         if not line.endswith(b"\r\n"):
             raise RequestRejectedError(400, "UNSUPPORTED", "a line among the headers does not end with CRLF")
-        field = line[:-2]
-        if field and not _HEADER_LINE.match(field):
+        if line != b"\r\n" and not _HEADER_LINE.match(line[:-2]):
             raise RequestRejectedError(400, "UNSUPPORTED", "malformed header line")
-        name = field.partition(b":")[0].lower()
-        if name in self._seen:
+        name = line.partition(b":")[0].lower()
+        if name in seen:
             raise RequestRejectedError(400, "UNSUPPORTED", f"the header {name.decode()} is given twice")
         if name in _UNREPEATABLE_HEADERS:
-            self._seen.add(name)
-        return line
-
-    def readinto1(self, buffer: memoryview, /) -> int:
-        """Read what has arrived after the head of a rejected request."""
-        return self._stream.readinto1(buffer)
+            seen.add(name)
+    return HeaderParser().parsestr(head.decode("latin-1"))
 
 
 _MAX_PARAMETERS: Final = 32
@@ -154,7 +149,7 @@ def split_target(target: str) -> tuple[list[str], dict[str, list[str]]]:
 def check_host(headers: Message, target: str, version: str) -> None:
     """Check that a request names one host: in the header `Host`, and in the target if that is a complete URL.
 
-    `version` is the request's, such as HTTP/1.1. `RequestHeadReader` rejects a second header `Host`.
+    `version` is the request's, such as HTTP/1.1. `read_headers` rejects a second header `Host`.
 
     Raises:
         RequestRejectedError: the host is missing or malformed, or header and target differ (400).
@@ -230,32 +225,28 @@ _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;|\Z)")
 _MAX_TRAILERS: Final = 32
 
 
-class RequestStream(Protocol):
-    """The methods of a connection's input that are used here."""
+class RequestBody:
+    """A request body of `size` bytes, or in the chunked coding if `size` is None.
 
-    def readinto1(self, buffer: memoryview, /) -> int:
-        """Read what has arrived, at least one byte, into `buffer`; return 0 at the end."""
+    `received` counts the bytes read so far.
+    """
 
-    def readline(self, limit: int, /) -> bytes:
-        """Read a line of at most `limit` bytes."""
-
-
-class SizedRequestBody:
-    """A request body of `size` bytes. `received` counts the bytes read so far."""
-
-    def __init__(self, stream: RequestStream, size: int, send_continue: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, stream: BufferedIOBase, size: int | None, send_continue: Callable[[], None] | None = None
+    ) -> None:
         """Read from `stream`; call `send_continue` before the first byte, if the client waits for it."""
-        self.size: int | None = size
+        self.size = size
         self.received = 0
         self.is_finished = size == 0
         self._stream = stream
-        self._remaining = size
+        #: How many bytes of the body, or of the present chunk, are still to come.
+        self._remaining = size or 0
         self._send_continue = send_continue
 
     @property
     def remaining(self) -> int | None:
         """How many bytes are still to come; None if unknown."""
-        return self._remaining
+        return self._remaining if self.size is not None or self.is_finished else None
 
     @property
     def expects_continue(self) -> bool:
@@ -266,65 +257,36 @@ class SizedRequestBody:
         """Read what has arrived into the beginning of `buffer`; return the number of bytes, 0 at the end.
 
         Raises:
-            RequestRejectedError: the client stopped before the end (400).
+            RequestRejectedError: the client stopped before the end (400), or the chunks are malformed (400).
             OSError: the connection broke.
         """
-        if self.is_finished:
-            return 0
-        if self._send_continue is not None:
+        if not self.is_finished and self._send_continue is not None:
             self._send_continue()
             self._send_continue = None
-        return self._read(buffer)
-
-    def _read(self, buffer: memoryview) -> int:
-        count = self._read_data(buffer)
-        self.is_finished = self._remaining == 0
-        return count
-
-    def _read_data(self, buffer: memoryview) -> int:
+        if not self.is_finished and not self._remaining:
+            self._begin_chunk()
+        if self.is_finished:
+            return 0
         # Only one read of the socket: the bytes that have arrived are used even if the next read fails.
         count = self._stream.readinto1(buffer[: self._remaining])
         if not count:
             raise RequestRejectedError(400, "SIZE_INVALID", f"the body ended early, after {self.received} bytes")
         self._remaining -= count
         self.received += count
+        self.is_finished = self.size is not None and not self._remaining
         return count
 
-
-class ChunkedRequestBody(SizedRequestBody):
-    """A request body in the chunked coding, whose length is unknown until its end."""
-
-    def __init__(self, stream: RequestStream, send_continue: Callable[[], None] | None = None) -> None:
-        """As for a sized body; `size` and `remaining` are None."""
-        super().__init__(stream, 0, send_continue)
-        self.size = None
-        self.is_finished = False
-        self._is_at_chunk_end = False
-
-    @property
-    def remaining(self) -> int | None:
-        """0 at the end of the body, else None."""
-        return 0 if self.is_finished else None
-
-    def _read(self, buffer: memoryview) -> int:
-        if not self._remaining:
-            self._remaining = self._read_chunk_size()
-        if not self._remaining:
-            self._skip_trailers()
-            self.is_finished = True
-            return 0
-        count = self._read_data(buffer)
-        # The chunk's end is checked on the next read: an error there must not discard these bytes.
-        self._is_at_chunk_end = not self._remaining
-        return count
-
-    def _read_chunk_size(self) -> int:
-        if self._is_at_chunk_end and self._read_line():
+    def _begin_chunk(self) -> None:
+        # The end of the previous chunk is checked only now: an error there must not discard its bytes.
+        if self.received and self._read_line():
             raise _malformed_body_error()
         match = _CHUNK_SIZE.match(self._read_line())
         if match is None:
             raise _malformed_body_error()
-        return int(match[1], 16)
+        self._remaining = int(match[1], 16)
+        if not self._remaining:
+            self._skip_trailers()
+            self.is_finished = True
 
     def _skip_trailers(self) -> None:
         for _ in range(_MAX_TRAILERS):
@@ -345,8 +307,8 @@ def _malformed_body_error() -> RequestRejectedError:
 
 
 def open_request_body(
-    headers: Message, stream: RequestStream, send_continue: Callable[[], None], version: str
-) -> SizedRequestBody:
+    headers: Message, stream: BufferedIOBase, send_continue: Callable[[], None], version: str
+) -> RequestBody:
     """Return the body that a request's headers announce, or an empty one.
 
     `send_continue` sends the interim response to `Expect: 100-continue`. `version` is the request's, such as HTTP/1.1.
@@ -367,7 +329,7 @@ def open_request_body(
             raise RequestRejectedError(400, "SIZE_INVALID", "HTTP/1.0 has no Transfer-Encoding")
         if codings != ["chunked"]:
             raise RequestRejectedError(501, "UNSUPPORTED", "the only supported transfer coding is chunked")
-        return ChunkedRequestBody(stream, callback)
+        return RequestBody(stream, None, callback)
     if len(lengths) > 1 or not all(_CONTENT_LENGTH.match(length) for length in lengths):
         raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not one number")
-    return SizedRequestBody(stream, int(lengths[0]) if lengths else 0, callback)
+    return RequestBody(stream, int(lengths[0]) if lengths else 0, callback)

@@ -40,61 +40,12 @@ if TYPE_CHECKING:
 _EMPTY_BLOB_DIGESTS = frozenset({compute_digest(b"", "sha256"), compute_digest(b"", "sha512")})
 
 
-class _VerificationResult(NamedTuple):
-    """The result of hashing one file of a blob. `size` is the blob's size in bytes, if it is known."""
+class _BlobCheck(NamedTuple):
+    """The result of hashing one file of a blob. Each names its file, so any of two results for a digest is true."""
 
     state: files.FileState
+    size: int
     is_intact: bool
-    size: int | None
-
-
-class VerificationCache:
-    """Results of the most recent checks, by digest.
-
-    Safe for several threads: each result names the file that was hashed, so any of two results for a digest is true.
-    """
-
-    def __init__(self) -> None:
-        """Start without results."""
-        self._results: OrderedDict[str, _VerificationResult] = OrderedDict()
-
-    def record(self, digest: str, status: os.stat_result, *, is_right: bool) -> None:
-        """Remember the result for the file that had this status when it was opened."""
-        old_result = self._results.get(digest)
-        size = status.st_size if is_right else old_result and old_result.size
-        result = _VerificationResult(files.file_state(status), is_right, size)
-        remember(self._results, digest, result, limits.MAX_CACHED_BLOB_CHECKS)
-
-    def has_result(self, digest: str) -> bool:
-        """Return whether there is a result for any file of this blob."""
-        return digest in self._results
-
-    def is_intact(self, digest: str, status: os.stat_result) -> bool:
-        """Return whether this file was hashed and found right."""
-        result = self._results.get(digest)
-        return result is not None and result.is_intact and result.state == files.file_state(status)
-
-    def is_corrupt(self, digest: str, status: os.stat_result) -> bool:
-        """Return whether this file is known to be wrong: it was hashed, or its size is not the blob's."""
-        if is_unexpectedly_empty(digest, status.st_size):
-            return True
-        result = self._results.get(digest)
-        if result is None:
-            return False
-        if result.size is not None and result.size != status.st_size:
-            return True
-        return not result.is_intact and result.state == files.file_state(status)
-
-    def record_touch(self, digest: str, before: os.stat_result, after: os.stat_result) -> None:
-        """Keep a result although the mtime of the file was set to the present."""
-        result = self._results.get(digest)
-        if (
-            result is not None
-            and result.state == files.file_state(before)
-            and files.file_state(before)[:3] == files.file_state(after)[:3]
-        ):
-            touched = result._replace(state=files.file_state(after))
-            remember(self._results, digest, touched, limits.MAX_CACHED_BLOB_CHECKS)
 
 
 def is_unexpectedly_empty(digest: str, size: int) -> bool:
@@ -113,7 +64,8 @@ class DirectoryStorage(LayoutDirectory):
         """Use the directory at `path`; nothing is read yet."""
         super().__init__(path)
         self._index = IndexFile(self, self._parse)
-        self._verifications = VerificationCache()
+        #: The most recent checks, by digest. Any thread reads and adds: single operations are atomic.
+        self._checks: OrderedDict[str, _BlobCheck] = OrderedDict()
 
     def operator_notices(self) -> list[str]:
         """Return a line if the layout has no images."""
@@ -160,12 +112,12 @@ class DirectoryStorage(LayoutDirectory):
         A corrupt blob counts as missing, so that a client that pushes it sends it again.
         """
         status = self.blob_status(digest)
-        return None if status is None or self._verifications.is_corrupt(digest, status) else status.st_size
+        return None if status is None or self._is_corrupt(digest, status) else status.st_size
 
     def check_not_corrupt(self, digest: str) -> None:
         """Raise IntegrityError if the blob is known to be corrupt."""
         status = self.blob_status(digest)
-        if status is not None and self._verifications.is_corrupt(digest, status):
+        if status is not None and self._is_corrupt(digest, status):
             raise self._report_corrupt(digest)
 
     def is_intact(self, digest: str) -> bool:
@@ -185,17 +137,29 @@ class DirectoryStorage(LayoutDirectory):
             return False
         return True
 
-    def record_intact(self, digest: str, status: os.stat_result) -> None:
-        """Remember that a file was hashed and is the blob."""
-        self._verifications.record(digest, status, is_right=True)
+    def record_check(self, digest: str, status: os.stat_result, *, is_intact: bool = True) -> None:
+        """Remember that the file that had this status when it was opened was hashed, and whether it is the blob."""
+        check = _BlobCheck(files.file_state(status), status.st_size, is_intact)
+        remember(self._checks, digest, check, limits.MAX_CACHED_BLOB_CHECKS)
+
+    def _is_corrupt(self, digest: str, status: os.stat_result) -> bool:
+        """Return whether this file is known to be wrong: it was hashed, or its size is not the blob's."""
+        if is_unexpectedly_empty(digest, status.st_size):
+            return True
+        if (check := self._checks.get(digest)) is None:
+            return False
+        return check.size != status.st_size if check.is_intact else check.state == files.file_state(status)
 
     def touch(self, digest: str) -> None:
-        """Set the blob's mtime to the present; its verification result stays valid."""
-        before = self.blob_status(digest) if self._verifications.has_result(digest) else None
+        """Set the blob's mtime to the present; the result of its check stays valid."""
+        check = self._checks.get(digest)
+        before = self.blob_status(digest) if check is not None else None
         super().touch(digest)
         after = self.blob_status(digest) if before is not None else None
-        if before is not None and after is not None:
-            self._verifications.record_touch(digest, before, after)
+        if check is None or before is None or after is None or check.state != files.file_state(before):
+            return
+        if files.file_state(after)[:3] == check.state[:3]:
+            self.record_check(digest, after, is_intact=check.is_intact)
 
     def read_blob(self, descriptor: Descriptor) -> bytes:
         """Return a small blob, verified."""
@@ -218,17 +182,18 @@ class DirectoryStorage(LayoutDirectory):
         """
         with self.open_blob(digest) as file:
             status = os.fstat(file.fileno())
-            if self._verifications.is_corrupt(digest, status):
+            if self._is_corrupt(digest, status):
                 raise self._report_corrupt(digest)
-            if self._verifications.is_intact(digest, status):
+            check = self._checks.get(digest)
+            if check is not None and check.is_intact and check.state == files.file_state(status):
                 yield FileSection(file, 0, status.st_size)
                 return
             try:
                 yield FileSection(
-                    file, 0, status.st_size, digest, on_verified=partial(self.record_intact, digest, status)
+                    file, 0, status.st_size, digest, on_verified=partial(self.record_check, digest, status)
                 )
             except IntegrityError:
-                self._verifications.record(digest, status, is_right=False)
+                self.record_check(digest, status, is_intact=False)
                 self._report_corrupt(digest)
                 raise
 

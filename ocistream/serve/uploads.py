@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 import time
 import uuid
 from io import FileIO
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from ocistream import limits
 from ocistream.errors import LocalDiskError
@@ -114,7 +115,7 @@ class Upload:
                 path.parent.mkdir(exist_ok=True)
                 self._path.replace(path)
                 files.sync_directory(path.parent)
-            self._layout.record_intact(digest, status)
+            self._layout.record_check(digest, status)
         finally:
             self.discard()
 
@@ -149,8 +150,10 @@ class Uploads:
     """All upload sessions of one registry. Safe for several threads."""
 
     def __init__(self, layout: DirectoryStorage | None) -> None:
-        """Store uploads in `layout`, next to its blobs; if it is None, uploads are rejected."""
+        """Store uploads in `layout`, next to its blobs. It is None for an archive, to which no request may write."""
         self._layout = layout
+        #: Held to begin an upload: their number is limited.
+        self._beginning = threading.Lock()
         #: Any thread adds and removes: single operations of a dict are atomic.
         self._uploads: dict[str, Upload] = {}
 
@@ -158,22 +161,17 @@ class Uploads:
         """Start a session, after idle ones were discarded.
 
         Raises:
-            RequestRejectedError: too many sessions are open (429), or an archive is served (405).
+            RequestRejectedError: too many sessions are open (429).
             LocalDiskError: the disk is full, or permission is denied.
         """
-        if self._layout is None:
-            raise RequestRejectedError(405, "UNSUPPORTED", "uploads are not possible here")
-        self._discard_idle(idle_since=time.monotonic() - limits.UPLOAD_IDLE_TIMEOUT)
-        maximum = limit_by_descriptors(limits.MAX_UPLOADS)
-        if len(self._uploads) < maximum:
-            upload = Upload(self._layout, repository, algorithm)
+        with self._beginning:
+            self._discard_idle(idle_since=time.monotonic() - limits.UPLOAD_IDLE_TIMEOUT)
+            if len(self._uploads) >= limit_by_descriptors(limits.MAX_UPLOADS):
+                message = "too many uploads"
+                raise RequestRejectedError(429, "TOOMANYREQUESTS", message, headers={"Retry-After": "60"})
+            upload = Upload(cast("DirectoryStorage", self._layout), repository, algorithm)
             self._uploads[upload.identifier] = upload
-            if len(self._uploads) <= maximum:
-                return upload
-            # Another client has begun one at the same time.
-            upload.discard()
-            self._uploads.pop(upload.identifier, None)
-        raise RequestRejectedError(429, "TOOMANYREQUESTS", "too many uploads", headers={"Retry-After": "60"})
+        return upload
 
     def find(self, repository: str, identifier: str) -> Upload:
         """Return the session of a repository with this identifier.

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
+import threading
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocistream import limits
-from ocistream.errors import NetworkError, OcistreamError, RegistryError
+from ocistream import limits, notices
+from ocistream.errors import NetworkError, NotFoundError, OcistreamError, RegistryError
 from ocistream.layout.image_selection import Selection
-from ocistream.oci.reference import is_digest_tag
-from ocistream.streams.synchronization import Budget
-from ocistream.sync.destination_state import DestinationState, LayoutWriters
-from ocistream.sync.sources import SyncSources, resolve_graph
+from ocistream.layout.writer import ListedImages
+from ocistream.locations import is_layout_destination
+from ocistream.oci.reference import is_digest_tag, printable
+from ocistream.registry.repository import Repository
+from ocistream.streams.files import disk_errors
+from ocistream.streams.synchronization import Budget, LinkedEvent
+from ocistream.sync.open_locations import NO_IMAGES, LayoutWriters, SyncSources, resolve_graph
 from ocistream.transfer.incomplete_indexes import limit_to_source
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from ocistream.layout.index_file import IndexChange
-    from ocistream.locations import OpenContext
-    from ocistream.oci.descriptor import Descriptor
+    from ocistream.locations import Location, OpenContext
     from ocistream.oci.graph import Graph, IncompleteIndex
     from ocistream.oci.reference import Reference
     from ocistream.oci.referrers import SkippedReferrer
     from ocistream.signatures.policy import TrustPolicy
-    from ocistream.sync.plan import CopyDestination, ImageCopy, SyncEntry, SyncLocation
+    from ocistream.sync.plan import CopyDestination, ImageCopy, Login, SyncEntry, SyncLocation
     from ocistream.transfer.interfaces import Source
+    from ocistream.transfer.report import Report
 
 #: A registry that could not be reached for this many images in a row is skipped for this many seconds.
 _MAX_FAILURES: Final = 3
@@ -66,6 +70,8 @@ class ImageComparison:
         self.copy = copy
         self.pending: list[CopyDestination] = []
         self.results: list[SyncResult] = []
+        #: Set when the image was copied, or failed.
+        self.is_copied = threading.Event()
         #: The opened source of the image; None if its manifests were too large to keep, or could not be read.
         self.source: Source | None = None
         #: The image's size in bytes and its number of blobs; 0 if they are not known yet.
@@ -74,8 +80,8 @@ class ImageComparison:
         self.manifest_bytes = 0
         #: By the name of a layout: the change of its index that makes the image visible.
         self.index_changes: dict[str, IndexChange[Any]] = {}
-        #: In a dry run: the graph that would be written to each destination, by its name, and the blobs it lacks.
-        self.missing: dict[str, tuple[Graph, Sequence[Descriptor]]] = {}
+        #: In a dry run: what would be written to each destination, by its name.
+        self.planned: dict[str, Report] = {}
 
     def list_results(self) -> list[SyncResult]:
         """Return the results; the image failed where its layout's index could not be written."""
@@ -97,18 +103,22 @@ class ImageComparison:
 class SyncAccess:
     """What all images of a run share. Safe for several threads."""
 
-    #: Returns the context of a location.
-    context_of: Callable[[SyncLocation], OpenContext]
-    #: Returns an event that cancels one image: a failed image must not stop the next.
-    create_cancel_event: Callable[[], threading.Event]
+    #: The context of each login of the file, and that of locations without one.
+    contexts: Mapping[Login | None, OpenContext]
+    #: Cancels the run.
+    cancelled: threading.Event
     #: Which signatures images need.
     policy: TrustPolicy
     sources: SyncSources = field(default_factory=SyncSources)
     layouts: LayoutWriters = field(default_factory=LayoutWriters)
 
+    def create_cancel_event(self) -> threading.Event:
+        """Return an event that cancels one image: a failed image must not stop the next."""
+        return LinkedEvent([self.cancelled])
+
     def context(self, sync_location: SyncLocation, cancelled: threading.Event | None = None) -> OpenContext:
         """Return the context of a location for one image, which `cancelled` cancels."""
-        return replace(self.context_of(sync_location), cancelled=cancelled or self.create_cancel_event())
+        return replace(self.contexts[sync_location.login], cancelled=cancelled or self.create_cancel_event())
 
     def open_source(self, copy: ImageCopy, context: OpenContext) -> Source:
         """Open an image that is copied, with the signatures that it may need."""
@@ -148,11 +158,11 @@ class ImageComparer:
             return
         for destination in copy.destinations:
             try:
-                context = self._access.context_of(destination.sync_location)
+                context = self._access.contexts[destination.sync_location.login]
                 if destination.reference is not None:
                     context.registries().rules.check_push(destination.reference)
                 with self._unreachable.guard(destination.reference):
-                    state = DestinationState(destination, context, self._access.layouts)
+                    state = _DestinationState(destination, context, self._access.layouts)
                     digest = state.find_digest()
                     is_same = digest in source_image.digests
                 # Referrers are requested only if the image itself is the same; otherwise it is copied anyway.
@@ -231,6 +241,68 @@ class _SourceImage(NamedTuple):
     read_graph: Callable[[], Graph]
 
 
+class _DestinationState:
+    """The state of one destination. A registry is asked only by the methods."""
+
+    def __init__(self, destination: CopyDestination, context: OpenContext, layouts: LayoutWriters) -> None:
+        """Read a layout or an archive; send no request to a registry.
+
+        Raises:
+            OcistreamError: a layout cannot be read.
+        """
+        self._reference, location = destination.reference, destination.sync_location.location
+        self._name = destination.image_name or ""
+        self._listed = NO_IMAGES
+        if self._reference is not None:
+            registry, repository = self._reference.registry, self._reference.repository
+            self._repository = Repository(context.registries().client, registry, repository, for_push=True)
+            return
+        with disk_errors(f"cannot read {printable(location.text)}"):
+            is_layout = is_layout_destination(location)
+            self._listed = layouts.list_images(location) if is_layout else _read_archive(location, context, self._name)
+
+    def find_digest(self) -> str | None:
+        """Return the digest of the image with this name, or None.
+
+        Raises:
+            OcistreamError: the registry failed or refused.
+        """
+        if self._reference is not None:
+            return self._repository.find_digest(self._reference.target)
+        return self._listed.find_digest(self._name)
+
+    def has_all_referrers(self, graph: Graph, digest: str) -> bool:
+        """Return whether the destination has all referrers of an image; False if the graph is now another image's."""
+        if digest not in {graph.roots[0].descriptor.digest, *(index.digest for index in graph.incomplete_indexes)}:
+            return False
+        digests = [referrer.descriptor.digest for referrer in graph.all_referrers]
+        if self._reference is not None:
+            targets = [referrer.tag or referrer.descriptor.digest for referrer in graph.all_referrers]
+            return all(map(operator.eq, map(self._repository.find_digest, targets), digests))
+        # A manifest within an index has no entry of its own.
+        children = {child.digest for document in graph.documents.values() for child in document.manifests}
+        return all(digest in children or digest in self._listed.referrers for digest in digests)
+
+
+def _read_archive(location: Location, context: OpenContext, name: str) -> ListedImages:
+    """Return the one image of an archive, under any name. An archive that cannot be read will be replaced."""
+    try:
+        with closing(SyncSources()) as sources, closing(sources.open(location, context, Selection())) as source:
+            graph = resolve_graph(source, location)
+    except NotFoundError:
+        return NO_IMAGES
+    except OcistreamError as error:
+        notices.notify(f"replacing {printable(location.text)}: it cannot be read as an archive ({error.message})")
+        return NO_IMAGES
+    if len(graph.roots) != 1:
+        notices.notify(f"replacing {printable(location.text)}: it has {len(graph.roots)} images, and gets one")
+        return NO_IMAGES
+    if any(graph.omitted_from_source):
+        return NO_IMAGES
+    digest = graph.roots[0].descriptor.digest
+    return ListedImages({name: digest}.get, frozenset(referrer.descriptor.digest for referrer in graph.all_referrers))
+
+
 def _select_for(entry: SyncEntry) -> Selection:
     return Selection(platforms=entry.platforms, referrers="copy" if entry.referrers else "skip")
 
@@ -243,7 +315,8 @@ class _UnreachableRegistries:
     """
 
     def __init__(self) -> None:
-        #: Failures in a row, the time of the last one or of the next try (monotonic seconds), and the last error.
+        #: Failures in a row, the time of the last one or of the next try (monotonic seconds), and the last error. Not
+        #: locked: if a failure is not counted, one more image is tried.
         self._failures: dict[str, tuple[int, float, NetworkError]] = {}
 
     @contextlib.contextmanager
@@ -253,38 +326,23 @@ class _UnreachableRegistries:
         Raises:
             NetworkError: the registry is skipped.
         """
-        if reference is None:
-            yield
-            return
-        registry = reference.registry
-        self._check(registry)
+        registry = reference.registry if reference is not None else ""
+        if (failures := self._failures.get(registry)) is not None and failures[0] >= _MAX_FAILURES:
+            count, since, error = failures
+            if monotonic() - since < _SKIP_SECONDS:
+                reason = f"it could not be reached for {count} images in a row: {error.message}"
+                msg = f"skipping {registry} for a while: {reason}"
+                raise NetworkError(msg, hint="re-run the command when it is reachable")
+            # This image checks whether the registry can be reached again.
+            self._failures[registry] = (count, monotonic(), error)
         try:
             yield
         except NetworkError as error:
             if isinstance(error, RegistryError):
-                self._add_result(registry, None)
+                self._failures.pop(registry, None)
             else:
-                self._add_result(registry, error)
+                count = self._failures[registry][0] if registry in self._failures else 0
+                self._failures[registry] = (count + 1, monotonic(), error)
             raise
         else:
-            self._add_result(registry, None)
-
-    def _check(self, registry: str) -> None:
-        count, since, error = self._failures.get(registry, (0, 0.0, None))
-        if count < _MAX_FAILURES or error is None:
-            return
-        now = monotonic()
-        if now - since < _SKIP_SECONDS:
-            msg = (
-                f"skipping {registry} for a while: it could not be reached for {count} images in a row: {error.message}"
-            )
-            raise NetworkError(msg, hint="re-run the command when it is reachable")
-        # This image checks whether the registry can be reached again.
-        self._failures[registry] = (count, now, error)
-
-    def _add_result(self, registry: str, error: NetworkError | None) -> None:
-        # Not locked: if a failure is not counted, one more image is tried.
-        if error is None:
             self._failures.pop(registry, None)
-        else:
-            self._failures[registry] = (self._failures.get(registry, (0,))[0] + 1, monotonic(), error)

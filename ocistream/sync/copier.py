@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -18,14 +17,8 @@ from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.sync.comparison import ImageComparison, SyncResult
-from ocistream.sync.sources import resolve_graph
 from ocistream.transfer.copy import Copy
-from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
-from ocistream.transfer.graph_check import GraphCheckReader
-from ocistream.transfer.incomplete_indexes import limit_to_source
-from ocistream.transfer.interfaces import NullObserver
-from ocistream.transfer.report import BlobResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -36,7 +29,7 @@ if TYPE_CHECKING:
     from ocistream.signatures.check import SignatureCheck
     from ocistream.sync.comparison import SyncAccess
     from ocistream.sync.plan import CopyDestination, ImageCopy
-    from ocistream.transfer.interfaces import Destination, RunObserver, Source
+    from ocistream.transfer.interfaces import Destination, RunObserver
     from ocistream.transfer.report import Report
 
 #: Seconds between two checks whether the run was cancelled.
@@ -51,8 +44,6 @@ class ImageCopier:
         self._access = access
         self._observer = observer
         self._blobs = _CopiedBlobs()
-        #: Blobs planned for each registry or layout: one that several images have is written once.
-        self._planned_blobs: set[int] = set()
 
     def copy(self, comparison: ImageComparison, *, jobs: int, memory: int) -> None:
         """Copy an image to all destinations that lack it, and add the result of each.
@@ -154,16 +145,15 @@ class ImageCopier:
         context = replace(self._access.context(copy.entry.source, cancelled), jobs=1)
         try:
             with closing(self._access.open_source(copy, context)) as source:
-                graph = resolve_graph(source, copy.source)
-                if (check := self._build_check(comparison)) is not None:
-                    reader = GraphCheckReader(check, graph)
-                    reader.read(source)
-                    reader.finish()
+                check = self._build_check(comparison)
                 for destination in comparison.pending:
                     try:
-                        comparison.missing[destination.name] = self._find_missing(destination, graph, source, cancelled)
+                        with closing(self._open_destination(destination, cancelled)) as opened:
+                            report = Copy(source, opened, jobs=1, cancelled=cancelled, check=check).run(dry_run=True)
                     except OcistreamError as error:
                         comparison.add_failure([destination], error)
+                    else:
+                        comparison.planned[destination.name] = report
         except OcistreamError as error:
             comparison.add_failure(comparison.pending, error)
 
@@ -174,50 +164,25 @@ class ImageCopier:
         """
         results = []
         read_digests: set[str] = set()
-        planned: set[int] = set()
-        for destination in comparison.pending:
-            if destination.name not in comparison.missing:
-                continue
-            graph, blobs = comparison.missing[destination.name]
-            if (store := _store_of(destination)) is None:
-                new = blobs
-            else:
-                # Within one registry, a blob of an earlier image is mounted from another repository.
-                new = [blob for blob in blobs if hash((store, blob.digest)) not in self._planned_blobs]
-                planned.update(hash((store, blob.digest)) for blob in new)
+        planned = [destination for destination in comparison.pending if destination.name in comparison.planned]
+        for destination in planned:
+            report = comparison.planned[destination.name]
+            # Within one registry, a blob of an earlier image is mounted from another repository.
+            copied = (result.descriptor for result in report.blobs if result.status == "copied")
+            new = [blob for blob in copied if not self._blobs.has(destination, blob)]
             bytes_read = sum(blob.size for blob in new if blob.digest not in read_digests)
             read_digests.update(blob.digest for blob in new)
             results.append(
                 SyncResult(
-                    *(comparison.copy.name, destination.name, "to copy", graph.roots[0].descriptor.digest),
+                    *(comparison.copy.name, destination.name, "to copy", report.graph.roots[0].descriptor.digest),
                     size=sum(blob.size for blob in new),
                     bytes_read=bytes_read,
-                    incomplete=graph.incomplete_indexes,
+                    incomplete=report.graph.incomplete_indexes,
                 )
             )
-        self._planned_blobs.update(itertools.islice(planned, limits.MAX_TRACKED_BLOBS - len(self._planned_blobs)))
+        for destination in planned:
+            self._blobs.add(destination, comparison.planned[destination.name].graph.blobs)
         return results
-
-    def _find_missing(
-        self, copy_destination: CopyDestination, graph: Graph, source: Source, cancelled: threading.Event
-    ) -> tuple[Graph, Sequence[Descriptor]]:
-        """Return the graph without platforms that neither side has, and the blobs that the destination lacks.
-
-        Raises:
-            MissingBlobsError: neither side has a blob.
-        """
-        location = copy_destination.sync_location.location
-        with ExitStack() as stack:
-            destination = self._open_destination(copy_destination, cancelled)
-            stack.callback(destination.close)
-            if location.reference is not None:
-                # For a registry this sends no request and writes nothing.
-                destination.begin(graph)
-            graph = limit_to_source(source, graph, destination.stored)
-            check = ExistenceCheck(source, destination, BlobResults(NullObserver()), jobs=1, cancelled=cancelled)
-            _, pending = check.split_absent(graph, graph.blobs)
-            stored = destination.stored(pending, quick=True)
-            return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
 
     def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:
         location, reference = copy_destination.sync_location.location, copy_destination.reference
@@ -238,10 +203,9 @@ class _ImageProgress:
         self._run = run
         #: Bytes and blobs of the image that are in the total.
         self._expected = (size, blobs)
-        #: By blob and thread, so that one thread alone changes a number: how many bytes it has moved.
-        self._moved: dict[tuple[str, int], int] = {}
-        #: Any thread appends the digest of a finished blob.
-        self._done: list[str] = []
+        self._lock = threading.Lock()
+        #: Bytes that have moved, and blobs that are finished.
+        self._moved = self._done = 0
 
     def planned(self, graph: Graph) -> None:
         """Replace the expected size of the image by its real size."""
@@ -251,21 +215,21 @@ class _ImageProgress:
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """Count moved bytes."""
-        key = descriptor.digest if descriptor is not None else "", threading.get_ident()
-        self._moved[key] = self._moved.get(key, 0) + size
+        with self._lock:
+            self._moved += size
         self._run.advance(size, descriptor)
 
     def done(self, descriptor: Descriptor, status: str) -> None:
         """Count a finished blob."""
-        self._done.append(descriptor.digest)
+        with self._lock:
+            self._done += 1
         self._run.done(descriptor, status)
 
     def close(self) -> None:
         """End the image, also after a failure: what has not moved by now is removed from the total."""
         size, blobs = self._expected
-        size, blobs = sum(self._moved.values()) - size, len(self._done) - blobs
-        if size or blobs:
-            self._run.add_total(size, blobs)
+        if (size, blobs) != (self._moved, self._done):
+            self._run.add_total(self._moved - size, self._done - blobs)
 
 
 class _CopiedBlobs:
@@ -325,6 +289,11 @@ class _CopiedBlobs:
                 self._copied[key] = self._copied.pop(key, repository)
             while len(self._copied) > limits.MAX_TRACKED_BLOBS:
                 del self._copied[next(iter(self._copied))]
+
+    def has(self, destination: CopyDestination, blob: Descriptor) -> bool:
+        """Return whether this run has copied a blob to the registry or the layout of a destination."""
+        store = _store_of(destination)
+        return store is not None and hash((store, blob.digest)) in self._copied
 
     def find_repositories(self, reference: Reference, digest: str) -> Sequence[str]:
         """Return a repository of the registry that has a blob, if one is known."""

@@ -44,19 +44,19 @@ class _LoginTable(_SyncTable):
     password_file = toml.optional(toml.existing_file)
     authfile = toml.optional(toml.existing_file)
 
-    def login(self, name: str) -> Login:
+    def login(self) -> Login:
         passwords = [key for key in ("password-env", "password-file") if key in self.values]
         if self.authfile is not None:
             if self.username is not None or passwords:
                 raise self.key_error("authfile", "and a user name are both set: use one")
-            return Login(name, self.label, auth_file=self.authfile)
+            return Login(self.label, auth_file=self.authfile)
         if len(passwords) > 1:
             raise self.key_error(passwords[1], f"and {passwords[0]} are both set: use one")
         if not self.username or not (self.password_env or self.password_file):
             missing = (passwords or ["password-env"])[0] if self.username else "username"
             hint = "use username with password-env or password-file, or authfile"
             raise self.missing_key_error(missing, hint)
-        return Login(name, self.label, self.username, self.password_env or "", password_file=self.password_file)
+        return Login(self.label, self.username, self.password_env or "", password_file=self.password_file)
 
 
 _LOGIN_KEYS: Final = frozenset(_LoginTable.keys)
@@ -218,7 +218,7 @@ class _Planner:
 
     def __init__(self, table: _SyncFile) -> None:
         self._table = table
-        self._logins = {name: login.login(name) for name, login in table.credentials.items()}
+        self._logins = {name: login.login() for name, login in table.credentials.items()}
         #: By host, in lower case.
         self._registry_logins: dict[str, Login | None] = {}
         #: The registry of each login: a password may be sent to one registry only.
@@ -244,7 +244,7 @@ class _Planner:
         if name is not None and login_keys:
             raise table.key_error("credentials", f"and {min(login_keys)} are both set: use one")
         if login_keys:
-            self._registry_logins[host] = table.login(host)
+            self._registry_logins[host] = table.login()
         elif name is not None and name in self._logins:
             keys -= {"credentials"}
             self._registry_logins[host] = self._use_login(table, name, host)

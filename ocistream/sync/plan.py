@@ -6,7 +6,6 @@ Reads no image and asks no registry: the caller supplies the names that exist.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import itertools
 import json
 import os
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 #: Marks for the hashes of names. Of ten thousand names, a few hundred share one.
 _MARKS: Final = 1 << 17
 #: Names that are packed together.
-_NAMES_PER_GROUP: Final = 256
+_NAMES_PER_GROUP: Final = 64
 _SHARD: Final = re.compile(r"([0-9]{1,6})/([0-9]{1,6})\Z")
 
 
@@ -42,7 +41,6 @@ class Login:
     position for error messages.
     """
 
-    name: str
     where: str
     username: str = ""
     password_env: str = ""
@@ -170,58 +168,30 @@ class EntryCopies:
             UsageError: an image has no tag that could name it at the destination.
         """
         self._entry = entry
-        self._names = _PackedNames(())
+        #: The names in groups, as JSON: ten thousand strings would take 0.6 MB.
+        self._names: list[str] = []
         if entry.has_one_image:
             _create_copy(entry, entry.source.location, entry.source.location.name)
             return
-        packed = _PackedNames(names)
+        names = sorted(names)
         choose = entry.tag_filter or glob_filter(())
         # A dict, because a set of ten thousand strings takes twice the memory.
-        chosen = dict.fromkeys(choose(list(dict.fromkeys(filter(None, map(tag_of, packed))))))
-        self._names = _sort_names(name for name in packed if tag_of(name) in chosen)
-
-    def __len__(self) -> int:
-        """Return the number of copies."""
-        return 1 if self._entry.has_one_image else len(self._names)
+        chosen = dict.fromkeys(choose(list(dict.fromkeys(filter(None, map(tag_of, names))))))
+        selected = [name for name in names if tag_of(name) in chosen]
+        for start in range(0, len(selected), _NAMES_PER_GROUP):
+            self._names.append(json.dumps(selected[start : start + _NAMES_PER_GROUP]))
 
     def __iter__(self) -> Iterator[ImageCopy]:
         """Yield each copy."""
         entry, location = self._entry, self._entry.source.location
         if entry.has_one_image:
             yield _create_copy(entry, location, location.name)
-        for name in self._names:
+        for name in itertools.chain.from_iterable(map(json.loads, self._names)):
             if location.reference is not None:
                 source = replace(location, reference=replace(location.reference, tag=name), is_repository=False)
             else:
                 source = replace(location, name=name)
             yield _create_copy(entry, source, name)
-
-
-class _PackedNames:
-    """Names in order, as JSON texts of some hundred names: ten thousand strings would take 0.6 MB."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._groups = [(len(group), json.dumps(group)) for group in _split_names(names)]
-
-    def __len__(self) -> int:
-        return sum(count for count, _ in self._groups)
-
-    def __iter__(self) -> Iterator[str]:
-        for _, group in self._groups:
-            yield from json.loads(group)
-
-
-def _split_names(names: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(names)
-    return iter(lambda: list(itertools.islice(remaining, _NAMES_PER_GROUP)), [])
-
-
-def _sort_names(names: Iterable[str]) -> _PackedNames:
-    """Return the names in order, by merging sorted groups: never all of them are strings at once."""
-    runs = [_PackedNames(sorted(group)) for group in _split_names(names)]
-    while len(runs) > 1:
-        runs = [_PackedNames(heapq.merge(*runs[start : start + 8])) for start in range(0, len(runs), 8)]
-    return runs[0] if runs else _PackedNames(())
 
 
 def _create_copy(entry: SyncEntry, source: Location, name: str | None) -> ImageCopy:
@@ -273,14 +243,14 @@ def drop_duplicates(copies_by_entry: Sequence[Iterable[ImageCopy]]) -> Iterator[
         UsageError: two images would get one name at a destination, and one would be lost.
     """
     repeated = _find_repeated(copies_by_entry)
-    #: Destination -> image, as hashes.
-    images: dict[int, int] = {}
+    #: By the hash of a destination's name: what its first image is.
+    images: dict[int, tuple[str, PlatformChoice, bool]] = {}
     for copy in itertools.chain.from_iterable(copies_by_entry) if repeated else ():
-        image = hash((copy.name, copy.entry.platforms, copy.entry.referrers))
+        image = copy.name, copy.entry.platforms, copy.entry.referrers
         for destination in copy.destinations:
             key = hash(destination.name)
-            if key in repeated and images.setdefault(key, image) != image:
-                raise _conflict_error(copies_by_entry, copy, destination)
+            if key in repeated and (first := images.setdefault(key, image)) != image:
+                raise _conflict_error(first, image, destination)
     return _take_each_once(copies_by_entry, repeated)
 
 
@@ -318,21 +288,14 @@ def _take_each_once(copies_by_entry: Sequence[Iterable[ImageCopy]], repeated: se
 
 
 def _conflict_error(
-    copies_by_entry: Sequence[Iterable[ImageCopy]], copy: ImageCopy, destination: CopyDestination
+    first: tuple[str, PlatformChoice, bool], second: tuple[str, PlatformChoice, bool], destination: CopyDestination
 ) -> UsageError:
-    """Return the error that names the first two images with one destination."""
-    copies = itertools.chain.from_iterable(copies_by_entry)
-    first = next(
-        other
-        for other in copies
-        if destination.name in {other_destination.name for other_destination in other.destinations}
-    )
-    images = f"{printable(first.name)} and {printable(copy.name)}"
-    if first.name == copy.name:
-        differs = "for some platforms and for others"
-        if first.entry.platforms == copy.entry.platforms:
-            differs = "with its referrers and without them"
-        images = f"{printable(copy.name)} {differs}"
+    """Return the error that names two images, by their names, platforms and referrers, with one destination."""
+    images = f"{printable(first[0])} and {printable(second[0])}"
+    if first[0] == second[0]:
+        same_platforms = first[1] == second[1]
+        differs = "with its referrers and without them" if same_platforms else "for some platforms and for others"
+        images = f"{printable(first[0])} {differs}"
     msg = f"{images} would both become {printable(destination.name)}"
     return UsageError(msg, hint="choose another destination for one of them, or fewer tags")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from contextlib import closing
 from functools import partial
-from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -58,7 +57,7 @@ class SyncRun:
         self._on_result = on_result
         self._jobs = jobs
         self._prefetch_memory = prefetch_memory
-        self._cancelled = access.create_cancel_event()
+        self._cancelled = access.cancelled
         self._layouts = access.layouts
         self._comparer = ImageComparer(access)
         #: Copied images whose results are not reported yet, and when others were (monotonic seconds).
@@ -99,7 +98,7 @@ class SyncRun:
         for copy in copies:
             for sync_location in (copy.entry.source, *(destination.sync_location for destination in copy.destinations)):
                 if (reference := sync_location.location.reference) is not None:
-                    rules = self._access.context_of(sync_location).registries().rules
+                    rules = self._access.contexts[sync_location.login].registries().rules
                     jobs = rules.limit_jobs(jobs, [reference.registry])
         return jobs
 
@@ -109,27 +108,20 @@ class SyncRun:
             self._observer.add_total(sum(comparison.size for comparison in comparisons), blobs)
         pending = [comparison for comparison in comparisons if comparison.pending]
         images = max(1, min(jobs // _JOBS_PER_IMAGE, len(pending)))
-        #: Images that were copied, or failed; and those that were not yet. Only this thread uses the latter.
-        copied: SimpleQueue[ImageComparison] = SimpleQueue()
-        waiting = set(pending)
 
         def copy(comparison: ImageComparison) -> None:
             self._copier.copy(comparison, jobs=max(1, jobs // images), memory=self._prefetch_memory // images)
             self._comparer.release(comparison)
-            copied.put(comparison)
+            comparison.is_copied.set()
 
         cancelled = self._access.create_cancel_event()
         copying = start(partial(run_each, copy, pending, jobs=images, cancelled=cancelled))
         try:
             for number, comparison in enumerate(comparisons, done + 1):
-                while comparison in waiting:
-                    has_ended = copying.is_done
-                    try:
-                        waiting.remove(copied.get(timeout=_POLL_INTERVAL))
-                    except Empty:
-                        if has_ended:
-                            # The run was cancelled, or another copy failed in an unexpected way.
-                            copying.result()
+                while comparison.pending and not comparison.is_copied.wait(_POLL_INTERVAL):
+                    if copying.is_done and not comparison.is_copied.is_set():
+                        # The run was cancelled, or another copy failed in an unexpected way.
+                        copying.result()
                     self._report_copied(_FLUSH_INTERVAL)
                 self._unreported.append(comparison)
                 self._report_copied(0.0 if self._layouts.is_flushed else _FLUSH_INTERVAL)
@@ -162,7 +154,7 @@ class SyncRun:
             for sync_location in (entry.source, *entry.destinations):
                 if sync_location.location.reference is not None:
                     # Created now: an error of the configuration is one of the run, not of an image.
-                    _ = self._access.context_of(sync_location).registries().client
+                    _ = self._access.contexts[sync_location.login].registries().client
             try:
                 copies.append(EntryCopies(entry, () if entry.has_one_image else self._list_names(entry)))
             except OcistreamError as error:
@@ -173,7 +165,7 @@ class SyncRun:
         return copies
 
     def _list_names(self, entry: SyncEntry) -> Iterator[str]:
-        location, context = entry.source.location, self._access.context_of(entry.source)
+        location, context = entry.source.location, self._access.contexts[entry.source.login]
         if location.reference is not None:
             listed = context.registries().list_tags(location.reference)
             if listed.incomplete_reason:

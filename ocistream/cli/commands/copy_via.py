@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import __version__, limits
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Destination, VerifiedBlob
 
-#: Lines of a query per write.
-_LINES_PER_WRITE: Final = 512
 _LOG_IN_REMOTELY: Final = "run `ocistream login` on the remote side: --via sends no passwords"
 _CONFIGURE_REMOTELY: Final = "this file is on this machine: set it in the configuration of the remote ocistream"
 _ASKED_REMOTELY: Final = "omit the option: ocistream asks the remote side which blobs it has"
@@ -159,8 +156,7 @@ class _RemoteOcistream:
         return dict.fromkeys(sorted(stored), OmissionReason(HAVE, self._query_location))
 
     def _query(self, digests: Sequence[str]) -> tuple[set[str], HaveListReader]:
-        lines = format_have_list(["the expected blobs"], digests, version=__version__)
-        pieces = iter(lambda: "".join(itertools.islice(lines, _LINES_PER_WRITE)).encode(), b"")
+        pieces = format_have_list(["the expected blobs"], digests, version=__version__)
         queried = set(digests)
 
         def read(answer: IO[bytes]) -> tuple[set[str], HaveListReader]:
@@ -173,7 +169,7 @@ class _RemoteOcistream:
 
         remote = self._start(["have", "--among", "-", self._query_location or ""], self._query_options())
         try:
-            return remote.query(pieces, read)
+            return remote.query(map(str.encode, pieces), read)
         except BaseException:
             remote.stop()
             raise

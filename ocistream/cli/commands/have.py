@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,16 +16,14 @@ from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ocistream.cli.console import Console
     from ocistream.cli.context import CommandContext
     from ocistream.locations import Location
     from ocistream.oci.descriptor import Descriptor
     from ocistream.remote.stored_blobs import StoredBlobs
-
-#: Lines per write.
-_LINES_PER_WRITE: Final = 4096
+    from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
 
 @command(
@@ -61,6 +58,7 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     """
     from ocistream import __version__
     from ocistream.remote.have_lists import format_have_list
+    from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
     parsed = [parse_location_argument(location) for location in locations]
     if sum(location.is_stream for location in parsed) + (among == "-") > 1:
@@ -70,7 +68,8 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
         msg = "--mount-from needs --among"
         raise UsageError(msg, hint="without --among, name the other repositories too: ocistream have REPO REPO")
     context.credentials.check_registries({location.reference.registry for location in parsed if location.reference})
-    with _open_holdings(context, parsed, writes=among is not None) as stores:
+    with contextlib.closing(DiscardedBlobs(context.cancelled)) as discarded:
+        stores = [_open_store(context, location, discarded, writes=among is not None) for location in parsed]
         partial_blobs: Mapping[str, int] = {}
         if among is None:
             # Nothing is hashed: a list proves nothing, and the receiver verifies the blobs that are pushed later.
@@ -79,38 +78,26 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
             queried = _read_among_list(context, among)
             digests, partial_blobs = _find_listed(stores, queried, context.console)
     # Nothing was written before, so a reader gets a complete list or none.
-    text = format_have_list(
-        [store.origin for store in stores], digests, version=__version__, partial_blobs=partial_blobs
-    )
-    while piece := "".join(itertools.islice(text, _LINES_PER_WRITE)):
+    origins = [store.origin for store in stores]
+    for piece in format_have_list(origins, digests, version=__version__, partial_blobs=partial_blobs):
         click.echo(piece, nl=False)
 
 
-@contextlib.contextmanager
-def _open_holdings(
-    context: CommandContext, locations: Sequence[Location], *, writes: bool
-) -> Iterator[list[StoredBlobs]]:
-    """Open the locations; `writes` asks registries with the right to push, and for uploads that can be resumed."""
+def _open_store(context: CommandContext, location: Location, discarded: DiscardedBlobs, *, writes: bool) -> StoredBlobs:
+    """Open a location; `writes` asks a registry with the right to push, and for uploads that can be resumed."""
     from ocistream.remote.stored_blobs import open_stored_blobs
-    from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
-    selection = Selection(max_ratio=context.copy_options.max_ratio, referrers="list")
-
-    def opened(location: Location) -> StoredBlobs:
-        registry = location.reference.registry if location.reference else None
-        mounts = parse_mount_sources(context.copy_options.mount_from, registry)
-        open_context = context.build_open_context(registries=location.registries)
-        return open_stored_blobs(
-            location,
-            replace(open_context, mount_from=mounts),
-            discarded,
-            selection=selection,
-            records=context.access.upload_records() if writes else None,
-            warn=context.console.info,
-        )
-
-    with contextlib.closing(DiscardedBlobs(context.cancelled)) as discarded:
-        yield list(map(opened, locations))
+    registry = location.reference.registry if location.reference else None
+    mounts = parse_mount_sources(context.copy_options.mount_from, registry)
+    open_context = context.build_open_context(registries=location.registries)
+    return open_stored_blobs(
+        location,
+        replace(open_context, mount_from=mounts),
+        discarded,
+        selection=Selection(max_ratio=context.copy_options.max_ratio, referrers="list"),
+        records=context.access.upload_records() if writes else None,
+        warn=context.console.info,
+    )
 
 
 def _find_listed(

@@ -28,7 +28,6 @@ from ocistream.oci.reference import printable
 from ocistream.process_exit import delayed_exit
 from ocistream.sizes import format_count, format_size
 from ocistream.streams.paths import real_path
-from ocistream.streams.synchronization import LinkedEvent
 from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
@@ -99,12 +98,7 @@ def sync(context: CommandContext, file: Path, part: str) -> None:
         msg = f"--result {printable(str(result), 1024)} is the sync file itself"
         raise UsageError(msg, hint="name another file: this one would be overwritten")
     policy = context.access.load_trust_policy() or TrustPolicy()
-    open_contexts = _build_open_contexts(context, plan)
-    access = SyncAccess(
-        context_of=lambda sync_location: open_contexts[sync_location.login],
-        create_cancel_event=lambda: LinkedEvent([context.cancelled]),
-        policy=policy,
-    )
+    access = SyncAccess(contexts=_build_open_contexts(context, plan), cancelled=context.cancelled, policy=policy)
     reporter = _OutcomeReporter(context)
     is_complete = False
     try:

@@ -60,7 +60,7 @@ def test_the_error_says_how_much_is_missing() -> None:
     # In the middle of a line too.
     for begun in (b"s", b"sha2", b"sha256:", b"sha256:0123456789abcdef", b"sha512:" + b"0" * 127):
         refused(cut + begun, "is truncated: 17 of 30 digests", error=TruncatedError)
-    refused(cut + b"sha256:" + b"0" * 65, "line 22")
+    refused(cut + b"sha256:" + b"0" * 63 + b"\n", "line 22")
 
 
 @pytest.mark.parametrize(

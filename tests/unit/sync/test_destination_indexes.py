@@ -11,7 +11,7 @@ import pytest
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.locations import parse_location
 from ocistream.streams.files import FilePart
-from ocistream.sync.destination_state import LayoutWriters
+from ocistream.sync.open_locations import LayoutWriters
 from tests.images import Descriptor, Layout, small_image
 
 

@@ -12,7 +12,7 @@ import pytest
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.image_selection import Selection, check_all_images
 from ocistream.locations import OpenContext, parse_location
-from ocistream.sync.sources import SyncSources, resolve_graph
+from ocistream.sync.open_locations import SyncSources, resolve_graph
 from tests.images import OCI_MANIFEST, Layout, small_image
 from tests.runner import ocistream
 

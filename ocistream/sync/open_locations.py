@@ -1,4 +1,4 @@
-"""The sources of a sync, which are read repeatedly: registries, layouts, and archives in files.
+"""The locations that the images of a sync share: sources, which are read repeatedly, and destination layouts.
 
 A layout or an archive stays open and indexed for the complete run, because it may have thousands of images.
 """
@@ -15,6 +15,7 @@ from ocistream.layout.image_lookup import ImageLookup
 from ocistream.layout.image_selection import Selection, select_named_images
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.layout.source import LayoutSource
+from ocistream.layout.writer import LayoutWriter, ListedImages
 from ocistream.locations import is_directory, open_source, path_of
 from ocistream.oci.reference import printable
 from ocistream.oci.walk import run_walk
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
 
 #: Layouts and archives that stay open; a sync file may name thousands.
 _MAX_OPEN: Final = 4
-#: Guards the open layouts and archives that the images of a run share. Indexes are read under it, one at a time,
-#: because each takes some megabytes.
-local_lock: Final = threading.Lock()
+#: Guards the open layouts and archives. Indexes are read under it, one at a time, because each takes some megabytes.
+_lock: Final = threading.RLock()
+#: What a layout or an archive that does not exist lists.
+NO_IMAGES: Final = ListedImages(lambda _name: None, frozenset())
 
 
 class SyncSources:
@@ -82,13 +84,13 @@ class SyncSources:
 
     def close(self) -> None:
         """Close the layouts and archives."""
-        with local_lock:
+        with _lock:
             for path in [*self._opened]:
                 self._drop(path)
 
     def _acquire(self, location: Location, context: OpenContext) -> _LocalImages:
         path = path_of(location)
-        with local_lock, disk_errors(f"cannot read {printable(location.text)}"):
+        with _lock, disk_errors(f"cannot read {printable(location.text)}"):
             status = paths.status(path / "index.json" if is_directory(location) else path)
             state = file_state(status) if status is not None else None
             images = self._opened.get(path)
@@ -102,7 +104,7 @@ class SyncSources:
             return images
 
     def _release(self, images: _LocalImages) -> None:
-        with local_lock:
+        with _lock:
             images.users -= 1
             if images.is_dropped and not images.users:
                 images.source.close()
@@ -189,6 +191,54 @@ class _LocalImage:
 
     def close(self) -> None:
         self._on_close()
+
+
+class LayoutWriters:
+    """The layouts that a run writes to: each has one writer for all its images. Safe for several threads."""
+
+    def __init__(self) -> None:
+        """Start without layouts."""
+        self._writers: dict[Path, LayoutWriter] = {}
+
+    def open(self, path: Path) -> LayoutWriter:
+        """Return the writer of a layout.
+
+        Raises:
+            UsageError, ArchiveError, LocalDiskError: as `LayoutWriter`.
+        """
+        with _lock:
+            if path not in self._writers:
+                self._writers[path] = LayoutWriter(path)
+            return self._writers[path]
+
+    def list_images(self, location: Location) -> ListedImages:
+        """Return the images of a layout; none if it does not exist yet.
+
+        Raises:
+            ArchiveError: the index is malformed.
+            LocalDiskError: the index cannot be read.
+        """
+        path = path_of(location)
+        # An empty directory is not a layout yet.
+        if not is_directory(location) or not paths.exists(path / "index.json"):
+            return NO_IMAGES
+        with _lock:
+            return self.open(path).list_images()
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether no copied image waits to be made visible."""
+        return all(writer.index.is_flushed for writer in list(self._writers.values()))
+
+    def flush(self) -> None:
+        """Make the copied images visible. Those that could not be made visible have `IndexChange.error` afterwards."""
+        for writer in list(self._writers.values()):
+            writer.index.flush()
+
+    def close(self, *, keep: int = 0) -> None:
+        """Close the writers, but for the `keep` newest ones. No image may be under way."""
+        for path in [*self._writers][: max(0, len(self._writers) - keep)]:
+            self._writers.pop(path).close()
 
 
 def resolve_graph(source: Source, location: Location) -> Graph:
