@@ -93,7 +93,7 @@ def test_a_refused_address_is_reported_with_its_correction(archive: Path, addres
 
 def test_an_address_of_another_machine_is_reported_with_its_correction(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "password").write_text(PASSWORD)
-    login = ["-u", "ada", "--password-file", tmp_path / "password"]
+    login: list[str | Path] = ["-u", "ada", "--password-file", tmp_path / "password"]
     result = ocistream("serve", archive, "-q", "--listen=192.0.2.1:0", *login)
     assertions.failure(result, 7, "cannot listen on 192.0.2.1:0", "use an address of this machine, or 0.0.0.0 for all")
 
