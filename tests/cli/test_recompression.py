@@ -15,15 +15,7 @@ import pytest
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.faulty_registry import Fault, FaultyRegistry, StopReading, refusal
-from tests.images import (
-    OCI_CONFIG,
-    OCI_LAYER,
-    Descriptor,
-    Layout,
-    digest_of,
-    small_image,
-    tar_layer,
-)
+from tests.images import OCI_CONFIG, OCI_LAYER, Descriptor, Layout, digest_of, small_image, tar_layer
 from tests.peers import need
 from tests.recompression_checks import CODECS, all_kinds, compare, named, stray_blobs, unpacked
 from tests.registry_http import manifest_digest, seed

@@ -60,8 +60,6 @@ def only_image(layout: Layout) -> dict[str, Any]:
     return dict(layout.read(entry["digest"]))
 
 
-
-
 def pick(descriptor: Descriptor) -> Descriptor:
     return {key: descriptor[key] for key in ("mediaType", "digest", "size")}
 
