@@ -60,6 +60,10 @@ def only_image(layout: Layout) -> dict[str, Any]:
     return dict(layout.read(entry["digest"]))
 
 
+def only_image_of(layout: Layout, name: str) -> dict[str, Any]:
+    return dict(layout.read(named(layout)[name]["digest"]))
+
+
 def pick(descriptor: Descriptor) -> Descriptor:
     return {key: descriptor[key] for key in ("mediaType", "digest", "size")}
 
