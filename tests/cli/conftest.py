@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout, small_image
+from tests.registry_http import seed
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +22,7 @@ def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
     with contextlib.ExitStack() as stack:
         started: list[FaultyRegistry] = []
@@ -32,9 +35,37 @@ def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
 
 
 @pytest.fixture
-def served(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+def served(start: Start) -> FaultyRegistry:
     """Return an empty registry without authentication."""
     return start()
+
+
+@pytest.fixture
+def other(start: Start) -> FaultyRegistry:
+    """Return another empty registry."""
+    return start()
+
+
+@pytest.fixture
+def image(layout: Layout) -> Descriptor:
+    """Return a small image, named `app` in the layout. Modules override it."""
+    return small_image(layout, name="app")
+
+
+@pytest.fixture
+def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
+    """Return a registry that has the image as `app:1`, without recorded requests."""
+    seed(layout, image, served.host, "app", "1")
+    served.requests.clear()
+    return served
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return an empty folder, to see what a run leaves in it."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    return path
 
 
 @pytest.fixture

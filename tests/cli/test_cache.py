@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Flip, Header, Stall, refusal
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
@@ -24,14 +25,6 @@ MIB: Final = 1 << 20
 def image(layout: Layout) -> Descriptor:
     """Return an image of two layers, one of several chunks."""
     return layout.image([b"small", 2 * MIB])
-
-
-@pytest.fixture
-def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that has the image as `app:1`."""
-    seed(layout, image, served.host, "app", "1")
-    served.requests.clear()
-    return served
 
 
 @pytest.fixture
@@ -108,32 +101,23 @@ def test_the_cache_is_a_layout_without_images(registry: FaultyRegistry, cache: P
     assertions.no_partial_files(cache)
 
 
-@pytest.mark.parametrize("target", ["oci-archive:", "oci:", "docker-archive:"])
+@pytest.mark.parametrize("target", ["oci-archive:", "oci:", "docker-archive:", "HOST"])
 def test_every_destination_reads_from_the_cache(
-    registry: FaultyRegistry, cache: Path, tmp_path: Path, target: str
+    registry: FaultyRegistry, start: Start, cache: Path, tmp_path: Path, target: str
 ) -> None:
     for name in ("first", "second"):
         registry.requests.clear()
-        argv = ["copy", f"{registry.host}/app:1", f"{target}{tmp_path / name}", "--platform=linux/amd64", "--jobs=1"]
-        assertions.success(ocistream(*argv, "--no-referrers", "--cache", cache))
+        end = f"{target}{tmp_path / name}" if target != "HOST" else f"{start().host}/new:1"
+        argv = ["copy", f"{registry.host}/app:1", end, "--platform=linux/amd64", "--jobs=1", "--no-referrers"]
+        assertions.success(ocistream(*argv, "--cache", cache))
     assert fetched(registry) == []
+    if target == "HOST":
+        return
     first, second = tmp_path / "first", tmp_path / "second"
     if target == "oci:":
         assert assertions.index_of(first) == assertions.index_of(second)
     else:
         assert first.read_bytes() == second.read_bytes()
-
-
-def test_a_copy_to_a_registry_uses_the_cache(
-    registry: FaultyRegistry, start: Callable[..., FaultyRegistry], cache: Path, image: Descriptor
-) -> None:
-    pull(registry, "--cache", cache)
-    other = start()
-    registry.requests.clear()
-    argv = ["copy", f"{registry.host}/app:1", f"{other.host}/new:1", "--no-referrers"]
-    result = ocistream(*argv, env={"OCISTREAM_CACHE": str(cache)})
-    assert result.lines() == [f"{other.host}/new:1@{image['digest']}"]
-    assert fetched(registry) == []
 
 
 def test_blobs_are_shared_between_images_and_repositories(
@@ -173,18 +157,6 @@ def test_referrers_are_listed_but_not_fetched_again(
     assert (tmp_path / "first").read_bytes() != (tmp_path / "unsigned").read_bytes()
 
 
-@pytest.mark.uncounted
-def test_the_option_overrides_the_variable(registry: FaultyRegistry, cache: Path, tmp_path: Path) -> None:
-    pull(registry, env={"OCISTREAM_CACHE": str(cache)})
-    assert cache.is_dir()
-    pull(registry, "--cache", tmp_path / "other", env={"OCISTREAM_CACHE": str(cache)})
-    assert "1" in fetched(registry)
-    pull(registry, "--cache", "", env={"OCISTREAM_CACHE": str(cache)})
-    assert "1" in fetched(registry)
-    pull(registry, env={"OCISTREAM_CACHE": ""})
-    assert "1" in fetched(registry)
-
-
 # Requests to the registry in spite of the cache ----------------------------------------------------------------
 
 
@@ -216,7 +188,7 @@ def test_a_registry_that_does_not_answer_head_is_asked_for_the_manifest(registry
 
 
 def test_a_mirror_is_read_through_the_cache(
-    registry: FaultyRegistry, start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor, tmp_path: Path
+    registry: FaultyRegistry, start: Start, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     mirror = start()
     seed(layout, image, mirror.host, "hub/app", "1")

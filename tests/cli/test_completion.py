@@ -107,9 +107,7 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
 
 def asked(words: str, at: int, **env: str) -> list[str]:
     """Return the answer to bash's completion script."""
-    result = ocistream(
-        env={"_OCISTREAM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at), **env},
-    )
+    result = ocistream(env={"_OCISTREAM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at), **env})
     assertions.success(result)
     return result.lines()
 

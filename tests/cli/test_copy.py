@@ -11,8 +11,9 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Fault, FaultyRegistry, refusal
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import basic, manifest_digest, seed
 from tests.runner import ocistream
@@ -102,36 +103,6 @@ def test_an_existing_name_is_moved_to_the_new_image(layout: Layout, tmp_path: Pa
     assert [entry["digest"] for entry in assertions.index_of(tmp_path / "x")] == [first["digest"], second["digest"]]
 
 
-def test_a_platform_can_be_selected(layout: Layout, tmp_path: Path) -> None:
-    index = two_platforms(layout, name="multi")
-    arm64 = layout.read(index["digest"])["manifests"][1]
-    assertions.success(ocistream("copy", "--platform=linux/arm64", layout.path, tmp_path / "x.tar"))
-    assert assertions.index_of(tmp_path / "x.tar")[0]["digest"] == arm64["digest"]
-    result = ocistream("copy", "--platform=linux/s390x", layout.path, tmp_path / "y.tar")
-    assertions.failure(result, 4, "multi has no platform linux/s390x", "linux/amd64")
-    assertions.nothing_left(tmp_path, "made", "x.tar")
-
-
-def test_within_one_registry_blobs_are_mounted_and_not_sent(
-    served: FaultyRegistry, layout: Layout, image: Descriptor
-) -> None:
-    seed(layout, image, served.host, "app", "1")
-    served.requests.clear()
-    # In this registry every repository has every blob, so the HEAD requests must fail.
-    served.faults = [Fault(refusal(404), "HEAD", "/v2/other/blobs/", times=None)]
-    assertions.success(ocistream("copy", f"{served.host}/app:1", f"{served.host}/other:1"))
-    mounts = served.asked("POST", "mount=sha256:[0-9a-f]{64}&from=app$")
-    assert len(mounts) == 3
-    assert served.asked("PATCH") == served.asked("GET", "/blobs/") == []
-    assert manifest_digest(served.host, "other", "1") == image["digest"]
-
-
-@pytest.fixture
-def image(layout: Layout) -> Descriptor:
-    """Return a small image."""
-    return small_image(layout, name="app")
-
-
 def test_a_copy_to_itself_sends_nothing(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
@@ -139,9 +110,7 @@ def test_a_copy_to_itself_sends_nothing(served: FaultyRegistry, layout: Layout, 
     assert served.asked("PUT|POST|PATCH") == []
 
 
-def test_each_side_has_its_own_credential(
-    start: Callable[..., FaultyRegistry], layout: Layout, image: Descriptor
-) -> None:
+def test_each_side_has_its_own_credential(start: Start, layout: Layout, image: Descriptor) -> None:
     one, two = start(auth=Basic("me", "first")), start(auth=Basic("you", "second"))
     seed(layout, image, one.host, "app", "1", headers=basic("me", "first"))
     ends = [f"{one.host}/app:1", f"{two.host}/app:1"]
@@ -165,16 +134,6 @@ def test_each_side_has_its_own_credential(
         "OCISTREAM_DEST_PASSWORD",
         "--dest-password-stdin",
     )
-
-
-def test_a_truncated_archive_from_a_pipe_leaves_no_files(layout: Layout, tmp_path: Path) -> None:
-    layout.image([700_000, 600_000, 500_000], name="v1")
-    archive = ocistream("copy", layout.path, "-").out
-    folder = tmp_path / "out"
-    folder.mkdir()
-    result = ocistream("copy", "-", f"oci-archive:{folder / 'app.tar'}", stdin=archive[:-100_000])
-    assertions.failure(result, 6, "is truncated")
-    assertions.nothing_left(folder)
 
 
 class TestDestinationNames:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
 from tests.cli.commands import commands, options
+from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, small_image
@@ -17,6 +17,8 @@ from tests.registry_http import basic, get, seed
 from tests.runner import Result, ocistream, started_fork
 
 SECRET = "hunter2-secret"
+#: The hint for the options of one side.
+OF_A_SIDE = "use --{0}-username, and --{0}-password-file or --{0}-password-stdin for the password"
 
 
 class User:
@@ -63,7 +65,7 @@ class User:
 
 
 @pytest.fixture
-def user(start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path) -> User:
+def user(start: Start, layout: Layout, tmp_path: Path) -> User:
     return User(start(auth=Basic("me", SECRET)), layout, tmp_path / "home")
 
 
@@ -133,16 +135,7 @@ def test_a_malformed_authfile_is_an_error_even_without_authentication(user: User
 def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
     before = (user.home / "docker/config.json").read_bytes()
     kept = user.home / "kept.json"
-    login: list[str | Path] = [
-        "login",
-        user.registry.host,
-        "-u",
-        "me",
-        "--password-file",
-        user.password,
-        "--authfile",
-        kept,
-    ]
+    login = ["login", user.registry.host, "--username=me", f"--password-file={user.password}", f"--authfile={kept}"]
     assertions.success(user.run(*login))
     assert kept.stat().st_mode & 0o777 == 0o600
     assertions.success(user.pull("--authfile", kept))
@@ -192,30 +185,18 @@ def test_mistakes_are_reported_before_any_request(
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [
-        (
-            ["copy", "--src-creds", "me:hunter2", "a", "b"],
-            "use --src-username, and --src-password-file or --src-password-stdin for the password",
-        ),
-        (
-            ["copy", "--dest-creds=me:hunter2", "a", "b"],
-            "use --dest-username, and --dest-password-file or --dest-password-stdin for the password",
-        ),
-        (
-            ["pull", "--creds=me:hunter2", "a"],
-            "use --username, and --password-file or --password-stdin for the password",
-        ),
-        (
-            ["pull", "--src-creds=me:hunter2", "a"],
-            "use --username, and --password-file or --password-stdin for the password",
-        ),
-        (["push", "--password=hunter2", "a"], "use --password-file or --password-stdin"),
-        (["login", "--password", "hunter2"], "use --password-file or --password-stdin"),
-        (["copy", "--dest-tls-verify=false", "a", "b"], "--dest-insecure disables certificate verification"),
-        (["verify", "--creds=me:hunter2"], "use --username, and --password-file or --password-stdin"),
-        (["gc", "--creds=me:hunter2"], "see `ocistream gc --help`"),
+        ("copy --src-creds me:hunter2 a b", OF_A_SIDE.format("src")),
+        ("copy --dest-creds=me:hunter2 a b", OF_A_SIDE.format("dest")),
+        ("pull --creds=me:hunter2 a", "use --username, and --password-file or --password-stdin for the password"),
+        ("pull --src-creds=me:hunter2 a", "use --username, and --password-file or --password-stdin for the password"),
+        ("push --password=hunter2 a", "use --password-file or --password-stdin"),
+        ("login --password hunter2", "use --password-file or --password-stdin"),
+        ("copy --dest-tls-verify=false a b", "--dest-insecure disables certificate verification"),
+        ("verify --creds=me:hunter2", "use --username, and --password-file or --password-stdin"),
+        ("gc --creds=me:hunter2", "see `ocistream gc --help`"),
     ],
 )
-def test_options_of_other_tools_get_a_hint_with_the_option_of_ocistream(argv: list[str], hint: str) -> None:
-    result = ocistream(*argv)
+def test_options_of_other_tools_get_a_hint_with_the_option_of_ocistream(argv: str, hint: str) -> None:
+    result = ocistream(*argv.split())
     assertions.failure(result, 2, "No such option", hint)
     assert "hunter2" not in result.err

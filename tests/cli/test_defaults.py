@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
 from tests.cli.commands import commands, options
+from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Layout, small_image
@@ -37,7 +37,7 @@ REFUSED = {
     ],
     "a file cannot name another one": ["config"],
     "it decides which signatures are trusted": [
-        *("key", "certificate-identity", "certificate-oidc-issuer", "trusted-root"),
+        *("key", "certificate-identity", "certificate-oidc-issuer", "trusted-root")
     ],
 }
 REASONS = {name: reason for reason, names in REFUSED.items() for name in names}
@@ -403,9 +403,7 @@ def test_shell_completion_reads_no_file(user: User) -> None:
 # -- registries ---------------------------------------------------------------------------------------------------
 
 
-def test_the_configuration_names_the_source_of_a_password(
-    start: Callable[..., FaultyRegistry], layout: Layout, user: User
-) -> None:
+def test_the_configuration_names_the_source_of_a_password(start: Start, layout: Layout, user: User) -> None:
     guarded = start(auth=Basic("me", "right"))
     seed(layout, small_image(layout), guarded.host, "app", "1", headers=basic("me", "right"))
     argv = ["pull", f"{guarded.host}/app:1", "-o", str(user.home / "x.tar")]
@@ -429,7 +427,7 @@ def test_the_configuration_names_the_source_of_a_password(
     assert "wrong" not in failed.err
 
 
-def test_the_configuration_sets_the_profile_of_a_registry(start: Callable[..., FaultyRegistry], user: User) -> None:
+def test_the_configuration_sets_the_profile_of_a_registry(start: Start, user: User) -> None:
     registry = start(Fault(refusal(405), "PATCH", times=None))
     argv = ["push", "-i", str(user.layout), f"{registry.host}/app:1"]
     # This profile states that the registry does not accept a PUT with a body, so the client does not try it.

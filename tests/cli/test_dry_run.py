@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import ocistream as api
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.cli.terminal import on_terminal
 from tests.faulty_registry import Drop, Fault, FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
@@ -151,24 +152,13 @@ class TestPull:
     def test_omitted_blobs_are_not_copied(self, host: str, served: FaultyRegistry, tmp_path: Path) -> None:
         (tmp_path / "work").mkdir()
         assertions.success(ocistream("have", f"{host}/app", stdout=tmp_path / "have.txt"))
-        arguments: list[str | Path] = [
-            "pull",
-            f"{host}/app:1",
-            "--platform",
-            "all",
-            "--have",
-            tmp_path / "have.txt",
-            "-o",
-            "x.tar",
-        ]
+        arguments = ["pull", f"{host}/app:1", "--platform=all", f"--have={tmp_path / 'have.txt'}", "-o", "x.tar"]
         dry, _, document = both(tmp_path, arguments, served=served)
         assert {blob["status"] for blob in document["blobs"]} == {"omitted"}
         assert "would copy 0 blobs" in dry.err
         assert "omitted 5 blobs" in dry.err
 
-    def test_bytes_that_an_earlier_run_stored_are_resumed(
-        self, start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path
-    ) -> None:
+    def test_bytes_that_an_earlier_run_stored_are_resumed(self, start: Start, layout: Layout, tmp_path: Path) -> None:
         layer, _ = layout.random_layer(4 << 20, seed=1)
         registry = start()
         seed(layout, layout.image([layer]), registry.host, "app", "1")
@@ -318,18 +308,6 @@ class TestCopy:
         dry, done, _ = both(tmp_path, arguments, served=served)
         assert results(dry) == done.lines()
         assert len(results(dry)) == 2
-
-    def test_a_volume_of_several_is_named_with_those_that_are_missing(
-        self, tmp_path: Path, served: FaultyRegistry, layout: Layout
-    ) -> None:
-        layers = [layout.random_layer(400_000, seed=seed)[0] for seed in (1, 2, 3)]
-        layout.image(layers, name="app")
-        template = tmp_path / "app.%03d.tar"
-        assertions.success(ocistream("copy", f"oci:{layout.path}:app", f"oci-archive:{template}", "--split", "600000"))
-        first = tmp_path / "app.000.tar"
-        dry = ocistream("push", "-i", first, f"{served.host}/app:1", "--dry-run")
-        real = ocistream("push", "-i", first, f"{served.host}/app:1")
-        assertions.failure(dry, real.code, "app.001.tar")
 
     def test_via_asks_the_remote_side_and_sends_nothing(self, tmp_path: Path, host: str) -> None:
         folder = tmp_path / "bin"

@@ -13,6 +13,8 @@ from tests.docker_archives import archive_of, hex_of, of_docker, saved
 from tests.images import Descriptor, Layout
 from tests.runner import Argument, Result, ocistream
 
+Run = Callable[..., Result]
+
 NAME = "registry.example.com/app:1"
 READERS = "skopeo takes the first one, `docker load`, `ctr image import` and `ocistream serve` take the last one"
 
@@ -27,7 +29,7 @@ def images(layout: Layout) -> list[Descriptor]:
 
 
 @pytest.fixture(params=["directory", "file", "pipe"])
-def run(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Callable[..., Result]:
+def run(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Run:
     """Return a function that runs a command on the layout, which is `{}` in its arguments."""
 
     def started(*argv: Argument) -> Result:
@@ -40,9 +42,7 @@ def run(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Calla
     return started
 
 
-def test_every_command_that_reads_the_images_reports_them(
-    images: list[Descriptor], run: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_every_command_that_reads_the_images_reports_them(images: list[Descriptor], run: Run, tmp_path: Path) -> None:
     said = f"ocistream: 2 images have the name {NAME!r}: {images[0]['digest']}, {images[1]['digest']}; {READERS}\n"
     for argv in (["verify", "{}"], ["inspect", "{}"], ["copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"]):
         result = run(*argv)

@@ -24,6 +24,10 @@ from tests.registry_http import get, manifest, seed
 from tests.runner import ocistream
 from tests.signed_image import Signed, signed
 
+Write = Callable[..., Path]
+
+Pulled = Callable[..., list[dict[str, Any]]]
+
 SUBJECT = containerd_model.SUBJECT
 
 
@@ -52,9 +56,7 @@ def with_attestations(layout: Layout, served: FaultyRegistry) -> Made:
 
 
 @pytest.fixture(params=["archive", "layout", "volume"])
-def pulled(
-    request: pytest.FixtureRequest, tmp_path: Path, served: FaultyRegistry
-) -> Callable[..., list[dict[str, Any]]]:
+def pulled(request: pytest.FixtureRequest, tmp_path: Path, served: FaultyRegistry) -> Pulled:
     """Return a function that pulls images and returns the entries of the written index.json."""
 
     def pull(image: str, *options: str) -> list[dict[str, Any]]:
@@ -76,7 +78,7 @@ def pulled(
 
 class TestImagesAlone:
     def test_referrers_and_cosign_signatures_are_not_images(
-        self, found: Signed, served: FaultyRegistry, pulled: Callable[..., list[dict[str, Any]]]
+        self, found: Signed, served: FaultyRegistry, pulled: Pulled
     ) -> None:
         entries = pulled("app:1")
         assert containerd_model.images_of(entries) == [(f"{served.host}/app:1", found.image["digest"])]
@@ -88,16 +90,14 @@ class TestImagesAlone:
             found.cosign["digest"]: found.image["digest"],
         }
 
-    def test_manifests_of_an_index_are_not_listed_again(
-        self, with_attestations: Made, pulled: Callable[..., list[dict[str, Any]]]
-    ) -> None:
+    def test_manifests_of_an_index_are_not_listed_again(self, with_attestations: Made, pulled: Pulled) -> None:
         (entry,) = pulled("built:1", "--platform", "linux/amd64", "--platform", "linux/arm64")
         assert entry["digest"] != with_attestations.index["digest"]
         *_, entry = pulled("built:1", "--platform", "all")
         assert entry["digest"] == with_attestations.index["digest"]
 
     def test_the_attestation_of_one_platform_is_a_referrer(
-        self, with_attestations: Made, served: FaultyRegistry, pulled: Callable[..., list[dict[str, Any]]]
+        self, with_attestations: Made, served: FaultyRegistry, pulled: Pulled
     ) -> None:
         image = with_attestations.images["linux/arm64"]["digest"]
         entries = pulled("built:1", "--platform", "linux/arm64")
@@ -124,7 +124,7 @@ class TestEntriesOfOtherTools:
     """Entries as containerd 2.2 and Docker export them: referrers with the annotation, perhaps with a name."""
 
     @pytest.fixture
-    def archive(self, layout: Layout, tmp_path: Path) -> Callable[..., Path]:
+    def archive(self, layout: Layout, tmp_path: Path) -> Write:
         def written(*entries: Descriptor) -> Path:
             index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries}
             (layout.path / "index.json").write_text(json.dumps(index))
@@ -138,9 +138,7 @@ class TestEntriesOfOtherTools:
 
         return written
 
-    def test_entries_with_a_name_are_referrers(
-        self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
-    ) -> None:
+    def test_entries_with_a_name_are_referrers(self, layout: Layout, served: FaultyRegistry, archive: Write) -> None:
         made = signed(layout)
         named = {"io.containerd.image.name": "registry.example.com/app:sig", SUBJECT: made.image["digest"]}
         path = archive(
@@ -154,7 +152,7 @@ class TestEntriesOfOtherTools:
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [made.signature["digest"]]
 
     def test_entries_whose_manifest_names_no_subject_are_skipped_and_reported(
-        self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
+        self, layout: Layout, served: FaultyRegistry, archive: Write
     ) -> None:
         made = signed(layout)
         other = layout.artifact(b"refers to nothing")
@@ -164,25 +162,15 @@ class TestEntriesOfOtherTools:
         assert "not copied: 1 SBOM; they are listed, but do not name this image as their subject" in result.err
         assert manifest(served.host, "app", other["digest"]) is None
 
-    def test_entries_that_do_not_exist_are_skipped_and_reported(
-        self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
-    ) -> None:
-        made = signed(layout)
-        layout.file(made.sbom["digest"]).unlink()
-        path = archive(made.image, {**made.sbom, "annotations": {SUBJECT: made.image["digest"]}})
-        result = ocistream("push", f"{served.host}/app:1", "-i", path)
-        assertions.success(result)
-        assert "not copied: 1 SBOM; they are listed, but do not exist" in result.err
-
     def test_entries_without_a_digest_in_the_annotation_are_images(
-        self, layout: Layout, served: FaultyRegistry, archive: Callable[..., Path]
+        self, layout: Layout, served: FaultyRegistry, archive: Write
     ) -> None:
         image = layout.image([b"one"])
         for value in ("", "sha256:abc", "v1"):
             path = archive({**image, "annotations": {SUBJECT: value}})
             assertions.success(ocistream("push", f"{served.host}/app:1", "-i", path))
 
-    def test_verify_counts_them_as_referrers(self, layout: Layout, archive: Callable[..., Path]) -> None:
+    def test_verify_counts_them_as_referrers(self, layout: Layout, archive: Write) -> None:
         made = signed(layout)
         path = archive(made.image, *({**one, "annotations": {SUBJECT: made.image["digest"]}} for one in made.referrers))
         result = ocistream("verify", path)

@@ -15,15 +15,7 @@ import pytest
 from tests.archives import items_of, tar_of
 from tests.faulty_registry import FaultyRegistry
 from tests.html_page import Page
-from tests.images import (
-    OCI_CONFIG,
-    OCI_MANIFEST,
-    Descriptor,
-    Layout,
-    small_image,
-    thousands_of_images,
-    two_platforms,
-)
+from tests.images import OCI_CONFIG, OCI_MANIFEST, Descriptor, Layout, small_image, thousands_of_images, two_platforms
 from tests.registry_http import seed
 from tests.runner import measured, ocistream
 

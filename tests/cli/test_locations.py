@@ -17,17 +17,13 @@ from tests.images import Descriptor, Layout, digest_of, small_image, two_platfor
 from tests.registry_http import manifest, manifest_digest, seed
 from tests.runner import Argument, Result, ocistream, started_fork
 
+Copy = Callable[..., Result]
+
 FULL_NAME = "io.containerd.image.name"
 
 
 @pytest.fixture
-def image(layout: Layout) -> Descriptor:
-    """Return a small image, named `app` in the layout `made`."""
-    return small_image(layout, name="app")
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Callable[..., Result]:
+def copy(tmp_path: Path) -> Copy:
     """Return a function that runs `copy` in the folder of the layout `made`."""
 
     def run(*argv: Argument, stdin: bytes | None = None) -> Result:
@@ -42,7 +38,7 @@ def copy(tmp_path: Path) -> Callable[..., Result]:
 
 
 @pytest.mark.usefixtures("image")
-def test_a_name_that_ends_in_a_slash_is_a_layout(copy: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_name_that_ends_in_a_slash_is_a_layout(copy: Copy, tmp_path: Path) -> None:
     copy("./made", "new/")
     assert (tmp_path / "new/index.json").exists()
     copy("new/", "app.tar")
@@ -51,7 +47,7 @@ def test_a_name_that_ends_in_a_slash_is_a_layout(copy: Callable[..., Result], tm
 
 @pytest.mark.usefixtures("image")
 def test_an_archive_named_like_a_compressed_file_is_an_uncompressed_tar_and_this_is_reported(
-    copy: Callable[..., Result], tmp_path: Path
+    copy: Copy, tmp_path: Path
 ) -> None:
     for name, path in (("app.tar.gz", "app.tar.gz"), ("oci-archive:new.TGZ:app", "new.TGZ")):
         notice = f"{name} is written as an uncompressed tar: only its layers are compressed"
@@ -95,14 +91,6 @@ def test_a_digest_overrides_the_tag(served: FaultyRegistry, layout: Layout, imag
     assert served.asked("GET", "/manifests/1$") == []
 
 
-def test_a_sha512_digest_is_accepted(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
-    image = small_image(layout, algorithm="sha512")
-    # The image has no tag: for a tag, the registry chooses the digest algorithm.
-    seed(layout, image, served.host, "app")
-    assertions.success(ocistream("pull", f"{served.host}/app@{image['digest']}", "-o", tmp_path / "app.tar"))
-    assert assertions.index_of(tmp_path / "app.tar")[0]["digest"] == image["digest"]
-
-
 @pytest.mark.parametrize(
     ("name", "url"),
     [
@@ -123,7 +111,7 @@ def test_short_names_expand_as_with_docker_and_use_https(name: str, url: str, tm
 
 
 @pytest.mark.parametrize("source", ["oci:made", "oci:made:app", "./made", "made/../made/", "oci:./made"])
-def test_a_layout_is_read(copy: Callable[..., Result], tmp_path: Path, image: Descriptor, source: str) -> None:
+def test_a_layout_is_read(copy: Copy, tmp_path: Path, image: Descriptor, source: str) -> None:
     if source.startswith("made"):
         source = str(tmp_path / source)
     copy(source, "oci:copied:renamed")
@@ -132,9 +120,7 @@ def test_a_layout_is_read(copy: Callable[..., Result], tmp_path: Path, image: De
 
 
 @pytest.mark.parametrize("target", ["oci-archive:x.tar", "./x.tar", "../PARENT/x.tar", "ABSOLUTE/x.tar"])
-def test_an_archive_is_written_and_read(
-    copy: Callable[..., Result], tmp_path: Path, image: Descriptor, target: str
-) -> None:
+def test_an_archive_is_written_and_read(copy: Copy, tmp_path: Path, image: Descriptor, target: str) -> None:
     written = target.replace("PARENT", tmp_path.name).replace("ABSOLUTE", str(tmp_path))
     copy("oci:made", written)
     copy(written, "oci:back")
@@ -142,9 +128,7 @@ def test_an_archive_is_written_and_read(
         assert assertions.index_of(tmp_path / name)[0]["digest"] == image["digest"]
 
 
-def test_a_name_in_an_archive_is_written_and_selected(
-    copy: Callable[..., Result], tmp_path: Path, image: Descriptor
-) -> None:
+def test_a_name_in_an_archive_is_written_and_selected(copy: Copy, tmp_path: Path, image: Descriptor) -> None:
     del image
     copy("oci:made", "oci-archive:x.tar:a.example/app:2")
     (entry,) = assertions.index_of(tmp_path / "x.tar")
@@ -161,7 +145,7 @@ def test_a_name_in_an_archive_is_written_and_selected(
     [("-", "oci-archive:-"), ("oci-archive:-", "-"), ("oci-archive:-:app", "oci-archive:-:new"), ("/dev/stdin", "-")],
 )
 def test_stdin_and_stdout_are_archives(
-    copy: Callable[..., Result], layout: Layout, tmp_path: Path, image: Descriptor, stdin: str, stdout: str
+    copy: Copy, layout: Layout, tmp_path: Path, image: Descriptor, stdin: str, stdout: str
 ) -> None:
     result = copy(stdin, stdout, stdin=tar_of(small_first(layout)))
     (tmp_path / "y.tar").write_bytes(result.out)
@@ -169,7 +153,7 @@ def test_stdin_and_stdout_are_archives(
     assert assertions.names_in(tmp_path / "y.tar") == ["new" if stdout.endswith("new") else "app"]
 
 
-def test_a_file_or_a_directory_may_be_named_dash(copy: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_file_or_a_directory_may_be_named_dash(copy: Copy, tmp_path: Path) -> None:
     small_image(Layout(tmp_path / "made"), name="app")
     assert copy("oci:made", "./-").lines() != []
     assert (tmp_path / "-").is_file()
@@ -181,7 +165,7 @@ def test_a_file_or_a_directory_may_be_named_dash(copy: Callable[..., Result], tm
     assert copy("oci:made", "-").out.startswith(b"oci-layout")
 
 
-def test_a_tilde_is_the_home_directory(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
+def test_a_tilde_is_the_home_directory(copy: Copy, tmp_path: Path, image: Descriptor) -> None:
     (tmp_path / "home").mkdir()
     copy("oci:made", "~/x.tar")
     copy("~/x.tar", "oci:~/layout")
@@ -189,7 +173,7 @@ def test_a_tilde_is_the_home_directory(copy: Callable[..., Result], tmp_path: Pa
         assert assertions.index_of(tmp_path / "home" / name)[0]["digest"] == image["digest"]
 
 
-def test_a_windows_path_is_a_path(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
+def test_a_windows_path_is_a_path(copy: Copy, tmp_path: Path, image: Descriptor) -> None:
     copy("oci:made", "C:\\x.tar")
     assert assertions.index_of(tmp_path / "C:\\x.tar")[0]["digest"] == image["digest"]
 
@@ -221,7 +205,7 @@ def test_output_and_input_accept_transport_prefixes(
     "location", ["oci:made", "oci:./made", "made", "oci-archive:app.tar", "./app.tar", "docker-archive:app.tar"]
 )
 def test_serve_accepts_every_form_of_a_layout_or_an_archive(
-    copy: Callable[..., Result], layout: Layout, tmp_path: Path, location: str
+    copy: Copy, layout: Layout, tmp_path: Path, location: str
 ) -> None:
     index = two_platforms(layout, name="127.0.0.1/app:1")
     copy("oci:made", "./app.tar")
@@ -253,9 +237,7 @@ def test_rm_and_gc_accept_every_form_of_a_layout(tmp_path: Path, image: Descript
 
 
 @pytest.mark.usefixtures("image")
-def test_a_command_for_a_layout_or_an_archive_refuses_other_locations(
-    copy: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_a_command_for_a_layout_or_an_archive_refuses_other_locations(copy: Copy, tmp_path: Path) -> None:
     copy("oci:made:app", "./x.tar")
     before = sorted(tmp_path.rglob("*"))
     registry = "docker://127.0.0.1:1/app:1"
@@ -297,7 +279,7 @@ def test_a_location_with_a_name_limits_the_choice_of_images(
     assertions.no_image(served)
 
 
-def test_a_fifo_is_read_and_written_once(copy: Callable[..., Result], tmp_path: Path, image: Descriptor) -> None:
+def test_a_fifo_is_read_and_written_once(copy: Copy, tmp_path: Path, image: Descriptor) -> None:
     os.mkfifo(tmp_path / "fifo")
     writer = threading.Thread(target=copy, args=("oci:made", "./fifo"))
     writer.start()
@@ -330,33 +312,23 @@ def test_an_empty_location_is_refused(tmp_path: Path, argv: list[str], words: st
 
 
 @pytest.mark.usefixtures("image")
-def test_a_file_as_oci_layout_is_refused_with_a_hint(copy: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_file_as_a_layout_or_a_directory_as_an_archive_is_refused_with_a_hint(copy: Copy, tmp_path: Path) -> None:
     copy("oci:made:app", "./x.tar")
     before = (tmp_path / "x.tar").read_bytes()
-    for argv, hint in (
-        (["verify", "oci:x.tar"], "oci-archive:x.tar"),
-        (["inspect", "oci:x.tar:app"], "oci-archive:x.tar:app"),
-        (["copy", "oci:made", "oci:x.tar"], "oci-archive:x.tar"),
-        (["pull", "127.0.0.1:1/app:1", "-o", "x.tar", "--format", "oci"], "oci-archive:x.tar"),
+    for argv, problem, hint in (
+        (["verify", "oci:x.tar"], "is a file", "oci-archive:x.tar"),
+        (["inspect", "oci:x.tar:app"], "is a file", "oci-archive:x.tar:app"),
+        (["copy", "oci:made", "oci:x.tar"], "is a file", "oci-archive:x.tar"),
+        (["pull", "127.0.0.1:1/app:1", "-o", "x.tar", "--format", "oci"], "is a file", "oci-archive:x.tar"),
+        (["verify", "oci-archive:made"], "is a directory", "oci:made"),
+        (["inspect", "docker-archive:made:app"], "is a directory", "oci:made:app"),
+        (["copy", "./x.tar", "oci-archive:made"], "is a directory", "oci:made"),
+        (["copy", "oci-archive:x.tar", "docker-archive:made:app:1"], "is a directory", "oci:made:app:1"),
     ):
         result = ocistream(*argv, cwd=tmp_path)
-        assertions.failure(result, 2, "x.tar", "is a file")
+        assertions.failure(result, 2, "x.tar" if problem == "is a file" else "made", problem)
         assert result.err.rstrip().endswith(f" {hint}"), result.err
     assert (tmp_path / "x.tar").read_bytes() == before
-
-
-@pytest.mark.usefixtures("image")
-def test_a_directory_as_oci_archive_is_refused_with_a_hint(tmp_path: Path) -> None:
-    assert ocistream("copy", "oci:made:app", "./x.tar", cwd=tmp_path).code == 0
-    for argv, hint in (
-        (["verify", "oci-archive:made"], "oci:made"),
-        (["inspect", "docker-archive:made:app"], "oci:made:app"),
-        (["copy", "./x.tar", "oci-archive:made"], "oci:made"),
-        (["copy", "oci-archive:x.tar", "docker-archive:made:app:1"], "oci:made:app:1"),
-    ):
-        result = ocistream(*argv, cwd=tmp_path)
-        assertions.failure(result, 2, "made", "is a directory")
-        assert result.err.rstrip().endswith(f" {hint}"), result.err
 
 
 @pytest.mark.parametrize(
@@ -373,13 +345,6 @@ def test_the_name_of_an_archive_with_a_tag_is_not_an_image_of_docker_hub(argv: l
         "for the image, write docker://app.tar:1; for an archive, oci-archive:app.tar:1 or docker-archive:app.tar:1",
     )
     assert result.connected == {}
-
-
-def test_an_archive_is_not_a_layout_directory(tmp_path: Path) -> None:
-    for location in ("-", "oci-archive:x.tar", "docker-archive:x.tar"):
-        for argv in (["gc", location], ["rm", location, "app"]):
-            words = (f"'{location}' is an archive", "must be a layout directory", "`ocistream copy SRC oci:DIR`")
-            assertions.failure(ocistream(*argv, cwd=tmp_path), 2, *words)
 
 
 @pytest.mark.parametrize("argv", [["inspect", "IMAGES"], ["tags", "IMAGES"], ["rm", "--dry-run", "IMAGES", "app"]])

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.certificates import Certificate, make_certificate
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.cli.proxy import tunnelling_to
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Fault, FaultyRegistry, Stall
-from tests.images import Descriptor, Layout, small_image
-from tests.registry_http import manifest_digest, seed
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Descriptor, Layout
 from tests.runner import Result, measured, ocistream
+
+pytestmark = pytest.mark.usefixtures("image")
 
 #: Unsets the variables for proxies, in both spellings.
 NO_PROXIES: dict[str, str | None] = dict.fromkeys(
     spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper())
 )
-
-Start = Callable[..., FaultyRegistry]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +58,6 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Ids:
 
 
 @pytest.fixture
-def image(layout: Layout) -> Descriptor:
-    """Return a small image, named `app` in the layout."""
-    return small_image(layout, name="app")
-
-
-@pytest.fixture
 def mutual(start: Start, ids: Ids) -> FaultyRegistry:
     """Return a registry that uses TLS and requires a client certificate."""
     return start(tls=ids.server, client_authority=ids.authority)
@@ -77,36 +70,9 @@ def push(layout: Layout, registry: FaultyRegistry, *argv: str, env: dict[str, st
 # Certificates --------------------------------------------------------------------------------------------------
 
 
-def test_options_set_a_private_ca_and_a_client_certificate(
-    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
-) -> None:
-    assertions.success(push(layout, mutual, ids.ca, *ids.shown))
-    pull = ocistream("pull", f"{mutual.host}/app:1", "-o", tmp_path / "x.tar", ids.ca, *ids.shown)
-    assertions.success(pull)
-    assert pull.lines() == [f"{mutual.host}/app:1@{image['digest']}"]
-    assert all(request.certificate for request in mutual.requests)
-
-
-def test_without_the_client_certificate_the_error_names_the_option(
-    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor
-) -> None:
-    del image
-    assertions.failure(push(layout, mutual, ids.ca), 7, "TLS failed", "--client-cert", "certs.d")
-
-
-def test_without_the_ca_the_error_names_the_option(
-    mutual: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
-) -> None:
-    del image
-    env: dict[str, str | None] = {"SSL_CERT_FILE": None, "HOME": str(tmp_path)}
-    result = push(layout, mutual, env=env)
-    assertions.failure(result, 7, "the certificate is not trusted", "--ca-cert", "certs.d", "SSL_CERT_FILE")
-
-
 def test_with_the_ca_of_another_host_the_error_names_its_file(
-    mutual: FaultyRegistry, certificate: Certificate, layout: Layout, image: Descriptor
+    mutual: FaultyRegistry, certificate: Certificate, layout: Layout
 ) -> None:
-    del image
     result = push(layout, mutual, f"--ca-cert={certificate.file}", env={"SSL_CERT_FILE": None})
     assertions.failure(
         result,
@@ -131,33 +97,18 @@ def test_private_cas_do_not_replace_ssl_cert_file(
     assert result.lines() == [f"{other.host}/app:1@{image['digest']}"]
 
 
-def test_a_copy_between_a_local_http_registry_and_a_local_tls_registry_uses_one_ca(
-    served: FaultyRegistry, start: Start, ids: Ids, layout: Layout, image: Descriptor
-) -> None:
-    encrypted = start(tls=ids.server)
-    seed(layout, image, served.host, "app", "1")
-    result = ocistream("copy", f"{served.host}/app:1", f"{encrypted.host}/app:1", ids.ca)
-    assertions.success(result)
-    assert result.lines() == [f"{encrypted.host}/app:1@{image['digest']}"]
-    back = ocistream("copy", f"{encrypted.host}/app:1", f"{served.host}/back:1", ids.ca)
-    assertions.success(back)
-    assert manifest_digest(served.host, "back", "1") == image["digest"]
-
-
 @pytest.mark.parametrize(("tool", "variable"), [("containers", "HOME"), ("docker", "XDG_CONFIG_HOME")])
 def test_certs_d_of_the_user_is_read(
-    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path, tool: str, variable: str
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, tmp_path: Path, tool: str, variable: str
 ) -> None:
-    del image
     base = tmp_path / "home"
     ids.folder((base / ".config" if variable == "HOME" else base) / tool / "certs.d" / mutual.host)
     assertions.success(push(layout, mutual, env={variable: str(base)}))
 
 
 def test_verbose_reports_unused_files_in_certs_d(
-    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, tmp_path: Path
 ) -> None:
-    del image
     folder = ids.folder(tmp_path / ".config/containers/certs.d" / mutual.host)
     (folder / "old.pem").write_text("x")
     result = push(layout, mutual, "-v", env={"HOME": str(tmp_path)})
@@ -166,9 +117,8 @@ def test_verbose_reports_unused_files_in_certs_d(
 
 
 def test_invalid_files_in_certs_d_are_an_error_before_any_request(
-    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
+    mutual: FaultyRegistry, ids: Ids, layout: Layout, tmp_path: Path
 ) -> None:
-    del image
     folder = ids.folder(tmp_path / ".config/containers/certs.d" / mutual.host)
     (folder / "client.key").unlink()
     assertions.failure(push(layout, mutual, env={"HOME": str(tmp_path)}), 2, "client.cert", "client.key, is missing")
@@ -178,10 +128,7 @@ def test_invalid_files_in_certs_d_are_an_error_before_any_request(
     assert mutual.requests == []
 
 
-def test_cert_dir_replaces_certs_d(
-    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
-) -> None:
-    del image
+def test_cert_dir_replaces_certs_d(mutual: FaultyRegistry, ids: Ids, layout: Layout, tmp_path: Path) -> None:
     folder = ids.folder(tmp_path / "certificates")
     wrong = tmp_path / ".config/containers/certs.d" / mutual.host
     wrong.mkdir(parents=True)
@@ -190,9 +137,8 @@ def test_cert_dir_replaces_certs_d(
 
 
 def test_insecure_accepts_an_invalid_certificate_without_a_warning(
-    start: Start, ids: Ids, layout: Layout, image: Descriptor, tmp_path: Path
+    start: Start, ids: Ids, layout: Layout, tmp_path: Path
 ) -> None:
-    del image
     registry = start(tls=ids.authority.issue(tmp_path / "expired", names=["other.example"], days=(-3, -2)))
     assertions.failure(push(layout, registry, ids.ca), 7, "not trusted")
     result = push(layout, registry, "--insecure", "-q")
@@ -217,16 +163,8 @@ def test_insecure_accepts_an_invalid_certificate_without_a_warning(
     ],
 )
 def test_unusable_files_are_reported_before_any_request(
-    served: FaultyRegistry,
-    ids: Ids,
-    layout: Layout,
-    image: Descriptor,
-    tmp_path: Path,
-    argv: list[str],
-    code: int,
-    words: list[str],
+    served: FaultyRegistry, ids: Ids, layout: Layout, tmp_path: Path, argv: list[str], code: int, words: list[str]
 ) -> None:
-    del image
     (tmp_path / "text").write_text("nonsense")
     (tmp_path / "cert").write_bytes(ids.client.file.read_bytes())
     (tmp_path / "key").write_bytes(ids.client.key_file.read_bytes())
@@ -250,10 +188,7 @@ def test_login_accepts_the_certificate_options_too(start: Start, ids: Ids, tmp_p
 
 
 @pytest.mark.nightly
-def test_tls_stays_within_the_promised_memory(
-    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor
-) -> None:
-    del image
+def test_tls_stays_within_the_promised_memory(mutual: FaultyRegistry, ids: Ids, layout: Layout) -> None:
     argv = ["push", "-i", str(layout.path), f"{mutual.host}/app:1", ids.ca, *ids.shown]
     result = measured(*argv, env={"SSL_CERT_FILE": None})
     assertions.success(result)
@@ -265,9 +200,8 @@ def test_tls_stays_within_the_promised_memory(
 
 
 def test_push_through_a_proxy_with_a_password_uses_a_private_ca_and_a_client_certificate(
-    mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor
+    mutual: FaultyRegistry, ids: Ids, layout: Layout
 ) -> None:
-    del image
     with tunnelling_to(mutual.host, password="me:hunter2@x") as proxy:
         env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url.replace("://", "://me:hunter2%40x@")}
         argv = ["push", "-i", str(layout.path), "registry.test/app:1", "--jobs=1", ids.ca, *ids.shown]
@@ -281,53 +215,13 @@ def test_push_through_a_proxy_with_a_password_uses_a_private_ca_and_a_client_cer
     assert len([one for one in proxy.authorizations if one != proxy.authorization]) == 1
 
 
-def test_a_proxy_may_use_tls_itself(mutual: FaultyRegistry, ids: Ids, layout: Layout, image: Descriptor) -> None:
-    del image
-    with tunnelling_to(mutual.host, tls=ids.server, client_authority=ids.authority) as proxy:
-        env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url}
-        assertions.success(ocistream("push", "-i", layout.path, "registry.test/app:1", ids.ca, *ids.shown, env=env))
-    assert set(proxy.certificates) == {None}
-
-
-def test_an_unsupported_kind_of_proxy_is_an_error(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
-    del image
+def test_an_unsupported_kind_of_proxy_is_an_error(layout: Layout, served: FaultyRegistry) -> None:
     env = {**NO_PROXIES, "ALL_PROXY": "socks5h://me:hunter2@127.0.0.1:1080"}
     result = ocistream("push", "-i", layout.path, "registry.test/app:1", env=env)
     assertions.failure(result, 8, "socks5h", "ALL_PROXY")
     assert "hunter2" not in result.err
     # A push that needs no proxy succeeds.
     assertions.success(push(layout, served, env=env))
-
-
-@pytest.mark.parametrize(
-    ("no_proxy", "direct"),
-    [
-        # tests/unit/http/test_origins.py has more cases.
-        ("registry.test:5000", False),
-        ("REGISTRY.TEST", True),
-    ],
-)
-def test_no_proxy_with_ports_and_networks(tmp_path: Path, no_proxy: str, direct: bool) -> None:
-    env = {**NO_PROXIES, "HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": no_proxy}
-    result = ocistream("pull", "registry.test/app:1", "-o", tmp_path / "x.tar", "--retries=0", env=env)
-    assertions.failure(result, 7, "https://registry.test/")
-    assert ("HTTPS_PROXY" in result.err) != direct
-
-
-@pytest.mark.parametrize(
-    ("host", "no_proxy", "direct"),
-    [
-        ("192.0.2.7:5000", "192.0.2.0/24", True),
-        ("[2001:db8::7]:5000", "[2001:db8:0::7]:5000", True),
-        ("[2001:db8::7]:5000", "[2001:db8::7]:6000", False),
-    ],
-)
-def test_no_proxy_with_addresses(tmp_path: Path, host: str, no_proxy: str, direct: bool) -> None:
-    env = {**NO_PROXIES, "HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": no_proxy}
-    argv = ["pull", f"{host}/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0", "--connect-timeout=0.2"]
-    result = ocistream(*argv, env=env)
-    assertions.failure(result, 7, f"https://{host}/")
-    assert ("HTTPS_PROXY" in result.err) != direct
 
 
 # Host names ----------------------------------------------------------------------------------------------------
@@ -385,24 +279,13 @@ def test_an_invalid_limit_is_a_usage_error(tmp_path: Path, option: str, words: s
     assertions.failure(ocistream("pull", "a.example/x", "-o", tmp_path / "x.tar", option), 2, words)
 
 
-def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
-    del image
+def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout) -> None:
     argv = ["--max-requests-per-second=500", "--connect-timeout=0.5", "--stall-timeout=30"]
     assertions.success(push(layout, served, *argv, "--limit-rate=10MiB"))
     for rate in ("600", "500k", "1.5M", "10MB", "1g"):
         # A copy between directories only checks them.
         argv = ["copy", str(layout.path), "oci:out", f"--limit-rate={rate}"]
         assertions.success(ocistream(*argv, cwd=layout.path.parent))
-
-
-def test_a_silent_registry_times_out_after_the_stall_timeout(
-    start: Start, layout: Layout, image: Descriptor, tmp_path: Path
-) -> None:
-    registry = start(Fault(Stall(), path="manifests", times=None))
-    seed_into = start()
-    seed(layout, image, seed_into.host, "app", "1")
-    argv = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "x.tar"), "--retries=0", "--stall-timeout=0.3"]
-    assertions.failure(ocistream(*argv), 7, "timed out")
 
 
 @pytest.mark.parametrize("size", ["0", "1023k", "5G", "-1", "much", "", "٤MiB"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ import pytest
 
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, tar_layer, two_platforms
 from tests.registry_http import basic, manifest_digest, seed, tags
-from tests.runner import Result, ocistream, pipe
+from tests.runner import Result, ocistream
 
 NOTE = "vnd.ocistream.omitted"
 
@@ -47,7 +47,7 @@ class Releases:
 
 
 @pytest.fixture
-def releases(layout: Layout, start: Callable[..., FaultyRegistry]) -> Releases:
+def releases(layout: Layout, start: Start) -> Releases:
     """Return the releases in the registries."""
     shared = [tar_layer({"base": b"the same " * 2000}), tar_layer({"lib": b"the same, too " * 1000})]
     old = layout.image([*shared, tar_layer({"app": b"old"})], config={"Cmd": ["old"]})
@@ -69,6 +69,15 @@ def listed(releases: Releases, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def delta(releases: Releases, listed: Path, tmp_path: Path) -> Path:
+    """Return an archive of the new release without the blobs of the far registry; clear that registry's requests."""
+    archive = tmp_path / "delta.tar"
+    assertions.success(pulled(releases, archive, "--have", listed))
+    releases.far.requests.clear()
+    return archive
+
+
 def blobs_in(archive: Path) -> set[str]:
     if archive.is_dir():
         return {f"sha256:{path.name}" for path in (archive / "blobs" / "sha256").iterdir()}
@@ -88,32 +97,22 @@ def pulled(releases: Releases, archive: Path, *options: str | Path, **run: Any) 
 
 class TestWrongDigest:
     @pytest.mark.uncounted
-    def test_a_wrong_digest_is_refused_before_the_registry_changes(
-        self, releases: Releases, listed: Path, tmp_path: Path
-    ) -> None:
+    def test_a_wrong_digest_is_refused_before_the_registry_changes(self, releases: Releases, delta: Path) -> None:
         """The registry could mount the omitted blobs from another of its repositories."""
-        archive = tmp_path / "delta.tar"
-        assertions.success(pulled(releases, archive, "--have", listed))
-        releases.far.requests.clear()
         target = f"{releases.far.host}/other@sha256:{'0' * 64}"
-        for argv in (["push", target, "-i", archive], ["push", target], ["copy", archive, target]):
-            assertions.failure(ocistream(*argv, stdin=archive), 5, "0" * 64, releases.new["digest"])
+        for argv in (["push", target, "-i", delta], ["push", target], ["copy", delta, target]):
+            assertions.failure(ocistream(*argv, stdin=delta), 5, "0" * 64, releases.new["digest"])
         assert releases.far.asked("POST|PUT|PATCH|DELETE") == []
         # With the digest of the image, they are mounted.
-        right = ocistream("push", f"{releases.far.host}/other@{releases.new['digest']}", "-i", archive)
+        right = ocistream("push", f"{releases.far.host}/other@{releases.new['digest']}", "-i", delta)
         assertions.success(right)
         assert len(releases.far.asked("POST", "mount=")) == len(releases.shared)
 
 
-def test_omitted_layers_are_not_recompressed_and_the_registry_does_not_change(
-    releases: Releases, listed: Path, tmp_path: Path
-) -> None:
-    archive = tmp_path / "delta.tar"
-    assertions.success(pulled(releases, archive, "--have", listed))
-    releases.far.requests.clear()
+def test_omitted_layers_are_not_recompressed_and_the_registry_does_not_change(releases: Releases, delta: Path) -> None:
     # The registry has the layers under another name, so that they would be mounted.
     for option in ([], ["--dry-run"]):
-        result = ocistream("push", f"{releases.far.host}/other:2", "-i", archive, "--compress", "zstd", *option)
+        result = ocistream("push", f"{releases.far.host}/other:2", "-i", delta, "--compress", "zstd", *option)
         assertions.failure(result, 8, "must be recompressed, but only the destination has it", "omit --compress")
     assert releases.far.asked("POST|PUT|PATCH|DELETE") == []
 
@@ -141,27 +140,25 @@ class TestOmittedBlobs:
         assert (tmp_path / "again.tar").read_bytes() == archive.read_bytes()
 
     @pytest.mark.uncounted
-    def test_a_list_on_stdin_a_repository_and_an_image_omit_the_same_blobs(
-        self, releases: Releases, listed: Path, tmp_path: Path
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            *(("--have", value) for value in ("-", "FAR/app", "FAR/app:1", "FOLDER/old.tar", "oci:FOLDER/old")),
+            ("--base", "NEAR/app:1"),
+        ],
+    )
+    def test_blobs_of_every_location_are_omitted(
+        self, releases: Releases, listed: Path, tmp_path: Path, option: str, value: str
     ) -> None:
-        assertions.success(pulled(releases, tmp_path / "stdin.tar", "--have", "-", stdin=listed))
-        for number, end in enumerate((f"{releases.far.host}/app", f"{releases.far.host}/app:1")):
-            assertions.success(pulled(releases, tmp_path / f"{number}.tar", "--have", end))
-            assert blobs_in(tmp_path / f"{number}.tar") == releases.delta
-        assert blobs_in(tmp_path / "stdin.tar") == releases.delta
-
-    def test_blobs_of_a_layout_or_an_archive_are_omitted(self, releases: Releases, tmp_path: Path) -> None:
         old = f"{releases.near.host}/app:1"
         assertions.success(ocistream("pull", old, "-o", tmp_path / "old.tar"))
         assertions.success(ocistream("pull", old, "-o", f"{tmp_path / 'old'}/"))
-        for number, end in enumerate((str(tmp_path / "old.tar"), f"oci:{tmp_path / 'old'}")):
-            assertions.success(pulled(releases, tmp_path / f"{number}.tar", "--have", end))
-            assert blobs_in(tmp_path / f"{number}.tar") == releases.delta
-
-    def test_blobs_of_a_base_image_are_omitted(self, releases: Releases, tmp_path: Path) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--base", f"{releases.near.host}/app:1"))
-        assert blobs_in(tmp_path / "delta.tar") == releases.delta
-        assert said_in(tmp_path / "delta.tar").startswith(f"# base {releases.near.host}/app:1\n")
+        for word, text in (("FAR", releases.far.host), ("NEAR", releases.near.host), ("FOLDER", str(tmp_path))):
+            value = value.replace(word, text)
+        archive = tmp_path / "delta.tar"
+        assertions.success(pulled(releases, archive, option, value, stdin=listed if value == "-" else None))
+        assert blobs_in(archive) == releases.delta
+        assert option == "--have" or said_in(archive).startswith(f"# base {old}\n")
 
     def test_a_list_of_other_blobs_omits_nothing(self, releases: Releases, tmp_path: Path) -> None:
         (tmp_path / "have.txt").write_text(f"sha256:{'0' * 64}\n")
@@ -186,13 +183,6 @@ class TestOmittedBlobs:
         count = len(releases.shared) + 1
         assert f"list.txt: 1 of its {count} digests are in none of the images" in result.err
         assert blobs_in(tmp_path / "two.tar") == {*releases.shared, releases.new["digest"]}
-
-    @pytest.mark.uncounted
-    def test_copy_omits_listed_blobs_too(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        assertions.success(ocistream("pull", f"{releases.near.host}/app:2", "-o", tmp_path / "all.tar"))
-        copied = ocistream("copy", tmp_path / "all.tar", f"oci-archive:{tmp_path / 'delta.tar'}", "--have", listed)
-        assertions.success(copied)
-        assert blobs_in(tmp_path / "delta.tar") == releases.delta
 
     @pytest.mark.parametrize(("option", "tag"), [("--have", ""), ("--have", ":1"), ("--base", ":1")])
     def test_copy_asks_registries_too(self, releases: Releases, tmp_path: Path, option: str, tag: str) -> None:
@@ -263,22 +253,12 @@ class TestRefusals:
             assertions.failure(result, code, words)
         assertions.nothing_left(tmp_path, "made", "other", "served-0", "served-1")
 
-    def test_a_truncated_list_is_refused(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        whole = listed.read_bytes()
-        for cut in (60, 150, 250):
-            listed.write_bytes(whole[:-cut])
-            assertions.failure(pulled(releases, tmp_path / "x.tar", "--have", listed), 6, str(listed))
-            assert not (tmp_path / "x.tar").exists()
-        # The last newline may be missing.
-        listed.write_bytes(whole[:-1])
-        assertions.success(pulled(releases, tmp_path / "x.tar", "--have", listed))
-
 
 class TestCredentials:
     """Credentials of the registries in --have and --base."""
 
     @pytest.fixture
-    def guarded(self, layout: Layout, start: Callable[..., FaultyRegistry]) -> tuple[str, str]:
+    def guarded(self, layout: Layout, start: Start) -> tuple[str, str]:
         """Return the same image in two registries that want different passwords."""
         image = layout.image([b"one"])
         hosts = [start(auth=Basic(user, user * 2)).host for user in ("me", "you")]
@@ -334,12 +314,8 @@ class TestVerify:
         assert verified.lines()[-1].startswith(f"ok, but incomplete ({len(blobs) - 1} blobs omitted): ")
 
     @pytest.mark.uncounted
-    def test_an_archive_with_omitted_blobs_is_ok(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
-        for result in (
-            ocistream("verify", tmp_path / "delta.tar"),
-            ocistream("verify", stdin=tmp_path / "delta.tar"),
-        ):
+    def test_an_archive_with_omitted_blobs_is_ok(self, releases: Releases, delta: Path) -> None:
+        for result in (ocistream("verify", delta), ocistream("verify", stdin=delta)):
             assertions.success(result)
             size = sum(releases.layout.file(digest).stat().st_size for digest in releases.shared)
             assert (
@@ -347,18 +323,15 @@ class TestVerify:
             )
             verdict = "ok, but incomplete (2 blobs omitted): OCI archive, 1 image, 1 manifest, 2 blobs"
             assert result.lines()[-1].startswith(verdict)
-        found = json.loads(ocistream("verify", "--json", tmp_path / "delta.tar").out)
+        found = json.loads(ocistream("verify", "--json", delta).out)
         assert (found["ok"], found["missing"]) == (True, [])
         assert {blob["digest"] for blob in found["omitted"]} == releases.shared
         assert {blob["reason"] for blob in found["omitted"]} == {f"in {releases.far.host}/app"}
 
     @pytest.mark.uncounted
-    def test_a_missing_blob_that_is_not_omitted_is_found(
-        self, releases: Releases, listed: Path, tmp_path: Path
-    ) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
+    def test_a_missing_blob_that_is_not_omitted_is_found(self, releases: Releases, delta: Path, tmp_path: Path) -> None:
         (lost, *_) = sorted(releases.delta - {releases.new["digest"]})
-        kept = [(name, raw) for name, raw in assertions.entries(tmp_path / "delta.tar") if lost[7:] not in name]
+        kept = [(name, raw) for name, raw in assertions.entries(delta) if lost[7:] not in name]
         (tmp_path / "damaged.tar").write_bytes(tar_of(kept))
         result = ocistream("verify", tmp_path / "damaged.tar")
         assert result.code == 6
@@ -396,7 +369,7 @@ class TestPush:
 
     @pytest.mark.uncounted
     def test_omitted_blobs_that_the_registry_lacks_are_reported_before_anything_is_sent(
-        self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
+        self, releases: Releases, listed: Path, tmp_path: Path, start: Start
     ) -> None:
         empty, archive, layout = start(), tmp_path / "delta.tar", tmp_path / "delta"
         assertions.success(pulled(releases, archive, "--have", listed))
@@ -409,13 +382,12 @@ class TestPush:
 
     @pytest.mark.uncounted
     def test_the_error_lists_only_missing_blobs_with_a_command_that_fetches_them(
-        self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
+        self, releases: Releases, delta: Path, tmp_path: Path, start: Start
     ) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         other = start()
         there, lost = sorted(releases.shared)
         seed(releases.layout, releases.layout.image([{**self._layer(releases, there)}]), other.host, "app", "x")
-        result = ocistream("push", f"{other.host}/app:2", "-i", tmp_path / "delta.tar")
+        result = ocistream("push", f"{other.host}/app:2", "-i", delta)
         assertions.failure(result, 6, lost)
         assert there not in result.err
         command = result.err.split("`")[1].split()
@@ -427,11 +399,10 @@ class TestPush:
     @pytest.mark.uncounted
     @pytest.mark.parametrize(("said", "how"), [("# volume ../../etc/passwd", "file"), ("# volume app.001.tar", "pipe")])
     def test_an_archive_that_refers_to_an_unknown_volume_is_refused_before_anything_is_sent(
-        self, releases: Releases, listed: Path, tmp_path: Path, said: str, how: str
+        self, releases: Releases, delta: Path, tmp_path: Path, said: str, how: str
     ) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
         items = []
-        for name, raw in assertions.entries(tmp_path / "delta.tar"):
+        for name, raw in assertions.entries(delta):
             content = raw
             if name == "index.json":
                 index = json.loads(raw)
@@ -439,7 +410,6 @@ class TestPush:
                 content = json.dumps(index).encode()
             items.append((name, content))
         (tmp_path / "odd.tar").write_bytes(tar_of(items))
-        releases.far.requests.clear()
         stdin, options = (tmp_path / "odd.tar", []) if how == "pipe" else (None, ["-i", str(tmp_path / "odd.tar")])
         assertions.failure(
             ocistream("push", f"{releases.far.host}/new:2", *options, stdin=stdin), 6, "is not a volume of this archive"
@@ -448,7 +418,7 @@ class TestPush:
 
     @pytest.mark.uncounted
     def test_the_error_gives_commands_that_a_shell_can_run(
-        self, releases: Releases, listed: Path, tmp_path: Path, start: Callable[..., FaultyRegistry]
+        self, releases: Releases, listed: Path, tmp_path: Path, start: Start
     ) -> None:
         empty = start()
         for name in ("a delta; rm.tar", "missing.tar"):
@@ -462,10 +432,9 @@ class TestPush:
             assert shlex.split(push)[-1] == shlex.split(pull)[-1] != name
 
     def test_the_hint_for_a_copy_into_another_archive_suggests_no_push(
-        self, releases: Releases, listed: Path, tmp_path: Path
+        self, releases: Releases, delta: Path, tmp_path: Path
     ) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
-        result = ocistream("copy", tmp_path / "delta.tar", f"oci-archive:{tmp_path / 'x.tar'}:other:1")
+        result = ocistream("copy", delta, f"oci-archive:{tmp_path / 'x.tar'}:other:1")
         assertions.failure(result, 6, f"`ocistream pull {releases.near.host}/app:2 -o FILE`", "--have")
         assert "push" not in result.err
 
@@ -474,26 +443,7 @@ class TestPush:
         layers = releases.layout.read(releases.new["digest"])["layers"]
         return dict(next(layer for layer in layers if layer["digest"] == digest))
 
-    @pytest.mark.uncounted
-    def test_a_wrong_list_is_detected_before_anything_is_sent(self, releases: Releases, tmp_path: Path) -> None:
-        # The list claims that the registry has all blobs of the new release.
-        lie = ocistream("have", f"{releases.near.host}/app:2").out
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", "-", stdin=lie))
-        releases.far.requests.clear()
-        result = ocistream("push", f"{releases.far.host}/app:2", "-i", tmp_path / "delta.tar")
-        assertions.failure(result, 6, *(releases.delta - {releases.new["digest"]}))
-        assert not releases.far.asked("POST")
-        assert tags(releases.far.host, "app") == ["1"]
-
-    def test_recompression_is_refused(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
-        assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", listed))
-        result = ocistream("push", f"{releases.far.host}/app:2", "-i", tmp_path / "delta.tar", "--compress", "zstd")
-        assertions.failure(result, 8, "--compress")
-        assert tags(releases.far.host, "app") == ["1"]
-
-    def test_many_missing_blobs_are_listed_one_per_line(
-        self, layout: Layout, tmp_path: Path, start: Callable[..., FaultyRegistry]
-    ) -> None:
+    def test_many_missing_blobs_are_listed_one_per_line(self, layout: Layout, tmp_path: Path, start: Start) -> None:
         near, far = start(), start()
         image = layout.image([tar_layer({"n": str(number).encode()}) for number in range(30)])
         seed(layout, image, near.host, "app", "1")
@@ -505,9 +455,7 @@ class TestPush:
         document = layout.read(image["digest"])
         assert missing == [blob["digest"] for blob in (document["config"], *document["layers"])]
 
-    def test_an_index_whose_platform_is_omitted_is_refused(
-        self, layout: Layout, tmp_path: Path, start: Callable[..., FaultyRegistry]
-    ) -> None:
+    def test_an_index_whose_platform_is_omitted_is_refused(self, layout: Layout, tmp_path: Path, start: Start) -> None:
         near, far = start(), start()
         index = two_platforms(layout)
         seed(layout, index, near.host, "app", "1")
@@ -517,17 +465,6 @@ class TestPush:
         arm = [*("--base", str(tmp_path / "a.tar")), "--platform", "all"]
         assertions.success(ocistream("pull", f"{near.host}/app:1", *arm, "-o", tmp_path / "delta.tar"))
         assert ocistream("push", f"{far.host}/app:1", "-i", tmp_path / "delta.tar").code == 6
-
-
-def test_pull_with_have_is_piped_into_push(releases: Releases) -> None:
-    there = f"{releases.far.host}/app"
-    first, second = pipe(
-        ["pull", f"{releases.near.host}/app:2", "--have", there],
-        ["push", f"{there}:2"],
-    )
-    assertions.success(first)
-    assertions.success(second)
-    assert manifest_digest(releases.far.host, "app", "2") == releases.new["digest"]
 
 
 def test_blobs_that_another_tool_omitted_are_asked_for_first_as_well(

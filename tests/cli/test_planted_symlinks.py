@@ -17,6 +17,8 @@ from tests.peers import need
 from tests.registry_http import get
 from tests.runner import ocistream, started_fork
 
+Words = Callable[[str, Path], list[str]]
+
 #: Commands that write to LINK.
 WRITERS: Final = [
     "copy LAYOUT LINK",
@@ -36,8 +38,15 @@ def shared(tmp_path: Path) -> Path:
     return folder
 
 
+def planted(link: Path, victim: Path) -> None:
+    """Create a link of another user to a file of this one."""
+    need("chown", root=True)
+    link.symlink_to(victim)
+    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+
+
 @pytest.fixture
-def words(layout: Layout, tmp_path: Path) -> Callable[[str, Path], list[str]]:
+def words(layout: Layout, tmp_path: Path) -> Words:
     """Return a function that makes the arguments of a command with a link."""
     layout.image([b"layer"], name="app:1")
 
@@ -52,17 +61,12 @@ def words(layout: Layout, tmp_path: Path) -> Callable[[str, Path], list[str]]:
 
 @pytest.mark.parametrize("line", WRITERS)
 @pytest.mark.parametrize("is_there", [True, False])
-def test_another_users_link_is_refused(
-    line: str, is_there: bool, words: Callable[[str, Path], list[str]], shared: Path, tmp_path: Path
-) -> None:
-    need("chown", root=True)
-    victim = tmp_path / "victim"
+def test_another_users_link_is_refused(line: str, is_there: bool, words: Words, shared: Path, tmp_path: Path) -> None:
+    victim, link = tmp_path / "victim", shared / "link.tar"
     if is_there:
         victim.write_text("mine")
         victim.chmod(0o600)
-    link = shared / "link.tar"
-    link.symlink_to(victim)
-    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+    planted(link, victim)
     assertions.failure(ocistream(*words(line, link)), 9, f"cannot write {link}", "another user's symbolic link")
     assert victim.exists() is is_there
     if is_there:
@@ -72,25 +76,19 @@ def test_another_users_link_is_refused(
 
 
 def test_another_users_link_in_the_place_of_a_volume_is_refused(layout: Layout, shared: Path, tmp_path: Path) -> None:
-    need("chown", root=True)
     layout.image([b"layer"], name="app:1")
-    victim = tmp_path / "victim"
+    victim, link = tmp_path / "victim", shared / "app.000.tar"
     victim.write_text("mine")
-    link = shared / "app.000.tar"
-    link.symlink_to(victim)
-    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+    planted(link, victim)
     result = ocistream("copy", layout.path, shared / "app.%03d.tar", "--split", "1M")
     assertions.failure(result, 9, f"cannot write {link}", "another user's symbolic link")
     assert victim.read_text() == "mine"
 
 
 def test_an_access_log_is_not_written_through_another_users_link(shared: Path, tmp_path: Path) -> None:
-    need("chown", root=True)
-    victim = tmp_path / "victim"
+    victim, link = tmp_path / "victim", shared / "access.log"
     victim.write_text("mine")
-    link = shared / "access.log"
-    link.symlink_to(victim)
-    os.chown(link, _OTHER, _OTHER, follow_symlinks=False)
+    planted(link, victim)
     # The command must exit by itself, unlike a server that starts.
     result = ocistream("serve", tmp_path / "images", "--listen=127.0.0.1:0", "--access-log", link, timeout=60)
     assertions.failure(result, 9, f"cannot write {link}", "another user's symbolic link")
@@ -114,9 +112,7 @@ def test_an_access_log_follows_the_users_own_link(shared: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("line", WRITERS)
-def test_the_users_own_link_is_followed_and_stays(
-    line: str, words: Callable[[str, Path], list[str]], shared: Path, tmp_path: Path
-) -> None:
+def test_the_users_own_link_is_followed_and_stays(line: str, words: Words, shared: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     between, link = tmp_path / "folder" / "between", shared / "link.tar"
     between.symlink_to("../target")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.cli.terminal import Screen, on_terminal, resize
 from tests.docs_examples import ROOT, blocks, is_like
 from tests.faulty_registry import Drop, Fault, FaultyRegistry, Stall
@@ -34,13 +34,6 @@ def total(layout: Layout, image: Descriptor) -> int:
     """Return the total size of all blobs of the image."""
     manifest = layout.read(image["digest"])
     return sum(blob["size"] for blob in [manifest["config"], *manifest["layers"]])
-
-
-@pytest.fixture
-def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that has the image as `app:1`."""
-    seed(layout, image, served.host, "app", "1")
-    return served
 
 
 def events(*argv: object, stdin: bytes | None = None) -> list[dict[str, Any]]:
@@ -71,15 +64,8 @@ def test_json_progress_is_one_object_per_line_and_adds_up(registry: FaultyRegist
         assert lines[-1]["message"].startswith("copied 4 blobs")
 
 
-@pytest.mark.uncounted
-def test_existing_blobs_count_as_moved(registry: FaultyRegistry, layout: Layout, total: int, tmp_path: Path) -> None:
-    events("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/")
-    check(events("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layout/"), total, {"skipped"})
-    check(events("push", "-i", layout.path, f"{registry.host}/app:2"), total, {"skipped"})
-
-
 def test_progress_of_a_pipe_adds_up_in_every_order(
-    served: FaultyRegistry, start: Callable[..., FaultyRegistry], layout: Layout, total: int
+    served: FaultyRegistry, start: Start, layout: Layout, total: int
 ) -> None:
     check(events("push", f"{served.host}/app:1", stdin=tar_of(small_first(layout))), total, {"copied"})
     # Blobs that precede the index are copied before the total is known.
@@ -89,7 +75,7 @@ def test_progress_of_a_pipe_adds_up_in_every_order(
 
 
 def test_a_restarted_download_is_not_counted_twice(
-    registry: FaultyRegistry, start: Callable[..., FaultyRegistry], total: int, tmp_path: Path
+    registry: FaultyRegistry, start: Start, total: int, tmp_path: Path
 ) -> None:
     registry.faults = [Fault(Drop(MIB + 17), "GET", "/blobs/", times=2)]
     check(events("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar"), total, {"copied"})
@@ -139,10 +125,7 @@ def test_a_bar_follows_the_size_of_its_terminal(
         *("pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/layers/"),
         streams=["stderr"],
         size=(24, 120),
-        moments=[
-            ("B/s\x1b[K", lambda terminal: resize(terminal, 24, 42)),
-            (narrow, lambda _: registry.release()),
-        ],
+        moments=[("B/s\x1b[K", lambda terminal: resize(terminal, 24, 42)), (narrow, lambda _: registry.release())],
     )
     assert seen.code == 0
     after = seen.screen.partition(narrow)[2]
@@ -169,7 +152,7 @@ def test_an_error_removes_the_bar(registry: FaultyRegistry, tmp_path: Path) -> N
     assert "%|" not in "".join(others)
 
 
-def test_both_sides_of_a_pipe_share_one_bar(registry: FaultyRegistry, start: Callable[..., FaultyRegistry]) -> None:
+def test_both_sides_of_a_pipe_share_one_bar(registry: FaultyRegistry, start: Start) -> None:
     registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", "/blobs/", times=None, skip=1)]
     seen = on_terminal(
         *("pull", "-v", f"{registry.host}/app:1", "--progress=bar"),
@@ -192,9 +175,7 @@ def test_both_sides_of_a_pipe_share_one_bar(registry: FaultyRegistry, start: Cal
         assert len(totals) <= 1, totals
 
 
-def test_a_broken_pipe_shows_the_cause_on_the_shared_terminal(
-    registry: FaultyRegistry, start: Callable[..., FaultyRegistry]
-) -> None:
+def test_a_broken_pipe_shows_the_cause_on_the_shared_terminal(registry: FaultyRegistry, start: Start) -> None:
     registry.faults = [Fault(Drop(MIB), "GET", "/blobs/", times=None)]
     seen = on_terminal(
         *("pull", f"{registry.host}/app:1", "--progress=bar", "--retries=0"),
@@ -230,10 +211,8 @@ def test_a_bar_can_be_requested_without_a_terminal(registry: FaultyRegistry, tmp
     assert "5.2 MB of 5.2 MB" in result.err
 
 
-def test_a_bar_counts_bytes_before_the_total_is_known(
-    served: FaultyRegistry, layout: Layout, image: Descriptor
-) -> None:
-    del image
+@pytest.mark.usefixtures("image")
+def test_a_bar_counts_bytes_before_the_total_is_known(served: FaultyRegistry, layout: Layout) -> None:
     argv = ["push", f"{served.host}/app:1", "--progress=bar"]
     result = ocistream(*argv, stdin=tar_of(items_of(layout)))
     assertions.success(result)
@@ -253,15 +232,10 @@ def test_progress_none_draws_no_bar(registry: FaultyRegistry, tmp_path: Path, ki
     assert len(seen.screen.splitlines()) == 1
 
 
-def test_quiet_draws_no_bar(registry: FaultyRegistry, tmp_path: Path) -> None:
-    seen = on_terminal("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", streams=["stderr"])
-    assert (seen.code, seen.screen) == (0, "")
-
-
+@pytest.mark.usefixtures("image")
 def test_plain_progress_of_a_pipe_has_the_total_0_before_the_index_arrives(
-    served: FaultyRegistry, layout: Layout, image: Descriptor
+    served: FaultyRegistry, layout: Layout
 ) -> None:
-    del image
     argv = ["push", f"{served.host}/app:1", "--progress=plain", "--log-format=json"]
     with started_fork(*argv, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -325,8 +299,8 @@ def test_other_kinds_of_output_have_no_sections(registry: FaultyRegistry, tmp_pa
         assert "section_" not in result.err
 
 
-def test_a_push_from_a_pipe_has_no_section(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:
-    del image
+@pytest.mark.usefixtures("image")
+def test_a_push_from_a_pipe_has_no_section(served: FaultyRegistry, layout: Layout) -> None:
     result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items_of(layout)), env={"GITHUB_ACTIONS": "true"})
     assertions.success(result)
     assert "group::" not in result.err
@@ -363,8 +337,8 @@ def test_json_keeps_names_that_look_like_commands(layout: Layout, tmp_path: Path
     assert name not in "".join([result.read_text(), *shown])
 
 
-def test_unreferenced_blobs_are_not_in_the_total(layout: Layout, image: Descriptor, total: int) -> None:
-    del image
+@pytest.mark.usefixtures("image")
+def test_unreferenced_blobs_are_not_in_the_total(layout: Layout, total: int) -> None:
     layout.blob(b"stray" * 1000, "text/plain")
     moved = [line for line in events("verify", layout.path) if line.get("event") == "progress"]
     assert {line["total"] for line in moved} == {total}
@@ -379,9 +353,7 @@ def test_the_total_is_printed_once(registry: FaultyRegistry, total: int, tmp_pat
     assert [line["bytes"] for line in lines if line.get("event") == "progress"].count(total) == 1
 
 
-def test_retries_and_failures_match_the_json_schema(
-    registry: FaultyRegistry, start: Callable[..., FaultyRegistry], total: int
-) -> None:
+def test_retries_and_failures_match_the_json_schema(registry: FaultyRegistry, start: Start, total: int) -> None:
     other = start(Fault(Drop(0), "PATCH", larger_than=MIB))
     registry.faults = [Fault(Drop(MIB + 17), "GET", "/blobs/")]
     check(events("copy", f"{registry.host}/app:1", f"{other.host}/app:1"), total, {"copied"})

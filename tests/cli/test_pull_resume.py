@@ -13,10 +13,9 @@ from typing import Final
 import pytest
 
 from tests.cli import assertions
-from tests.faulty_registry import Drop, Fault, FaultyRegistry, Flip, Reset, Stall
+from tests.faulty_registry import Drop, Fault, FaultyRegistry, Reset, Stall
 from tests.images import Descriptor, Layout
 from tests.peers import need
-from tests.registry_http import seed
 from tests.runner import Argument, Result, ocistream, started_fork
 
 MIB: Final = 1 << 20
@@ -40,28 +39,12 @@ def layers(layout: Layout, image: Descriptor) -> list[str]:
 
 
 @pytest.fixture
-def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that has the image as `app:1`."""
-    seed(layout, image, served.host, "app", "1")
-    served.requests.clear()
-    return served
-
-
-@pytest.fixture
 def whole(registry: FaultyRegistry, tmp_path: Path) -> bytes:
     """Return the image's archive as an uninterrupted run writes it."""
     path = tmp_path / "undisturbed.tar"
     assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", path))
     registry.requests.clear()
     return path.read_bytes()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return an empty folder."""
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    return folder
 
 
 def pull(registry: FaultyRegistry, *argv: Argument, env: dict[str, str] | None = None) -> Result:
@@ -128,21 +111,6 @@ def test_a_killed_pull_into_a_file_is_resumed(
     assertions.nothing_left(folder, "app.tar")
 
 
-def test_a_pull_that_is_killed_several_times_is_resumed(
-    registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path
-) -> None:
-    partial = folder / ".app.tar.partial"
-    for layer, after in ((0, MIB), (0, 2 * MIB), (1, 600_000)):
-        before = size_of(partial)
-        registry.requests.clear()
-        # The resumed request returns only the rest, so the stall comes after fewer bytes of it.
-        halting(registry, layers[layer], after if layer else after - before)
-        killed(registry, "-o", folder / "app.tar", until=lambda before=before: size_of(partial) > before)  # type: ignore[misc]
-    assertions.success(pull(registry, "-o", folder / "app.tar"))
-    assert (folder / "app.tar").read_bytes() == whole
-    assertions.nothing_left(folder, "app.tar")
-
-
 @pytest.mark.parametrize("fault", [Reset(after=1_500_000), Drop(1_500_000)])
 def test_a_network_failure_keeps_the_partial_file_and_reports_its_path(
     registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path, fault: Reset | Drop
@@ -179,15 +147,13 @@ def test_bytes_of_another_archive_are_discarded_and_this_is_reported(
     assert message in result.err
 
 
-def test_progress_of_a_resumed_pull_reaches_the_total(
-    registry: FaultyRegistry, layers: list[str], whole: bytes, folder: Path
-) -> None:
+@pytest.mark.usefixtures("layers")
+def test_progress_of_a_resumed_pull_reaches_the_total(registry: FaultyRegistry, whole: bytes, folder: Path) -> None:
     (folder / ".app.tar.partial").write_bytes(whole[: len(whole) // 2])
     result = pull(registry, "-o", folder / "app.tar", "--progress", "json")
     assertions.success(result)
     events = [event for event in assertions.json_lines(result.err) if event.get("event") == "progress"]
     assert events[-1]["bytes"] == events[-1]["total"] == sum(event["size"] for event in _blobs(result))
-    del layers
 
 
 def _blobs(result: Result) -> list[dict[str, int]]:
@@ -203,12 +169,6 @@ def test_recompression_does_not_skip_the_bytes_of_an_earlier_pull(registry: Faul
     assertions.success(pull(registry, "--compress=gzip", "-o", folder / "app.tar"))
     assert (folder / "app.tar").read_bytes() == undisturbed
     assertions.nothing_left(folder, "app.tar")
-
-
-def test_a_corrupt_blob_leaves_no_files(registry: FaultyRegistry, layers: list[str], folder: Path) -> None:
-    registry.faults = [Fault(Flip(1000), "GET", f"/blobs/{layers[1]}", times=None)]
-    assertions.failure(pull(registry, "-o", folder / "app.tar"), 5, layers[1])
-    assertions.nothing_left(folder)
 
 
 def test_a_pull_onto_a_full_disk_is_resumed_when_there_is_space(
@@ -290,21 +250,6 @@ def test_a_pull_resumes_several_blobs_at_once(registry: FaultyRegistry, layers: 
     expected = {number: [f"bytes={size_of(partial)}-"] for number, partial in enumerate(partials)}
     assertions.success(pull(registry, "-o", f"{out}/"))
     assert asked(registry, layers) == expected
-    assertions.no_partial_files(folder)
-    assertions.success(ocistream("verify", out))
-
-
-def test_two_parallel_pulls_into_one_directory_succeed(
-    registry: FaultyRegistry, layers: list[str], folder: Path
-) -> None:
-    out = folder / "out"
-    halting(registry, layers[0], MIB)
-    with started_fork("pull", f"{registry.host}/app:1", "-o", f"{out}/") as first:
-        assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
-        assertions.wait_for((out / "blobs" / "sha256" / f".{layers[0][7:]}.partial").exists)
-        assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", f"{out}/"))
-        registry.release()
-        assert first.wait(60) == 0
     assertions.no_partial_files(folder)
     assertions.success(ocistream("verify", out))
 

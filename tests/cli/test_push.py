@@ -18,6 +18,7 @@ import pytest
 from tests import schemas
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.fault_actions import Stall, WithholdAnswer
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
@@ -25,26 +26,17 @@ from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import forking_command, ocistream, pipe, started_fork
 
+Images = dict[str, Descriptor]
+
+PushLayers = Callable[[list[Descriptor]], list[str]]
+
 MIB = 1 << 20
 #: A writer that fails if its output is not read to the end.
 WRITER = "import sys, shutil; shutil.copyfileobj(open(sys.argv[1], 'rb'), sys.stdout.buffer); sys.stdout.flush()"
 
 
 @pytest.fixture
-def named(layout: Layout) -> dict[str, Descriptor]:
-    """Return the images of a layout by name."""
-    images = {
-        "a.example/team/app:1": small_image(layout),
-        "docker.io/library/nginx:2": two_platforms(layout),
-        "plain": layout.image([b"of its own"]),
-    }
-    for name, descriptor in images.items():
-        layout.name(descriptor, name)
-    return images
-
-
-@pytest.fixture
-def full_names(layout: Layout) -> dict[str, Descriptor]:
+def full_names(layout: Layout) -> Images:
     """Return the images of a layout by name, all with full names."""
     images = {"a.example/team/app:1": small_image(layout), "docker.io/library/nginx:2": two_platforms(layout)}
     for name, descriptor in images.items():
@@ -53,7 +45,13 @@ def full_names(layout: Layout) -> dict[str, Descriptor]:
 
 
 @pytest.fixture
-def archive(layout: Layout, named: dict[str, Descriptor], tmp_path: Path) -> Path:
+def named(layout: Layout, full_names: Images) -> Images:
+    """Return the images of a layout by name; the last one has no full name."""
+    return {**full_names, "plain": layout.image([b"of its own"], name="plain")}
+
+
+@pytest.fixture
+def archive(layout: Layout, named: Images, tmp_path: Path) -> Path:
     """Return an archive of the `named` images."""
     del named
     path = tmp_path / "all.tar"
@@ -79,12 +77,6 @@ def test_one_image_is_in_a_registry_even_if_a_path_of_that_name_exists(
     assertions.success(ocistream("push", f"{served.host}/app", "-i", layout.path, cwd=tmp_path))
     refused = ocistream("push", f"{served.host}/app", "--to", served.host, cwd=tmp_path)
     assertions.failure(refused, 2, "is a path", f"-i {served.host}/app --to {served.host}")
-
-
-def test_the_only_image_is_pushed_to_the_given_name(served: FaultyRegistry, layout: Layout) -> None:
-    image = small_image(layout, name="whatever")
-    assertions.success(ocistream("push", f"{served.host}/some/where:tag", "-i", layout.path))
-    assert manifest_digest(served.host, "some/where", "tag") == image["digest"]
 
 
 @pytest.mark.parametrize("source", ["file", "pipe"])
@@ -211,52 +203,44 @@ def test_an_error_of_the_selection_names_each_input(
     assertions.failure(result, code, expected, words)
 
 
-@pytest.mark.parametrize(("how", "chosen"), [("file", "plain"), ("pipe", "a.example/team/app:1"), ("layout", "plain")])
-def test_an_image_can_be_chosen_by_its_name(
-    served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor], archive: Path, how: str, chosen: str
+@pytest.mark.parametrize(
+    ("how", "chosen", "name"),
+    [
+        ("file", "plain", "plain"),
+        ("file", "DIGEST", "plain"),
+        ("file", "nginx:2", "docker.io/library/nginx:2"),
+        ("pipe", "a.example/team/app:1", "a.example/team/app:1"),
+        ("layout", "plain", "plain"),
+    ],
+)
+def test_an_image_can_be_chosen_by_its_name_or_digest(
+    served: FaultyRegistry, layout: Layout, named: Images, archive: Path, how: str, chosen: str, name: str
 ) -> None:
+    digest = named[name]["digest"]
     given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
     stdin = archive.read_bytes() if how == "pipe" else None
-    result = ocistream("push", f"{served.host}/app:1", "--image", chosen, *given, stdin=stdin)
+    argv = ["push", f"{served.host}/app:1", "--image", chosen.replace("DIGEST", digest)]
+    result = ocistream(*argv, *given, stdin=stdin)
     assertions.success(result)
-    assert result.lines() == [f"{served.host}/app:1@{named[chosen]['digest']}"]
-    assert manifest_digest(served.host, "app", "1") == named[chosen]["digest"]
-    assert tags(served.host, "app") == ["1"]
-
-
-def test_image_selects_by_short_name(served: FaultyRegistry, named: dict[str, Descriptor], archive: Path) -> None:
-    assertions.success(ocistream("push", f"{served.host}/app:1", "--image", "nginx:2", "-i", archive))
-    assert manifest_digest(served.host, "app", "1") == named["docker.io/library/nginx:2"]["digest"]
-
-
-def test_image_selects_by_digest(served: FaultyRegistry, named: dict[str, Descriptor], archive: Path) -> None:
-    digest = named["plain"]["digest"]
-    assertions.success(ocistream("push", f"{served.host}/app:1", "--image", digest, "-i", archive))
+    assert result.lines() == [f"{served.host}/app:1@{digest}"]
     assert manifest_digest(served.host, "app", "1") == digest
+    assert tags(served.host, "app") == ["1"]
 
 
 @pytest.mark.parametrize(("prefix", "before"), [("", ""), ("/a/b/", "a/b/")])
 def test_to_pushes_every_image_to_its_own_repository(
-    served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout, prefix: str, before: str
+    served: FaultyRegistry, full_names: Images, layout: Layout, prefix: str, before: str
 ) -> None:
     app, nginx = (descriptor["digest"] for descriptor in full_names.values())
     result = ocistream("push", "--to", f"{served.host}{prefix}", "-i", layout.path)
     assertions.success(result)
-    assert result.lines() == [
-        f"{served.host}/{before}team/app:1@{app}",
-        f"{served.host}/{before}nginx:2@{nginx}",
-    ]
+    assert result.lines() == [f"{served.host}/{before}team/app:1@{app}", f"{served.host}/{before}nginx:2@{nginx}"]
     assert manifest_digest(served.host, f"{before}team/app", "1") == app
     assert manifest_digest(served.host, f"{before}nginx", "2") == nginx
 
 
-def test_to_works_from_a_pipe(served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout) -> None:
-    assertions.success(ocistream("push", "--to", served.host, stdin=tar_of(small_first(layout))))
-    assert manifest_digest(served.host, "nginx", "2") == full_names["docker.io/library/nginx:2"]["digest"]
-
-
 def test_to_says_that_a_compressed_file_with_a_late_index_must_be_decompressed(
-    served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout, tmp_path: Path
+    served: FaultyRegistry, full_names: Images, layout: Layout, tmp_path: Path
 ) -> None:
     assert full_names
     archive = tmp_path / "exported.tar.gz"
@@ -268,7 +252,7 @@ def test_to_says_that_a_compressed_file_with_a_late_index_must_be_decompressed(
 
 @pytest.mark.parametrize("options", [[], ["--compress=zstd"]], ids=["", "compress"])
 def test_to_refuses_a_pipe_with_a_late_index_before_it_sends(
-    served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout, tmp_path: Path, options: list[str]
+    served: FaultyRegistry, full_names: Images, layout: Layout, tmp_path: Path, options: list[str]
 ) -> None:
     app = full_names["a.example/team/app:1"]["digest"]
     archive = tmp_path / "exported.tar"
@@ -284,7 +268,7 @@ def test_to_refuses_a_pipe_with_a_late_index_before_it_sends(
 
 @pytest.mark.parametrize("how", ["pipe", "layout"])
 def test_to_sends_nothing_if_an_image_has_no_full_name(
-    served: FaultyRegistry, layout: Layout, named: dict[str, Descriptor], archive: Path, how: str
+    served: FaultyRegistry, layout: Layout, named: Images, archive: Path, how: str
 ) -> None:
     nameless = layout.image([b"nameless"])
     enter(layout, nameless)
@@ -309,7 +293,7 @@ def test_to_sends_nothing_if_an_image_has_no_full_name(
 
 
 def test_to_pushes_signatures_and_reports_those_without_an_image(
-    served: FaultyRegistry, layout: Layout, full_names: dict[str, Descriptor], tmp_path: Path
+    served: FaultyRegistry, layout: Layout, full_names: Images, tmp_path: Path
 ) -> None:
     app = full_names["a.example/team/app:1"]
     signature = layout.artifact(b"signature", kind="application/vnd.example.signature", subject=app)
@@ -326,20 +310,13 @@ def test_to_pushes_signatures_and_reports_those_without_an_image(
 
 
 def test_to_pushes_only_the_selected_images(
-    served: FaultyRegistry, named: dict[str, Descriptor], archive: Path, layout: Layout
+    served: FaultyRegistry, named: Images, archive: Path, layout: Layout
 ) -> None:
     layout.name(named["plain"], "a.example/third:3")
     archive.write_bytes(tar_of(small_first(layout)))
     argv = ["--to", served.host, "--image", "nginx:2", "--image", "a.example/third:3"]
     assert len(ocistream("push", *argv, "-i", archive).lines()) == 2
     assert (tags(served.host, "nginx"), tags(served.host, "third"), tags(served.host, "team/app")) == (["2"], ["3"], [])
-
-
-def test_to_and_an_image_exclude_each_other(served: FaultyRegistry, archive: Path) -> None:
-    result = ocistream("push", "-i", archive, "--to", served.host, f"{served.host}/app:1")
-    assertions.failure(result, 2, "use either IMAGE or --to, not both")
-    assertions.failure(ocistream("push", "-i", archive), 2, "push needs a destination")
-    assert not served.requests
 
 
 def test_to_needs_full_names(served: FaultyRegistry, layout: Layout, archive: Path) -> None:
@@ -386,32 +363,11 @@ def test_to_refuses_two_images_with_one_destination(served: FaultyRegistry, layo
 # Blobs that are not sent --------------------------------------------------------------------------------------
 
 
-@pytest.mark.uncounted
-@pytest.mark.parametrize("how", ["file", "pipe"])
-def test_blobs_that_the_registry_has_are_not_sent(
-    served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
-) -> None:
-    small_image(layout, name="app")
-    stdin = tar_of(small_first(layout))
-    (tmp_path / "app.tar").write_bytes(stdin)
-    given = ["-i", str(tmp_path / "app.tar")] if how == "file" else []
-    assertions.success(ocistream("push", f"{served.host}/app:1", *given, stdin=stdin))
-    assert len(served.asked("PUT", "uploads")) == 3
-    served.requests.clear()
-    assertions.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
-    assert len(served.asked("HEAD", "/blobs/")) == 3
-    assert served.asked("POST|PATCH") == []
-    assert [request.path for request in served.asked("PUT")] == ["/v2/app/manifests/2"]
-    served.requests.clear()
-    assertions.success(ocistream("push", f"{served.host}/app:2", *given, stdin=stdin))
-    assert {request.method for request in served.requests} == {"HEAD"}
-
-
 class TestSmallBlobsAfterMissingBlobs:
     """After eight missing blobs in a row, push sends small blobs without asking first, and asks for larger ones."""
 
     @pytest.fixture
-    def push(self, served: FaultyRegistry, layout: Layout) -> Callable[[list[Descriptor]], list[str]]:
+    def push(self, served: FaultyRegistry, layout: Layout) -> PushLayers:
         def push_layers(layers: list[Descriptor]) -> list[str]:
             """Push an image with these layers over one connection; return the digests that are asked for."""
             name = f"with-{len(layers)}"
@@ -423,15 +379,13 @@ class TestSmallBlobsAfterMissingBlobs:
 
         return push_layers
 
-    def test_small_blobs_are_not_asked_for(
-        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
-    ) -> None:
+    def test_small_blobs_are_not_asked_for(self, served: FaultyRegistry, layout: Layout, push: PushLayers) -> None:
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(20)]
         assert len(push(layers)) == 8
         assert len(served.asked("POST", "/uploads/")) == len(served.asked("PUT", "/uploads/")) == 21
 
     def test_blobs_of_an_interrupted_push_are_not_sent_again(
-        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
+        self, served: FaultyRegistry, layout: Layout, push: PushLayers
     ) -> None:
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(20)]
         push(layers[:12])
@@ -439,18 +393,14 @@ class TestSmallBlobsAfterMissingBlobs:
         # The config and eight layers.
         assert len(served.asked("PUT", "/uploads/")) == 9
 
-    def test_a_larger_blob_is_asked_for(
-        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
-    ) -> None:
+    def test_a_larger_blob_is_asked_for(self, served: FaultyRegistry, layout: Layout, push: PushLayers) -> None:
         large = layout.random_layer(100_000)[0]
         push([large])
         asked = push([*(layout.random_layer(4000, seed=number)[0] for number in range(1, 20)), large])
         assert large["digest"] in asked
         assert len(served.asked("PUT", "/uploads/")) == 20
 
-    def test_an_existing_blob_resets_the_count(
-        self, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
-    ) -> None:
+    def test_an_existing_blob_resets_the_count(self, layout: Layout, push: PushLayers) -> None:
         known = layout.random_layer(4000)[0]
         push([known])
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(1, 20)]
@@ -459,7 +409,7 @@ class TestSmallBlobsAfterMissingBlobs:
         assert asked[1:] == [layer["digest"] for layer in [*layers[:6], known, *layers[6:14]]]
 
     def test_a_blob_that_a_pipe_lacks_is_asked_for(
-        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
+        self, served: FaultyRegistry, layout: Layout, push: PushLayers
     ) -> None:
         """The archive does not list the blob as omitted."""
         small = layout.random_layer(4000)[0]
@@ -472,7 +422,7 @@ class TestSmallBlobsAfterMissingBlobs:
         assert len(served.asked("HEAD", "/blobs/")) == 9
 
     def test_all_blobs_that_the_source_lacks_are_asked_for(
-        self, served: FaultyRegistry, layout: Layout, push: Callable[[list[Descriptor]], list[str]]
+        self, served: FaultyRegistry, layout: Layout, push: PushLayers
     ) -> None:
         """The repository has the last blob; the others are mounted."""
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(10)]
@@ -486,55 +436,6 @@ class TestSmallBlobsAfterMissingBlobs:
         (layout.path.parent / "app.tar").write_bytes(archive)
         argv = ["-i", str(layout.path.parent / "app.tar"), "--mount-from", "base", "--jobs=1"]
         assertions.success(ocistream("push", f"{served.host}/app:1", *argv))
-
-
-class TestAnImageWithManyBlobs:
-    """Of an image with more than 24 blobs whose manifest the registry has, only 24 blobs are asked for."""
-
-    @pytest.fixture
-    def image(self, layout: Layout) -> Descriptor:
-        return layout.image([b"%d" % number for number in range(60)], name="app")
-
-    @pytest.fixture
-    def push(self, served: FaultyRegistry, layout: Layout, image: Descriptor) -> Callable[..., list[str]]:
-        def push_twice(*faults: Fault) -> list[str]:
-            """Push the image twice; return the digests of the blobs that the second push asks for."""
-            for tag in (1, 2):
-                served.requests.clear()
-                served.faults = list(faults) if tag == 2 else []
-                argv = ["push", f"{served.host}/app:{tag}", "-i", str(layout.path), "--jobs=1"]
-                assertions.success(ocistream(*argv))
-            assert image["digest"] in {request.path.rpartition("/")[2] for request in served.asked("HEAD")}
-            return [request.path.rpartition("/")[2] for request in served.asked("HEAD", "/blobs/")]
-
-        return push_twice
-
-    def test_a_sample_is_asked_for(
-        self, served: FaultyRegistry, layout: Layout, image: Descriptor, push: Callable[..., list[str]]
-    ) -> None:
-        asked = push()
-        assert len(asked) == 24
-        document = layout.read(image["digest"])
-        ends = {document["config"]["digest"], document["layers"][0]["digest"], document["layers"][-1]["digest"]}
-        assert ends < set(asked)
-        assert served.asked("POST|PUT", "/uploads/") == []
-
-    @pytest.mark.parametrize("position", [0, -1])
-    def test_all_are_asked_for_once_if_one_of_the_sample_is_lost(
-        self,
-        served: FaultyRegistry,
-        layout: Layout,
-        image: Descriptor,
-        push: Callable[..., list[str]],
-        position: int,
-    ) -> None:
-        lost = layout.read(image["digest"])["layers"][position]["digest"]
-        asked = push(Fault(refusal(404), "HEAD", f"/blobs/{lost}"))
-        assert len(asked) == len(set(asked)) == 61
-        assert len(served.asked("PUT", "/uploads/")) == 1
-
-    def test_all_are_asked_for_if_the_manifest_is_lost(self, image: Descriptor, push: Callable[..., list[str]]) -> None:
-        assert len(push(Fault(refusal(404), "HEAD", f"/manifests/{image['digest']}"))) == 61
 
 
 def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout: Layout) -> None:
@@ -581,7 +482,7 @@ def test_blobs_come_before_manifests_children_before_parents_and_tags_last(
 
 
 def test_no_tag_appears_before_all_images_are_complete(
-    served: FaultyRegistry, full_names: dict[str, Descriptor], layout: Layout
+    served: FaultyRegistry, full_names: Images, layout: Layout
 ) -> None:
     del full_names
     assertions.success(ocistream("push", "--to", served.host, "-i", layout.path))
@@ -589,9 +490,7 @@ def test_no_tag_appears_before_all_images_are_complete(
     assert writes[-2:] == ["/v2/team/app/manifests/1", "/v2/nginx/manifests/2"]
 
 
-def test_if_one_of_two_images_fails_neither_appears(
-    served: FaultyRegistry, layout: Layout, full_names: dict[str, Descriptor]
-) -> None:
+def test_if_one_of_two_images_fails_neither_appears(served: FaultyRegistry, layout: Layout, full_names: Images) -> None:
     layout.file(layout.read(full_names["a.example/team/app:1"]["digest"])["layers"][1]["digest"]).unlink()
     assertions.failure(ocistream("push", "--to", served.host, "-i", layout.path), 6)
     assertions.no_image(served)
@@ -667,9 +566,7 @@ def test_a_small_layer_of_a_pipe_with_a_wrong_size_is_refused(served: FaultyRegi
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk_min_length": MIB}])
-def test_pull_into_push_copies_the_image(
-    start: Callable[..., FaultyRegistry], layout: Layout, options: dict[str, int]
-) -> None:
+def test_pull_into_push_copies_the_image(start: Start, layout: Layout, options: dict[str, int]) -> None:
     image = layout.image([3 * MIB, b"words"])
     one, two = start(), start(**options)
     seed(layout, image, one.host, "app", "1")
@@ -679,7 +576,7 @@ def test_pull_into_push_copies_the_image(
 
 
 @pytest.mark.parametrize("cut", [50, 99])
-def test_a_truncated_pipe_creates_no_image(start: Callable[..., FaultyRegistry], layout: Layout, cut: int) -> None:
+def test_a_truncated_pipe_creates_no_image(start: Start, layout: Layout, cut: int) -> None:
     one, two = start(), start()
     seed(layout, layout.image([2 * MIB, 2 * MIB]), one.host, "app", "1")
     pull, push = pipe(["pull", f"{one.host}/app:1"], ["push", f"{two.host}/app:1"], cut=4 * MIB * cut // 100)

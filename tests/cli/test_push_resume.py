@@ -8,14 +8,15 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_auth import Bearer
-from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, Stall, WithholdAnswer, refusal
+from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, WithholdAnswer
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest
 from tests.runner import Argument, command, ocistream, run, started_fork
@@ -29,7 +30,6 @@ HALF = 5 * MIB // 2
 HALF_OF_LARGE_CHUNKS = 17 * MIB // 2
 #: The message about an interrupted request.
 MAY_HAVE = "may have stored a part of 1 blob: re-run the same command; it reports what it resumes"
-Start = Callable[..., FaultyRegistry]
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -123,11 +123,7 @@ def blobs(layout: Layout, image: Descriptor) -> list[Descriptor]:
 
 @pytest.mark.parametrize(
     ("source", "way", "number"),
-    [
-        ("layout", "auto", signal.SIGKILL),
-        ("archive", "auto", signal.SIGTERM),
-        ("layout", "chunk=8MiB", signal.SIGINT),
-    ],
+    [("layout", "auto", signal.SIGKILL), ("archive", "auto", signal.SIGTERM), ("layout", "chunk=8MiB", signal.SIGINT)],
     indirect=["source"],
 )
 def test_stored_bytes_are_not_sent_again(
@@ -177,22 +173,6 @@ def test_confirmed_chunks_are_reported_as_stored_if_no_request_is_interrupted(
     hint = f"{served.host} has stored {size} MB of 1 unfinished blob: re-run the same command to resume"
     assert err.decode().splitlines()[-1].strip() == hint
     assert len(records(state)) == 1
-
-
-def test_a_killed_push_from_a_pipe_is_resumed(
-    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path
-) -> None:
-    archive = tmp_path / "image.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
-    halfway(served)
-    with archive.open("rb") as file, started_fork("push", f"{served.host}/app:1", stdin=file.fileno()) as process:
-        assertions.wait_for(lambda: has_half(served))
-        process.kill()
-    gone(served)
-    before = received(served)
-    assertions.success(ocistream("push", f"{served.host}/app:1", stdin=archive))
-    assert received(served) - before <= LAYER + MIB - before
-    check_whole(served, image, state)
 
 
 @pytest.mark.parametrize("kind", ["stdin", "fifo"])
@@ -252,15 +232,6 @@ def test_a_push_from_a_truncated_pipe_is_resumed(
     check_whole(served, image, state)
 
 
-def test_an_expired_session_is_restarted(served: FaultyRegistry, source: Path, image: Descriptor, state: Path) -> None:
-    ended(served, signal.SIGKILL, push(served, source))
-    served.uploads.close()
-    before = received(served)
-    assertions.success(ocistream(*push(served, source)))
-    assert received(served) - before >= LAYER
-    check_whole(served, image, state)
-
-
 def test_a_blob_that_another_push_completed_leaves_no_session(
     served: FaultyRegistry, source: Path, image: Descriptor, state: Path, tmp_path: Path
 ) -> None:
@@ -289,41 +260,6 @@ def test_the_hint_to_resume_is_missing_after_a_digest_mismatch(served: FaultyReg
     assert len(sessions(served)) == 1
 
 
-def test_a_push_that_failed_at_the_registry_is_resumed_and_the_error_says_so(
-    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
-) -> None:
-    served.faults = [Fault(refusal(503), "PATCH", skip=3, times=None)]
-    failed = ocistream(*push(served, source, "--upload", "chunk=1MiB", "--jobs", "1", "--retries", "0"))
-    assertions.failure(failed, 7, "503", f"{served.host} {MAY_HAVE}")
-    served.faults.clear()
-    before = received(served)
-    assertions.success(ocistream(*push(served, source)))
-    assert received(served) - before <= LAYER - 2 * MIB + 10_000
-    check_whole(served, image, state)
-
-
-def test_a_damaged_source_leaves_no_session_and_no_record(
-    served: FaultyRegistry, layout: Layout, image: Descriptor, state: Path
-) -> None:
-    file = layout.file(layout.read(image["digest"])["layers"][0]["digest"])
-    content = file.read_bytes()
-    file.write_bytes(content[:-1] + b"!")
-    assertions.failure(ocistream(*push(served, layout.path)), 5, "sha256:")
-    assert records(state) == []
-    assertions.wait_for(lambda: not sessions(served))
-
-
-def test_two_parallel_pushes_of_one_image_succeed(start: Start, source: Path, image: Descriptor, state: Path) -> None:
-    served = start(Fault(Stall(), "PUT", "/uploads/", times=2))
-    with started_fork(*push(served, source)) as first:
-        assertions.wait_for(lambda: [request for request in served.requests if request.fault])
-        with started_fork(*push(served, source)) as second:
-            assertions.wait_for(lambda: len(served.asked("POST")) >= 3)
-            served.release()
-            assert second.wait(60) == first.wait(60) == 0
-    check_whole(served, image, state)
-
-
 def test_a_record_that_cannot_be_written_is_removed_and_reported(
     served: FaultyRegistry, source: Path, image: Descriptor, state: Path
 ) -> None:
@@ -333,15 +269,6 @@ def test_a_record_that_cannot_be_written_is_removed_and_reported(
     result = run(["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *argv], env=env)
     assertions.success(result)
     assert result.err.count("cannot store upload records: File too large") == 1
-    check_whole(served, image, state)
-
-
-def test_a_registry_that_lies_about_its_offset_is_not_believed(
-    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
-) -> None:
-    ended(served, signal.SIGKILL, push(served, source))
-    served.faults = [Fault(Header("Range", f"0-{LAYER * 2}"), "GET", "/uploads/", times=None)]
-    assertions.success(ocistream(*push(served, source)))
     check_whole(served, image, state)
 
 
@@ -359,16 +286,6 @@ def test_no_credential_is_ever_in_the_state_directory(start: Start, source: Path
         assert secret.encode() not in kept
 
 
-def test_copy_resumes_too(start: Start, layout: Layout, image: Descriptor, state: Path) -> None:
-    served = start()
-    copy: list[Argument] = ["copy", f"oci:{layout.path}:v1", f"{served.host}/app:1"]
-    ended(served, signal.SIGKILL, copy)
-    before = received(served)
-    assertions.success(ocistream(*copy))
-    assert received(served) - before <= LAYER + 10_000 - before
-    check_whole(served, image, state)
-
-
 def test_a_push_with_recompression_restarts_and_leaves_no_session(
     served: FaultyRegistry, source: Path, state: Path
 ) -> None:
@@ -378,3 +295,21 @@ def test_a_push_with_recompression_restarts_and_leaves_no_session(
     assertions.success(ocistream(*arguments))
     assert sessions(served) == []
     assert records(state) == []
+
+
+def test_an_expired_session_is_restarted(served: FaultyRegistry, source: Path, image: Descriptor, state: Path) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    served.uploads.close()
+    before = received(served)
+    assertions.success(ocistream(*push(served, source)))
+    assert received(served) - before >= LAYER
+    check_whole(served, image, state)
+
+
+def test_a_registry_that_lies_about_its_offset_is_not_believed(
+    served: FaultyRegistry, source: Path, image: Descriptor, state: Path
+) -> None:
+    ended(served, signal.SIGKILL, push(served, source))
+    served.faults = [Fault(Header("Range", f"0-{LAYER * 2}"), "GET", "/uploads/", times=None)]
+    assertions.success(ocistream(*push(served, source)))
+    check_whole(served, image, state)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from ocistream import limits
 from tests import registry_http
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Header, refusal
 from tests.images import Descriptor, Layout, small_image, tar_layer, two_platforms
-from tests.runner import Result, ocistream, pipe
+from tests.runner import Result, ocistream
 from tests.signed_image import ATTESTATION, Signed, cosign_tag, referrer, signed
 
 KINDS = "2 signatures, 1 attestation, 1 SBOM"
@@ -28,11 +28,6 @@ def found(served: FaultyRegistry, layout: Layout) -> Signed:
     made = signed(layout)
     made.seed(layout, served.host, "app", "1")
     return made
-
-
-@pytest.fixture
-def other(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
-    return start()
 
 
 @pytest.fixture
@@ -113,41 +108,6 @@ class TestCopied:
         assert notes(pulled) == notes(pushed) == []
         is_all_there(found, other)
 
-    def test_referrers_through_a_pipe(self, served: FaultyRegistry, found: Signed, other: FaultyRegistry) -> None:
-        one, two = pipe(["pull", f"{served.host}/app:1"], ["push", f"{other.host}/app:1"])
-        assertions.success(one)
-        assertions.success(two)
-        is_all_there(found, other)
-
-    @pytest.mark.parametrize(("items", "name"), [(small_first, None), (items_of, "v1")])
-    def test_referrers_are_pushed_from_a_pipe_in_any_order_with_a_named_or_unnamed_image(
-        self, layout: Layout, other: FaultyRegistry, items: Callable[[Layout], Any], name: str | None
-    ) -> None:
-        found = signed(layout)
-        found.enter(layout, name)
-        done("push", f"{other.host}/app:1", stdin=tar_of(items(layout)))
-        is_all_there(found, other)
-
-    @pytest.mark.uncounted
-    def test_copy_copies_referrers_between_all_kinds_of_locations(
-        self, served: FaultyRegistry, found: Signed, other: FaultyRegistry, tmp_path: Path
-    ) -> None:
-        one, two = f"oci:{tmp_path / 'one'}", f"oci-archive:{tmp_path / 'two'}"
-        done("copy", f"{served.host}/app:1", one)
-        done("copy", one, two)
-        done("copy", two, f"{other.host}/app:1")
-        is_all_there(found, other)
-        done("copy", f"{other.host}/app:1", f"{other.host}/promoted/app:2")
-        is_all_there(found, other, "promoted/app", "2")
-
-    @pytest.mark.uncounted
-    def test_a_copy_of_an_archive_is_identical(self, archive: Path, tmp_path: Path) -> None:
-        again, piped = tmp_path / "again.tar", tmp_path / "piped.tar"
-        done("copy", archive, f"oci-archive:{again}")
-        assert again.read_bytes() == archive.read_bytes()
-        done("copy", "-", f"oci-archive:{piped}", stdin=archive)
-        assert piped.read_bytes() == archive.read_bytes()
-
     def test_push_to_counts_only_images(self, archive: Path, found: Signed, other: FaultyRegistry) -> None:
         pushed = done("push", "--to", f"{other.host}/mirror", "-i", archive)
         assert pushed.lines() == [f"{other.host}/mirror/app:1@{found.image['digest']}"]
@@ -221,7 +181,7 @@ class TestCopied:
         assert named == [anew["digest"]]
 
     def test_all_tags_copies_referrers_but_not_referrers_lists(
-        self, start: Callable[..., FaultyRegistry], layout: Layout, other: FaultyRegistry
+        self, start: Start, layout: Layout, other: FaultyRegistry
     ) -> None:
         found = signed(layout)
         without = start(
@@ -356,16 +316,6 @@ class TestSkipped:
         assert f"{KINDS}; " in note
         assert len(assertions.index_of(tmp_path / "one.tar")) == 1
 
-    def test_referrers_that_a_registry_does_not_list_are_reported(
-        self, served: FaultyRegistry, found: Signed, tmp_path: Path
-    ) -> None:
-        served.faults.append(Fault(refusal(403, "DENIED"), path="/referrers/", times=None))
-        pulled = done("pull", f"{served.host}/app:1", "-o", tmp_path / "app.tar")
-        assert pulled.lines() == [f"{served.host}/app:1@{found.image['digest']}"]
-        (note,) = notes(pulled)
-        assert "the registry does not list them" in note
-        assert "403" in note
-
     def test_signatures_of_the_destination_stay_with_a_hint(
         self, served: FaultyRegistry, found: Signed, layout: Layout, other: FaultyRegistry, tmp_path: Path
     ) -> None:
@@ -391,20 +341,6 @@ class TestSkipped:
         copied = done("copy", "--tags", "1", "--tags", "sha256-*.*", f"{served.host}/app", f"{other.host}/app")
         assert notes(copied) == []
         is_all_there(found, other)
-
-    def test_quiet_prints_nothing(self, archive: Path, other: FaultyRegistry) -> None:
-        assert done("push", "-q", "--no-referrers", f"{other.host}/app:1", "-i", archive).err == ""
-
-
-class TestFailures:
-    def test_a_refused_referrer_leaves_no_tag_and_gives_a_hint(
-        self, start: Callable[..., FaultyRegistry], archive: Path, found: Signed
-    ) -> None:
-        refusing = start(Fault(refusal(415, "UNSUPPORTED"), "PUT", found.sbom["digest"], times=None))
-        assertions.failure(ocistream("push", f"{refusing.host}/app:1", "-i", archive), 7, "--no-referrers")
-        assert registry_http.tags(refusing.host, "app") == []
-        done("push", "--no-referrers", f"{refusing.host}/app:1", "-i", archive)
-        assert registry_http.tags(refusing.host, "app") == ["1"]
 
     def test_an_archive_without_a_blob_of_a_referrer_is_incomplete(
         self, archive: Path, layout: Layout, found: Signed, other: FaultyRegistry
@@ -454,11 +390,6 @@ class TestResults:
         document = json.loads(done("inspect", "--json", archive).out)
         assert {image["digest"] for image in document["images"]} == {found.image["digest"], *found.hanging}
         done("verify", archive)
-
-    @pytest.mark.uncounted
-    def test_help_mentions_referrers(self) -> None:
-        for command in ("pull", "push", "copy"):
-            assert "--no-referrers" in done(command, "--help").out.decode()
 
 
 def test_a_cosign_tag_without_its_image_is_an_image(layout: Layout, other: FaultyRegistry, tmp_path: Path) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Layout
 from tests.registry_http import seed
 from tests.runner import ocistream, started_fork
 
-Start = Callable[..., FaultyRegistry]
 SIZE = 100_000
 
 

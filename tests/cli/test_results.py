@@ -22,20 +22,6 @@ from tests.schemas import validate_ours
 MINE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine(), "")
 
 
-@pytest.fixture
-def image(layout: Layout) -> Descriptor:
-    """Return a small image, named `app` in the layout."""
-    return small_image(layout, name="app")
-
-
-@pytest.fixture
-def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that has the image as `app:1`."""
-    seed(layout, image, served.host, "app", "1")
-    served.requests.clear()
-    return served
-
-
 def document(path: Path) -> dict[str, Any]:
     """Return the document of --result, after a check against docs/result.schema.json."""
     found = json.loads(path.read_bytes())
@@ -158,7 +144,7 @@ class TestPlatforms:
         ]
         # This is reported for a requested platform, too: the variant was not requested.
         assert self.notes(ocistream("pull", name, "--platform", MINE), name) == [
-            f"ocistream: {name}: {MINE} matches {MINE}/v12; not copied: {MINE}/v13",
+            f"ocistream: {name}: {MINE} matches {MINE}/v12; not copied: {MINE}/v13"
         ]
         assert self.notes(ocistream("pull", name, "--platform", f"{MINE}/v13"), name) == []
 
@@ -318,16 +304,6 @@ def test_the_result_document_follows_links_and_is_written_to_devices(registry: F
         assertions.success(ocistream(*pull, fifo))
         assert json.loads(reader.communicate(timeout=60)[0])["retried"] == 0
     assert fifo.is_fifo()
-
-
-def test_an_existing_image_has_a_result_line_and_document(
-    registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
-) -> None:
-    argv = ["push", "-i", str(layout.path), f"{registry.host}/app:1", "--result", str(tmp_path / "r.json")]
-    result = ocistream(*argv)
-    assert result.lines() == [f"{registry.host}/app:1@{image['digest']}"]
-    assert document(tmp_path / "r.json")["images"][0]["digest"] == image["digest"]
-    assert registry.asked("PUT|POST|PATCH") == []
 
 
 @pytest.mark.parametrize("verb", ["pull", "push", "copy"])

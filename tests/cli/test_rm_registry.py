@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import ocistream as api
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, Reply, refusal
 from tests.images import Descriptor, Layout, small_image
@@ -144,9 +145,7 @@ class TestUnsupported:
 
 
 class TestPermission:
-    def test_the_token_is_requested_with_the_permission_to_delete(
-        self, start: Callable[..., FaultyRegistry], layout: Layout
-    ) -> None:
+    def test_the_token_is_requested_with_the_permission_to_delete(self, start: Start, layout: Layout) -> None:
         auth = Bearer({"ada": "lovelace"}, anonymous=())
         registry = start(auth=auth)
         token = auth.token_for("repository:app:pull,push", user="ada")

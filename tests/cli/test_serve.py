@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
-from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.raw_http import Client
@@ -94,25 +93,6 @@ def test_read_only_refuses_pushes(layout: Layout, tmp_path: Path) -> None:
     assert not (tmp_path / "missing").exists()
 
 
-@pytest.mark.parametrize("listen", ["localhost:0", "127.0.0.2:0", "[::1]:0"])
-def test_every_loopback_address_is_accepted(layout: Layout, tmp_path: Path, listen: str) -> None:
-    if listen.startswith("[") and not _has_ipv6():
-        pytest.skip("this machine has no IPv6")
-    small_image(layout, name="app")
-    with serving(tmp_path / "store", listen=listen) as (_, host):
-        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
-        assert host.rpartition(":")[0] == listen.rpartition(":")[0].replace("localhost", "127.0.0.1")
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
 def test_verbose_prints_requests(layout: Layout, tmp_path: Path) -> None:
     image = small_image(layout)
     for argv in (["-v"], [], ["-v", "--log-format=json"]):
@@ -131,29 +111,6 @@ def test_verbose_prints_requests(layout: Layout, tmp_path: Path) -> None:
             served = [line for line in map(json.loads, lines) if line["level"] == "debug"]
             assert {"PUT", "POST", "GET"} == {line["method"] for line in served}
             assert all(isinstance(line["received"], int) for line in served)
-
-
-def test_two_images_with_one_name_are_reported(layout: Layout, tmp_path: Path) -> None:
-    images = [small_image(layout), layout.image([4000])]
-    annotations = {"org.opencontainers.image.ref.name": "registry.example/app:1"}
-    manifests = [{**image, "annotations": annotations} for image in images]
-    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": manifests}))
-    archive = tmp_path / "app.tar"
-    archive.write_bytes(tar_of(small_first(layout)))
-    with serving(archive) as (process, host):
-        assert manifest_digest(host, "app", "1") == images[1]["digest"]
-        process.terminate()
-        _, err = process.communicate(timeout=60)
-    first, _ = err.decode().splitlines()
-    assert first.startswith("ocistream: two images have the name app:1: ")
-    assert all(image["digest"] in first for image in images)
-
-
-def test_an_archive_without_an_image_is_not_served(layout: Layout, tmp_path: Path) -> None:
-    (layout.path / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
-    archive = tmp_path / "app.tar"
-    archive.write_bytes(tar_of(small_first(layout)))
-    assertions.failure(ocistream("serve", archive, "--listen", "127.0.0.1:0"), 4, "app.tar has no images")
 
 
 def test_a_confirmed_manifest_is_in_the_index_after_a_kill(tmp_path: Path) -> None:
@@ -214,18 +171,6 @@ def test_a_corrupt_blob_is_never_served_and_a_push_replaces_it(layout: Layout, t
     assertions.success(ocistream("verify", tmp_path / "x.tar"))
 
 
-def test_a_directory_with_other_files_is_not_changed(tmp_path: Path) -> None:
-    (tmp_path / "letter").write_text("Dear reader")
-    assertions.failure(ocistream("serve", tmp_path, "--listen", "127.0.0.1:0"), 2, "not an OCI layout")
-    assertions.nothing_left(tmp_path, "letter")
-
-
-@pytest.mark.parametrize("name", ["app.tar", "app.tar.gz", "app.tgz", "app.tar.zst"])
-def test_a_missing_archive_does_not_become_a_directory(tmp_path: Path, name: str) -> None:
-    assertions.failure(ocistream("serve", tmp_path / name, "--listen", "127.0.0.1:0"), 4, "no such file", "oci:")
-    assertions.nothing_left(tmp_path)
-
-
 @pytest.mark.parametrize("argv", [[], ["--log-format=json"]])
 def test_server_errors_are_printed_without_verbose(layout: Layout, argv: list[str]) -> None:
     small_image(layout, name="app")
@@ -251,3 +196,22 @@ def test_the_limit_of_file_descriptors_is_raised_for_all_clients(tmp_path: Path)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert raised == min(limits.RESERVED_FILE_DESCRIPTORS + 4 * limits.MAX_CLIENTS, hard)
+
+
+@pytest.mark.parametrize("listen", ["localhost:0", "127.0.0.2:0", "[::1]:0"])
+def test_every_loopback_address_is_accepted(layout: Layout, tmp_path: Path, listen: str) -> None:
+    if listen.startswith("[") and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    small_image(layout, name="app")
+    with serving(tmp_path / "store", listen=listen) as (_, host):
+        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        assert host.rpartition(":")[0] == listen.rpartition(":")[0].replace("localhost", "127.0.0.1")
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True

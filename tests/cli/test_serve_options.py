@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
-import signal
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +16,7 @@ from tests.certificates import make_certificate
 from tests.cli import assertions
 from tests.cli.test_serve import really_serving, serving
 from tests.images import Layout, digest_of, small_image
-from tests.registry_http import basic, get, manifest_digest
+from tests.registry_http import basic, get
 from tests.runner import ocistream, started_fork
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -36,51 +34,11 @@ def archive(layout: Layout, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.uncounted
-def test_an_archive_accepts_pulls_and_refuses_pushes(archive: Path, tmp_path: Path) -> None:
-    before = archive.read_bytes()
-    with serving(archive) as (_, host):
-        assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
-        for image in ("app:2", "new:1"):
-            result = ocistream("push", "-i", archive, f"{host}/{image}")
-            assertions.failure(result, 8, f"{host} does not accept pushes", "405", "this registry is read-only")
-    assert archive.read_bytes() == before
-    assertions.success(ocistream("verify", tmp_path / "x.tar"))
-
-
-def test_a_file_that_cannot_be_served_is_refused(archive: Path, tmp_path: Path) -> None:
-    packed = tmp_path / "app.tar.gz"
-    packed.write_bytes(gzip.compress(archive.read_bytes()))
-    os.mkfifo(tmp_path / "pipe")
-    listen = "--listen=127.0.0.1:0"
-    assertions.failure(ocistream("serve", packed, listen), 8, "compressed", "gunzip")
-    assertions.failure(ocistream("serve", tmp_path / "pipe", listen), 8, "neither a directory nor a regular file")
-    assertions.failure(ocistream("serve", "-", listen), 2, "cannot serve stdin")
-    cut = tmp_path / "cut.tar"
-    cut.write_bytes(archive.read_bytes()[:3000])
-    assertions.failure(ocistream("serve", cut, listen), 6, "cut.tar")
-
-
-@pytest.mark.uncounted
-def test_requests_without_the_password_are_refused(archive: Path, tmp_path: Path) -> None:
-    env = {"OCISTREAM_PASSWORD": PASSWORD}
-    with started_fork("serve", archive, "--listen=127.0.0.1:0", "--username=ada", env=env) as process:
-        host = process.stdout.readline().decode().strip()
-        assert get(host, "/v2/_catalog")[0] == 401
-        assert manifest_digest(host, "app", "1", headers=basic("ada", PASSWORD)) is not None
-        pull: list[str | Path] = ["pull", f"{host}/app:1", "-o", tmp_path / "x.tar"]
-        assertions.failure(ocistream(*pull), 3)
-        assertions.success(ocistream(*pull, env={"OCISTREAM_USERNAME": "ada", **env}))
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-    # On loopback there is no warning that TLS is missing.
-    assert err == b"ocistream: terminated\n"
-
-
 @pytest.mark.parametrize(
     ("address", "words"),
     [
         ("0.0.0.0:0", ["refusing to listen on 0.0.0.0 without a password", "add --username USER --password-file FILE"]),
+        ("192.0.2.1:0", ["other machines could connect"]),
         ("foo:5000", ["cannot listen on foo: it is a host name, not an address", "write an IP address or localhost"]),
         ("127.0.0.1:99999", ["malformed address '127.0.0.1:99999': the port is not from 0 to 65535", "HOST:PORT"]),
         ("127.0.0.1:000000", ["the port is not from 0 to 65535"]),
@@ -108,10 +66,6 @@ def test_a_new_layout_is_reported(tmp_path: Path) -> None:
 
 
 def test_with_a_password_from_stdin_every_address_is_accepted(archive: Path) -> None:
-    for address in ("0.0.0.0:0", "192.0.2.1:0"):
-        assertions.failure(
-            ocistream("serve", archive, "--listen", address), 2, "other machines could connect", "--username"
-        )
     read, write = os.pipe()
     os.write(write, f"{PASSWORD}\n".encode())
     os.close(write)

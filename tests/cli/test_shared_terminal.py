@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +13,10 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.cli.terminal import Screen, on_terminal
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
-from tests.registry_http import seed
 from tests.runner import command, ocistream
 
 MIB = 1 << 20
@@ -49,13 +49,6 @@ os.write(2, b"\nbye\n")
 def image(layout: Layout) -> Descriptor:
     """Return an image with layers of 3 MiB, 2 MiB and a few bytes."""
     return layout.image([3 * MIB, 2 * MIB, b"small"], name="app")
-
-
-@pytest.fixture
-def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that has the image as `app:1`."""
-    seed(layout, image, served.host, "app", "1")
-    return served
 
 
 @pytest.mark.parametrize(
@@ -146,9 +139,7 @@ def test_a_requested_bar_is_drawn_with_any_second_program(registry: FaultyRegist
     assert "100%|" in seen.screen
 
 
-def test_a_pipe_of_two_ocistreams_has_a_bar_by_default(
-    registry: FaultyRegistry, start: Callable[..., FaultyRegistry]
-) -> None:
+def test_a_pipe_of_two_ocistreams_has_a_bar_by_default(registry: FaultyRegistry, start: Start) -> None:
     seen = on_terminal(
         *("pull", f"{registry.host}/app:1", "--limit-rate=3M"),
         piped_into=["push", f"{start().host}/other:1"],
@@ -162,9 +153,7 @@ def test_a_pipe_of_two_ocistreams_has_a_bar_by_default(
     ] == []
 
 
-def test_a_prompt_of_the_via_command_is_not_overwritten(
-    registry: FaultyRegistry, start: Callable[..., FaultyRegistry], tmp_path: Path
-) -> None:
+def test_a_prompt_of_the_via_command_is_not_overwritten(registry: FaultyRegistry, start: Start, tmp_path: Path) -> None:
     # Like ssh, it asks at the terminal and reads its input after it is connected.
     remote = tmp_path / "remote"
     remote.write_text(
@@ -184,31 +173,29 @@ def test_a_prompt_of_the_via_command_is_not_overwritten(
     assert lines.count("password:") == 2
 
 
+@pytest.mark.usefixtures("image")
 @pytest.mark.parametrize("options", [[], ["--log-format=json"], ["--progress=none"]])
 def test_the_receiving_side_of_a_pipe_without_a_terminal_prints_only_its_result(
-    served: FaultyRegistry, layout: Layout, image: Descriptor, options: list[str]
+    served: FaultyRegistry, layout: Layout, options: list[str]
 ) -> None:
-    del image
     result = ocistream("push", f"{served.host}/app:1", *options, stdin=tar_of(items_of(layout)))
     assertions.success(result)
     assert re.fullmatch(r"127\.0\.0\.1:[0-9]+/app:1@sha256:[0-9a-f]{64}", "\n".join(result.lines()))
     assert result.err == ""
 
 
+@pytest.mark.usefixtures("image")
 @pytest.mark.parametrize("option", ["-v", "--progress=plain"])
 def test_the_receiving_side_of_a_pipe_prints_a_summary_on_request(
-    served: FaultyRegistry, layout: Layout, image: Descriptor, option: str
+    served: FaultyRegistry, layout: Layout, option: str
 ) -> None:
-    del image
     result = ocistream("push", f"{served.host}/app:1", option, stdin=tar_of(items_of(layout)))
     assertions.success(result)
     assert result.err.splitlines()[-1].startswith("ocistream: copied 4 blobs")
 
 
-def test_a_push_from_a_directory_without_a_terminal_prints_a_summary(
-    served: FaultyRegistry, layout: Layout, image: Descriptor
-) -> None:
-    del image
+@pytest.mark.usefixtures("image")
+def test_a_push_from_a_directory_without_a_terminal_prints_a_summary(served: FaultyRegistry, layout: Layout) -> None:
     result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", stdin=b"unused")
     assertions.success(result)
     assert result.err.startswith("ocistream: copied 4 blobs")

@@ -10,7 +10,8 @@ import pytest
 from tests.certificates import Certificate
 from tests.cli import assertions
 from tests.cli.commands import options as options_of
-from tests.cli.two_registries import PASSWORDS, Start, World
+from tests.cli.fixture_types import Start
+from tests.cli.two_registries import PASSWORDS, World
 from tests.faulty_auth import Basic, Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Layout, small_image

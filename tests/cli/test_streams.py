@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.cli.terminal import on_terminal
 from tests.faulty_registry import Fault, FaultyRegistry, redirect, refusal
 from tests.images import OCI_LAYER, Layout, small_image, two_platforms
@@ -136,12 +136,6 @@ def test_readable_output_may_go_to_a_terminal(argv: list[str]) -> None:
     assert "ocistream" in seen.screen
 
 
-def test_a_copy_prints_a_summary_of_one_line(registry: FaultyRegistry, tmp_path: Path) -> None:
-    result = ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
-    assert len(result.err.splitlines()) == 1
-    assert result.err.startswith("ocistream: copied 3 blobs, ")
-
-
 @pytest.mark.uncounted
 def test_quiet_prints_only_errors(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")
@@ -206,17 +200,6 @@ def test_json_messages_disable_the_bar(registry: FaultyRegistry, tmp_path: Path)
     assert line["message"].startswith("copied 3 blobs")
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_a_run_completes_with_closed_streams(registry: FaultyRegistry, tmp_path: Path, closed: tuple[int, ...]) -> None:
-    # tests/cli/test_runner.py shows that a fork with closed streams is like a real process.
-    argv = ["pull", f"{registry.host}/app:1", "-v", "-o", str(tmp_path / "app.tar")]
-    done = ocistream(*argv, closed=closed)
-    assert done.code == 0
-    assert b"copied" not in done.out
-    assert len(done.lines()) == (0 if 1 in closed else 1)
-    assert next(assertions.entries(tmp_path / "app.tar"))[0] == "oci-layout"
-
-
 @pytest.mark.parametrize(
     "argv",
     [
@@ -277,9 +260,7 @@ def test_a_needed_stream_that_is_closed_is_a_usage_error(registry: FaultyRegistr
     assert tags(registry.host, "new") == []
 
 
-def test_no_secret_and_no_signed_query_is_printed(
-    start: Callable[..., FaultyRegistry], layout: Layout, tmp_path: Path
-) -> None:
+def test_no_secret_and_no_signed_query_is_printed(start: Start, layout: Layout, tmp_path: Path) -> None:
     registry = start(Fault(refusal(500), "GET", "signature=hunter2", times=None))
     seed(layout, small_image(layout), registry.host, "app", "1")
     blob = f"http://{registry.host}/v2/app/blobs/sha256:{'0' * 64}?signature=hunter2"

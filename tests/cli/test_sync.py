@@ -6,7 +6,6 @@ import json
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ import pytest
 from ocistream import limits
 from tests.archives import small_first, tar_of
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Fault, FaultyRegistry, PauseReading, Reply, Stall, StopReading, refusal
 from tests.http_doubles import unused_port
 from tests.images import OCI_MANIFEST, Layout, small_image, two_platforms
-from tests.registry_http import basic, manifest, manifest_digest, seed, tags
+from tests.registry_http import manifest, manifest_digest, seed, tags
 from tests.runner import Result, ocistream, started_fork
 from tests.schemas import validate_ours
 
-Start = Callable[..., FaultyRegistry]
 TAGS = ["1.0", "1.1", "1.2-rc.1", "2.0", "latest"]
 #: One password that two registries would receive.
 ONE_FOR_TWO = """
@@ -48,11 +47,6 @@ def source(start: Start, layout: Layout) -> FaultyRegistry:
 
 @pytest.fixture
 def target(start: Start) -> FaultyRegistry:
-    return start()
-
-
-@pytest.fixture
-def other(start: Start) -> FaultyRegistry:
     return start()
 
 
@@ -81,6 +75,19 @@ def same(one: FaultyRegistry, other: FaultyRegistry, repository: str, names: lis
     assert sorted(tags(other.host, repository)) == sorted(names)
     for tag in names:
         assert manifest(other.host, repository, tag) == manifest(one.host, "app", tag)
+
+
+def seed_big(source: FaultyRegistry, folder: Path, *layers: int) -> Layout:
+    """Seed `big:1`, an image with layers of these sizes."""
+    layout = Layout(folder / "big")
+    seed(layout, layout.image(layers), source.host, "big", "1")
+    return layout
+
+
+def assert_big_copied(source: FaultyRegistry, *targets: FaultyRegistry) -> None:
+    """Assert that these registries have `big:1`."""
+    for registry in targets:
+        assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
 
 
 class TestCopies:
@@ -147,15 +154,6 @@ class TestCopies:
         result = sync(tmp_path, text)
         assertions.success(result)
         assert "replacing oci-archive:app.tar: it cannot be read as an archive (" in result.err
-
-    def test_an_image_keeps_its_tag_or_gets_the_tag_of_the_destination(
-        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
-    ) -> None:
-        text = entry(f"{source.host}/app:1.0", f"{target.host}/kept")
-        text += entry(f"{source.host}/app:1.0", f"{target.host}/named:stable")
-        assertions.success(sync(tmp_path, text))
-        assert tags(target.host, "kept") == ["1.0"]
-        assert tags(target.host, "named") == ["stable"]
 
     def test_an_image_by_digest_is_copied_by_digest(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
@@ -303,33 +301,13 @@ class TestSeveralDestinations:
     def test_each_blob_is_fetched_once(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
-        layout = Layout(tmp_path / "big")
-        seed(layout, layout.image([300_000, 3 << 20, 40_000]), source.host, "big", "1")
+        seed_big(source, tmp_path, 300_000, 3 << 20, 40_000)
         result = sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
         assertions.success(result)
-        for registry in (target, other):
-            assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
+        assert_big_copied(source, target, other)
         assert set(fetched(source).values()) == {1}
         assert len(fetched(source)) == 4
         assert "2 images copied" in result.err
-
-    def test_each_blob_is_fetched_once_if_one_destination_has_some(
-        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
-    ) -> None:
-        layout = Layout(tmp_path / "big")
-        layers = [layout.random_layer(size)[0] for size in (300_000, 200_000, 40_000)]
-        seed(layout, layout.image(layers), source.host, "big", "1")
-        seed(layout, layout.image(layers[:1]), target.host, "big", "0")
-        seed(layout, layout.image(layers[1:2]), other.host, "big", "0")
-        assertions.success(sync(tmp_path, entry(f"{source.host}/big:1", f"{target.host}/big", f"{other.host}/big")))
-        for registry in (target, other):
-            assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
-            sent = {
-                r.target.partition("digest=")[2] for r in registry.asked("PUT", "/blobs/uploads/") if "big" in r.target
-            }
-            # Two layers and the config.
-            assert len(sent) == 2 + 1
-        assert set(fetched(source).values()) == {1}
 
     def test_neither_destination_is_asked_for_small_blobs_after_eight_missing_blobs(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
@@ -346,20 +324,19 @@ class TestSeveralDestinations:
     def test_a_failing_destination_does_not_stop_the_other(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
-        layout = Layout(tmp_path / "big")
-        seed(layout, layout.image([3 << 20, 2 << 20]), source.host, "big", "1")
+        seed_big(source, tmp_path, 3 << 20, 2 << 20)
         other.faults.append(Fault(StopReading(after=100_000), method="PATCH|PUT", path="/uploads/", times=None))
         text = entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big")
         result = sync(tmp_path, text, "--retries", "0")
         assert result.code == 7
-        assert manifest(target.host, "big", "1") == manifest(source.host, "big", "1")
+        assert_big_copied(source, target)
         assert manifest(other.host, "big", "1") is None
         assert [line.partition("@")[0] for line in result.lines()] == [f"{target.host}/big:1"]
         assert f"{other.host}/big:1" in result.err
         other.faults.clear()
         again = sync(tmp_path, text)
         assert (again.code, "1 unchanged" in again.err) == (0, True)
-        assert manifest(other.host, "big", "1") == manifest(source.host, "big", "1")
+        assert_big_copied(source, other)
 
     @pytest.mark.parametrize("failing_first", [False, True])
     def test_a_destination_that_cannot_be_examined_does_not_stop_the_other(
@@ -388,16 +365,6 @@ class TestSeveralDestinations:
         assert sorted(found["status"] for found in document["images"]) == ["copied", "failed"]
         assert manifest(other.host, "big", "1") is None
 
-    def test_a_destination_that_breaks_once_is_retried(
-        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
-    ) -> None:
-        layout = Layout(tmp_path / "big")
-        seed(layout, layout.image([6 << 20]), source.host, "big", "1")
-        other.faults.append(Fault(StopReading(after=3_000_000), method="PATCH", path="/uploads/"))
-        assertions.success(sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big")))
-        for registry in (target, other):
-            assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
-
     def test_an_unreachable_registry_is_skipped_after_some_images(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
@@ -409,20 +376,6 @@ class TestSeveralDestinations:
         same(source, target, "app", TAGS)
         assert result.err.count(f": skipping 127.0.0.1:{gone} for a while: ") == len(TAGS) - 3
         assert "5 images copied" in result.err
-
-    def test_wrong_bytes_reach_no_destination(
-        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
-    ) -> None:
-        layout = Layout(tmp_path / "big")
-        image = layout.image([300_000])
-        seed(layout, image, source.host, "big", "1")
-        digest = layout.read(image["digest"])["layers"][0]["digest"]
-        source.faults.append(Fault(Reply(200, {}, bytes(300_000)), method="GET", path=digest, times=None))
-        result = sync(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
-        assert result.code == 5
-        for registry in (target, other):
-            assert manifest(registry.host, "big", "1") is None
-            assert not registry.asked("PUT", digest.replace(":", "%3A"))
 
 
 class TestFailures:
@@ -448,13 +401,6 @@ class TestFailures:
         assert result.code == 4
         assert tags(target.host, "app") == ["2.0"]
         assert "3 failed" in result.err
-
-    def test_the_first_failure_is_the_exit_code(
-        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
-    ) -> None:
-        source.faults.append(Fault(Reply(403), path="/closed/", times=None))
-        text = entry(f"{source.host}/closed", f"{target.host}/a") + entry(f"{source.host}/none", f"{target.host}/b")
-        assert sync(tmp_path, text).code == 3
 
     def test_a_failed_upload_does_not_stop_parallel_uploads(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
@@ -511,15 +457,6 @@ class TestFailures:
         assert "4 failed" in result.err
         assert "internal" not in result.err
 
-    def test_two_images_with_one_destination_are_refused(
-        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
-    ) -> None:
-        text = entry(f"{source.host}/app:1.0", f"{target.host}/app:x") + entry(
-            f"{source.host}/app:2.0", f"{target.host}/app:x"
-        )
-        assertions.failure(sync(tmp_path, text), 2, "would both become", f"{target.host}/app:x")
-        assert target.asked("PUT|POST") == []
-
 
 class TestCredentials:
     def test_each_registry_gets_its_own_credentials(self, source: FaultyRegistry, start: Start, tmp_path: Path) -> None:
@@ -550,21 +487,6 @@ class TestCredentials:
         refused = sync(tmp_path, text, env={"ONE": "wrong"})
         assert refused.code == 3
         assert "from ONE, which the sync file names: they take precedence" in refused.err
-
-    def test_a_mirror_does_not_get_the_password_of_the_registry(
-        self, start: Start, target: FaultyRegistry, layout: Layout, tmp_path: Path
-    ) -> None:
-        own, mirror = start(auth=Basic("one", "first")), start(auth=Basic("one", "first"))
-        for registry in (own, mirror):
-            seed(layout, small_image(layout), registry.host, "app", "1", headers=basic("one", "first"))
-        mirror.requests.clear()
-        config = tmp_path / "config.toml"
-        config.write_text(f'[registry."{own.host}"]\nmirrors = ["{mirror.host}"]\n')
-        text = '[credentials.one]\nusername = "one"\npassword-env = "ONE"\n'
-        text += f'[[sync]]\nfrom = {{ location = "{own.host}/app:1", credentials = "one" }}\nto = "{target.host}/app"\n'
-        assertions.success(sync(tmp_path, text, "--config", config, env={"ONE": "first"}))
-        assert mirror.requests
-        assert [r for r in mirror.requests if "Authorization" in r.headers] == []
 
     def test_credentials_of_the_configuration_are_used(
         self, source: FaultyRegistry, start: Start, tmp_path: Path
@@ -658,10 +580,7 @@ class TestTheFile:
             ),
             ("[credentials.x]\nauthfile = '~nobody-x/a'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["authfile", "home"]),
             ("[credentials.x]\nusername = 'x'\n[[sync]]\nfrom = 'a/b'\nto = 'c/d'", ["password-env", "is missing"]),
-            (
-                ONE_FOR_TWO,
-                ["one password", "r.example and s.example"],
-            ),
+            (ONE_FOR_TWO, ["one password", "r.example and s.example"]),
         ],
     )
     def test_a_mistake_in_the_file_is_named_and_no_request_is_sent(
@@ -699,14 +618,6 @@ class TestShards:
         assert len(lines) == len(set(lines)) == 2 * len(TAGS)
         for registry in (target, other):
             same(source, registry, "app", TAGS)
-
-    def test_an_image_is_in_the_same_shard_on_every_machine(self, tmp_path: Path) -> None:
-        # None of these hosts exists, so every image of the shard fails and is reported.
-        text = "".join(entry(f"r.invalid/app:{number}", "s.invalid/app") for number in range(1, 7))
-        result = sync(tmp_path, text, "--shard", "3/4", "--retries", "0", "--result", tmp_path / "result.json")
-        assert result.code == 7
-        images = json.loads((tmp_path / "result.json").read_bytes())["images"]
-        assert [image["from"] for image in images] == ["r.invalid/app:2", "r.invalid/app:4"]
 
 
 class TestResults:
@@ -805,8 +716,7 @@ def test_an_interrupted_sync_reports_and_resumes(
 def test_an_interruption_ends_the_upload_to_one_destination_while_another_does_not_read(
     source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
 ) -> None:
-    layout = Layout(tmp_path / "big")
-    seed(layout, layout.image([32 << 20]), source.host, "big", "1")
+    seed_big(source, tmp_path, 32 << 20)
     target.faults.append(Fault(PauseReading(after=1 << 20), method="PATCH", times=None))
     file = tmp_path / "sync.toml"
     file.write_text(entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
@@ -853,8 +763,7 @@ def test_an_interruption_inside_a_blob_resumes_for_several_destinations(
         assert tags(registry.host, "big") == []
     again = ocistream("sync", file)
     assertions.success(again)
-    for registry in (target, other):
-        assert manifest(registry.host, "big", "1") == manifest(source.host, "big", "1")
+    assert_big_copied(source, target, other)
 
 
 def test_progress_has_one_total_from_the_first_byte(

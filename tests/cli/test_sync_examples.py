@@ -24,139 +24,81 @@ from tests.runner import ocistream
 
 ROOT: Final = Path(__file__).parents[2]
 SHARDS: Final = (ROOT / "docs/ci.md").read_text().partition("\n## Sync in shards\n")[2]
+
+
+def closed(*required: str, **properties: Any) -> dict[str, Any]:
+    """Return the schema of an object with these properties and no other one."""
+    return {"type": "object", "additionalProperties": False, "required": list(required), "properties": properties}
+
+
+def several(item: Mapping[str, Any], least: int = 0) -> dict[str, Any]:
+    return {"type": "array", "items": item, "minItems": least}
+
+
+def number(least: int, most: int | None = None) -> dict[str, Any]:
+    return {"type": "integer", "minimum": least, **({} if most is None else {"maximum": most})}
+
+
+TEXT: Final = {"type": "string"}
+TEXTS: Final = several(TEXT)
 NAME: Final = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}
+_SECRET: Final = {"properties": {"secretKeyRef": {"type": "object", "required": ["name", "key"]}}}
+_CONTAINER: Final = closed(
+    *("name", "image"),
+    name=NAME,
+    image=TEXT,
+    command=TEXTS,
+    args=TEXTS,
+    env=several({"type": "object", "required": ["name", "valueFrom"], "properties": {"valueFrom": _SECRET}}),
+    resources={"properties": {"limits": {"properties": {"memory": {"pattern": "^[0-9]+[KMG]i$"}}}}},
+    volumeMounts=several({"type": "object", "required": ["name", "mountPath"]}),
+)
+_POD: Final = closed(
+    *("restartPolicy", "containers"),
+    restartPolicy={"const": "Never"},
+    containers=several(_CONTAINER, 1),
+    volumes=several({"type": "object", "required": ["name", "configMap"]}),
+)
 #: kubernetes.io, "Job" and "Indexed Job": with a limit for each index, pods are never restarted in place.
-JOB: Final = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["apiVersion", "kind", "metadata", "spec"],
-    "properties": {
-        "apiVersion": {"const": "batch/v1"},
-        "kind": {"const": "Job"},
-        "metadata": {"type": "object", "required": ["name"], "properties": {"name": NAME}},
-        "spec": {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["completions", "completionMode", "template"],
-            "properties": {
-                "completions": {"type": "integer", "minimum": 1},
-                "parallelism": {"type": "integer", "minimum": 1},
-                "completionMode": {"const": "Indexed"},
-                "backoffLimitPerIndex": {"type": "integer", "minimum": 0},
-                "template": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "required": ["spec"],
-                    "properties": {
-                        "spec": {
-                            "type": "object",
-                            "additionalProperties": False,
-                            "required": ["restartPolicy", "containers"],
-                            "properties": {
-                                "restartPolicy": {"const": "Never"},
-                                "containers": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/container"}},
-                                "volumes": {"type": "array", "items": {"$ref": "#/$defs/volume"}},
-                            },
-                        }
-                    },
-                },
-            },
-        },
-    },
-    "$defs": {
-        "strings": {"type": "array", "items": {"type": "string"}},
-        "container": {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["name", "image"],
-            "properties": {
-                "name": NAME,
-                "image": {"type": "string"},
-                "command": {"$ref": "#/$defs/strings"},
-                "args": {"$ref": "#/$defs/strings"},
-                "env": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["name", "valueFrom"],
-                        "properties": {
-                            "valueFrom": {
-                                "type": "object",
-                                "properties": {"secretKeyRef": {"type": "object", "required": ["name", "key"]}},
-                            }
-                        },
-                    },
-                },
-                "resources": {
-                    "type": "object",
-                    "properties": {"limits": {"properties": {"memory": {"pattern": "^[0-9]+[KMG]i$"}}}},
-                },
-                "volumeMounts": {"type": "array", "items": {"type": "object", "required": ["name", "mountPath"]}},
-            },
-        },
-        "volume": {"type": "object", "required": ["name", "configMap"]},
-    },
+JOB: Final = closed(
+    *("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "batch/v1"},
+    kind={"const": "Job"},
+    metadata={"type": "object", "required": ["name"], "properties": {"name": NAME}},
+    spec=closed(
+        *("completions", "completionMode", "template"),
+        completions=number(1),
+        parallelism=number(1),
+        completionMode={"const": "Indexed"},
+        backoffLimitPerIndex=number(0),
+        template=closed("spec", spec=_POD),
+    ),
+)
+_STEP: Final = {
+    **closed(uses={"type": "string", "pattern": "@"}, run=TEXT, env={"type": "object", "additionalProperties": TEXT}),
+    "oneOf": [{"required": ["uses"]}, {"required": ["run"]}],
 }
+_SCHEDULE: Final = several({"required": ["cron"]})
+_STRATEGY: Final = closed(**{"fail-fast": {"type": "boolean"}, "matrix": {"type": "object"}})
+_WORK: Final = closed("runs-on", "steps", **{"runs-on": TEXT, "strategy": _STRATEGY, "steps": several(_STEP)})
 #: docs.github.com, "Workflow syntax for GitHub Actions".
-WORKFLOW: Final = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["on", "jobs"],
-    "properties": {
-        "name": {"type": "string"},
-        "on": {"type": "object", "properties": {"schedule": {"type": "array", "items": {"required": ["cron"]}}}},
-        "jobs": {
-            "type": "object",
-            "minProperties": 1,
-            "additionalProperties": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["runs-on", "steps"],
-                "properties": {
-                    "runs-on": {"type": "string"},
-                    "strategy": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "properties": {"fail-fast": {"type": "boolean"}, "matrix": {"type": "object"}},
-                    },
-                    "steps": {
-                        "type": "array",
-                        "items": {
-                            "type": "object",
-                            "additionalProperties": False,
-                            "oneOf": [{"required": ["uses"]}, {"required": ["run"]}],
-                            "properties": {
-                                "uses": {"type": "string", "pattern": "@"},
-                                "run": {"type": "string"},
-                                "env": {"type": "object", "additionalProperties": {"type": "string"}},
-                            },
-                        },
-                    },
-                },
-            },
-        },
-    },
-}
+WORKFLOW: Final = closed(
+    *("on", "jobs"),
+    name=TEXT,
+    on={"type": "object", "properties": {"schedule": _SCHEDULE}},
+    jobs={"type": "object", "minProperties": 1, "additionalProperties": _WORK},
+)
+_WHEN: Final = {"enum": ["on_success", "on_failure", "always"]}
 #: docs.gitlab.com, "CI/CD YAML syntax reference".
 PIPELINE: Final = {
     "type": "object",
-    "additionalProperties": {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["script"],
-        "properties": {
-            "image": {"type": "string"},
-            "parallel": {"type": "integer", "minimum": 1, "maximum": 200},
-            "script": {"type": "array", "items": {"type": "string"}},
-            "artifacts": {
-                "type": "object",
-                "properties": {
-                    "when": {"enum": ["on_success", "on_failure", "always"]},
-                    "paths": {"type": "array", "items": {"type": "string"}},
-                },
-            },
-        },
-    },
+    "additionalProperties": closed(
+        "script",
+        image=TEXT,
+        parallel=number(1, 200),
+        script=TEXTS,
+        artifacts={"type": "object", "properties": {"when": _WHEN, "paths": TEXTS}},
+    ),
 }
 
 

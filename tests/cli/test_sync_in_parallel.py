@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed, tags
 from tests.runner import ocistream, started_fork
-
-Start = Callable[..., FaultyRegistry]
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
-from tests.cli.two_registries import PASSWORDS, Start, World
+from tests.cli.fixture_types import Start
+from tests.cli.two_registries import PASSWORDS, World
 from tests.images import Layout, small_image
 from tests.registry_http import basic, seed
 from tests.runner import Result, ocistream

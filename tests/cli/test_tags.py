@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,13 @@ from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import ocistream
 from tests.schemas import validate_ours
 
+Images = dict[str, Descriptor]
+
 TAGS = ["1.0", "1.1", "1.1-rc1", "2.0", "latest"]
 
 
 @pytest.fixture
-def images(served: FaultyRegistry, layout: Layout) -> dict[str, Descriptor]:
+def images(served: FaultyRegistry, layout: Layout) -> Images:
     """Fill the repository `app` and return the image of each tag; two tags have the same image."""
     made = {tag: small_image(layout, annotations={"tag": tag}) for tag in TAGS}
     made["latest"] = made["2.0"]
@@ -29,16 +30,11 @@ def images(served: FaultyRegistry, layout: Layout) -> dict[str, Descriptor]:
     return made
 
 
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    with FaultyRegistry(tmp_path / "other") as registry:
-        yield registry
-
-
 @pytest.mark.usefixtures("images")
 class TestTags:
-    def test_tags_are_printed_one_per_line(self, served: FaultyRegistry) -> None:
-        result = ocistream("tags", f"{served.host}/app")
+    @pytest.mark.parametrize("command", ["tags", "inspect"])
+    def test_tags_are_printed_one_per_line(self, served: FaultyRegistry, command: str) -> None:
+        result = ocistream(command, f"{served.host}/app")
         assert (result.code, sorted(result.lines()), result.err) == (0, TAGS, "")
 
     def test_json_is_that_of_inspect(self, served: FaultyRegistry) -> None:
@@ -46,14 +42,6 @@ class TestTags:
         document = json.loads(result.out)
         validate_ours(document, "inspect")
         assert document == json.loads(ocistream("inspect", f"{served.host}/app", "--json").out)
-
-    def test_pages_are_followed(self, served: FaultyRegistry) -> None:
-        # The first page is what the registry would send for n=2.
-        first = json.dumps({"name": "app", "tags": TAGS[:2]}).encode()
-        link = {"Link": f'</v2/app/tags/list?n=1000&last={TAGS[1]}>; rel="next"'}
-        served.faults.append(Fault(Reply(200, link, first), path="/tags/list"))
-        assert ocistream("tags", f"{served.host}/app").lines() == TAGS
-        assert len(served.asked(path="/tags/list")) == 2
 
     @pytest.mark.parametrize("form", [[], ["--json"]])
     def test_an_incomplete_list_is_printed_and_has_an_exit_code(self, served: FaultyRegistry, form: list[str]) -> None:
@@ -74,13 +62,16 @@ class TestTags:
         for end in (f"{served.host}/app:1.0", f"oci:{layout.path}:v1"):
             assertions.failure(ocistream("tags", end), 2, "is one image")
 
-    def test_a_missing_repository_is_an_error(self, served: FaultyRegistry) -> None:
-        assertions.failure(ocistream("tags", f"{served.host}/gone"), 4, "gone not found")
+    @pytest.mark.parametrize("command", ["tags", "inspect"])
+    def test_a_missing_repository_is_an_error(self, served: FaultyRegistry, command: str) -> None:
+        assertions.failure(ocistream(command, f"{served.host}/gone"), 4, "gone not found")
 
-    def test_a_repository_without_tags_prints_no_lines(self, served: FaultyRegistry) -> None:
+    @pytest.mark.parametrize("command", ["tags", "inspect"])
+    def test_a_repository_without_tags_prints_no_lines(self, served: FaultyRegistry, command: str) -> None:
         served.faults.append(Fault(Reply(200, {}, b'{"tags": null}'), path="/tags/list"))
-        result = ocistream("tags", f"{served.host}/app")
+        result = ocistream(command, f"{served.host}/app")
         assert (result.code, result.out) == (0, b"")
+        assert (f"{served.host}/app has no tags" in result.err) == (command == "inspect")
 
 
 @pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
@@ -107,12 +98,6 @@ class TestInspect:
         assertions.failure(result, 4, "did you mean 3.10.")
         assert result.err.count(" or 3.10.") == 2
 
-    def test_tags_of_a_repository_one_per_line(self, served: FaultyRegistry) -> None:
-        result = ocistream("inspect", f"{served.host}/app")
-        assert result.code == 0, result.err
-        assert sorted(result.lines()) == TAGS
-        assert result.err == ""
-
     def test_tags_as_json(self, served: FaultyRegistry) -> None:
         document = json.loads(ocistream("inspect", "--json", f"docker://{served.host}/app").out)
         assert sorted(document.pop("tags")) == TAGS
@@ -130,21 +115,9 @@ class TestInspect:
         assert "localhost:1" in result.err
         assert json.loads(ocistream("inspect", "--json", f"{served.host}/app").out)["complete"] is False
 
-    def test_a_repository_without_tags_is_reported(self, served: FaultyRegistry) -> None:
-        served.faults.append(Fault(Reply(200, {}, b'{"tags": null}'), path="/tags/"))
-        result = ocistream("inspect", f"{served.host}/app")
-        assert (result.code, result.out) == (0, b"")
-        assert f"{served.host}/app has no tags" in result.err
-
-    def test_a_missing_repository_is_not_found(self, served: FaultyRegistry) -> None:
-        served.faults.append(Fault(refusal(404, "NAME_UNKNOWN"), path="/tags/"))
-        assert ocistream("inspect", f"{served.host}/gone").code == 4
-
 
 class TestCopy:
-    def test_all_tags_are_copied_unchanged(
-        self, served: FaultyRegistry, other: FaultyRegistry, images: dict[str, Descriptor]
-    ) -> None:
+    def test_all_tags_are_copied_unchanged(self, served: FaultyRegistry, other: FaultyRegistry, images: Images) -> None:
         result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/mirror/app")
         assert result.code == 0, result.err
         assert result.lines() == [f"{other.host}/mirror/app:{tag}@{images[tag]['digest']}" for tag in TAGS]
@@ -172,7 +145,7 @@ class TestCopy:
         assert sorted(tags(other.host, "app")) == chosen
 
     def test_through_an_archive_and_back(
-        self, served: FaultyRegistry, other: FaultyRegistry, images: dict[str, Descriptor], tmp_path: Path
+        self, served: FaultyRegistry, other: FaultyRegistry, images: Images, tmp_path: Path
     ) -> None:
         archive = tmp_path / "app.tar"
         assert ocistream("copy", "--all-tags", f"{served.host}/app", f"oci-archive:{archive}").code == 0
@@ -190,12 +163,6 @@ class TestCopy:
         served.faults.append(Fault(Reply(200, {}, backwards), path="/tags/"))
         assert ocistream("copy", "--all-tags", f"{served.host}/app", two).code == 0
         assert one.read_bytes() == two.read_bytes()
-
-    def test_from_an_archive_with_its_index_last_on_a_pipe(self, layout: Layout, other: FaultyRegistry) -> None:
-        first, second = (small_image(layout, name=name, annotations={"of": name}) for name in ("1", "2"))
-        result = ocistream("copy", "--all-tags", "-", f"{other.host}/app", stdin=tar_of(items_of(layout)))
-        assert result.code == 0, result.err
-        assert [manifest_digest(other.host, "app", tag) for tag in ("1", "2")] == [first["digest"], second["digest"]]
 
     @pytest.mark.usefixtures("images")
     def test_no_tag_is_copied_if_one_fails(self, served: FaultyRegistry, other: FaultyRegistry) -> None:
@@ -234,10 +201,7 @@ class TestCopy:
         name = {"layout": layout.path, "archive": archive, "pipe": "the archive on stdin"}[how]
         result = ocistream("copy", "--all-tags", source, f"{other.host}/app", stdin=archive)
         assertions.failure(
-            result,
-            2,
-            f"1 of 2 images in {name} has no tag: {nameless['digest']}",
-            f":DIGEST {other.host}/app:",
+            result, 2, f"1 of 2 images in {name} has no tag: {nameless['digest']}", f":DIGEST {other.host}/app:"
         )
         assert tags(other.host, "app") == []
         result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=archive)
@@ -305,7 +269,7 @@ class TestCopy:
         assert other.requests == []
 
     def test_referrer_tags_need_their_own_pattern(
-        self, served: FaultyRegistry, other: FaultyRegistry, images: dict[str, Descriptor], layout: Layout
+        self, served: FaultyRegistry, other: FaultyRegistry, images: Images, layout: Layout
     ) -> None:
         # The signature of an image that does not exist, so it is not copied as a referrer.
         orphan = f"sha256-{'1' * 64}.sig"

@@ -19,6 +19,8 @@ from tests.images import Descriptor, Layout
 from tests.registry_http import seed
 from tests.runner import Argument, ocistream
 
+Words = Callable[[str, Argument], list[str]]
+
 #: Commands: HOST has app:1, LAYOUT and FILE have the image, OUT is writable, and PATH cannot be examined.
 COMMANDS: Final = [
     "pull HOST/app:1 -o PATH",
@@ -60,9 +62,7 @@ def image(layout: Layout) -> Descriptor:
 
 
 @pytest.fixture
-def words(
-    served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
-) -> Callable[[str, Argument], list[str]]:
+def words(served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path) -> Words:
     """Return a function that makes the arguments of a command with a path."""
     seed(layout, image, served.host, "app", "1")
     file = tmp_path / "file.tar"
@@ -77,7 +77,7 @@ def words(
     return filled
 
 
-def test_a_path_below_a_closed_directory(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
+def test_a_path_below_a_closed_directory(words: Words, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
     for line in COMMANDS:
@@ -94,7 +94,7 @@ def test_rm_of_a_relative_path_below_a_closed_directory(tmp_path: Path) -> None:
     assertions.failure(result, 9, "closed/x", os.strerror(errno.EACCES), "check the permissions")
 
 
-def test_a_symbolic_link_to_itself(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
+def test_a_symbolic_link_to_itself(words: Words, tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     for line in COMMANDS:
@@ -107,11 +107,7 @@ def test_a_symbolic_link_to_itself(words: Callable[[str, Argument], list[str]], 
     [("SSL_CERT_FILE", 9), ("OCISTREAM_CONFIG", 9), ("OCISTREAM_CACHE", 0)],
 )
 def test_a_variable_that_names_a_path_below_a_closed_directory(
-    variable: str,
-    code: int,
-    words: Callable[[str, Argument], list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    variable: str, code: int, words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
@@ -123,7 +119,7 @@ def test_a_variable_that_names_a_path_below_a_closed_directory(
     assert os.strerror(errno.EACCES) in result.err
 
 
-def test_a_working_directory_that_was_deleted(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
+def test_a_working_directory_that_was_deleted(words: Words, tmp_path: Path) -> None:
     for line in COMMANDS:
         # Neither the path nor a directory for it exists.
         (tmp_path / "gone").mkdir()
@@ -136,16 +132,14 @@ def test_a_working_directory_that_was_deleted(words: Callable[[str, Argument], l
             assert "the working directory was deleted" in result.err
 
 
-def test_a_name_that_is_too_long(words: Callable[[str, Argument], list[str]], tmp_path: Path) -> None:
+def test_a_name_that_is_too_long(words: Words, tmp_path: Path) -> None:
     for line in COMMANDS:
         result = ocistream(*words(line, tmp_path / ("x" * 300)))
         assert result.code in {4, 9}, (line, result.err)
         assert "internal error" not in result.err
 
 
-def test_a_thread_that_cannot_be_started_is_reported_in_a_line(
-    words: Callable[[str, Argument], list[str]], tmp_path: Path
-) -> None:
+def test_a_thread_that_cannot_be_started_is_reported_in_a_line(words: Words, tmp_path: Path) -> None:
     machine = tmp_path / "machine"
     machine.mkdir()
     (machine / "sitecustomize.py").write_text(

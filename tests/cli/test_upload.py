@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, StopReading, refusal
 from tests.images import Descriptor, Layout, tar_layer
 from tests.runner import measured, ocistream
 
 MIB = 1 << 20
-Start = Callable[..., FaultyRegistry]
 
 
 @pytest.fixture(autouse=True)
@@ -94,30 +93,9 @@ class TestLearning:
         """Return a registry that accepts at most 1 MiB per request."""
         return start(Fault(refusal(413), "PATCH|PUT", larger_than=MIB, times=None))
 
-    def test_the_second_layer_uses_the_accepted_method(self, bounded: FaultyRegistry, layout: Layout) -> None:
-        layout.image([tar_layer({name: bytes(3 * MIB)}, compression="") for name in ("one", "two")], name="v2")
-        argv = ["copy", f"oci:{layout.path}:v2", f"{bounded.host}/app:2", "--jobs", "1", "-v"]
-        result = ocistream(*argv)
-        assertions.success(result)
-        assert "413" in result.err
-        refused = [int(length) for _, status, length in bodies(bounded) if status == 413]
-        assert refused[0] > 3 * MIB
-        assert all(length < 3 * MIB for length in refused[1:])
-        accepted = [int(length) for _, status, length in bodies(bounded) if status == 202]
-        assert sum(length for length in accepted if length > MIB // 2) == 6 * MIB
-
     def test_the_accepted_method_is_not_stored(self, bounded: FaultyRegistry, archive: Path, state: Path) -> None:
         assertions.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive))
         assert [path for path in state.rglob("*") if path.is_file()] == []
-
-    @pytest.mark.parametrize("home", [None, "/nonexistent/home"])
-    def test_a_push_without_a_home_succeeds(
-        self, bounded: FaultyRegistry, archive: Path, home: str | None, tmp_path: Path
-    ) -> None:
-        # Not even root can create a folder below a file.
-        where = home if home != "/nonexistent/home" else str(archive / "home")
-        env = {"XDG_STATE_HOME": None, "HOME": where, "DOCKER_CONFIG": str(tmp_path / "docker")}
-        assertions.success(ocistream("push", f"{bounded.host}/app:1", stdin=archive, env=env))
 
 
 def sorted_largest(registry: FaultyRegistry) -> str:
@@ -145,20 +123,6 @@ class TestMountFrom:
         assert len(bodies(served)) == before
         assert {blob["status"] for blob in json.loads(result.read_bytes())["blobs"]} == {"mounted"}
         assert served.asked("POST", "from=base/image")
-
-    @pytest.mark.uncounted
-    def test_copy_from_an_archive_mounts_blobs(self, start: Start, archive: Path) -> None:
-        served = start()
-        assertions.success(ocistream("push", f"{served.host}/base/image:1", stdin=archive))
-        result = ocistream("copy", archive, f"{served.host}/app:1", "--mount-from", "base/image")
-        assertions.success(result)
-        assert "mounted" in result.err
-
-    def test_a_refused_mount_costs_one_request(self, start: Start, archive: Path) -> None:
-        served = start(Fault(refusal(403), "POST", "mount=", times=None))
-        assertions.success(ocistream("push", f"{served.host}/app:1", "--mount-from", "secret", stdin=archive))
-        assert len(served.asked("POST", "mount=")) <= 2
-        assert served.layout.blob_path(sorted_largest(served)).exists()
 
     @pytest.mark.parametrize(
         ("source", "said"),

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.archives import items_of, tar_of
 from tests.certificates import make_certificate
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Layout, small_image, tar_layer, two_platforms
 from tests.peers import need
 from tests.registry_http import seed
 from tests.runner import Argument, Result, command, ocistream, run
 from tests.signed_image import signed
-
-Start = Callable[..., FaultyRegistry]
 
 
 def told(result: Result) -> list[str]:

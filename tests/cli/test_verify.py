@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,15 +175,6 @@ class TestWrongBytes:
         named = [digest for line in lines for digest in layers if f"mismatch: expected {digest}" in line]
         assert sorted(named) == sorted(layers)
 
-    def test_a_layer_with_a_wrong_size_is_found(self, images: Layout, verify: Verify) -> None:
-        digest = a_layer(images)
-        assert verify(changed(images, digest, images.file(digest).read_bytes()[:-1])).code == 5
-
-    def test_a_flipped_byte_in_a_manifest_is_found(self, images: Layout, verify: Verify) -> None:
-        image = json.loads((images.path / "index.json").read_bytes())["manifests"][0]["digest"]
-        content = images.file(image).read_bytes()
-        assert verify(changed(images, image, content[:-1] + b" ")).code == 5
-
     def test_an_unreferenced_blob_is_hashed_too(self, images: Layout, verify: Verify) -> None:
         name = blob_name(digest_of(b"unneeded"))
         good = verify(tar_of([*items_of(images), (name, b"unneeded")]))
@@ -270,9 +259,6 @@ class TestIncomplete:
     def test_input_that_is_not_an_archive_is_refused(self, verify: Verify) -> None:
         for content in (b"", b"no tar at all" * 100, END):
             assert verify(content).code == 6
-
-    def test_a_missing_file_is_not_found(self, tmp_path: Path) -> None:
-        assert ocistream("verify", tmp_path / "gone.tar").code == 4
 
     @pytest.mark.parametrize(
         ("name", "full_name"),
@@ -406,16 +392,6 @@ class TestManySmallBlobs:
         result = ocistream("verify", "--deep", stdin=tar_of([*items, *items_of(images)]))
         assert result.code == 0, result.err
         assert "8 blobs that no image needs" in result.lines()[-1]
-
-
-def test_a_fifo_is_read_once(images: Layout, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    archive = tar_of(items_of(images))
-    writer = threading.Thread(target=(tmp_path / "fifo").write_bytes, args=(archive,))
-    writer.start()
-    result = ocistream("verify", tmp_path / "fifo")
-    writer.join()
-    assert result.code == 0, result.err
 
 
 def test_all_platforms_of_an_image_in_a_registry_are_verified(tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ import pytest
 import ocistream as package
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.fault_actions import Flip
 from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
 from tests.runner import Argument, Result, forking_command, ocistream, started_fork
+
+Fake = Callable[..., str]
 
 MIB = 1 << 20
 
@@ -47,7 +50,7 @@ class Images:
 
 
 @pytest.fixture
-def images(start: Callable[..., FaultyRegistry], layout: Layout) -> Images:
+def images(start: Start, layout: Layout) -> Images:
     registry = start()
     base, _ = layout.random_layer(MIB, seed=1)
     more, _ = layout.random_layer(MIB // 2, seed=2)
@@ -58,7 +61,7 @@ def images(start: Callable[..., FaultyRegistry], layout: Layout) -> Images:
 
 
 @pytest.fixture
-def there(start: Callable[..., FaultyRegistry], images: Images) -> FaultyRegistry:  # noqa: ARG001 - starts first
+def there(start: Start, images: Images) -> FaultyRegistry:  # noqa: ARG001 - starts first
     """Return the registry of the remote side."""
     return start()
 
@@ -79,7 +82,7 @@ def far(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def faked(tmp_path: Path) -> Callable[..., str]:
+def faked(tmp_path: Path) -> Fake:
     """Return a function that makes a --via command whose ocistream is a shell script."""
 
     def make(**verbs: str) -> str:
@@ -99,6 +102,13 @@ def said(tmp_path: Path) -> list[str]:
     return (tmp_path / "fake" / "said").read_text().splitlines()
 
 
+def remote_error(message: object, code: object, status: int = 3) -> str:
+    """Return the shell script of a remote side that prints an error as JSON and exits."""
+    error = json.dumps({"level": "error", "message": message, "hint": "free some", "exit_code": code})
+    return f"head -c 10000 >/dev/null; echo {shlex.quote(error)} >&2; exit {status}"
+
+
+OTHER_IMAGE = f"echo app@{digest_of(b'other')}"
 NOTHING = 'cat >/dev/null; echo "# ocistream have 1"; echo "# digests 0"'
 
 
@@ -122,16 +132,6 @@ def failed(result: Result, code: int, *words: str) -> None:
 def uploaded(registry: FaultyRegistry) -> int:
     """Return how many bytes of blobs a registry received."""
     return sum(request.received for request in registry.requests if "/uploads/" in request.path)
-
-
-def layers_of(layout: Layout) -> list[Descriptor]:
-    """Return the layers of all images in a layout."""
-    documents = [json.loads(p.read_bytes()) for p in (layout.path / "blobs/sha256").iterdir() if is_json(p)]
-    return [layer for document in documents for layer in document.get("layers", [])]
-
-
-def is_json(path: Path) -> bool:
-    return path.read_bytes()[:1] == b"{"
 
 
 class TestSentBlobs:
@@ -179,36 +179,31 @@ class TestSentBlobs:
         assertions.success(ocistream("verify", tmp_path / "out.tar"))
 
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("kind", ["layout", "pipe", "docker"])
-    def test_from_every_kind_of_source(
-        self, kind: str, layout: Layout, start: Callable[..., FaultyRegistry], far: str, tmp_path: Path
+    @pytest.mark.parametrize("kind", ["layout", "pipe"])
+    def test_an_index_arrives_from_a_layout_or_a_pipe(
+        self, kind: str, layout: Layout, start: Start, far: str, tmp_path: Path
     ) -> None:
         there = start()
-        image = two_platforms(layout, name="both") if kind != "docker" else small_image(layout)
+        image = two_platforms(layout, name="both")
+        source, stdin = (f"oci:{layout.path}", None) if kind == "layout" else ("-", tar_of(items_of(layout)))
+        name, report = f"{there.host}/app:1", tmp_path / "r.json"
+        for _ in range(2):
+            result = copy(source, name, far, "--result", report, stdin=stdin)
+            assert result.lines() == [f"{name}@{image['digest']}"], result.err
+        assert manifest_digest(there.host, "app", "1") == image["digest"]
+        children = [layout.read(child["digest"]) for child in layout.read(image["digest"])["manifests"]]
+        layers = {layer["digest"]: layer["size"] for child in children for layer in child["layers"]}
         # If the index is last in a pipe, the layers are sent before the remote side can be asked.
+        sent = 0 if kind == "layout" else sum(layers.values())
+        assert json.loads(report.read_text())["bytes"]["copied"] == sent
+
+    def test_an_image_of_a_docker_archive_arrives(self, layout: Layout, start: Start, far: str, tmp_path: Path) -> None:
+        there = start()
         archive = tmp_path / "x.tar"
-        archive.write_bytes(
-            archive_of(of_docker([saved(layout, image, "app:1")])) if kind == "docker" else tar_of(items_of(layout))
-        )
-        source = {"layout": f"oci:{layout.path}", "pipe": "-"}.get(kind, str(archive))
-        stdin, report = archive if kind == "pipe" else None, tmp_path / "r.json"
-        results = [copy(source, f"{there.host}/app:1", far, "--result", report, stdin=stdin) for _ in range(2)]
-        for result in results:
-            assertions.success(result)
-        sizes = json.loads(report.read_text())["bytes"]
-        layers = {layer["digest"]: layer["size"] for layer in layers_of(layout)}
-        assert (
-            sizes["copied"] + sizes["converted"]
-            == {
-                "layout": 0,
-                "pipe": sum(layers.values()),
-                # The layers are compressed again, with the same result.
-                "docker": sizes["converted"] + sizes["copied"],
-            }[kind]
-        )
-        if kind != "docker":
-            assert manifest_digest(there.host, "app", "1") == image["digest"]
-        assert results[1].lines() == [f"{there.host}/app:1@{manifest_digest(there.host, 'app', '1')}"]
+        archive.write_bytes(archive_of(of_docker([saved(layout, small_image(layout), "app:1")])))
+        for _ in range(2):
+            result = copy(archive, f"{there.host}/app:1", far)
+            assert result.lines() == [f"{there.host}/app:1@{manifest_digest(there.host, 'app', '1')}"], result.err
 
     @pytest.mark.uncounted
     def test_referrers_are_sent_too(self, images: Images, there: FaultyRegistry, far: str) -> None:
@@ -254,7 +249,7 @@ class TestMessages:
             events = {o.get("event") for o in found} - {None}
             assert events == {"planned", "progress", "blob"}
 
-    def test_a_different_version_is_reported(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_a_different_version_is_reported(self, images: Images, faked: Fake) -> None:
         via = faked(
             have='cat >/dev/null; echo "# ocistream have 1"; echo "# by ocistream 9.9"; echo "# digests 0"',
             push=f"cat >/dev/null; echo app@{images.first['digest']}",
@@ -263,7 +258,7 @@ class TestMessages:
         assertions.success(result)
         assert f"the remote side has ocistream 9.9, this side has {package.__version__}" in result.err
 
-    def test_remote_messages_cannot_control_the_terminal(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_remote_messages_cannot_control_the_terminal(self, images: Images, faked: Fake) -> None:
         via = faked(
             have=f"printf 'Welcome\\033[2J\\n' >&2; head -c 200000 /dev/zero | tr '\\0' a >&2; echo >&2; {NOTHING}",
             push=f'cat >/dev/null; printf "%s\\n" \'{{"level": "info", "message": "a\\u001b[2J\\nb"}}\' >&2; '
@@ -276,9 +271,7 @@ class TestMessages:
         assert "\033" not in result.err
         assert max(map(len, result.err.splitlines())) < 70_000
 
-    def test_options_that_are_passed_to_the_remote_side(
-        self, images: Images, faked: Callable[..., str], tmp_path: Path
-    ) -> None:
+    def test_options_that_are_passed_to_the_remote_side(self, images: Images, faked: Fake, tmp_path: Path) -> None:
         via = faked(have=NOTHING, push=f"cat >/dev/null; echo app@{images.first['digest']}")
         options = ["--upload", "chunk=1MiB", "--mount-from", "base", "--plain-http", "--limit-rate", "1G", "-v"]
         options += ["--retries", "2", "--via-program", "ocistream"]
@@ -301,7 +294,7 @@ class TestMessages:
         ],
     )
     def test_options_of_the_destination_are_passed_to_the_remote_side(
-        self, images: Images, faked: Callable[..., str], tmp_path: Path, given: list[str], passed: str
+        self, images: Images, faked: Fake, tmp_path: Path, given: list[str], passed: str
     ) -> None:
         via = faked(have=NOTHING, push=f"cat >/dev/null; echo app@{images.first['digest']}")
         assertions.success(copy(images.v1, "docker://registry.local/app:v1", via, *given))
@@ -402,10 +395,32 @@ class TestFailures:
         result = copy(images.v1, "registry.local/app:v1", via, *program)
         assertions.failure(result, code, *words)
 
-    def test_a_remote_version_that_is_too_old_is_reported(self, images: Images, faked: Callable[..., str]) -> None:
-        error = {"level": "error", "message": "No such command 'have'.", "hint": "see `--help`", "exit_code": 2}
-        via = faked(have=f"echo '{json.dumps(error).replace(chr(39), chr(39) + chr(92) + chr(39) * 2)}' >&2; exit 2")
-        assertions.failure(copy(images.v1, "registry.local/app:v1", via), 8, "No such command 'have'", "same version")
+    @pytest.mark.parametrize(
+        ("have", "push", "code", "words"),
+        [
+            # The list is malformed: this is reported instead of the broken pipe.
+            ("cat >/dev/null; echo Welcome; yes", "", 6, ["'Welcome' is not a digest"]),
+            # An earlier version of ocistream.
+            (remote_error("No such command 'have'.", 2), "", 8, ["No such command 'have'", "same version"]),
+            # The remote error is shown with any exit status of the connection.
+            *(
+                (NOTHING, remote_error("disk full", 9, status), 9, ["the remote side failed: disk full", "free some"])
+                for status in (9, 1)
+            ),
+            (NOTHING, remote_error([], []), 7, ["exit status 3"]),
+            (NOTHING, """echo '{"level": "error"}' >&2; exit 3""", 7, ["exit status 3"]),
+            (NOTHING, "echo '{}' >&2; exit 3", 7, ["exit status 3"]),
+            (NOTHING, "head -c 100 >/dev/null; echo app@DIGEST", 7, ["ended before it had the complete archive"]),
+            # The remote side wrote another image, or none.
+            *((NOTHING, f"cat >/dev/null; {printed}", 5, ["DIGEST"]) for printed in ("", OTHER_IMAGE, "echo app")),
+        ],
+    )
+    def test_a_failing_remote_side_is_an_error(
+        self, have: str, push: str, code: int, words: list[str], images: Images, faked: Fake
+    ) -> None:
+        digest = images.second["digest"]
+        result = copy(images.v2, "registry.local/app:v2", faked(have=have, push=push.replace("DIGEST", digest)))
+        assertions.failure(result, code, *(word.replace("DIGEST", digest) for word in words))
 
     def test_a_command_that_does_not_forward_stdin_is_reported(
         self, images: Images, there: FaultyRegistry, far: str
@@ -447,49 +462,13 @@ class TestFailures:
         # Blobs that arrived completely are not sent again.
         assert uploaded(there) < MIB
 
-    def test_the_remote_error_after_a_local_failure_is_not_shown(
-        self, images: Images, faked: Callable[..., str]
-    ) -> None:
+    def test_the_remote_error_after_a_local_failure_is_not_shown(self, images: Images, faked: Fake) -> None:
         images.registry.faults.append(Fault(Flip(MIB // 4), path=f"/blobs/{images.more}", times=None))
         via = faked(have=NOTHING, push="cat >/dev/null; echo it has no end >&2; echo what now >&2; exit 6")
         assertions.failure(copy(images.v2, "registry.local/app:v2", via), 5, images.more)
 
-    def test_a_malformed_list_is_reported_instead_of_the_broken_pipe(
-        self, images: Images, faked: Callable[..., str]
-    ) -> None:
-        via = faked(have="cat >/dev/null; echo Welcome; yes")
-        assertions.failure(copy(images.v2, "registry.local/app:v2", via), 6, "'Welcome' is not a digest")
-
-    @pytest.mark.parametrize("status", [9, 1])
-    def test_the_remote_error_is_shown_with_any_exit_status_of_the_connection(
-        self, status: int, images: Images, faked: Callable[..., str]
-    ) -> None:
-        error = json.dumps({"level": "error", "message": "disk full", "hint": "free some", "exit_code": 9})
-        via = faked(have=NOTHING, push=f"head -c 10000 >/dev/null; echo '{error}' >&2; exit {status}")
-        assertions.failure(
-            copy(images.v2, "registry.local/app:v2", via), 9, "the remote side failed: disk full", "free some"
-        )
-
-    @pytest.mark.parametrize(
-        "error", ['{"level": "error", "message": [], "exit_code": []}', '{"level": "error"}', "{}"]
-    )
-    def test_every_remote_failure_is_an_error(self, error: str, images: Images, faked: Callable[..., str]) -> None:
-        via = faked(have=NOTHING, push=f"echo '{error}' >&2; exit 3")
-        assertions.failure(copy(images.v2, "registry.local/app:v2", via), 7, "exit status 3")
-
-    def test_a_remote_side_that_exits_early_with_0_is_an_error(self, images: Images, faked: Callable[..., str]) -> None:
-        via = faked(have=NOTHING, push=f"head -c 100 >/dev/null; echo app@{images.second['digest']}")
-        assertions.failure(copy(images.v2, "registry.local/app:v2", via), 7, "ended before it had the complete archive")
-
-    @pytest.mark.parametrize("printed", ["", f"echo app@{digest_of(b'other')}", "echo app"])
-    def test_a_remote_side_that_wrote_another_image_is_an_error(
-        self, printed: str, images: Images, faked: Callable[..., str]
-    ) -> None:
-        via = faked(have=NOTHING, push=f"cat >/dev/null; {printed}")
-        assertions.failure(copy(images.v1, "registry.local/app:v1", via), 5, images.first["digest"])
-
     def test_a_remote_side_that_claims_blobs_that_it_lacks_is_an_error(
-        self, images: Images, there: FaultyRegistry, far: str, faked: Callable[..., str]
+        self, images: Images, there: FaultyRegistry, far: str, faked: Fake
     ) -> None:
         digests = [blob["digest"] for blob in images.layout.read(images.second["digest"])["layers"]]
         real = shlex.split(far)[1].removeprefix("PATH=").partition(":")[0]
@@ -512,7 +491,7 @@ class TestFailures:
         assertions.success(copy(images.v2, f"{end}:v2", far))
         assert digest_of(path.read_bytes()) == base
 
-    def test_remote_events_may_have_any_fields(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_remote_events_may_have_any_fields(self, images: Images, faked: Fake) -> None:
         events = r"""echo '{"event": "x", "self": 1, "side": 2}' >&2; head -c 200000 /dev/zero | tr '\0' a >&2"""
         result = copy(
             images.v1, "registry.local/app:v1", faked(have=f"cat >/dev/null; {events}; exit 9"), "--progress", "json"
@@ -521,7 +500,7 @@ class TestFailures:
         assert {"event": "x", "self": 1, "side": "remote"} in said_lines
         assert "Traceback" not in result.err
 
-    def test_long_remote_output_is_truncated(self, images: Images, faked: Callable[..., str]) -> None:
+    def test_long_remote_output_is_truncated(self, images: Images, faked: Fake) -> None:
         via = faked(have="cat >/dev/null; head -c 60000 /dev/zero | tr '\\0' a >&2; exit 9")
         result = copy(images.v1, "registry.local/app:v1", via)
         failed(result, 7, "aaaa")
@@ -533,7 +512,7 @@ class TestInterruption:
     # One signal for each command is enough: they do not depend on each other.
     @pytest.mark.parametrize(("number", "verb"), [(signal.SIGINT, "have"), (signal.SIGTERM, "push")])
     def test_nothing_is_left_running(
-        self, verb: str, number: signal.Signals, images: Images, faked: Callable[..., str], tmp_path: Path
+        self, verb: str, number: signal.Signals, images: Images, faked: Fake, tmp_path: Path
     ) -> None:
         hangs = f"echo $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid; exec sleep 600"
         via = faked(**{"have": NOTHING, verb: hangs})

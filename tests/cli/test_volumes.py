@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import itertools
 import json
 import signal
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ import pytest
 
 from tests.archives import files_in
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest, seed
@@ -42,14 +43,6 @@ def image(layout: Layout) -> Descriptor:
     return layout.image(LAYERS)
 
 
-@pytest.fixture
-def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> FaultyRegistry:
-    """Return a registry that has the image as `app:1`."""
-    seed(layout, image, served.host, "app", "1")
-    served.requests.clear()
-    return served
-
-
 @dataclasses.dataclass(frozen=True)
 class CutOnce:
     """The image in three volumes: `paths` of `SIZE` bytes and `whole` of `WHOLE` bytes. Do not change the files.
@@ -60,8 +53,8 @@ class CutOnce:
     registry: FaultyRegistry
     layout: Layout
     image: Descriptor
-    paths: Sequence[Path]
-    whole: Sequence[Path]
+    paths: list[Path]
+    whole: list[Path]
     other: Path
 
 
@@ -84,17 +77,9 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CutOnce]:
 
 
 @pytest.fixture
-def target(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+def target(start: Start) -> FaultyRegistry:
     """Return an empty registry."""
     return start()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return an empty folder."""
-    folder = tmp_path / "volumes"
-    folder.mkdir()
-    return folder
 
 
 def split(registry: FaultyRegistry, folder: Path, *argv: Argument, size: int = SIZE, name: str = "app") -> list[Path]:
@@ -133,24 +118,19 @@ def layer(layout: Layout, image: Descriptor, number: int) -> str:
 # Pull ------------------------------------------------------------------------------------------------------------
 
 
-def test_each_volume_is_a_layout_and_together_they_are_the_image(
-    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path
-) -> None:
-    paths = split(registry, folder)
-    assert [path.name for path in paths] == NAMES
-    together = read_volumes(paths[::-1])
-    for digest in (image["digest"], *blobs_of(layout, image)):
-        assert together[f"blobs/{digest.replace(':', '/')}"] == layout.file(digest).read_bytes()
+def test_each_volume_is_a_layout_and_together_they_are_the_image(cut: CutOnce) -> None:
+    assert [path.name for path in cut.paths] == NAMES
+    together = read_volumes(cut.paths[::-1])
+    for digest in (cut.image["digest"], *blobs_of(cut.layout, cut.image)):
+        assert together[f"blobs/{digest.replace(':', '/')}"] == cut.layout.file(digest).read_bytes()
     # The second layer is split between the first two volumes.
-    parts = [[name for name in files_in(path.read_bytes()) if name.startswith("parts/")] for path in paths]
+    parts = [[name for name in files_in(path.read_bytes()) if name.startswith("parts/")] for path in cut.paths]
     assert [len(names) for names in parts] == [2, 2, 0]
 
 
-def test_the_same_image_gives_the_same_volumes_byte_for_byte(registry: FaultyRegistry, folder: Path) -> None:
-    first = [path.read_bytes() for path in split(registry, folder)]
-    for path in folder.iterdir():
-        path.unlink()
-    assert [path.read_bytes() for path in split(registry, folder, "--jobs", "1")] == first
+def test_the_same_image_gives_the_same_volumes_byte_for_byte(cut: CutOnce, folder: Path) -> None:
+    again = split(cut.registry, folder, "--jobs", "1")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in cut.paths]
 
 
 def test_an_image_that_fits_one_volume_is_an_ordinary_archive(
@@ -241,17 +221,14 @@ def test_copy_via_refuses_split() -> None:
 
 
 @pytest.mark.uncounted
-def test_copy_splits_archives(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
-    paths = split(registry, folder)
+def test_copy_splits_archives(cut: CutOnce, folder: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.tar"
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", whole))
-    again = tmp_path / "again"
-    again.mkdir()
-    assertions.success(ocistream("copy", whole, f"oci-archive:{again}/app.%03d.tar", "--split", str(SIZE)))
-    assert {path.name: path.read_bytes() for path in again.iterdir()} == {p.name: p.read_bytes() for p in paths}
-    with_pipe = ocistream("copy", "-", f"oci-archive:{again}/b.%03d.tar", "--split", str(SIZE), stdin=whole)
+    assertions.success(ocistream("pull", f"{cut.registry.host}/app:1", "-o", whole))
+    assertions.success(ocistream("copy", whole, f"oci-archive:{folder}/app.%03d.tar", "--split", str(SIZE)))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {p.name: p.read_bytes() for p in cut.paths}
+    with_pipe = ocistream("copy", "-", f"oci-archive:{folder}/b.%03d.tar", "--split", str(SIZE), stdin=whole)
     assertions.success(with_pipe)
-    read_volumes(sorted(again.glob("b.*")))
+    read_volumes(sorted(folder.glob("b.*")))
 
 
 @pytest.mark.uncounted
@@ -330,7 +307,7 @@ def size_of(path: Path) -> int:
 # Push ------------------------------------------------------------------------------------------------------------
 
 
-def test_volumes_are_pushed_in_every_order(cut: CutOnce, start: Callable[..., FaultyRegistry]) -> None:
+def test_volumes_are_pushed_in_every_order(cut: CutOnce, start: Start) -> None:
     for order in ORDERS:
         target = start()
         pushed = push(target, *(cut.paths[number] for number in order))
@@ -489,21 +466,14 @@ def test_an_interrupted_part_is_reported_and_resumed(cut: CutOnce, target: Fault
 
 
 @pytest.mark.uncounted
-def test_a_missing_volume_is_named(
-    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
-) -> None:
-    paths = split(registry, folder, size=WHOLE)
-    for number in range(3):
-        others = [path for path in paths if path is not paths[number]]
-        refused = push(target, *others)
-        if number == 0:
-            stored = f"2 of 3 volumes are stored; still needed: {NAMES[number]}"
-            assertions.failure(refused, 10, stored, f"-i {NAMES[number]}")
-            assertions.no_image(target)
-            assert push(target, *others).err == refused.err
+def test_a_missing_volume_is_named(cut: CutOnce, target: FaultyRegistry) -> None:
+    refused = push(target, *cut.whole[1:])
+    assertions.failure(refused, 10, f"2 of 3 volumes are stored; still needed: {NAMES[0]}", f"-i {NAMES[0]}")
+    assertions.no_image(target)
+    assert push(target, *cut.whole[1:]).err == refused.err
     # The registry keeps the blobs of the others: only the first volume is needed now.
-    assertions.success(push(target, paths[0]))
-    is_there(target, image, layout)
+    assertions.success(push(target, cut.whole[0]))
+    is_there(target, cut.image, cut.layout)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
@@ -557,51 +527,42 @@ def test_an_archive_and_the_archive_of_its_omitted_blobs_are_combined(
 
 @pytest.mark.uncounted
 def test_an_archive_of_the_missing_blobs_replaces_a_lost_volume(
-    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
+    cut: CutOnce, folder: Path, target: FaultyRegistry
 ) -> None:
-    paths = split(registry, folder)
     rest = folder / "rest.tar"
-    digests = [argument for number in (1, 2, 3) for argument in ("--only", layer(layout, image, number))]
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", rest, *digests))
-    assertions.success(push(target, rest, paths[0]))
-    is_there(target, image, layout)
+    digests = [argument for number in (1, 2, 3) for argument in ("--only", layer(cut.layout, cut.image, number))]
+    assertions.success(ocistream("pull", f"{cut.registry.host}/app:1", "-o", rest, *digests))
+    assertions.success(push(target, rest, cut.paths[0]))
+    is_there(target, cut.image, cut.layout)
 
 
-def test_only_seekable_inputs_are_joined(
-    registry: FaultyRegistry, folder: Path, target: FaultyRegistry, tmp_path: Path
-) -> None:
-    paths = split(registry, folder)
-    packed = tmp_path / "packed.tar.gz"
-    packed.write_bytes(subprocess.run(["gzip", "-c", paths[1]], capture_output=True, check=True).stdout)
-    assertions.failure(push(target, paths[0], packed), 2, f"{packed} is compressed")
-    assertions.failure(push(target, paths[0], Path("-")), 2, "- can be read only once")
-    docker = tmp_path / "docker.tar"
-    assertions.success(ocistream("copy", f"{registry.host}/app:1", f"docker-archive:{docker}:app:1"))
-    assertions.failure(push(target, paths[0], docker), 2, f"{docker} is a docker-archive")
-    assertions.failure(push(target, paths[0], tmp_path / "none.tar"), 4, "none.tar")
+def test_only_seekable_inputs_are_joined(cut: CutOnce, target: FaultyRegistry, tmp_path: Path) -> None:
+    packed, docker = tmp_path / "packed.tar.gz", tmp_path / "docker.tar"
+    packed.write_bytes(gzip.compress(cut.paths[1].read_bytes()))
+    assertions.success(ocistream("copy", f"{cut.registry.host}/app:1", f"docker-archive:{docker}:app:1"))
+    for other, code, words in (
+        (packed, 2, f"{packed} is compressed"),
+        (Path("-"), 2, "- can be read only once"),
+        (docker, 2, f"{docker} is a docker-archive"),
+        (tmp_path / "none.tar", 4, "none.tar"),
+    ):
+        assertions.failure(push(target, cut.paths[0], other), code, words)
 
 
 @pytest.mark.uncounted
-def test_one_volume_alone_may_come_from_a_pipe(
-    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
-) -> None:
-    paths = split(registry, folder, size=WHOLE)
-    for path, code in zip(paths, (10, 10, 0), strict=True):
+def test_one_volume_alone_may_come_from_a_pipe(cut: CutOnce, target: FaultyRegistry) -> None:
+    for path, code in zip(cut.whole, (10, 10, 0), strict=True):
         assert ocistream("push", f"{target.host}/app:1", stdin=path).code == code
-    is_there(target, image, layout)
+    is_there(target, cut.image, cut.layout)
 
 
-def test_a_part_of_a_blob_from_a_pipe_is_reported_as_not_stored(
-    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
-) -> None:
-    paths = split(registry, folder)
+def test_a_part_of_a_blob_from_a_pipe_is_reported_as_not_stored(cut: CutOnce, target: FaultyRegistry) -> None:
     for number in (0, 1):
-        pushed = ocistream("push", f"{target.host}/app:1", stdin=paths[number])
+        pushed = ocistream("push", f"{target.host}/app:1", stdin=cut.paths[number])
         reason = f"part of {NAMES[number]} was not stored: a pipe gives only complete blobs; still needed:"
         assertions.failure(pushed, 10, f"{reason} {', '.join(NAMES)}\n")
-    for path, code in zip(paths, (10, 10, 0), strict=True):
-        assert push(target, path).code == code
-    is_there(target, image, layout)
+    assert [push(target, path).code for path in cut.paths] == [10, 10, 0]
+    is_there(target, cut.image, cut.layout)
 
 
 def test_to_pushes_every_image_of_volumes(
@@ -631,9 +592,8 @@ def test_a_name_in_a_volume_cannot_control_the_terminal(layout: Layout, folder: 
 # Verify and inspect ----------------------------------------------------------------------------------------------
 
 
-def test_verify_names_the_volume(registry: FaultyRegistry, folder: Path) -> None:
-    paths = split(registry, folder)
-    for number, path in enumerate(paths):
+def test_verify_names_the_volume(cut: CutOnce) -> None:
+    for number, path in enumerate(cut.paths):
         seen = ocistream("verify", path)
         assertions.success(seen)
         others = ", ".join(name for name in NAMES if name != path.name)
@@ -660,13 +620,17 @@ def test_verify_of_all_volumes_finds_the_image_complete(cut: CutOnce, order: Seq
     assert document["volumes"]["absent"] == [NAMES[order[2]]]
 
 
+def damaged(volume: Path, folder: Path) -> Path:
+    """Return a copy of a volume with a flipped byte in its first part of a blob."""
+    content = bytearray(volume.read_bytes())
+    content[content.index(b"parts/") + 2000] ^= 1
+    (folder / volume.name).write_bytes(content)
+    return folder / volume.name
+
+
 @pytest.mark.parametrize("from_pipe", [False, True])
-def test_verify_finds_a_flipped_byte_in_a_part(registry: FaultyRegistry, folder: Path, from_pipe: bool) -> None:
-    paths = split(registry, folder)
-    for path in paths[:2]:
-        content = bytearray(path.read_bytes())
-        content[content.index(b"parts/") + 2000] ^= 1
-        path.write_bytes(content)
+def test_verify_finds_a_flipped_byte_in_a_part(cut: CutOnce, folder: Path, from_pipe: bool) -> None:
+    for path in (damaged(volume, folder) for volume in cut.paths[:2]):
         seen = ocistream("verify", stdin=path) if from_pipe else ocistream("verify", path)
         assert seen.code == 5
         assert "its part from byte" in seen.err
@@ -674,29 +638,19 @@ def test_verify_finds_a_flipped_byte_in_a_part(registry: FaultyRegistry, folder:
 
 
 def test_a_damaged_part_is_named_and_nothing_becomes_visible(
-    registry: FaultyRegistry, layout: Layout, image: Descriptor, folder: Path, target: FaultyRegistry
+    cut: CutOnce, folder: Path, target: FaultyRegistry
 ) -> None:
-    paths = split(registry, folder)
-    sound = paths[1].read_bytes()
-    content = bytearray(sound)
-    content[content.index(b"parts/") + 2000] ^= 1
-    paths[1].write_bytes(content)
-    assertions.failure(push(target, *paths), 5, f"{paths[1]} is damaged")
-    assert push(target, paths[0]).code == 10
-    assertions.failure(push(target, paths[1]), 5, "its part from byte", " in app.001.tar is corrupt: ")
+    wrong = damaged(cut.paths[1], folder)
+    assertions.failure(push(target, cut.paths[0], wrong, cut.paths[2]), 5, f"{wrong} is damaged")
+    assert push(target, cut.paths[0]).code == 10
+    assertions.failure(push(target, wrong), 5, "its part from byte", " in app.001.tar is corrupt: ")
     assertions.no_image(target)
-    paths[1].write_bytes(sound)
-    for path in paths:
+    for path in cut.paths:
         push(target, path)
-    is_there(target, image, layout)
+    is_there(target, cut.image, cut.layout)
 
 
-def test_copy_refuses_a_single_volume(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
-    paths = split(registry, folder, size=WHOLE)
-    assertions.failure(
-        ocistream("copy", paths[0], tmp_path / "copy.tar"), 6, "still needed: app.001.tar, app.002.tar", "all volumes"
-    )
-    assert not list(tmp_path.glob("*copy*"))
-    codes = [ocistream("copy", path, f"{tmp_path}/copy/").code for path in paths]
+def test_a_layout_gets_volumes_one_by_one(cut: CutOnce, tmp_path: Path) -> None:
+    codes = [ocistream("copy", path, f"{tmp_path}/copy/").code for path in cut.whole]
     assert codes == [10, 10, 0]
     assertions.success(ocistream("verify", tmp_path / "copy"))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.certificates import Certificate, make_certificate
+from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, small_image
 from tests.registry_http import seed
 from tests.runner import Argument, Result, ocistream
 
-Start = Callable[..., FaultyRegistry]
 #: Host names that resolve to this machine.
 NAMES: Mapping[str, int | None] = {"registry.test": None, "other.test": None}
 PASSWORDS = ("first-secret", "second-secret")

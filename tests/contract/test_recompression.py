@@ -218,6 +218,7 @@ class TestUnchanged:
         first, second = document["layers"]
         gone = {
             "containerd.io/snapshot/stargz/toc.digest": "sha256:" + "0" * 64,
+            "io.containers.zstd-chunked.manifest-position": "1:2:3:4",
             "io.github.containers.zstd-chunked.manifest-checksum": "sha256:" + "1" * 64,
         }
         first.update(annotations={"mine": "ïs", **gone}, data="AAAA", urls=["https://a.example/x"], mine=[1, 2.5, None])

@@ -113,9 +113,10 @@ def test_another_number_of_diff_ids(layout: Layout, tmp_path: Path, way: tuple[s
 @ways
 def test_a_corrupt_stream_with_a_correct_digest(layout: Layout, tmp_path: Path, way: tuple[str, str]) -> None:
     document = layout.read(layout.image([GZ])["digest"])
-    document["layers"] = [layout.blob(GZ[:-1], OCI_LAYER + "+gzip")]
-    layout.document(document, name="v1")
-    refused(layout, tmp_path, way, ArchiveError, "gzip stream is malformed: it ends too early")
+    layer = layout.blob(GZ[:-1], OCI_LAYER + "+gzip")
+    layout.document({**document, "layers": [layer]}, name="v1")
+    said = f"{layer['digest']}.*gzip stream is malformed: it ends too early"
+    refused(layout, tmp_path, way, ArchiveError, said)
 
 
 @ways

@@ -134,7 +134,6 @@ LIMITS: Final[dict[int, Limit]] = {
         "characters",
         ("http.client", "http.response", "oci.reference", "cli.console"),
         archives=("*-escapes",),
-        tests=("cli/test_exit_codes.py::test_text_from_a_registry_cannot_control_the_terminal",),
     ),
     10: Limit(
         "A body is read up to its promised size plus one byte; memory of a stated size is never allocated",
@@ -213,7 +212,7 @@ LIMITS: Final[dict[int, Limit]] = {
         tests=(
             "cli/test_via.py::test_a_name_that_a_shell_might_interpret_is_refused",
             "cli/test_via.py::test_remote_messages_cannot_control_the_terminal",
-            "cli/test_via.py::test_every_remote_failure_is_an_error",
+            "cli/test_via.py::test_a_failing_remote_side_is_an_error",
         ),
     ),
     21: Limit(

@@ -9,13 +9,14 @@ import contextlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.cli.local_faults.conftest import note
 from tests.cli.local_faults.fault_table import (
     COMMANDS,
@@ -30,7 +31,7 @@ from tests.cli.local_faults.fault_table import (
     Trouble,
 )
 from tests.cli.local_faults.workspace import Made, Place, make, place_of
-from tests.faulty_registry import Fault, FaultyRegistry, Stall
+from tests.faulty_registry import Fault, Stall
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import seed
@@ -48,9 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture
-def place(
-    start: Callable[..., FaultyRegistry], made: Made, layout: Layout, tmp_path: Path, request: pytest.FixtureRequest
-) -> Place:
+def place(start: Start, made: Made, layout: Layout, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
     """Return a place without a fault."""
     return place_of(start(), start(), made, layout, tmp_path, request.node.callspec.params["name"])
 

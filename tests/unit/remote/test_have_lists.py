@@ -43,16 +43,6 @@ def test_a_list_is_a_header_and_its_digests_in_order() -> None:
     assert written({C, A, B}) == HEAD + b"# digests 3\n" + "".join(f"{d}\n" for d in sorted((A, B, C))).encode()
 
 
-@pytest.mark.parametrize("there", [{A}, {A, B, LONG}])
-def test_a_list_truncated_anywhere_is_refused(there: set[str]) -> None:
-    whole = written(there)
-    for size in range(len(whole) - 1):
-        with pytest.raises(ArchiveError):
-            read(whole[:size], A)
-    # The last newline may be missing.
-    assert read(whole[:-1], A)[0] == {A}
-
-
 def test_the_error_says_how_much_is_missing() -> None:
     there = [digest_of(bytes([n])) for n in range(30)]
     cut = b"".join(written(there).splitlines(keepends=True)[: 4 + 17])
