@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from ocistream.errors import OcistreamError
-    from ocistream.oci.descriptor import Descriptor, Manifest
-    from ocistream.oci.documents import Document
+    from ocistream.oci.descriptor import Manifest
     from ocistream.oci.walk import GraphWalk
     from ocistream.registry.registries import ReadableRepository
 
@@ -52,13 +51,6 @@ class _ReferrerQuery:
     repository: ReadableRepository
     digest: str
     is_selected: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _FoundReferrer:
-    query: _ReferrerQuery
-    referrer: Referrer
-    manifest: Manifest
 
 
 class ReferrerSearch:
@@ -96,7 +88,7 @@ class ReferrerSearch:
         self._queried: set[tuple[str, str]] = set()
         self._digests_by_tag: dict[tuple[str, str], str] = {}
         #: The queries of a level run in several threads, which only append here, and to `_skipped`.
-        self._found: list[_FoundReferrer] = []
+        self._found: list[tuple[_ReferrerQuery, Referrer, Manifest]] = []
         #: How many more referrers may be listed and found, and how many more bytes their manifests may have.
         self._free_listed = Budget(limits.MAX_REFERRERS)
         self._free_found = Budget(limits.MAX_REFERRERS)
@@ -177,50 +169,42 @@ class ReferrerSearch:
         if referrers.incomplete_reason:
             self._skipped[SkippedReferrer(query.digest, f"{LIST_TRUNCATED}: {referrers.incomplete_reason}")] = None
         for descriptor in referrers.descriptors:
-            self._add_listed(query, descriptor)
-
-    def _add_listed(self, query: _ReferrerQuery, descriptor: Descriptor) -> None:
-        if not query.is_selected:
-            self._skip(descriptor, query.digest, self._reason)
-            if not self._with_signatures:
-                return
-        # Skip entries that are gone or name another subject: clients never clean their lists.
-        try:
-            manifest, document = self._resolve(query.repository, descriptor.digest)
-        except NotFoundError:
-            self._skip(descriptor, query.digest, NOT_FOUND)
-        except (ArchiveError, UnsupportedError):
-            self._skip(descriptor, query.digest, UNSUPPORTED_TYPE)
-        else:
-            if document.subject is None or document.subject.digest != query.digest:
-                self._skip(descriptor, query.digest, SUBJECT_MISMATCH)
-            elif query.is_selected or is_signature(document):
-                self._add_found(query, manifest, None)
+            self._add(query, descriptor.digest, artifact_type=descriptor.artifact_type)
 
     def _query_cosign_tags(self, query: _ReferrerQuery) -> None:
         for tag in cosign_tags(query.digest):
             if self._digest_tags is not None and tag not in self._digest_tags:
                 continue
-            if query.repository.find_digest(tag) is None:
-                continue
-            if not query.is_selected:
-                self._skip(None, query.digest, self._reason, tag)
-                if not self._with_signatures:
-                    continue
-            try:
-                manifest, document = self._resolve(query.repository, tag)
-            except NotFoundError:
-                self._skip(None, query.digest, NOT_FOUND, tag)
-            except UnsupportedError:
-                self._skip(None, query.digest, UNSUPPORTED_TYPE, tag)
-            else:
-                if query.is_selected or is_signature(document):
-                    self._add_found(query, manifest, tag)
+            if query.repository.find_digest(tag) is not None:
+                self._add(query, tag, tag=tag)
 
-    @staticmethod
-    def _resolve(repository: ReadableRepository, target: str) -> tuple[Manifest, Document]:
-        manifest = repository.resolve(target)
-        return manifest, parse_document(manifest.descriptor, manifest.raw)
+    def _add(
+        self, query: _ReferrerQuery, target: str, *, artifact_type: str | None = None, tag: str | None = None
+    ) -> None:
+        """Add a referrer, by its digest in a list or by a cosign tag; skip what is not to be copied or is unusable."""
+
+        def skip(reason: str) -> None:
+            digest = target if tag is None else None
+            kind = classify_referrer(artifact_type, tag)
+            self._skipped[SkippedReferrer(query.digest, reason, kind, digest, tag)] = None
+
+        if not query.is_selected:
+            skip(self._reason)
+            if not self._with_signatures:
+                return
+        # Skip entries that are gone or name another subject: clients never clean their lists.
+        try:
+            manifest = query.repository.resolve(target)
+            document = parse_document(manifest.descriptor, manifest.raw)
+        except NotFoundError:
+            skip(NOT_FOUND)
+        except (ArchiveError, UnsupportedError):
+            skip(UNSUPPORTED_TYPE)
+        else:
+            if tag is None and (document.subject is None or document.subject.digest != query.digest):
+                skip(SUBJECT_MISMATCH)
+            elif query.is_selected or is_signature(document):
+                self._add_found(query, manifest, tag)
 
     def _add_found(self, query: _ReferrerQuery, manifest: Manifest, tag: str | None) -> None:
         # The manifest describes the referrer, not the list: registries omit annotations in their lists, and the same
@@ -231,30 +215,26 @@ class ReferrerSearch:
                 f"the images have more than {limits.MAX_REFERRERS} referrers, or more than "
                 f"{limits.MAX_GRAPH_BYTES} bytes of manifests of referrers"
             )
-        self._found.append(_FoundReferrer(query, referrer, manifest))
-
-    def _skip(self, descriptor: Descriptor | None, subject: str, reason: str, tag: str | None = None) -> None:
-        kind = classify_referrer(descriptor.artifact_type if descriptor else None, tag)
-        self._skipped[SkippedReferrer(subject, reason, kind, descriptor.digest if descriptor else None, tag)] = None
+        self._found.append((query, referrer, manifest))
 
     def _move_to_graph(self, queries: Sequence[_ReferrerQuery]) -> list[_ReferrerQuery]:
         """Add the found referrers to the graph in the order of the queries; return queries for their referrers."""
         positions = {id(query): position for position, query in enumerate(queries)}
-        sorted_items = sorted(self._found, key=lambda item: (positions[id(item.query)], *item.referrer.sort_key))
+        found = sorted(self._found, key=lambda item: (positions[id(item[0])], *item[1].sort_key))
         self._found = []
         next_queries = []
-        for item in sorted_items:
-            referrer, digest = item.referrer, item.referrer.descriptor.digest
-            if not item.query.is_selected:
+        for query, referrer, manifest in found:
+            digest = referrer.descriptor.digest
+            if not query.is_selected:
                 self._walk.add_signature(referrer)
-                self._settle(item.query.repository, item.manifest)
+                self._settle(query.repository, manifest)
                 continue
             if referrer.tag and self._digests_by_tag.setdefault((referrer.subject, referrer.tag), digest) != digest:
                 self._skipped[SkippedReferrer.from_referrer(referrer, DUPLICATE_TAG)] = None
                 continue
             self._walk.add_referrer(referrer)
-            self._settle(item.query.repository, item.manifest)
-            next_queries.append(_ReferrerQuery(item.query.repository, digest))
+            self._settle(query.repository, manifest)
+            next_queries.append(_ReferrerQuery(query.repository, digest))
         return next_queries
 
 
