@@ -282,7 +282,7 @@ class RegistryDestination:
 
     def read(self, descriptor: Descriptor) -> Iterator[Chunk]:
         """Download a blob that was written early; the bytes are not verified."""
-        return self._pusher(self._early_reference()).repository.fetch_blob(descriptor)
+        return self._pusher(self._early_reference()).repository.download(descriptor).chunks()
 
     def commit(self, graph: Graph) -> None:
         """Push the manifests, children first, then their referrers, and move the tags last.

@@ -20,7 +20,7 @@ from ocistream.errors import (
 )
 from ocistream.notices import notify
 from ocistream.oci.reference import is_digest, printable
-from ocistream.registry.download import BlobRedirect, raise_corrupt_blob
+from ocistream.registry.download import raise_corrupt_blob
 from ocistream.registry.referrers import ReferrerList
 from ocistream.streams.chunks import read_all, verify_chunks
 from ocistream.transfer.interfaces import RecoverableBlob
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.registry.configuration import PullSource
+    from ocistream.registry.download import BlobDownload
     from ocistream.registry.repository import Repository
     from ocistream.streams.chunks import Chunk
 
@@ -296,15 +297,15 @@ class _MirroredDownload:
         self._repository = repository
         self._descriptor = descriptor
         self._served_by: list[PullCandidate] = []
-        #: The redirect of each location.
-        self._redirects: dict[PullCandidate, BlobRedirect] = {}
+        #: The download of parts from each location.
+        self._range_downloads: dict[PullCandidate, BlobDownload] = {}
 
     def chunks(self, offset: int = 0) -> Iterator[Chunk]:
         """Yield unverified bytes from byte `offset` on; if a location fails, the next one continues there."""
         for candidate in self._repository.usable_candidates():
             is_mirror = candidate.pull_source.is_mirror
             try:
-                for chunk in candidate.repository.fetch_blob(self._descriptor, offset, strict=is_mirror):
+                for chunk in candidate.repository.download(self._descriptor, strict=is_mirror).chunks(offset):
                     self._record_served(candidate)
                     offset += len(chunk)
                     yield chunk
@@ -316,9 +317,8 @@ class _MirroredDownload:
     def fetch_range(self, start: int, end: int, buffers: Iterator[memoryview]) -> Generator[int, None, None]:
         """Read the bytes `start` to `end` (excluded) into `buffers`, from the first usable location only."""
         for candidate in self._repository.usable_candidates():
-            redirect = self._redirects.setdefault(candidate, BlobRedirect())
-            ranges = candidate.repository.fetch_blob_range(self._descriptor, redirect, start, end, buffers)
-            with closing(ranges) as counts:
+            download = self._range_downloads.setdefault(candidate, candidate.repository.download(self._descriptor))
+            with closing(download.fetch_range(start, end, buffers)) as counts:
                 for count in counts:
                     self._record_served(candidate)
                     yield count

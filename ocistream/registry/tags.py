@@ -75,13 +75,10 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
 
     This reads only the first page of tags and does not retry, because it is only advice.
     """
-    client = repository.client
     url = f"{repository.url('tags/list')}?n={_PAGE_SIZE}"
     accept = {"Accept": "application/json"}
     try:
-        response = client.request(
-            repository.endpoint, "GET", url, scopes=repository.scopes, headers=accept, retries=client.start_retries(1)
-        )
+        response = repository.request("GET", url, headers=accept, retries=repository.client.start_retries(1))
         names = _parse_names(response.read(limits.MAX_MANIFEST), repository)
     except NotFoundError as error:
         return (

@@ -98,7 +98,7 @@ def _manifest_by_digest(repository: Repository) -> None:
 
 
 def _blob(repository: Repository) -> None:
-    assert b"".join(bytes(chunk) for chunk in verify_chunks(repository.fetch_blob(_BLOB), _BLOB)) == _CONTENT
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(repository.download(_BLOB).chunks(), _BLOB)) == _CONTENT
 
 
 def _look(repository: Repository) -> None:
