@@ -157,7 +157,7 @@ class BlobPusher:
         its session.
         """
         registry = self.repository.endpoint.registry
-        if not self._strategy.profile(registry).can_resume:
+        if not self._strategy.host(self.repository.endpoint).profile.can_resume:
             # GAR and ECR cannot report an offset.
             return UploadSession(self.repository)
         digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)

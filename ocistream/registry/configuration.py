@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from ocistream.auth.credentials import CredentialSource
     from ocistream.oci.reference import Reference
-    from ocistream.registry.profiles import RegistryProfile
 
 #: What a mirror may be used for (containers-registries.conf(5), `pull-from-mirror`).
 PULL_MODES: Final = ("all", "digest-only", "tag-only")
@@ -215,15 +214,6 @@ class RegistryRules:
     def credentials(self, registry: str) -> CredentialSource | None:
         """Return where a host's credentials are stored, or None if ocistream's own configuration does not say."""
         return self._host_rules.get(registry.lower(), HostRule()).credentials
-
-    def profile(self, registry: str) -> RegistryProfile | None:
-        """Return the profile that ocistream's own configuration sets for a host, or None."""
-        name = self._host_rules.get(registry.lower(), HostRule()).settings.profile
-        if name is None:
-            return None
-        from ocistream.registry.profiles import PROFILES_BY_NAME
-
-        return PROFILES_BY_NAME[name]
 
     def _find_mirrors(
         self, reference: Reference, namespace: RegistryNamespace | None, name: str

@@ -100,7 +100,7 @@ class Upload:
 
     | failure | next attempt | changes |
     |---|---|---|
-    | chunked coding refused | the same method with a Content-Length, from the registry's offset | `_strategy` |
+    | chunked coding refused | the same method with a Content-Length, from the registry's offset | `_host` |
     | resume refused, or parts joined wrongly | after a wait, in a new session | `_is_resume_disabled` |
     | first 404, and the registry has no offset | as after a temporary failure | `_has_excused_404` |
     | method refused | another method, from the registry's offset or 0 | `_method`, `_tried_methods`, `_refusal` |
@@ -117,8 +117,8 @@ class Upload:
     ) -> None:
         """Take the session and the bytes to upload. Send no request."""
         self._repository = repository
-        self._host = repository.endpoint.registry
-        self._strategy = strategy
+        self._registry = repository.endpoint.registry
+        self._host = host = strategy.host(repository.endpoint)
         self._session = session
         self._content = content
         self._is_size_known = content.end is not None
@@ -128,13 +128,9 @@ class Upload:
             and not (content.is_part or session.is_from_earlier_run)
             and content.descriptor.size <= limits.MAX_BUFFERED_BLOB
         )
-        self._buffer = ReplayBuffer(
-            content,
-            strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known),
-        )
+        self._buffer = ReplayBuffer(content, host.replay_buffer_size(content.access, is_size_known=self._is_size_known))
         self._retries = repository.client.start_retries()
-        self._explicit_method = strategy.explicit_method(repository.endpoint.settings.upload)
-        self._method = self._explicit_method or self._choose_method()
+        self._method = host.explicit_method or self._choose_method()
         #: One PUT is for complete blobs only.
         self._tried_methods = {self._method, *([UploadMethod(PUT)] if content.is_part else [])}
         #: Whether every request must get a proper end even if the source fails: distribution 2.8 neither resumes nor
@@ -142,7 +138,7 @@ class Upload:
         #: a layer that is too large before its first byte.
         self._must_end_requests = self._is_size_known and (
             content.access is Access.RESUMABLE
-            or (self._explicit_method is not None and self._method.kind == CHUNK and content.access is Access.ONCE)
+            or (host.explicit_method is not None and self._method.kind == CHUNK and content.access is Access.ONCE)
         )
         self.acknowledged = 0
         self.resumed_size = 0
@@ -176,7 +172,7 @@ class Upload:
             OcistreamError: an error of the content's own chunks.
         """
         open_upload = OpenUpload(
-            self._host, self._is_worth_resuming, stored_size=self._confirmed_size, can_end=self._can_end_request
+            self._registry, self._is_worth_resuming, stored_size=self._confirmed_size, can_end=self._can_end_request
         )
         try:
             with self._buffer:
@@ -200,13 +196,15 @@ class Upload:
         open_upload.remove()
         if self._is_closed:
             self._session.finish()
-            self._strategy.record_success(self._host, self._method, is_small=self._is_small)
+            # Small blobs count only if there is no larger one.
+            if not self._is_small or self._host.method_used is None:
+                self._host.method_used = self._method
         else:
             self._session.release()
         return self.acknowledged
 
     def _choose_method(self) -> UploadMethod:
-        return self._strategy.choose_method(self._host, is_size_known=self._is_size_known, is_small=self._is_small)
+        return self._host.choose_method(is_size_known=self._is_size_known, is_small=self._is_small)
 
     def _run(self) -> None:
         if self._method.kind == PUT and not self._is_size_known:
@@ -250,7 +248,7 @@ class Upload:
         if self._is_size_known and not self._content.is_part:
             blob = self._content.descriptor
             text = message.format(blob=blob.digest, size=format_size(blob.size))
-            notify(f"{self._host}: {text}", level=0 if count >= _MIN_REPORTED else 1)
+            notify(f"{self._registry}: {text}", level=0 if count >= _MIN_REPORTED else 1)
 
     # -- the state that other threads ask for ------------------------------------------------------------
 
@@ -343,24 +341,23 @@ class Upload:
             return None
         max_size = self._max_body_size(offset)
         is_stream = max_size is None and not offset
+        has_chunked_coding = False
         if end is not None and not self._must_end_requests:
-            has_chunked_coding = self._strategy.can_use_chunked_coding(self._host, end - self._content.start)
+            has_chunked_coding = self._host.can_use_chunked_coding(end - self._content.start)
             count = min(end - offset, max_size or end)
-            return self._build_request(offset, count, is_stream=is_stream, has_chunked_coding=has_chunked_coding)
-        if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
+        elif is_stream and not (end and self._host.has_refused_chunked_coding):
             return _Request(StreamedBody(self._buffer.read(0)), end or 0, has_chunked_coding=end is not None)
-        # The source must not fail in the middle of a request whose length is stated.
-        count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
-        return self._build_request(offset, count) if count else None
-
-    def _build_request(
-        self, offset: int, count: int, *, is_stream: bool = False, has_chunked_coding: bool = False
-    ) -> _Request:
-        """Return the request with the next `count` bytes; a stream states no range."""
+        else:
+            # The source must not fail in the middle of a request whose length is stated.
+            is_stream = False
+            count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
+            if not count:
+                return None
         chunks = self._buffer.read(offset, count)
         return _Request(
             StreamedBody(chunks) if has_chunked_coding else FixedLengthBody(chunks, count),
             count,
+            # A stream states no range.
             None if is_stream else (offset, offset + count),
             has_chunked_coding=has_chunked_coding,
             is_resuming=offset > 0 and self._method.kind != CHUNK,
@@ -368,9 +365,8 @@ class Upload:
 
     def _max_body_size(self, offset: int) -> int | None:
         """Return the largest size of the next body, or None for no limit."""
-        largest = self._strategy.profile(self._host).largest_chunk
         if self._method.kind != CHUNK:
-            return largest if offset else None
+            return self._host.profile.largest_chunk if offset else None
         min_chunk = self._session.min_chunk
         if min_chunk > (limits.UPLOAD_MEMORY if self._is_size_known else self._buffer.capacity):
             # The registry's minimum exceeds the largest chunk: send the rest of the blob in one request.
@@ -400,7 +396,7 @@ class Upload:
         if self._can_resume and request.span and stated is not None and self.acknowledged < stated < end:
             if stated - self.acknowledged < _MIN_PROGRESS or not self._buffer.can_load(stated):
                 # Count this as a failure, or a registry that stores very little each time would never end the loop.
-                msg = f"{self._host} accepted {stated - request.span[0]} of {request.size} bytes"
+                msg = f"{self._registry} accepted {stated - request.span[0]} of {request.size} bytes"
                 raise NetworkError(msg)
             end = stated
         self._acknowledge(end)
@@ -415,7 +411,7 @@ class Upload:
             if not self._has_blob(blob):
                 if self._content.is_part and isinstance(error, RegistryError) and not _is_transient(error):
                     msg = (
-                        f"{blob.digest}: {self._host} received all parts, but together they have another digest: "
+                        f"{blob.digest}: {self._registry} received all parts, but together they have another digest: "
                         f"{error.message}"
                     )
                     hint = "push all of its volumes together, or verify them together"
@@ -455,7 +451,7 @@ class Upload:
             offset = self._query_offset()
         if self._is_method_refused(failure, status, offset):
             self._refusal = failure
-            if self._explicit_method is not None:
+            if self._host.explicit_method is not None:
                 failure.hint = f"--upload {self._method} was requested; --upload auto finds what the registry accepts"
                 self._give_up(failure)
             if self._change_method(failure, status, offset):
@@ -486,12 +482,9 @@ class Upload:
 
     def _retry_without_chunked_coding(self, failure: NetworkError, status: int) -> None:
         """Continue with the same method and a Content-Length, for this blob and later ones."""
-        self._strategy.disable_chunked_coding(self._host)
-        notify(f"{self._host}: chunked transfer coding was answered with {status}; using Content-Length", level=1)
-        if (offset := self._query_offset()) is None:
-            self._restart(failure)
-        else:
-            self._continue_at(offset)
+        self._host.has_refused_chunked_coding = True
+        notify(f"{self._registry}: chunked transfer coding was answered with {status}; using Content-Length", level=1)
+        self._continue(failure, self._query_offset())
 
     def _is_resume_refused(self, failure: NetworkError) -> bool:
         """Return whether the registry refuses to resume an upload, or has joined its parts wrongly."""
@@ -527,8 +520,7 @@ class Upload:
         # The upload of another blob may have found a better method in the meantime.
         method: UploadMethod | None = self._choose_method()
         if method in self._tried_methods:
-            method = self._strategy.choose_next_method(
-                self._host,
+            method = self._host.replace_method(
                 refused,
                 status,
                 is_size_known=self._is_size_known,
@@ -537,20 +529,18 @@ class Upload:
             )
         if method is None:
             return False
-        self._strategy.set_method(self._host, method, is_size_known=self._is_size_known)
         self._tried_methods.add(method)
         self._method = method
         self._has_excused_404 = False
         sent = self._buffer.end
-        if offset is None and PUT not in {refused.kind, method.kind}:
+        if PUT in {refused.kind, method.kind}:
+            offset = None
+        elif offset is None:
             offset = self._query_offset()
-        if offset is None or PUT in {refused.kind, method.kind}:
-            self._restart(failure)
-        else:
-            self._continue_at(offset)
+        self._continue(failure, offset)
         resent = sent - self.acknowledged
         notify(
-            f"{self._host}: upload method {refused} was answered with {status}; using {method}"
+            f"{self._registry}: upload method {refused} was answered with {status}; using {method}"
             + (f", and {resent} bytes are sent again" if resent >= _MIN_REPORTED else ""),
             level=0 if resent >= _MIN_REPORTED else 1,
         )
@@ -558,23 +548,27 @@ class Upload:
 
     @property
     def _can_resume(self) -> bool:
-        profile_allows = self._strategy.profile(self._host).can_resume
-        return profile_allows and self._method.kind != PUT and not self._is_resume_disabled
+        return self._host.profile.can_resume and self._method.kind != PUT and not self._is_resume_disabled
 
     def _resume(self, failure: NetworkError, offset: int | None) -> None:
-        """Continue at the registry's offset; without one, start again."""
-        if offset is None and self._can_resume and not _is_session_lost(failure):
+        """Continue at the registry's offset; without one, start again. Report this."""
+        if not self._can_resume:
+            offset = None
+        elif offset is None and not _is_session_lost(failure):
             offset = self._query_offset()
-        if offset is None or not self._can_resume:
-            sent = self._sent
-            self._restart(failure)
+        sent = self._sent
+        self._continue(failure, offset)
+        if offset is None:
             self._report(f"cannot resume the upload of {{blob}}: sending {format_size(sent)} of {{size}} again", sent)
-            return
-        self._continue_at(offset)
-        notify(f"{self._host}: the upload resumes at byte {offset}", level=1)
+        else:
+            notify(f"{self._registry}: the upload resumes at byte {offset}", level=1)
 
-    def _continue_at(self, offset: int) -> None:
-        """Continue after bytes of an earlier request of this run, which the registry may join wrongly."""
+    def _continue(self, failure: NetworkError, offset: int | None) -> None:
+        """Continue at an offset of the registry; without one, start again in a new session."""
+        if offset is None:
+            self._restart(failure)
+            return
+        # The registry may join the bytes of two requests wrongly.
         self._has_continued = self._has_continued or offset > 0
         self._acknowledge(offset)
 
