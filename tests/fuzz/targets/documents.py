@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -281,7 +282,7 @@ _RECORD: Final = {
     **dataclasses.asdict(_UPLOAD),
     "location": "https://registry.example:5000/v2/team/app/blobs/uploads/1?_state=b%3D",
     "min_chunk": 65_536,
-    "since": 1_000_000_000,
+    "since": round(time.time()),
     "version": 1,
 }
 
@@ -299,7 +300,7 @@ def _records(folder: Path) -> Iterator[Check]:
     """Read an invalid upload record, which must not fail; a new record must replace it."""
     notes = list[str]()
     set_listener(lambda message, *, level: notes.append(f"{level} {message}"))
-    records = UploadRecords(folder / "uploads", lambda: 1_000_000_100.0)
+    records = UploadRecords(folder / "uploads")
     written = SessionLocation("https://registry.example:5000/x", 1)
 
     def check(data: bytes) -> None:
