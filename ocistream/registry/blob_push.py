@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,7 +20,6 @@ from ocistream.registry.upload_record import UploadKey, UploadRecords
 from ocistream.registry.upload_session import (
     UploadSession,
     can_store,
-    delete_abandoned_sessions,
     delete_session,
     has_mountable_blob,
     mount_blob,
@@ -63,17 +63,9 @@ class BlobPusher:
         #: Digest -> the session that the registry opened instead of a mount (status 202).
         self._sessions: dict[str, UploadSession] = {}
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more mount is tried.
-        self._mount_misses: dict[str, int] = {}
+        self._mount_misses: Counter[str] = Counter()
 
-    def mount(self, descriptor: Descriptor, source: str) -> bool:
-        """Mount a blob from the repository `source` of the same registry; return whether that succeeded.
-
-        Raises:
-            NetworkError: there was no answer, after all retries.
-        """
-        return self._mount(descriptor, source) is True
-
-    def mount_from_any(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
+    def mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
         """Mount a blob from one of several repositories of the same registry, the likeliest first.
 
         The first repository is asked by a mount: a refused mount opens the session that the upload needs anyway. The
@@ -83,16 +75,24 @@ class BlobPusher:
         Raises:
             NetworkError: there was no answer, after all retries.
         """
-        has_tried = False
-        for source in sorted(
-            (name for name in sources if self._mount_misses.get(name, 0) < _MAX_MOUNT_MISSES),
-            key=self._mount_miss_count,
-        ):
-            is_mounted = self._mount(descriptor, source) if not has_tried else self._mount_if_stored(descriptor, source)
-            self._record_mount(source, is_mounted)
+        usable = [name for name in sources if self._mount_misses[name] < _MAX_MOUNT_MISSES]
+        for position, source in enumerate(sorted(usable, key=self._mount_misses.__getitem__)):
+            name = printable(f"{self.repository.endpoint.registry}/{source}")
+            try:
+                is_mounted = position == 0 or has_mountable_blob(self.repository, descriptor, source)
+                if is_mounted:
+                    is_mounted, location = mount_blob(self.repository, descriptor.digest, source)
+                    self._keep_session(descriptor, location)
+            except _MOUNT_REFUSALS:
+                self._mount_misses[source] = _MAX_MOUNT_MISSES
+                notify(f"the registry refuses to mount blobs from {name}: uploading them", level=1)
+                continue
             if is_mounted:
+                self._mount_misses[source] = 0
                 return True
-            has_tried = True
+            self._mount_misses[source] += 1
+            if self._mount_misses[source] == _MAX_MOUNT_MISSES:
+                notify(f"no longer trying to mount from {name}: it had none of the last {_MAX_MOUNT_MISSES}", level=1)
         return False
 
     def can_mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
@@ -165,9 +165,22 @@ class BlobPusher:
         return UploadSession(self.repository, self._records.lock(key))
 
     def delete_abandoned_sessions(self, digests: Collection[str]) -> None:
-        """Delete sessions that earlier runs left of these blobs, all of which now exist in the repository."""
-        with contextlib.suppress(OcistreamError):
-            delete_abandoned_sessions(self.repository, self._records, digests)
+        """Delete the sessions that earlier runs left of these blobs, which now exist, and all old ones.
+
+        If a deletion fails, the record stays for the next run. A server error (5xx) ends only this deletion; any other
+        failure ends all. distribution needs a delete permission that push tokens often lack.
+        """
+        repository = self.repository
+        for record in self._records.lock_abandoned(repository.endpoint.registry, repository.name, digests):
+            try:
+                if record.location is not None and can_store(repository, record.location):
+                    delete_session(repository, record.location)
+                record.remove()
+            except OcistreamError as error:
+                if not isinstance(error, RegistryError) or error.status < 500:
+                    return
+            finally:
+                record.release()
 
     def close(self, deadline: float = math.inf) -> None:
         """Delete unused sessions that were opened instead of mounts, until `deadline` (`time.monotonic`).
@@ -184,22 +197,6 @@ class BlobPusher:
                 session.delete()
         for session in unused:
             session.release()
-
-    def _mount(self, descriptor: Descriptor, source: str) -> bool | None:
-        """Mount a blob; return whether that succeeded, or None if the registry refused the request."""
-        try:
-            is_mounted, location = mount_blob(self.repository, descriptor.digest, source)
-        except _MOUNT_REFUSALS:
-            return None
-        self._keep_session(descriptor, location)
-        return is_mounted
-
-    def _mount_if_stored(self, descriptor: Descriptor, source: str) -> bool | None:
-        try:
-            is_stored = has_mountable_blob(self.repository, descriptor, source)
-        except _MOUNT_REFUSALS:
-            return None
-        return self._mount(descriptor, source) if is_stored else False
 
     def _keep_session(self, descriptor: Descriptor, location: SessionLocation | None) -> None:
         """Keep a session for the upload, or none if the blob exists; delete the session that it replaces.
@@ -218,16 +215,3 @@ class BlobPusher:
         else:
             session.replace(location)
         self._sessions[descriptor.digest] = session
-
-    def _mount_miss_count(self, source: str) -> int:
-        return self._mount_misses.get(source, 0)
-
-    def _record_mount(self, source: str, is_mounted: bool | None) -> None:
-        self._mount_misses[source] = misses = (
-            0 if is_mounted else _MAX_MOUNT_MISSES if is_mounted is None else self._mount_miss_count(source) + 1
-        )
-        name = f"{self.repository.endpoint.registry}/{source}"
-        if is_mounted is None:
-            notify(f"the registry refuses to mount blobs from {printable(name)}: uploading them", level=1)
-        elif misses == _MAX_MOUNT_MISSES:
-            notify(f"no longer trying to mount from {printable(name)}: it had none of the last {misses}", level=1)

@@ -202,7 +202,7 @@ class RegistryDestination:
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
         for name in self._repositories_without(descriptor):
-            if not self._pushers[name].mount_from_any(descriptor, self._mount_sources(descriptor, source, name)):
+            if not self._pushers[name].mount(descriptor, self._mount_sources(descriptor, source, name)):
                 return False
             self._blob_exists[name, descriptor.digest] = True
         return True
@@ -375,7 +375,7 @@ class RegistryDestination:
 
     def _mount_or_upload(self, blob: VerifiedBlob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:
         pusher = self._pushers[name]
-        if not pusher.mount(descriptor, source):
+        if not pusher.mount(descriptor, [source]):
             if blob.access is not Access.REPEATABLE:
                 msg = (
                     f"{descriptor.digest}: {name} also needs this blob, but the blob can neither be mounted nor "

@@ -24,14 +24,14 @@ from ocistream.registry.repository import read_only_errors
 from ocistream.registry.upload_record import SessionLocation, can_store_location
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from ocistream.http.response import Response
     from ocistream.http.retry import Retries
     from ocistream.http.session import StreamedBody
     from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.repository import Repository
-    from ocistream.registry.upload_record import LockedRecord, UploadRecords
+    from ocistream.registry.upload_record import LockedRecord
 
 _STORED_STATUSES: Final = (200, 201, 202, 204)
 #: The spec's status is 204; docker's older API description has 202.
@@ -138,27 +138,6 @@ def delete_session(repository: Repository, location: SessionLocation) -> None:
         current = _next_location(location, _request_once(repository, "GET", location.url))
         if current != location:
             _request_once(repository, "DELETE", current.url)
-
-
-def delete_abandoned_sessions(repository: Repository, records: UploadRecords, digests: Collection[str]) -> None:
-    """Delete the sessions that earlier runs left of these blobs, which now exist, and all old ones.
-
-    If a deletion fails, the record stays for the next run. A server error (5xx) ends only this deletion; any other
-    failure ends all. distribution needs a delete permission that push tokens often lack.
-
-    Raises:
-        OcistreamError: the registry does not answer, or denies the deletion.
-    """
-    for record in records.lock_abandoned(repository.endpoint.registry, repository.name, digests):
-        try:
-            if record.location is not None and can_store(repository, record.location):
-                delete_session(repository, record.location)
-            record.remove()
-        except RegistryError as error:
-            if error.status < 500:
-                raise
-        finally:
-            record.release()
 
 
 def _scopes_for_mount(repository: Repository, source: str) -> tuple[str, ...]:

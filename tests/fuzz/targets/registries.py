@@ -120,7 +120,7 @@ def _referrers(repository: Repository) -> None:
 def _upload(repository: Repository) -> None:
     uploader = BlobPusher(repository)
     with contextlib.closing(uploader):
-        if not uploader.mount_from_any(_BLOB, ["other", "another"]):
+        if not uploader.mount(_BLOB, ["other", "another"]):
             uploader.upload(VerifiedBlob(_BLOB, lambda: iter([_CONTENT])))
 
 
