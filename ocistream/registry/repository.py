@@ -79,6 +79,7 @@ class Repository:
         """Take a repository such as `library/nginx` of a registry such as `docker.io`. Send no request."""
         self.client = client
         self.name = name
+        self._is_named_by_user = is_named_by_user
         self.endpoint: Endpoint = client.endpoint(registry, name, is_named_by_user=is_named_by_user)
         actions = ["pull", *(["push"] if for_push else []), *(["delete"] if for_delete else [])]
         self.scopes = (repository_scope(name, *actions),)
@@ -91,6 +92,10 @@ class Repository:
     def __str__(self) -> str:
         """Return `registry/name`."""
         return f"{self.endpoint.registry}/{self.name}"
+
+    def with_client(self, client: HttpClient) -> Repository:
+        """Return the same repository for reading through another client."""
+        return Repository(client, self.endpoint.registry, self.name, is_named_by_user=self._is_named_by_user)
 
     def url(self, path: str) -> str:
         """Return the URL of a path in this repository, such as `blobs/uploads/`."""
