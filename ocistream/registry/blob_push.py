@@ -60,10 +60,22 @@ class BlobPusher:
         self.repository = repository
         self._strategy = strategy or UploadStrategy()
         self._records = records or UploadRecords(None)
+        #: Digest -> whether the blob exists, from a request or from an upload.
+        self.exists: dict[str, bool] = {}
+        #: How many blobs in a row were missing. If two threads count at once, one more blob is asked for.
+        self.missing_count = 0
         #: Digest -> the session that the registry opened instead of a mount (status 202).
         self._sessions: dict[str, UploadSession] = {}
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more mount is tried.
         self._mount_misses: Counter[str] = Counter()
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Return whether the repository has a blob; send at most one request for each blob."""
+        digest = descriptor.digest
+        if digest not in self.exists:
+            exists = self.exists[digest] = self.repository.has_blob(descriptor)
+            self.missing_count = 0 if exists else self.missing_count + 1
+        return self.exists[digest]
 
     def mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
         """Mount a blob from one of several repositories of the same registry, the likeliest first.
@@ -89,6 +101,7 @@ class BlobPusher:
                 continue
             if is_mounted:
                 self._mount_misses[source] = 0
+                self.exists[descriptor.digest] = True
                 return True
             self._mount_misses[source] += 1
             if self._mount_misses[source] == _MAX_MOUNT_MISSES:
@@ -123,7 +136,9 @@ class BlobPusher:
         else:
             session = self._load_session(None)
         upload = Upload(self.repository, self._strategy, session, blob)
-        return UploadedSizes(upload.run(), upload.resumed_size)
+        sizes = UploadedSizes(upload.run(), upload.resumed_size)
+        self.exists[blob.descriptor.digest] = sizes.stored == blob.descriptor.size
+        return sizes
 
     def partial_size(self, digest: str) -> int:
         """Return how many bytes of a blob an unfinished upload of earlier runs has; 0 if that is not certain.
