@@ -6,6 +6,7 @@ failed request, `_recover` decides what is sent again. If the verified chunks ra
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -34,7 +35,6 @@ from ocistream.sizes import format_size
 from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
-    from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_session import UploadSession
     from ocistream.registry.upload_strategy import UploadStrategy
@@ -210,12 +210,7 @@ class Upload:
         if self._method.kind == PUT and not self._is_size_known:
             msg = "a recompressed layer cannot be uploaded with one PUT: its digest is unknown until its end"
             raise UnsupportedError(msg, hint="omit --upload, or use stream or chunk=SIZE")
-        if self._content.is_part and not self._can_resume:
-            raise _PartRefusedError
-        if self._session.is_from_earlier_run:
-            self._resume_earlier_run()
-        elif self._content.start:
-            raise _PartRefusedError
+        self._begin()
         if self.acknowledged < self._content.start:
             # The part before this one is missing.
             return
@@ -223,25 +218,24 @@ class Upload:
             self._recover(failure)
             self._request = None
 
-    # -- the session of an earlier run ------------------------------------------------------------------
-
-    def _resume_earlier_run(self) -> None:
+    def _begin(self) -> None:
         """Resume the session of an earlier run; open another one if the registry does not have it or its offset.
 
         The source of a complete blob is read from its first byte all the same, because it must be verified.
         """
-        offset = self._query_offset() if self._can_resume else None
-        if offset is None:
-            if self._content.start:
-                raise _PartRefusedError
+        content, is_from_earlier_run = self._content, self._session.is_from_earlier_run
+        offset = self._query_offset() if is_from_earlier_run and self._can_resume else None
+        if content.is_part and (not self._can_resume or (offset is None and content.start)):
+            raise _PartRefusedError
+        if offset is not None:
+            self._acknowledge(offset)
+            self.resumed_size = offset
+            if offset:
+                self._report(f"resumed {format_size(offset)} of {{size}} of {{blob}}", offset)
+        elif is_from_earlier_run:
             self._session.reopen(self._retries)
             self._retries.reset()
-            self._report("cannot resume the earlier upload of {blob}: sending all {size} again", self._content.end or 0)
-            return
-        self._acknowledge(offset)
-        self.resumed_size = offset
-        if offset:
-            self._report(f"resumed {format_size(offset)} of {{size}} of {{blob}}", offset)
+            self._report("cannot resume the earlier upload of {blob}: sending all {size} again", content.end or 0)
 
     def _report(self, message: str, count: int) -> None:
         """Report what happens to a complete blob; without -v only if `count` bytes are worth it."""
@@ -408,23 +402,20 @@ class Upload:
             self._session.put(blob.digest, self._retries, bytes_to_store=blob.size)
         except OcistreamError as error:
             # If the first answer was lost, the retry finds no session, because the first request had closed it.
-            if not self._has_blob(blob):
+            if not self._has_blob():
                 if self._content.is_part and isinstance(error, RegistryError) and not _is_transient(error):
-                    msg = (
-                        f"{blob.digest}: {self._registry} received all parts, but together they have another digest: "
-                        f"{error.message}"
-                    )
+                    problem = f"{self._registry} received all parts, but together they have another digest"
+                    msg = f"{blob.digest}: {problem}: {error.message}"
                     hint = "push all of its volumes together, or verify them together"
                     raise IntegrityError(msg, hint=hint) from error
                 raise
         self._is_closed = True
 
-    def _has_blob(self, blob: Descriptor) -> bool:
-        try:
-            return self._repository.has_blob(blob, self._retries)
-        except OcistreamError:
-            # The caller raises the error of the upload, which matters more.
-            return False
+    def _has_blob(self) -> bool:
+        # The caller raises the error of the upload, which matters more.
+        with contextlib.suppress(OcistreamError):
+            return self._repository.has_blob(self._content.descriptor, self._retries)
+        return False
 
     def _acknowledge(self, offset: int) -> None:
         self.acknowledged = offset
@@ -438,8 +429,13 @@ class Upload:
         """Prepare the next attempt, or raise: only this method decides what is sent again, and from which byte on."""
         status = _status_of(failure)
         request = self._request
-        if self._is_chunked_coding_refused(failure, status):
-            self._retry_without_chunked_coding(failure, status)
+        is_session_lost = _is_session_lost(failure)
+        has_chunked_coding = request is not None and request.has_chunked_coding
+        if has_chunked_coding and status in CHUNKED_CODING_REFUSALS and not is_session_lost:
+            self._host.has_refused_chunked_coding = True
+            message = f"chunked transfer coding was answered with {status}; using Content-Length"
+            notify(f"{self._registry}: {message}", level=1)
+            self._continue(failure, self._query_offset())
             return
         if self._is_resume_refused(failure):
             self._is_resume_disabled = True
@@ -447,7 +443,7 @@ class Upload:
             self._restart(failure)
             return
         offset: int | None = None
-        if status in {404, 416} and request is not None and not _is_session_lost(failure):
+        if status in {404, 416} and request is not None and not is_session_lost:
             offset = self._query_offset()
         if self._is_method_refused(failure, status, offset):
             self._refusal = failure
@@ -474,17 +470,6 @@ class Upload:
         if self._content.is_part and is_refused_body and not _is_transient(failure):
             raise _PartRefusedError from failure
         raise failure
-
-    def _is_chunked_coding_refused(self, failure: NetworkError, status: int) -> bool:
-        """Return whether the registry may refuse the chunked transfer coding of a body of known length."""
-        has_chunked_coding = self._request is not None and self._request.has_chunked_coding
-        return has_chunked_coding and status in CHUNKED_CODING_REFUSALS and not _is_session_lost(failure)
-
-    def _retry_without_chunked_coding(self, failure: NetworkError, status: int) -> None:
-        """Continue with the same method and a Content-Length, for this blob and later ones."""
-        self._host.has_refused_chunked_coding = True
-        notify(f"{self._registry}: chunked transfer coding was answered with {status}; using Content-Length", level=1)
-        self._continue(failure, self._query_offset())
 
     def _is_resume_refused(self, failure: NetworkError) -> bool:
         """Return whether the registry refuses to resume an upload, or has joined its parts wrongly."""
