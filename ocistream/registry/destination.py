@@ -17,7 +17,7 @@ from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import children_of
 from ocistream.oci.referrers import referrer_descriptor
 from ocistream.registry.blob_push import BlobPusher
-from ocistream.registry.referrers import CosignTags
+from ocistream.registry.referrers import CosignTags, add_to_fallback_index
 from ocistream.registry.repository import Repository, is_canonical_digest
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
@@ -313,11 +313,7 @@ class RegistryDestination:
         self._push_manifests(graph, tagged)
         by_digest = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
         for tag_reference, referrer in self._cosign_tags.find_tagged_referrers(graph).items():
-            self._push_tag(
-                tag_reference,
-                by_digest[referrer.descriptor.digest],
-                can_replace=partial(self._cosign_tags.can_replace, tag_reference),
-            )
+            self._push_tag(tag_reference, by_digest[referrer.descriptor.digest], is_signature=True)
         for root in graph.roots:
             reference = self._target(root)
             if reference.tag:
@@ -350,11 +346,9 @@ class RegistryDestination:
                 elif (repository.name, digest) not in tagged and repository.find_digest(digest) is None:
                     repository.push_manifest(digest, manifest)
         for (repository, digest), referrers in unlisted.items():
-            repository.referrers.add_to_fallback_index(digest, referrers)
+            add_to_fallback_index(repository, digest, referrers)
 
-    def _push_tag(
-        self, reference: Reference, manifest: Manifest, *, can_replace: Callable[[str], bool] = lambda _: True
-    ) -> None:
+    def _push_tag(self, reference: Reference, manifest: Manifest, *, is_signature: bool = False) -> None:
         """Move a tag, unless it already refers to the manifest: registries with immutable tags refuse a second write.
 
         The registry chooses the digest of a manifest that is pushed by tag. If that is another algorithm, the tag still
@@ -368,7 +362,7 @@ class RegistryDestination:
         own_digests = {digest, compute_digest(manifest.raw)}
         existing = repository.find_digest(tag)
         if existing and existing not in own_digests:
-            if not can_replace(existing):
+            if is_signature and not self._cosign_tags.can_replace(reference, existing):
                 msg = f"{reference.name}: another client changed this tag during the copy"
                 raise NetworkError(msg, hint="re-run the command to keep both versions, or use --no-referrers")
             notices.notify(f"{reference.name}: replacing {existing}", level=1)

@@ -6,7 +6,6 @@ Knows URLs, media types and statuses. Manifests are verified here; downloaded bl
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from ocistream.http.endpoints import Endpoint
     from ocistream.http.response import Response
     from ocistream.http.retry import Retries
-    from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
+    from ocistream.registry.referrers import ReferrerList
 
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 _NEXT_LINK = re.compile(r"<([^<>]{1,4096})>\s*;[^,]*\brel=\"?next\b")
@@ -80,6 +79,8 @@ class Repository:
         self.client = client
         self.name = name
         self._is_named_by_user = is_named_by_user
+        #: False once the registry has shown that it lacks the referrers API, which is then not requested again.
+        self.has_referrers_api = True
         self.endpoint: Endpoint = client.endpoint(registry, name, is_named_by_user=is_named_by_user)
         actions = ["pull", *(["push"] if for_push else []), *(["delete"] if for_delete else [])]
         self.scopes = (repository_scope(name, *actions),)
@@ -261,13 +262,6 @@ class Repository:
         media_type = (response.header("Content-Type") or "").partition(";")[0].strip()
         return raw, media_type, response.header("Docker-Content-Digest") or ""
 
-    @functools.cached_property
-    def referrers(self) -> RepositoryReferrers:
-        """The lists of referrers in this repository."""
-        from ocistream.registry.referrers import RepositoryReferrers
-
-        return RepositoryReferrers(self)
-
     def list_referrers(self, digest: str) -> ReferrerList:
         """Return the referrers of a manifest.
 
@@ -276,7 +270,9 @@ class Repository:
             RegistryError: the registry failed.
             ArchiveError: the list is malformed.
         """
-        return self.referrers.list_referrers(digest)
+        from ocistream.registry.referrers import list_referrers
+
+        return list_referrers(self, digest)
 
     # -- blobs ------------------------------------------------------------------------------------------
 
