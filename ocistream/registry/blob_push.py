@@ -16,10 +16,9 @@ from ocistream.errors import AuthenticationError, CancelledError, NotFoundError,
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.registry.upload import Upload
-from ocistream.registry.upload_record import UploadKey, UploadRecords
+from ocistream.registry.upload_record import UploadRecords
 from ocistream.registry.upload_session import (
     UploadSession,
-    can_store,
     delete_session,
     has_mountable_blob,
     mount_blob,
@@ -147,8 +146,8 @@ class BlobPusher:
         removed.
         """
         repository = self.repository
-        location = self._records.find(repository.endpoint.registry, repository.name, digest)
-        if location is None or not can_store(repository, location):
+        location = self._records.find(repository, digest)
+        if location is None:
             return 0
         try:
             _, offset = query_session(repository, location, repository.client.start_retries())
@@ -171,13 +170,11 @@ class BlobPusher:
         A new blob, whose digest is not known yet, cannot be resumed, but it is recorded so that a later run can delete
         its session.
         """
-        registry = self.repository.endpoint.registry
         if not self._strategy.host(self.repository.endpoint).profile.can_resume:
             # GAR and ECR cannot report an offset.
             return UploadSession(self.repository)
         digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
-        key = UploadKey(registry, self.repository.name, digest, size)
-        return UploadSession(self.repository, self._records.lock(key))
+        return UploadSession(self.repository, self._records.lock(self.repository, digest, size))
 
     def delete_abandoned_sessions(self, digests: Collection[str]) -> None:
         """Delete the sessions that earlier runs left of these blobs, which now exist, and all old ones.
@@ -185,11 +182,10 @@ class BlobPusher:
         If a deletion fails, the record stays for the next run. A server error (5xx) ends only this deletion; any other
         failure ends all. distribution needs a delete permission that push tokens often lack.
         """
-        repository = self.repository
-        for record in self._records.lock_abandoned(repository.endpoint.registry, repository.name, digests):
+        for record in self._records.lock_abandoned(self.repository, digests):
             try:
-                if record.location is not None and can_store(repository, record.location):
-                    delete_session(repository, record.location)
+                if record.location is not None:
+                    delete_session(self.repository, record.location)
                 record.remove()
             except OcistreamError as error:
                 if not isinstance(error, RegistryError) or error.status < 500:

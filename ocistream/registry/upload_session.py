@@ -21,7 +21,7 @@ from ocistream.errors import (
 )
 from ocistream.http.origins import redact_url, resolve_url
 from ocistream.registry.repository import read_only_errors
-from ocistream.registry.upload_record import SessionLocation, can_store_location
+from ocistream.registry.upload_record import SessionLocation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -188,11 +188,6 @@ def _add_query(url: str, query: str) -> str:
     return urlunsplit(parts._replace(query=f"{parts.query}&{query}" if parts.query else query))
 
 
-def can_store(repository: Repository, location: SessionLocation) -> bool:
-    """Return whether a session of a repository may be in a record: its Location is known to contain no secret."""
-    return can_store_location(location.url, repository.endpoint.url, repository.name)
-
-
 # -- the session of one upload ------------------------------------------------------------------------------
 
 
@@ -209,8 +204,7 @@ class UploadSession:
         self._record = record
         #: A spare session, opened while the registry did not answer about the session; not used so far.
         self._spare: SessionLocation | None = None
-        stored = record.location if record is not None else None
-        self.location = stored if stored is not None and can_store(repository, stored) else None
+        self.location = record.location if record is not None else None
         self.is_from_earlier_run = self.location is not None
 
     @property
@@ -405,12 +399,8 @@ class UploadSession:
         """Continue at `location`, which is new or comes from a response, and record it."""
         has_changed = location != self.location
         self.location = location
-        if not has_changed or self._record is None:
-            return
-        if can_store(self._repository, location):
+        if has_changed and self._record is not None:
             self._record.write(location)
-        else:
-            self._record.remove()
 
     def _delete_quietly(self, location: SessionLocation) -> None:
         """Delete a session; if that fails, leave it to the registry's own clean-up."""
