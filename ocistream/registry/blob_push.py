@@ -57,7 +57,7 @@ class BlobPusher:
     ) -> None:
         """Take the repository, what is known of its uploads, and the records of unfinished ones, if they are kept."""
         self.repository = repository
-        self._strategy = strategy or UploadStrategy()
+        self._strategy = (strategy or UploadStrategy()).host(repository.endpoint)
         self._records = records or UploadRecords(None)
         #: Digest -> whether the blob exists, from a request or from an upload.
         self.exists: dict[str, bool] = {}
@@ -170,7 +170,7 @@ class BlobPusher:
         A new blob, whose digest is not known yet, cannot be resumed, but it is recorded so that a later run can delete
         its session.
         """
-        if not self._strategy.host(self.repository.endpoint).profile.can_resume:
+        if not self._strategy.profile.can_resume:
             # GAR and ECR cannot report an offset.
             return UploadSession(self.repository)
         digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
@@ -183,15 +183,14 @@ class BlobPusher:
         failure ends all. distribution needs a delete permission that push tokens often lack.
         """
         for record in self._records.lock_abandoned(self.repository, digests):
+            session = UploadSession(self.repository, record)
             try:
-                if record.location is not None:
-                    delete_session(self.repository, record.location)
-                record.remove()
+                session.delete()
             except OcistreamError as error:
                 if not isinstance(error, RegistryError) or error.status < 500:
                     return
             finally:
-                record.release()
+                session.release()
 
     def close(self, deadline: float = math.inf) -> None:
         """Delete unused sessions that were opened instead of mounts, until `deadline` (`time.monotonic`).

@@ -37,17 +37,15 @@ from ocistream.transfer.interfaces import Access
 if TYPE_CHECKING:
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_session import UploadSession
-    from ocistream.registry.upload_strategy import UploadStrategy
+    from ocistream.registry.upload_strategy import HostStrategy
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 #: Bytes of progress after which the retry counter is reset.
 _MIN_PROGRESS: Final = limits.CHUNK_SIZE
 #: From this many bytes on, sending bytes again is reported without -v.
 _MIN_REPORTED: Final = limits.MIB
-#: Statuses by which a registry may refuse to resume the upload of an earlier run.
+#: Statuses by which a registry may refuse to resume an upload: one that accepts a stream may refuse a Content-Range.
 _RESUME_REFUSALS: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
-#: Statuses of a registry that accepts a stream but no PATCH with a Content-Range.
-_CONTENT_RANGE_REFUSALS: Final = frozenset({400, 405, 411, 501})
 #: Error codes for an upload whose bytes do not match the digest. The bytes that this client sent were verified.
 _MISMATCH_CODES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
 #: Statuses that concern the client's rights, not the content: of the registry, its storage or a proxy.
@@ -100,7 +98,7 @@ class Upload:
 
     | failure | next attempt | changes |
     |---|---|---|
-    | chunked coding refused | the same method with a Content-Length, from the registry's offset | `_host` |
+    | chunked coding refused | the same method with a Content-Length, from the registry's offset | `_strategy` |
     | resume refused, or parts joined wrongly | after a wait, in a new session | `_is_resume_disabled` |
     | first 404, and the registry has no offset | as after a temporary failure | `_has_excused_404` |
     | method refused | another method, from the registry's offset or 0 | `_method`, `_tried_methods`, `_refusal` |
@@ -113,12 +111,12 @@ class Upload:
     """
 
     def __init__(
-        self, repository: Repository, strategy: UploadStrategy, session: UploadSession, content: VerifiedBlob | NewBlob
+        self, repository: Repository, strategy: HostStrategy, session: UploadSession, content: VerifiedBlob | NewBlob
     ) -> None:
         """Take the session and the bytes to upload. Send no request."""
         self._repository = repository
         self._registry = repository.endpoint.registry
-        self._host = host = strategy.host(repository.endpoint)
+        self._strategy = strategy
         self._session = session
         self._content = content
         self._is_size_known = content.end is not None
@@ -128,9 +126,11 @@ class Upload:
             and not (content.is_part or session.is_from_earlier_run)
             and content.descriptor.size <= limits.MAX_BUFFERED_BLOB
         )
-        self._buffer = ReplayBuffer(content, host.replay_buffer_size(content.access, is_size_known=self._is_size_known))
+        self._buffer = ReplayBuffer(
+            content, strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known)
+        )
         self._retries = repository.client.start_retries()
-        self._method = host.explicit_method or self._choose_method()
+        self._method = strategy.explicit_method or self._choose_method()
         #: One PUT is for complete blobs only.
         self._tried_methods = {self._method, *([UploadMethod(PUT)] if content.is_part else [])}
         #: Whether every request must get a proper end even if the source fails: distribution 2.8 neither resumes nor
@@ -138,7 +138,7 @@ class Upload:
         #: a layer that is too large before its first byte.
         self._must_end_requests = self._is_size_known and (
             content.access is Access.RESUMABLE
-            or (host.explicit_method is not None and self._method.kind == CHUNK and content.access is Access.ONCE)
+            or (strategy.explicit_method is not None and self._method.kind == CHUNK and content.access is Access.ONCE)
         )
         self.acknowledged = 0
         self.resumed_size = 0
@@ -177,11 +177,6 @@ class Upload:
         try:
             with self._buffer:
                 self._run()
-        except _PartRefusedError:
-            open_upload.abandon()
-            self._session.try_delete()
-            open_upload.remove()
-            return 0
         except BaseException as error:
             if error is not self._refusal and _is_interruption(error) and self._is_worth_resuming():
                 self._session.release()
@@ -190,6 +185,8 @@ class Upload:
                 open_upload.abandon()
                 self._session.try_delete()
                 open_upload.remove()
+            if isinstance(error, _PartRefusedError):
+                return 0
             raise
         finally:
             self._session.delete_spare()
@@ -197,14 +194,14 @@ class Upload:
         if self._is_closed:
             self._session.finish()
             # Small blobs count only if there is no larger one.
-            if not self._is_small or self._host.method_used is None:
-                self._host.method_used = self._method
+            if not self._is_small or self._strategy.method_used is None:
+                self._strategy.method_used = self._method
         else:
             self._session.release()
         return self.acknowledged
 
     def _choose_method(self) -> UploadMethod:
-        return self._host.choose_method(is_size_known=self._is_size_known, is_small=self._is_small)
+        return self._strategy.choose_method(is_size_known=self._is_size_known, is_small=self._is_small)
 
     def _run(self) -> None:
         if self._method.kind == PUT and not self._is_size_known:
@@ -337,9 +334,9 @@ class Upload:
         is_stream = max_size is None and not offset
         has_chunked_coding = False
         if end is not None and not self._must_end_requests:
-            has_chunked_coding = self._host.can_use_chunked_coding(end - self._content.start)
+            has_chunked_coding = self._strategy.can_use_chunked_coding(end - self._content.start)
             count = min(end - offset, max_size or end)
-        elif is_stream and not (end and self._host.has_refused_chunked_coding):
+        elif is_stream and not (end and self._strategy.has_refused_chunked_coding):
             return _Request(StreamedBody(self._buffer.read(0)), end or 0, has_chunked_coding=end is not None)
         else:
             # The source must not fail in the middle of a request whose length is stated.
@@ -360,7 +357,7 @@ class Upload:
     def _max_body_size(self, offset: int) -> int | None:
         """Return the largest size of the next body, or None for no limit."""
         if self._method.kind != CHUNK:
-            return self._host.profile.largest_chunk if offset else None
+            return self._strategy.profile.largest_chunk if offset else None
         min_chunk = self._session.min_chunk
         if min_chunk > (limits.UPLOAD_MEMORY if self._is_size_known else self._buffer.capacity):
             # The registry's minimum exceeds the largest chunk: send the rest of the blob in one request.
@@ -432,7 +429,7 @@ class Upload:
         is_session_lost = _is_session_lost(failure)
         has_chunked_coding = request is not None and request.has_chunked_coding
         if has_chunked_coding and status in CHUNKED_CODING_REFUSALS and not is_session_lost:
-            self._host.has_refused_chunked_coding = True
+            self._strategy.has_refused_chunked_coding = True
             message = f"chunked transfer coding was answered with {status}; using Content-Length"
             notify(f"{self._registry}: {message}", level=1)
             self._continue(failure, self._query_offset())
@@ -447,7 +444,7 @@ class Upload:
             offset = self._query_offset()
         if self._is_method_refused(failure, status, offset):
             self._refusal = failure
-            if self._host.explicit_method is not None:
+            if self._strategy.explicit_method is not None:
                 failure.hint = f"--upload {self._method} was requested; --upload auto finds what the registry accepts"
                 self._give_up(failure)
             if self._change_method(failure, status, offset):
@@ -475,11 +472,11 @@ class Upload:
         """Return whether the registry refuses to resume an upload, or has joined its parts wrongly."""
         if not isinstance(failure, RegistryError) or self._is_resume_disabled:
             return False
-        if self._session.is_from_earlier_run and failure.status in _RESUME_REFUSALS:
+        request = self._request
+        is_resuming = self._session.is_from_earlier_run or (request is not None and request.is_resuming)
+        if is_resuming and failure.status in _RESUME_REFUSALS:
             return True
-        if self._request is None:
-            return self._has_continued and not _MISMATCH_CODES.isdisjoint(failure.codes)
-        return self._request.is_resuming and failure.status in _CONTENT_RANGE_REFUSALS
+        return request is None and self._has_continued and not _MISMATCH_CODES.isdisjoint(failure.codes)
 
     def _is_method_refused(self, failure: NetworkError, status: int, offset: int | None) -> bool:
         """Return whether the registry refused the method itself.
@@ -505,7 +502,7 @@ class Upload:
         # The upload of another blob may have found a better method in the meantime.
         method: UploadMethod | None = self._choose_method()
         if method in self._tried_methods:
-            method = self._host.replace_method(
+            method = self._strategy.replace_method(
                 refused,
                 status,
                 is_size_known=self._is_size_known,
@@ -533,7 +530,7 @@ class Upload:
 
     @property
     def _can_resume(self) -> bool:
-        return self._host.profile.can_resume and self._method.kind != PUT and not self._is_resume_disabled
+        return self._strategy.profile.can_resume and self._method.kind != PUT and not self._is_resume_disabled
 
     def _resume(self, failure: NetworkError, offset: int | None) -> None:
         """Continue at the registry's offset; without one, start again. Report this."""

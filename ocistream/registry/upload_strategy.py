@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
     from ocistream.http.endpoints import Endpoint
 
-#: A stream of unknown length, in the chunked transfer coding; registries refuse it in other ways than STREAM.
-_UNSIZED_STREAM: Final = "unsized"
-
 #: Statuses by which a server may refuse the chunked transfer coding (RFC 9112, section 6.1). The same method with a
 #: Content-Length is tried next.
 CHUNKED_CODING_REFUSALS: Final = frozenset({400, 404, 411, 501})
@@ -51,8 +48,6 @@ ALTERNATIVES: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyT
             416: (CHUNK, PUT),
             501: (CHUNK, PUT),
         },
-        # The digest of a recompressed layer is known only at its end, so one PUT is not possible.
-        _UNSIZED_STREAM: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
         PUT: {
             # Artifactory answers 404 BLOB_UNKNOWN to a PUT with a body (docker/buildx#196).
             404: (STREAM, CHUNK),
@@ -87,8 +82,12 @@ class UploadMethod:
 
 def list_alternatives(refused: UploadMethod, status: int, *, is_size_known: bool) -> tuple[str, ...]:
     """List the methods to try after `status` refused one; none if the status does not depend on the method."""
-    is_unsized = refused.kind == STREAM and not is_size_known
-    return ALTERNATIVES[_UNSIZED_STREAM if is_unsized else refused.kind].get(status, ())
+    if is_size_known:
+        return ALTERNATIVES[refused.kind].get(status, ())
+    if refused.kind == STREAM and status in CHUNKED_CODING_REFUSALS:
+        return (CHUNK,)
+    # The digest of a recompressed layer is known only at its end, so one PUT is not possible.
+    return tuple(kind for kind in ALTERNATIVES[refused.kind].get(status, ()) if kind != PUT)
 
 
 def parse_upload_method(text: str) -> UploadMethod | None:
@@ -222,9 +221,8 @@ class HostStrategy:
         """
         for kind in list_alternatives(refused, status, is_size_known=is_size_known):
             method = UploadMethod(kind) if kind != CHUNK else self._chunk_method(refused, body_size)
-            if method is None or method in tried or (kind == PUT and not is_size_known):
-                continue
-            if kind in self.profile.methods or kind == refused.kind:
+            is_allowed = kind in self.profile.methods or kind == refused.kind
+            if is_allowed and method is not None and method not in tried:
                 self._methods[is_size_known] = method
                 return method
         return None
