@@ -135,12 +135,7 @@ class RegistryDestination:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
                 msg = f"the image is {root.descriptor.digest}, not {reference.digest} as in the name {reference.name}"
-                is_narrowed_index = any(index.digest == reference.digest for index in graph.incomplete_indexes)
-                hint = (
-                    "the source has only some platforms of this index: omit the digest"
-                    if is_narrowed_index
-                    else "correct the digest, or push to a tag"
-                )
+                hint = "correct or omit the digest: an index of which only some platforms are copied has another one"
                 raise IntegrityError(msg, hint=hint)
         self._find_targets(graph)
 

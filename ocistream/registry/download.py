@@ -113,15 +113,10 @@ class BlobDownload:
         """
         is_complete = start == 0 and end == self._descriptor.size
         response = self._request_range(start, end, is_complete=is_complete)
-        problem = None
         if not is_complete and (response.status != 206 or not _starts_at(response, start)):
-            problem = f"the server returned a wrong byte range instead of bytes from {start} on"
-        elif has_excess_length(response, end - start):
-            problem = f"the server announced more than the requested {end - start} bytes"
-        if problem is not None:
-            response.close()
-            msg = f"GET {redact_url(response.url)}: {problem}"
-            raise PermanentNetworkError(msg)
+            raise _refuse(response, f"the server returned a wrong byte range instead of bytes from {start} on")
+        if has_excess_length(response, end - start):
+            raise _refuse(response, f"the server announced more than the requested {end - start} bytes")
         yield from response.read_into(end - start, buffers)
 
     def _request_range(self, start: int, end: int, *, is_complete: bool) -> Response:
@@ -165,8 +160,16 @@ class BlobDownload:
             response.drain()
             return iter(())
         self._check_headers(response, offset)
-        skip = _bytes_to_skip(response, offset, discardable + limits.MAX_DISCARD)
-        return chunks_from(response.chunks(), skip) if skip else response.chunks()
+        if response.status == 206:
+            if not _starts_at(response, offset):
+                found = printable(response.header("Content-Range") or "no Content-Range")
+                problem = f"the server returned a wrong byte range instead of bytes from {offset} on: {found}"
+                raise _refuse(response, problem)
+            return response.chunks()
+        if offset > discardable + limits.MAX_DISCARD:
+            raise _refuse(response, f"cut after {offset} bytes, and this registry cannot resume")
+        # Skip the bytes that are already known (container-libs#1114).
+        return chunks_from(response.chunks(), offset) if offset else response.chunks()
 
     def _check_headers(self, response: Response, offset: int) -> None:
         """Check the headers of a response with the blob's bytes from `offset` on.
@@ -232,23 +235,7 @@ def _starts_at(response: Response, offset: int) -> bool:
     return response.status == 200 or (response.status == 206 and match is not None and int(match[1]) == offset)
 
 
-def _bytes_to_skip(response: Response, offset: int, max_skip: int) -> int:
-    """Return how many bytes at the start of a response are already known (container-libs#1114).
-
-    Raises:
-        PermanentNetworkError: the response has another range, or more than `max_skip` bytes would be skipped.
-    """
-    if response.status == 206:
-        if _starts_at(response, offset):
-            return 0
-        response.close()
-        msg = (
-            f"GET {redact_url(response.url)}: the server returned a wrong byte range instead of bytes from {offset} "
-            f"on: {printable(response.header('Content-Range') or 'no Content-Range')}"
-        )
-        raise PermanentNetworkError(msg)
-    if offset > max_skip:
-        response.close()
-        msg = f"GET {redact_url(response.url)}: cut after {offset} bytes, and this registry cannot resume"
-        raise PermanentNetworkError(msg)
-    return offset
+def _refuse(response: Response, problem: str) -> PermanentNetworkError:
+    """Close a response, and return an error that a retry does not cure."""
+    response.close()
+    return PermanentNetworkError(f"GET {redact_url(response.url)}: {problem}")

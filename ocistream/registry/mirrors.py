@@ -294,15 +294,15 @@ class _MirroredDownload:
 
     def fetch_range(self, start: int, end: int, buffers: Iterator[memoryview]) -> Generator[int, None, None]:
         """Read the bytes `start` to `end` (excluded) into `buffers`, from the first usable location only."""
-        for candidate in self._repository.usable_candidates():
-            download = self._range_downloads.setdefault(candidate, candidate.repository.download(self._descriptor))
-            with closing(download.fetch_range(start, end, buffers)) as counts:
-                for count in counts:
-                    self._record_served(candidate)
-                    yield count
-            return
-        msg = f"{self._repository}: no source to read from"
-        raise NotFoundError(msg)
+        candidate = next(self._repository.usable_candidates(), None)
+        if candidate is None:
+            msg = f"{self._repository}: no source to read from"
+            raise NotFoundError(msg)
+        download = self._range_downloads.setdefault(candidate, candidate.repository.download(self._descriptor))
+        with closing(download.fetch_range(start, end, buffers)) as counts:
+            for count in counts:
+                self._record_served(candidate)
+                yield count
 
     def _record_served(self, candidate: PullCandidate) -> None:
         if candidate not in self._served_by:
