@@ -188,18 +188,17 @@ class Repository:
             UnsupportedError: the registry is read-only, or does not support the digest algorithm.
             IntegrityError: the registry reports that it stored other bytes.
         """
-        if is_canonical_digest(target) or not is_digest(target):
-            return self._push_manifest(target, manifest).header("OCI-Subject") or ""
+        has_other_algorithm = is_digest(target) and not is_canonical_digest(target)
         try:
             response = self._push_manifest(target, manifest)
         except RegistryError as error:
-            if 400 <= error.status < 500 and not _DIGEST_REFUSAL_CODES.isdisjoint(error.codes):
+            if has_other_algorithm and error.status < 500 and not _DIGEST_REFUSAL_CODES.isdisjoint(error.codes):
                 raise self._unsupported_algorithm_error(target, error.message) from error
             raise
-        if response.header("Docker-Content-Digest") != target and not self.has_manifest(target):
-            raise self._unsupported_algorithm_error(
-                target, "the registry accepted it, but does not have it under that digest"
-            )
+        is_stored = response.header("Docker-Content-Digest") == target
+        if has_other_algorithm and not is_stored and not self.has_manifest(target):
+            reason = "the registry accepted it, but does not have it under that digest"
+            raise self._unsupported_algorithm_error(target, reason)
         return response.header("OCI-Subject") or ""
 
     def push_manifest_with_tag(self, tag: str, manifest: Manifest) -> bool:
