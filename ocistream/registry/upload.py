@@ -175,7 +175,7 @@ class Upload:
             self._registry, self._is_worth_resuming, stored_size=self._confirmed_size, can_end=self._can_end_request
         )
         try:
-            with self._buffer:
+            with contextlib.closing(self._buffer):
                 self._run()
         except BaseException as error:
             if error is not self._refusal and _is_interruption(error) and self._is_worth_resuming():
