@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -18,7 +18,6 @@ from ocistream.http.retry import RetryEvent
 from ocistream.http.settings import HostSettings, HttpSettings, RetryPolicy
 from ocistream.oci.descriptor import Descriptor
 from ocistream.registry.upload_strategy import UploadStrategy
-from ocistream.streams.chunks import verify_chunks
 from tests.faulty_registry import FaultyRegistry
 from tests.images import digest_of
 from tests.raw_server import Heard, RawServer, Turn, eventually, names, read_head, unused_port
@@ -35,7 +34,6 @@ __all__ = [
     "eventually",
     "header_values",
     "names",
-    "read_blob",
     "read_head",
     "unused_port",
 ]
@@ -120,11 +118,6 @@ class CountingRegistry(FaultyRegistry):
 def blob_of(content: bytes, algorithm: str = "sha256") -> Descriptor:
     """Return the descriptor of a blob."""
     return Descriptor(OCTETS, digest_of(content, algorithm), len(content))  # type: ignore[arg-type]
-
-
-def read_blob(chunks: Iterable[bytes | memoryview], blob: Descriptor) -> bytes:
-    """Read a blob as a transfer does: verified."""
-    return b"".join(bytes(chunk) for chunk in verify_chunks(chunks, blob))
 
 
 def header_values(requests: Sequence[Any], name: str) -> list[str | None]:

@@ -420,7 +420,7 @@ class Client:
             CancelledError: `cancelled` was set, or the client was closed.
             OcistreamError: the first failure; images before it are deleted.
         """
-        from ocistream.registry.deletion import ImageDeleter
+        from ocistream.registry.deletion import delete_images
 
         event = self._begin(cancelled)
         check_switches(by_digest=by_digest)
@@ -428,8 +428,8 @@ class Client:
         registries = {reference.registry for reference in references}
         context = self._open_context([], event, registries)
         self._check_environment_credential(registries)
-        deleter = ImageDeleter(context.registries(), references, by_digest=by_digest)
-        deleted = run_in_thread(lambda: list(deleter.delete()), event)
+        deletions = delete_images(context.registries(), references, by_digest=by_digest)
+        deleted = run_in_thread(lambda: list(deletions), event)
         return tuple(ImageResult(image.reference.name, image.digest) for image in deleted)
 
     def _begin(self, cancelled: threading.Event | None, observer: Observer | None = None) -> threading.Event:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ocistream.auth.docker_config import Credential
     from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
+    from ocistream.http.endpoints import Endpoint
     from ocistream.http.retry import RetryEvent
     from ocistream.http.settings import HostSettings
     from ocistream.layout.cache import Cache
@@ -63,7 +64,7 @@ class RegistryAccess:
         #: How many bytes of each blob came from the cache, by digest.
         self.cached_sizes: Mapping[str, int] = {}
         #: Receive the headers of all responses of registries: the upload strategy, once there is a destination for it.
-        self._observers: list[Callable[[str, Callable[[str], str | None]], None]] = []
+        self._observers: list[Callable[[Endpoint, Callable[[str], str | None]], None]] = []
         #: Our configuration file; None without one.
         self.configuration = once(load_configuration)
         #: The rules of the configuration files, ours and containers'.
@@ -110,11 +111,7 @@ class RegistryAccess:
     def _create_upload_strategy(self) -> UploadStrategy:
         from ocistream.registry.upload_strategy import UploadStrategy
 
-        strategy = UploadStrategy(
-            explicit_method=self._options.upload,
-            jobs=self._options.jobs,
-            configured_profile=lambda host: self.rules().profile(host),
-        )
+        strategy = UploadStrategy(explicit_method=self._options.upload, jobs=self._options.jobs)
         self._observers.append(strategy.observe_headers)
         return strategy
 

@@ -78,13 +78,13 @@ class HttpClient:
         on_retry: Callable[[RetryEvent], None] = lambda _: None,
         cancelled: threading.Event,
         rate_limits: RateLimits | None = None,
-        observers: Sequence[Callable[[str, Callable[[str], str | None]], None]] = (),
+        observers: Sequence[Callable[[Endpoint, Callable[[str], str | None]], None]] = (),
     ) -> None:
         """Set up the session; no connection is made yet.
 
         `find_credential(registry, repository)` looks up a credential, `find_host_settings(registry, repository)` the
         settings of a host. The repository is "" for requests that concern no repository. `on_retry` is called before
-        every wait, from any thread. `observers` are called for each response of a registry itself, with the registry
+        every wait, from any thread. `observers` are called for each response of a registry itself, with its endpoint
         and a function that returns a header by its name; the caller may add some later. The clients of one run share
         `rate_limits`.
         """
@@ -229,7 +229,7 @@ class HttpClient:
                 if response.origin != endpoint.origin:
                     return response
                 for observe in self._observers:
-                    observe(endpoint.registry, response.header)
+                    observe(endpoint, response.header)
                 challenges = None
                 if response.status == HTTPStatus.UNAUTHORIZED:
                     challenges = response.challenges()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,11 +16,9 @@ from ocistream.errors import AuthenticationError, CancelledError, NotFoundError,
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.registry.upload import Upload
-from ocistream.registry.upload_record import UploadKey, UploadRecords
+from ocistream.registry.upload_record import UploadRecords
 from ocistream.registry.upload_session import (
     UploadSession,
-    can_store,
-    delete_abandoned_sessions,
     delete_session,
     has_mountable_blob,
     mount_blob,
@@ -58,22 +57,26 @@ class BlobPusher:
     ) -> None:
         """Take the repository, what is known of its uploads, and the records of unfinished ones, if they are kept."""
         self.repository = repository
-        self._strategy = strategy or UploadStrategy()
+        self._strategy = (strategy or UploadStrategy()).host(repository.endpoint)
         self._records = records or UploadRecords(None)
+        #: Digest -> whether the blob exists, from a request or from an upload.
+        self.exists: dict[str, bool] = {}
+        #: How many blobs in a row were missing. If two threads count at once, one more blob is asked for.
+        self.missing_count = 0
         #: Digest -> the session that the registry opened instead of a mount (status 202).
         self._sessions: dict[str, UploadSession] = {}
         #: Repository -> number of missing blobs in a row. If two threads count at once, one more mount is tried.
-        self._mount_misses: dict[str, int] = {}
+        self._mount_misses: Counter[str] = Counter()
 
-    def mount(self, descriptor: Descriptor, source: str) -> bool:
-        """Mount a blob from the repository `source` of the same registry; return whether that succeeded.
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Return whether the repository has a blob; send at most one request for each blob."""
+        digest = descriptor.digest
+        if digest not in self.exists:
+            exists = self.exists[digest] = self.repository.has_blob(descriptor)
+            self.missing_count = 0 if exists else self.missing_count + 1
+        return self.exists[digest]
 
-        Raises:
-            NetworkError: there was no answer, after all retries.
-        """
-        return self._mount(descriptor, source) is True
-
-    def mount_from_any(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
+    def mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
         """Mount a blob from one of several repositories of the same registry, the likeliest first.
 
         The first repository is asked by a mount: a refused mount opens the session that the upload needs anyway. The
@@ -83,16 +86,25 @@ class BlobPusher:
         Raises:
             NetworkError: there was no answer, after all retries.
         """
-        has_tried = False
-        for source in sorted(
-            (name for name in sources if self._mount_misses.get(name, 0) < _MAX_MOUNT_MISSES),
-            key=self._mount_miss_count,
-        ):
-            is_mounted = self._mount(descriptor, source) if not has_tried else self._mount_if_stored(descriptor, source)
-            self._record_mount(source, is_mounted)
+        usable = [name for name in sources if self._mount_misses[name] < _MAX_MOUNT_MISSES]
+        for position, source in enumerate(sorted(usable, key=self._mount_misses.__getitem__)):
+            name = printable(f"{self.repository.endpoint.registry}/{source}")
+            try:
+                is_mounted = position == 0 or has_mountable_blob(self.repository, descriptor, source)
+                if is_mounted:
+                    is_mounted, location = mount_blob(self.repository, descriptor.digest, source)
+                    self._keep_session(descriptor, location)
+            except _MOUNT_REFUSALS:
+                self._mount_misses[source] = _MAX_MOUNT_MISSES
+                notify(f"the registry refuses to mount blobs from {name}: uploading them", level=1)
+                continue
             if is_mounted:
+                self._mount_misses[source] = 0
+                self.exists[descriptor.digest] = True
                 return True
-            has_tried = True
+            self._mount_misses[source] += 1
+            if self._mount_misses[source] == _MAX_MOUNT_MISSES:
+                notify(f"no longer trying to mount from {name}: it had none of the last {_MAX_MOUNT_MISSES}", level=1)
         return False
 
     def can_mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
@@ -123,7 +135,9 @@ class BlobPusher:
         else:
             session = self._load_session(None)
         upload = Upload(self.repository, self._strategy, session, blob)
-        return UploadedSizes(upload.run(), upload.resumed_size)
+        sizes = UploadedSizes(upload.run(), upload.resumed_size)
+        self.exists[blob.descriptor.digest] = sizes.stored == blob.descriptor.size
+        return sizes
 
     def partial_size(self, digest: str) -> int:
         """Return how many bytes of a blob an unfinished upload of earlier runs has; 0 if that is not certain.
@@ -132,8 +146,8 @@ class BlobPusher:
         removed.
         """
         repository = self.repository
-        location = self._records.find(repository.endpoint.registry, repository.name, digest)
-        if location is None or not can_store(repository, location):
+        location = self._records.find(repository, digest)
+        if location is None:
             return 0
         try:
             _, offset = query_session(repository, location, repository.client.start_retries(repository.endpoint))
@@ -156,18 +170,27 @@ class BlobPusher:
         A new blob, whose digest is not known yet, cannot be resumed, but it is recorded so that a later run can delete
         its session.
         """
-        registry = self.repository.endpoint.registry
-        if not self._strategy.profile(registry).can_resume:
+        if not self._strategy.profile.can_resume:
             # GAR and ECR cannot report an offset.
             return UploadSession(self.repository)
         digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
-        key = UploadKey(registry, self.repository.name, digest, size)
-        return UploadSession(self.repository, self._records.lock(key))
+        return UploadSession(self.repository, self._records.lock(self.repository, digest, size))
 
     def delete_abandoned_sessions(self, digests: Collection[str]) -> None:
-        """Delete sessions that earlier runs left of these blobs, all of which now exist in the repository."""
-        with contextlib.suppress(OcistreamError):
-            delete_abandoned_sessions(self.repository, self._records, digests)
+        """Delete the sessions that earlier runs left of these blobs, which now exist, and all old ones.
+
+        If a deletion fails, the record stays for the next run. A server error (5xx) ends only this deletion; any other
+        failure ends all. distribution needs a delete permission that push tokens often lack.
+        """
+        for record in self._records.lock_abandoned(self.repository, digests):
+            session = UploadSession(self.repository, record)
+            try:
+                session.delete()
+            except OcistreamError as error:
+                if not isinstance(error, RegistryError) or error.status < 500:
+                    return
+            finally:
+                session.release()
 
     def close(self, deadline: float = math.inf) -> None:
         """Delete unused sessions that were opened instead of mounts, until `deadline` (`time.monotonic`).
@@ -184,22 +207,6 @@ class BlobPusher:
                 session.delete()
         for session in unused:
             session.release()
-
-    def _mount(self, descriptor: Descriptor, source: str) -> bool | None:
-        """Mount a blob; return whether that succeeded, or None if the registry refused the request."""
-        try:
-            is_mounted, location = mount_blob(self.repository, descriptor.digest, source)
-        except _MOUNT_REFUSALS:
-            return None
-        self._keep_session(descriptor, location)
-        return is_mounted
-
-    def _mount_if_stored(self, descriptor: Descriptor, source: str) -> bool | None:
-        try:
-            is_stored = has_mountable_blob(self.repository, descriptor, source)
-        except _MOUNT_REFUSALS:
-            return None
-        return self._mount(descriptor, source) if is_stored else False
 
     def _keep_session(self, descriptor: Descriptor, location: SessionLocation | None) -> None:
         """Keep a session for the upload, or none if the blob exists; delete the session that it replaces.
@@ -218,16 +225,3 @@ class BlobPusher:
         else:
             session.replace(location)
         self._sessions[descriptor.digest] = session
-
-    def _mount_miss_count(self, source: str) -> int:
-        return self._mount_misses.get(source, 0)
-
-    def _record_mount(self, source: str, is_mounted: bool | None) -> None:
-        self._mount_misses[source] = misses = (
-            0 if is_mounted else _MAX_MOUNT_MISSES if is_mounted is None else self._mount_miss_count(source) + 1
-        )
-        name = f"{self.repository.endpoint.registry}/{source}"
-        if is_mounted is None:
-            notify(f"the registry refuses to mount blobs from {printable(name)}: uploading them", level=1)
-        elif misses == _MAX_MOUNT_MISSES:
-            notify(f"no longer trying to mount from {printable(name)}: it had none of the last {misses}", level=1)

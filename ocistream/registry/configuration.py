@@ -15,11 +15,10 @@ from ocistream.http.settings import HostSettings
 from ocistream.oci.reference import is_repository, parse_registry, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ocistream.auth.credentials import CredentialSource
     from ocistream.oci.reference import Reference
-    from ocistream.registry.profiles import RegistryProfile
 
 #: What a mirror may be used for (containers-registries.conf(5), `pull-from-mirror`).
 PULL_MODES: Final = ("all", "digest-only", "tag-only")
@@ -108,7 +107,6 @@ class PullSource:
 
     registry: str
     repository: str
-    is_mirror: bool = False
     #: One of `PULL_MODES`.
     pull_mode: str = "all"
 
@@ -161,12 +159,20 @@ class RegistryRules:
         namespace = self._find_namespace(name)
         self._check_not_blocked(name)
         primary = _parse_pull_source(name)
+        rest = None if namespace is None else namespace.strip_prefix(name)
         if namespace is not None and namespace.location is not None:
-            primary = _parse_pull_source(f"{namespace.location}{namespace.strip_prefix(name)}")
+            primary = _parse_pull_source(f"{namespace.location}{rest}")
             self._check_not_blocked(str(primary))
-        mirrors = dict.fromkeys(self._find_mirrors(reference, namespace, name)) if self._is_using_mirrors else {}
+        mirrors = self._host_rules.get(reference.registry.lower(), HostRule()).mirrors
+        if mirrors is not None:
+            rest = f"/{reference.repository}"
+        elif namespace is not None:
+            mirrors = namespace.mirrors
+        if not self._is_using_mirrors:
+            mirrors = ()
+        found = [_parse_pull_source(f"{mirror.location}{rest}", mirror.pull_mode) for mirror in mirrors or ()]
         allowed_mirrors = []
-        for mirror in mirrors:
+        for mirror in dict.fromkeys(found):
             blocking = self._find_namespace(str(mirror))
             if blocking is not None and blocking.blocked:
                 notices.notify(f"the mirror {mirror} is not used: {blocking.config_file} blocks it", level=1)
@@ -216,27 +222,6 @@ class RegistryRules:
         """Return where a host's credentials are stored, or None if ocistream's own configuration does not say."""
         return self._host_rules.get(registry.lower(), HostRule()).credentials
 
-    def profile(self, registry: str) -> RegistryProfile | None:
-        """Return the profile that ocistream's own configuration sets for a host, or None."""
-        name = self._host_rules.get(registry.lower(), HostRule()).settings.profile
-        if name is None:
-            return None
-        from ocistream.registry.profiles import PROFILES_BY_NAME
-
-        return PROFILES_BY_NAME[name]
-
-    def _find_mirrors(
-        self, reference: Reference, namespace: RegistryNamespace | None, name: str
-    ) -> Iterator[PullSource]:
-        own_mirrors = self._host_rules.get(reference.registry.lower(), HostRule()).mirrors
-        if own_mirrors is not None:
-            for mirror in own_mirrors:
-                yield _parse_pull_source(f"{mirror.location}/{reference.repository}", mirror)
-        elif namespace is not None:
-            rest = namespace.strip_prefix(name) or ""
-            for mirror in namespace.mirrors:
-                yield _parse_pull_source(f"{mirror.location}{rest}", mirror)
-
     def _find_namespace(self, name: str) -> RegistryNamespace | None:
         """Return the `[[registry]]` with the longest matching prefix; of two equal ones, the first."""
         matching = [namespace for namespace in self._namespaces if namespace.strip_prefix(name) is not None]
@@ -263,9 +248,9 @@ def parse_registry_location(text: str) -> str:
     return f"{host}/{path}" if path else host
 
 
-def _parse_pull_source(name: str, mirror: Mirror | None = None) -> PullSource:
+def _parse_pull_source(name: str, pull_mode: str = "all") -> PullSource:
     registry, _, repository = name.partition("/")
-    return PullSource(registry, repository, mirror is not None, mirror.pull_mode if mirror else "all")
+    return PullSource(registry, repository, pull_mode)
 
 
 def _find_insecure_setting(settings: Sequence[tuple[str, bool]], name: str) -> bool | None:

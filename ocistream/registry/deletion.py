@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from ocistream.errors import IntegrityError, NotFoundError, RegistryError, UnsupportedError
+from ocistream.errors import IntegrityError, NotFoundError, OcistreamError, RegistryError, UnsupportedError
 from ocistream.http.origins import redact_url
 from ocistream.oci.reference import is_digest
 from ocistream.registry.repository import Repository, image_not_found_error
@@ -39,80 +39,65 @@ class DeletedImage:
     with_all_tags: bool
 
 
-class ImageDeleter:
-    """Deletes images by tag or digest, after checking that all of them exist."""
+def delete_images(
+    registries: Registries, references: Sequence[Reference], *, by_digest: bool, dry_run: bool = False
+) -> Iterator[DeletedImage]:
+    """Check that all images exist, then delete them one after the other, and yield each when it is deleted.
 
-    def __init__(self, registries: Registries, references: Sequence[Reference], *, by_digest: bool) -> None:
-        """Take references with a tag or a digest. With `by_digest`, a tag may be deleted together with its manifest.
+    With `by_digest`, a tag may be deleted together with its manifest. With `dry_run`, nothing is deleted.
 
-        Raises:
-            AuthenticationError: the configuration forbids changes of a repository.
-        """
-        for reference in references:
-            registries.rules.check_push(reference)
-        self._by_digest = by_digest
-        self._images = [
-            (reference, Repository(registries.client, reference.registry, reference.repository, for_delete=True))
-            for reference in dict.fromkeys(references)
-        ]
-        #: Repositories and digests of the manifests that were deleted.
-        self._deleted: set[tuple[str, str]] = set()
-
-    def find(self) -> list[DeletedImage]:
-        """Return what `delete` would delete, and change nothing.
-
-        Raises:
-            NotFoundError: an image does not exist.
-            IntegrityError: a tag does not have the digest that was given with it.
-        """
-        return [
-            DeletedImage(reference, _find_digest(repository, reference), with_all_tags=reference.tag is None)
-            for reference, repository in self._images
-        ]
-
-    def delete(self) -> Iterator[DeletedImage]:
-        """Delete the images one after the other, and yield each when it is deleted.
-
-        Raises:
-            NotFoundError, IntegrityError: see `find`; then nothing was deleted.
-            UnsupportedError: the registry does not delete tags, or does not delete.
-            AuthenticationError: the registry denies the deletion.
-        """
-        found = self.find()
-        for (_, repository), image in zip(self._images, found, strict=True):
-            yield self._delete(repository, image)
-
-    def _delete(self, repository: Repository, image: DeletedImage) -> DeletedImage:
-        reference = image.reference
-        if (str(repository), image.digest) in self._deleted:
-            return replace(image, with_all_tags=True)
-        if reference.tag is not None:
-            try:
-                repository.delete_manifest(reference.tag)
-            except RegistryError as error:
-                if error.status not in _UNSUPPORTED_STATUSES:
-                    raise
-                if not self._by_digest:
-                    msg = f"{repository.endpoint.registry} does not delete the tag {reference.name} ({error.message})"
-                    hint = f"{_BY_DIGEST_HINT}, unless {_REFUSED_HINT}"
-                    raise UnsupportedError(msg, hint=_READ_ONLY_HINT if _is_read_only(error) else hint) from error
-            else:
-                return image
-        try:
-            repository.delete_manifest(image.digest)
-        except RegistryError as error:
-            if error.status not in _UNSUPPORTED_STATUSES:
-                raise
-            msg = f"{repository.endpoint.registry} does not delete {repository}@{image.digest} ({error.message})"
-            hint = _READ_ONLY_HINT if _is_read_only(error) else _REFUSED_HINT
-            raise UnsupportedError(msg, hint=hint) from error
-        self._deleted.add((str(repository), image.digest))
-        return replace(image, with_all_tags=True)
+    Raises:
+        AuthenticationError: the configuration forbids changes of a repository, or the registry denies the deletion.
+        NotFoundError: an image does not exist; then nothing was deleted.
+        IntegrityError: a tag does not have the digest that was given with it; then nothing was deleted.
+        UnsupportedError: the registry does not delete tags, or does not delete.
+    """
+    for reference in references:
+        registries.rules.check_push(reference)
+    found = []
+    for reference in dict.fromkeys(references):
+        repository = Repository(registries.client, reference.registry, reference.repository, for_delete=True)
+        digest = _find_digest(repository, reference)
+        found.append((repository, DeletedImage(reference, digest, with_all_tags=reference.tag is None)))
+    #: Repositories and digests of the manifests that were deleted.
+    deleted: set[tuple[str, str]] = set()
+    for repository, image in found:
+        key = str(repository), image.digest
+        if not dry_run and key not in deleted and not _delete_tag(repository, image.reference, by_digest=by_digest):
+            _delete_manifest(repository, image.digest)
+            deleted.add(key)
+        yield replace(image, with_all_tags=image.with_all_tags or key in deleted)
 
 
-def _is_read_only(error: RegistryError) -> bool:
-    """Return whether the registry says that it is read-only, as `ocistream serve` does."""
-    return "registry is read-only" in error.message
+def _delete_tag(repository: Repository, reference: Reference, *, by_digest: bool) -> bool:
+    """Delete a tag; return False if there is none, or if its manifest must be deleted instead."""
+    if reference.tag is None:
+        return False
+    try:
+        repository.delete_manifest(reference.tag)
+    except RegistryError as error:
+        if by_digest and error.status in _UNSUPPORTED_STATUSES:
+            return False
+        hint = f"{_BY_DIGEST_HINT}, unless {_REFUSED_HINT}"
+        raise _deletion_error(repository, f"the tag {reference.name}", error, hint) from error
+    return True
+
+
+def _delete_manifest(repository: Repository, digest: str) -> None:
+    try:
+        repository.delete_manifest(digest)
+    except RegistryError as error:
+        raise _deletion_error(repository, f"{repository}@{digest}", error, _REFUSED_HINT) from error
+
+
+def _deletion_error(repository: Repository, name: str, error: RegistryError, hint: str) -> OcistreamError:
+    """Return the error of a refused deletion; `error` itself if the registry deletes in general."""
+    if error.status not in _UNSUPPORTED_STATUSES:
+        return error
+    # `ocistream serve` says so.
+    is_read_only = "registry is read-only" in error.message
+    message = f"{repository.endpoint.registry} does not delete {name} ({error.message})"
+    return UnsupportedError(message, hint=_READ_ONLY_HINT if is_read_only else hint)
 
 
 def _find_digest(repository: Repository, reference: Reference) -> str:

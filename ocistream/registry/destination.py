@@ -6,9 +6,10 @@ MANIFEST_BLOB_UNKNOWN).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits, notices
 from ocistream.errors import IntegrityError, NetworkError, PartialBlobLostError, RegistryError, UnsupportedError
@@ -16,7 +17,7 @@ from ocistream.oci.digest import compute_digest
 from ocistream.oci.graph import children_of
 from ocistream.oci.referrers import referrer_descriptor
 from ocistream.registry.blob_push import BlobPusher
-from ocistream.registry.referrers import CosignTags
+from ocistream.registry.referrers import CosignTags, add_to_fallback_index
 from ocistream.registry.repository import Repository, is_canonical_digest
 from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
@@ -43,11 +44,15 @@ _MAX_MISSING_BLOBS: Final = 8
 _CLEAN_UP_SECONDS: Final = 5.0
 
 
-class _LargeImage(NamedTuple):
-    """The digests of the blobs of an image with more than `_MAX_BLOBS_CHECKED`, and a sample of the blobs."""
+@dataclass(slots=True)
+class _LargeImage:
+    """An image with more than `_MAX_BLOBS_CHECKED` blobs that a repository may have: their digests, and a sample."""
 
+    pusher: BlobPusher
+    digest: str
     blobs: frozenset[str]
     sample: Sequence[Descriptor]
+    is_missing: bool = False
 
 
 def _sample_blobs(blobs: Sequence[Descriptor]) -> list[Descriptor]:
@@ -103,14 +108,10 @@ class RegistryDestination:
         self._cosign_tags = CosignTags(target, lambda reference: self._pusher(reference).repository)
         #: Digests that an archive omits, and the repositories that its annotation names for them.
         self._omitted: Mapping[str, OmissionReason] = {}
-        #: Digest -> names of the repositories that need it.
-        self._repositories_needing: dict[str, list[str]] = {}
+        #: Digest -> the repositories that need it.
+        self._pushers_by_digest: dict[str, list[BlobPusher]] = {}
         #: Digests of manifests. A registry keeps them apart from blobs.
         self._manifests: set[str] = set()
-        #: (Repository, digest) -> whether the blob exists, from a request or from an upload.
-        self._blob_exists: dict[tuple[str, str], bool] = {}
-        #: Repository -> number of missing blobs in a row. If two threads count at once, one more blob is asked for.
-        self._missing_counts: dict[str, int] = {}
         #: Digest -> bytes of an unfinished blob that this run has sent, or found.
         self._partial_sizes: dict[str, int] = {}
         #: (Repository, digest) -> a large image that the repository may have; None if that was checked.
@@ -134,12 +135,7 @@ class RegistryDestination:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
                 msg = f"the image is {root.descriptor.digest}, not {reference.digest} as in the name {reference.name}"
-                is_narrowed_index = any(index.digest == reference.digest for index in graph.incomplete_indexes)
-                hint = (
-                    "the source has only some platforms of this index: omit the digest"
-                    if is_narrowed_index
-                    else "correct the digest, or push to a tag"
-                )
+                hint = "correct or omit the digest: an index of which only some platforms are copied has another one"
                 raise IntegrityError(msg, hint=hint)
         self._find_targets(graph)
 
@@ -150,19 +146,18 @@ class RegistryDestination:
         # A manifest may be a layer of another one. The registry must have it as a blob then.
         self._manifests -= {blob.digest for blob in graph.blobs}
         # Once for each repository, not for each root: an archive may have thousands of images.
-        for repository, digests in self._reachable_by_repository(graph).items():
+        for pusher, digests in self._reachable_by_repository(graph).items():
             for digest in digests:
-                names = self._repositories_needing.setdefault(digest, [])
-                if repository not in names:
-                    names.append(repository)
-            self._add_large_images(repository, graph, digests)
+                pushers = self._pushers_by_digest.setdefault(digest, [])
+                if pusher not in pushers:
+                    pushers.append(pusher)
+            self._add_large_images(pusher, graph, digests)
 
-    def _reachable_by_repository(self, graph: Graph) -> dict[str, set[str]]:
-        """Return the digests that each repository must have, by its name."""
-        digests: dict[str, set[str]] = {}
+    def _reachable_by_repository(self, graph: Graph) -> dict[BlobPusher, set[str]]:
+        """Return the digests that each repository must have."""
+        digests: dict[BlobPusher, set[str]] = {}
         for root in graph.roots:
-            name = self._pusher(self._target(root)).repository.name
-            digests.setdefault(name, set()).update(graph.reachable(root))
+            digests.setdefault(self._pusher(self._target(root)), set()).update(graph.reachable(root))
         return digests
 
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
@@ -175,12 +170,15 @@ class RegistryDestination:
         self._check_large_images(blobs)
 
         def ask(blob: Descriptor) -> None:
+            pushers = self._pushers_needing(blob.digest)
             if blob.digest in self._manifests:
-                names = self._repositories_needing[blob.digest]
-                is_stored = all(self._pushers[name].repository.has_manifest(blob.digest) for name in names)
+                is_stored = all(pusher.repository.has_manifest(blob.digest) for pusher in pushers)
             else:
-                self._ask_repositories(blob, quick=quick)
-                is_stored = not self._repositories_without(blob)
+                is_optional = quick and blob.size <= limits.MAX_RESENT_BLOB
+                for pusher in pushers:
+                    if not is_optional or pusher.missing_count < _MAX_MISSING_BLOBS:
+                        pusher.has_blob(blob)
+                is_stored = not self._pushers_without(blob)
             if is_stored:
                 found.add(blob.digest)
 
@@ -194,27 +192,26 @@ class RegistryDestination:
         Parts are sent only once, so several repositories cannot get them.
         """
         if blob.digest not in self._partial_sizes:
-            names = self._repositories_without(blob)
-            size = self._pushers[names[0]].partial_size(blob.digest) if len(names) == 1 else 0
+            pushers = self._pushers_without(blob)
+            size = pushers[0].partial_size(blob.digest) if len(pushers) == 1 else 0
             self._partial_sizes[blob.digest] = size
         return self._partial_sizes[blob.digest]
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
-        for name in self._repositories_without(descriptor):
-            if not self._pushers[name].mount_from_any(descriptor, self._mount_sources(descriptor, source, name)):
-                return False
-            self._blob_exists[name, descriptor.digest] = True
-        return True
+        return all(
+            pusher.mount(descriptor, self._mount_sources(descriptor, source, pusher))
+            for pusher in self._pushers_without(descriptor)
+        )
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether a blob could be mounted. The other repositories are asked by HEAD, which opens no session."""
         return all(
-            self._pushers[name].can_mount(descriptor, self._mount_sources(descriptor, source, name))
-            for name in self._repositories_without(descriptor)
+            pusher.can_mount(descriptor, self._mount_sources(descriptor, source, pusher))
+            for pusher in self._pushers_without(descriptor)
         )
 
-    def _mount_sources(self, descriptor: Descriptor, source: Source, target_name: str) -> Sequence[str]:
+    def _mount_sources(self, descriptor: Descriptor, source: Source, target: BlobPusher) -> Sequence[str]:
         """Return the repositories that a blob might be mounted from, the likeliest first.
 
         The order is: the source repository, repositories that an archive names for an omitted blob, --mount-from.
@@ -222,20 +219,15 @@ class RegistryDestination:
         from ocistream.registry.source import RegistrySource
 
         location = source.find_repository(descriptor.digest) if isinstance(source, RegistrySource) else None
-        source_name = (
-            (location[1],)
-            if location and location[0] == self._pushers[target_name].repository.endpoint.registry
-            else ()
-        )
+        is_same_registry = location is not None and location[0] == target.repository.endpoint.registry
         reason = self._omitted.get(descriptor.digest)
-        omitted_from = reason.repositories if reason else ()
-        return [
-            name
-            for name in dict.fromkeys(
-                (*source_name, *omitted_from, *self._mount_candidates(descriptor.digest), *self._mount_from)
-            )
-            if name != target_name
-        ]
+        names = (
+            *([location[1]] if location and is_same_registry else ()),
+            *(reason.repositories if reason else ()),
+            *self._mount_candidates(descriptor.digest),
+            *self._mount_from,
+        )
+        return [name for name in dict.fromkeys(names) if name != target.repository.name]
 
     def write(self, blob: VerifiedBlob) -> int:
         """Upload a blob to the first repository that needs it, and mount it from there into the others.
@@ -247,24 +239,36 @@ class RegistryDestination:
             PartialBlobLostError: the registry no longer has the bytes before the rest that the source sends.
         """
         descriptor = blob.descriptor
-        names = self._repositories_without(descriptor)
-        if not names:
+        pushers = self._pushers_without(descriptor)
+        if not pushers:
             # Another thread may have recompressed a layer to the same blob after `stored` did not list it.
             return 0
-        first, *other_names = names
-        if blob.range is not None and other_names:
-            stored, resumed_size = 0, 0
-        else:
-            stored, resumed_size = self._pushers[first].upload(blob)
-        self._blob_exists[first, descriptor.digest] = stored == descriptor.size
-        if blob.range is not None:
-            self._partial_sizes[descriptor.digest] = stored
-            if blob.range_descriptor is None and stored != descriptor.size:
-                msg = f"{descriptor.digest}: the registry has lost its first {blob.start} bytes"
-                raise PartialBlobLostError(msg, hint="re-run the command to send the complete blob")
-            return 0
-        for name in other_names:
-            self._mount_or_upload(blob, descriptor, first, name)
+        if blob.range is None:
+            return self._write_to_all(blob, pushers)
+        stored = pushers[0].upload(blob).stored if len(pushers) == 1 else 0
+        self._partial_sizes[descriptor.digest] = stored
+        if blob.range_descriptor is None and stored != descriptor.size:
+            msg = f"{descriptor.digest}: the registry has lost its first {blob.start} bytes"
+            raise PartialBlobLostError(msg, hint="re-run the command to send the complete blob")
+        return 0
+
+    def _write_to_all(self, blob: VerifiedBlob | NewBlob, pushers: Sequence[BlobPusher]) -> int:
+        """Upload a blob to the first repository, and mount it from there into the others, or upload it to them too.
+
+        Return how many bytes the first repository had from an earlier run.
+        """
+        first, *others = pushers
+        resumed_size = first.upload(blob).resumed
+        descriptor = blob.descriptor
+        for pusher in others:
+            if pusher.mount(descriptor, [first.repository.name]):
+                continue
+            if blob.access is not Access.REPEATABLE:
+                problem = "also needs this blob, but the blob can neither be mounted nor read again"
+                msg = f"{descriptor.digest}: {pusher.repository.name} {problem}"
+                hint = "push from a file instead of a pipe or a compressed file, or image by image"
+                raise NetworkError(msg, hint=hint)
+            pusher.upload(blob)
         return resumed_size
 
     def discard(self) -> None:
@@ -272,17 +276,12 @@ class RegistryDestination:
 
     def write_new(self, blob: NewBlob) -> Descriptor:
         """Upload a blob whose digest is known only at its end, and mount it into other repositories that need it."""
-        first, *other_names = self._names_needing(blob.replaces.digest if blob.replaces else "")
-        self._pushers[first].upload(blob)
-        descriptor = blob.descriptor
-        self._blob_exists[first, descriptor.digest] = True
-        for name in other_names:
-            self._mount_or_upload(blob, descriptor, first, name)
-        return descriptor
+        self._write_to_all(blob, self._pushers_needing(blob.replaces.digest if blob.replaces else ""))
+        return blob.descriptor
 
     def read(self, descriptor: Descriptor) -> Iterator[Chunk]:
         """Download a blob that was written early; the bytes are not verified."""
-        return self._pusher(self._early_reference()).repository.fetch_blob(descriptor)
+        return self._pusher(self._early_reference()).repository.download(descriptor).chunks()
 
     def commit(self, graph: Graph) -> None:
         """Push the manifests, children first, then their referrers, and move the tags last.
@@ -309,19 +308,15 @@ class RegistryDestination:
         self._push_manifests(graph, tagged)
         by_digest = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
         for tag_reference, referrer in self._cosign_tags.find_tagged_referrers(graph).items():
-            self._push_tag(
-                tag_reference,
-                by_digest[referrer.descriptor.digest],
-                can_replace=partial(self._cosign_tags.can_replace, tag_reference),
-            )
+            self._push_tag(tag_reference, by_digest[referrer.descriptor.digest], is_signature=True)
         for root in graph.roots:
             reference = self._target(root)
             if reference.tag:
                 self._push_tag(reference, by_digest[root.descriptor.digest])
-        for name, digests in self._reachable_by_repository(graph).items():
+        for pusher, digests in self._reachable_by_repository(graph).items():
             # Only sessions of blobs that were written: other images, and other runs without --compress, may still
             # resume their uploads.
-            self._pushers[name].delete_abandoned_sessions(digests)
+            pusher.delete_abandoned_sessions(digests)
 
     def close(self) -> None:
         """Delete upload sessions that a registry opened instead of a mount and that were not used."""
@@ -331,26 +326,24 @@ class RegistryDestination:
 
     def _push_manifests(self, graph: Graph, tagged: set[tuple[str, str]]) -> None:
         """Push manifests by digest, except those in `tagged`, and list referrers whose registry does not list them."""
-        unlisted: dict[tuple[str, str], list[Descriptor]] = {}
+        unlisted: dict[tuple[Repository, str], list[Descriptor]] = {}
         for manifest in graph.manifests:
             digest = manifest.descriptor.digest
             subject = graph.documents[digest].subject
-            for name in self._repositories_needing[digest]:
-                repository = self._pushers[name].repository
+            for pusher in self._pushers_by_digest[digest]:
+                repository = pusher.repository
                 if subject is not None:
                     # Push even an existing manifest: only the answer (OCI-Subject) tells whether the registry lists
                     # it. This also repairs a push that ended before the list was written.
                     if not _push_referrer(repository, manifest):
                         referrer = referrer_descriptor(manifest.descriptor, graph.documents[digest])
-                        unlisted.setdefault((name, subject.digest), []).append(referrer)
-                elif (name, digest) not in tagged and repository.find_digest(digest) is None:
+                        unlisted.setdefault((repository, subject.digest), []).append(referrer)
+                elif (repository.name, digest) not in tagged and repository.find_digest(digest) is None:
                     repository.push_manifest(digest, manifest)
-        for (name, digest), referrers in unlisted.items():
-            self._pushers[name].repository.referrers.add_to_fallback_index(digest, referrers)
+        for (repository, digest), referrers in unlisted.items():
+            add_to_fallback_index(repository, digest, referrers)
 
-    def _push_tag(
-        self, reference: Reference, manifest: Manifest, *, can_replace: Callable[[str], bool] = lambda _: True
-    ) -> None:
+    def _push_tag(self, reference: Reference, manifest: Manifest, *, is_signature: bool = False) -> None:
         """Move a tag, unless it already refers to the manifest: registries with immutable tags refuse a second write.
 
         The registry chooses the digest of a manifest that is pushed by tag. If that is another algorithm, the tag still
@@ -364,7 +357,7 @@ class RegistryDestination:
         own_digests = {digest, compute_digest(manifest.raw)}
         existing = repository.find_digest(tag)
         if existing and existing not in own_digests:
-            if not can_replace(existing):
+            if is_signature and not self._cosign_tags.can_replace(reference, existing):
                 msg = f"{reference.name}: another client changed this tag during the copy"
                 raise NetworkError(msg, hint="re-run the command to keep both versions, or use --no-referrers")
             notices.notify(f"{reference.name}: replacing {existing}", level=1)
@@ -373,34 +366,15 @@ class RegistryDestination:
         if existing not in own_digests:
             repository.push_manifest(tag, manifest)
 
-    def _mount_or_upload(self, blob: VerifiedBlob | NewBlob, descriptor: Descriptor, source: str, name: str) -> None:
-        pusher = self._pushers[name]
-        if not pusher.mount(descriptor, source):
-            if blob.access is not Access.REPEATABLE:
-                msg = (
-                    f"{descriptor.digest}: {name} also needs this blob, but the blob can neither be mounted nor "
-                    "read again"
-                )
-                hint = "push from a file instead of a pipe or a compressed file, or image by image"
-                raise NetworkError(msg, hint=hint)
-            pusher.upload(blob)
-        self._blob_exists[name, descriptor.digest] = True
-
-    def _ask_repositories(self, descriptor: Descriptor, *, quick: bool) -> None:
-        """Ask the repositories that need a blob whether they have it; see `stored`."""
-        is_optional = quick and descriptor.size <= limits.MAX_RESENT_BLOB
-        for name in self._names_needing(descriptor.digest):
-            if not is_optional or self._missing_counts.get(name, 0) < _MAX_MISSING_BLOBS:
-                self._check_blob(self._pushers[name].repository, descriptor)
-
-    def _add_large_images(self, repository: str, graph: Graph, needed: set[str]) -> None:
+    def _add_large_images(self, pusher: BlobPusher, graph: Graph, needed: set[str]) -> None:
         """Add the large images with digests in `needed`, of which not every blob is asked for."""
         graph_blobs = {blob.digest for blob in graph.blobs}
         for manifest, document in graph.images():
-            key = repository, manifest.descriptor.digest
+            key = pusher.repository.name, manifest.descriptor.digest
             blobs = {blob.digest: blob for blob in children_of(document) if blob.digest in graph_blobs}
             if key[1] in needed and key not in self._large_images and len(blobs) > _MAX_BLOBS_CHECKED:
-                self._large_images[key] = _LargeImage(frozenset(blobs), _sample_blobs([*blobs.values()]))
+                sample = _sample_blobs([*blobs.values()])
+                self._large_images[key] = _LargeImage(pusher, key[1], frozenset(blobs), sample)
 
     def _check_large_images(self, blobs: Sequence[Descriptor]) -> None:
         """Find the large images with these blobs that exist: their other blobs are not asked for.
@@ -414,44 +388,31 @@ class RegistryDestination:
             key: image for key, image in self._large_images.items() if image and not digests.isdisjoint(image.blobs)
         }
         self._large_images.update(dict.fromkeys(images))
-        missing: set[tuple[str, str]] = set()
 
-        def check(key: tuple[str, str], blob: Descriptor | None) -> None:
-            repository = self._pushers[key[0]].repository
+        def check(image: _LargeImage, blob: Descriptor | None) -> None:
             # After one failure the blobs are asked for one by one.
-            if key not in missing:
+            if not image.is_missing:
                 # The registry must report the same digest for the manifest.
-                exists = self._check_blob(repository, blob) if blob else repository.find_digest(key[1]) == key[1]
+                find_digest = image.pusher.repository.find_digest
+                exists = image.pusher.has_blob(blob) if blob else find_digest(image.digest) == image.digest
                 if not exists:
-                    missing.add(key)
+                    image.is_missing = True
 
-        checks = [partial(check, key, blob) for key, image in images.items() for blob in (None, *image.sample)]
+        checks = [partial(check, image, blob) for image in images.values() for blob in (None, *image.sample)]
         run_each(lambda check: check(), checks, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
-        for key, image in images.items():
-            if key not in missing:
+        for image in images.values():
+            if not image.is_missing:
                 for digest in image.blobs:
-                    self._blob_exists.setdefault((key[0], digest), True)
+                    image.pusher.exists.setdefault(digest, True)
 
-    def _check_blob(self, repository: Repository, descriptor: Descriptor) -> bool:
-        """Return whether a repository has a blob; send at most one request for each blob."""
-        key = repository.name, descriptor.digest
-        if key not in self._blob_exists:
-            exists = self._blob_exists[key] = repository.has_blob(descriptor)
-            self._missing_counts[repository.name] = 0 if exists else self._missing_counts.get(repository.name, 0) + 1
-        return self._blob_exists[key]
-
-    def _repositories_without(self, descriptor: Descriptor) -> list[str]:
-        """Return the names of repositories that need a blob and are not known to have it."""
+    def _pushers_without(self, descriptor: Descriptor) -> list[BlobPusher]:
+        """Return the repositories that need a blob and are not known to have it."""
         digest = descriptor.digest
-        return [name for name in self._names_needing(digest) if not self._blob_exists.get((name, digest))]
+        return [pusher for pusher in self._pushers_needing(digest) if not pusher.exists.get(digest)]
 
-    def _names_needing(self, digest: str) -> list[str]:
-        """Return the names of the repositories that need a blob; before the graph is known, that of early blobs."""
-        if (names := self._repositories_needing.get(digest)) is None:
-            reference = self._early_reference()
-            self._pusher(reference)
-            names = [reference.repository]
-        return names
+    def _pushers_needing(self, digest: str) -> Sequence[BlobPusher]:
+        """Return the repositories that need a blob; before the graph is known, that of early blobs."""
+        return self._pushers_by_digest.get(digest) or [self._pusher(self._early_reference())]
 
     def _early_reference(self) -> Reference:
         if self._early_target is None:

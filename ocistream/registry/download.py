@@ -1,18 +1,27 @@
 """Download one blob: resume with Range after a broken connection, and check the headers of every answer.
 
-The bytes are not verified here; the caller verifies them. `registry.repository` builds the requests.
+The bytes are not verified here; the caller verifies them.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from ocistream import limits
-from ocistream.errors import IntegrityError, NetworkError, PermanentNetworkError, RegistryError
+from ocistream.errors import (
+    AuthenticationError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    OcistreamError,
+    PermanentNetworkError,
+    RegistryError,
+)
 from ocistream.http.origins import redact_url
 from ocistream.oci.reference import is_digest, printable
+from ocistream.streams.chunks import chunks_from
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
     from ocistream.registry.repository import Repository
     from ocistream.streams.chunks import Chunk
 
+#: For a body that every attempt cut at the same byte.
+_DAMAGE_HINT: Final = "every try ended at this byte: the blob is probably damaged, ask the registry's operator"
 _LENGTH = re.compile(r"[0-9]{1,19}\Z")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)\Z")
 
@@ -41,8 +52,10 @@ class BlobDownload:
         self._url = repository.url(f"blobs/{descriptor.digest}")
         self._descriptor = descriptor
         self._strict = strict
+        #: The URL to which the registry redirected the last request for a range, or None.
+        self._range_url: str | None = None
 
-    def chunks(self, offset: int) -> Iterator[Chunk]:
+    def chunks(self, offset: int = 0) -> Iterator[Chunk]:
         """Yield the blob's bytes from byte `offset` on; replace a broken connection by a Range request.
 
         The iterator ends after the first chunk beyond the blob's size, so that the caller sees an excess.
@@ -65,16 +78,11 @@ class BlobDownload:
         while True:
             has_answered = False
             try:
-                response, skip = self._request_from(offset, retries, discardable)
+                chunks = self._request_chunks(offset, retries, discardable)
                 has_answered = True
-                for chunk in response.chunks() if response is not None else ():
-                    if skip >= len(chunk):
-                        skip -= len(chunk)
-                        continue
-                    piece = chunk[skip:] if skip else chunk
-                    skip = 0
-                    offset += len(piece)
-                    yield piece
+                for chunk in chunks:
+                    offset += len(chunk)
+                    yield chunk
                     retries.reset()
                     if offset > size:
                         return
@@ -88,25 +96,60 @@ class BlobDownload:
                 # The body ended early without an error, as it does with a wrong Content-Length.
                 failure = NetworkError(f"GET {redact_url(self._url)}: ended after {offset} of {size} bytes")
             if not retries.wait_for_retry(failure):
-                raise _add_damage_hint(failure) if has_answered and failed_at == offset else failure
+                if has_answered and failed_at == offset:
+                    failure.hint = failure.hint or _DAMAGE_HINT
+                raise failure
             failed_at = offset
 
-    def _request(self, offset: int, retries: Retries) -> Response:
-        repository = self._repository
-        return repository.client.request(
-            repository.endpoint,
+    def fetch_range(self, start: int, end: int, buffers: Iterator[memoryview]) -> Generator[int, None, None]:
+        """Read the bytes `start` to `end` (excluded) into `buffers`, as `Response.read_into` does; do not retry.
+
+        All ranges of a blob go directly to the URL to which the registry redirected the first one: a redirect would
+        cost a request for each. After a failure the registry is asked again. `chunks` always asks the registry, because
+        a signed URL may have expired since.
+
+        Raises:
+            NotFoundError: the registry does not have the blob.
+            NetworkError: the request failed, the registry does not support Range, or the body breaks off.
+        """
+        is_complete = start == 0 and end == self._descriptor.size
+        response = self._request_range(start, end, is_complete=is_complete)
+        if not is_complete and (response.status != 206 or not _starts_at(response, start)):
+            raise _refuse(response, f"the server returned a wrong byte range instead of bytes from {start} on")
+        if has_excess_length(response, end - start):
+            raise _refuse(response, f"the server announced more than the requested {end - start} bytes")
+        yield from response.read_into(end - start, buffers)
+
+    def _request_range(self, start: int, end: int, *, is_complete: bool) -> Response:
+        ask = partial(
+            self._repository.request,
             "GET",
-            self._url,
-            scopes=repository.scopes,
-            headers={"Range": f"bytes={offset}-"} if offset else {},
-            expected=(200, 206, 416) if offset else (200,),
-            retries=retries,
+            headers={} if is_complete else {"Range": f"bytes={start}-{end - 1}"},
+            expected=(200,) if is_complete else (200, 206),
         )
+        endpoint, client = self._repository.endpoint, self._repository.client
+        if (url := self._range_url) is not None:
+            try:
+                return ask(url, retries=client.start_retries(endpoint, attempts=1))
+            except OcistreamError as error:
+                self._range_url = None
+                if not _is_expired_redirect(error):
+                    # The registry would redirect to the same URL again.
+                    raise
+        response = ask(self._url, retries=client.start_retries(endpoint, attempts=1))
+        # Do not keep the end of a chain: each redirect must be checked against the one before it.
+        self._range_url = response.url if response.hops == 1 else None
+        return response
 
-    def _request_from(self, offset: int, retries: Retries, discardable: int) -> tuple[Response | None, int]:
-        """Request the bytes from `offset` on. Return the response, and how many of its bytes must be dropped.
+    def _request(self, offset: int, retries: Retries) -> Response:
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        expected = (200, 206, 416) if offset else (200,)
+        return self._repository.request("GET", self._url, headers=headers, expected=expected, retries=retries)
 
-        Status 416 gives no response. At most `discardable` bytes, and `MAX_DISCARD` more, may be dropped.
+    def _request_chunks(self, offset: int, retries: Retries, discardable: int) -> Iterator[Chunk]:
+        """Request the bytes from `offset` on, and return them; none after status 416.
+
+        At most `discardable` bytes of the response, and `MAX_DISCARD` more, may be dropped.
         """
         response = self._request(offset, retries)
         # A server without ranges should ignore Range; some answer 416 instead.
@@ -116,9 +159,18 @@ class BlobDownload:
             response = self._request(0, retries)
         if response.status == 416:
             response.drain()
-            return None, 0
+            return iter(())
         self._check_headers(response, offset)
-        return response, _bytes_to_skip(response, offset, discardable + limits.MAX_DISCARD)
+        if response.status == 206:
+            if not _starts_at(response, offset):
+                found = printable(response.header("Content-Range") or "no Content-Range")
+                problem = f"the server returned a wrong byte range instead of bytes from {offset} on: {found}"
+                raise _refuse(response, problem)
+            return response.chunks()
+        if offset > discardable + limits.MAX_DISCARD:
+            raise _refuse(response, f"cut after {offset} bytes, and this registry cannot resume")
+        # Skip the bytes that are already known (container-libs#1114).
+        return chunks_from(response.chunks(), offset) if offset else response.chunks()
 
     def _check_headers(self, response: Response, offset: int) -> None:
         """Check the headers of a response with the blob's bytes from `offset` on.
@@ -165,38 +217,11 @@ def raise_corrupt_blob(repository: str, error: IntegrityError, again: bool = Fal
     raise IntegrityError(message, digest=error.digest, hint=hint) from error
 
 
-@dataclass(slots=True)
-class BlobRedirect:
-    """The URL to which a registry redirected the last request for a blob, or None."""
-
-    url: str | None = None
-
-
-def read_range(
-    response: Response, start: int, end: int, buffers: Iterator[memoryview], *, is_complete: bool
-) -> Generator[int, None, None]:
-    """Read the bytes `start` to `end` (excluded) of a blob into `buffers`, as `Response.read_into` does.
-
-    `is_complete` says that they are the complete blob.
-
-    Raises:
-        NetworkError: the response has another range, or breaks off.
-    """
-    if not is_complete and (response.status != 206 or not _starts_at(response, start)):
-        response.close()
-        msg = f"GET {redact_url(response.url)}: the server returned a wrong byte range instead of bytes from {start} on"
-        raise PermanentNetworkError(msg)
-    if has_excess_length(response, end - start):
-        response.close()
-        msg = f"GET {redact_url(response.url)}: the server announced more than the requested {end - start} bytes"
-        raise PermanentNetworkError(msg)
-    yield from response.read_into(end - start, buffers)
-
-
-def _add_damage_hint(error: NetworkError) -> NetworkError:
-    """Return the error of a body that every attempt cut at the same byte, with a hint."""
-    error.hint = error.hint or "every try ended at this byte: the blob is probably damaged, ask the registry's operator"
-    return error
+def _is_expired_redirect(error: OcistreamError) -> bool:
+    """Return whether the error is the answer of an expired signed URL."""
+    if isinstance(error, RegistryError):
+        return error.status in {401, 403, 410}
+    return isinstance(error, AuthenticationError | NotFoundError)
 
 
 def has_excess_length(response: Response, size: int) -> bool:
@@ -211,23 +236,7 @@ def _starts_at(response: Response, offset: int) -> bool:
     return response.status == 200 or (response.status == 206 and match is not None and int(match[1]) == offset)
 
 
-def _bytes_to_skip(response: Response, offset: int, max_skip: int) -> int:
-    """Return how many bytes at the start of a response are already known (container-libs#1114).
-
-    Raises:
-        PermanentNetworkError: the response has another range, or more than `max_skip` bytes would be skipped.
-    """
-    if response.status == 206:
-        if _starts_at(response, offset):
-            return 0
-        response.close()
-        msg = (
-            f"GET {redact_url(response.url)}: the server returned a wrong byte range instead of bytes from {offset} "
-            f"on: {printable(response.header('Content-Range') or 'no Content-Range')}"
-        )
-        raise PermanentNetworkError(msg)
-    if offset > max_skip:
-        response.close()
-        msg = f"GET {redact_url(response.url)}: cut after {offset} bytes, and this registry cannot resume"
-        raise PermanentNetworkError(msg)
-    return offset
+def _refuse(response: Response, problem: str) -> PermanentNetworkError:
+    """Close a response, and return an error that a retry does not cure."""
+    response.close()
+    return PermanentNetworkError(f"GET {redact_url(response.url)}: {problem}")

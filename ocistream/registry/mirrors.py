@@ -20,8 +20,10 @@ from ocistream.errors import (
 )
 from ocistream.notices import notify
 from ocistream.oci.reference import is_digest, printable
-from ocistream.registry.download import BlobRedirect, raise_corrupt_blob
+from ocistream.registry.download import raise_corrupt_blob
 from ocistream.registry.referrers import ReferrerList
+from ocistream.registry.repository import Repository
+from ocistream.registry.tags import list_tags
 from ocistream.streams.chunks import read_all, verify_chunks
 from ocistream.transfer.interfaces import RecoverableBlob
 
@@ -30,51 +32,10 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.registry.configuration import PullSource
-    from ocistream.registry.repository import Repository
+    from ocistream.registry.download import BlobDownload
+    from ocistream.registry.registries import HostHealth
+    from ocistream.registry.tags import TagList
     from ocistream.streams.chunks import Chunk
-
-
-class MirrorHealth:
-    """Which registries and mirrors failed in this run, by host. Safe for several threads.
-
-    A mirror that failed is not asked again in the run: another location can be asked, and a dead host costs seconds.
-    """
-
-    def __init__(self) -> None:
-        """Start with all mirrors enabled."""
-        #: Mirror hosts that are not asked again, and the first reason; `_down` has those that failed without sending
-        #: wrong bytes.
-        self._disabled: dict[str, str] = {}
-        self._down: set[str] = set()
-        #: Registries that have mirrors, and that did not answer, and the first reason.
-        self._unreachable: dict[str, str] = {}
-
-    def is_unreachable(self, pull_source: PullSource) -> bool:
-        """Return whether a registry did not answer an optional request in this run."""
-        return pull_source.registry in self._unreachable
-
-    def mark_unreachable(self, pull_source: PullSource, reason: str) -> None:
-        """Stop optional requests to a registry for this run, and report the reason."""
-        # `setdefault` is atomic: one of several threads is the first.
-        is_new = self._unreachable.setdefault(pull_source.registry, reason) is reason
-        notify(reason, level=0 if is_new else 1)
-
-    def is_disabled(self, pull_source: PullSource) -> bool:
-        """Return whether a mirror must not be asked again."""
-        return pull_source.is_mirror and pull_source.registry in self._disabled
-
-    def is_down(self, pull_source: PullSource) -> bool:
-        """Return whether a mirror failed without sending wrong bytes."""
-        return pull_source.registry in self._down
-
-    def disable(self, pull_source: PullSource, reason: str, *, is_corrupt: bool) -> None:
-        """Stop requests to a mirror for this run, and report the reason."""
-        is_new = self._disabled.setdefault(pull_source.registry, reason) is reason
-        if is_corrupt:
-            self._down.discard(pull_source.registry)
-        elif is_new:
-            self._down.add(pull_source.registry)
-        notify(reason, level=0 if is_new else 1)
 
 
 #: Errors of a mirror after which the next location is tried.
@@ -85,12 +46,10 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True, eq=False)
 class PullCandidate:
-    """One location to read from, and the results of requests to it."""
+    """One location to read from, and the results of requests to it. `mirror` is None for the registry itself."""
 
-    pull_source: PullSource
+    mirror: PullSource | None
     repository: Repository
-    #: The same repository with the normal retries and time-outs.
-    fallback_repository: Repository
     #: Whether the location served anything.
     has_served: bool = False
     #: Whether the location lacks the image, or denies access to it.
@@ -98,28 +57,34 @@ class PullCandidate:
     #: Whether no other location is left, so that its failure is the result.
     is_last: bool = False
 
+    @property
+    def host(self) -> str:
+        """The `HOST[:PORT]` of the location."""
+        return self.repository.endpoint.registry
+
+
+def _reopen(candidate: PullCandidate, *, is_replaceable: bool) -> PullCandidate:
+    return replace(candidate, repository=candidate.repository.reopen(is_replaceable=is_replaceable))
+
 
 class MirroredRepository:
     """One repository and its mirrors, for reading. Safe for several threads.
 
-    `candidates` are asked in order; the last is the registry's own. `display_name` is the name that the user wrote.
-    `quick_candidate` is the registry's own location with short time-outs, for optional requests.
+    The mirrors are asked in order, with short time-outs, and `own` last. `display_name` is the name that the user
+    wrote.
     """
 
-    def __init__(
-        self,
-        display_name: str,
-        candidates: Sequence[PullCandidate],
-        health: MirrorHealth,
-        quick_candidate: PullCandidate,
-    ) -> None:
+    def __init__(self, display_name: str, own: Repository, mirrors: Sequence[PullSource], health: HostHealth) -> None:
         """Take the locations. Send no request."""
         self._display_name = display_name
-        self._candidates = candidates
         self._health = health
-        self._quick_candidate = quick_candidate
-        self.endpoint = candidates[-1].repository.endpoint
-        self.name = candidates[-1].repository.name
+        repositories = [
+            Repository(own.client, mirror.registry, mirror.repository, is_named_by_user=False, is_replaceable=True)
+            for mirror in mirrors
+        ]
+        self._candidates = [*map(PullCandidate, mirrors, repositories), PullCandidate(None, own)]
+        self.endpoint = own.endpoint
+        self.name = own.name
 
     def __str__(self) -> str:
         """Return `registry/name` as the user wrote it."""
@@ -133,7 +98,7 @@ class MirroredRepository:
         """
 
         def ask(candidate: PullCandidate) -> Manifest:
-            return candidate.repository.resolve(target, strict=candidate.pull_source.is_mirror)
+            return candidate.repository.resolve(target, strict=candidate.mirror is not None)
 
         return self._read_from_first(ask, by_digest=is_digest(target))
 
@@ -146,7 +111,7 @@ class MirroredRepository:
 
         def ask(candidate: PullCandidate) -> bytes:
             raw = candidate.repository.fetch_manifest(descriptor)
-            return read_all(verify_chunks([raw], descriptor)) if candidate.pull_source.is_mirror else raw
+            return read_all(verify_chunks([raw], descriptor)) if candidate.mirror else raw
 
         return self._read_from_first(ask)
 
@@ -172,9 +137,9 @@ class MirroredRepository:
         if answer is None:
             return ReferrerList()
         candidate, referrers = answer
-        if candidate.pull_source.is_mirror:
+        if candidate.mirror:
             # The mirror may have copied only some of the referrers.
-            message = f"the mirror {candidate.pull_source} lists the referrers of {printable(self._display_name)}"
+            message = f"the mirror {candidate.mirror} lists the referrers of {printable(self._display_name)}"
             notify(f"{message}; other sources were not asked for more", level=1)
         return referrers
 
@@ -199,16 +164,16 @@ class MirroredRepository:
         as behind a firewall, that must cost seconds, and only once.
         """
         has_answer = False
-        for candidate in self._usable_candidates_for(by_digest=by_digest):
-            is_own = not candidate.pull_source.is_mirror
-            if is_own and has_answer and self._health.is_unreachable(candidate.pull_source):
+        for candidate in self.usable_candidates(by_digest=by_digest):
+            # The registry itself, after a mirror that answered.
+            is_optional = candidate.mirror is None and has_answer
+            if is_optional and self._health.has_failed(candidate.host):
                 break
             try:
-                result = ask(self._quick_candidate if is_own and has_answer else candidate)
+                result = ask(_reopen(candidate, is_replaceable=True) if is_optional else candidate)
             except CANDIDATE_FAILURES as error:
-                if has_answer and is_own and isinstance(error, NetworkError):
-                    message = f"{error.message}; the registry may have {wanted}"
-                    self._health.mark_unreachable(candidate.pull_source, message)
+                if is_optional and isinstance(error, NetworkError):
+                    self._health.record_failure(candidate.host, f"{error.message}; the registry may have {wanted}")
                     break
                 self.record_failure(candidate, error)
             else:
@@ -217,34 +182,44 @@ class MirroredRepository:
                 has_answer = True
         return None
 
-    def _usable_candidates_for(self, *, by_digest: bool) -> Iterator[PullCandidate]:
-        """Yield the usable locations that may be asked by digest, or by tag."""
-        # A digest-only mirror may serve manifests and blobs once the tag is resolved.
-        return (
-            candidate
-            for candidate in self.usable_candidates()
-            if by_digest or candidate.pull_source.can_pull(by_digest=False)
-        )
+    def list_tags_of_mirrors(self, error: NetworkError) -> TagList | None:
+        """Return the tags of the first mirror that lists any; `error` is the registry's own."""
+        for candidate in self.usable_candidates(by_digest=False):
+            if candidate.mirror is None:
+                continue
+            notify(f"{error.message}; asking the mirror {candidate.mirror} for the tags")
+            try:
+                tag_list = list_tags(candidate.repository)
+            except CANDIDATE_FAILURES as failure:
+                notify(f"the mirror {candidate.mirror}: {failure.message}")
+            else:
+                reason = f"these tags come from the mirror {candidate.mirror}, which may lack some"
+                return replace(tag_list, incomplete_reason=tag_list.incomplete_reason or reason)
+        return None
 
-    def usable_candidates(self) -> Iterator[PullCandidate]:
-        """Yield the usable locations in order, while the caller asks for more.
+    def usable_candidates(self, *, by_digest: bool = True) -> Iterator[PullCandidate]:
+        """Yield the usable locations in order that may be asked by digest, or by tag, while the caller asks for more.
 
         If the registry itself failed, mirrors that served something before they failed are tried again, with the normal
         retries. Behind a firewall they may be the only reachable locations.
         """
         for candidate in self._candidates:
-            if not self._health.is_disabled(candidate.pull_source) and not candidate.is_excluded:
+            mirror = candidate.mirror
+            if candidate.is_excluded or (mirror and self._health.has_failed(mirror.registry)):
+                continue
+            # A digest-only mirror may serve manifests and blobs once the tag is resolved.
+            if by_digest or mirror is None or mirror.can_pull(by_digest=False):
                 yield candidate
         down_mirrors = self._list_down_mirrors()
         for candidate in down_mirrors:
-            yield replace(candidate, repository=candidate.fallback_repository, is_last=candidate is down_mirrors[-1])
+            yield replace(_reopen(candidate, is_replaceable=False), is_last=candidate is down_mirrors[-1])
 
     def _list_down_mirrors(self) -> list[PullCandidate]:
         """List the mirrors that served something before they failed."""
         return [
             candidate
-            for candidate in self._candidates[:-1]
-            if candidate.has_served and self._health.is_down(candidate.pull_source)
+            for candidate in self._candidates
+            if candidate.mirror and candidate.has_served and self._health.is_down(candidate.host)
         ]
 
     def record_failure(self, candidate: PullCandidate, error: OcistreamError) -> None:
@@ -255,12 +230,12 @@ class MirroredRepository:
         """
         if candidate.is_last:
             raise error
-        if not candidate.pull_source.is_mirror:
+        if candidate.mirror is None:
             if not isinstance(error, NetworkError) or not self._list_down_mirrors():
                 raise error
             notify(f"{error.message}; trying its mirrors again")
             return
-        message = f"the mirror {candidate.pull_source}: {error.message}; trying the next source"
+        message = f"the mirror {candidate.mirror}: {error.message}; trying the next source"
         if isinstance(error, NotFoundError):
             # A mirror that served nothing so far lacks the image; do not ask it for each blob.
             candidate.is_excluded = not candidate.has_served
@@ -269,15 +244,16 @@ class MirroredRepository:
             candidate.is_excluded = True
             notify(message)
         else:
-            self._health.disable(candidate.pull_source, message, is_corrupt=not isinstance(error, NetworkError))
+            self._health.record_failure(candidate.host, message, is_corrupt=not isinstance(error, NetworkError))
 
     def record_corrupt_blob(self, candidate: PullCandidate, reason: str) -> None:
-        """Disable a mirror that sent wrong bytes."""
-        self._health.disable(candidate.pull_source, f"{reason}; reading it again from another source", is_corrupt=True)
+        """Stop requests to a mirror that sent wrong bytes."""
+        message = f"{reason}; reading it again from another source"
+        self._health.record_failure(candidate.host, message, is_corrupt=True)
 
     def _read_from_first(self, ask: Callable[[PullCandidate], _T], *, by_digest: bool = True) -> _T:
         """Return the first successful answer; raise the failure of the last location."""
-        for candidate in self._usable_candidates_for(by_digest=by_digest):
+        for candidate in self.usable_candidates(by_digest=by_digest):
             try:
                 result = ask(candidate)
             except CANDIDATE_FAILURES as error:
@@ -296,15 +272,15 @@ class _MirroredDownload:
         self._repository = repository
         self._descriptor = descriptor
         self._served_by: list[PullCandidate] = []
-        #: The redirect of each location.
-        self._redirects: dict[PullCandidate, BlobRedirect] = {}
+        #: The download of parts from each location.
+        self._range_downloads: dict[PullCandidate, BlobDownload] = {}
 
     def chunks(self, offset: int = 0) -> Iterator[Chunk]:
         """Yield unverified bytes from byte `offset` on; if a location fails, the next one continues there."""
         for candidate in self._repository.usable_candidates():
-            is_mirror = candidate.pull_source.is_mirror
+            download = candidate.repository.download(self._descriptor, strict=candidate.mirror is not None)
             try:
-                for chunk in candidate.repository.fetch_blob(self._descriptor, offset, strict=is_mirror):
+                for chunk in download.chunks(offset):
                     self._record_served(candidate)
                     offset += len(chunk)
                     yield chunk
@@ -315,16 +291,15 @@ class _MirroredDownload:
 
     def fetch_range(self, start: int, end: int, buffers: Iterator[memoryview]) -> Generator[int, None, None]:
         """Read the bytes `start` to `end` (excluded) into `buffers`, from the first usable location only."""
-        for candidate in self._repository.usable_candidates():
-            redirect = self._redirects.setdefault(candidate, BlobRedirect())
-            ranges = candidate.repository.fetch_blob_range(self._descriptor, redirect, start, end, buffers)
-            with closing(ranges) as counts:
-                for count in counts:
-                    self._record_served(candidate)
-                    yield count
-            return
-        msg = f"{self._repository}: no source to read from"
-        raise NotFoundError(msg)
+        candidate = next(self._repository.usable_candidates(), None)
+        if candidate is None:
+            msg = f"{self._repository}: no source to read from"
+            raise NotFoundError(msg)
+        download = self._range_downloads.setdefault(candidate, candidate.repository.download(self._descriptor))
+        with closing(download.fetch_range(start, end, buffers)) as counts:
+            for count in counts:
+                self._record_served(candidate)
+                yield count
 
     def _record_served(self, candidate: PullCandidate) -> None:
         if candidate not in self._served_by:
@@ -339,17 +314,16 @@ class _MirroredDownload:
         Raises:
             IntegrityError: no mirror took part, or the blob cannot be read again.
         """
-        suspects = [mirror for mirror in self._served_by if mirror.pull_source.is_mirror]
+        suspects = [candidate for candidate in self._served_by if candidate.mirror]
         self._served_by = []
         if not suspects:
             raise_corrupt_blob(str(self._repository), error, again)
-        message = (
-            f"{error.message}, received from {' and '.join(f'the mirror {mirror.pull_source}' for mirror in suspects)}"
-        )
-        for mirror in suspects:
-            mirror.is_excluded = True
+        names = " and ".join(f"the mirror {candidate.mirror}" for candidate in suspects)
+        message = f"{error.message}, received from {names}"
+        for candidate in suspects:
+            candidate.is_excluded = True
         if not again:
             hint = "re-run with --no-mirrors to use only the registry itself, or write to a file"
             raise IntegrityError(message, hint=hint) from error
-        for mirror in suspects:
-            self._repository.record_corrupt_blob(mirror, message)
+        for candidate in suspects:
+            self._repository.record_corrupt_blob(candidate, message)

@@ -26,7 +26,8 @@ CHUNK: Final = "chunk"
 class RegistryProfile:
     """How the uploads of one kind of registry behave. Sizes are in bytes.
 
-    A profile has only what spares a refused request; the upload detects everything else.
+    A profile has only what spares a refused request; the upload detects everything else. The comment at its name gives
+    the sources of its facts.
     """
 
     name: str
@@ -44,34 +45,30 @@ class RegistryProfile:
     #: Whether a broken request loses the complete upload. If so, a PATCH of known length also uses the chunked transfer
     #: coding, as `docker push` does for all layers: the client can end such a request properly when it is interrupted.
     loses_interrupted_uploads: bool = False
-    #: The sources of these facts.
-    documented_in: tuple[str, ...] = ()
 
 
-#: The profile of every other registry.
-UNKNOWN_PROFILE: Final = RegistryProfile("unknown", documented_in=("distribution-spec, Pushing blobs",))
+#: The profile of every other registry (distribution-spec, "Pushing blobs").
+UNKNOWN_PROFILE: Final = RegistryProfile("unknown")
 
 PROFILES: Final = (
     RegistryProfile(
+        # cloud.google.com/artifact-registry/docs/reference/docker-api; dotnet/sdk-container-builds#287
         "Google Artifact Registry",
         hosts=(r"(?:[a-z0-9-]+\.)?gcr\.io", r"[a-z0-9-]+\.pkg\.dev"),
         # An upload is one request; Content-Range and resuming are refused.
         methods=(STREAM, PUT),
         can_resume=False,
-        documented_in=(
-            "cloud.google.com/artifact-registry/docs/reference/docker-api",
-            "dotnet/sdk-container-builds#287",
-        ),
     ),
     RegistryProfile(
+        # oras-project/rust-oci-client#35; wasmCloud/wash-archive#268
         "GitHub Packages",
         hosts=(r"ghcr\.io",),
         headers=(("X-GitHub-Request-Id", r"."),),
         # A streamed PATCH may have any size, as docker's has. Only a PATCH with a Content-Range is limited.
         largest_chunk=4 * MIB,
-        documented_in=("oras-project/rust-oci-client#35", "wasmCloud/wash-archive#268"),
     ),
     RegistryProfile(
+        # aws/containers-roadmap#2831; docs.aws.amazon.com/AmazonECR/latest/userguide/service-quotas.html
         "Amazon ECR",
         hosts=(
             r"[0-9]{12}\.dkr[.-]ecr(?:-fips)?\.[a-z0-9-]+\.(?:amazonaws\.com(?:\.cn)?|on\.aws|on\.amazonwebservices\.com\.cn)",
@@ -80,74 +77,70 @@ PROFILES: Final = (
         # The Range of its responses does not change after the first PATCH, so the offset is unknown.
         methods=(STREAM, PUT),
         can_resume=False,
-        documented_in=(
-            "aws/containers-roadmap#2831",
-            "docs.aws.amazon.com/AmazonECR/latest/userguide/service-quotas.html",
-        ),
     ),
     RegistryProfile(
+        # goharbor/harbor#23015; goharbor/harbor#23016; dotnet/sdk-container-builds#258
         "Azure Container Registry",
         hosts=(r"[a-z0-9-]+(?:\.[a-z0-9]+\.data)?\.azurecr\.(?:io|us|cn)",),
         headers=(("Server", r"\AAzureContainerRegistry\b"),),
         # A PUT of more than about 20 MB is refused with 413; chunks and streams are accepted.
         methods=(STREAM, CHUNK, PUT),
-        documented_in=("goharbor/harbor#23015", "goharbor/harbor#23016", "dotnet/sdk-container-builds#258"),
     ),
     RegistryProfile(
+        # oras-project/oras-py#137
         "Quay",
         hosts=(r"quay\.io",),
         # At most 20 GB in one request.
         methods=(STREAM, CHUNK, PUT),
-        documented_in=("oras-project/oras-py#137",),
     ),
     RegistryProfile(
+        # docs.docker.com/reference/api/registry/latest; kitops-ml/kitops#329
         "Docker Hub",
         hosts=(r"docker\.io", r"(?:index|registry-1)\.docker\.io"),
         headers=(("Docker-RateLimit-Source", r"."),),
-        documented_in=("docs.docker.com/reference/api/registry/latest", "kitops-ml/kitops#329"),
     ),
     RegistryProfile(
+        # gitlab.com/gitlab-org/container-registry!166; gitlab.com/gitlab-org/container-registry!1393
         "GitLab",
         hosts=(r"registry\.gitlab\.com",),
         headers=(("Gitlab-Container-Registry-Version", r"."),),
         # A wrong Content-Range is answered with 416 and the right offset.
-        documented_in=("gitlab.com/gitlab-org/container-registry!166", "gitlab.com/gitlab-org/container-registry!1393"),
     ),
     RegistryProfile(
+        # docker/buildx#196; containerd/containerd#3533; moby/buildkit#1130
         "Artifactory",
         hosts=(r"[a-z0-9-]+\.jfrog\.io",),
         headers=(("Server", r"\AArtifactory\b"), ("X-Artifactory-Id", r"."), ("X-JFrog-Version", r".")),
         # A PUT with a body is answered with 404 BLOB_UNKNOWN.
         methods=(STREAM, CHUNK),
-        documented_in=("docker/buildx#196", "containerd/containerd#3533", "moby/buildkit#1130"),
     ),
     RegistryProfile(
+        # sonatype/nexus-public#1040; sonatype/nexus-public#1061
         "Nexus",
         headers=(("Server", r"\ANexus/"),),
-        documented_in=("sonatype/nexus-public#1040", "sonatype/nexus-public#1061"),
     ),
     RegistryProfile(
+        # goharbor/harbor#12192; goharbor/harbor#23016
         "Harbor",
         hosts=(r"demo\.goharbor\.io",),
         headers=(("WWW-Authenticate", r'\bservice="harbor-registry"'),),
         # Its registry is distribution 2.8.
         loses_interrupted_uploads=True,
-        documented_in=("goharbor/harbor#12192", "goharbor/harbor#23016"),
     ),
     RegistryProfile(
+        # ocistream/serve/uploads.py
         "ocistream",
         headers=(("Server", r"\Aocistream\b"),),
         # `ocistream serve` keeps the bytes that arrived, and accepts Content-Range only with Content-Length.
-        documented_in=("ocistream/serve/uploads.py",),
     ),
     # Must be last: many other registries send this header too. The same treatment is safe for them.
     RegistryProfile(
+        # distribution 2.8, registry/handlers/blobupload.go; tests/interop/test_interrupted_push.py
         "distribution",
         headers=(("Docker-Distribution-Api-Version", r"\Aregistry/2\.0\Z"),),
         # In 2.8 an upload's Location contains its offset. After a broken request more bytes are stored than any
         # Location says, and the upload is answered with 404 BLOB_UPLOAD_INVALID. 2.8 never deletes it either.
         loses_interrupted_uploads=True,
-        documented_in=("distribution 2.8, registry/handlers/blobupload.go", "tests/interop/test_interrupted_push.py"),
     ),
 )
 

@@ -16,7 +16,6 @@ from ocistream.oci.referrers import (
     LIST_TRUNCATED,
     LISTING_DENIED,
     NOT_FOUND,
-    PLATFORM_FILTERED,
     SUBJECT_MISMATCH,
     UNSUPPORTED_TYPE,
     Referrer,
@@ -34,31 +33,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from ocistream.errors import OcistreamError
-    from ocistream.oci.descriptor import Descriptor, Manifest
-    from ocistream.oci.documents import Document
+    from ocistream.oci.descriptor import Manifest
     from ocistream.oci.walk import GraphWalk
     from ocistream.registry.registries import ReadableRepository
 
 #: Skipped referrers of one subject and reason that are named; the others are only counted.
 _MAX_NAMED: Final = 10
+_TOO_MANY_HINT: Final = "skip them with --no-referrers"
 #: Statuses below 500 after which a later request may succeed.
 _TRANSIENT_STATUSES: Final = frozenset({408, 429})
 
 
 @dataclass(frozen=True, slots=True)
-class _ReferrerQuery:
-    """A query for the referrers of a manifest in a repository. If not `is_selected`, they are only reported."""
+class ReferrerQuery:
+    """A query for the referrers of a manifest in a repository. With a `skip_reason` they are only reported."""
 
     repository: ReadableRepository
     digest: str
-    is_selected: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _FoundReferrer:
-    query: _ReferrerQuery
-    referrer: Referrer
-    manifest: Manifest
+    skip_reason: str | None = None
 
 
 class ReferrerSearch:
@@ -90,40 +82,26 @@ class ReferrerSearch:
         self._settle = settle
         self._with_signatures = with_signatures
         self._digest_tags = digest_tags
-        self._reason = PLATFORM_FILTERED
         #: One object for each repository: it remembers whether its registry has the referrers API.
         self._repositories: dict[str, ReadableRepository] = {}
         self._queried: set[tuple[str, str]] = set()
         self._digests_by_tag: dict[tuple[str, str], str] = {}
         #: The queries of a level run in several threads, which only append here, and to `_skipped`.
-        self._found: list[_FoundReferrer] = []
-        #: How many more referrers may be listed and found, and how many more bytes their manifests may have.
-        self._free_listed = Budget(limits.MAX_REFERRERS)
-        self._free_found = Budget(limits.MAX_REFERRERS)
+        self._found: list[tuple[ReferrerQuery, Referrer, Manifest]] = []
+        #: How many more referrers may be listed, and how many more bytes their manifests may have.
+        self._free_referrers = Budget(limits.MAX_REFERRERS)
         self._free_bytes = Budget(limits.MAX_GRAPH_BYTES)
         self._skipped: dict[SkippedReferrer, None] = {}
         #: By repository: the first query that its registry refused.
-        self._refused_queries: dict[str, _ReferrerQuery] = {}
+        self._refused_queries: dict[str, ReferrerQuery] = {}
 
-    def collect(
-        self,
-        selected: Iterable[tuple[ReadableRepository, str]],
-        skipped: Iterable[tuple[ReadableRepository, str]],
-        *,
-        reason: str = PLATFORM_FILTERED,
-    ) -> None:
-        """Search for referrers of selected manifests, and for referrers of those.
-
-        Referrers of the `skipped` manifests are not copied, for this reason: by default these are indexes of which only
-        some platforms are copied.
+    def collect(self, queries: Sequence[ReferrerQuery]) -> None:
+        """Search for referrers, and for referrers of those that are copied.
 
         Raises:
             UnsupportedError: there are too many referrers, or the chain of referrers is too long.
             OcistreamError: a registry failed. A refused query is reported and does not raise.
         """
-        queries = [_ReferrerQuery(*location) for location in selected]
-        queries += [_ReferrerQuery(*location, is_selected=False) for location in skipped]
-        self._reason = reason
         for _ in range(limits.MAX_REFERRER_DEPTH + 1):
             self._query_all(queries)
             queries = self._move_to_graph(queries)
@@ -131,11 +109,11 @@ class ReferrerSearch:
                 break
         else:
             msg = f"referrers refer to each other more than {limits.MAX_REFERRER_DEPTH} levels deep"
-            raise UnsupportedError(msg, hint="skip them with --no-referrers")
+            raise UnsupportedError(msg, hint=_TOO_MANY_HINT)
         for referrer in _summarize(self._skipped):
             self._walk.add_skipped_referrer(referrer)
 
-    def _query_all(self, queries: Sequence[_ReferrerQuery]) -> None:
+    def _query_all(self, queries: Sequence[ReferrerQuery]) -> None:
         by_location = {(str(query.repository), query.digest): query for query in queries}
         new = [query for location, query in by_location.items() if location not in self._queried]
         self._queried.update(by_location)
@@ -148,7 +126,7 @@ class ReferrerSearch:
                 new.remove(query)
         run_each(self._query, new, jobs=self._jobs, cancelled=self._cancelled)
 
-    def _query(self, query: _ReferrerQuery) -> None:
+    def _query(self, query: ReferrerQuery) -> None:
         for send_query in (self._query_referrers, self._query_cosign_tags):
             try:
                 send_query(query)
@@ -159,7 +137,7 @@ class ReferrerSearch:
                     raise
                 self._report_unreadable(query, error)
 
-    def _report_unreadable(self, query: _ReferrerQuery, error: OcistreamError) -> None:
+    def _report_unreadable(self, query: ReferrerQuery, error: OcistreamError) -> None:
         """Report once for a repository why its referrers are unknown.
 
         The same credentials could read the image, so the copy continues. Failures that may pass (5xx, 408, 429) are
@@ -169,97 +147,86 @@ class ReferrerSearch:
         if self._refused_queries.setdefault(str(query.repository), query) is query:
             self._skipped[SkippedReferrer(query.digest, reason)] = None
 
-    def _query_referrers(self, query: _ReferrerQuery) -> None:
+    def _query_referrers(self, query: ReferrerQuery) -> None:
         referrers = self._repositories[str(query.repository)].list_referrers(query.digest)
         # Each listed entry costs a request, even if it is skipped.
-        if not self._free_listed.take(len(referrers.descriptors)):
-            raise _too_many_error(f"more than {limits.MAX_REFERRERS} referrers are listed")
+        self._count(len(referrers.descriptors))
         if referrers.incomplete_reason:
             self._skipped[SkippedReferrer(query.digest, f"{LIST_TRUNCATED}: {referrers.incomplete_reason}")] = None
         for descriptor in referrers.descriptors:
-            self._add_listed(query, descriptor)
+            self._add(query, descriptor.digest, artifact_type=descriptor.artifact_type)
 
-    def _add_listed(self, query: _ReferrerQuery, descriptor: Descriptor) -> None:
-        if not query.is_selected:
-            self._skip(descriptor, query.digest, self._reason)
+    def _query_cosign_tags(self, query: ReferrerQuery) -> None:
+        for tag in cosign_tags(query.digest):
+            if self._digest_tags is not None and tag not in self._digest_tags:
+                continue
+            if query.repository.find_digest(tag) is not None:
+                self._add(query, tag, tag=tag)
+
+    def _count(self, number: int, size: int = 0) -> None:
+        """Count referrers, and the bytes of their manifests.
+
+        Raises:
+            UnsupportedError: there are too many.
+        """
+        if not self._free_referrers.take(number):
+            msg = f"more than {limits.MAX_REFERRERS} referrers are listed"
+            raise UnsupportedError(msg, hint=_TOO_MANY_HINT)
+        if not self._free_bytes.take(size):
+            msg = f"the manifests of the referrers have more than {limits.MAX_GRAPH_BYTES} bytes"
+            raise UnsupportedError(msg, hint=_TOO_MANY_HINT)
+
+    def _add(
+        self, query: ReferrerQuery, target: str, *, artifact_type: str | None = None, tag: str | None = None
+    ) -> None:
+        """Add a referrer, by its digest in a list or by a cosign tag; skip what is not to be copied or is unusable."""
+
+        def skip(reason: str) -> None:
+            digest = target if tag is None else None
+            kind = classify_referrer(artifact_type, tag)
+            self._skipped[SkippedReferrer(query.digest, reason, kind, digest, tag)] = None
+
+        if query.skip_reason is not None:
+            skip(query.skip_reason)
             if not self._with_signatures:
                 return
         # Skip entries that are gone or name another subject: clients never clean their lists.
         try:
-            manifest, document = self._resolve(query.repository, descriptor.digest)
+            manifest = query.repository.resolve(target)
+            document = parse_document(manifest.descriptor, manifest.raw)
         except NotFoundError:
-            self._skip(descriptor, query.digest, NOT_FOUND)
+            skip(NOT_FOUND)
         except (ArchiveError, UnsupportedError):
-            self._skip(descriptor, query.digest, UNSUPPORTED_TYPE)
+            skip(UNSUPPORTED_TYPE)
         else:
-            if document.subject is None or document.subject.digest != query.digest:
-                self._skip(descriptor, query.digest, SUBJECT_MISMATCH)
-            elif query.is_selected or is_signature(document):
-                self._add_found(query, manifest, None)
+            if tag is None and (document.subject is None or document.subject.digest != query.digest):
+                skip(SUBJECT_MISMATCH)
+            elif query.skip_reason is None or is_signature(document):
+                self._count(0 if tag is None else 1, len(manifest.raw))
+                # The manifest describes the referrer, not the list: registries omit annotations in their lists, and the
+                # same image must always give the same archive.
+                referrer = Referrer(strip_descriptor(manifest.descriptor), query.digest, tag)
+                self._found.append((query, referrer, manifest))
 
-    def _query_cosign_tags(self, query: _ReferrerQuery) -> None:
-        for tag in cosign_tags(query.digest):
-            if self._digest_tags is not None and tag not in self._digest_tags:
-                continue
-            if query.repository.find_digest(tag) is None:
-                continue
-            if not query.is_selected:
-                self._skip(None, query.digest, self._reason, tag)
-                if not self._with_signatures:
-                    continue
-            try:
-                manifest, document = self._resolve(query.repository, tag)
-            except NotFoundError:
-                self._skip(None, query.digest, NOT_FOUND, tag)
-            except UnsupportedError:
-                self._skip(None, query.digest, UNSUPPORTED_TYPE, tag)
-            else:
-                if query.is_selected or is_signature(document):
-                    self._add_found(query, manifest, tag)
-
-    @staticmethod
-    def _resolve(repository: ReadableRepository, target: str) -> tuple[Manifest, Document]:
-        manifest = repository.resolve(target)
-        return manifest, parse_document(manifest.descriptor, manifest.raw)
-
-    def _add_found(self, query: _ReferrerQuery, manifest: Manifest, tag: str | None) -> None:
-        # The manifest describes the referrer, not the list: registries omit annotations in their lists, and the same
-        # image must always give the same archive.
-        referrer = Referrer(strip_descriptor(manifest.descriptor), query.digest, tag)
-        if not self._free_found.take(1) or not self._free_bytes.take(len(manifest.raw)):
-            raise _too_many_error(
-                f"the images have more than {limits.MAX_REFERRERS} referrers, or more than "
-                f"{limits.MAX_GRAPH_BYTES} bytes of manifests of referrers"
-            )
-        self._found.append(_FoundReferrer(query, referrer, manifest))
-
-    def _skip(self, descriptor: Descriptor | None, subject: str, reason: str, tag: str | None = None) -> None:
-        kind = classify_referrer(descriptor.artifact_type if descriptor else None, tag)
-        self._skipped[SkippedReferrer(subject, reason, kind, descriptor.digest if descriptor else None, tag)] = None
-
-    def _move_to_graph(self, queries: Sequence[_ReferrerQuery]) -> list[_ReferrerQuery]:
+    def _move_to_graph(self, queries: Sequence[ReferrerQuery]) -> list[ReferrerQuery]:
         """Add the found referrers to the graph in the order of the queries; return queries for their referrers."""
         positions = {id(query): position for position, query in enumerate(queries)}
-        sorted_items = sorted(self._found, key=lambda item: (positions[id(item.query)], *item.referrer.sort_key))
+        found = sorted(self._found, key=lambda item: (positions[id(item[0])], *item[1].sort_key))
         self._found = []
         next_queries = []
-        for item in sorted_items:
-            referrer, digest = item.referrer, item.referrer.descriptor.digest
-            if not item.query.is_selected:
+        for query, referrer, manifest in found:
+            digest = referrer.descriptor.digest
+            if query.skip_reason is not None:
                 self._walk.add_signature(referrer)
-                self._settle(item.query.repository, item.manifest)
+                self._settle(query.repository, manifest)
                 continue
             if referrer.tag and self._digests_by_tag.setdefault((referrer.subject, referrer.tag), digest) != digest:
                 self._skipped[SkippedReferrer.from_referrer(referrer, DUPLICATE_TAG)] = None
                 continue
             self._walk.add_referrer(referrer)
-            self._settle(item.query.repository, item.manifest)
-            next_queries.append(_ReferrerQuery(item.query.repository, digest))
+            self._settle(query.repository, manifest)
+            next_queries.append(ReferrerQuery(query.repository, digest))
         return next_queries
-
-
-def _too_many_error(message: str) -> UnsupportedError:
-    return UnsupportedError(message, hint="skip them with --no-referrers")
 
 
 def _summarize(skipped: Iterable[SkippedReferrer]) -> Iterator[SkippedReferrer]:

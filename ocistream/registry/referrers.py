@@ -43,113 +43,95 @@ class ReferrerList:
     incomplete_reason: str | None = None
 
 
-class RepositoryReferrers:
-    """Read and update the lists of referrers in one repository. Safe for several threads.
+def list_referrers(repository: Repository, digest: str) -> ReferrerList:
+    """Return the referrers of a manifest, from at most `MAX_PAGES` pages and about `MAX_REFERRERS` descriptors.
 
-    If the registry has shown that it lacks the referrers API, the API is not requested again.
+    Raises:
+        AuthenticationError: the registry denies access.
+        RegistryError: the registry failed.
+        ArchiveError: the list is malformed.
     """
-
-    def __init__(self, repository: Repository) -> None:
-        """Take the repository. Send no request."""
-        self._repository = repository
-        self._has_api = True
-
-    def list_referrers(self, digest: str) -> ReferrerList:
-        """Return the referrers of a manifest, from at most `MAX_PAGES` pages and about `MAX_REFERRERS` descriptors.
-
-        Raises:
-            AuthenticationError: the registry denies access.
-            RegistryError: the registry failed.
-            ArchiveError: the list is malformed.
-        """
-        if self._has_api:
-            try:
-                return self._fetch_from_api(digest)
-            except (NotFoundError, RegistryError) as error:
-                status = error.status if isinstance(error, RegistryError) else 404
-                if status not in {*_NO_API, _BAD_REQUEST}:
-                    raise
-                self._has_api = status == _BAD_REQUEST
-        fallback_index = self._fetch_fallback_index(digest)
-        return ReferrerList(
-            _unique(parse_document(fallback_index.descriptor, fallback_index.raw).manifests) if fallback_index else ()
-        )
-
-    def add_to_fallback_index(self, subject: str, referrers: Sequence[Descriptor]) -> None:
-        """Add referrers to the index that clients keep under a tag; existing entries stay as they are.
-
-        Raises:
-            UnsupportedError: the tag is used for something else, or the index would exceed its limits.
-            RegistryError: the registry refuses the index.
-        """
-        tag = fallback_tag(subject)
-        existing = self._fetch_fallback_index(subject)
-        if existing is None and self._repository.has_manifest(tag):
-            msg = f"{self._repository}:{tag} must be the list of referrers of {subject}, but is something else"
-            raise UnsupportedError(msg, hint="remove that tag, or use --no-referrers")
-        fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
-        entries: list[bytes] = []
-        known_digests: set[str] = set()
-        if existing is not None:
-
-            def keep(_: int, entry: dict[str, Any]) -> bytes:
-                return canonical_json(entry)
-
-            fields = parse_json(existing.raw, tag, convert={"manifests": keep})
-            entries = list(fields.get("manifests") or ())
-            known_digests = {entry.digest for entry in parse_document(existing.descriptor, existing.raw).manifests}
-        new = [canonical_json(referrer.to_json()) for referrer in referrers if referrer.digest not in known_digests]
-        if not new:
-            return
-        raw = canonical_json_with_items(fields, "manifests", [*entries, *new])
-        if len(raw) > limits.MAX_MANIFEST or len(entries) + len(new) > limits.MAX_LIST_ENTRIES:
-            msg = f"{self._repository}:{tag}: the list of referrers of {subject} would become too long"
-            raise UnsupportedError(msg, hint="use --no-referrers")
-        self._repository.push_manifest(tag, Manifest(Descriptor(OCI_INDEX, compute_digest(raw), len(raw)), raw))
-
-    def _fetch_from_api(self, digest: str) -> ReferrerList:
-        repository = self._repository
-        referrers: dict[str, Descriptor] = {}
-        url = repository.url(f"referrers/{digest}")
-        urls_seen: set[str] = set()
-        while len(urls_seen) < limits.MAX_PAGES and len(referrers) <= limits.MAX_REFERRERS:
-            urls_seen.add(url)
-            response, raw = repository.fetch_document(url, OCI_INDEX)
-            label = f"the list of referrers of {digest} in {repository}"
-            if len(raw) > limits.MAX_MANIFEST:
-                msg = f"{label} is larger than {limits.MAX_MANIFEST} bytes"
-                raise ArchiveError(msg)
-            try:
-                page = parse_document(Descriptor(OCI_INDEX, digest, len(raw)), raw).manifests
-            except (ArchiveError, UnsupportedError) as error:
-                msg = f"{label}: {error.message}"
-                raise ArchiveError(msg) from error
-            for descriptor in page:
-                referrers.setdefault(descriptor.digest, descriptor)
-            next_url = next_page_url(response)
-            if next_url is None or next_url in urls_seen:
-                # A page that links to an earlier page: all pages have been read.
-                return ReferrerList(tuple(referrers.values()))
-            if Origin.from_url(next_url) != Origin.from_url(response.url):
-                return ReferrerList(
-                    tuple(referrers.values()), f"the list continues at {redact_url(next_url)}, which is not followed"
-                )
-            url = next_url
-        return ReferrerList(
-            tuple(referrers.values()), f"only {len(referrers)} entries on {len(urls_seen)} pages of the list are read"
-        )
-
-    def _fetch_fallback_index(self, digest: str) -> Manifest | None:
-        """Return the index that clients keep, or None; report other content under its tag."""
+    if repository.has_referrers_api:
         try:
-            manifest = self._repository.resolve(fallback_tag(digest))
-        except NotFoundError:
-            return None
-        if manifest.descriptor.media_type == OCI_INDEX:
-            return manifest
-        message = f"{self._repository}:{fallback_tag(digest)} must be the list of referrers of {digest}"
-        notify(f"{message}, but is something else: it is not used")
+            return _fetch_from_api(repository, digest)
+        except (NotFoundError, RegistryError) as error:
+            status = error.status if isinstance(error, RegistryError) else 404
+            if status not in {*_NO_API, _BAD_REQUEST}:
+                raise
+            repository.has_referrers_api = status == _BAD_REQUEST
+    index = _fetch_fallback_index(repository, digest)
+    return ReferrerList(_unique(parse_document(index.descriptor, index.raw).manifests) if index else ())
+
+
+def add_to_fallback_index(repository: Repository, subject: str, referrers: Sequence[Descriptor]) -> None:
+    """Add referrers to the index that clients keep under a tag; existing entries stay as they are.
+
+    Raises:
+        UnsupportedError: the tag is used for something else, or the index would exceed its limits.
+        RegistryError: the registry refuses the index.
+    """
+    tag = fallback_tag(subject)
+    existing = _fetch_fallback_index(repository, subject)
+    if existing is None and repository.has_manifest(tag):
+        msg = f"{repository}:{tag} must be the list of referrers of {subject}, but is something else"
+        raise UnsupportedError(msg, hint="remove that tag, or use --no-referrers")
+    fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
+    known_digests: set[str] = set()
+    if existing is not None:
+        fields = parse_json(existing.raw, tag, convert={"manifests": lambda _, entry: canonical_json(entry)})
+        known_digests = {entry.digest for entry in parse_document(existing.descriptor, existing.raw).manifests}
+    new = [canonical_json(referrer.to_json()) for referrer in referrers if referrer.digest not in known_digests]
+    if not new:
+        return
+    entries = [*(fields.get("manifests") or ()), *new]
+    raw = canonical_json_with_items(fields, "manifests", entries)
+    if len(raw) > limits.MAX_MANIFEST or len(entries) > limits.MAX_LIST_ENTRIES:
+        msg = f"{repository}:{tag}: the list of referrers of {subject} would become too long"
+        raise UnsupportedError(msg, hint="use --no-referrers")
+    repository.push_manifest(tag, Manifest(Descriptor(OCI_INDEX, compute_digest(raw), len(raw)), raw))
+
+
+def _fetch_from_api(repository: Repository, digest: str) -> ReferrerList:
+    label = f"the list of referrers of {digest} in {repository}"
+    referrers: dict[str, Descriptor] = {}
+    url = repository.url(f"referrers/{digest}")
+    urls_seen: set[str] = set()
+    while len(urls_seen) < limits.MAX_PAGES and len(referrers) <= limits.MAX_REFERRERS:
+        urls_seen.add(url)
+        response, raw = repository.fetch_document(url, OCI_INDEX)
+        if len(raw) > limits.MAX_MANIFEST:
+            msg = f"{label} is larger than {limits.MAX_MANIFEST} bytes"
+            raise ArchiveError(msg)
+        try:
+            page = parse_document(Descriptor(OCI_INDEX, digest, len(raw)), raw).manifests
+        except (ArchiveError, UnsupportedError) as error:
+            msg = f"{label}: {error.message}"
+            raise ArchiveError(msg) from error
+        for descriptor in page:
+            referrers.setdefault(descriptor.digest, descriptor)
+        next_url = next_page_url(response)
+        if next_url is None or next_url in urls_seen:
+            # A page that links to an earlier page: all pages have been read.
+            return ReferrerList(tuple(referrers.values()))
+        if Origin.from_url(next_url) != Origin.from_url(response.url):
+            reason = f"the list continues at {redact_url(next_url)}, which is not followed"
+            return ReferrerList(tuple(referrers.values()), reason)
+        url = next_url
+    reason = f"only {len(referrers)} entries on {len(urls_seen)} pages of the list are read"
+    return ReferrerList(tuple(referrers.values()), reason)
+
+
+def _fetch_fallback_index(repository: Repository, digest: str) -> Manifest | None:
+    """Return the index that clients keep, or None; report other content under its tag."""
+    tag = fallback_tag(digest)
+    try:
+        manifest = repository.resolve(tag)
+    except NotFoundError:
         return None
+    if manifest.descriptor.media_type == OCI_INDEX:
+        return manifest
+    notify(f"{repository}:{tag} must be the list of referrers of {digest}, but is something else: it is not used")
+    return None
 
 
 def _unique(descriptors: Iterable[Descriptor]) -> tuple[Descriptor, ...]:
@@ -182,17 +164,16 @@ class CosignTags:
 
         A referrer that goes to several repositories is still copied into those without a conflict.
         """
-        self._conflicting.clear()
+        self._conflicting = set()
         tagged = self.find_tagged_referrers(graph)
         manifests = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
-        conflicts = [
+        self._conflicting = {
             reference
             for reference, referrer in tagged.items()
             if self._has_conflict(reference, manifests.get(referrer.descriptor.digest), referrer)
-        ]
-        self._conflicting.update(conflicts)
-        remaining = {referrer.key for referrer in self.find_tagged_referrers(graph).values()}
-        skipped = {referrer.key: referrer for referrer in map(tagged.__getitem__, conflicts)}
+        }
+        remaining = {referrer.key for reference, referrer in tagged.items() if reference not in self._conflicting}
+        skipped = {tagged[reference].key: tagged[reference] for reference in tagged if reference in self._conflicting}
         graph = graph.without_referrers(
             lambda referrer: referrer.key in skipped and referrer.key not in remaining, TAG_EXISTS
         )
@@ -245,12 +226,13 @@ class CosignTags:
 
 def _parse_layers(manifest: Manifest) -> set[bytes]:
     """Return a manifest's layers as canonical JSON; their annotations hold the signatures of one payload."""
-
-    def entry(_: int, layer: object) -> bytes:
-        return canonical_json(layer)
-
     try:
-        fields = parse_json(manifest.raw, manifest.descriptor.digest, keys={"layers"}, convert={"layers": entry})
+        fields = parse_json(
+            manifest.raw,
+            manifest.descriptor.digest,
+            keys={"layers"},
+            convert={"layers": lambda _, layer: canonical_json(layer)},
+        )
     except ArchiveError:
         fields = {}
     layers = fields.get("layers")

@@ -6,7 +6,6 @@ An image is read from the registry's own repository, or from one with mirrors or
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from ocistream.errors import NetworkError
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.reference import Reference
     from ocistream.registry.configuration import PullSource
-    from ocistream.registry.mirrors import MirrorHealth, PullCandidate
+    from ocistream.registry.mirrors import MirroredRepository
     from ocistream.registry.referrers import ReferrerList
     from ocistream.registry.tags import TagList
     from ocistream.registry.upload_record import UploadRecords
@@ -62,6 +61,35 @@ def _read_directly(repository: ReadableRepository) -> ReadableRepository:
     return repository
 
 
+class HostHealth:
+    """Which hosts failed in this run: mirrors, and registries that have mirrors. Safe for several threads.
+
+    A host that failed is not asked again in the run: another location can be asked, and a dead host costs seconds.
+    """
+
+    def __init__(self) -> None:
+        """Begin without failures."""
+        #: Hosts that are not asked again, and the first reason; `_corrupt` has those that sent wrong bytes.
+        self._reasons: dict[str, str] = {}
+        self._corrupt: set[str] = set()
+
+    def has_failed(self, host: str) -> bool:
+        """Return whether a host must not be asked again, if another location can be asked."""
+        return host in self._reasons
+
+    def is_down(self, host: str) -> bool:
+        """Return whether a host failed without sending wrong bytes."""
+        return host in self._reasons and host not in self._corrupt
+
+    def record_failure(self, host: str, reason: str, *, is_corrupt: bool = False) -> None:
+        """Stop requests to a host for this run, and report the reason."""
+        # `setdefault` is atomic: one of several threads is the first.
+        is_new = self._reasons.setdefault(host, reason) is reason
+        if is_corrupt:
+            self._corrupt.add(host)
+        notify(reason, level=0 if is_new else 1)
+
+
 class Registries:
     """The registries that one side of a copy reaches. Safe for several threads.
 
@@ -84,8 +112,8 @@ class Registries:
         self.rules = rules or RegistryRules({})
         self.upload_strategy = upload_strategy
         self.upload_records = upload_records
-        # Created when a mirror is used, and shared with `without_cache`.
-        self._health = once(_create_health)
+        # Shared with `without_cache`.
+        self._health = HostHealth()
         self._cache = cache
 
     @property
@@ -110,18 +138,9 @@ class Registries:
             # A tag-only mirror is used neither for an image named by digest nor for anything it needs.
             mirrors = [mirror for mirror in mirrors if mirror.can_pull(by_digest=True)]
         repository = self._open_own(own, reference)
-        display_name = f"{reference.registry}/{reference.repository}"
-        if not mirrors and str(repository) == display_name:
+        if not mirrors and str(repository) == f"{reference.registry}/{reference.repository}":
             return self._cache(repository)
-        from ocistream.registry.mirrors import MirroredRepository
-
-        candidates = self._open_candidates(mirrors, own, repository)
-        quick_candidate = candidates[-1]
-        if mirrors:
-            # With the short time-outs of a mirror.
-            quick_repository = self._open_own(own, reference, is_replaceable=True)
-            quick_candidate = replace(quick_candidate, repository=quick_repository)
-        return self._cache(MirroredRepository(display_name, candidates, self._health(), quick_candidate))
+        return self._cache(self._open_mirrored(reference, repository, mirrors))
 
     def list_tags(self, reference: Reference) -> TagList:
         """List the tags of a repository from the registry itself.
@@ -138,59 +157,21 @@ class Registries:
         try:
             return list_tags(repository)
         except NetworkError as error:
-            if mirrors and (tag_list := self._list_tags_of_mirrors(mirrors, own, repository, error)) is not None:
-                return tag_list
-            raise
+            tag_list = None
+            if mirrors:
+                tag_list = self._open_mirrored(reference, repository, mirrors).list_tags_of_mirrors(error)
+            if tag_list is None:
+                raise
+            return tag_list
 
-    def _list_tags_of_mirrors(
-        self, mirrors: Sequence[PullSource], own: PullSource, repository: Repository, error: NetworkError
-    ) -> TagList | None:
-        """Return the tags of the first mirror that lists any; `error` is the registry's own."""
-        from ocistream.registry.mirrors import CANDIDATE_FAILURES
-        from ocistream.registry.tags import list_tags
-
-        health = self._health()
-        for mirror in self._open_candidates(mirrors, own, repository)[:-1]:
-            if not mirror.pull_source.can_pull(by_digest=False) or health.is_disabled(mirror.pull_source):
-                continue
-            notify(f"{error.message}; asking the mirror {mirror.pull_source} for the tags")
-            try:
-                tag_list = list_tags(mirror.repository)
-            except CANDIDATE_FAILURES as failure:
-                notify(f"the mirror {mirror.pull_source}: {failure.message}")
-            else:
-                reason = f"these tags come from the mirror {mirror.pull_source}, which may lack some"
-                return replace(tag_list, incomplete_reason=tag_list.incomplete_reason or reason)
-        return None
-
-    def _open_candidates(
-        self, mirrors: Sequence[PullSource], own: PullSource, repository: Repository
-    ) -> list[PullCandidate]:
-        from ocistream.registry.mirrors import PullCandidate
-
-        candidates = []
-        for mirror in mirrors:
-            quick, normal = (
-                Repository(
-                    self.client, mirror.registry, mirror.repository, is_named_by_user=False, is_replaceable=is_quick
-                )
-                for is_quick in (True, False)
-            )
-            candidates.append(PullCandidate(mirror, quick, normal))
-        return [*candidates, PullCandidate(own, repository, repository)]
-
-    def _open_own(self, primary: PullSource, reference: Reference, *, is_replaceable: bool = False) -> Repository:
+    def _open_own(self, own: PullSource, reference: Reference) -> Repository:
         """Open the registry's own repository. With another `location` the configuration named the host."""
-        return Repository(
-            self.client,
-            primary.registry,
-            primary.repository,
-            is_named_by_user=primary.registry.lower() == reference.registry.lower(),
-            is_replaceable=is_replaceable,
-        )
+        is_named_by_user = own.registry.lower() == reference.registry.lower()
+        return Repository(self.client, own.registry, own.repository, is_named_by_user=is_named_by_user)
 
+    def _open_mirrored(
+        self, reference: Reference, own: Repository, mirrors: Sequence[PullSource]
+    ) -> MirroredRepository:
+        from ocistream.registry.mirrors import MirroredRepository
 
-def _create_health() -> MirrorHealth:
-    from ocistream.registry.mirrors import MirrorHealth
-
-    return MirrorHealth()
+        return MirroredRepository(f"{reference.registry}/{reference.repository}", own, mirrors, self._health)

@@ -13,8 +13,6 @@ from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
-    from typing import Self
 
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
@@ -38,23 +36,18 @@ class ReplayBuffer:
         self.capacity = max(1, capacity if size is None else min(capacity, size))
         #: A memoryview, because to assign bytes to a part of a bytearray copies them twice.
         self._ring = memoryview(b"")
-        self._is_open = False
-        self._chunks: Iterator[Chunk] = iter(())
+        #: None until the source is open.
+        self._chunks: Iterator[Chunk] | None = None
         self._unread = memoryview(b"")
         self.start = self.end = content.start
         self.is_exhausted = False
         self.has_source_failed = False
         self.truncation: TruncatedError | None = None
 
-    def __enter__(self) -> Self:
-        """Return the buffer; the source is opened when it is needed."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Close the source's connection or file now; an exception's traceback would keep it open."""
-        self._close()
+        if (close := getattr(self._chunks, "close", None)) is not None:
+            close()
 
     @property
     def is_empty(self) -> bool:
@@ -63,7 +56,7 @@ class ReplayBuffer:
 
     def open(self) -> None:
         """Open the source if it is not open, and wait for its first bytes."""
-        if not self._is_open:
+        if self._chunks is None:
             self._read_chunk()
 
     def can_load(self, offset: int) -> bool:
@@ -77,8 +70,9 @@ class ReplayBuffer:
         if self.start <= offset <= self.end:
             return
         if offset < self.start:
-            self._close()
-            self._open()
+            self.close()
+            self._chunks, self._unread, self.is_exhausted = None, memoryview(b""), False
+            self.start = self.end = self._content.start
         while self.end < offset and self._read_ahead(offset - self.end):
             pass
 
@@ -119,29 +113,13 @@ class ReplayBuffer:
 
     def check_end(self) -> None:
         """Read the source to its end: it may raise an error there, such as that there are excess bytes."""
-        if not self._unread:
-            self._read_chunk()
-
-    def _open(self) -> None:
-        self.start = self.end = self._content.start
-        self.is_exhausted = False
-        self._unread = memoryview(b"")
-        try:
-            self._chunks = self._content.open()
-        except BaseException:
-            self.has_source_failed = True
-            raise
-        self._is_open = True
-
-    def _close(self) -> None:
-        if (close := getattr(self._chunks, "close", None)) is not None:
-            close()
+        self._read_chunk()
 
     def _read_chunk(self) -> None:
-        """Read the next non-empty chunk of the source, if there is one."""
-        if not self._is_open:
-            self._open()
+        """Open the source if it is not open, and read its next non-empty chunk, if there is one."""
         try:
+            if self._chunks is None:
+                self._chunks = self._content.open()
             while not self._unread and not self.is_exhausted:
                 chunk = next(self._chunks, None)
                 self.is_exhausted = chunk is None

@@ -6,7 +6,6 @@ Knows URLs, media types and statuses. Manifests are verified here; downloaded bl
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -15,10 +14,8 @@ from ocistream import limits
 from ocistream.auth.tokens import repository_scope
 from ocistream.errors import (
     ArchiveError,
-    AuthenticationError,
     IntegrityError,
     NotFoundError,
-    OcistreamError,
     RegistryError,
     UnsupportedError,
 )
@@ -37,24 +34,17 @@ from ocistream.oci.descriptor import (
 from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import guess_media_type, parse_outline
 from ocistream.oci.reference import is_digest, printable
-from ocistream.registry.download import (
-    BlobDownload,
-    BlobRedirect,
-    has_excess_length,
-    raise_corrupt_blob,
-    read_range,
-)
+from ocistream.registry.download import BlobDownload, has_excess_length, raise_corrupt_blob
 from ocistream.transfer.interfaces import RecoverableBlob
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
 
     from ocistream.http.client import HttpClient
     from ocistream.http.endpoints import Endpoint
     from ocistream.http.response import Response
     from ocistream.http.retry import Retries
-    from ocistream.registry.referrers import ReferrerList, RepositoryReferrers
-    from ocistream.streams.chunks import Chunk
+    from ocistream.registry.referrers import ReferrerList
 
 _MANIFEST_TYPES: Final = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 _NEXT_LINK = re.compile(r"<([^<>]{1,4096})>\s*;[^,]*\brel=\"?next\b")
@@ -90,11 +80,16 @@ class Repository:
         """Take a repository such as `library/nginx` of a registry such as `docker.io`. Send no request."""
         self.client = client
         self.name = name
+        self._is_named_by_user = is_named_by_user
+        #: False once the registry has shown that it lacks the referrers API, which is then not requested again.
+        self.has_referrers_api = True
         self.endpoint: Endpoint = client.endpoint(
             registry, name, is_named_by_user=is_named_by_user, is_replaceable=is_replaceable
         )
         actions = ["pull", *(["push"] if for_push else []), *(["delete"] if for_delete else [])]
         self.scopes = (repository_scope(name, *actions),)
+        #: Sends a request to this repository, as `HttpClient.request` does.
+        self.request = partial(client.request, self.endpoint, scopes=self.scopes)
         #: A client with push rights may lack read rights (ECR without BatchGetImage): 403 then means "unknown".
         #: If pushes are denied too, the upload fails before the first byte is sent.
         self._head_statuses = (200, 403, 404) if for_push else (200, 404)
@@ -102,6 +97,13 @@ class Repository:
     def __str__(self) -> str:
         """Return `registry/name`."""
         return f"{self.endpoint.registry}/{self.name}"
+
+    def reopen(self, *, is_replaceable: bool) -> Repository:
+        """Return the same repository for reading, with the time-outs and retries of a replaceable or normal one."""
+        registry = self.endpoint.registry
+        return Repository(
+            self.client, registry, self.name, is_named_by_user=self._is_named_by_user, is_replaceable=is_replaceable
+        )
 
     def url(self, path: str) -> str:
         """Return the URL of a path in this repository, such as `blobs/uploads/`."""
@@ -131,8 +133,7 @@ class Repository:
                 raise IntegrityError(msg)
             response.read(limits.MAX_MANIFEST)
 
-        headers = {"Accept": accept}
-        response = self.client.request(self.endpoint, "GET", url, scopes=self.scopes, headers=headers, read=read)
+        response = self.request("GET", url, headers={"Accept": accept}, read=read)
         return response, response.content
 
     # -- manifests --------------------------------------------------------------------------------------
@@ -178,14 +179,9 @@ class Repository:
 
         Return "" if the manifest exists and the registry's answer to HEAD has no digest.
         """
-        response = self.client.request(
-            self.endpoint,
-            "HEAD",
-            self.url(f"manifests/{target}"),
-            scopes=self.scopes,
-            headers={"Accept": ", ".join(ACCEPTED_TYPES)},
-            expected=self._head_statuses,
-        )
+        headers = {"Accept": ", ".join(ACCEPTED_TYPES)}
+        url = self.url(f"manifests/{target}")
+        response = self.request("HEAD", url, headers=headers, expected=self._head_statuses)
         response.drain()
         return (response.header("Docker-Content-Digest") or "") if response.status == 200 else None
 
@@ -199,18 +195,17 @@ class Repository:
             UnsupportedError: the registry is read-only, or does not support the digest algorithm.
             IntegrityError: the registry reports that it stored other bytes.
         """
-        if is_canonical_digest(target) or not is_digest(target):
-            return self._push_manifest(target, manifest).header("OCI-Subject") or ""
+        has_other_algorithm = is_digest(target) and not is_canonical_digest(target)
         try:
             response = self._push_manifest(target, manifest)
         except RegistryError as error:
-            if 400 <= error.status < 500 and not _DIGEST_REFUSAL_CODES.isdisjoint(error.codes):
+            if has_other_algorithm and error.status < 500 and not _DIGEST_REFUSAL_CODES.isdisjoint(error.codes):
                 raise self._unsupported_algorithm_error(target, error.message) from error
             raise
-        if response.header("Docker-Content-Digest") != target and not self.has_manifest(target):
-            raise self._unsupported_algorithm_error(
-                target, "the registry accepted it, but does not have it under that digest"
-            )
+        is_stored = response.header("Docker-Content-Digest") == target
+        if has_other_algorithm and not is_stored and not self.has_manifest(target):
+            reason = "the registry accepted it, but does not have it under that digest"
+            raise self._unsupported_algorithm_error(target, reason)
         return response.header("OCI-Subject") or ""
 
     def push_manifest_with_tag(self, tag: str, manifest: Manifest) -> bool:
@@ -229,15 +224,9 @@ class Repository:
 
     def _push_manifest(self, target: str, manifest: Manifest) -> Response:
         with read_only_errors(self):
-            response = self.client.request(
-                self.endpoint,
-                "PUT",
-                self.url(f"manifests/{target}"),
-                scopes=self.scopes,
-                headers={"Content-Type": manifest.descriptor.media_type},
-                body=manifest.raw,
-                expected=_PUSHED_STATUSES,
-            )
+            headers = {"Content-Type": manifest.descriptor.media_type}
+            url = self.url(f"manifests/{target}")
+            response = self.request("PUT", url, headers=headers, body=manifest.raw, expected=_PUSHED_STATUSES)
         response.drain()
         stored = response.header("Docker-Content-Digest") or ""
         # The registry may use another digest algorithm, but it must have stored the same bytes.
@@ -254,9 +243,8 @@ class Repository:
             AuthenticationError: the registry denies the deletion.
             RegistryError: the registry does not support the deletion.
         """
-        url = self.url(f"manifests/{target}")
         try:
-            response = self.client.request(self.endpoint, "DELETE", url, scopes=self.scopes, expected=_DELETED_STATUSES)
+            response = self.request("DELETE", self.url(f"manifests/{target}"), expected=_DELETED_STATUSES)
         except NotFoundError:
             # The answer to an earlier attempt may have been lost.
             if self.has_manifest(target):
@@ -280,13 +268,6 @@ class Repository:
         media_type = (response.header("Content-Type") or "").partition(";")[0].strip()
         return raw, media_type, response.header("Docker-Content-Digest") or ""
 
-    @functools.cached_property
-    def referrers(self) -> RepositoryReferrers:
-        """The lists of referrers in this repository."""
-        from ocistream.registry.referrers import RepositoryReferrers
-
-        return RepositoryReferrers(self)
-
     def list_referrers(self, digest: str) -> ReferrerList:
         """Return the referrers of a manifest.
 
@@ -295,7 +276,9 @@ class Repository:
             RegistryError: the registry failed.
             ArchiveError: the list is malformed.
         """
-        return self.referrers.list_referrers(digest)
+        from ocistream.registry.referrers import list_referrers
+
+        return list_referrers(self, digest)
 
     # -- blobs ------------------------------------------------------------------------------------------
 
@@ -304,14 +287,8 @@ class Repository:
 
         With `UNKNOWN_SIZE` every size is right. `retries` belong to a larger operation.
         """
-        response = self.client.request(
-            self.endpoint,
-            "HEAD",
-            self.url(f"blobs/{descriptor.digest}"),
-            scopes=self.scopes,
-            expected=self._head_statuses,
-            retries=retries,
-        )
+        url = self.url(f"blobs/{descriptor.digest}")
+        response = self.request("HEAD", url, expected=self._head_statuses, retries=retries)
         response.drain()
         length = response.header("Content-Length")
         # Some registries omit the length in answers to HEAD (distribution#4895).
@@ -320,66 +297,17 @@ class Repository:
 
     def blob(self, descriptor: Descriptor) -> RecoverableBlob:
         """Return a blob; the download starts when the caller opens it."""
-        chunks = partial(self.fetch_blob, descriptor)
+        download = self.download(descriptor)
         return RecoverableBlob(
             descriptor,
-            chunks,
+            download.chunks,
             on_corrupt=partial(raise_corrupt_blob, str(self)),
-            fetch_range=partial(self.fetch_blob_range, descriptor, BlobRedirect()),
+            fetch_range=download.fetch_range,
         )
 
-    def fetch_blob(self, descriptor: Descriptor, offset: int = 0, *, strict: bool = False) -> Iterator[Chunk]:
-        """Download a blob from byte `offset` on; the bytes are not verified (`registry.download.BlobDownload`).
-
-        Raises:
-            NotFoundError: the blob does not exist.
-            NetworkError: the download failed, and retries did not help.
-            IntegrityError: the headers announce too many bytes; or, with `strict`, another size or digest.
-        """
-        return BlobDownload(self, descriptor, strict=strict).chunks(offset)
-
-    def fetch_blob_range(
-        self, descriptor: Descriptor, redirect: BlobRedirect, start: int, end: int, buffers: Iterator[memoryview]
-    ) -> Generator[int, None, None]:
-        """Download a blob's bytes `start` to `end` (excluded) into `buffers`, by one request without retries.
-
-        The bytes are not verified.
-
-        If `redirect` has the URL of an earlier part, the request goes there directly: a redirect would cost a request
-        for each part. After a failure the registry is asked again. A resumed download (`fetch_blob`) always asks the
-        registry, because a signed URL may have expired since.
-
-        Raises:
-            NotFoundError: the blob does not exist.
-            NetworkError: the download failed, or the registry does not support Range.
-        """
-        is_complete = start == 0 and end == descriptor.size
-
-        def ask(url: str) -> Response:
-            return self.client.request(
-                self.endpoint,
-                "GET",
-                url,
-                scopes=self.scopes,
-                headers={} if is_complete else {"Range": f"bytes={start}-{end - 1}"},
-                expected=(200,) if is_complete else (200, 206),
-                retries=self.client.start_retries(self.endpoint, attempts=1),
-            )
-
-        response: Response | None = None
-        if redirect.url is not None:
-            try:
-                response = ask(redirect.url)
-            except OcistreamError as error:
-                redirect.url = None
-                if not _is_expired_redirect(error):
-                    # The registry would redirect to the same URL again.
-                    raise
-        if response is None:
-            response = ask(self.url(f"blobs/{descriptor.digest}"))
-            # Do not keep the end of a chain: each redirect must be checked against the one before it.
-            redirect.url = response.url if response.hops == 1 else None
-        return read_range(response, start, end, buffers, is_complete=is_complete)
+    def download(self, descriptor: Descriptor, *, strict: bool = False) -> BlobDownload:
+        """Return the download of a blob; `strict` refuses headers that promise another size or digest."""
+        return BlobDownload(self, descriptor, strict=strict)
 
 
 def reject_web_page(raw: bytes, label: str) -> None:
@@ -423,13 +351,6 @@ def read_only_errors(repository: Repository) -> Iterator[None]:
         msg = f"{repository.endpoint.registry} does not accept pushes ({error.message})"
         hint = "it is read-only, or not a registry: push to another registry, or ask its operator"
         raise UnsupportedError(msg, hint=hint) from error
-
-
-def _is_expired_redirect(error: OcistreamError) -> bool:
-    """Return whether the error is the answer of an expired signed URL."""
-    if isinstance(error, RegistryError):
-        return error.status in {401, 403, 410}
-    return isinstance(error, AuthenticationError | NotFoundError)
 
 
 def is_canonical_digest(digest: str) -> bool:

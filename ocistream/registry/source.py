@@ -9,12 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ocistream.errors import AuthenticationError, IntegrityError, NotFoundError
-from ocistream.oci.graph import Graph, Root
+from ocistream.oci.graph import Graph, Root, children_of
 from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice
-from ocistream.oci.referrers import EXCLUDED
+from ocistream.oci.referrers import EXCLUDED, PLATFORM_FILTERED
 from ocistream.oci.walk import GraphWalk, Need, run_walk
 from ocistream.registry.download import raise_corrupt_blob
-from ocistream.registry.referrer_search import ReferrerSearch
+from ocistream.registry.referrer_search import ReferrerQuery, ReferrerSearch
 from ocistream.registry.repository import Repository, image_not_found_error
 from ocistream.streams.workers import DEFAULT_JOBS
 from ocistream.transfer.interfaces import CompleteSource
@@ -98,8 +98,8 @@ class RegistrySource(CompleteSource):
             # An index that was narrowed to some platforms is new: no repository has it, and it has no blobs.
             repository_of_digest, document = self._repositories.get(digest), walk.document(digest)
             if repository_of_digest is not None and document is not None:
-                for blob in (*document.layers, *((document.config,) if document.config else ())):
-                    self._repositories.setdefault(blob.digest, repository_of_digest)
+                for child in children_of(document):
+                    self._repositories.setdefault(child.digest, repository_of_digest)
         return graph
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
@@ -163,25 +163,24 @@ class RegistrySource(CompleteSource):
     def _collect_referrers(self, repositories: Sequence[ReadableRepository], walk: GraphWalk) -> None:
         """Collect the referrers of the images from each repository that has one of them."""
         graph = walk.build()
-        selected = [
-            (repository, digest)
+        is_copied = self._referrers == "copy"
+        queries = [
+            ReferrerQuery(repository, digest, None if is_copied else EXCLUDED)
             for root, repository in zip(graph.roots, repositories, strict=True)
             for digest in sorted(graph.reachable(root) & graph.documents.keys() & self._repositories.keys())
         ]
-        narrowed = [(self._repositories[digest], digest) for digest in walk.list_narrowed()]
-        settle = partial(self._settle, walk)
-        search = ReferrerSearch(
+        queries += [
+            ReferrerQuery(self._repositories[digest], digest, PLATFORM_FILTERED if is_copied else EXCLUDED)
+            for digest in walk.list_narrowed()
+        ]
+        ReferrerSearch(
             walk,
-            settle,
+            partial(self._settle, walk),
             with_signatures=self._with_signatures,
             digest_tags=self._digest_tags,
             jobs=self._jobs,
             cancelled=self._cancelled,
-        )
-        if self._referrers == "copy":
-            search.collect(selected, narrowed)
-        else:
-            search.collect((), [*selected, *narrowed], reason=EXCLUDED)
+        ).collect(queries)
 
     def _settle(self, walk: GraphWalk, repository: ReadableRepository, manifest: Manifest) -> None:
         """Fetch everything that the graph needs for a manifest of the repository."""

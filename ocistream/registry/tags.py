@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ocistream.http.response import Response
     from ocistream.registry.repository import Repository
 
+_ACCEPT: Final = "application/json"
 #: Tags on one page. ECR refuses a larger number; some registries send all tags if the request has none.
 _PAGE_SIZE: Final = 1000
 #: At most this many similar tags are suggested; if the repository has only a few tags, all are listed.
@@ -65,7 +66,7 @@ def list_tags(repository: Repository) -> TagList:
         if Origin.from_url(url) != repository.endpoint.origin:
             return TagList(tuple(tags_by_name), f"the list continues at {redact_url(url)}, which is not followed")
         urls_seen.add(url)
-        response, raw = _fetch_page(repository, url)
+        response, raw = repository.fetch_document(url, _ACCEPT)
     tags = tuple(tags_by_name)[: limits.MAX_TAGS]
     return TagList(tags, f"only {limits.MAX_TAGS} tags on {limits.MAX_PAGES} pages are read")
 
@@ -75,18 +76,10 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
 
     This reads only the first page of tags and does not retry, because it is only advice.
     """
-    client = repository.client
     url = f"{repository.url('tags/list')}?n={_PAGE_SIZE}"
-    accept = {"Accept": "application/json"}
+    retries = repository.client.start_retries(repository.endpoint, 1)
     try:
-        response = client.request(
-            repository.endpoint,
-            "GET",
-            url,
-            scopes=repository.scopes,
-            headers=accept,
-            retries=client.start_retries(repository.endpoint, 1),
-        )
+        response = repository.request("GET", url, headers={"Accept": _ACCEPT}, retries=retries)
         names = _parse_names(response.read(limits.MAX_MANIFEST), repository)
     except NotFoundError as error:
         return (
@@ -111,7 +104,7 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
 def _fetch_first_page(repository: Repository) -> tuple[Response, bytes]:
     url = repository.url("tags/list")
     try:
-        return _fetch_page(repository, f"{url}?n={_PAGE_SIZE}")
+        return repository.fetch_document(f"{url}?n={_PAGE_SIZE}", _ACCEPT)
     except NotFoundError as error:
         msg = f"{repository} not found ({error.message})"
         raise NotFoundError(msg, hint=error.hint or "check the repository name") from error
@@ -119,11 +112,7 @@ def _fetch_first_page(repository: Repository) -> tuple[Response, bytes]:
         if error.status != 400:
             raise
         # The registry may not support pages, or not of this size.
-        return _fetch_page(repository, url)
-
-
-def _fetch_page(repository: Repository, url: str) -> tuple[Response, bytes]:
-    return repository.fetch_document(url, "application/json")
+        return repository.fetch_document(url, _ACCEPT)
 
 
 def _parse_names(raw: bytes, repository: Repository) -> list[str]:

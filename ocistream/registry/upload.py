@@ -6,6 +6,7 @@ failed request, `_recover` decides what is sent again. If the verified chunks ra
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -34,20 +35,17 @@ from ocistream.sizes import format_size
 from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
-    from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_session import UploadSession
-    from ocistream.registry.upload_strategy import UploadStrategy
+    from ocistream.registry.upload_strategy import HostStrategy
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 #: Bytes of progress after which the retry counter is reset.
 _MIN_PROGRESS: Final = limits.CHUNK_SIZE
 #: From this many bytes on, sending bytes again is reported without -v.
 _MIN_REPORTED: Final = limits.MIB
-#: Statuses by which a registry may refuse to resume the upload of an earlier run.
+#: Statuses by which a registry may refuse to resume an upload: one that accepts a stream may refuse a Content-Range.
 _RESUME_REFUSALS: Final = frozenset({400, 405, 409, 410, 411, 412, 422, 501})
-#: Statuses of a registry that accepts a stream but no PATCH with a Content-Range.
-_CONTENT_RANGE_REFUSALS: Final = frozenset({400, 405, 411, 501})
 #: Error codes for an upload whose bytes do not match the digest. The bytes that this client sent were verified.
 _MISMATCH_CODES: Final = frozenset({"DIGEST_INVALID", "SIZE_INVALID", "BLOB_UPLOAD_INVALID"})
 #: Statuses that concern the client's rights, not the content: of the registry, its storage or a proxy.
@@ -113,11 +111,11 @@ class Upload:
     """
 
     def __init__(
-        self, repository: Repository, strategy: UploadStrategy, session: UploadSession, content: VerifiedBlob | NewBlob
+        self, repository: Repository, strategy: HostStrategy, session: UploadSession, content: VerifiedBlob | NewBlob
     ) -> None:
         """Take the session and the bytes to upload. Send no request."""
         self._repository = repository
-        self._host = repository.endpoint.registry
+        self._registry = repository.endpoint.registry
         self._strategy = strategy
         self._session = session
         self._content = content
@@ -129,12 +127,10 @@ class Upload:
             and content.descriptor.size <= limits.MAX_BUFFERED_BLOB
         )
         self._buffer = ReplayBuffer(
-            content,
-            strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known),
+            content, strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known)
         )
         self._retries = repository.client.start_retries(repository.endpoint)
-        self._explicit_method = strategy.explicit_method(repository.endpoint.settings.upload)
-        self._method = self._explicit_method or self._choose_method()
+        self._method = strategy.explicit_method or self._choose_method()
         #: One PUT is for complete blobs only.
         self._tried_methods = {self._method, *([UploadMethod(PUT)] if content.is_part else [])}
         #: Whether every request must get a proper end even if the source fails: distribution 2.8 neither resumes nor
@@ -142,7 +138,7 @@ class Upload:
         #: a layer that is too large before its first byte.
         self._must_end_requests = self._is_size_known and (
             content.access is Access.RESUMABLE
-            or (self._explicit_method is not None and self._method.kind == CHUNK and content.access is Access.ONCE)
+            or (strategy.explicit_method is not None and self._method.kind == CHUNK and content.access is Access.ONCE)
         )
         self.acknowledged = 0
         self.resumed_size = 0
@@ -176,16 +172,11 @@ class Upload:
             OcistreamError: an error of the content's own chunks.
         """
         open_upload = OpenUpload(
-            self._host, self._is_worth_resuming, stored_size=self._confirmed_size, can_end=self._can_end_request
+            self._registry, self._is_worth_resuming, stored_size=self._confirmed_size, can_end=self._can_end_request
         )
         try:
-            with self._buffer:
+            with contextlib.closing(self._buffer):
                 self._run()
-        except _PartRefusedError:
-            open_upload.abandon()
-            self._session.try_delete()
-            open_upload.remove()
-            return 0
         except BaseException as error:
             if error is not self._refusal and _is_interruption(error) and self._is_worth_resuming():
                 self._session.release()
@@ -194,30 +185,29 @@ class Upload:
                 open_upload.abandon()
                 self._session.try_delete()
                 open_upload.remove()
+            if isinstance(error, _PartRefusedError):
+                return 0
             raise
         finally:
             self._session.delete_spare()
         open_upload.remove()
         if self._is_closed:
             self._session.finish()
-            self._strategy.record_success(self._host, self._method, is_small=self._is_small)
+            # Small blobs count only if there is no larger one.
+            if not self._is_small or self._strategy.method_used is None:
+                self._strategy.method_used = self._method
         else:
             self._session.release()
         return self.acknowledged
 
     def _choose_method(self) -> UploadMethod:
-        return self._strategy.choose_method(self._host, is_size_known=self._is_size_known, is_small=self._is_small)
+        return self._strategy.choose_method(is_size_known=self._is_size_known, is_small=self._is_small)
 
     def _run(self) -> None:
         if self._method.kind == PUT and not self._is_size_known:
             msg = "a recompressed layer cannot be uploaded with one PUT: its digest is unknown until its end"
             raise UnsupportedError(msg, hint="omit --upload, or use stream or chunk=SIZE")
-        if self._content.is_part and not self._can_resume:
-            raise _PartRefusedError
-        if self._session.is_from_earlier_run:
-            self._resume_earlier_run()
-        elif self._content.start:
-            raise _PartRefusedError
+        self._begin()
         if self.acknowledged < self._content.start:
             # The part before this one is missing.
             return
@@ -225,32 +215,31 @@ class Upload:
             self._recover(failure)
             self._request = None
 
-    # -- the session of an earlier run ------------------------------------------------------------------
-
-    def _resume_earlier_run(self) -> None:
+    def _begin(self) -> None:
         """Resume the session of an earlier run; open another one if the registry does not have it or its offset.
 
         The source of a complete blob is read from its first byte all the same, because it must be verified.
         """
-        offset = self._query_offset() if self._can_resume else None
-        if offset is None:
-            if self._content.start:
-                raise _PartRefusedError
+        content, is_from_earlier_run = self._content, self._session.is_from_earlier_run
+        offset = self._query_offset() if is_from_earlier_run and self._can_resume else None
+        if content.is_part and (not self._can_resume or (offset is None and content.start)):
+            raise _PartRefusedError
+        if offset is not None:
+            self._acknowledge(offset)
+            self.resumed_size = offset
+            if offset:
+                self._report(f"resumed {format_size(offset)} of {{size}} of {{blob}}", offset)
+        elif is_from_earlier_run:
             self._session.reopen(self._retries)
             self._retries.reset()
-            self._report("cannot resume the earlier upload of {blob}: sending all {size} again", self._content.end or 0)
-            return
-        self._acknowledge(offset)
-        self.resumed_size = offset
-        if offset:
-            self._report(f"resumed {format_size(offset)} of {{size}} of {{blob}}", offset)
+            self._report("cannot resume the earlier upload of {blob}: sending all {size} again", content.end or 0)
 
     def _report(self, message: str, count: int) -> None:
         """Report what happens to a complete blob; without -v only if `count` bytes are worth it."""
         if self._is_size_known and not self._content.is_part:
             blob = self._content.descriptor
             text = message.format(blob=blob.digest, size=format_size(blob.size))
-            notify(f"{self._host}: {text}", level=0 if count >= _MIN_REPORTED else 1)
+            notify(f"{self._registry}: {text}", level=0 if count >= _MIN_REPORTED else 1)
 
     # -- the state that other threads ask for ------------------------------------------------------------
 
@@ -343,24 +332,23 @@ class Upload:
             return None
         max_size = self._max_body_size(offset)
         is_stream = max_size is None and not offset
+        has_chunked_coding = False
         if end is not None and not self._must_end_requests:
-            has_chunked_coding = self._strategy.can_use_chunked_coding(self._host, end - self._content.start)
+            has_chunked_coding = self._strategy.can_use_chunked_coding(end - self._content.start)
             count = min(end - offset, max_size or end)
-            return self._build_request(offset, count, is_stream=is_stream, has_chunked_coding=has_chunked_coding)
-        if is_stream and not (end and self._strategy.has_refused_chunked_coding(self._host)):
+        elif is_stream and not (end and self._strategy.has_refused_chunked_coding):
             return _Request(StreamedBody(self._buffer.read(0)), end or 0, has_chunked_coding=end is not None)
-        # The source must not fail in the middle of a request whose length is stated.
-        count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
-        return self._build_request(offset, count) if count else None
-
-    def _build_request(
-        self, offset: int, count: int, *, is_stream: bool = False, has_chunked_coding: bool = False
-    ) -> _Request:
-        """Return the request with the next `count` bytes; a stream states no range."""
+        else:
+            # The source must not fail in the middle of a request whose length is stated.
+            is_stream = False
+            count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
+            if not count:
+                return None
         chunks = self._buffer.read(offset, count)
         return _Request(
             StreamedBody(chunks) if has_chunked_coding else FixedLengthBody(chunks, count),
             count,
+            # A stream states no range.
             None if is_stream else (offset, offset + count),
             has_chunked_coding=has_chunked_coding,
             is_resuming=offset > 0 and self._method.kind != CHUNK,
@@ -368,9 +356,8 @@ class Upload:
 
     def _max_body_size(self, offset: int) -> int | None:
         """Return the largest size of the next body, or None for no limit."""
-        largest = self._strategy.profile(self._host).largest_chunk
         if self._method.kind != CHUNK:
-            return largest if offset else None
+            return self._strategy.profile.largest_chunk if offset else None
         min_chunk = self._session.min_chunk
         if min_chunk > (limits.UPLOAD_MEMORY if self._is_size_known else self._buffer.capacity):
             # The registry's minimum exceeds the largest chunk: send the rest of the blob in one request.
@@ -400,7 +387,7 @@ class Upload:
         if self._can_resume and request.span and stated is not None and self.acknowledged < stated < end:
             if stated - self.acknowledged < _MIN_PROGRESS or not self._buffer.can_load(stated):
                 # Count this as a failure, or a registry that stores very little each time would never end the loop.
-                msg = f"{self._host} accepted {stated - request.span[0]} of {request.size} bytes"
+                msg = f"{self._registry} accepted {stated - request.span[0]} of {request.size} bytes"
                 raise NetworkError(msg)
             end = stated
         self._acknowledge(end)
@@ -412,23 +399,20 @@ class Upload:
             self._session.put(blob.digest, self._retries, bytes_to_store=blob.size)
         except OcistreamError as error:
             # If the first answer was lost, the retry finds no session, because the first request had closed it.
-            if not self._has_blob(blob):
+            if not self._has_blob():
                 if self._content.is_part and isinstance(error, RegistryError) and not _is_transient(error):
-                    msg = (
-                        f"{blob.digest}: {self._host} received all parts, but together they have another digest: "
-                        f"{error.message}"
-                    )
+                    problem = f"{self._registry} received all parts, but together they have another digest"
+                    msg = f"{blob.digest}: {problem}: {error.message}"
                     hint = "push all of its volumes together, or verify them together"
                     raise IntegrityError(msg, hint=hint) from error
                 raise
         self._is_closed = True
 
-    def _has_blob(self, blob: Descriptor) -> bool:
-        try:
-            return self._repository.has_blob(blob, self._retries)
-        except OcistreamError:
-            # The caller raises the error of the upload, which matters more.
-            return False
+    def _has_blob(self) -> bool:
+        # The caller raises the error of the upload, which matters more.
+        with contextlib.suppress(OcistreamError):
+            return self._repository.has_blob(self._content.descriptor, self._retries)
+        return False
 
     def _acknowledge(self, offset: int) -> None:
         self.acknowledged = offset
@@ -442,8 +426,13 @@ class Upload:
         """Prepare the next attempt, or raise: only this method decides what is sent again, and from which byte on."""
         status = _status_of(failure)
         request = self._request
-        if self._is_chunked_coding_refused(failure, status):
-            self._retry_without_chunked_coding(failure, status)
+        is_session_lost = _is_session_lost(failure)
+        has_chunked_coding = request is not None and request.has_chunked_coding
+        if has_chunked_coding and status in CHUNKED_CODING_REFUSALS and not is_session_lost:
+            self._strategy.has_refused_chunked_coding = True
+            message = f"chunked transfer coding was answered with {status}; using Content-Length"
+            notify(f"{self._registry}: {message}", level=1)
+            self._continue(failure, self._query_offset())
             return
         if self._is_resume_refused(failure):
             self._is_resume_disabled = True
@@ -451,11 +440,11 @@ class Upload:
             self._restart(failure)
             return
         offset: int | None = None
-        if status in {404, 416} and request is not None and not _is_session_lost(failure):
+        if status in {404, 416} and request is not None and not is_session_lost:
             offset = self._query_offset()
         if self._is_method_refused(failure, status, offset):
             self._refusal = failure
-            if self._explicit_method is not None:
+            if self._strategy.explicit_method is not None:
                 failure.hint = f"--upload {self._method} was requested; --upload auto finds what the registry accepts"
                 self._give_up(failure)
             if self._change_method(failure, status, offset):
@@ -479,29 +468,15 @@ class Upload:
             raise _PartRefusedError from failure
         raise failure
 
-    def _is_chunked_coding_refused(self, failure: NetworkError, status: int) -> bool:
-        """Return whether the registry may refuse the chunked transfer coding of a body of known length."""
-        has_chunked_coding = self._request is not None and self._request.has_chunked_coding
-        return has_chunked_coding and status in CHUNKED_CODING_REFUSALS and not _is_session_lost(failure)
-
-    def _retry_without_chunked_coding(self, failure: NetworkError, status: int) -> None:
-        """Continue with the same method and a Content-Length, for this blob and later ones."""
-        self._strategy.disable_chunked_coding(self._host)
-        notify(f"{self._host}: chunked transfer coding was answered with {status}; using Content-Length", level=1)
-        if (offset := self._query_offset()) is None:
-            self._restart(failure)
-        else:
-            self._continue_at(offset)
-
     def _is_resume_refused(self, failure: NetworkError) -> bool:
         """Return whether the registry refuses to resume an upload, or has joined its parts wrongly."""
         if not isinstance(failure, RegistryError) or self._is_resume_disabled:
             return False
-        if self._session.is_from_earlier_run and failure.status in _RESUME_REFUSALS:
+        request = self._request
+        is_resuming = self._session.is_from_earlier_run or (request is not None and request.is_resuming)
+        if is_resuming and failure.status in _RESUME_REFUSALS:
             return True
-        if self._request is None:
-            return self._has_continued and not _MISMATCH_CODES.isdisjoint(failure.codes)
-        return self._request.is_resuming and failure.status in _CONTENT_RANGE_REFUSALS
+        return request is None and self._has_continued and not _MISMATCH_CODES.isdisjoint(failure.codes)
 
     def _is_method_refused(self, failure: NetworkError, status: int, offset: int | None) -> bool:
         """Return whether the registry refused the method itself.
@@ -527,8 +502,7 @@ class Upload:
         # The upload of another blob may have found a better method in the meantime.
         method: UploadMethod | None = self._choose_method()
         if method in self._tried_methods:
-            method = self._strategy.choose_next_method(
-                self._host,
+            method = self._strategy.replace_method(
                 refused,
                 status,
                 is_size_known=self._is_size_known,
@@ -537,20 +511,18 @@ class Upload:
             )
         if method is None:
             return False
-        self._strategy.set_method(self._host, method, is_size_known=self._is_size_known)
         self._tried_methods.add(method)
         self._method = method
         self._has_excused_404 = False
         sent = self._buffer.end
-        if offset is None and PUT not in {refused.kind, method.kind}:
+        if PUT in {refused.kind, method.kind}:
+            offset = None
+        elif offset is None:
             offset = self._query_offset()
-        if offset is None or PUT in {refused.kind, method.kind}:
-            self._restart(failure)
-        else:
-            self._continue_at(offset)
+        self._continue(failure, offset)
         resent = sent - self.acknowledged
         notify(
-            f"{self._host}: upload method {refused} was answered with {status}; using {method}"
+            f"{self._registry}: upload method {refused} was answered with {status}; using {method}"
             + (f", and {resent} bytes are sent again" if resent >= _MIN_REPORTED else ""),
             level=0 if resent >= _MIN_REPORTED else 1,
         )
@@ -558,23 +530,27 @@ class Upload:
 
     @property
     def _can_resume(self) -> bool:
-        profile_allows = self._strategy.profile(self._host).can_resume
-        return profile_allows and self._method.kind != PUT and not self._is_resume_disabled
+        return self._strategy.profile.can_resume and self._method.kind != PUT and not self._is_resume_disabled
 
     def _resume(self, failure: NetworkError, offset: int | None) -> None:
-        """Continue at the registry's offset; without one, start again."""
-        if offset is None and self._can_resume and not _is_session_lost(failure):
+        """Continue at the registry's offset; without one, start again. Report this."""
+        if not self._can_resume:
+            offset = None
+        elif offset is None and not _is_session_lost(failure):
             offset = self._query_offset()
-        if offset is None or not self._can_resume:
-            sent = self._sent
-            self._restart(failure)
+        sent = self._sent
+        self._continue(failure, offset)
+        if offset is None:
             self._report(f"cannot resume the upload of {{blob}}: sending {format_size(sent)} of {{size}} again", sent)
-            return
-        self._continue_at(offset)
-        notify(f"{self._host}: the upload resumes at byte {offset}", level=1)
+        else:
+            notify(f"{self._registry}: the upload resumes at byte {offset}", level=1)
 
-    def _continue_at(self, offset: int) -> None:
-        """Continue after bytes of an earlier request of this run, which the registry may join wrongly."""
+    def _continue(self, failure: NetworkError, offset: int | None) -> None:
+        """Continue at an offset of the registry; without one, start again in a new session."""
+        if offset is None:
+            self._restart(failure)
+            return
+        # The registry may join the bytes of two requests wrongly.
         self._has_continued = self._has_continued or offset > 0
         self._acknowledge(offset)
 

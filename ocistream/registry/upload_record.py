@@ -16,7 +16,7 @@ import stat
 import time
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from ocistream import limits
@@ -27,10 +27,18 @@ from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
+    from ocistream.registry.repository import Repository
+
+_Fields: TypeAlias = dict[str, Any]
 _VERSION: Final = 1
+#: The fields of a record, and their types.
+_FIELD_TYPES: Final = {
+    **dict.fromkeys(("registry", "repository", "digest", "location"), str),
+    **dict.fromkeys(("version", "size", "min_chunk", "since"), int),
+}
 _SUFFIX: Final = ".json"
 #: Hex digits of a hash in a file's name: enough to avoid collisions.
 _HASH_DIGITS: Final = 32
@@ -60,16 +68,6 @@ _PARAMETERS: Final = MappingProxyType(
         "from": re.compile(r"(?:[a-z0-9._/-]|%2[Ff]){1,255}\Z"),
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class UploadKey:
-    """The blob and the repository of an upload. `digest` is "" if the digest is known only at the blob's end."""
-
-    registry: str
-    repository: str
-    digest: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +107,15 @@ class LockedRecord:
     """
 
     def __init__(
-        self, records: UploadRecords, path: Path, descriptor: int, key: UploadKey, location: SessionLocation | None
+        self, repository: Repository, path: Path, descriptor: int, identity: _Fields, location: SessionLocation | None
     ) -> None:
-        """Take the open and locked file of the upload `key`."""
-        self._records = records
+        """Take the open and locked file of the upload that `identity` names, and the session that it has."""
+        self._repository = repository
         self._path = path
         self._descriptor = descriptor
-        self._key = key
+        self._identity = identity
         self._written_size = os.fstat(descriptor).st_size
-        self.location = location
+        self.location = location if location is not None and self._can_store(location) else None
 
     @property
     def is_locked(self) -> bool:
@@ -125,20 +123,31 @@ class LockedRecord:
         return self._descriptor >= 0
 
     def write(self, location: SessionLocation) -> None:
-        """Store the session of the upload; if that fails, for example because the disk is full, remove the file.
+        """Store the session of the upload. If that fails, or its Location may have a secret, remove the file.
 
         One `pwrite` that never shortens the file: a killed process leaves either the old or the new record. The file is
         not synced, because after a power failure the upload may start again.
         """
         if not self.is_locked:
             return
-        content = self._records.encode(self._key, location).ljust(self._written_size)
+        if not self._can_store(location):
+            self.remove()
+            return
+        since = round(time.time())
+        document = {**self._identity, "location": location.url, "min_chunk": location.min_chunk, "since": since}
+        content = json.dumps(document).encode().ljust(self._written_size)
         self._written_size = len(content)
         try:
-            _write_at_start(self._descriptor, content)
+            is_written = os.pwrite(self._descriptor, content, 0) == len(content)
+            failure = None if is_written else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            failure = error
+        if failure is not None:
             self.remove()
-            self._records.warn(error)
+            _warn(self._path.parent, failure)
+
+    def _can_store(self, location: SessionLocation) -> bool:
+        return can_store_location(location.url, self._repository.endpoint.url, self._repository.name)
 
     def remove(self) -> None:
         """Remove the file, because no session is left to resume."""
@@ -152,7 +161,6 @@ class LockedRecord:
         if self.is_locked:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
-            self._records.forget(self)
 
 
 class UploadRecords:
@@ -161,88 +169,72 @@ class UploadRecords:
     None as `directory` disables records.
     """
 
-    def __init__(self, directory: Path | None, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, directory: Path | None) -> None:
         """Take the directory. Do not read or create it yet."""
         self._directory = directory
-        self._now = now
-        #: The records of uploads that run now. Any thread adds and removes: single operations of a dict are atomic.
-        self._locked_records: dict[LockedRecord, None] = {}
+        #: The records of uploads that run now, and of some that have ended.
+        self._locked: list[LockedRecord] = []
 
-    def lock(self, key: UploadKey) -> LockedRecord | None:
+    def lock(self, repository: Repository, digest: str, size: int) -> LockedRecord | None:
         """Lock the record of an upload; return None if another process holds it, or if records cannot be stored.
 
-        This creates the file before the session is opened, so that the session is stored as soon as it exists. A record
-        that is too old is dropped.
+        `digest` is "" if the digest is known only at the blob's end. This creates the file before the session is
+        opened, so that the session is stored as soon as it exists. A record that is too old is dropped.
         """
         # Threads that ask at once may exceed the limit, by their number.
-        if self._directory is None or len(self._locked_records) >= limits.MAX_OPEN_UPLOAD_RECORDS:
+        self._locked = [record for record in self._locked if record.is_locked]
+        if self._directory is None or len(self._locked) >= limits.MAX_OPEN_UPLOAD_RECORDS:
             return None
+        identity = _identify(repository, digest, size)
+        path = self._directory / _file_name(repository, digest)
+        location = None
         try:
             _ensure_private_directory(self._directory)
-            record = self._lock_or_create(self._directory / _file_name(key), key)
+            if (descriptor := _open_locked(path, os.O_CREAT)) is None:
+                return None
+            fields = _read_record(descriptor)
+            if fields.items() >= identity.items() and not _is_too_old(fields["since"]):
+                location = SessionLocation(fields["location"], fields["min_chunk"])
+            elif os.fstat(descriptor).st_size:
+                # Not for a new file: ext4 would treat it as a replacement, and sync it when it is closed.
+                os.ftruncate(descriptor, 0)
         except OSError as error:
-            self.warn(error)
+            _warn(self._directory, error)
             return None
-        if record is not None:
-            self._locked_records[record] = None
+        record = LockedRecord(repository, path, descriptor, identity, location)
+        self._locked.append(record)
         return record
 
-    def forget(self, record: LockedRecord) -> None:
-        """Count a record no more: it was released."""
-        self._locked_records.pop(record, None)
-
-    def lock_abandoned(self, registry: str, repository: str, digests: Collection[str]) -> Iterator[LockedRecord]:
+    def lock_abandoned(self, repository: Repository, digests: Collection[str]) -> Iterator[LockedRecord]:
         """Lock and yield each unused record of a repository: of these blobs, of blobs without a digest, and old ones.
 
         Old sessions are included because some registries never delete them. Old records of other repositories are
         removed.
         """
-        prefix = f"{_hash(registry, repository)}-"
-        wanted = {_file_name(UploadKey(registry, repository, digest, 0)) for digest in digests}
+        prefix = _file_prefix(repository)
+        wanted = {_file_name(repository, digest) for digest in digests}
         for path, is_old in self._list_files():
             is_selected = path.name in wanted or path.name.startswith(prefix + _NEW_BLOB_PREFIX)
-            record = self._lock_existing(path, registry, repository) if is_selected or is_old else None
+            record = _lock_existing(path, repository) if is_selected or is_old else None
             if record is None:
                 continue
-            if is_selected or (is_old and path.name.startswith(prefix)):
+            if is_selected or path.name.startswith(prefix):
                 yield record
             else:
                 record.remove()
 
-    def find(self, registry: str, repository: str, digest: str) -> SessionLocation | None:
+    def find(self, repository: Repository, digest: str) -> SessionLocation | None:
         """Return the unused session of a blob of any size, or None; the record does not change."""
         if self._directory is None:
             return None
-        path = self._directory / _file_name(UploadKey(registry, repository, digest, 0))
+        path = self._directory / _file_name(repository, digest)
         with contextlib.suppress(OSError):
-            if self._is_too_old(path.lstat().st_mtime):
+            if _is_too_old(path.lstat().st_mtime):
                 return None
-        locked = self._lock_existing(path, registry, repository)
-        if locked is None:
+        if (record := _lock_existing(path, repository)) is None:
             return None
-        locked.release()
-        return locked.location
-
-    def encode(self, key: UploadKey, location: SessionLocation) -> bytes:
-        """Return the content of a record file."""
-        document = {
-            "version": _VERSION,
-            "registry": key.registry,
-            "repository": key.repository,
-            "digest": key.digest,
-            "size": key.size,
-            "location": location.url,
-            "min_chunk": location.min_chunk,
-            "since": round(self._now()),
-        }
-        return json.dumps(document).encode() + b"\n"
-
-    def warn(self, error: OSError) -> None:
-        """Report that records cannot be stored."""
-        reason = printable(error.strerror or str(error))
-        notify(f"{self._directory}: cannot store upload records: {reason}", level=1)
-
-    # -- files ------------------------------------------------------------------------------------------
+        record.release()
+        return record.location
 
     def _list_files(self) -> Iterator[tuple[Path, bool]]:
         """Yield each record file, and whether it is too old."""
@@ -252,77 +244,61 @@ class UploadRecords:
             for path in self._directory.iterdir():
                 with contextlib.suppress(OSError):
                     if path.suffix == _SUFFIX:
-                        yield path, self._is_too_old(path.lstat().st_mtime)
-
-    def _lock_existing(self, path: Path, registry: str, repository: str) -> LockedRecord | None:
-        try:
-            descriptor = _open_locked(path, 0)
-        except OSError:
-            return None
-        if descriptor is None:
-            return None
-        key, location, _ = self._read_record(descriptor)
-        if key is None or (key.registry, key.repository) != (registry, repository):
-            key, location = UploadKey(registry, repository, "", 0), None
-        return LockedRecord(self, path, descriptor, key, location)
-
-    def _lock_or_create(self, path: Path, key: UploadKey) -> LockedRecord | None:
-        descriptor = _open_locked(path, os.O_CREAT)
-        if descriptor is None:
-            return None
-        stored_key, location, since = self._read_record(descriptor)
-        if stored_key != key or self._is_too_old(since):
-            location = None
-            if os.fstat(descriptor).st_size:
-                # Not for a new file: ext4 would treat it as a replacement, and sync it when it is closed.
-                os.ftruncate(descriptor, 0)
-        return LockedRecord(self, path, descriptor, key, location)
-
-    def _read_record(self, descriptor: int) -> tuple[UploadKey | None, SessionLocation | None, float]:
-        """Return the key, the session and the time of a file; None, None and 0 if the file is malformed."""
-        try:
-            raw = os.pread(descriptor, limits.MAX_UPLOAD_RECORD + 1, 0)
-            if raw:
-                return _parse_record(parse_json(raw, "the record", limits.MAX_UPLOAD_RECORD))
-        except (OSError, KeyError, ValueError, TypeError, OcistreamError):
-            pass
-        return None, None, 0.0
-
-    def _is_too_old(self, since: float) -> bool:
-        return not -_MAX_CLOCK_SKEW <= self._now() - since <= limits.MAX_UPLOAD_RECORD_AGE
+                        yield path, _is_too_old(path.lstat().st_mtime)
 
 
-def _parse_record(document: Mapping[str, Any]) -> tuple[UploadKey, SessionLocation, float]:
-    """Parse a file's content.
-
-    Raises:
-        KeyError, ValueError, TypeError: the content is malformed.
-    """
-    key = UploadKey(document["registry"], document["repository"], document["digest"], document["size"])
-    location = SessionLocation(document["location"], document["min_chunk"])
-    since, version = document["since"], document["version"]
-    texts = (key.registry, key.repository, key.digest, location.url)
-    numbers = (key.size, location.min_chunk, since, version)
-    has_known_fields = len(document) == len(texts) + len(numbers)
-    if not has_known_fields or version != _VERSION or not all(isinstance(text, str) for text in texts):
-        raise ValueError
-    if not all(type(number) is int and 0 <= number < 10**18 for number in numbers):
-        raise ValueError
-    return key, location, float(since)
+def _lock_existing(path: Path, repository: Repository) -> LockedRecord | None:
+    try:
+        descriptor = _open_locked(path, 0)
+    except OSError:
+        return None
+    if descriptor is None:
+        return None
+    fields, location = _read_record(descriptor), None
+    if (fields.get("registry"), fields.get("repository")) == (repository.endpoint.registry, repository.name):
+        location = SessionLocation(fields["location"], fields["min_chunk"])
+    return LockedRecord(repository, path, descriptor, {}, location)
 
 
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:_HASH_DIGITS]
+def _identify(repository: Repository, digest: str, size: int) -> _Fields:
+    """Return the fields that name the blob and the repository of an upload."""
+    names = {"registry": repository.endpoint.registry, "repository": repository.name, "digest": digest}
+    return {"version": _VERSION, **names, "size": size}
 
 
-def _file_name(key: UploadKey) -> str:
-    blob = _hash(key.digest) if key.digest else _NEW_BLOB_PREFIX + os.urandom(8).hex()
-    return f"{_hash(key.registry, key.repository)}-{blob}{_SUFFIX}"
+def _read_record(descriptor: int) -> _Fields:
+    """Return the fields of a file; none if it is empty or malformed."""
+    try:
+        raw = os.pread(descriptor, limits.MAX_UPLOAD_RECORD + 1, 0)
+        fields = parse_json(raw, "the record", limits.MAX_UPLOAD_RECORD)
+    except (OSError, OcistreamError):
+        return {}
+    has_known_fields = {name: type(value) for name, value in fields.items()} == _FIELD_TYPES
+    numbers = (value for value in fields.values() if isinstance(value, int))
+    is_valid = has_known_fields and fields["version"] == _VERSION and all(0 <= number < 10**18 for number in numbers)
+    return fields if is_valid else {}
 
 
-def _write_at_start(descriptor: int, content: bytes) -> None:
-    if os.pwrite(descriptor, content, 0) != len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _is_too_old(since: float) -> bool:
+    return not -_MAX_CLOCK_SKEW <= time.time() - since <= limits.MAX_UPLOAD_RECORD_AGE
+
+
+def _warn(directory: Path, error: OSError) -> None:
+    reason = printable(error.strerror or str(error))
+    notify(f"{directory}: cannot store upload records: {reason}", level=1)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
+
+
+def _file_prefix(repository: Repository) -> str:
+    return _hash(f"{repository.endpoint.registry}\n{repository.name}") + "-"
+
+
+def _file_name(repository: Repository, digest: str) -> str:
+    blob = _hash(digest) if digest else _NEW_BLOB_PREFIX + os.urandom(8).hex()
+    return f"{_file_prefix(repository)}{blob}{_SUFFIX}"
 
 
 def _ensure_private_directory(directory: Path) -> None:

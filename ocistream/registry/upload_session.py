@@ -21,20 +21,19 @@ from ocistream.errors import (
 )
 from ocistream.http.origins import redact_url, resolve_url
 from ocistream.registry.repository import read_only_errors
-from ocistream.registry.upload_record import SessionLocation, can_store_location
+from ocistream.registry.upload_record import SessionLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from ocistream.http.request_bodies import StreamedBody
     from ocistream.http.response import Response
     from ocistream.http.retry import Retries
     from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.repository import Repository
-    from ocistream.registry.upload_record import LockedRecord, UploadRecords
+    from ocistream.registry.upload_record import LockedRecord
 
-_PATCHED_STATUSES: Final = (200, 201, 202, 204)
-_CLOSED_STATUSES: Final = (200, 201, 202, 204)
+_STORED_STATUSES: Final = (200, 201, 202, 204)
 #: The spec's status is 204; docker's older API description has 202.
 _OFFSET_STATUSES: Final = (200, 202, 204)
 #: Statuses that concern the client's rights or the server's health; the session may still exist.
@@ -73,10 +72,11 @@ def open_session(repository: Repository, retries: Retries) -> SessionLocation:
     """
     try:
         with read_only_errors(repository):
-            response = _request(repository, "POST", repository.url("blobs/uploads/"), (202,), retries)
+            response = repository.request("POST", repository.url("blobs/uploads/"), expected=(202,), retries=retries)
     except NotFoundError as error:
         hint = "create the repository first: some registries do not create it on the first push"
         raise NotFoundError(error.message, codes=error.codes, hint=hint) from error
+    response.drain()
     return _parse_session(response)
 
 
@@ -86,13 +86,8 @@ def mount_blob(repository: Repository, digest: str, source: str) -> tuple[bool, 
     Raises:
         AuthenticationError, NotFoundError, RegistryError: the registry refused.
     """
-    response = repository.client.request(
-        repository.endpoint,
-        "POST",
-        repository.url(f"blobs/uploads/?mount={digest}&from={quote(source, safe='/')}"),
-        scopes=_scopes_for_mount(repository, source),
-        expected=(201, 202),
-    )
+    url = repository.url(f"blobs/uploads/?mount={digest}&from={quote(source, safe='/')}")
+    response = repository.request("POST", url, scopes=_scopes_for_mount(repository, source), expected=(201, 202))
     response.drain()
     if response.status == 201:
         return True, None
@@ -105,13 +100,8 @@ def has_mountable_blob(repository: Repository, descriptor: Descriptor, source: s
     Raises:
         AuthenticationError, RegistryError: the registry refused.
     """
-    response = repository.client.request(
-        repository.endpoint,
-        "HEAD",
-        f"{repository.endpoint.url}/v2/{source}/blobs/{descriptor.digest}",
-        scopes=_scopes_for_mount(repository, source),
-        expected=(200, 404),
-    )
+    url = f"{repository.endpoint.url}/v2/{source}/blobs/{descriptor.digest}"
+    response = repository.request("HEAD", url, scopes=_scopes_for_mount(repository, source), expected=(200, 404))
     response.drain()
     return response.status == 200
 
@@ -127,13 +117,14 @@ def query_session(
         OcistreamError: there was no answer, or one that does not concern the session.
     """
     try:
-        response = _request(repository, "GET", location.url, _OFFSET_STATUSES, retries)
+        response = repository.request("GET", location.url, expected=_OFFSET_STATUSES, retries=retries)
     except NotFoundError:
         return location, None
     except RegistryError as error:
         if error.status in _UNRELATED_STATUSES:
             raise
         return location, None
+    response.drain()
     return _next_location(location, response), _parse_stored_size(response)
 
 
@@ -149,55 +140,9 @@ def delete_session(repository: Repository, location: SessionLocation) -> None:
             _request_once(repository, "DELETE", current.url)
 
 
-def delete_abandoned_sessions(repository: Repository, records: UploadRecords, digests: Collection[str]) -> None:
-    """Delete the sessions that earlier runs left of these blobs, which now exist, and all old ones.
-
-    If a deletion fails, the record stays for the next run. A server error (5xx) ends only this deletion; any other
-    failure ends all. distribution needs a delete permission that push tokens often lack.
-
-    Raises:
-        OcistreamError: the registry does not answer, or denies the deletion.
-    """
-    for record in records.lock_abandoned(repository.endpoint.registry, repository.name, digests):
-        try:
-            if record.location is not None and can_store(repository, record.location):
-                delete_session(repository, record.location)
-            record.remove()
-        except RegistryError as error:
-            if error.status < 500:
-                raise
-        finally:
-            record.release()
-
-
 def _scopes_for_mount(repository: Repository, source: str) -> tuple[str, ...]:
     # Push first: some token servers grant what the first scope asks for (ggcr, bearer.go).
     return (*repository.scopes, repository_scope(source, "pull"))
-
-
-def _request(
-    repository: Repository,
-    method: str,
-    url: str,
-    expected: tuple[int, ...],
-    retries: Retries,
-    headers: Mapping[str, str] | None = None,
-    body: StreamedBody | None = None,
-    bytes_to_store: float = 0,
-) -> Response:
-    response = repository.client.request(
-        repository.endpoint,
-        method,
-        url,
-        scopes=repository.scopes,
-        headers=headers,
-        body=body,
-        expected=expected,
-        retries=retries,
-        bytes_to_store=bytes_to_store,
-    )
-    response.drain()
-    return response
 
 
 def _request_once(repository: Repository, method: str, url: str) -> Response:
@@ -243,11 +188,6 @@ def _add_query(url: str, query: str) -> str:
     return urlunsplit(parts._replace(query=f"{parts.query}&{query}" if parts.query else query))
 
 
-def can_store(repository: Repository, location: SessionLocation) -> bool:
-    """Return whether a session of a repository may be in a record: its Location is known to contain no secret."""
-    return can_store_location(location.url, repository.endpoint.url, repository.name)
-
-
 # -- the session of one upload ------------------------------------------------------------------------------
 
 
@@ -264,8 +204,7 @@ class UploadSession:
         self._record = record
         #: A spare session, opened while the registry did not answer about the session; not used so far.
         self._spare: SessionLocation | None = None
-        stored = record.location if record is not None else None
-        self.location = stored if stored is not None and can_store(repository, stored) else None
+        self.location = record.location if record is not None else None
         self.is_from_earlier_run = self.location is not None
 
     @property
@@ -306,7 +245,7 @@ class UploadSession:
         # The form is `0-99`: ACR accepts no other. A stream has no Content-Range (dist-spec#506).
         range_header = {"Content-Range": f"{span[0]}-{span[1] - 1}"} if span else {}
         headers = {**_OCTET_STREAM, **range_header}
-        response = self._send("PATCH", location.url, _PATCHED_STATUSES, retries, headers, body, bytes_to_store)
+        response = self._send("PATCH", location.url, retries, headers, body, bytes_to_store)
         self._move_to(_next_location(location, response))
         return _parse_stored_size(response)
 
@@ -317,7 +256,7 @@ class UploadSession:
             SessionLostError, NetworkError: as for `patch`.
         """
         url = _add_query(self._current().url, f"digest={digest}")
-        self._send("PUT", url, _CLOSED_STATUSES, retries, _OCTET_STREAM, body, bytes_to_store)
+        self._send("PUT", url, retries, _OCTET_STREAM, body, bytes_to_store)
 
     def query_offset(self, retries: Retries) -> int | None:
         """Return how many bytes the registry has; None if it does not know or say.
@@ -364,14 +303,22 @@ class UploadSession:
         self,
         method: str,
         url: str,
-        expected: tuple[int, ...],
         retries: Retries,
         headers: Mapping[str, str],
         body: StreamedBody | None,
         bytes_to_store: float,
     ) -> Response:
         try:
-            response = _request(self._repository, method, url, expected, retries, headers, body, bytes_to_store)
+            response = self._repository.request(
+                method,
+                url,
+                headers=headers,
+                body=body,
+                expected=_STORED_STATUSES,
+                retries=retries,
+                bytes_to_store=bytes_to_store,
+            )
+            response.drain()
         except OcistreamError as error:
             if body is not None and body.failure is not None:
                 # The source of the body failed; the error of the request is a consequence.
@@ -452,12 +399,8 @@ class UploadSession:
         """Continue at `location`, which is new or comes from a response, and record it."""
         has_changed = location != self.location
         self.location = location
-        if not has_changed or self._record is None:
-            return
-        if can_store(self._repository, location):
+        if has_changed and self._record is not None:
             self._record.write(location)
-        else:
-            self._record.remove()
 
     def _delete_quietly(self, location: SessionLocation) -> None:
         """Delete a session; if that fails, leave it to the registry's own clean-up."""

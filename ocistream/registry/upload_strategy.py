@@ -15,10 +15,10 @@ from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.registry.profiles import (
     CHUNK,
+    PROFILES_BY_NAME,
     PUT,
     STREAM,
     UNKNOWN_PROFILE,
-    RegistryProfile,
     find_profile,
     find_profile_by_headers,
 )
@@ -28,8 +28,7 @@ from ocistream.transfer.interfaces import Access
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-#: A stream of unknown length, in the chunked transfer coding; registries refuse it in other ways than STREAM.
-_UNSIZED_STREAM: Final = "unsized"
+    from ocistream.http.endpoints import Endpoint
 
 #: Statuses by which a server may refuse the chunked transfer coding (RFC 9112, section 6.1). The same method with a
 #: Content-Length is tried next.
@@ -49,8 +48,6 @@ ALTERNATIVES: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = MappingProxyT
             416: (CHUNK, PUT),
             501: (CHUNK, PUT),
         },
-        # The digest of a recompressed layer is known only at its end, so one PUT is not possible.
-        _UNSIZED_STREAM: {400: (CHUNK,), 404: (CHUNK,), 411: (CHUNK,), 413: (CHUNK,), 416: (CHUNK,), 501: (CHUNK,)},
         PUT: {
             # Artifactory answers 404 BLOB_UNKNOWN to a PUT with a body (docker/buildx#196).
             404: (STREAM, CHUNK),
@@ -85,8 +82,12 @@ class UploadMethod:
 
 def list_alternatives(refused: UploadMethod, status: int, *, is_size_known: bool) -> tuple[str, ...]:
     """List the methods to try after `status` refused one; none if the status does not depend on the method."""
-    is_unsized = refused.kind == STREAM and not is_size_known
-    return ALTERNATIVES[_UNSIZED_STREAM if is_unsized else refused.kind].get(status, ())
+    if is_size_known:
+        return ALTERNATIVES[refused.kind].get(status, ())
+    if refused.kind == STREAM and status in CHUNKED_CODING_REFUSALS:
+        return (CHUNK,)
+    # The digest of a recompressed layer is known only at its end, so one PUT is not possible.
+    return tuple(kind for kind in ALTERNATIVES[refused.kind].get(status, ()) if kind != PUT)
 
 
 def parse_upload_method(text: str) -> UploadMethod | None:
@@ -117,35 +118,67 @@ _DEFAULT_JOBS: Final = 4
 
 
 class UploadStrategy:
-    """The upload methods of every host. Safe for several threads. Sizes are in bytes.
+    """How this run uploads to each host. Safe for several threads.
 
-    `explicit_method` is the user's choice, `jobs` the number of simultaneous uploads. `configured_profile` returns the
-    profile that the user set for a host; its response headers are then ignored.
+    `explicit_method` is the user's choice, `jobs` the number of simultaneous uploads.
     """
 
-    def __init__(
-        self,
-        *,
-        explicit_method: UploadMethod | None = None,
-        jobs: int = _DEFAULT_JOBS,
-        configured_profile: Callable[[str], RegistryProfile | None] = lambda _host: None,
-    ) -> None:
+    def __init__(self, *, explicit_method: UploadMethod | None = None, jobs: int = _DEFAULT_JOBS) -> None:
         """Take the user's choices."""
-        self._configured_profile = configured_profile
         self._explicit_method = explicit_method
         self._jobs = max(jobs, 1)
-        self._profiles: dict[str, RegistryProfile] = {}
-        #: (Host, whether the size is known) -> the method that this run found.
-        self._methods: dict[tuple[str, bool], UploadMethod] = {}
-        self._methods_used: dict[str, str] = {}
-        #: Hosts behind a proxy, which may refuse a body that is too large only if its length is stated.
-        self._hosts_behind_proxies: set[str] = set()
-        self._hosts_refusing_chunked_coding: set[str] = set()
+        self._hosts: dict[str, HostStrategy] = {}
 
     @property
     def methods_used(self) -> Mapping[str, str]:
         """The last upload method of each host, as `--upload` writes it."""
-        return dict(self._methods_used)
+        return {name: str(host.method_used) for name, host in [*self._hosts.items()] if host.method_used is not None}
+
+    def host(self, endpoint: Endpoint) -> HostStrategy:
+        """Return how this run uploads to the host of an endpoint."""
+        if (host := self._hosts.get(endpoint.registry)) is None:
+            new = HostStrategy(endpoint, self._explicit_method, self._jobs)
+            host = self._hosts.setdefault(endpoint.registry, new)
+        return host
+
+    def observe_headers(self, endpoint: Endpoint, header: Callable[[str], str | None]) -> None:
+        """Learn from the headers of a response of an endpoint; `header` returns a header by its name."""
+        self.host(endpoint).observe_headers(header)
+
+
+class HostStrategy:
+    """How this run uploads to one host. Safe for several threads. Sizes are in bytes.
+
+    `explicit_method` is the user's choice by option or configuration; None to choose automatically. A profile that the
+    configuration sets does not change with the headers of the host. `method_used` is the last method that succeeded.
+    """
+
+    def __init__(self, endpoint: Endpoint, explicit_method: UploadMethod | None, jobs: int) -> None:
+        """Take the settings of the host, the method of the command line, and the number of simultaneous uploads."""
+        settings = endpoint.settings
+        self.explicit_method = explicit_method or (parse_upload_method(settings.upload) if settings.upload else None)
+        self.profile = PROFILES_BY_NAME[settings.profile] if settings.profile else find_profile(endpoint.registry)
+        self.method_used: UploadMethod | None = None
+        #: Whether the host has refused a body of known length in the chunked transfer coding.
+        self.has_refused_chunked_coding = False
+        self._can_learn_profile = not settings.profile
+        self._jobs = jobs
+        #: Whether the size is known -> the method that this run found.
+        self._methods: dict[bool, UploadMethod] = {}
+        #: Whether a proxy is before the registry: it may refuse a body that is too large only if its length is stated.
+        self._is_behind_proxy = False
+
+    def observe_headers(self, header: Callable[[str], str | None]) -> None:
+        """Learn from the headers of a response.
+
+        distribution sends neither Server nor Via, so these come from a proxy before it, such as nginx with
+        client_max_body_size. The proxy can refuse a body that is too large at once only if its length is stated.
+        """
+        server = header("Server")
+        if (server is not None and not server.startswith("ocistream")) or header("Via") is not None:
+            self._is_behind_proxy = True
+        if self.profile is UNKNOWN_PROFILE and self._can_learn_profile:
+            self.profile = find_profile_by_headers(header) or UNKNOWN_PROFILE
 
     def replay_buffer_size(self, access: Access, *, is_size_known: bool) -> int:
         """Return how many bytes of one blob may be buffered for sending again.
@@ -158,53 +191,23 @@ class UploadStrategy:
             return limits.UPLOAD_MEMORY
         return limits.CHUNK_SIZE if is_size_known else max(limits.CHUNK_SIZE, limits.UPLOAD_MEMORY // (2 * self._jobs))
 
-    def profile(self, host: str) -> RegistryProfile:
-        """Return the profile of a host."""
-        if (profile := self._profiles.get(host)) is None:
-            profile = self._profiles.setdefault(host, self._configured_profile(host) or find_profile(host))
-        return profile
-
-    def observe_headers(self, host: str, header: Callable[[str], str | None]) -> None:
-        """Learn from the headers of a host's response; `header` returns a header by its name.
-
-        distribution sends neither Server nor Via, so these come from a proxy before it, such as nginx with
-        client_max_body_size. The proxy can refuse a body that is too large at once only if its length is stated.
-        """
-        server = header("Server")
-        if (server is not None and not server.startswith("ocistream")) or header("Via") is not None:
-            self._hosts_behind_proxies.add(host)
-        if (
-            self.profile(host) is UNKNOWN_PROFILE
-            and self._configured_profile(host) is None
-            and (profile := find_profile_by_headers(header)) is not None
-        ):
-            self._profiles[host] = profile
-
-    def explicit_method(self, configured: str | None) -> UploadMethod | None:
-        """Return the method that the user chose by option or configuration; None to choose automatically.
-
-        Raises:
-            UsageError: the configuration is malformed.
-        """
-        return self._explicit_method or (parse_upload_method(configured) if configured else None)
-
-    def choose_method(self, host: str, *, is_size_known: bool, is_small: bool) -> UploadMethod:
+    def choose_method(self, *, is_size_known: bool, is_small: bool) -> UploadMethod:
         """Return the method to try first for a blob of known or unknown size.
 
         A small blob is complete before its upload begins, so it needs neither a stream nor an upload that can be
         resumed: one PUT saves a request.
         """
-        method = self._methods.get((host, is_size_known)) or self._methods.get((host, True))
-        if method is None or (method.kind == PUT and not is_size_known):
-            if is_small and PUT in self.profile(host).methods:
-                return UploadMethod(PUT)
-            # One PUT needs the digest in advance.
-            method = self._initial_method(host, is_size_known=is_size_known)
-        return method
+        method = self._methods.get(is_size_known) or self._methods.get(True)
+        if method is not None and (is_size_known or method.kind != PUT):
+            return method
+        if is_small and PUT in self.profile.methods:
+            return UploadMethod(PUT)
+        # One PUT needs the digest in advance.
+        kind = next((kind for kind in self.profile.methods if is_size_known or kind != PUT), STREAM)
+        return (self._chunk_method() if kind == CHUNK else UploadMethod(kind)) or UploadMethod(STREAM)
 
-    def choose_next_method(
+    def replace_method(
         self,
-        host: str,
         refused: UploadMethod,
         status: int,
         *,
@@ -212,59 +215,35 @@ class UploadStrategy:
         body_size: int | None,
         tried: Collection[UploadMethod],
     ) -> UploadMethod | None:
-        """Return the method to try after `status` refused a body of `body_size` bytes; None if no method is left."""
-        allowed = self.profile(host).methods
+        """Return the method to try after `status` refused a body of `body_size` bytes; None if no method is left.
+
+        Later blobs try it first.
+        """
         for kind in list_alternatives(refused, status, is_size_known=is_size_known):
-            method = UploadMethod(kind) if kind != CHUNK else self._chunk_method(host, refused, body_size)
-            if method is None or method in tried or (kind == PUT and not is_size_known):
-                continue
-            if kind in allowed or kind == refused.kind:
+            method = UploadMethod(kind) if kind != CHUNK else self._chunk_method(refused, body_size)
+            is_allowed = kind in self.profile.methods or kind == refused.kind
+            if is_allowed and method is not None and method not in tried:
+                self._methods[is_size_known] = method
                 return method
         return None
 
-    def can_use_chunked_coding(self, host: str, size: int) -> bool:
-        """Return whether bodies of known length are sent to a host in the chunked transfer coding.
+    def can_use_chunked_coding(self, size: int) -> bool:
+        """Return whether bodies of known length are sent in the chunked transfer coding.
 
         This is the case for registries that lose interrupted uploads, and for blobs that are large enough to resume.
         For other registries the length is stated, so that a proxy can refuse a body that is too large at once.
         """
         return (
             size >= limits.MIN_PARTIAL_SIZE
-            and self.profile(host).loses_interrupted_uploads
-            and host not in self._hosts_behind_proxies
-            and not self.has_refused_chunked_coding(host)
+            and self.profile.loses_interrupted_uploads
+            and not self._is_behind_proxy
+            and not self.has_refused_chunked_coding
         )
 
-    def has_refused_chunked_coding(self, host: str) -> bool:
-        """Return whether a host has refused a body of known length in the chunked transfer coding."""
-        return host in self._hosts_refusing_chunked_coding
-
-    def disable_chunked_coding(self, host: str) -> None:
-        """State the length of every body of known length to this host from now on."""
-        self._hosts_refusing_chunked_coding.add(host)
-
-    def set_method(self, host: str, method: UploadMethod, *, is_size_known: bool) -> None:
-        """Use this method first for all later blobs."""
-        self._methods[host, is_size_known] = method
-
-    def record_success(self, host: str, method: UploadMethod, *, is_small: bool) -> None:
-        """Record how a blob was uploaded, for `methods_used`; small blobs count only if there is no larger one."""
-        if is_small:
-            self._methods_used.setdefault(host, str(method))
-        else:
-            self._methods_used[host] = str(method)
-
-    def _initial_method(self, host: str, *, is_size_known: bool) -> UploadMethod:
-        """Return the first method of the host's profile."""
-        kind = next((kind for kind in self.profile(host).methods if is_size_known or kind != PUT), STREAM)
-        return (self._chunk_method(host) if kind == CHUNK else UploadMethod(kind)) or UploadMethod(STREAM)
-
-    def _chunk_method(
-        self, host: str, refused: UploadMethod | None = None, body_size: int | None = None
-    ) -> UploadMethod | None:
+    def _chunk_method(self, refused: UploadMethod | None = None, body_size: int | None = None) -> UploadMethod | None:
         """Return chunks that are smaller than the refused body; None if they would be too small to be useful."""
         size = refused.chunk_size if refused is not None and refused.kind == CHUNK else limits.UPLOAD_MEMORY
-        size = min(size, self.profile(host).largest_chunk or size)
+        size = min(size, self.profile.largest_chunk or size)
         while body_size is not None and size >= body_size > limits.MIN_UPLOAD_CHUNK:
             size //= 2
         return UploadMethod(CHUNK, size) if size >= limits.MIN_UPLOAD_CHUNK else None

@@ -10,7 +10,7 @@ import pytest
 
 from ocistream import limits
 from tests import registry_http
-from tests.faulty_registry import Fault, Header, Reply, refusal
+from tests.faulty_registry import Action, Fault, Header, Reply, refusal
 from tests.images import OCI_INDEX, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.quirks import registry_quirks
 from tests.quirks.command_runner import Mover
@@ -130,13 +130,18 @@ def test_a_referrer_of_an_unsupported_media_type_is_skipped_and_reported(
 
 @quirk(32)
 @quirk(59)
-def test_a_signature_tag_without_a_manifest_is_reported(
-    start: Start, mover: Move, layout: Layout, found: Signed
+@pytest.mark.parametrize(
+    "answer",
+    [refusal(404, "MANIFEST_UNKNOWN"), Reply(200, {"Content-Type": OCI_MANIFEST}, b"{")],
+    ids=["none", "broken"],
+)
+def test_a_signature_tag_without_a_valid_manifest_is_reported(
+    answer: Action, start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
     registry = start()
     found.seed(layout, registry.host, "app", "1")
     tag = found.cosign_tag
-    registry.faults = [Fault(refusal(404, "MANIFEST_UNKNOWN"), "GET", f"/manifests/{tag}", times=None)]
+    registry.faults = [Fault(answer, "GET", f"/manifests/{tag}", times=None)]
     used = mover()
     document = used.folder / "result.json"
     used.run("pull", f"{registry.host}/app:1", "-o", f"{used.folder}/out/", "--result", document)

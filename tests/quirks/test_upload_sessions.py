@@ -158,7 +158,7 @@ def test_the_status_of_a_session_may_be_200_or_202(status: int, pushes: MakePush
 
 
 @quirk(49)
-@pytest.mark.parametrize("status", [400, 405, 411, 501])
+@pytest.mark.parametrize("status", [400, 405, 409, 411, 422, 501])
 def test_if_the_rest_of_a_stream_is_refused_the_complete_blob_is_sent_again(status: int, pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = breaking(Fault(refusal(status), "PATCH"))

@@ -104,14 +104,13 @@ def _remove_from_layout(context: CommandContext, path: Path, names: Sequence[str
 
 
 def _remove_from_registries(context: CommandContext, references: Sequence[Reference], *, by_digest: bool) -> None:
-    from ocistream.registry.deletion import ImageDeleter
+    from ocistream.registry.deletion import delete_images
 
     dry_run = context.run_options.dry_run
     registries = {reference.registry for reference in references}
     context.credentials.check_registries(registries)
     open_context = context.build_open_context(registries=registries)
-    deleter = ImageDeleter(open_context.registries(), references, by_digest=by_digest)
-    for image in deleter.find() if dry_run else deleter.delete():
+    for image in delete_images(open_context.registries(), references, by_digest=by_digest, dry_run=dry_run):
         click.echo(format_result_line(image.reference.name, image.digest, None))
         verb = "would delete" if dry_run else "deleted"
         what = "the manifest with all its tags" if image.with_all_tags else "the tag"

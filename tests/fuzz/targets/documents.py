@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import dataclasses
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -31,10 +31,12 @@ from ocistream.oci.documents import (
     parse_outline,
 )
 from ocistream.oci.strict_json import canonical_json, parse_json
-from ocistream.registry.upload_record import SessionLocation, UploadKey, UploadRecords, can_store_location
+from ocistream.registry.repository import Repository
+from ocistream.registry.upload_record import SessionLocation, UploadRecords
 from tests.fuzz.broken_images import layout_items
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.mutation import json_bytes, json_mutated
+from tests.http_doubles import QuickTransport
 
 _TOKENS: Final = (
     b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u", b"\\ud800", b"\\udc00", b"\\u0000", b"null", b"true",
@@ -276,12 +278,15 @@ def _auth_files(_: Path) -> Iterator[Check]:
     yield check
 
 
-_UPLOAD: Final = UploadKey("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
+_UPLOADED: Final = f"sha256:{'a' * 64}", 4_000_000
 _RECORD: Final = {
-    **dataclasses.asdict(_UPLOAD),
+    "registry": "registry.example:5000",
+    "repository": "team/app",
+    "digest": _UPLOADED[0],
+    "size": _UPLOADED[1],
     "location": "https://registry.example:5000/v2/team/app/blobs/uploads/1?_state=b%3D",
     "min_chunk": 65_536,
-    "since": 1_000_000_000,
+    "since": round(time.time()),
     "version": 1,
 }
 
@@ -299,24 +304,23 @@ def _records(folder: Path) -> Iterator[Check]:
     """Read an invalid upload record, which must not fail; a new record must replace it."""
     notes = list[str]()
     set_listener(lambda message, *, level: notes.append(f"{level} {message}"))
-    records = UploadRecords(folder / "uploads", lambda: 1_000_000_100.0)
-    written = SessionLocation("https://registry.example:5000/x", 1)
+    records = UploadRecords(folder / "uploads")
+    repository = Repository(QuickTransport(), "registry.example:5000", "team/app")
+    written = SessionLocation("https://registry.example:5000/v2/team/app/blobs/uploads/2", 1)
 
     def check(data: bytes) -> None:
-        claim = records.lock(_UPLOAD)
+        claim = records.lock(repository, *_UPLOADED)
         assert claim is not None
         claim.release()
         (path,) = (folder / "uploads").iterdir()
         path.write_bytes(data)
-        for left in records.lock_abandoned(_UPLOAD.registry, _UPLOAD.repository, {_UPLOAD.digest}):
+        for left in records.lock_abandoned(repository, {_UPLOADED[0]}):
             left.release()
-        claim = records.lock(_UPLOAD)
+        claim = records.lock(repository, *_UPLOADED)
         assert claim is not None
-        if claim.location is not None:
-            can_store_location(claim.location.url, "https://registry.example:5000", "team/app")
         claim.write(written)
         claim.release()
-        again = records.lock(_UPLOAD)
+        again = records.lock(repository, *_UPLOADED)
         assert again is not None
         assert again.location == written, "the new record is lost"
         again.remove()

@@ -16,7 +16,7 @@ from ocistream.auth.docker_config import Credential
 from ocistream.http.settings import RetryPolicy
 from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from ocistream.registry.blob_push import BlobPusher
-from ocistream.registry.referrers import RepositoryReferrers
+from ocistream.registry.referrers import add_to_fallback_index, list_referrers
 from ocistream.registry.repository import Repository
 from ocistream.registry.tags import list_tags
 from ocistream.serve import Registry
@@ -98,7 +98,7 @@ def _manifest_by_digest(repository: Repository) -> None:
 
 
 def _blob(repository: Repository) -> None:
-    assert b"".join(bytes(chunk) for chunk in verify_chunks(repository.fetch_blob(_BLOB), _BLOB)) == _CONTENT
+    assert b"".join(bytes(chunk) for chunk in verify_chunks(repository.download(_BLOB).chunks(), _BLOB)) == _CONTENT
 
 
 def _look(repository: Repository) -> None:
@@ -112,15 +112,14 @@ def _tags(repository: Repository) -> None:
 
 
 def _referrers(repository: Repository) -> None:
-    lists = RepositoryReferrers(repository)
-    lists.list_referrers(_NAMED.digest)
-    lists.add_to_fallback_index(_NAMED.digest, [_NAMED])
+    list_referrers(repository, _NAMED.digest)
+    add_to_fallback_index(repository, _NAMED.digest, [_NAMED])
 
 
 def _upload(repository: Repository) -> None:
     uploader = BlobPusher(repository)
     with contextlib.closing(uploader):
-        if not uploader.mount_from_any(_BLOB, ["other", "another"]):
+        if not uploader.mount(_BLOB, ["other", "another"]):
             uploader.upload(VerifiedBlob(_BLOB, lambda: iter([_CONTENT])))
 
 

@@ -34,13 +34,12 @@ def mirrored(*locations: str, prefix: str = "a.example") -> RegistryNamespace:
 
 def test_without_rules_an_image_is_read_from_its_registry() -> None:
     (place,) = places().find_pull_sources(parse_reference("A.example:5000/x/y:1"))
-    assert (place.registry, place.repository, place.is_mirror) == ("A.example:5000", "x/y", False)
+    assert (place.registry, place.repository) == ("A.example:5000", "x/y")
 
 
 def test_mirrors_keep_their_order_before_the_registry() -> None:
     found = places(mirrored("m.example/hub", "n.example:5000")).find_pull_sources(parse_reference("a.example/x/y:1"))
     assert list(map(str, found)) == ["m.example/hub/x/y", "n.example:5000/x/y", "a.example/x/y"]
-    assert [place.is_mirror for place in found] == [True, True, False]
 
 
 def test_docker_hubs_images_are_in_its_mirrors_under_their_full_names() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -54,7 +55,7 @@ def gathered(feed: ReplayBuffer, offset: int, count: int | None = None) -> bytes
 @pytest.mark.parametrize("chunk", [1, 64, 999, 1000])
 def test_a_blob_passes_with_any_capacity(capacity: int, chunk: int) -> None:
     for blob in (Source(chunk=chunk).blob, Source(chunk=chunk).unnamed):
-        with ReplayBuffer(blob, capacity) as feed:
+        with closing(ReplayBuffer(blob, capacity)) as feed:
             assert gathered(feed, 0) == CONTENT
             feed.check_end()
             assert feed.is_exhausted
@@ -68,7 +69,7 @@ def test_a_blob_passes_with_any_capacity(capacity: int, chunk: int) -> None:
 )
 def test_every_offset_reported_as_seekable_is_readable(capacity: int, chunk: int, steps: list[tuple[int, int]]) -> None:
     source = Source(chunk=chunk)
-    with ReplayBuffer(source.blob, capacity) as feed:
+    with closing(ReplayBuffer(source.blob, capacity)) as feed:
         for offset, count in steps:
             if feed.can_load(offset):
                 feed.load(offset)
@@ -86,7 +87,7 @@ def test_a_repeatable_source_is_readable_from_any_offset(
     capacity: int, chunk: int, steps: list[tuple[int, int]]
 ) -> None:
     source = Source(chunk=chunk, replayable=True)
-    with ReplayBuffer(source.blob, capacity) as feed:
+    with closing(ReplayBuffer(source.blob, capacity)) as feed:
         for offset, count in steps:
             assert feed.can_load(offset)
             feed.load(offset)
@@ -96,7 +97,7 @@ def test_a_repeatable_source_is_readable_from_any_offset(
 
 def test_buffered_bytes_are_not_read_again() -> None:
     source = Source(replayable=True)
-    with ReplayBuffer(source.blob, 300) as feed:
+    with closing(ReplayBuffer(source.blob, 300)) as feed:
         gathered(feed, 0, 900)
         feed.load(700)
         assert gathered(feed, 700) == CONTENT[700:]
@@ -107,7 +108,7 @@ def test_buffered_bytes_are_not_read_again() -> None:
 
 
 def test_bytes_of_a_pipe_outside_of_the_window_are_lost() -> None:
-    with ReplayBuffer(Source().blob, 300) as feed:
+    with closing(ReplayBuffer(Source().blob, 300)) as feed:
         gathered(feed, 0, 640)
         assert (feed.start, feed.end) == (340, 640)
         assert not feed.can_load(339)
@@ -117,7 +118,7 @@ def test_bytes_of_a_pipe_outside_of_the_window_are_lost() -> None:
 
 
 def test_reading_ahead_stops_at_the_capacity() -> None:
-    with ReplayBuffer(Source().unnamed, 300) as feed:
+    with closing(ReplayBuffer(Source().unnamed, 300)) as feed:
         assert feed.fill(0, 200) == 200
         assert gathered(feed, 0, 200) == CONTENT[:200]
         assert feed.fill(200, 10_000) == 300
@@ -131,7 +132,7 @@ def test_reading_ahead_stops_at_the_capacity() -> None:
 def test_bytes_are_buffered_without_another_copy() -> None:
     chunk = memoryview(bytes(limits.MIB))
     content = NewBlob(lambda: iter([chunk, chunk]), lambda: blob_of(b""))
-    with ReplayBuffer(content, limits.MIB) as feed:
+    with closing(ReplayBuffer(content, limits.MIB)) as feed:
         # The first bytes allocate the buffer.
         feed.fill(0, limits.MIB)
         tracemalloc.start()
@@ -143,10 +144,10 @@ def test_bytes_are_buffered_without_another_copy() -> None:
 
 
 def test_an_empty_blob_is_known_before_anything_is_sent() -> None:
-    with ReplayBuffer(Source(b"").unnamed, 300) as feed:
+    with closing(ReplayBuffer(Source(b"").unnamed, 300)) as feed:
         feed.open()
         assert feed.is_empty
-    with ReplayBuffer(Source().unnamed, 300) as feed:
+    with closing(ReplayBuffer(Source().unnamed, 300)) as feed:
         feed.open()
         assert not feed.is_empty
 
@@ -154,7 +155,7 @@ def test_an_empty_blob_is_known_before_anything_is_sent() -> None:
 def test_a_failed_source_is_recorded_and_its_last_chunk_withheld() -> None:
     source = Source()
     source.content = CONTENT[:-1] + b"!"
-    with ReplayBuffer(source.blob, 300) as feed:
+    with closing(ReplayBuffer(source.blob, 300)) as feed:
         with pytest.raises(IntegrityError):
             gathered(feed, 0)
         assert feed.has_source_failed
@@ -165,7 +166,7 @@ def test_extra_bytes_are_detected_at_the_end() -> None:
     source = Source()
     source.content = CONTENT + b"!" * 64
     source.chunk = 1000
-    with ReplayBuffer(source.blob, 300) as feed:
+    with closing(ReplayBuffer(source.blob, 300)) as feed:
         assert gathered(feed, 0, 1000) == CONTENT
         with pytest.raises(IntegrityError):
             feed.check_end()
@@ -175,7 +176,7 @@ def test_a_source_that_fails_at_its_first_byte_is_closed() -> None:
     source = Source(b"x")
     source.content = b"y"
     feed = ReplayBuffer(source.blob, 300)
-    with pytest.raises(IntegrityError), feed:
+    with pytest.raises(IntegrityError), closing(feed):
         feed.open()
     assert source.opened == source.closed == 1
 
@@ -188,7 +189,7 @@ def test_a_part_begins_at_its_offset() -> None:
         opened.append(0)
         return iter([part[:100], part[100:]])
 
-    with ReplayBuffer(VerifiedBlob(blob_of(CONTENT), read, range=ByteRange(300, 800)), 200) as feed:
+    with closing(ReplayBuffer(VerifiedBlob(blob_of(CONTENT), read, range=ByteRange(300, 800)), 200)) as feed:
         assert not opened
         assert not feed.can_load(299)
         for offset in (400, 300, 799, 800):

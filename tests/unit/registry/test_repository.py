@@ -13,10 +13,6 @@ from ocistream.errors import (
     PermanentNetworkError,
     RegistryError,
 )
-from ocistream.oci.descriptor import (
-    Descriptor,
-)
-from ocistream.registry.download import BlobRedirect
 from ocistream.registry.repository import Repository
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import (
@@ -30,7 +26,7 @@ from tests.faulty_registry import (
     redirect,
     refusal,
 )
-from tests.http_doubles import CountingRegistry, QuickTransport, RawServer, blob_of, read_blob
+from tests.http_doubles import CountingRegistry, QuickTransport, RawServer, blob_of
 
 Faulty = Callable[..., CountingRegistry]
 Quick = Callable[..., QuickTransport]
@@ -53,17 +49,12 @@ def repository(transport: QuickTransport, registry: CountingRegistry | RawServer
     return Repository(transport, registry.host, "app", **options)
 
 
-def download(transport: QuickTransport, registry: CountingRegistry | RawServer, blob: Descriptor = BLOB) -> bytes:
-    """Read and verify a blob, as a transfer does."""
-    return read_blob(repository(transport, registry).fetch_blob(blob), blob)
-
-
 class TestRanges:
     """Ranges of a blob, each fetched by one request without retries: the caller handles a failure."""
 
     def part(self, quick: Quick, registry: CountingRegistry | RawServer, start: int, end: int) -> bytes:
         view = memoryview(bytearray(end - start))
-        counts = repository(quick(), registry).fetch_blob_range(BLOB, BlobRedirect(), start, end, iter([view]))
+        counts = repository(quick(), registry).download(BLOB).fetch_range(start, end, iter([view]))
         return bytes(view[: sum(counts)])
 
     @pytest.mark.parametrize(("start", "end"), [(0, 1), (0, SIZE - 1), (1000, MIB), (SIZE - 1, SIZE), (0, SIZE)])
@@ -91,7 +82,7 @@ class TestRanges:
         transport = quick()
         source = repository(transport, registry)
         with pytest.raises(RegistryError):
-            source.fetch_blob_range(BLOB, BlobRedirect(), 0, 10, iter([memoryview(bytearray(10))]))
+            next(source.download(BLOB).fetch_range(0, 10, iter([memoryview(bytearray(10))])))
         assert transport.waits == []
         assert source.has_blob(BLOB)
         assert transport.waits == [pytest.approx(7, abs=1)]
@@ -147,11 +138,11 @@ class TestRedirectedDownloads:
         assert (len(front.asked("GET", "/blobs/")), len(between.requests)) == (4, 4)
 
     def in_parts(self, quick: Quick, front: CountingRegistry) -> bytes:
-        source, led, content = repository(quick(), front), BlobRedirect(), memoryview(bytearray(SIZE))
+        source, content = repository(quick(), front).download(BLOB), memoryview(bytearray(SIZE))
         step = SIZE // 4 + 1
         for start in range(0, SIZE, step):
             end = min(start + step, SIZE)
             # Buffers may be smaller than the range.
             buffers = iter([content[start : start + 1000], content[start + 1000 : end]])
-            assert sum(source.fetch_blob_range(BLOB, led, start, end, buffers)) == end - start
+            assert sum(source.fetch_range(start, end, buffers)) == end - start
         return bytes(content)

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import fcntl
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ocistream import limits
+from ocistream.registry.repository import Repository
 from ocistream.registry.upload_record import (
     LockedRecord,
     SessionLocation,
-    UploadKey,
     UploadRecords,
     can_store_location,
 )
+from tests.http_doubles import QuickTransport
 
-NOW = time.time()
 HOME = "https://registry.example:5000"
 UPLOADS = "/v2/team/app/blobs/uploads"
 UUID = "7c5a02b7-46e1-4bce-bf31-4b883384286b"
-KEY = UploadKey("registry.example:5000", "team/app", f"sha256:{'a' * 64}", 4_000_000)
+REPOSITORY = Repository(QuickTransport(), "registry.example:5000", "team/app")
+DIGEST, SIZE = f"sha256:{'a' * 64}", 4_000_000
 RECORD = SessionLocation(f"{HOME}/v2/team/app/blobs/uploads/1?_state=b%3D", 65_536)
 
 
-def records(folder: Path | None, now: float = NOW) -> UploadRecords:
-    return UploadRecords(folder, lambda: now)
-
-
-def claimed(folder: Path, key: UploadKey = KEY, now: float = NOW) -> LockedRecord:
-    claim = records(folder, now=now).lock(key)
+def claimed(folder: Path) -> LockedRecord:
+    claim = UploadRecords(folder).lock(REPOSITORY, DIGEST, SIZE)
     assert claim is not None
     return claim
 
@@ -75,7 +70,7 @@ class TestReplacedRecords:
             really(descriptor, operation)
 
         monkeypatch.setattr(fcntl, "flock", flock)
-        assert records(folder).lock(KEY) is None
+        assert UploadRecords(folder).lock(REPOSITORY, DIGEST, SIZE) is None
         (other,) = others
         other.write(RECORD)
         other.release()
@@ -101,13 +96,13 @@ class TestReplacedRecords:
 
 def test_the_number_of_open_records_is_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_OPEN_UPLOAD_RECORDS", 3)
-    kept = records(folder)
-    claims = [kept.lock(replace(KEY, size=0, digest=f"sha256:{number:064}")) for number in range(5)]
+    kept = UploadRecords(folder)
+    claims = [kept.lock(REPOSITORY, f"sha256:{number:064}", 0) for number in range(5)]
     assert [claim is not None for claim in claims] == [True, True, True, False, False]
     for claim in claims:
         if claim is not None:
             claim.remove()
-    again = kept.lock(KEY)
+    again = kept.lock(REPOSITORY, DIGEST, SIZE)
     assert again is not None
     again.remove()
 

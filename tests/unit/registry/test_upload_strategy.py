@@ -6,8 +6,16 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import UsageError
+from ocistream.http.endpoints import Endpoint
+from ocistream.http.settings import HostSettings, HttpSettings
 from ocistream.registry.profiles import CHUNK, PROFILES_BY_NAME, PUT, STREAM, UNKNOWN_PROFILE
-from ocistream.registry.upload_strategy import ALTERNATIVES, UploadMethod, UploadStrategy, parse_upload_method
+from ocistream.registry.upload_strategy import (
+    ALTERNATIVES,
+    HostStrategy,
+    UploadMethod,
+    UploadStrategy,
+    parse_upload_method,
+)
 from ocistream.transfer.interfaces import Access
 
 KIB = 1024
@@ -74,28 +82,36 @@ class TestMethods:
                 assert set(ways) <= {STREAM, PUT, CHUNK}
 
 
+def host(name: str = "registry.example", profile: str | None = None, jobs: int = 4) -> HostStrategy:
+    endpoint = Endpoint(
+        name, HostSettings(profile=profile), HttpSettings(), lambda _url, _timeout: None, is_named_by_user=True
+    )
+    return UploadStrategy(jobs=jobs).host(endpoint)
+
+
 class TestMemory:
     def test_buffers_of_all_jobs_share_the_upload_memory(self) -> None:
         for jobs in (1, 4, 32):
-            ladder = UploadStrategy(jobs=jobs)
-            assert ladder.replay_buffer_size(Access.ONCE, is_size_known=True) == limits.UPLOAD_MEMORY
-            assert ladder.replay_buffer_size(Access.REPEATABLE, is_size_known=True) == limits.CHUNK_SIZE
-            made = ladder.replay_buffer_size(Access.REPEATABLE, is_size_known=False)
+            strategy = host(jobs=jobs)
+            assert strategy.replay_buffer_size(Access.ONCE, is_size_known=True) == limits.UPLOAD_MEMORY
+            assert strategy.replay_buffer_size(Access.REPEATABLE, is_size_known=True) == limits.CHUNK_SIZE
+            made = strategy.replay_buffer_size(Access.REPEATABLE, is_size_known=False)
             assert limits.CHUNK_SIZE <= made <= max(limits.CHUNK_SIZE, limits.UPLOAD_MEMORY // jobs)
 
 
 def test_headers_identify_an_unknown_host_but_do_not_override_a_known_one() -> None:
-    strategy = UploadStrategy()
-    assert strategy.profile("registry.example") is UNKNOWN_PROFILE
-    strategy.observe_headers("registry.example", lambda name: "6d70dcfd" if name == "X-Artifactory-Id" else None)
-    assert strategy.profile("registry.example").name == "Artifactory"
-    strategy.observe_headers("ghcr.io", lambda name: "Nexus/3" if name == "Server" else None)
-    assert strategy.profile("ghcr.io").name == "GitHub Packages"
+    unknown = host()
+    assert unknown.profile is UNKNOWN_PROFILE
+    unknown.observe_headers(lambda name: "6d70dcfd" if name == "X-Artifactory-Id" else None)
+    assert unknown.profile.name == "Artifactory"
+    github = host("ghcr.io")
+    github.observe_headers(lambda name: "Nexus/3" if name == "Server" else None)
+    assert github.profile.name == "GitHub Packages"
 
 
 @pytest.mark.parametrize("name", ["amazon-ecr", "unknown"])
 def test_a_configured_profile_takes_precedence(name: str) -> None:
-    ladder = UploadStrategy(configured_profile=lambda host: PROFILES_BY_NAME[name] if host == "quay.io" else None)
-    ladder.observe_headers("quay.io", lambda header: "Nexus/3" if header == "Server" else None)
-    assert ladder.profile("quay.io") is PROFILES_BY_NAME[name]
-    assert ladder.profile("docker.io").name == "Docker Hub"
+    configured = host("quay.io", name)
+    configured.observe_headers(lambda header: "Nexus/3" if header == "Server" else None)
+    assert configured.profile is PROFILES_BY_NAME[name]
+    assert host("docker.io").profile.name == "Docker Hub"
