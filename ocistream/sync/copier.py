@@ -214,10 +214,11 @@ class ImageCopier:
                 # For a registry this sends no request and writes nothing.
                 destination.begin(graph)
             graph = limit_to_source(source, graph, destination.stored)
-            check = ExistenceCheck(source, destination, BlobResults(NullObserver()), jobs=1, cancelled=cancelled)
+            results = BlobResults(NullObserver())
+            check = ExistenceCheck(source, destination, results, jobs=1, cancelled=cancelled, is_dry_run=True)
             _, pending = check.split_absent(graph, graph.blobs)
-            stored = destination.stored(pending, quick=True)
-            return graph, check.list_unmountable([blob for blob in pending if blob.digest not in stored])
+            existing = check.skip_or_mount(pending, destination.stored(pending, quick=True))
+            return graph, [blob for blob in pending if blob.digest not in existing]
 
     def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:
         location, reference = copy_destination.sync_location.location, copy_destination.reference

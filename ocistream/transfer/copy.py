@@ -81,6 +81,7 @@ class Copy:
     check: GraphCheck | None = None
 
     def __post_init__(self) -> None:
+        self._is_dry_run = False
         self._writer = BlobWriter(self.destination, self.observer, self.cancelled)
         self._results = self._writer.results
         self._configs = ConfigChecker()
@@ -98,8 +99,9 @@ class Copy:
         Raises:
             OcistreamError: the first failure; nothing new is visible in the destination.
         """
+        self._is_dry_run = dry_run
         try:
-            return self._preview() if dry_run else self._run()
+            return self._run()
         except (IntegrityError, ArchiveError) as error:
             # A source that ends too early proves nothing about the bytes before.
             if not isinstance(error, TruncatedError):
@@ -110,76 +112,59 @@ class Copy:
         started_at = time.monotonic()
         graph = self._select(self._resolve_graph())
         plan = self._plan(graph)
-        check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
+        check = ExistenceCheck(
+            *(self.source, self.destination, self._results),
+            jobs=self.jobs,
+            cancelled=self.cancelled,
+            is_dry_run=self._is_dry_run,
+        )
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
         absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
         self._begin(graph, plan)
         missing = check.mount_absent(graph, absent)
         wanted = self._place_existing(graph, plan, remaining, check)
-        self._move(plan, wanted)
-        if self._reader is not None:
-            # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
-            self._reader.finish()
-        self._skip_unsent(plan, wanted)
-        graph = self._settle(graph, plan, wanted, missing)
-        report = self._rewrite(graph, plan)
-        if self.cancelled.is_set():
-            # After an interruption nothing may become visible.
-            raise CancelledError("cancelled")
-        self.destination.commit(report.graph)
+        if self._is_dry_run:
+            self._settle(graph, plan, (), missing)
+            report = self._preview(graph, plan)
+        else:
+            self._write(plan, wanted)
+            graph = self._settle(graph, plan, wanted, missing)
+            report = self._rewrite(graph, plan)
+            if self.cancelled.is_set():
+                # After an interruption nothing may become visible.
+                raise CancelledError("cancelled")
+            self.destination.commit(report.graph)
         report.seconds = time.monotonic() - started_at
         return report
-
-    def _preview(self) -> Report:
-        """Return what `_run` would report, as far as that is known without writing anything."""
-        # Imported here, because only a dry run needs these modules.
-        from ocistream.transfer.discarded_blobs import DiscardedBlobs
-
-        started_at = time.monotonic()
-        with closing(DiscardedBlobs(self.cancelled)) as discarded:
-            graph = self.source.resolve(discarded)
-            self._start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
-            # A pipe is read to its end: its writer must not fail, and only then it is known what it has.
-            for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
-                if (error := discarded.write(piped)) is not None:
-                    raise error
-        self._recompressor = self._early_blobs.choose_recompressor(graph)
-        graph = self._select(self._limit_graph(graph))
-        plan = plan_blobs(graph, (), self._recompressor, self._results)
-        if self.destination.traits.begins_without_writing and not plan.recompressed:
-            # For a registry this only checks the digest that the user gave.
-            self.destination.begin(graph)
-        check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
-        absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
-        recompressed = set(plan.recompressed)
-        resumable = check.preview(graph, absent, [blob for blob in remaining if blob.digest not in recompressed])
-        for blob in graph.blobs:
-            if plan.actions[blob.digest] is Action.OMIT:
-                self._results.add(blob, "omitted")
-            elif self._results.find(blob.digest) is None:
-                status = "converted" if blob.digest in recompressed else "copied"
-                self._results.add(blob, status, resumed=resumable.get(blob.digest, 0))
-        changed = (
-            self._recompressor.find_changed_manifests(graph, recompressed)
-            if self._recompressor is not None and recompressed
-            else frozenset[str]()
-        )
-        seconds = time.monotonic() - started_at
-        blobs = self._results.list_for(graph, {})
-        return Report(graph, graph, blobs, seconds, is_dry_run=True, undetermined=changed)
 
     # -- resolve -----------------------------------------------------------------------------------------
 
     def _resolve_graph(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
-        graph = self.source.resolve(self._early_blobs)
-        self._start_check(
-            graph,
-            lambda blob: self._early_blobs.read_back(blob) if self._results.find(blob.digest) is not None else None,
-        )
+        if self._is_dry_run:
+            graph = self._resolve_and_discard()
+        else:
+            graph = self.source.resolve(self._early_blobs)
+            self._start_check(
+                graph,
+                lambda blob: self._early_blobs.read_back(blob) if self._results.find(blob.digest) is not None else None,
+            )
         self._recompressor = self._early_blobs.choose_recompressor(graph)
         graph = self._limit_graph(graph)
         self._early_blobs.restore_plain_layers(graph)
+        return graph
+
+    def _resolve_and_discard(self) -> Graph:
+        """Resolve the graph for a dry run. A pipe is read to its end: only then it is known what the pipe has."""
+        # Imported here, because only a dry run needs this module.
+        from ocistream.transfer.discarded_blobs import DiscardedBlobs
+
+        with closing(DiscardedBlobs(self.cancelled)) as discarded:
+            graph = self.source.resolve(discarded)
+            self._start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
+            for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
+                if (error := discarded.write(piped)) is not None:
+                    raise error
         return graph
 
     def _start_check(self, graph: Graph, read_early: Callable[[Descriptor], bytes | None]) -> None:
@@ -284,7 +269,8 @@ class Copy:
         if plan.recompressed:
             # The destination begins when the digests of the new layers are known (`_rewrite`).
             self._writer.new_blob_destination()
-        else:
+        elif not self._is_dry_run or self.destination.traits.begins_without_writing:
+            # For a registry this only checks the digest that the user gave.
             self.destination.begin(graph)
 
     def _place_existing(
@@ -303,12 +289,19 @@ class Copy:
             for blob in remaining
             if self._results.find(blob.digest) is None or plan.actions[blob.digest] is Action.READ
         ]
-        for blob in wanted:
+        for blob in () if self._is_dry_run else wanted:
             if blob.digest in plan.contents:
                 self._transfer(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
         return [blob for blob in wanted if blob.digest not in plan.contents]
 
     # -- move --------------------------------------------------------------------------------------------
+
+    def _write(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
+        self._move(plan, wanted)
+        if self._reader is not None:
+            # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
+            self._reader.finish()
+        self._skip_unsent(plan, wanted)
 
     def _move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Move blobs, several at once where both sides allow it. If none is wanted, a pipe is still read to its end."""
@@ -436,7 +429,8 @@ class Copy:
             # Imported here because few archives are split into volumes.
             from ocistream.transfer.partial_blobs import use_parts
 
-            needed = use_parts(self.source, self.destination, missing, graph, self._writer.write_parts)
+            use = self._writer.preview_parts if self._is_dry_run else self._writer.write_parts
+            needed = use_parts(self.source, self.destination, missing, graph, use)
         unavailable = [blob for blob in (*missing, *wanted) if self._results.find(blob.digest) is None]
         return self._drop_missing(graph, plan, unavailable, needed) if unavailable else graph
 
@@ -462,7 +456,24 @@ class Copy:
                 self.destination.begin(exported)
                 return exported
         error = MissingBlobsError if needed is None else MissingVolumesError
-        raise error(unavailable, graph, is_untouched=False, needed=needed)
+        raise error(unavailable, graph, is_untouched=self._is_dry_run, needed=needed)
+
+    # -- preview -----------------------------------------------------------------------------------------
+
+    def _preview(self, graph: Graph, plan: BlobPlan) -> Report:
+        """Return the report of a dry run: a blob without a result yet would be copied or recompressed."""
+        recompressed = set(plan.recompressed)
+        for blob in graph.blobs:
+            if blob.digest in recompressed:
+                self._results.add(blob, "converted")
+            elif self._results.find(blob.digest) is None:
+                self._results.add(blob, "copied", resumed=self.destination.partial_size(blob))
+        changed = (
+            self._recompressor.find_changed_manifests(graph, recompressed)
+            if self._recompressor is not None and recompressed
+            else frozenset[str]()
+        )
+        return Report(graph, graph, self._results.list_for(graph, {}), is_dry_run=True, undetermined=changed)
 
     # -- rewrite -----------------------------------------------------------------------------------------
 

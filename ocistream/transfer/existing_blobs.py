@@ -14,26 +14,16 @@ from ocistream.errors import UnsupportedError
 from ocistream.oci.omitted_blobs import VOLUME
 from ocistream.streams.workers import run_each
 from ocistream.transfer.interfaces import MountingDestination
-from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, NeededVolumes
+from ocistream.transfer.report import MissingBlobsError, NeededVolumes
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
-    from ocistream.transfer.interfaces import Blob, Destination, Source
+    from ocistream.transfer.interfaces import Destination, Source
     from ocistream.transfer.report import BlobResults
-
-
-def find_missing_manifests(graph: Graph, destination: Destination) -> list[Descriptor]:
-    """List the missing manifests of a graph, and the absent ones that need a name."""
-    named = {root.descriptor.digest for root in graph.roots}
-    named.update(referrer.descriptor.digest for referrer in graph.all_referrers if referrer.tag)
-    # A name can only be given to a manifest whose bytes the source has.
-    unnamed = [manifest for manifest in graph.absent if manifest.digest not in named]
-    stored = destination.stored(unnamed)
-    return [manifest for manifest in graph.absent if manifest.digest not in stored]
 
 
 class ExistenceCheck:
@@ -51,14 +41,19 @@ class ExistenceCheck:
         *,
         jobs: int,
         cancelled: threading.Event,
+        is_dry_run: bool,
     ) -> None:
-        """Add a result for each blob that is "skipped" or "mounted". `jobs` mounts run at once."""
+        """Add a result for each blob that is "skipped" or "mounted". `jobs` mounts run at once.
+
+        In a dry run nothing is mounted: a blob counts as "mounted" if it could be.
+        """
         self._source = source
         self._destination = destination
         self._results = results
         self._mounting = destination if isinstance(destination, MountingDestination) else None
         self._jobs = jobs
         self._cancelled = cancelled
+        self._is_dry_run = is_dry_run
         #: Manifests that neither side has, and digests of the absent blobs that the destination has.
         self._missing_manifests: list[Descriptor] = []
         self._stored: set[str] = set()
@@ -78,9 +73,13 @@ class ExistenceCheck:
             is_absent = self._source.is_absent(blob)
             is_absent = blob.digest in graph.omitted_from_source if is_absent is None else is_absent
             (absent if is_absent and blob.digest not in graph.embedded else remaining).append(blob)
-        self._missing_manifests = find_missing_manifests(graph, self._destination)
+        named = {root.descriptor.digest for root in graph.roots}
+        named.update(referrer.descriptor.digest for referrer in graph.all_referrers if referrer.tag)
+        # A name can only be given to a manifest whose bytes the source has.
+        stored = self._destination.stored([manifest for manifest in graph.absent if manifest.digest not in named])
+        self._missing_manifests = [manifest for manifest in graph.absent if manifest.digest not in stored]
         self._stored = self._destination.stored(absent)
-        missing = self.list_unmountable([blob for blob in absent if blob.digest not in self._stored])
+        missing = self._list_unmountable([blob for blob in absent if blob.digest not in self._stored])
         self._check_missing(graph, [*self._missing_manifests, *missing])
         for blob in absent:
             if blob.digest in recompressed and blob not in missing:
@@ -102,58 +101,16 @@ class ExistenceCheck:
                 self._results.add(blob, "skipped")
         mounted: set[str] = set()
         if (mounting := self._mounting) is not None:
+            try_to_mount = mounting.can_mount if self._is_dry_run else mounting.mount
 
             def mount(blob: Descriptor) -> None:
-                if mounting.mount(blob, self._source):
+                if try_to_mount(blob, self._source):
                     self._results.add(blob, "mounted")
                     mounted.add(blob.digest)
 
             unstored = [blob for blob in blobs if blob.digest not in stored]
             run_each(mount, unstored, jobs=self._jobs, cancelled=self._cancelled)
         return stored | mounted
-
-    def preview(self, graph: Graph, absent: Sequence[Descriptor], remaining: Sequence[Descriptor]) -> dict[str, int]:
-        """Add results for the blobs that exist at the destination or could be mounted, and mount nothing.
-
-        Return how many bytes of each other blob of `remaining` an earlier run has stored.
-        """
-        stored = self._stored | self._destination.stored(remaining, quick=True)
-        unstored = [blob for blob in (*absent, *remaining) if blob.digest not in stored]
-        unmountable = {blob.digest for blob in self.list_unmountable(unstored)}
-        missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest in unmountable)]
-        self._check_missing(graph, missing)
-        for blob in (*absent, *remaining):
-            if blob.digest not in unmountable:
-                self._results.add(blob, "skipped" if blob.digest in stored else "mounted")
-        unavailable = [blob for blob in (*absent, *remaining) if blob.digest in unmountable]
-        sizes = {blob.digest: self._destination.partial_size(blob) for blob in unavailable}
-        if missing:
-            self._check_parts(graph, missing, sizes)
-        return sizes
-
-    def _check_parts(self, graph: Graph, missing: Sequence[Descriptor], sizes: Mapping[str, int]) -> None:
-        """Check that the source has the rest of each missing blob, of which the destination has `sizes` bytes.
-
-        Raises:
-            MissingVolumesError: it does not.
-        """
-        # Imported here because few archives are split into volumes.
-        from ocistream.transfer.partial_blobs import use_parts
-
-        completed: set[str] = set()
-
-        def append(blob: Descriptor, parts: Sequence[Blob]) -> int:
-            size = sizes.get(blob.digest, 0)
-            for part in parts:
-                if part.start <= size:
-                    size = max(size, part.end)
-            if size == blob.size:
-                completed.add(blob.digest)
-            return size
-
-        needed = use_parts(self._source, self._destination, missing, graph, append)
-        if lacking := [blob for blob in missing if blob.digest not in completed]:
-            raise MissingVolumesError(lacking, graph, is_untouched=True, needed=needed)
 
     def _check_missing(self, graph: Graph, missing: Sequence[Descriptor]) -> None:
         reasons = [graph.omitted_from_source.get(blob.digest) for blob in missing]
@@ -168,7 +125,7 @@ class ExistenceCheck:
             needed = NeededVolumes(sorted(volumes), {})
             raise MissingBlobsError(missing, graph, is_untouched=not self._results.has_written, needed=needed)
 
-    def list_unmountable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
+    def _list_unmountable(self, blobs: Sequence[Descriptor]) -> list[Descriptor]:
         """List the blobs that the destination cannot mount."""
         if (mounting := self._mounting) is None:
             return [*blobs]
