@@ -15,7 +15,7 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, InvalidNameError, UnsupportedError
 from ocistream.layout.index import REF_NAME, LayoutIndex, build_roots, image_name_of, referrer_tag_of, subject_of
 from ocistream.layout.index_walk import mark_if_stray
-from ocistream.oci.digest import check_content
+from ocistream.oci.descriptor import check_content
 from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import Root
 from ocistream.oci.packed_descriptors import BuiltSequence, Positions

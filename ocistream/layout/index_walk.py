@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.index import build_roots, may_be_referrer, referrer_tag_of, subject_of
-from ocistream.oci.digest import check_content
+from ocistream.oci.descriptor import check_content
 from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import Root
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, VOLUME, parse_omitted

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.oci.descriptor import Descriptor, Manifest, Platform, parse_platform
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import Descriptor, Manifest, Platform, compute_digest, parse_platform
 from ocistream.oci.documents import parse_config_platform
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json

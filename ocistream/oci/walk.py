@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, UnsupportedError
-from ocistream.oci.descriptor import Descriptor, Manifest
-from ocistream.oci.digest import check_content, compute_digest
+from ocistream.oci.descriptor import Descriptor, Manifest, check_content, compute_digest
 from ocistream.oci.documents import Document, parse_document
 from ocistream.oci.graph import Graph, Root, UncopiedSignatures, is_image
 from ocistream.oci.platforms import (

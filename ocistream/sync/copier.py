@@ -19,8 +19,8 @@ from ocistream.notices import notify
 from ocistream.oci.reference import printable
 from ocistream.sync.comparison import ImageComparison, SyncResult
 from ocistream.sync.sources import resolve_graph
+from ocistream.transfer.blob_plan import ExistenceCheck
 from ocistream.transfer.copy import Copy
-from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
 from ocistream.transfer.graph_check import GraphCheckReader
 from ocistream.transfer.incomplete_indexes import limit_to_source

@@ -25,13 +25,12 @@ from ocistream.errors import (
 from ocistream.oci.referrers import RECOMPRESSED
 from ocistream.streams.chunks import check_chunks_size, read_all
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
-from ocistream.transfer.blob_plan import Action, find_recompressed, plan_blobs
+from ocistream.transfer.blob_plan import Action, ExistenceCheck, find_recompressed, plan_blobs
 from ocistream.transfer.blob_writer import BlobWriter
 from ocistream.transfer.config_checks import ConfigChecker
 from ocistream.transfer.early_blobs import EarlyBlobWriter
-from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.interfaces import NullObserver
-from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
+from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, NeededVolumes, Report
 from ocistream.transfer.verified_blobs import blob_from_bytes, require_complete
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.graph_check import GraphCheck, GraphCheckReader
     from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
     from ocistream.transfer.recompress import RecompressionSettings, Recompressor
-    from ocistream.transfer.report import NeededVolumes
 
 #: How many layers are recompressed at once. Each one takes its own memory, and zstd runs two threads for it.
 _RECOMPRESS_JOBS = 2
@@ -426,13 +424,29 @@ class Copy:
         """Write the parts of blobs that continue in other volumes; return the graph without what is missing."""
         needed = None
         if missing:
-            # Imported here because few archives are split into volumes.
-            from ocistream.transfer.partial_blobs import use_parts
-
-            use = self._writer.preview_parts if self._is_dry_run else self._writer.write_parts
-            needed = use_parts(self.source, self.destination, missing, graph, use)
+            needed = self._use_parts(graph, missing)
         unavailable = [blob for blob in (*missing, *wanted) if self._results.find(blob.digest) is None]
         return self._drop_missing(graph, plan, unavailable, needed) if unavailable else graph
+
+    def _use_parts(self, graph: Graph, missing: Sequence[Descriptor]) -> NeededVolumes:
+        """Write the parts that the source has of missing blobs, and return the volumes that have the rest."""
+        use = self._writer.preview_parts if self._is_dry_run else self._writer.write_parts
+        needed: dict[str, None] = {}
+        in_order: dict[str, Sequence[str]] = {}
+        for blob in missing:
+            parts = self.source.parts(blob)
+            if not parts:
+                if (reason := graph.omitted_from_source.get(blob.digest)) is not None:
+                    needed[reason.name] = None
+                continue
+            available = [part.blob for part in parts if part.blob is not None]
+            stored = use(blob, available) if self.destination.traits.accepts_parts else 0
+            missing_parts = [part for part in parts if part.offset + part.size > stored]
+            needed.update(dict.fromkeys(part.volume for part in missing_parts))
+            if any(part.blob for part in missing_parts):
+                # The available part does not follow the stored bytes, so it is of no use yet.
+                in_order[blob.digest] = [part.volume for part in missing_parts]
+        return NeededVolumes(tuple(sorted(needed)), in_order)
 
     def _drop_missing(
         self, graph: Graph, plan: BlobPlan, unavailable: Sequence[Descriptor], needed: NeededVolumes | None

@@ -20,8 +20,8 @@ from ocistream.oci.descriptor import (
     OCI_MANIFEST,
     Descriptor,
     Manifest,
+    compute_digest,
 )
-from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import Document, parse_diff_ids, parse_document
 from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
@@ -29,8 +29,8 @@ from ocistream.oci.strict_json import canonical_json, canonical_json_with_items,
 from ocistream.streams import layer_media_types
 from ocistream.streams.chunks import HashedChunks, peek_chunks
 from ocistream.streams.compression import CODECS, NONE, Codec, DecompressionError, decompress_layer, detect_codec
+from ocistream.transfer.config_checks import find_diff_id_errors, media_type_error
 from ocistream.transfer.interfaces import NewBlob
-from ocistream.transfer.layer_checks import find_diff_id_errors, media_type_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits, notices
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
-from ocistream.oci.digest import size_error
+from ocistream.oci.descriptor import size_error
 from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams.chunks import verify_chunks
 from ocistream.streams.layer_media_types import codec_name
 from ocistream.streams.workers import run_each
-from ocistream.transfer.config_checks import ConfigChecker, not_json_error, record_chunks
+from ocistream.transfer.config_checks import (
+    ConfigChecker,
+    find_diff_id_errors,
+    media_type_error,
+    not_json_error,
+    record_chunks,
+)
 from ocistream.transfer.discarded_blobs import BlobChecker
 from ocistream.transfer.incomplete_indexes import limit_to_exported
 from ocistream.transfer.interfaces import NullObserver
-from ocistream.transfer.layer_checks import find_diff_id_errors, media_type_error
 
 if TYPE_CHECKING:
     import threading

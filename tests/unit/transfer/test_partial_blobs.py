@@ -15,9 +15,9 @@ from ocistream.archive.outputs import open_file_output
 from ocistream.archive.stream_source import ArchiveStreamSource
 from ocistream.errors import PartialBlobLostError, UnsupportedError
 from ocistream.layout.destination import LayoutDestination
+from ocistream.oci.omitted_blobs import PARTIAL_BLOBS, format_partial_blobs, parse_partial_blobs
 from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Destination
-from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, format_partial_blobs, parse_partial_blobs
 from tests.archives import small_first, tar_of
 from tests.images import Layout, digest_of
 

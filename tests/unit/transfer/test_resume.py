@@ -29,8 +29,7 @@ from ocistream.errors import (
 )
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.source import LayoutSource
-from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import Descriptor, compute_digest
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.copy import Copy
