@@ -118,7 +118,12 @@ class Copy:
         )
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
         absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
-        self._begin(graph, plan)
+        if plan.recompressed:
+            # The destination begins when the digests of the new layers are known (`_rewrite`).
+            self._writer.new_blob_destination()
+        elif not self._is_dry_run or self.destination.traits.begins_without_writing:
+            # For a registry this only checks the digest that the user gave.
+            self.destination.begin(graph)
         missing = check.mount_absent(graph, absent)
         wanted = self._place_existing(graph, plan, remaining, check)
         if self._is_dry_run:
@@ -261,15 +266,7 @@ class Copy:
                 self._configs.check_early(blob)
         return plan
 
-    # -- begin -------------------------------------------------------------------------------------------
-
-    def _begin(self, graph: Graph, plan: BlobPlan) -> None:
-        if plan.recompressed:
-            # The destination begins when the digests of the new layers are known (`_rewrite`).
-            self._writer.new_blob_destination()
-        elif not self._is_dry_run or self.destination.traits.begins_without_writing:
-            # For a registry this only checks the digest that the user gave.
-            self.destination.begin(graph)
+    # -- place -------------------------------------------------------------------------------------------
 
     def _place_existing(
         self, graph: Graph, plan: BlobPlan, remaining: Sequence[Descriptor], check: ExistenceCheck
