@@ -127,8 +127,10 @@ class _Verification:
         def check_blob(blob: Blob) -> None:
             digest = blob.descriptor.digest
             if digest in configs.digests:
+                # Its size is at most `MAX_CONFIG`: the walk has checked that.
                 with configs.take_turn(blob.descriptor, self._cancelled):
-                    self._check_config(blob)
+                    if (content := self._read_small(blob)) is not None:
+                        self._add_config(blob.descriptor, content)
             elif reader is not None and digest in reader.pending:
                 if (content := self._read_small(blob)) is not None:
                     reader.add(digest, content)
@@ -167,11 +169,6 @@ class _Verification:
                     self._checker.errors[blob.digest] = part_error(blob.digest, part.offset, part.volume, error)
         return sizes
 
-    def _check_config(self, blob: Blob) -> None:
-        # Its size is at most `MAX_CONFIG`: the walk has checked that.
-        if (content := self._read_small(blob)) is not None:
-            self._add_config(blob.descriptor, content)
-
     def _read_small(self, blob: Blob) -> bytes | None:
         """Verify a blob, and return its content, or None if the bytes are wrong."""
         content = io.BytesIO()
@@ -185,7 +182,7 @@ class _Verification:
 
         reader = GraphCheckReader(check, graph)
         for blob in tuple(reader.pending.values()):
-            if self._checker.can_read_back(blob) and blob.digest not in self._checker.errors:
+            if self._checker.can_read_back(blob):
                 reader.add(blob.digest, self._checker.read_back(blob))
         return reader
 
