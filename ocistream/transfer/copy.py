@@ -122,7 +122,7 @@ class Copy:
             # The destination begins when the digests of the new layers are known (`_rewrite`).
             self._writer.new_blob_destination()
         elif not self._is_dry_run or self.destination.traits.begins_without_writing:
-            # For a registry this only checks the digest that the user gave.
+            # In a dry run only a registry begins: it checks the digest that the user gave, and writes nothing.
             self.destination.begin(graph)
         missing = check.mount_absent(graph, absent)
         wanted = self._place_existing(graph, plan, remaining, check)
