@@ -335,7 +335,7 @@ def open_source(location: Location, context: OpenContext, selection: Selection) 
         selection = replace(selection, select=_select_within(location.name, selection.select))
     selection = replace(selection, where=location.description)
     with files.disk_errors(f"cannot open {printable(location.text)}"):
-        return _KINDS[_source_kind(location)][0](location, context, selection)
+        return _KINDS[_kind_of(location, is_written=False)][0](location, context, selection)
 
 
 def _select_within(name: str, select: ImageSelector) -> ImageSelector:
@@ -362,7 +362,7 @@ def open_sources(locations: Sequence[Location], context: OpenContext, selection:
 def _check_joinable(location: Location) -> Path:
     from ocistream.archive.decompression import is_compressed
 
-    kind = _source_kind(location)
+    kind = _kind_of(location, is_written=False)
     if location.path is None:
         msg = f"{printable(location.text)} is in a registry, but the other sources are files"
         raise UsageError(msg, hint="use one command for registries, and another for files")
@@ -389,24 +389,20 @@ def open_destination(location: Location, context: OpenContext) -> Destination:
         UsageError, NotFoundError, LocalDiskError, UnsupportedError: depending on the kind of location.
     """
     with files.disk_errors(f"cannot open {printable(location.text)}"):
-        return _KINDS[_destination_kind(location)][1](location, context)
+        return _KINDS[_kind_of(location, is_written=True)][1](location, context)
 
 
-def _source_kind(location: Location) -> str:
+def _kind_of(location: Location, *, is_written: bool) -> str:
     if location.kind != "path":
         return location.kind
-    return "oci" if is_directory(location) else "oci-archive"
-
-
-def _destination_kind(location: Location) -> str:
-    if location.kind != "path":
-        return location.kind
-    return "oci" if location.text.endswith("/") or is_directory(location) else "oci-archive"
+    # A path with a slash at its end becomes a directory.
+    is_layout = is_directory(location) or (is_written and location.text.endswith("/"))
+    return "oci" if is_layout else "oci-archive"
 
 
 def is_layout_destination(location: Location) -> bool:
     """Return whether writing to the location makes a layout directory."""
-    return _destination_kind(location) == "oci"
+    return _kind_of(location, is_written=True) == "oci"
 
 
 def is_directory(location: Location) -> bool:
@@ -431,7 +427,7 @@ def check_path_kind(location: Location) -> None:
     if location.kind == "oci":
         _check_not_file(location)
     elif location.kind in {"oci-archive", "docker-archive"}:
-        _check_archive_path(location)
+        _check_not_directory(location, is_written=True)
 
 
 def _check_not_file(location: Location) -> None:
@@ -440,25 +436,18 @@ def _check_not_file(location: Location) -> None:
         raise UsageError(msg, hint=f"write an archive as {_format_location('oci-archive', location)}")
 
 
-def _check_archive_path(location: Location) -> None:
-    # As in `_destination_kind`: a path with a slash at its end becomes a directory.
-    if not location.is_stream and location.text_without_image.endswith("/"):
-        raise _directory_error(location)
-    _check_not_directory(location)
-
-
-def _check_not_directory(location: Location) -> None:
-    if not location.is_stream and paths.is_directory(path_of(location)):
-        raise _directory_error(location)
-
-
-def _directory_error(location: Location) -> UsageError:
+def _check_not_directory(location: Location, *, is_written: bool = False) -> None:
+    # As in `_kind_of`: a path with a slash at its end becomes a directory.
+    is_new_directory = is_written and location.text_without_image.endswith("/")
+    if location.is_stream or not (is_new_directory or paths.is_directory(path_of(location))):
+        return
     msg = f"{printable(location.text)}: this is a directory, not an archive"
-    if location.text.startswith(f"{location.kind}:"):
-        return UsageError(msg, hint=f"write a layout as {_format_location('oci', location)}")
-    # `pull --format` says that the path must be an archive.
-    shown = printable(str(path_of(location)), 1024)
-    return UsageError(msg, hint=f"write a file as {shown}.tar; for a layout, omit --format {location.kind}")
+    hint = f"write a layout as {_format_location('oci', location)}"
+    if not location.text.startswith(f"{location.kind}:"):
+        # `pull --format` says that the path must be an archive.
+        shown = printable(str(path_of(location)), 1024)
+        hint = f"write a file as {shown}.tar; for a layout, omit --format {location.kind}"
+    raise UsageError(msg, hint=hint)
 
 
 def _format_location(kind: str, location: Location) -> str:
@@ -588,7 +577,7 @@ def _open_output(location: Location, context: OpenContext) -> Output:
     )
 
     path = path_of(location)
-    _check_archive_path(location)
+    _check_not_directory(location, is_written=True)
     if context.is_dry_run:
         return open_null_output(None if location.is_stream else path)
     if location.is_stream:

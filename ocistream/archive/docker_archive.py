@@ -14,8 +14,7 @@ from ocistream.archive.contents import normalize_name, parse_blob_name
 from ocistream.errors import ArchiveError, IntegrityError, InvalidNameError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import UnknownDigestError
 from ocistream.layout.index import build_entry
-from ocistream.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, UNKNOWN_SIZE, Descriptor, Manifest
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import OCI_CONFIG, OCI_MANIFEST, UNKNOWN_SIZE, Descriptor, Manifest, compute_digest
 from ocistream.oci.documents import parse_diff_ids, parse_document
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import parse_reference, printable

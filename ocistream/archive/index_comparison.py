@@ -12,8 +12,7 @@ from ocistream.archive.contents import parse_blob_name
 from ocistream.archive.docker_archive import expand_docker_name
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME
-from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import Descriptor, compute_digest
 from ocistream.oci.reference import printable
 from ocistream.oci.walk import Need, StreamedWalk, parse_candidate
 

@@ -24,8 +24,7 @@ from ocistream.errors import ArchiveError, IntegrityError
 from ocistream.layout.image_selection import report_duplicate_names, select_every_image
 from ocistream.layout.index import LayoutIndex, check_layout_file, parse_index_json
 from ocistream.layout.index_walk import IndexWalk
-from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
-from ocistream.oci.digest import compute_digest, size_error
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest, compute_digest, size_error
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import Volume, parse_volume
 from ocistream.oci.walk import StreamedWalk

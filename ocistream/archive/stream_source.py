@@ -18,8 +18,8 @@ from ocistream.archive.source import DOCUMENT_LIMITS, ArchiveSource
 from ocistream.archive.tar_reader import ARCHIVE_ON_STDIN, InputStream, TarEntry, TarReader
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import ALL_IMAGES
-from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
-from ocistream.oci.digest import digest_error
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, digest_error
+from ocistream.oci.omitted_blobs import parse_partial_blobs
 from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_checksum_line, parse_part_name, part_error, part_name
 from ocistream.streams import files
@@ -27,7 +27,6 @@ from ocistream.streams.chunks import HashedChunks, chunks_from, peek_chunks, rea
 from ocistream.streams.compression import NONE, Codec, detect_codec
 from ocistream.streams.layer_media_types import describe_layer, is_probably_json, is_probably_layer
 from ocistream.transfer.interfaces import Access, Blob, ByteRange
-from ocistream.transfer.partial_blobs import parse_partial_blobs
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from ocistream.errors import (
     UsageError,
 )
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, Manifest, compute_digest
 from ocistream.oci.reference import is_digest
 from ocistream.registry.repository import determine_media_type
 from ocistream.streams import files, paths

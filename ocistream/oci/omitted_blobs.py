@@ -1,4 +1,4 @@
-"""The annotation of `index.json` that lists omitted blobs, and the reason why each blob was omitted.
+"""The annotations of `index.json` that list omitted blobs, with the reason for each, and blobs whose rest follows.
 
 An annotation, not a blob: skopeo and podman would take an artifact for another image, and ask for a tag. Plain lines,
 not JSON in JSON: tens of thousands of digests are read one by one. Manifests are never omitted, because they list the
@@ -7,16 +7,25 @@ blobs.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError
 from ocistream.oci.reference import is_digest, parse_reference, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
 #: The name of the annotation.
 OMITTED_ANNOTATION: Final = "vnd.ocistream.omitted"
+
+#: The annotation of `index.json` that lists partial blobs. Each line has a digest and a byte offset.
+PARTIAL_BLOBS: Final = "vnd.ocistream.partial-blobs"
+
+#: A line that is not blank, without blanks at its beginning.
+_LINE: Final = re.compile(r"\S.*")
+_OFFSET: Final = re.compile(r"[1-9][0-9]{0,17}\Z")
 
 #: The remote side listed the blob. The name is, for example, a registry's repository.
 HAVE: Final = "have"
@@ -94,7 +103,9 @@ def parse_omitted(text: str, wanted: Collection[str] | None = None) -> dict[str,
     """
     omitted: dict[str, OmissionReason] = {}
     reason = OmissionReason("", "")
-    for line in _iterate_lines(text):
+    # One at a time: there may be tens of thousands.
+    for match in _LINE.finditer(text):
+        line = match[0].rstrip()
         if line.startswith("#"):
             kind, _, name = line[1:].strip().partition(" ")
             reason = OmissionReason(kind, name.strip())
@@ -109,20 +120,39 @@ def parse_omitted(text: str, wanted: Collection[str] | None = None) -> dict[str,
     return omitted
 
 
+def format_partial_blobs(offsets: Mapping[str, int]) -> str:
+    """Return the annotation's text: digests, and how many bytes the remote side has."""
+    return "\n".join(f"{digest} {offset}" for digest, offset in sorted(offsets.items()))
+
+
+def parse_partial_blobs(annotations: Mapping[str, str]) -> dict[str, int] | None:
+    """Return the annotation's entries, digest to byte offset; None if the annotation is missing.
+
+    Raises:
+        ArchiveError: the annotation is malformed.
+    """
+    text = annotations.get(PARTIAL_BLOBS)
+    if text is None:
+        return None
+    offsets: dict[str, int] = {}
+    lines = text.split("\n", limits.MAX_RESUMABLE_BLOBS) if text else []
+    for line in lines:
+        digest, _, offset = line.partition(" ")
+        if (
+            len(lines) > limits.MAX_RESUMABLE_BLOBS
+            or not is_digest(digest)
+            or not _OFFSET.match(offset)
+            or digest in offsets
+        ):
+            msg = f"index.json has a malformed annotation {PARTIAL_BLOBS}: {printable(line, 160)!r}"
+            raise ArchiveError(msg)
+        offsets[digest] = int(offset)
+    return offsets
+
+
 def group_by_reason(omitted: Mapping[str, OmissionReason]) -> dict[OmissionReason, list[str]]:
     """Return the digests of each reason."""
     groups: dict[OmissionReason, list[str]] = {}
     for digest, reason in omitted.items():
         groups.setdefault(reason, []).append(digest)
     return groups
-
-
-def _iterate_lines(text: str) -> Iterator[str]:
-    """Yield the lines that are not blank, one at a time: there may be tens of thousands."""
-    start = 0
-    while start <= len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        if line := text[start:end].strip():
-            yield line
-        start = end + 1

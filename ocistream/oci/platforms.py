@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ocistream.errors import NotFoundError, UsageError
-from ocistream.oci.descriptor import Platform, parse_platform
+from ocistream.oci.descriptor import Descriptor, Manifest, Platform, compute_digest, parse_platform
 from ocistream.oci.documents import parse_config_platform
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from ocistream.oci.descriptor import Descriptor, Manifest
 
 _ARCHITECTURES: Final = {
     "x86_64": "amd64",
@@ -113,50 +111,39 @@ def attestation_subject(leaf: Descriptor) -> str | None:
     return leaf.annotations.get(_ATTESTED_DIGEST)
 
 
-def choose_manifests(leaves: Sequence[Descriptor], choice: PlatformChoice, name: str) -> list[Descriptor] | None:
-    """Return the manifests of the chosen platforms, or None if there is nothing to choose from.
+def choose_manifests(
+    index: Descriptor, leaves: Sequence[Descriptor], choice: PlatformChoice, name: str
+) -> tuple[list[Descriptor], ChosenPlatforms] | None:
+    """Return the manifests of the chosen platforms of an index; None if there is nothing to choose from, or all are.
 
     With several platforms, the attestations of these images are included.
     """
-    available = _available(leaves)
+    available = [(leaf, leaf.platform) for leaf in leaves if leaf.platform and leaf.platform.os != "unknown"]
     if not available and not choice.explicit:
         return None
     selected: dict[str, Descriptor] = {}
+    platforms: list[str] = []
+    ambiguous = []
     for wanted in choice.platforms:
         matches = [(leaf, platform) for leaf, platform in available if wanted.matches(platform)]
         if not matches:
-            platform_names = ", ".join(dict.fromkeys(printable(str(platform)) for _, platform in available))
-            msg = f"{name} has no platform {wanted}" + ("" if choice.explicit else ", which is this machine's")
-            hint = f"its platforms are: {platform_names}; choose one with --platform, or all"
-            if not available:
-                hint = "its platforms are: none with a name (it may be a build cache): omit --platform"
-            raise NotFoundError(msg, hint=hint)
-        best, _ = _best_match(wanted, matches)
+            raise _not_found_error(name, wanted, leaves, choice)
+        plain = [match for match in matches if wanted.has_same_variant(match[1])]
+        best, platform = (plain or matches)[0]
         selected[best.digest] = best
+        platforms.append(str(platform))
+        if len({leaf.digest for leaf, _ in plain}) != 1:
+            others = tuple(dict.fromkeys(str(other) for leaf, other in matches if leaf.digest != best.digest))
+            ambiguous.append((str(wanted), str(platform), others))
     if len(selected) > 1:
         selected.update({leaf.digest: leaf for leaf in leaves if attestation_subject(leaf) in selected})
     if len(selected) > 1 and len(selected) == len({leaf.digest for leaf in leaves}):
         return None
     # A digest may be listed for several platforms. The descriptor of the selected one counts.
-    return [selected[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in selected]
-
-
-def describe_choice(index: Descriptor, leaves: Sequence[Descriptor], choice: PlatformChoice) -> ChosenPlatforms:
-    """Describe the result of `choose_manifests`: the selected and the available platforms of an index."""
-    available = _available(leaves)
-    selected: list[str] = []
-    ambiguous = []
-    for wanted in choice.platforms:
-        matches = [(leaf, platform) for leaf, platform in available if wanted.matches(platform)]
-        best, platform = _best_match(wanted, matches)
-        selected.append(str(platform))
-        plain = {leaf.digest for leaf, platform in matches if wanted.has_same_variant(platform)}
-        if best.digest not in plain or len(plain) > 1:
-            others = tuple(dict.fromkeys(str(other) for leaf, other in matches if leaf.digest != best.digest))
-            ambiguous.append((str(wanted), str(platform), others))
-    return ChosenPlatforms(
+    chosen = [selected[digest] for digest in dict.fromkeys(leaf.digest for leaf in leaves) if digest in selected]
+    return chosen, ChosenPlatforms(
         index.digest,
-        tuple(dict.fromkeys(selected)),
+        tuple(dict.fromkeys(platforms)),
         tuple(list_platforms(leaves)),
         choice.explicit,
         tuple(ambiguous),
@@ -164,20 +151,23 @@ def describe_choice(index: Descriptor, leaves: Sequence[Descriptor], choice: Pla
     )
 
 
+def _not_found_error(
+    name: str, wanted: Platform, leaves: Sequence[Descriptor], choice: PlatformChoice
+) -> NotFoundError:
+    names = ", ".join(map(printable, list_platforms(leaves)))
+    msg = f"{name} has no platform {wanted}" + ("" if choice.explicit else ", which is this machine's")
+    if names:
+        return NotFoundError(msg, hint=f"its platforms are: {names}; choose one with --platform, or all")
+    return NotFoundError(msg, hint="its platforms are: none with a name (it may be a build cache): omit --platform")
+
+
 def list_platforms(leaves: Sequence[Descriptor]) -> list[str]:
     """Return the platforms of the manifests that an index lists, without attestations."""
-    return list(dict.fromkeys(str(platform) for _, platform in _available(leaves)))
+    platforms = [leaf.platform for leaf in leaves if leaf.platform and leaf.platform.os != "unknown"]
+    return list(dict.fromkeys(map(str, platforms)))
 
 
-def _available(leaves: Sequence[Descriptor]) -> list[tuple[Descriptor, Platform]]:
-    return [(leaf, leaf.platform) for leaf in leaves if leaf.platform and leaf.platform.os != "unknown"]
-
-
-def _best_match(wanted: Platform, matches: Sequence[tuple[Descriptor, Platform]]) -> tuple[Descriptor, Platform]:
-    return next((match for match in matches if wanted.has_same_variant(match[1])), matches[0])
-
-
-def build_smaller_index(documents: Sequence[Manifest], chosen: Sequence[Descriptor]) -> bytes:
+def build_smaller_index(index: Descriptor, documents: Sequence[Manifest], chosen: Sequence[Descriptor]) -> Manifest:
     """Return an index that lists only the chosen manifests, with their entries unchanged.
 
     `documents` are the index and the indexes below it. Registries refuse an index that lists missing manifests.
@@ -195,7 +185,8 @@ def build_smaller_index(documents: Sequence[Manifest], chosen: Sequence[Descript
         parse_json(document.raw, f"manifest {document.descriptor.digest}", convert={"manifests": keep})
         for document in documents
     ]
-    return canonical_json_with_items(fields, "manifests", (entries[child.digest] for child in chosen))
+    raw = canonical_json_with_items(fields, "manifests", (entries[child.digest] for child in chosen))
+    return Manifest(Descriptor(index.media_type, compute_digest(raw), len(raw), artifact_type=index.artifact_type), raw)
 
 
 def check_config_platform(choice: PlatformChoice, name: str, config: bytes) -> None:

@@ -18,7 +18,8 @@ VOLUME_ANNOTATION: Final = "vnd.ocistream.volume"
 #: part.
 PARTS_ANNOTATION: Final = "vnd.ocistream.parts"
 
-_CONVERSION: Final = re.compile(r"%(?:(%)|(0[1-9]|)(d)|(.?))", re.DOTALL)
+#: The place of the number in a template whose `%%` were replaced.
+_CONVERSION: Final = re.compile("%(?:0([1-9]))?d")
 _PART: Final = re.compile(
     r"parts/(?:(sha256)/([0-9a-f]{64})|(sha512)/([0-9a-f]{128}))/(0|[1-9][0-9]{0,17})(\.sha256)?\Z"
 )
@@ -63,29 +64,21 @@ def parse_template(text: str) -> VolumeTemplate:
     if not text.isprintable() or "/" in text or len(text) > _MAX_TEMPLATE:
         msg = f"{shown!r} is not a valid name for volumes: it is too long, or has unusual characters"
         raise UsageError(msg)
-    texts, widths = [""], []
-    position = 0
-    for match in _CONVERSION.finditer(text):
-        texts[-1] += text[position : match.start()]
-        position = match.end()
-        if match[1]:
-            texts[-1] += "%"
-        elif match[3]:
-            widths.append(int(match[2] or 0))
-            texts.append("")
-        else:
-            msg = f"{shown!r} is not a valid name for volumes: %{printable(match[4])} is not %d"
+    before, *conversions = _CONVERSION.split(text.replace("%%", "\0"))
+    for literal in (before, *conversions[1::2]):
+        if (place := literal.find("%")) >= 0:
+            msg = f"{shown!r} is not a valid name for volumes: %{literal[place + 1 : place + 2]} is not %d"
             raise UsageError(msg, hint=hint)
-    texts[-1] += text[position:]
-    if len(widths) != 1:
-        msg = f"{shown!r} is not a valid name for volumes: it has {len(widths) or 'no'} %d"
+    if len(conversions) != 2:
+        msg = f"{shown!r} is not a valid name for volumes: it has {len(conversions) // 2 or 'no'} %d"
         raise UsageError(msg, hint=hint)
-    return VolumeTemplate(texts[0], widths[0], texts[1])
+    width, after = conversions
+    return VolumeTemplate(before.replace("\0", "%"), int(width or 0), after.replace("\0", "%"))
 
 
 def is_template(text: str) -> bool:
     """Return whether a file name looks like a template for volume names."""
-    return any(match[3] for match in _CONVERSION.finditer(text))
+    return _CONVERSION.search(text.replace("%%", "\0")) is not None
 
 
 class VolumePart(NamedTuple):

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, UnsupportedError
-from ocistream.oci.descriptor import Descriptor, Manifest
-from ocistream.oci.digest import check_content, compute_digest
+from ocistream.oci.descriptor import Descriptor, Manifest, check_content, compute_digest
 from ocistream.oci.documents import Document, parse_document
 from ocistream.oci.graph import Graph, Root, UncopiedSignatures, is_image
 from ocistream.oci.platforms import (
@@ -25,7 +24,6 @@ from ocistream.oci.platforms import (
     check_config_platform,
     check_platform_matches,
     choose_manifests,
-    describe_choice,
 )
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import (
@@ -174,7 +172,7 @@ class GraphWalk:
     """Collects the manifests of images and referrers, and builds the `Graph`.
 
     `settle` walks to everything that was added, and `build` returns the graph. If only some platforms are wanted, they
-    are chosen once all nested indexes are known. So manifests of other platforms are never requested.
+    are chosen once all indexes are known. So manifests of other platforms are never requested.
     """
 
     def __init__(self, choice: PlatformChoice, *, skip_referrers: bool = False) -> None:
@@ -185,9 +183,8 @@ class GraphWalk:
         self._new: list[Need] = []
         self._choice = choice
         self._roots: list[Root] = []
-        #: By the digest of an index: positions of the roots that wait until its nested indexes are known.
+        #: By the digest of an index: positions of the roots whose platforms are not chosen yet.
         self._narrowing: dict[str, list[int]] = {}
-        self._nesting = NestedIndexes()
         #: By digest: the first root without a platform. Its config says whether it is the wanted one.
         self._unlabelled: dict[str, Root] = {}
         self._raw: dict[str, Manifest] = {}
@@ -232,8 +229,6 @@ class GraphWalk:
         self._need(root.descriptor, 0)
         if root.descriptor.is_index and self._choice.platforms:
             self._narrowing.setdefault(digest, []).append(len(self._roots) - 1)
-            if self._nesting.is_complete(digest):
-                self._narrow([digest])
 
     def add_referrer(self, referrer: Referrer) -> None:
         """Add a referrer of a manifest in the graph. `settle` walks to the manifests that it needs.
@@ -296,7 +291,10 @@ class GraphWalk:
             ArchiveError: a manifest, or a config, is malformed or exceeds a limit.
             NotFoundError: an index lacks a wanted platform.
         """
-        while self._needs:
+        while self._needs or self._narrowing:
+            if not self._needs:
+                self._narrow()
+                continue
             new, self._new = self._new, []
             need, raw = yield new
             del self._needs[need.digest]
@@ -304,7 +302,6 @@ class GraphWalk:
                 self._add_document(need, raw)
             elif not need.is_config:
                 self._absent[need.digest] = need.descriptor
-                self._update_roots(need.descriptor)
         # A dict that has become empty keeps its memory.
         self._needs.clear()
 
@@ -315,7 +312,6 @@ class GraphWalk:
             check_config_platform(self._choice, _display_name(self._configs[need.digest]), raw)
             return
         self._add_manifest(Manifest(descriptor, raw))
-        self._update_roots(descriptor)
         self._need_children(need.digest)
         self._need_config(need.digest)
 
@@ -463,18 +459,11 @@ class GraphWalk:
             if descriptor.digest in self._documents:
                 self._need_children(descriptor.digest)
 
-    def _update_roots(self, descriptor: Descriptor) -> None:
-        """Choose platforms for every root whose indexes are all known, now that one more is known or missing."""
-        if descriptor.is_index and self._choice.platforms:
-            document = self._documents.get(descriptor.digest)
-            nested_digests = {child.digest for child in document.manifests if child.is_index} if document else set()
-            self._narrow(self._nesting.add(descriptor.digest, nested_digests))
-
-    def _narrow(self, complete: Sequence[str]) -> None:
-        """Choose the platforms of the roots that are one of these indexes."""
-        for digest in complete:
-            positions = self._narrowing.pop(digest, ())
-            if not positions or digest in self._absent:
+    def _narrow(self) -> None:
+        """Choose the platforms of the new roots. All indexes are known, or missing."""
+        narrowing, self._narrowing = self._narrowing, {}
+        for digest, positions in narrowing.items():
+            if digest in self._absent:
                 continue
             leaves = leaves_of(self._documents, digest)
             self._offered_count += len(leaves)
@@ -482,21 +471,21 @@ class GraphWalk:
                 raise _too_many_error(
                     f"the images have more than {limits.MAX_PLATFORM_CANDIDATES} manifests to choose a platform from"
                 )
-            chosen = choose_manifests(leaves, self._choice, _display_name(self._roots[positions[0]]))
-            if chosen is not None:
-                index = self._roots[positions[0]].descriptor
+            index = self._roots[positions[0]].descriptor
+            choice = choose_manifests(index, leaves, self._choice, _display_name(self._roots[positions[0]]))
+            if choice is not None:
+                leaves, description = choice
                 # Registries refuse an index whose manifests they lack, so several platforms make a smaller index. The
                 # manifests stay byte for byte as they are.
-                narrowed = chosen[0] if len(chosen) == 1 else self._add_smaller_index(index, chosen)
-                description = describe_choice(index, leaves, self._choice)
+                narrowed = leaves[0] if len(leaves) == 1 else self._add_smaller_index(index, leaves)
                 self._narrowed_indexes.update(dict.fromkeys(nested_indexes(self._documents, digest)))
                 for position in positions:
                     self._roots[position] = replace(
                         self._roots[position], descriptor=narrowed, chosen_platforms=description
                     )
-                if len(chosen) == 1:
-                    self._note_attestations(leaves, narrowed.digest)
-            for child in leaves if chosen is None else chosen:
+                if len(leaves) == 1:
+                    self._note_attestations(leaves_of(self._documents, digest), narrowed.digest)
+            for child in leaves:
                 self._need(child, 1)
 
     def _note_attestations(self, leaves: Sequence[Descriptor], image: str) -> None:
@@ -507,10 +496,9 @@ class GraphWalk:
 
     def _add_smaller_index(self, index: Descriptor, chosen: Sequence[Descriptor]) -> Descriptor:
         documents = [self._raw[digest] for digest in nested_indexes(self._documents, index.digest)]
-        raw = build_smaller_index(documents, chosen)
-        descriptor = Descriptor(index.media_type, compute_digest(raw), len(raw), artifact_type=index.artifact_type)
-        self._add_manifest(Manifest(descriptor, raw))
-        return descriptor
+        smaller = build_smaller_index(index, documents, chosen)
+        self._add_manifest(smaller)
+        return smaller.descriptor
 
     def _in_order(self) -> dict[str, Manifest]:
         """Return the manifests to copy: children first, and referrers after their subject."""
@@ -618,38 +606,3 @@ def nested_indexes(documents: Mapping[str, Document], index: str) -> list[str]:
         indexes[digest] = None
         todo.extend(child.digest for child in reversed(documents[digest].manifests) if child.is_index)
     return list(indexes)
-
-
-class NestedIndexes:
-    """Tracks which indexes are completely known, with all indexes within them.
-
-    Each nesting is checked once: to search again at each new index would take hours where thousands are nested.
-    """
-
-    def __init__(self) -> None:
-        """Start without indexes."""
-        self._complete: set[str] = set()
-        self._missing_count: dict[str, int] = {}
-        self._parents: dict[str, list[str]] = {}
-
-    def is_complete(self, index: str) -> bool:
-        """Return whether an index and all indexes within it are known."""
-        return index in self._complete
-
-    def add(self, index: str, nested: set[str]) -> list[str]:
-        """Add an index and the digests of the indexes in it.
-
-        Return the indexes that are complete now and were not before.
-        """
-        unknown = nested - self._complete
-        self._missing_count[index] = len(unknown)
-        for digest in unknown:
-            self._parents.setdefault(digest, []).append(index)
-        complete = [] if unknown else [index]
-        for digest in complete:
-            self._complete.add(digest)
-            for parent in self._parents.pop(digest, ()):
-                self._missing_count[parent] -= 1
-                if not self._missing_count[parent]:
-                    complete.append(parent)
-        return complete

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocistream import limits, notices
 from ocistream.errors import IntegrityError, NetworkError, PartialBlobLostError, RegistryError, UnsupportedError
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import compute_digest
 from ocistream.oci.graph import children_of
 from ocistream.oci.referrers import referrer_descriptor
 from ocistream.registry.blob_push import BlobPusher

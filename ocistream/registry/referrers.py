@@ -13,8 +13,7 @@ from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, RegistryError, UnsupportedError
 from ocistream.http.origins import Origin, redact_url
 from ocistream.notices import notify
-from ocistream.oci.descriptor import OCI_INDEX, Descriptor, Manifest
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import OCI_INDEX, Descriptor, Manifest, compute_digest
 from ocistream.oci.documents import parse_document
 from ocistream.oci.referrers import TAG_EXISTS, Referrer, SkippedReferrer, fallback_tag
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json

@@ -29,9 +29,9 @@ from ocistream.oci.descriptor import (
     UNKNOWN_SIZE,
     Descriptor,
     Manifest,
+    compute_digest,
     is_media_type,
 )
-from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import guess_media_type, parse_outline
 from ocistream.oci.reference import is_digest, printable
 from ocistream.registry.download import BlobDownload, has_excess_length, raise_corrupt_blob

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from ocistream import limits, notices
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.layout.index import FULL_NAME, REF_NAME, entry_name_of
-from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Manifest
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Manifest, compute_digest
 from ocistream.oci.documents import Document, guess_media_type, parse_document, parse_outline
 from ocistream.oci.graph import Root, children_of
 from ocistream.oci.reference import is_digest, is_tag, printable

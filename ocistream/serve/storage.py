@@ -21,8 +21,7 @@ from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import REF_NAME, build_index_fields, entry_name_of
 from ocistream.layout.index_file import IndexChange, IndexFile
 from ocistream.layout.source import LayoutSource
-from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, compute_digest
 from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
 from ocistream.oci.volumes import VOLUME_ANNOTATION
 from ocistream.serve.capacity import remember

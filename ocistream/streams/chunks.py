@@ -12,7 +12,7 @@ from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
-from ocistream.oci.digest import digest_error, size_error
+from ocistream.oci.descriptor import digest_error, size_error
 from ocistream.oci.reference import parse_digest
 from ocistream.streams.hashing import Hasher, ThreadedHasher
 from ocistream.streams.memory import is_double_buffered

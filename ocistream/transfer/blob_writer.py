@@ -61,6 +61,16 @@ class BlobWriter:
             self.results.add(blob, "copied", progress.counted)
         return stored
 
+    def preview_parts(self, blob: Descriptor, parts: Sequence[Blob]) -> int:
+        """Return how many bytes of the blob would be stored after `write_parts`, and write nothing."""
+        resumed = stored = self.destination.partial_size(blob)
+        for part in parts:
+            if part.start <= stored:
+                stored = max(stored, part.end)
+        if stored == blob.size:
+            self.results.add(blob, "copied", resumed=resumed)
+        return stored
+
     def read(self, blob: Blob) -> bytes:
         """Return the verified bytes of a small blob."""
         progress = BlobProgress(NullObserver(), blob.descriptor, self._cancelled)

@@ -1,6 +1,7 @@
-"""Check that the config of an image is valid JSON before its last byte is passed on.
+"""Check that the config of an image is valid JSON before its last byte is passed on, and that layers match it.
 
-Configs of other artifacts (charts, signatures) are not checked.
+Configs of other artifacts (charts, signatures) are not checked. Errors of layers are returned: the caller raises or
+collects them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits, notices
-from ocistream.errors import ArchiveError
+from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
 from ocistream.oci.documents import check_config, parse_config_platform
 from ocistream.oci.graph import is_image
 from ocistream.oci.reference import printable
@@ -22,10 +23,11 @@ from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from ocistream.oci.descriptor import Descriptor, Platform
+    from ocistream.oci.descriptor import Descriptor, Manifest, Platform
+    from ocistream.oci.documents import Document
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob, VerifiedBlob
@@ -151,3 +153,44 @@ def can_be_json_object(beginning: Chunk) -> bool:
 def not_json_error(descriptor: Descriptor) -> ArchiveError:
     """Return the error for a config that does not start as a JSON object."""
     return ArchiveError(f"the config {descriptor.digest} is not valid JSON: it does not begin as an object")
+
+
+def media_type_error(layer: Descriptor, codec: str) -> ArchiveError:
+    """Return the error for a layer whose bytes have another compression than its media type says."""
+    return ArchiveError(f"{layer.digest} has the media type {layer.media_type}, but its compression is {codec}")
+
+
+def find_diff_id_errors(
+    images: Iterable[tuple[Manifest, Document]],
+    diff_ids: Mapping[str, Sequence[str]],
+    plain_digests: Mapping[str, str],
+) -> Iterator[tuple[str, OcistreamError]]:
+    """Yield the digest of each layer or manifest that does not match its config, with the error.
+
+    `diff_ids` are those of the configs to check, by the digests of the configs. `plain_digests` are the sha256 digests
+    of the decompressed bytes, by the digests of the layers. A diff_id of another algorithm gives an UnsupportedError.
+    """
+    for manifest, document in images:
+        if document.config is None or not is_image(document) or document.config.digest not in diff_ids:
+            continue
+        expected = diff_ids[document.config.digest]
+        if len(expected) != len(document.layers):
+            msg = (
+                f"manifest {manifest.descriptor.digest} has {len(document.layers)} layers, but its config has "
+                f"{len(expected)} diff_ids"
+            )
+            yield manifest.descriptor.digest, ArchiveError(msg)
+            continue
+        for layer, diff_id in zip(document.layers, expected, strict=True):
+            found = plain_digests.get(layer.digest, diff_id)
+            if found == diff_id:
+                continue
+            if not diff_id.startswith("sha256:"):
+                msg = f"{layer.digest}: the config of its image has the diff_id {diff_id}"
+                yield layer.digest, UnsupportedError(msg)
+                continue
+            msg = (
+                f"{layer.digest}: its decompressed bytes have the digest {found}, but the config of its image says "
+                f"{diff_id}"
+            )
+            yield layer.digest, IntegrityError(msg, digest=layer.digest)

@@ -25,13 +25,12 @@ from ocistream.errors import (
 from ocistream.oci.referrers import RECOMPRESSED
 from ocistream.streams.chunks import check_chunks_size, read_all
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
-from ocistream.transfer.blob_plan import Action, find_recompressed, plan_blobs
+from ocistream.transfer.blob_plan import Action, ExistenceCheck, find_recompressed, plan_blobs
 from ocistream.transfer.blob_writer import BlobWriter
 from ocistream.transfer.config_checks import ConfigChecker
 from ocistream.transfer.early_blobs import EarlyBlobWriter
-from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.interfaces import NullObserver
-from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, Report
+from ocistream.transfer.report import MissingBlobsError, MissingVolumesError, NeededVolumes, Report
 from ocistream.transfer.verified_blobs import blob_from_bytes, require_complete
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from ocistream.transfer.graph_check import GraphCheck, GraphCheckReader
     from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
     from ocistream.transfer.recompress import RecompressionSettings, Recompressor
-    from ocistream.transfer.report import NeededVolumes
 
 #: How many layers are recompressed at once. Each one takes its own memory, and zstd runs two threads for it.
 _RECOMPRESS_JOBS = 2
@@ -81,6 +79,7 @@ class Copy:
     check: GraphCheck | None = None
 
     def __post_init__(self) -> None:
+        self._is_dry_run = False
         self._writer = BlobWriter(self.destination, self.observer, self.cancelled)
         self._results = self._writer.results
         self._configs = ConfigChecker()
@@ -98,8 +97,9 @@ class Copy:
         Raises:
             OcistreamError: the first failure; nothing new is visible in the destination.
         """
+        self._is_dry_run = dry_run
         try:
-            return self._preview() if dry_run else self._run()
+            return self._run()
         except (IntegrityError, ArchiveError) as error:
             # A source that ends too early proves nothing about the bytes before.
             if not isinstance(error, TruncatedError):
@@ -110,76 +110,64 @@ class Copy:
         started_at = time.monotonic()
         graph = self._select(self._resolve_graph())
         plan = self._plan(graph)
-        check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
+        check = ExistenceCheck(
+            *(self.source, self.destination, self._results),
+            jobs=self.jobs,
+            cancelled=self.cancelled,
+            is_dry_run=self._is_dry_run,
+        )
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
         absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
-        self._begin(graph, plan)
+        if plan.recompressed:
+            # The destination begins when the digests of the new layers are known (`_rewrite`).
+            self._writer.new_blob_destination()
+        elif not self._is_dry_run or self.destination.traits.begins_without_writing:
+            # In a dry run only a registry begins: it checks the digest that the user gave, and writes nothing.
+            self.destination.begin(graph)
         missing = check.mount_absent(graph, absent)
         wanted = self._place_existing(graph, plan, remaining, check)
-        self._move(plan, wanted)
-        if self._reader is not None:
-            # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
-            self._reader.finish()
-        self._skip_unsent(plan, wanted)
-        graph = self._settle(graph, plan, wanted, missing)
-        report = self._rewrite(graph, plan)
-        if self.cancelled.is_set():
-            # After an interruption nothing may become visible.
-            raise CancelledError("cancelled")
-        self.destination.commit(report.graph)
+        if self._is_dry_run:
+            self._settle(graph, plan, (), missing)
+            report = self._preview(graph, plan)
+        else:
+            self._write(plan, wanted)
+            graph = self._settle(graph, plan, wanted, missing)
+            report = self._rewrite(graph, plan)
+            if self.cancelled.is_set():
+                # After an interruption nothing may become visible.
+                raise CancelledError("cancelled")
+            self.destination.commit(report.graph)
         report.seconds = time.monotonic() - started_at
         return report
-
-    def _preview(self) -> Report:
-        """Return what `_run` would report, as far as that is known without writing anything."""
-        # Imported here, because only a dry run needs these modules.
-        from ocistream.transfer.discarded_blobs import DiscardedBlobs
-
-        started_at = time.monotonic()
-        with closing(DiscardedBlobs(self.cancelled)) as discarded:
-            graph = self.source.resolve(discarded)
-            self._start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
-            # A pipe is read to its end: its writer must not fail, and only then it is known what it has.
-            for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
-                if (error := discarded.write(piped)) is not None:
-                    raise error
-        self._recompressor = self._early_blobs.choose_recompressor(graph)
-        graph = self._select(self._limit_graph(graph))
-        plan = plan_blobs(graph, (), self._recompressor, self._results)
-        if self.destination.traits.begins_without_writing and not plan.recompressed:
-            # For a registry this only checks the digest that the user gave.
-            self.destination.begin(graph)
-        check = ExistenceCheck(self.source, self.destination, self._results, jobs=self.jobs, cancelled=self.cancelled)
-        absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
-        recompressed = set(plan.recompressed)
-        resumable = check.preview(graph, absent, [blob for blob in remaining if blob.digest not in recompressed])
-        for blob in graph.blobs:
-            if plan.actions[blob.digest] is Action.OMIT:
-                self._results.add(blob, "omitted")
-            elif self._results.find(blob.digest) is None:
-                status = "converted" if blob.digest in recompressed else "copied"
-                self._results.add(blob, status, resumed=resumable.get(blob.digest, 0))
-        changed = (
-            self._recompressor.find_changed_manifests(graph, recompressed)
-            if self._recompressor is not None and recompressed
-            else frozenset[str]()
-        )
-        seconds = time.monotonic() - started_at
-        blobs = self._results.list_for(graph, {})
-        return Report(graph, graph, blobs, seconds, is_dry_run=True, undetermined=changed)
 
     # -- resolve -----------------------------------------------------------------------------------------
 
     def _resolve_graph(self) -> Graph:
         """Resolve the source's graph; after that it is known whether `docker save` wrote the source."""
-        graph = self.source.resolve(self._early_blobs)
-        self._start_check(
-            graph,
-            lambda blob: self._early_blobs.read_back(blob) if self._results.find(blob.digest) is not None else None,
-        )
+        if self._is_dry_run:
+            graph = self._resolve_and_discard()
+        else:
+            graph = self.source.resolve(self._early_blobs)
+            self._start_check(
+                graph,
+                lambda blob: self._early_blobs.read_back(blob) if self._results.find(blob.digest) is not None else None,
+            )
         self._recompressor = self._early_blobs.choose_recompressor(graph)
         graph = self._limit_graph(graph)
         self._early_blobs.restore_plain_layers(graph)
+        return graph
+
+    def _resolve_and_discard(self) -> Graph:
+        """Resolve the graph for a dry run. A pipe is read to its end: only then it is known what the pipe has."""
+        # Imported here, because only a dry run needs this module.
+        from ocistream.transfer.discarded_blobs import DiscardedBlobs
+
+        with closing(DiscardedBlobs(self.cancelled)) as discarded:
+            graph = self.source.resolve(discarded)
+            self._start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
+            for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
+                if (error := discarded.write(piped)) is not None:
+                    raise error
         return graph
 
     def _start_check(self, graph: Graph, read_early: Callable[[Descriptor], bytes | None]) -> None:
@@ -278,14 +266,7 @@ class Copy:
                 self._configs.check_early(blob)
         return plan
 
-    # -- begin -------------------------------------------------------------------------------------------
-
-    def _begin(self, graph: Graph, plan: BlobPlan) -> None:
-        if plan.recompressed:
-            # The destination begins when the digests of the new layers are known (`_rewrite`).
-            self._writer.new_blob_destination()
-        else:
-            self.destination.begin(graph)
+    # -- place -------------------------------------------------------------------------------------------
 
     def _place_existing(
         self, graph: Graph, plan: BlobPlan, remaining: Sequence[Descriptor], check: ExistenceCheck
@@ -303,12 +284,19 @@ class Copy:
             for blob in remaining
             if self._results.find(blob.digest) is None or plan.actions[blob.digest] is Action.READ
         ]
-        for blob in wanted:
+        for blob in () if self._is_dry_run else wanted:
             if blob.digest in plan.contents:
                 self._transfer(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
         return [blob for blob in wanted if blob.digest not in plan.contents]
 
     # -- move --------------------------------------------------------------------------------------------
+
+    def _write(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
+        self._move(plan, wanted)
+        if self._reader is not None:
+            # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
+            self._reader.finish()
+        self._skip_unsent(plan, wanted)
 
     def _move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Move blobs, several at once where both sides allow it. If none is wanted, a pipe is still read to its end."""
@@ -433,12 +421,29 @@ class Copy:
         """Write the parts of blobs that continue in other volumes; return the graph without what is missing."""
         needed = None
         if missing:
-            # Imported here because few archives are split into volumes.
-            from ocistream.transfer.partial_blobs import use_parts
-
-            needed = use_parts(self.source, self.destination, missing, graph, self._writer.write_parts)
+            needed = self._use_parts(graph, missing)
         unavailable = [blob for blob in (*missing, *wanted) if self._results.find(blob.digest) is None]
         return self._drop_missing(graph, plan, unavailable, needed) if unavailable else graph
+
+    def _use_parts(self, graph: Graph, missing: Sequence[Descriptor]) -> NeededVolumes:
+        """Write the parts that the source has of missing blobs, and return the volumes that have the rest."""
+        use = self._writer.preview_parts if self._is_dry_run else self._writer.write_parts
+        needed: dict[str, None] = {}
+        in_order: dict[str, Sequence[str]] = {}
+        for blob in missing:
+            parts = self.source.parts(blob)
+            if not parts:
+                if (reason := graph.omitted_from_source.get(blob.digest)) is not None:
+                    needed[reason.name] = None
+                continue
+            available = [part.blob for part in parts if part.blob is not None]
+            stored = use(blob, available) if self.destination.traits.accepts_parts else 0
+            missing_parts = [part for part in parts if part.offset + part.size > stored]
+            needed.update(dict.fromkeys(part.volume for part in missing_parts))
+            if any(part.blob for part in missing_parts):
+                # The available part does not follow the stored bytes, so it is of no use yet.
+                in_order[blob.digest] = [part.volume for part in missing_parts]
+        return NeededVolumes(tuple(sorted(needed)), in_order)
 
     def _drop_missing(
         self, graph: Graph, plan: BlobPlan, unavailable: Sequence[Descriptor], needed: NeededVolumes | None
@@ -462,7 +467,24 @@ class Copy:
                 self.destination.begin(exported)
                 return exported
         error = MissingBlobsError if needed is None else MissingVolumesError
-        raise error(unavailable, graph, is_untouched=False, needed=needed)
+        raise error(unavailable, graph, is_untouched=self._is_dry_run, needed=needed)
+
+    # -- preview -----------------------------------------------------------------------------------------
+
+    def _preview(self, graph: Graph, plan: BlobPlan) -> Report:
+        """Return the report of a dry run: a blob without a result yet would be copied or recompressed."""
+        recompressed = set(plan.recompressed)
+        for blob in graph.blobs:
+            if blob.digest in recompressed:
+                self._results.add(blob, "converted")
+            elif self._results.find(blob.digest) is None:
+                self._results.add(blob, "copied", resumed=self.destination.partial_size(blob))
+        changed = (
+            self._recompressor.find_changed_manifests(graph, recompressed)
+            if self._recompressor is not None and recompressed
+            else frozenset[str]()
+        )
+        return Report(graph, graph, self._results.list_for(graph, {}), is_dry_run=True, undetermined=changed)
 
     # -- rewrite -----------------------------------------------------------------------------------------
 

@@ -97,8 +97,8 @@ class BlobChecker:
         return self._spill_file.read(descriptor)
 
     def can_read_back(self, descriptor: Descriptor) -> bool:
-        """Return whether `read_back` has the content."""
-        return self._spill_file.has(descriptor)
+        """Return whether `read_back` has the content, and the content matches its digest."""
+        return self._spill_file.has(descriptor) and descriptor.digest not in self.errors
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -191,10 +191,6 @@ class DiscardedBlobs(BlobChecker):
         super().write(blob, can_be_plain_layer=can_be_plain_layer)
         error = self.errors.get(blob.descriptor.digest)
         return error if isinstance(error, IntegrityError) else None
-
-    def can_read_back(self, descriptor: Descriptor) -> bool:
-        """Return whether `read_back` has the content, and the content matches its digest."""
-        return super().can_read_back(descriptor) and descriptor.digest not in self.errors
 
     def read_contents(
         self,

@@ -164,8 +164,7 @@ class FanOutDestination:
                 self._mark_stored(branches[0], blob.descriptor)
             return resumed
         shared = _Broadcast(blob, len(branches), self._cancelled)
-        tasks = [self._write_task(shared, branch, number) for number, branch in enumerate(branches)]
-        shared.run(tasks)
+        shared.run([partial(self._write_shared, shared, branch, number) for number, branch in enumerate(branches)])
         if not self._active():
             raise next(branch.failure for branch in self.branches if branch.failure is not None)
         return 0
@@ -226,13 +225,10 @@ class FanOutDestination:
             answers.append(isinstance(branch.destination, MountingDestination) and ask(branch.destination))
         return answers[0] if answers else None
 
-    def _write_task(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> Callable[[], None]:
-        def write() -> None:
-            with self._failure_scope(branch, shared.source_failures, last=False):
-                branch.destination.write(shared.blob_for(number))
-                self._mark_stored(branch, shared.blob.descriptor)
-
-        return write
+    def _write_shared(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> None:
+        with self._failure_scope(branch, shared.source_failures, last=False):
+            branch.destination.write(shared.blob_for(number))
+            self._mark_stored(branch, shared.blob.descriptor)
 
     @contextlib.contextmanager
     def _failure_scope(
@@ -249,13 +245,9 @@ class FanOutDestination:
         except OcistreamError as error:
             if any(error is other for other in source_failures):
                 raise
-            if not self._fail_branch(branch, error) and last:
+            branch.failure = branch.failure or error
+            if last and not self._active():
                 raise
-
-    def _fail_branch(self, branch: FanOutBranch, error: OcistreamError) -> bool:
-        """Mark a destination as failed; return whether others are left."""
-        branch.failure = branch.failure or error
-        return any(other.failure is None for other in self.branches)
 
 
 def _record_failure(chunks: Iterator[Chunk], failures: list[BaseException]) -> Iterator[Chunk]:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, UnsupportedError
-from ocistream.oci.descriptor import Descriptor, Manifest
-from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import parse_document
 from ocistream.oci.graph import IncompleteIndex
 from ocistream.oci.platforms import attestation_subject, build_smaller_index
@@ -22,7 +20,9 @@ from ocistream.streams.chunks import read_all, verify_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
 
+    from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.oci.graph import Graph, Root
     from ocistream.transfer.interfaces import Source
 
@@ -63,33 +63,22 @@ def limit_to_exported(
     """
     not_exported = find_not_exported(graph, lacks)
     stored = list_stored(not_exported) if not_exported else ()
-    missing = {manifest.digest for manifest in not_exported if manifest.digest not in stored}
-    reduced = [_ReducedImage(graph, root, missing) for root in graph.roots] if missing else []
-    if not any(image.incomplete for image in reduced):
+    reduction = _Reduction(graph, {manifest.digest for manifest in not_exported if manifest.digest not in stored})
+    roots = tuple(map(reduction.reduce, graph.roots))
+    if not reduction.incomplete:
         return graph
-    new_indexes = {
-        image.new_index.descriptor.digest: image.new_index for image in reduced if image.new_index is not None
-    }
-    referrers = {subject: list(subject_referrers) for subject, subject_referrers in graph.referrers.items()}
-    for image in reduced:
-        for attestation in image.referrers:
-            existing = referrers.setdefault(attestation.subject, [])
-            if attestation.descriptor.digest not in {other.descriptor.digest for other in existing}:
-                existing.append(attestation)
+    new = reduction.new_indexes
     smaller = replace(
         graph,
-        roots=tuple(image.root for image in reduced),
-        manifests=(*graph.manifests, *new_indexes.values()),
-        documents={**graph.documents, **{d: parse_document(m.descriptor, m.raw) for d, m in new_indexes.items()}},
+        roots=roots,
+        manifests=(*graph.manifests, *new.values()),
+        documents={**graph.documents, **{d: parse_document(m.descriptor, m.raw) for d, m in new.items()}},
         referrers={
-            subject: tuple(sorted(subject_referrers, key=lambda image: image.sort_key))
-            for subject, subject_referrers in referrers.items()
+            subject: tuple(sorted(referrers, key=lambda referrer: referrer.sort_key))
+            for subject, referrers in reduction.referrers.items()
         },
-        incomplete_indexes=(*graph.incomplete_indexes, *(image.incomplete for image in reduced if image.incomplete)),
-        skipped_referrers=(
-            *graph.skipped_referrers,
-            *(skipped for image in reduced for skipped in image.skipped_referrers),
-        ),
+        incomplete_indexes=(*graph.incomplete_indexes, *reduction.incomplete),
+        skipped_referrers=(*graph.skipped_referrers, *reduction.skipped_referrers),
     )
     return smaller.prune(graph.all_referrers, NOT_EXPORTED)
 
@@ -147,72 +136,77 @@ def _read_config_descriptor(source: Source, leaf: Descriptor) -> Descriptor | No
     return None
 
 
-class _ReducedImage:
-    """One image without the platforms that its source lacks."""
+class _Reduction:
+    """The images of a graph without the manifests that are `missing`, and what is new in the graph because of that."""
 
-    def __init__(self, graph: Graph, root: Root, missing: Collection[str]) -> None:
-        self.root = root
-        self.incomplete: IncompleteIndex | None = None
-        self.new_index: Manifest | None = None
-        self.referrers: list[Referrer] = []
+    def __init__(self, graph: Graph, missing: AbstractSet[str]) -> None:
+        self._graph = graph
+        self._missing = missing
+        self._raw = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
+        self.incomplete: list[IncompleteIndex] = []
+        self.new_indexes: dict[str, Manifest] = {}
+        self.referrers = {subject: list(referrers) for subject, referrers in graph.referrers.items()}
         self.skipped_referrers: list[SkippedReferrer] = []
-        leaves = {leaf.digest: leaf for leaf in _list_leaves(graph, root)}
+
+    def reduce(self, root: Root) -> Root:
+        """Return the root of an image without its missing platforms."""
+        leaves = {leaf.digest: leaf for leaf in _list_leaves(self._graph, root)}
+        missing = {digest: leaf for digest, leaf in leaves.items() if digest in self._missing}
         exported = {digest: leaf for digest, leaf in leaves.items() if digest not in missing and not leaf.is_index}
         images = {digest: leaf for digest, leaf in exported.items() if attestation_subject(leaf) is None}
-        if not images or not any(digest in missing for digest in leaves):
-            return
-        attestations = {digest: leaf for digest, leaf in leaves.items() if attestation_subject(leaf) in images}
+        if not images or not missing:
+            return root
+        attestations = [leaf for leaf in leaves.values() if attestation_subject(leaf) in images]
+        lost = [leaf for leaf in attestations if leaf.digest not in exported]
         if len(images) == 1:
-            (image,) = images.values()
-            self._add_referrers(graph, image, [leaf for digest, leaf in attestations.items() if digest in exported])
-            descriptor = image
+            (descriptor,) = images.values()
+            for leaf in attestations:
+                if leaf.digest in exported:
+                    self._add_referrer(descriptor, leaf)
         else:
-            chosen = [leaf for digest, leaf in exported.items() if digest in images or digest in attestations]
-            descriptor = self._create_smaller_index(graph, chosen)
-        for digest, leaf in attestations.items():
-            if digest not in exported:
-                self.skipped_referrers.append(
-                    SkippedReferrer(attestation_subject(leaf) or "", NOT_FOUND, "attestation", digest)
-                )
-        self.root = replace(root, descriptor=descriptor)
-        missing_images = [
-            leaf for digest, leaf in leaves.items() if digest in missing and attestation_subject(leaf) is None
-        ]
-        incomplete_images = [
-            images[attestation_subject(leaf) or ""] for digest, leaf in attestations.items() if digest not in exported
-        ]
-        self.incomplete = IncompleteIndex(
-            root.name,
-            root.descriptor.digest,
-            _platform_names(images.values()),
-            (
-                *_platform_names(missing_images),
-                *(f"attestation of {platform}" for platform in _platform_names(incomplete_images)),
-            ),
-            descriptor.digest,
+            # In the order of the index.
+            kept = images.keys() | {leaf.digest for leaf in attestations}
+            descriptor = self._add_smaller_index(root, [leaf for digest, leaf in exported.items() if digest in kept])
+        for leaf in lost:
+            self._skip(attestation_subject(leaf) or "", NOT_FOUND, leaf)
+        missing_images = [leaf for leaf in missing.values() if attestation_subject(leaf) is None]
+        incomplete_images = [images[attestation_subject(leaf) or ""] for leaf in lost]
+        self.incomplete.append(
+            IncompleteIndex(
+                root.name,
+                root.descriptor.digest,
+                _platform_names(images.values()),
+                (
+                    *_platform_names(missing_images),
+                    *(f"attestation of {platform}" for platform in _platform_names(incomplete_images)),
+                ),
+                descriptor.digest,
+            )
         )
+        return replace(root, descriptor=descriptor)
 
-    def _add_referrers(self, graph: Graph, image: Descriptor, attestations: Collection[Descriptor]) -> None:
-        """Keep attestations of a manifest that no index lists any more, if they name it as their subject."""
-        for leaf in attestations:
-            document = graph.documents.get(leaf.digest)
-            subject = document.subject if document is not None else None
-            if graph.is_skipping_referrers:
-                self.skipped_referrers.append(SkippedReferrer(image.digest, EXCLUDED, "attestation", leaf.digest))
-            elif document is not None and subject is not None and subject.digest == image.digest:
-                # Not the index's descriptor: a list of referrers has the artifact's type.
-                self.referrers.append(Referrer(referrer_descriptor(leaf, document), image.digest))
-            else:
-                self.skipped_referrers.append(SkippedReferrer(image.digest, NOT_EXPORTED, "attestation", leaf.digest))
+    def _add_referrer(self, image: Descriptor, leaf: Descriptor) -> None:
+        """Keep an attestation of a manifest that no index lists any more, if it names the manifest as its subject."""
+        document = self._graph.documents.get(leaf.digest)
+        if self._graph.is_skipping_referrers:
+            self._skip(image.digest, EXCLUDED, leaf)
+        elif document is not None and document.subject is not None and document.subject.digest == image.digest:
+            # Not the index's descriptor: a list of referrers has the artifact's type.
+            existing = self.referrers.setdefault(image.digest, [])
+            if all(referrer.descriptor.digest != leaf.digest for referrer in existing):
+                existing.append(Referrer(referrer_descriptor(leaf, document), image.digest))
+        else:
+            self._skip(image.digest, NOT_EXPORTED, leaf)
 
-    def _create_smaller_index(self, graph: Graph, chosen: Collection[Descriptor]) -> Descriptor:
-        raws = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
-        index = self.root.descriptor
-        raw = build_smaller_index([raws[digest] for digest in nested_indexes(graph.documents, index.digest)], [*chosen])
-        self.new_index = Manifest(
-            Descriptor(index.media_type, compute_digest(raw), len(raw), artifact_type=index.artifact_type), raw
-        )
-        return self.new_index.descriptor
+    def _skip(self, image: str, reason: str, leaf: Descriptor) -> None:
+        self.skipped_referrers.append(SkippedReferrer(image, reason, "attestation", leaf.digest))
+
+    def _add_smaller_index(self, root: Root, chosen: Sequence[Descriptor]) -> Descriptor:
+        index = root.descriptor
+        documents = [self._raw[digest] for digest in nested_indexes(self._graph.documents, index.digest)]
+        new = build_smaller_index(index, documents, chosen)
+        self.new_indexes[new.descriptor.digest] = new
+        return new.descriptor
 
 
 def _list_leaves(graph: Graph, root: Root) -> list[Descriptor]:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -378,31 +378,25 @@ class _ThroughputMeter:
 _POLL_INTERVAL: Final = 0.2
 
 
+@dataclass(eq=False, slots=True)
 class Segment:
     """Bytes `start` to `end` (excluded) of one blob, on their way through blocks of memory.
 
     All fields are read and changed under the lock of the `SegmentFetcher`. Only bytes that were fetched may be read
-    without it: they stay unchanged until their block is released.
+    without it: they stay unchanged until their block is released. `fetch(start, end, blocks)` yields the number of
+    bytes of each read.
     """
 
-    __slots__ = ("blocks", "end", "fetch", "filled", "is_awaited", "is_done", "is_dropped", "released", "start")
-
-    def __init__(
-        self, fetch: Callable[[int, int, Iterator[memoryview]], Generator[int, None, None]], start: int, end: int
-    ) -> None:
-        """Plan a fetch by `fetch(start, end, blocks)`, which yields the number of bytes of each read."""
-        self.fetch = fetch
-        #: Blocks whose bytes are not used up, in order.
-        self.blocks: deque[memoryview] = deque()
-        #: Bytes in blocks that were released.
-        self.released = 0
-        self.start = start
-        self.end = end
-        self.filled = 0
-        self.is_done = False
-        self.is_dropped = False
-        #: A reader waits for more bytes of this segment.
-        self.is_awaited = False
+    fetch: Callable[[int, int, Iterator[memoryview]], Generator[int, None, None]]
+    start: int
+    end: int
+    #: Blocks whose bytes are not used up, in order.
+    blocks: deque[memoryview] = field(default_factory=deque)
+    #: Bytes in blocks that were released.
+    released: int = 0
+    filled: int = 0
+    is_done: bool = False
+    is_dropped: bool = False
 
 
 class SegmentFetcher:
@@ -422,14 +416,8 @@ class SegmentFetcher:
         self.connections = connections
         self._cancelled = cancelled
         self._on_failure = on_failure
-        lock = threading.RLock()
-        #: Readers wait for bytes.
-        self.changed = threading.Condition(lock)
-        #: Idle workers wait for segments.
-        self._has_segments = threading.Condition(lock)
-        self._idle_workers = 0
-        #: Other workers wait for blocks.
-        self._has_blocks = threading.Condition(lock)
+        #: Readers wait for bytes, idle workers for segments, and other workers for blocks.
+        self.changed = threading.Condition()
         self._free: list[memoryview] = []
         #: How many blocks are free or not allocated yet.
         self._unused = blocks
@@ -449,11 +437,10 @@ class SegmentFetcher:
         """Fetch a segment as soon as a connection is free. `can_start` must be true."""
         self._waiting.append(segment)
         self._unfinished.append(segment)
-        if self._idle_workers >= len(self._waiting):
-            self._has_segments.notify()
-        elif self._workers < self.connections:
+        if self._workers < self.connections:
             self._workers += 1
             start(self._work, "prefetch")
+        self.changed.notify_all()
 
     def discard(self, segment: Segment) -> None:
         """Discard a segment in any state, so that its memory is free for others."""
@@ -467,7 +454,7 @@ class SegmentFetcher:
         if segment.is_done:
             # Otherwise the thread that fills the blocks frees them; until then no other segment may use them.
             self._release_all(segment)
-        self._has_blocks.notify_all()
+        self.changed.notify_all()
 
     def _has_spare_block(self) -> bool:
         """Return whether there are more blocks than are reserved."""
@@ -495,14 +482,12 @@ class SegmentFetcher:
             if taken - segment.released == limits.CHUNK_SIZE:
                 self._release_first(segment)
                 segment.released = taken
-                self._has_blocks.notify_all()
+                self.changed.notify_all()
             while segment.filled == taken and not segment.is_done:
                 if self._cancelled.is_set():
                     msg = "cancelled"
                     raise CancelledError(msg)
-                segment.is_awaited = True
                 self.changed.wait(_POLL_INTERVAL)
-            segment.is_awaited = False
             if segment.filled == taken or not segment.blocks:
                 return None
             return segment.blocks[0][taken - segment.released : segment.filled - segment.released]
@@ -512,8 +497,7 @@ class SegmentFetcher:
         with self.changed:
             self._is_closed = True
             self._waiting.clear()
-            self._has_segments.notify_all()
-            self._has_blocks.notify_all()
+            self.changed.notify_all()
 
     # -- the threads --------------------------------------------------------------------------------------
 
@@ -532,17 +516,13 @@ class SegmentFetcher:
                 if segment.is_dropped:
                     self._release_all(segment)
                 self.changed.notify_all()
-                self._has_blocks.notify_all()
             if is_wanted and not is_complete:
                 self._on_failure()
 
     def _next(self) -> Segment | None:
         """Wait for a segment to fetch; return None once the fetcher is closed."""
-        with self._has_segments:
-            self._idle_workers += 1
-            while not self._waiting and not self._is_closed:
-                self._has_segments.wait()
-            self._idle_workers -= 1
+        with self.changed:
+            self.changed.wait_for(lambda: self._waiting or self._is_closed)
             return self._waiting.pop(0) if self._waiting and not self._cancelled.is_set() else None
 
     def _fill(self, segment: Segment) -> None:
@@ -552,8 +532,7 @@ class SegmentFetcher:
             for count in counts:
                 with self.changed:
                     segment.filled += count
-                    if segment.is_awaited:
-                        self.changed.notify_all()
+                    self.changed.notify_all()
                 # `is_set` of a command's event also asks the kernel for signals; the reader does that for each chunk.
                 if segment.is_dropped or self._is_closed or self._cancelled.wait(0):
                     return
@@ -561,9 +540,9 @@ class SegmentFetcher:
     def _take_blocks(self, segment: Segment) -> Iterator[memoryview]:
         """Yield blocks for a segment as they become free, until it is no longer wanted."""
         while True:
-            with self._has_blocks:
+            with self.changed:
                 while segment.blocks and not (self._has_spare_block() or segment.is_dropped or self._is_closed):
-                    self._has_blocks.wait()
+                    self.changed.wait()
                 if segment.is_dropped or self._is_closed:
                     return
                 self._unused -= 1

@@ -20,8 +20,8 @@ from ocistream.oci.descriptor import (
     OCI_MANIFEST,
     Descriptor,
     Manifest,
+    compute_digest,
 )
-from ocistream.oci.digest import compute_digest
 from ocistream.oci.documents import Document, parse_diff_ids, parse_document
 from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
@@ -29,8 +29,8 @@ from ocistream.oci.strict_json import canonical_json, canonical_json_with_items,
 from ocistream.streams import layer_media_types
 from ocistream.streams.chunks import HashedChunks, peek_chunks
 from ocistream.streams.compression import CODECS, NONE, Codec, DecompressionError, decompress_layer, detect_codec
+from ocistream.transfer.config_checks import find_diff_id_errors, media_type_error
 from ocistream.transfer.interfaces import NewBlob
-from ocistream.transfer.layer_checks import find_diff_id_errors, media_type_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -124,7 +124,7 @@ class Recompressor:
         return {
             document.config.digest
             for _, document in graph.images()
-            if document.config and is_image(document) and not recompressed.isdisjoint(map(_digest, document.layers))
+            if document.config and is_image(document) and any(layer.digest in recompressed for layer in document.layers)
         }
 
     def find_changed_manifests(self, graph: Graph, converted: Collection[str]) -> set[str]:
@@ -235,15 +235,10 @@ class Recompressor:
                 error.hint = "only layers with sha256 diff_ids can be recompressed"
             raise error
         results = {digest: layer.result for digest, layer in layers.items()}
-        rewriting = GraphRewriter(graph, results, self.settings.codec.name)
-        return rewriting.rewrite(), rewriting.origins
+        return GraphRewriter(graph, results, self.settings.codec.name).rewrite()
 
     def _is_affected(self, codec: str) -> bool:
         return codec != self.settings.codec.name and (codec == NONE.name or not self.plain_only)
-
-
-def _digest(descriptor: Descriptor) -> str:
-    return descriptor.digest
 
 
 #: OCI counterparts of Docker's media types. A manifest becomes OCI's if Docker has no type for a layer's compression.
@@ -269,32 +264,39 @@ class GraphRewriter:
         self._graph = graph
         self._results = results
         self._codec = codec
-        #: New manifests by the digest of the old one.
+        self._old = {manifest.descriptor.digest: manifest for manifest in graph.manifests}
+        #: New manifests by the digest of the old one; the old one if it does not change.
         self._new: dict[str, Manifest] = {}
 
-    @property
-    def origins(self) -> dict[str, str]:
-        """The digest of the original manifest, by the digest of each new one."""
-        return {new.descriptor.digest: old for old, new in self._new.items()}
-
-    def rewrite(self) -> Graph:
-        """Return the rewritten graph."""
-        for manifest in self._in_order():
-            if self._is_affected(manifest):
-                self._new[manifest.descriptor.digest] = self._rewrite_manifest(manifest)
-        manifests = [self._new.get(m.descriptor.digest, m) for m in self._graph.manifests]
+    def rewrite(self) -> tuple[Graph, dict[str, str]]:
+        """Return the rewritten graph, and the digest of the original manifest by the digest of each new one."""
+        manifests = [self._rewritten(digest) for digest in self._old]
         documents = {m.descriptor.digest: self._find_document(m) for m in manifests}
         # A blob's media type comes from the manifest that lists it.
         listed = [b for d in documents.values() for b in (*d.layers, *((d.config,) if d.config else ()))]
         by_digest = {blob.digest: blob for blob in reversed(listed)}
         blobs = [by_digest[self._results.get(blob.digest, blob).digest] for blob in self._graph.blobs]
-        return replace(
+        graph = replace(
             self._graph,
             roots=tuple(replace(root, descriptor=self._rewrite_root(root.descriptor)) for root in self._graph.roots),
             manifests=tuple({m.descriptor.digest: m for m in manifests}.values()),
             blobs=tuple({blob.digest: blob for blob in blobs}.values()),
             documents=documents,
         )
+        return graph, {new.descriptor.digest: old for old, new in self._new.items() if new is not self._old[old]}
+
+    def _rewritten(self, digest: str) -> Manifest:
+        """Return the new form of a manifest, made after those that it refers to: children, and its subject."""
+        if digest not in self._new:
+            manifest, document = self._old[digest], self._graph.documents[digest]
+            subject = (document.subject,) if document.subject is not None else ()
+            known = [item.digest for item in (*document.manifests, *subject) if item.digest in self._old]
+            # All are rewritten, not only the first one that changes.
+            is_changed = list(map(self._rewritten, known)) != [self._old[digest] for digest in known]
+            if document.config is not None:
+                is_changed = is_changed or any(layer.digest in self._results for layer in document.layers)
+            self._new[digest] = self._rewrite_manifest(manifest) if is_changed else manifest
+        return self._new[digest]
 
     def _find_document(self, manifest: Manifest) -> Document:
         known = self._graph.documents.get(manifest.descriptor.digest)
@@ -316,30 +318,6 @@ class GraphRewriter:
             fields = parse_json(new.extra_json, "index.json")
             new = replace(new, extra_json=canonical_json({k: v for k, v in fields.items() if k not in _CONTENT_FIELDS}))
         return new
-
-    def _in_order(self) -> Iterator[Manifest]:
-        """Yield the manifests after those that they refer to: children, and the subjects of referrers."""
-        by_digest = {manifest.descriptor.digest: manifest for manifest in self._graph.manifests}
-        seen: set[str] = set()
-        todo = [(digest, False) for digest in reversed(by_digest)]
-        while todo:
-            digest, is_ready = todo.pop()
-            if is_ready:
-                yield by_digest[digest]
-            elif digest not in seen and digest in by_digest:
-                seen.add(digest)
-                todo.append((digest, True))
-                document = self._graph.documents[digest]
-                children = (*document.manifests, *((document.subject,) if document.subject else ()))
-                todo.extend((child.digest, False) for child in children)
-
-    def _is_affected(self, manifest: Manifest) -> bool:
-        document = self._graph.documents[manifest.descriptor.digest]
-        if document.subject is not None and document.subject.digest in self._new:
-            return True
-        if document.config is not None:
-            return any(layer.digest in self._results for layer in document.layers)
-        return any(child.digest in self._new for child in document.manifests)
 
     def _rewrite_manifest(self, manifest: Manifest) -> Manifest:
         """Return the manifest with new descriptors."""
@@ -411,7 +389,7 @@ class GraphRewriter:
         if (attested := self._new.get(annotations.get(_ATTESTED_DIGEST, ""))) is not None:
             entry = entry | {"annotations": annotations | {_ATTESTED_DIGEST: attested.descriptor.digest}}
         new = self._new.get(entry["digest"])
-        if new is None:
+        if new is None or new.descriptor.digest == entry["digest"]:
             return entry
         own = new.descriptor
         entry = entry | {"mediaType": own.media_type, "digest": own.digest, "size": own.size}

@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING
 
 from ocistream import limits, notices
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
-from ocistream.oci.digest import size_error
+from ocistream.oci.descriptor import size_error
 from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams.chunks import verify_chunks
 from ocistream.streams.layer_media_types import codec_name
 from ocistream.streams.workers import run_each
-from ocistream.transfer.config_checks import ConfigChecker, not_json_error, record_chunks
+from ocistream.transfer.config_checks import (
+    ConfigChecker,
+    find_diff_id_errors,
+    media_type_error,
+    not_json_error,
+    record_chunks,
+)
 from ocistream.transfer.discarded_blobs import BlobChecker
 from ocistream.transfer.incomplete_indexes import limit_to_exported
 from ocistream.transfer.interfaces import NullObserver
-from ocistream.transfer.layer_checks import find_diff_id_errors, media_type_error
 
 if TYPE_CHECKING:
     import threading
@@ -122,8 +127,10 @@ class _Verification:
         def check_blob(blob: Blob) -> None:
             digest = blob.descriptor.digest
             if digest in configs.digests:
+                # Its size is at most `MAX_CONFIG`: the walk has checked that.
                 with configs.take_turn(blob.descriptor, self._cancelled):
-                    self._check_config(blob)
+                    if (content := self._read_small(blob)) is not None:
+                        self._add_config(blob.descriptor, content)
             elif reader is not None and digest in reader.pending:
                 if (content := self._read_small(blob)) is not None:
                     reader.add(digest, content)
@@ -162,11 +169,6 @@ class _Verification:
                     self._checker.errors[blob.digest] = part_error(blob.digest, part.offset, part.volume, error)
         return sizes
 
-    def _check_config(self, blob: Blob) -> None:
-        # Its size is at most `MAX_CONFIG`: the walk has checked that.
-        if (content := self._read_small(blob)) is not None:
-            self._add_config(blob.descriptor, content)
-
     def _read_small(self, blob: Blob) -> bytes | None:
         """Verify a blob, and return its content, or None if the bytes are wrong."""
         content = io.BytesIO()
@@ -180,7 +182,7 @@ class _Verification:
 
         reader = GraphCheckReader(check, graph)
         for blob in tuple(reader.pending.values()):
-            if self._checker.can_read_back(blob) and blob.digest not in self._checker.errors:
+            if self._checker.can_read_back(blob):
                 reader.add(blob.digest, self._checker.read_back(blob))
         return reader
 

@@ -223,7 +223,7 @@ LIMITS: Final[dict[int, Limit]] = {
     ),
     22: Limit(
         "The rest of a blob must end where the blob ends, and is verified together with its beginning",
-        ("transfer.partial_blobs",),
+        ("oci.omitted_blobs",),
         tests=("cli/test_via_resume.py::test_a_wrong_stored_beginning_is_replaced",),
     ),
     23: Limit(

@@ -97,15 +97,23 @@ class Rest:
         part = self.content[self.start :] if rest is None else rest
         return tar_of([("index.json", index), *items, (f"parts/sha256/{layer}/{self.start}", part)])
 
-    def copy(self, ocistream: Run, archive: bytes, beginning: bytes) -> int:
-        """Copy the archive into a layout that has the beginning of the layer."""
+    def of_config(self, layout: Layout) -> bytes:
+        """Return an archive that has the complete layer, but only the rest of the config."""
+        config = str(layout.read(self.index["manifests"][0]["digest"])["config"]["digest"])
+        index = json.dumps({**self.index, "annotations": {PARTIAL_BLOBS: f"{config} 1"}}).encode()
+        items = [item for item in self.items if item[0] != "index.json" and not item[0].endswith(config[7:])]
+        part = (f"parts/sha256/{config[7:]}/1", layout.file(config).read_bytes()[1:])
+        return tar_of([("index.json", index), *items, part])
+
+    def copy(self, ocistream: Run, archive: bytes, beginning: bytes, destination: str = "oci:there") -> int:
+        """Copy the archive; the layout `there` has the beginning of the layer."""
         path = Path("there/blobs/sha256") / f".{self.digest[7:]}.partial"
         path.parent.mkdir(parents=True)
         path.write_bytes(beginning)
         Path("stdin").write_bytes(archive)
         with Path("stdin").open() as stdin, pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdin", stdin)
-            return ocistream(["copy", "-", "oci:there"])
+            return ocistream(["copy", "-", destination])
 
     def is_complete(self) -> bool:
         """Return whether the layout has the layer or an index."""
@@ -118,9 +126,29 @@ def rest(layout: Layout) -> Rest:
 
 
 @limit(22)
-def test_the_rest_of_a_blob_is_appended_to_its_beginning(ocistream: Run, rest: Rest) -> None:
-    assert rest.copy(ocistream, rest.archive(), rest.content[: rest.start]) == 0
+@pytest.mark.parametrize("more", [0, MIB // 4, MIB // 2, MIB])
+def test_the_rest_of_a_blob_is_appended_to_its_beginning(ocistream: Run, rest: Rest, more: int) -> None:
+    beginning = (rest.content + b"x" * MIB)[: rest.start + more]
+    assert rest.copy(ocistream, rest.archive(), beginning) == 0
     assert Path("there/blobs/sha256", rest.digest[7:]).read_bytes() == rest.content
+
+
+@limit(22)
+def test_a_rest_for_a_destination_that_cannot_resume_is_refused(
+    ocistream: Run, capsys: pytest.CaptureFixture[str], rest: Rest
+) -> None:
+    assert rest.copy(ocistream, rest.archive(), b"", "oci-archive:x.tar") == 8
+    assert "has only a part of this blob" in capsys.readouterr().err
+    assert not Path("x.tar").exists()
+
+
+@limit(22)
+def test_the_rest_of_a_config_is_refused(
+    ocistream: Run, capsys: pytest.CaptureFixture[str], rest: Rest, layout: Layout
+) -> None:
+    assert rest.copy(ocistream, rest.of_config(layout), b"") == 8
+    assert "the complete blob is needed" in capsys.readouterr().err
+    assert not Path("there/index.json").exists()
 
 
 @limit(22)

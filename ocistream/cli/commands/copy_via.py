@@ -13,13 +13,12 @@ from ocistream.cli.parameter_types import parse_location_argument
 from ocistream.cli.transfers import run_transfer
 from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, UsageError
 from ocistream.locations import open_source
-from ocistream.oci.omitted_blobs import HAVE, OmissionReason
+from ocistream.oci.omitted_blobs import HAVE, PARTIAL_BLOBS, OmissionReason, format_partial_blobs
 from ocistream.oci.reference import is_digest, printable
 from ocistream.oci.volumes import part_name
 from ocistream.remote.command import RemoteCommand, check_shell_safe, split_command
 from ocistream.remote.have_lists import HaveListReader, format_have_list
 from ocistream.streams.chunks import chunks_from
-from ocistream.transfer.partial_blobs import PARTIAL_BLOBS, format_partial_blobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -21,8 +21,7 @@ from ocistream.auth.tokens import TokenRequest, TokenResponse, parse_challenges
 from ocistream.errors import ArchiveError, OcistreamError, UsageError
 from ocistream.layout.index import build_index_json, build_roots, check_layout_file, parse_index_json
 from ocistream.notices import set_listener
-from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descriptor
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import ACCEPTED_TYPES, UNKNOWN_MEDIA_TYPE, Descriptor, compute_digest
 from ocistream.oci.documents import (
     guess_media_type,
     parse_config_platform,

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor, compute_digest
 from ocistream.oci.documents import parse_entry
 from ocistream.oci.packed_descriptors import PackedDescriptors, Positions
 from ocistream.oci.strict_json import canonical_json

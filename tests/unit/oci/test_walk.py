@@ -8,7 +8,7 @@ import pytest
 
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph, Root
-from ocistream.oci.walk import Need, NestedIndexes, run_walk, walk_images
+from ocistream.oci.walk import Need, run_walk, walk_images
 from tests.images import Descriptor as LayoutDescriptor
 from tests.images import Layout, two_platforms
 
@@ -70,12 +70,3 @@ def test_a_document_that_the_source_lacks_is_absent(layout: Layout) -> None:
 def test_a_walk_without_images_needs_nothing() -> None:
     graph = run_walk(walk_images([]), lambda _: None)
     assert (graph.roots, graph.manifests) == ((), ())
-
-
-def test_nested_indexes_are_complete_with_the_last_one() -> None:
-    nesting = NestedIndexes()
-    assert nesting.add("outer", {"middle", "other"}) == []
-    assert nesting.add("other", set()) == ["other"]
-    assert nesting.add("middle", {"inner"}) == []
-    assert nesting.add("inner", set()) == ["inner", "middle", "outer"]
-    assert nesting.is_complete("outer")

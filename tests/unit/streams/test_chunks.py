@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from ocistream.errors import IntegrityError
 from ocistream.limits import CHUNK_SIZE
-from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import Descriptor, compute_digest
 from ocistream.streams.chunks import (
     Chunk,
     check_chunks_size,

@@ -1,50 +1,38 @@
-"""Concurrent copies of blobs: how many, which failure is reported, and what stops. The rest is in tests/contract."""
+"""How a copy prefetches, and when it uses threads. The rest is in tests/contract and tests/cli."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from ocistream import limits
-from ocistream.errors import (
-    ArchiveError,
-    CancelledError,
-    NetworkError,
-)
 from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.transfer import prefetch
 from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Blob, CompleteSource, EarlyBlobs, Traits, VerifiedBlob
-from tests.contract.image_shapes import named_in
 from tests.images import Layout
 from tests.observers import Watch
 
-#: Seconds after which a blocked test fails.
-PATIENCE = 60.0
-
 
 class Memory:
-    """A destination that stores blobs in memory and records the order of calls; `take` may be replaced."""
+    """A destination that stores blobs in memory."""
 
     traits = Traits(concurrent=True)
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
-        self.diary: list[str] = []
         self.threads: set[int] = set()
-        self.take: Callable[[VerifiedBlob], bytes] = whole
 
     def expect(self, graph: Graph) -> Graph:
         return graph
 
     def begin(self, graph: Graph) -> None:
-        assert all(manifest.descriptor.digest in graph.documents for manifest in graph.manifests)
-        self.diary.append("begin")
+        """Do nothing."""
 
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
         return {blob.digest for blob in blobs if blob.digest in self.blobs}
@@ -53,60 +41,40 @@ class Memory:
         return 0
 
     def write(self, blob: VerifiedBlob) -> int:
-        assert blob.range is None
         self.threads.add(threading.get_ident())
-        self.blobs[blob.descriptor.digest] = self.take(blob)
-        self.diary.append("put")
+        self.blobs[blob.descriptor.digest] = b"".join(bytes(chunk) for chunk in blob.open())
         return 0
 
     def commit(self, graph: Graph) -> None:
-        assert graph.roots
-        self.diary.append("commit")
+        """Do nothing."""
 
     def discard(self) -> None:
         """Do nothing."""
 
     def close(self) -> None:
-        self.diary.append("close")
+        """Do nothing."""
 
 
 class Wrapped(CompleteSource):
-    """A layout's images, with changed properties of the source."""
+    """A layout's images, of which several blobs may be read at once or not."""
 
-    def __init__(
-        self, path: Path, *, parallel: bool = True, early: Callable[[EarlyBlobs], None] = lambda _: None
-    ) -> None:
+    def __init__(self, path: Path, *, parallel: bool) -> None:
         self._inner = LayoutSource(path)
         self.concurrent = parallel
-        self.early = early
-        self.ended = False
 
     def resolve(self, early: EarlyBlobs) -> Graph:
-        self.early(early)
         return self._inner.resolve(early)
 
     def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        yield from self._inner.blobs(wanted)
-        self.ended = True
+        return self._inner.blobs(wanted)
 
     def close(self) -> None:
         """Do nothing."""
 
 
-def whole(blob: Blob) -> bytes:
-    return b"".join(bytes(chunk) for chunk in blob.open())
-
-
-def several_layers(layout: Layout, count: int = 6) -> list[str]:
-    """Write an image of layers that are several chunks long; return their digests."""
-    image = layout.image([(1 << 20) + number for number in range(count)], name="v1")
-    return [layer["digest"] for layer in layout.read(image["digest"])["layers"]]
-
-
-def config_of(layout: Layout) -> str:
-    """Return the digest of the only image's config, which is a single chunk."""
-    (image,) = named_in(layout)
-    return str(layout.read(image["digest"])["config"]["digest"])
+def several_layers(layout: Layout, count: int = 6) -> None:
+    """Write an image of layers that are several chunks long."""
+    layout.image([(1 << 20) + number for number in range(count)], name="v1")
 
 
 class Holding(Memory):
@@ -160,76 +128,3 @@ class TestConcurrency:
         into.traits = Traits(concurrent=sink)
         Copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs).run()
         assert into.threads == {threading.get_ident()}
-
-    def test_as_many_blobs_as_jobs_are_copied_at_once(self, layout: Layout) -> None:
-        several_layers(layout, 5)
-        sink = Memory()
-        together = threading.Barrier(3)
-
-        def take(blob: VerifiedBlob) -> bytes:
-            # The config and five layers: two rounds of three.
-            together.wait(PATIENCE)
-            return whole(blob)
-
-        sink.take = take
-        Copy(LayoutSource(layout.path), sink, Watch(), jobs=3).run()
-        assert len(sink.threads) == 3
-        assert threading.get_ident() not in sink.threads
-        assert sink.diary == ["begin", *["put"] * 6, "commit"]
-
-    def test_the_first_failure_is_reported_and_the_others_stop(self, layout: Layout) -> None:
-        several_layers(layout)
-        sink = Memory()
-        sink.blobs[config_of(layout)] = b"there already"
-        cancelled = threading.Event()
-        together = threading.Barrier(2)
-        stopped: list[BaseException] = []
-        leader: list[str] = []
-
-        def take(blob: VerifiedBlob) -> bytes:
-            chunks = blob.open()
-            next(chunks)
-            if together.wait(PATIENCE) == 0:
-                leader.append(blob.descriptor.digest)
-                msg = "the first one"
-                raise NetworkError(msg)
-            cancelled.wait(PATIENCE)
-            try:
-                for _ in chunks:
-                    pass
-            except BaseException as error:
-                stopped.append(error)
-                raise
-            return b""
-
-        sink.take = take
-        with pytest.raises(NetworkError, match="the first one"):
-            Copy(LayoutSource(layout.path), sink, Watch(), jobs=2, cancelled=cancelled).run()
-        assert cancelled.is_set()
-        assert [type(error) for error in stopped] == [CancelledError]
-        assert sink.diary == ["begin"]
-
-    def test_a_failing_source_is_reported(self, layout: Layout) -> None:
-        several_layers(layout)
-
-        class Failing(Wrapped):
-            def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-                yield from self._inner.blobs(wanted[:1])
-                msg = "no more"
-                raise ArchiveError(msg)
-
-        sink = Memory()
-        with pytest.raises(ArchiveError, match="no more"):
-            Copy(Failing(layout.path), sink, Watch(), jobs=3).run()
-        assert "commit" not in sink.diary
-
-    def test_a_failing_query_of_stored_blobs_is_reported(self, layout: Layout) -> None:
-        several_layers(layout)
-
-        class Asked(Memory):
-            def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
-                msg = f"{blobs}?"
-                raise NetworkError(msg)
-
-        with pytest.raises(NetworkError, match=r"\?"):
-            Copy(LayoutSource(layout.path), Asked(), Watch()).run()

@@ -6,8 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from ocistream.errors import IntegrityError
-from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import Descriptor, compute_digest
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination

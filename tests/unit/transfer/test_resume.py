@@ -29,8 +29,7 @@ from ocistream.errors import (
 )
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.source import LayoutSource
-from ocistream.oci.descriptor import Descriptor
-from ocistream.oci.digest import compute_digest
+from ocistream.oci.descriptor import Descriptor, compute_digest
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.copy import Copy
@@ -41,7 +40,6 @@ from ocistream.transfer.interfaces import (
     Destination,
     EarlyBlobs,
     NullObserver,
-    RecoverableBlob,
     VerifiedBlob,
 )
 from ocistream.transfer.recompress import parse_recompression
@@ -351,34 +349,7 @@ class TestLayout:
         assert self.parts(out) == sorted([new, *others])
 
 
-class TestWrongSources:
-    """The source has other copies of a blob that was wrong: no byte of the wrong one is resumed."""
-
-    @pytest.mark.parametrize("kind", ["archive", "layout"])
-    def test_the_blob_is_read_once_more_from_its_first_byte(
-        self, layout: Layout, digests: list[str], tmp_path: Path, kind: str
-    ) -> None:
-        class TwoPlaces(Reading):
-            def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-                for blob in super().blobs(wanted):
-                    wrong = blob.descriptor.digest == digests[1]
-                    yield RecoverableBlob(blob.descriptor, blob.open, on_corrupt=self.turn if wrong else None)
-
-            def turn(self, _: IntegrityError, again: bool) -> None:
-                assert again
-                layout.file(digests[1]).write_bytes(right)
-
-        right = layout.file(digests[1]).read_bytes()
-        layout.file(digests[1]).write_bytes(right[:-1] + b"x")
-        source = TwoPlaces(layout.path)
-        run(
-            source,
-            LayoutDestination(tmp_path / "out")
-            if kind == "layout"
-            else ArchiveDestination(open_file_output(tmp_path / "x.tar")),
-        )
-        assert [read for read in source.read if read[0] == digests[1]] == [[digests[1], 0, SIZES[1]]] * 2
-
+class TestWrongCompression:
     def test_a_wrong_compression_is_detected_in_a_resumed_layer(self, layout: Layout, tmp_path: Path) -> None:
         layer = layout.blob(tar_layer({"noise": bytes(9000)}, compression=""), OCI_LAYER + "+gzip")
         layout.image([layer], name="v1")
