@@ -127,8 +127,15 @@ def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
     `PartialFile`).
     """
     path = folder / _resumable_name(name)
+    # O_NONBLOCK: do not wait if the name is a FIFO.
+    flags = _FLAGS | os.O_NONBLOCK
+    is_new = False
     try:
-        partial, is_new = _open_or_create(path, mode)
+        try:
+            partial = _open_partial(path, flags, mode, is_resumable=True)
+        except FileNotFoundError:
+            # If another process creates the file at this moment, its lock shows that.
+            partial, is_new = _open_partial(path, flags | os.O_CREAT, mode, is_resumable=True), True
     except OSError as error:
         # If nothing exists there, creating a temporary file fails in the same way and reports that.
         _report_obstacle(path, error)
@@ -143,8 +150,7 @@ def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
         _report_obstacle(path)
     elif is_locked is False:
         notices.notify(
-            (f"another process is writing {path}: this run starts from the beginning and cannot be resumed"),
-            level=1,
+            f"another process is writing {path}: this run starts from the beginning and cannot be resumed", level=1
         )
     elif is_locked is None:
         notices.notify(f"{folder} does not support locks: an interrupted run cannot be resumed there", level=1)
@@ -157,32 +163,6 @@ def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
     return None
 
 
-def _open_or_create(path: Path, mode: int) -> tuple[PartialFile, bool]:
-    """Open a file or create it; return whether it was created."""
-    # O_NONBLOCK: do not wait if the name is a FIFO.
-    flags = _FLAGS | os.O_NONBLOCK
-    try:
-        return _open_partial(path, flags, mode, is_resumable=True), False
-    except FileNotFoundError:
-        # If another process creates the file at this moment, its lock shows that.
-        return _open_partial(path, flags | os.O_CREAT, mode, is_resumable=True), True
-    except PermissionError:
-        # A umask of 0222 creates files that their owner cannot write.
-        _make_writable(path)
-        return _open_partial(path, flags, mode, is_resumable=True), False
-
-
-def _make_writable(path: Path) -> None:
-    """Make a file of ours writable for its owner."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not _refusal_reason(status):
-            os.fchmod(descriptor, stat.S_IMODE(status.st_mode) | stat.S_IWUSR)
-    finally:
-        os.close(descriptor)
-
-
 def _reset_permissions(partial: PartialFile, name: str, mode: int) -> bool:
     """Set the permissions of an earlier run's file to those of a new file; return whether that succeeded.
 
@@ -190,15 +170,13 @@ def _reset_permissions(partial: PartialFile, name: str, mode: int) -> bool:
     file is created to read its permissions.
     """
     try:
-        path = partial.path.parent / _temporary_name(name, os.urandom(_RANDOM).hex())
-        new = _open_partial(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_resumable=False)
+        new = create_temporary(partial.path.parent, name, mode)
         try:
-            permissions = stat.S_IMODE(os.fstat(new.file.fileno()).st_mode)
+            os.fchmod(partial.file.fileno(), stat.S_IMODE(os.fstat(new.file.fileno()).st_mode))
         finally:
             new.keep_or_remove()
             new.unregister()
             new.file.close()
-        os.fchmod(partial.file.fileno(), permissions)
     except OSError:
         return False
     return True
