@@ -49,22 +49,19 @@ class RegistrySettings:
         from ocistream.http.settings import HostSettings
         from ocistream.registry.configuration import HostRule
 
-        keys = set()
         tls = RegistryOptions(**asdict(self.tls or TlsFiles())).tls_settings()
-        if self.plain_http is not None:
-            keys.add("plain-http")
-        if self.insecure is not None:
-            keys.add("insecure")
-        if tls.ca_files:
-            keys.add("ca-cert")
-        if tls.client_certificates:
-            keys.add("client-cert")
+        given = {
+            "plain-http": self.plain_http is not None,
+            "insecure": self.insecure is not None,
+            "ca-cert": bool(tls.ca_files),
+            "client-cert": bool(tls.client_certificates),
+        }
         return HostRule(
             HostSettings(
                 plain_http=bool(self.plain_http),
                 ca_files=tls.ca_files,
                 client_certificates=tls.client_certificates,
-                overriding_keys=frozenset(keys),
+                overriding_keys=frozenset(key for key, is_given in given.items() if is_given),
             ),
             insecure=self.insecure,
         )

@@ -385,21 +385,6 @@ class WritebackWriter:
         self._unwritten = 0
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
-    """Read a small regular file, up to `limit` + 1 bytes: a longer result shows that the file is too large.
-
-    Raises:
-        OSError: as `open_for_reading`.
-    """
-    parts: list[bytes] = []
-    remaining = limit + 1
-    with open_for_reading(path) as file:
-        while remaining > 0 and (part := file.read(remaining)):
-            parts.append(part)
-            remaining -= len(part)
-    return b"".join(parts)
-
-
 class CancellableInput(FileIO):
     """A pipe, a FIFO or a file that is read once; a read ends when the transfer is cancelled.
 
