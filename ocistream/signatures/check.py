@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -155,7 +156,7 @@ class _Results:
 
 
 class SignatureCheck:
-    """Checks the signatures of one graph: `start`, then `add` for each payload, then `results` or `finish`.
+    """Checks the signatures of one graph: `start`, then `add` for each pending payload, then `results` or `finish`.
 
     `signers` are the signers, with the contents of their files, one of whom must have signed each image; empty if only
     rules hold. `find_rules` returns the rules of the policy for a root, and `find_names` the names that it gets at the
@@ -180,16 +181,19 @@ class SignatureCheck:
         self._rules: dict[int, Sequence[TrustRule]] = {}
         self._graph: Graph | None = None
         self._raw: dict[str, bytes] = {}
+        #: The payloads that were not added yet, by digest. Each has a bounded size.
+        self.pending: dict[str, Descriptor] = {}
         #: By the digest of a payload: the signatures of it.
         self._claims: dict[str, list[_Claim]] = {}
+        self._lock = threading.Lock()
         self._count = 0
         #: Signatures that were read, by their subjects, and their size in bytes.
         self._unverified: list[tuple[str, SignedMessage]] = []
         self._unverified_size = 0
         self._results: dict[str, _Results] = {}
 
-    def start(self, graph: Graph) -> list[Descriptor]:
-        """Find the signatures of a graph. Return the payloads to read, each of which has a bounded size.
+    def start(self, graph: Graph) -> None:
+        """Find the signatures of a graph, and so the pending payloads.
 
         Raises:
             UsageError: the file of a rule's signer cannot be used.
@@ -203,8 +207,7 @@ class SignatureCheck:
             dict.fromkeys(signer for rules in self._rules.values() for rule in rules for signer in rule.signers)
         )
         if not self._signers and not self._rule_signers:
-            return []
-        payloads: dict[str, Descriptor] = {}
+            return
         for subject, raw in self._find_signatures(graph):
             for payload, claim in _read_layers(subject, raw):
                 self._count += 1
@@ -214,22 +217,28 @@ class SignatureCheck:
                 if max(payload.size, len(claim.annotation or "")) > limits.MAX_SIGNATURE_PAYLOAD:
                     self._refuse(subject, f"its signature is larger than {limits.MAX_SIGNATURE_PAYLOAD} bytes")
                     continue
-                payloads[payload.digest] = payload
+                self.pending[payload.digest] = payload
                 self._claims.setdefault(payload.digest, []).append(claim)
         for skipped in graph.skipped_referrers:
             if skipped.kind == "signature" and skipped.reason == UNSUPPORTED_TYPE and skipped.subject is not None:
                 self._refuse(skipped.subject, _UNSUPPORTED)
-        return list(payloads.values())
+        for digest, content in graph.embedded.items():
+            self.add(digest, content)
 
-    def add(self, payload: Descriptor, content: bytes) -> None:
-        """Check the signatures of a payload, whose bytes match its digest."""
-        for claim in self._claims.pop(payload.digest, ()):
-            try:
-                self._check(claim, content)
-            except RefusedSignatureError as reason:
-                self._refuse(claim.subject, str(reason))
-            except ArchiveError as error:
-                self._refuse(claim.subject, f"its signature is malformed: {error.message}")
+    def add(self, digest: str, content: bytes) -> None:
+        """Check the signatures of a payload, if this is one. Safe for several threads.
+
+        The content matches the digest.
+        """
+        with self._lock:
+            self.pending.pop(digest, None)
+            for claim in self._claims.pop(digest, ()):
+                try:
+                    self._check(claim, content)
+                except RefusedSignatureError as reason:
+                    self._refuse(claim.subject, str(reason))
+                except ArchiveError as error:
+                    self._refuse(claim.subject, f"its signature is malformed: {error.message}")
 
     def results(self) -> list[ImageSignature]:
         """Return the result for each image. Payloads that were not added are missing."""

@@ -27,6 +27,7 @@ from ocistream.errors import (
     TruncatedError,
 )
 from ocistream.streams import partial_files
+from ocistream.streams.partial_files import DEFAULT_MODE
 
 if TYPE_CHECKING:
     import threading
@@ -114,7 +115,7 @@ def _is_working_directory_gone() -> bool:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
+def atomic_file(path: Path, *, mode: int = DEFAULT_MODE) -> Iterator[FileIO]:
     """Write a file that gets its name only if the block succeeds.
 
     The bytes go to a partial file in the same folder (opened with O_EXCL and O_NOFOLLOW), which is locked. At the end
@@ -128,7 +129,12 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
 
 @contextlib.contextmanager
 def atomic_file_named_later(
-    folder: Path, prefix: str = "unnamed", *, mode: int = 0o644, durable: bool = True, synced: bool = True
+    folder: Path,
+    prefix: str = "unnamed",
+    *,
+    mode: int = DEFAULT_MODE,
+    durable: bool = True,
+    synced: bool = True,
 ) -> Iterator[tuple[FileIO, Callable[[Path], None]]]:
     """Write a file in `folder` that gets its name, in the same folder, by one call within the block.
 
@@ -144,15 +150,14 @@ def atomic_file_named_later(
 
 
 @contextlib.contextmanager
-def resumable_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[PartialFile]:
+def resumable_file(path: Path, *, durable: bool = True) -> Iterator[PartialFile]:
     """Write a file as `atomic_file` does, but keep what an interruption leaves for the next run.
 
     So the file's contents at the beginning may be anything. A file smaller than `limits.MIN_PARTIAL_SIZE` is not kept,
     nor after an IntegrityError or ArchiveError. The file is for this run only if another process is writing it, or if
     the partial file's name is not ours to write.
     """
-    folder, name = path.parent, path.name
-    partial = partial_files.open_resumable(folder, name, mode) or partial_files.create_temporary(folder, name, mode)
+    partial = partial_files.open_resumable(path) or partial_files.create_temporary(path.parent, path.name)
     with _rename_at_end(partial, [path], durable=durable):
         yield partial
 

@@ -22,7 +22,7 @@ from ocistream.sync.sources import resolve_graph
 from ocistream.transfer.copy import Copy
 from ocistream.transfer.existing_blobs import ExistenceCheck
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
-from ocistream.transfer.graph_check import GraphCheckReader
+from ocistream.transfer.graph_check import read_pending
 from ocistream.transfer.incomplete_indexes import limit_to_source
 from ocistream.transfer.interfaces import NullObserver
 from ocistream.transfer.report import BlobResults
@@ -156,9 +156,9 @@ class ImageCopier:
             with closing(self._access.open_source(copy, context)) as source:
                 graph = resolve_graph(source, copy.source)
                 if (check := self._build_check(comparison)) is not None:
-                    reader = GraphCheckReader(check, graph)
-                    reader.read(source)
-                    reader.finish()
+                    check.start(graph)
+                    read_pending(check, source)
+                    check.finish()
                 for destination in comparison.pending:
                     try:
                         comparison.missing[destination.name] = self._find_missing(destination, graph, source, cancelled)
