@@ -28,8 +28,14 @@ from ocistream.oci.referrers import (
     is_signature,
 )
 from ocistream.oci.strict_json import parse_json
-from ocistream.signatures import bundle, simple_signing
-from ocistream.signatures.messages import OTHER_IDENTITY, RefusedSignatureError
+from ocistream.signatures.messages import (
+    CERTIFICATE_ANNOTATION,
+    OTHER_IDENTITY,
+    SIGNATURE_ANNOTATION,
+    RefusedSignatureError,
+    read_bundle,
+    read_payload,
+)
 from ocistream.signatures.signers import Identity, PublicKey, Signer
 from ocistream.signatures.verifier_process import load_signers, verify_messages
 
@@ -286,9 +292,9 @@ class SignatureCheck:
     def _check(self, claim: _Claim, content: bytes) -> None:
         subject = claim.subject
         if claim.annotation is None:
-            signed = bundle.read_bundle(content, subject, self._raw.get(subject))
+            signed = read_bundle(content, subject, self._raw.get(subject))
         else:
-            signed = simple_signing.read_payload(content, claim.annotation, subject)
+            signed = read_payload(content, claim.annotation, subject)
             signed = replace(signed, is_keyless=claim.is_keyless)
         self._unverified.append((subject, signed))
         self._unverified_size += signed.size
@@ -466,8 +472,8 @@ def _read_layers(subject: str, raw: bytes) -> Iterator[tuple[Descriptor, _Claim]
     for layer in layers.descriptors(fields):
         payload = Descriptor(layer.media_type, layer.digest, layer.size)
         if layer.media_type == SIMPLE_SIGNING:
-            signature = layer.annotations.get(simple_signing.SIGNATURE_ANNOTATION, "")
-            is_keyless = simple_signing.CERTIFICATE_ANNOTATION in layer.annotations
+            signature = layer.annotations.get(SIGNATURE_ANNOTATION, "")
+            is_keyless = CERTIFICATE_ANNOTATION in layer.annotations
             yield payload, _Claim(subject, signature, is_keyless)
         elif layer.media_type == SIGSTORE_BUNDLE:
             yield payload, _Claim(subject)
