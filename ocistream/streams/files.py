@@ -166,22 +166,20 @@ def resumable_file(path: Path, *, durable: bool = True) -> Iterator[PartialFile]
 def _rename_at_end(partial: PartialFile, paths: list[Path], *, durable: bool, synced: bool = True) -> Iterator[None]:
     """Rename a partial file to the single path in `paths` at the end, or keep or remove it; until then it is locked."""
     try:
-        with partial.file:
-            try:
-                yield
-                if synced:
-                    os.fsync(partial.file.fileno())
-                (path,) = paths
-                _check_replaceable(path)
-                partial.rename(path)
-            except BaseException as error:
-                # A truncated input is not proof of wrong contents.
-                is_wrong = isinstance(error, IntegrityError | ArchiveError) and not isinstance(error, TruncatedError)
-                partial.is_discarded |= is_wrong
-                partial.keep_or_remove()
-                raise
+        yield
+        if synced:
+            os.fsync(partial.file.fileno())
+        (path,) = paths
+        _check_replaceable(path)
+        partial.rename(path)
+    except BaseException as error:
+        # A truncated input is not proof of wrong contents.
+        is_wrong = isinstance(error, IntegrityError | ArchiveError) and not isinstance(error, TruncatedError)
+        partial.is_discarded |= is_wrong
+        partial.keep_or_remove()
+        raise
     finally:
-        partial.unregister()
+        partial.close()
     if durable:
         sync_directory(path.parent)
 

@@ -81,10 +81,13 @@ class PartialFile:
         with contextlib.suppress(OSError):
             self.path.unlink()
 
-    def unregister(self) -> None:
-        """Record that the file has its final name, or was settled otherwise."""
-        with _lock:
-            _unfinished.discard(self)
+    def close(self) -> None:
+        """Close the file, which has its final name, or was kept or removed."""
+        try:
+            self.file.close()
+        finally:
+            with _lock:
+                _unfinished.discard(self)
 
     def rename(self, path: Path) -> None:
         """Rename the file.
@@ -115,8 +118,7 @@ def create_temporary(folder: Path, name: str, mode: int = DEFAULT_MODE) -> Parti
         partial = _open_partial(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_resumable=False)
         if _try_lock(partial.file.fileno()) is not False and partial.has_name():
             return partial
-        partial.unregister()
-        partial.file.close()
+        partial.close()
     raise BlockingIOError(f"{folder}: cannot create a partial file here")
 
 
@@ -160,8 +162,7 @@ def open_resumable(target: Path) -> PartialFile | None:
         # The file system has no locks, or shows our file as another user's. If another process has the lock of the new
         # file, it is writing that file, so `is_locked` is False and the file stays.
         partial.keep_or_remove()
-    partial.unregister()
-    partial.file.close()
+    partial.close()
     return None
 
 
@@ -177,8 +178,7 @@ def _reset_permissions(partial: PartialFile, target: Path) -> bool:
             os.fchmod(partial.file.fileno(), stat.S_IMODE(os.fstat(new.file.fileno()).st_mode))
         finally:
             new.keep_or_remove()
-            new.unregister()
-            new.file.close()
+            new.close()
     except OSError:
         return False
     return True
