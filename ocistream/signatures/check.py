@@ -192,6 +192,7 @@ class SignatureCheck:
         #: By the digest of a payload: the signatures of it.
         self._claims: dict[str, list[_Claim]] = {}
         self._lock = threading.Lock()
+        self._is_finished = False
         self._count = 0
         #: Signatures that were read, by their subjects, and their size in bytes.
         self._unverified: list[tuple[str, SignedMessage]] = []
@@ -261,11 +262,14 @@ class SignatureCheck:
         ]
 
     def finish(self) -> None:
-        """Raise an error unless each image is signed.
+        """Raise an error unless each image is signed. Further calls do nothing: many images take time.
 
         Raises:
             IntegrityError: images are not signed by one of the keys.
         """
+        if self._is_finished:
+            return
+        self._is_finished = True
         if unsigned := [result for result in self.results() if result.problem]:
             raise unsigned[0].to_error(len(unsigned) - 1)
 
