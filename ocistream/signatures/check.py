@@ -182,8 +182,8 @@ class SignatureCheck:
         self._find_rules = find_rules
         self._find_names = find_names
         self._is_local = is_local
-        #: The signers of the rules that hold for images of the graph, with the contents of their files.
-        self._rule_signers: dict[Signer, str] = {}
+        #: These signers and those of the rules that hold for images of the graph, with the contents of their files.
+        self._known_signers: Mapping[Signer, str] = signers
         self._rules: dict[int, Sequence[TrustRule]] = {}
         self._graph: Graph | None = None
         self._raw: dict[str, bytes] = {}
@@ -210,10 +210,9 @@ class SignatureCheck:
         subjects = [uncopied.subject for uncopied in graph.uncopied_signatures]
         self._raw = {manifest.descriptor.digest: manifest.raw for manifest in (*graph.manifests, *subjects)}
         self._rules = {id(root): self._find_rules(root) for root in graph.roots}
-        self._rule_signers = load_signers(
-            dict.fromkeys(signer for rules in self._rules.values() for rule in rules for signer in rule.signers)
-        )
-        if not self._signers and not self._rule_signers:
+        rule_signers = {signer: None for rules in self._rules.values() for rule in rules for signer in rule.signers}
+        self._known_signers = {**load_signers(rule_signers), **self._signers}
+        if not self._known_signers:
             return
         for subject, raw in self._find_signatures(graph):
             for payload, claim in _read_layers(subject, raw):
@@ -307,11 +306,10 @@ class SignatureCheck:
 
     def _verify(self) -> None:
         """Verify the signatures that were read, all at once: it takes a process."""
-        known = {**self._rule_signers, **self._signers}
-        verdicts = verify_messages(known, [signed for _, signed in self._unverified])
+        verdicts = verify_messages(self._known_signers, [signed for _, signed in self._unverified])
         for (subject, signed), verdict in zip(self._unverified, verdicts, strict=True):
             if not verdict.signers:
-                self._refuse(subject, _describe_refusal(signed, known, verdict.problem))
+                self._refuse(subject, _describe_refusal(signed, self._known_signers, verdict.problem))
                 continue
             results = self._results.setdefault(subject, _Results())
             results.signers.update(dict.fromkeys(verdict.signers))
