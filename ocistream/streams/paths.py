@@ -62,29 +62,26 @@ def is_existing_path(text: str) -> bool:
 
 def is_file(path: str | Path) -> bool:
     """Return whether a path is a regular file, with the errors of `status`."""
-    return stat.S_ISREG(_mode(path))
+    path_status = status(path)
+    return path_status is not None and stat.S_ISREG(path_status.st_mode)
 
 
 def is_directory(path: str | Path) -> bool:
     """Return whether a path is a directory, with the errors of `status`."""
-    return stat.S_ISDIR(_mode(path))
+    path_status = status(path)
+    return path_status is not None and stat.S_ISDIR(path_status.st_mode)
 
 
 def is_special(path: str | Path) -> bool:
     """Return whether a path is a device, FIFO or socket, with the errors of `status`."""
-    mode = _mode(path)
-    return mode != 0 and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    path_status = status(path)
+    return path_status is not None and not stat.S_ISREG(path_status.st_mode) and not stat.S_ISDIR(path_status.st_mode)
 
 
 def is_link(path: str | Path) -> bool:
     """Return whether a path is a symbolic link, with the errors of `status`."""
-    return stat.S_ISLNK(_mode(path, follow=False))
-
-
-def _mode(path: str | Path, *, follow: bool = True) -> int:
-    """Return the type and the permissions of a path; 0 if nothing exists there."""
-    path_status = status(path, follow=follow)
-    return path_status.st_mode if path_status is not None else 0
+    path_status = status(path, follow=False)
+    return path_status is not None and stat.S_ISLNK(path_status.st_mode)
 
 
 def real_path(path: str | Path) -> Path:
