@@ -193,7 +193,6 @@ class SignatureCheck:
         self._claims: dict[str, list[_Claim]] = {}
         self._lock = threading.Lock()
         self._is_finished = False
-        self._count = 0
         #: Signatures that were read, by their subjects, and their size in bytes.
         self._unverified: list[tuple[str, SignedMessage]] = []
         self._unverified_size = 0
@@ -214,10 +213,11 @@ class SignatureCheck:
         self._known_signers = {**load_signers(rule_signers), **self._signers}
         if not self._known_signers:
             return
+        count = 0
         for subject, raw in self._find_signatures(graph):
             for payload, claim in _read_layers(subject, raw):
-                self._count += 1
-                if self._count > limits.MAX_SIGNATURES:
+                count += 1
+                if count > limits.MAX_SIGNATURES:
                     msg = f"the images have more than {limits.MAX_SIGNATURES} signatures"
                     raise UnsupportedError(msg, hint="copy fewer images at a time")
                 if max(payload.size, len(claim.annotation or "")) > limits.MAX_SIGNATURE_PAYLOAD:
