@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ocistream.api.verification import VerifyResult
     from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
-    from ocistream.locations import OpenContext
+    from ocistream.locations import Location, OpenContext
     from ocistream.oci.descriptor import Platform
     from ocistream.transfer.interfaces import Observer
     from ocistream.transfer.report import Report
@@ -331,16 +331,11 @@ class Client:
         """
         from ocistream.api.inspection import inspect_location, to_plain_values
 
-        event = self._begin(cancelled)
-        RATIO.check("max-ratio", max_ratio)
-        argument = LocationArgument(source)
+        location, context = self._open_location(source, max_ratio, cancelled)
         choice = parse_platform_choice(list_platforms("platforms", platforms))
-        context = self._open_context([argument], event)
         return run_in_thread(
-            lambda: to_plain_values(
-                inspect_location(argument.location, context, platforms=choice, max_ratio=max_ratio)
-            ),
-            event,
+            lambda: to_plain_values(inspect_location(location, context, platforms=choice, max_ratio=max_ratio)),
+            context.cancelled,
         )
 
     def digest(
@@ -363,16 +358,10 @@ class Client:
         """
         from ocistream.api.single_image import SingleImage
 
-        event = self._begin(cancelled)
-        RATIO.check("max-ratio", max_ratio)
-        argument = LocationArgument(source)
-        image = SingleImage(
-            location=argument.location,
-            context=self._open_context([argument], event),
-            platforms=parse_platform_choice(() if platform is None else list_platforms("platform", platform)),
-            max_ratio=max_ratio,
-        )
-        return run_in_thread(image.find_digest, event)
+        location, context = self._open_location(source, max_ratio, cancelled)
+        choice = parse_platform_choice(() if platform is None else list_platforms("platform", platform))
+        image = SingleImage(location=location, context=context, platforms=choice, max_ratio=max_ratio)
+        return run_in_thread(image.find_digest, context.cancelled)
 
     def tags(
         self,
@@ -391,11 +380,8 @@ class Client:
         """
         from ocistream.api.inspection import list_names
 
-        event = self._begin(cancelled)
-        RATIO.check("max-ratio", max_ratio)
-        argument = LocationArgument(source)
-        context = self._open_context([argument], event)
-        listed = run_in_thread(lambda: list_names(argument.location, context, max_ratio=max_ratio), event)
+        location, context = self._open_location(source, max_ratio, cancelled)
+        listed = run_in_thread(lambda: list_names(location, context, max_ratio=max_ratio), context.cancelled)
         if listed.incomplete_reason:
             raise listed.incomplete_error()
         return listed.names
@@ -439,6 +425,15 @@ class Client:
             msg = "the client is closed"
             raise UsageError(msg)
         return LinkedEvent([self._closed, cancelled] if cancelled is not None else [self._closed])
+
+    def _open_location(
+        self, source: LocationLike, max_ratio: int, cancelled: threading.Event | None
+    ) -> tuple[Location, OpenContext]:
+        """Return the location of a call that reads only one, and its context."""
+        event = self._begin(cancelled)
+        RATIO.check("max-ratio", max_ratio)
+        argument = LocationArgument(source)
+        return argument.location, self._open_context([argument], event)
 
     def _open_context(
         self, arguments: Sequence[LocationArgument], cancelled: threading.Event, registries: Collection[str] = ()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Root
     from ocistream.oci.referrers import ReferrerMode
     from ocistream.oci.volumes import Volume
-    from ocistream.signatures.check import ImageSignature, SignatureCheck
+    from ocistream.signatures.check import ImageSignature
     from ocistream.signatures.signers import Signer
     from ocistream.transfer.interfaces import Observer, Source
     from ocistream.transfer.verify import Findings
@@ -66,7 +66,13 @@ def verify_source(
     Raises:
         OcistreamError: reading cannot continue, or the file of a signer cannot be used.
     """
-    check = _build_signature_check(signers, is_local=source.may_lack_blobs) if signers else None
+    check = None
+    if signers:
+        # Imported here, because few runs check signatures.
+        from ocistream.signatures.check import SignatureCheck
+        from ocistream.signatures.verifier_process import load_signers
+
+        check = SignatureCheck(load_signers(signers), is_local=source.may_lack_blobs)
     try:
         findings = verification.verify(
             source, observer, deep=deep, max_ratio=max_ratio, check=check, cancelled=cancelled
@@ -89,14 +95,6 @@ def verify_source(
         deep=deep,
         signatures=tuple(check.results()) if check is not None else None,
     )
-
-
-def _build_signature_check(signers: Sequence[Signer], *, is_local: bool) -> SignatureCheck:
-    # Imported here, because few runs check signatures.
-    from ocistream.signatures.check import SignatureCheck
-    from ocistream.signatures.verifier_process import load_signers
-
-    return SignatureCheck(load_signers(signers), is_local=is_local)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocistream.oci.graph import Graph
-    from ocistream.streams.chunks import Chunk
-    from ocistream.streams.hashing import Hasher
+    from ocistream.streams.chunks import Chunk, Hasher
     from ocistream.transfer.interfaces import VerifiedBlob
 
 #: A blob that needs several volumes starts in the rest of a volume only if that is at least this fraction of it.

@@ -27,7 +27,7 @@ from ocistream.layout.index import OCI_LAYOUT, LayoutIndex, build_index_json, ch
 from ocistream.oci.packed_descriptors import PackedDescriptors
 from ocistream.oci.reference import DIGEST_HEX_LENGTHS, is_digest, parse_digest
 from ocistream.streams import files, partial_files, paths
-from ocistream.streams.chunks import Chunk, read_chunks, verify_chunks
+from ocistream.streams.chunks import Chunk, read_all, read_chunks, verify_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -391,7 +391,9 @@ class LayoutDirectory(BlobDirectory):
             contextlib.suppress(FileNotFoundError),
             require_regular_file(f"{marker}"),
         ):
-            raw = files.read_bounded(marker, limits.MAX_LAYOUT_FILE)
+            with files.open_for_reading(marker) as file:
+                # A longer result shows that the file is too large.
+                raw = read_all(read_chunks(file, limits.MAX_LAYOUT_FILE + 1))
             with _add_layout_to_errors(self.path):
                 check_layout_file(raw)
 

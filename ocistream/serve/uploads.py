@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ocistream.serve.storage import DirectoryStorage
-    from ocistream.streams.hashing import Hasher
+    from ocistream.streams.chunks import Hasher
 
 #: How long, in seconds, a request waits for another request of the same upload.
 _LOCK_TIMEOUT: Final = 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -27,8 +28,14 @@ from ocistream.oci.referrers import (
     is_signature,
 )
 from ocistream.oci.strict_json import parse_json
-from ocistream.signatures import bundle, simple_signing
-from ocistream.signatures.messages import OTHER_IDENTITY, RefusedSignatureError
+from ocistream.signatures.messages import (
+    CERTIFICATE_ANNOTATION,
+    OTHER_IDENTITY,
+    SIGNATURE_ANNOTATION,
+    RefusedSignatureError,
+    read_bundle,
+    read_payload,
+)
 from ocistream.signatures.signers import Identity, PublicKey, Signer
 from ocistream.signatures.verifier_process import load_signers, verify_messages
 
@@ -155,7 +162,7 @@ class _Results:
 
 
 class SignatureCheck:
-    """Checks the signatures of one graph: `start`, then `add` for each payload, then `results` or `finish`.
+    """Checks the signatures of one graph: `start`, then `add` for each pending payload, then `results` or `finish`.
 
     `signers` are the signers, with the contents of their files, one of whom must have signed each image; empty if only
     rules hold. `find_rules` returns the rules of the policy for a root, and `find_names` the names that it gets at the
@@ -175,21 +182,24 @@ class SignatureCheck:
         self._find_rules = find_rules
         self._find_names = find_names
         self._is_local = is_local
-        #: The signers of the rules that hold for images of the graph, with the contents of their files.
-        self._rule_signers: dict[Signer, str] = {}
+        #: These signers and those of the rules that hold for images of the graph, with the contents of their files.
+        self._known_signers: Mapping[Signer, str] = signers
         self._rules: dict[int, Sequence[TrustRule]] = {}
         self._graph: Graph | None = None
         self._raw: dict[str, bytes] = {}
+        #: The payloads that were not added yet, by digest. Each has a bounded size.
+        self.pending: dict[str, Descriptor] = {}
         #: By the digest of a payload: the signatures of it.
         self._claims: dict[str, list[_Claim]] = {}
-        self._count = 0
+        self._lock = threading.Lock()
+        self._is_finished = False
         #: Signatures that were read, by their subjects, and their size in bytes.
         self._unverified: list[tuple[str, SignedMessage]] = []
         self._unverified_size = 0
         self._results: dict[str, _Results] = {}
 
-    def start(self, graph: Graph) -> list[Descriptor]:
-        """Find the signatures of a graph. Return the payloads to read, each of which has a bounded size.
+    def start(self, graph: Graph) -> None:
+        """Find the signatures of a graph, and so the pending payloads.
 
         Raises:
             UsageError: the file of a rule's signer cannot be used.
@@ -199,37 +209,42 @@ class SignatureCheck:
         subjects = [uncopied.subject for uncopied in graph.uncopied_signatures]
         self._raw = {manifest.descriptor.digest: manifest.raw for manifest in (*graph.manifests, *subjects)}
         self._rules = {id(root): self._find_rules(root) for root in graph.roots}
-        self._rule_signers = load_signers(
-            dict.fromkeys(signer for rules in self._rules.values() for rule in rules for signer in rule.signers)
-        )
-        if not self._signers and not self._rule_signers:
-            return []
-        payloads: dict[str, Descriptor] = {}
+        rule_signers = {signer: None for rules in self._rules.values() for rule in rules for signer in rule.signers}
+        self._known_signers = {**load_signers(rule_signers), **self._signers}
+        if not self._known_signers:
+            return
+        count = 0
         for subject, raw in self._find_signatures(graph):
             for payload, claim in _read_layers(subject, raw):
-                self._count += 1
-                if self._count > limits.MAX_SIGNATURES:
+                count += 1
+                if count > limits.MAX_SIGNATURES:
                     msg = f"the images have more than {limits.MAX_SIGNATURES} signatures"
                     raise UnsupportedError(msg, hint="copy fewer images at a time")
                 if max(payload.size, len(claim.annotation or "")) > limits.MAX_SIGNATURE_PAYLOAD:
                     self._refuse(subject, f"its signature is larger than {limits.MAX_SIGNATURE_PAYLOAD} bytes")
                     continue
-                payloads[payload.digest] = payload
+                self.pending[payload.digest] = payload
                 self._claims.setdefault(payload.digest, []).append(claim)
         for skipped in graph.skipped_referrers:
             if skipped.kind == "signature" and skipped.reason == UNSUPPORTED_TYPE and skipped.subject is not None:
                 self._refuse(skipped.subject, _UNSUPPORTED)
-        return list(payloads.values())
+        for digest, content in graph.embedded.items():
+            self.add(digest, content)
 
-    def add(self, payload: Descriptor, content: bytes) -> None:
-        """Check the signatures of a payload, whose bytes match its digest."""
-        for claim in self._claims.pop(payload.digest, ()):
-            try:
-                self._check(claim, content)
-            except RefusedSignatureError as reason:
-                self._refuse(claim.subject, str(reason))
-            except ArchiveError as error:
-                self._refuse(claim.subject, f"its signature is malformed: {error.message}")
+    def add(self, digest: str, content: bytes) -> None:
+        """Check the signatures of a payload, if this is one. Safe for several threads.
+
+        The content matches the digest.
+        """
+        with self._lock:
+            self.pending.pop(digest, None)
+            for claim in self._claims.pop(digest, ()):
+                try:
+                    self._check(claim, content)
+                except RefusedSignatureError as reason:
+                    self._refuse(claim.subject, str(reason))
+                except ArchiveError as error:
+                    self._refuse(claim.subject, f"its signature is malformed: {error.message}")
 
     def results(self) -> list[ImageSignature]:
         """Return the result for each image. Payloads that were not added are missing."""
@@ -246,11 +261,14 @@ class SignatureCheck:
         ]
 
     def finish(self) -> None:
-        """Raise an error unless each image is signed.
+        """Raise an error unless each image is signed. Further calls do nothing: many images take time.
 
         Raises:
             IntegrityError: images are not signed by one of the keys.
         """
+        if self._is_finished:
+            return
+        self._is_finished = True
         if unsigned := [result for result in self.results() if result.problem]:
             raise unsigned[0].to_error(len(unsigned) - 1)
 
@@ -277,9 +295,9 @@ class SignatureCheck:
     def _check(self, claim: _Claim, content: bytes) -> None:
         subject = claim.subject
         if claim.annotation is None:
-            signed = bundle.read_bundle(content, subject, self._raw.get(subject))
+            signed = read_bundle(content, subject, self._raw.get(subject))
         else:
-            signed = simple_signing.read_payload(content, claim.annotation, subject)
+            signed = read_payload(content, claim.annotation, subject)
             signed = replace(signed, is_keyless=claim.is_keyless)
         self._unverified.append((subject, signed))
         self._unverified_size += signed.size
@@ -288,11 +306,10 @@ class SignatureCheck:
 
     def _verify(self) -> None:
         """Verify the signatures that were read, all at once: it takes a process."""
-        known = {**self._rule_signers, **self._signers}
-        verdicts = verify_messages(known, [signed for _, signed in self._unverified])
+        verdicts = verify_messages(self._known_signers, [signed for _, signed in self._unverified])
         for (subject, signed), verdict in zip(self._unverified, verdicts, strict=True):
             if not verdict.signers:
-                self._refuse(subject, _describe_refusal(signed, known, verdict.problem))
+                self._refuse(subject, _describe_refusal(signed, self._known_signers, verdict.problem))
                 continue
             results = self._results.setdefault(subject, _Results())
             results.signers.update(dict.fromkeys(verdict.signers))
@@ -457,8 +474,8 @@ def _read_layers(subject: str, raw: bytes) -> Iterator[tuple[Descriptor, _Claim]
     for layer in layers.descriptors(fields):
         payload = Descriptor(layer.media_type, layer.digest, layer.size)
         if layer.media_type == SIMPLE_SIGNING:
-            signature = layer.annotations.get(simple_signing.SIGNATURE_ANNOTATION, "")
-            is_keyless = simple_signing.CERTIFICATE_ANNOTATION in layer.annotations
+            signature = layer.annotations.get(SIGNATURE_ANNOTATION, "")
+            is_keyless = CERTIFICATE_ANNOTATION in layer.annotations
             yield payload, _Claim(subject, signature, is_keyless)
         elif layer.media_type == SIGSTORE_BUNDLE:
             yield payload, _Claim(subject)

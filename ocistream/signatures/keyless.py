@@ -22,8 +22,7 @@ from sigstore.models import Bundle, ClientTrustConfig, TrustedRoot
 from sigstore.verify import Verifier
 from sigstore.verify.policy import AllOf, AnyOf, Identity, OIDCIssuer, OIDCIssuerV2
 
-from ocistream.signatures.bundle import encode_envelope
-from ocistream.signatures.messages import OTHER_IDENTITY
+from ocistream.signatures.messages import OTHER_IDENTITY, encode_envelope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ import sys
 import threading
 import zlib
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
@@ -19,6 +19,7 @@ from ocistream.streams.synchronization import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
+    from types import ModuleType
 
     from ocistream.streams.chunks import Chunk
 
@@ -60,24 +61,6 @@ class IncompleteStreamError(ArchiveError):
     """A compressed stream ends too early."""
 
 
-class _GzipMember(Protocol):
-    """zlib's decompressor of one gzip member."""
-
-    eof: bool
-    unused_data: bytes
-    unconsumed_tail: bytes
-
-    def decompress(self, data: Chunk, max_length: int, /) -> bytes: ...
-
-
-class _ZlibModule(Protocol):
-    """The functions of zlib that are used here."""
-
-    error: type[Exception]
-
-    def decompressobj(self, wbits: int) -> _GzipMember: ...
-
-
 def _pass_through(chunks: Iterable[Chunk], _level: int = 0) -> Iterator[Chunk]:
     yield from chunks
 
@@ -94,7 +77,7 @@ def _gzip(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
 def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Decompress a sequence of gzip members (RFC 1952, section 2.2)."""
     library = _load_zlib()
-    member: _GzipMember | None = None
+    member: Any = None
     for chunk in chunks:
         rest = memoryview(chunk)
         while rest:
@@ -117,7 +100,7 @@ def _gunzip(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         raise _incomplete("gzip")
 
 
-def _inflate_chunk(member: _GzipMember, data: Chunk) -> Iterator[bytes]:
+def _inflate_chunk(member: Any, data: Chunk) -> Iterator[bytes]:  # noqa: ANN401 - zlib does not export the type
     """Yield the plain bytes of `data` in chunks."""
     while True:
         out = member.decompress(data, limits.CHUNK_SIZE)
@@ -139,22 +122,22 @@ def _strip_zeros(data: memoryview) -> memoryview:
     return data
 
 
-def _load_zlib() -> _ZlibModule:
+def _load_zlib() -> ModuleType:
     """Return isal if it is installed, else zlib: isal has the same interface and decompresses faster."""
     try:
-        return cast("_ZlibModule", importlib.import_module("isal.isal_zlib"))
+        return importlib.import_module("isal.isal_zlib")
     except ImportError:
-        return cast("_ZlibModule", zlib)
+        return zlib
 
 
-def _require_zstandard() -> None:
-    """Check that zstandard can be imported. A zipapp cannot contain compiled modules.
+def _load_zstandard() -> ModuleType:
+    """Import zstandard. A zipapp cannot contain compiled modules.
 
     Raises:
         UnsupportedError: it cannot be imported.
     """
     try:
-        importlib.import_module("zstandard")
+        return importlib.import_module("zstandard")
     except ImportError as error:
         msg = f"zstd needs the package zstandard, which cannot be imported: {error}"
         hint = f"install it for {sys.executable}, or as the system's python3-zstandard"
@@ -162,27 +145,23 @@ def _require_zstandard() -> None:
 
 
 def _zstd(chunks: Iterable[Chunk], level: int) -> Iterator[Chunk]:
-    _require_zstandard()
-    import zstandard
-
+    zstandard = _load_zstandard()
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, threads=_ZSTD_THREADS, job_size=_ZSTD_JOB, write_checksum=True, write_content_size=False
     )
     compressor = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=limits.CHUNK_SIZE)
     for chunk in chunks:
         yield from compressor.compress(chunk)
-    yield from compressor.finish()  # type: ignore[no-untyped-call]
+    yield from compressor.finish()
 
 
 def _unzstd(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """Decompress a sequence of zstd frames (RFC 8878, section 3.1)."""
-    _require_zstandard()
-    import zstandard
-
+    zstandard = _load_zstandard()
     frames = _ZstdFrameTracker()
     source = _ChunkReader(chunks, frames)
     reader = zstandard.ZstdDecompressor(max_window_size=limits.MAX_ZSTD_WINDOW).stream_reader(
-        cast("IO[bytes]", source), read_size=limits.CHUNK_SIZE, read_across_frames=True
+        source, read_size=limits.CHUNK_SIZE, read_across_frames=True
     )
     buffer = memoryview(bytearray(limits.CHUNK_SIZE))
     try:

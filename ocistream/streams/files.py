@@ -27,6 +27,7 @@ from ocistream.errors import (
     TruncatedError,
 )
 from ocistream.streams import partial_files
+from ocistream.streams.partial_files import DEFAULT_MODE
 
 if TYPE_CHECKING:
     import threading
@@ -114,7 +115,7 @@ def _is_working_directory_gone() -> bool:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
+def atomic_file(path: Path, *, mode: int = DEFAULT_MODE) -> Iterator[FileIO]:
     """Write a file that gets its name only if the block succeeds.
 
     The bytes go to a partial file in the same folder (opened with O_EXCL and O_NOFOLLOW), which is locked. At the end
@@ -128,7 +129,12 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[FileIO]:
 
 @contextlib.contextmanager
 def atomic_file_named_later(
-    folder: Path, prefix: str = "unnamed", *, mode: int = 0o644, durable: bool = True, synced: bool = True
+    folder: Path,
+    prefix: str = "unnamed",
+    *,
+    mode: int = DEFAULT_MODE,
+    durable: bool = True,
+    synced: bool = True,
 ) -> Iterator[tuple[FileIO, Callable[[Path], None]]]:
     """Write a file in `folder` that gets its name, in the same folder, by one call within the block.
 
@@ -144,15 +150,14 @@ def atomic_file_named_later(
 
 
 @contextlib.contextmanager
-def resumable_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[PartialFile]:
+def resumable_file(path: Path, *, durable: bool = True) -> Iterator[PartialFile]:
     """Write a file as `atomic_file` does, but keep what an interruption leaves for the next run.
 
     So the file's contents at the beginning may be anything. A file smaller than `limits.MIN_PARTIAL_SIZE` is not kept,
     nor after an IntegrityError or ArchiveError. The file is for this run only if another process is writing it, or if
     the partial file's name is not ours to write.
     """
-    folder, name = path.parent, path.name
-    partial = partial_files.open_resumable(folder, name, mode) or partial_files.create_temporary(folder, name, mode)
+    partial = partial_files.open_resumable(path) or partial_files.create_temporary(path.parent, path.name)
     with _rename_at_end(partial, [path], durable=durable):
         yield partial
 
@@ -161,22 +166,20 @@ def resumable_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> It
 def _rename_at_end(partial: PartialFile, paths: list[Path], *, durable: bool, synced: bool = True) -> Iterator[None]:
     """Rename a partial file to the single path in `paths` at the end, or keep or remove it; until then it is locked."""
     try:
-        with partial.file:
-            try:
-                yield
-                if synced:
-                    os.fsync(partial.file.fileno())
-                (path,) = paths
-                _check_replaceable(path)
-                partial.rename(path)
-            except BaseException as error:
-                # A truncated input is not proof of wrong contents.
-                is_wrong = isinstance(error, IntegrityError | ArchiveError) and not isinstance(error, TruncatedError)
-                partial.is_discarded |= is_wrong
-                partial.keep_or_remove()
-                raise
+        yield
+        if synced:
+            os.fsync(partial.file.fileno())
+        (path,) = paths
+        _check_replaceable(path)
+        partial.rename(path)
+    except BaseException as error:
+        # A truncated input is not proof of wrong contents.
+        is_wrong = isinstance(error, IntegrityError | ArchiveError) and not isinstance(error, TruncatedError)
+        partial.is_discarded |= is_wrong
+        partial.keep_or_remove()
+        raise
     finally:
-        partial.unregister()
+        partial.close()
     if durable:
         sync_directory(path.parent)
 
@@ -383,21 +386,6 @@ class WritebackWriter:
                     self._file.fileno(), max(0, end - self._unwritten), self._unwritten, os.POSIX_FADV_DONTNEED
                 )
         self._unwritten = 0
-
-
-def read_bounded(path: Path, limit: int) -> bytes:
-    """Read a small regular file, up to `limit` + 1 bytes: a longer result shows that the file is too large.
-
-    Raises:
-        OSError: as `open_for_reading`.
-    """
-    parts: list[bytes] = []
-    remaining = limit + 1
-    with open_for_reading(path) as file:
-        while remaining > 0 and (part := file.read(remaining)):
-            parts.append(part)
-            remaining -= len(part)
-    return b"".join(parts)
 
 
 class CancellableInput(FileIO):

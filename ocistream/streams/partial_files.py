@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PARTIAL_SUFFIX: Final = ".partial"
 #: Suffix of the uploads of `ocistream serve`, which do not outlive its process.
 UPLOAD_SUFFIX: Final = f".upload{PARTIAL_SUFFIX}"
+#: The permissions of a new file, which the umask limits.
+DEFAULT_MODE: Final = 0o644
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _RANDOM: Final = 6
 _TEMPORARY = re.compile(rf"\.(.+)\.([0-9a-f]{{{2 * _RANDOM}}}){re.escape(PARTIAL_SUFFIX)}\Z", re.DOTALL)
@@ -79,10 +81,13 @@ class PartialFile:
         with contextlib.suppress(OSError):
             self.path.unlink()
 
-    def unregister(self) -> None:
-        """Record that the file has its final name, or was settled otherwise."""
-        with _lock:
-            _unfinished.discard(self)
+    def close(self) -> None:
+        """Close the file, which has its final name, or was kept or removed."""
+        try:
+            self.file.close()
+        finally:
+            with _lock:
+                _unfinished.discard(self)
 
     def rename(self, path: Path) -> None:
         """Rename the file.
@@ -102,7 +107,7 @@ _unfinished: set[PartialFile] = set()
 _kept_sizes: dict[Path, int] = {}
 
 
-def create_temporary(folder: Path, name: str, mode: int) -> PartialFile:
+def create_temporary(folder: Path, name: str, mode: int = DEFAULT_MODE) -> PartialFile:
     """Create a file for this run only.
 
     Raises:
@@ -113,22 +118,28 @@ def create_temporary(folder: Path, name: str, mode: int) -> PartialFile:
         partial = _open_partial(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_resumable=False)
         if _try_lock(partial.file.fileno()) is not False and partial.has_name():
             return partial
-        partial.unregister()
-        partial.file.close()
+        partial.close()
     raise BlockingIOError(f"{folder}: cannot create a partial file here")
 
 
-def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
-    """Open the file that an earlier run has left for `name`, or create it.
+def open_resumable(target: Path) -> PartialFile | None:
+    """Open the file that an earlier run has left for the file `target`, or create it.
 
     Return None and report why if another process is writing the file, if the file system has no locks, or if it is not
     a regular file of ours with one name. A link would make us write elsewhere, and two processes would write into each
     other's file. The caller then uses a temporary file. The contents of the returned file must be checked (see
     `PartialFile`).
     """
-    path = folder / _resumable_name(name)
+    path = resumable_path(target)
+    # O_NONBLOCK: do not wait if the name is a FIFO.
+    flags = _FLAGS | os.O_NONBLOCK
+    is_new = False
     try:
-        partial, is_new = _open_or_create(path, mode)
+        try:
+            partial = _open_partial(path, flags, DEFAULT_MODE, is_resumable=True)
+        except FileNotFoundError:
+            # If another process creates the file at this moment, its lock shows that.
+            partial, is_new = _open_partial(path, flags | os.O_CREAT, DEFAULT_MODE, is_resumable=True), True
     except OSError as error:
         # If nothing exists there, creating a temporary file fails in the same way and reports that.
         _report_obstacle(path, error)
@@ -137,68 +148,37 @@ def open_resumable(folder: Path, name: str, mode: int) -> PartialFile | None:
     is_ours = _refusal_reason(os.fstat(descriptor)) is None
     is_locked = _try_lock(descriptor) if is_ours else None
     # The previous owner of the lock may have renamed or removed the file.
-    if is_locked and partial.has_name() and (is_new or _reset_permissions(partial, name, mode)):
+    if is_locked and partial.has_name() and (is_new or _reset_permissions(partial, target)):
         return partial
     if not is_ours:
         _report_obstacle(path)
     elif is_locked is False:
         notices.notify(
-            (f"another process is writing {path}: this run starts from the beginning and cannot be resumed"),
-            level=1,
+            f"another process is writing {path}: this run starts from the beginning and cannot be resumed", level=1
         )
     elif is_locked is None:
-        notices.notify(f"{folder} does not support locks: an interrupted run cannot be resumed there", level=1)
+        notices.notify(f"{target.parent} does not support locks: an interrupted run cannot be resumed there", level=1)
     if is_new and is_locked is None:
         # The file system has no locks, or shows our file as another user's. If another process has the lock of the new
         # file, it is writing that file, so `is_locked` is False and the file stays.
         partial.keep_or_remove()
-    partial.unregister()
-    partial.file.close()
+    partial.close()
     return None
 
 
-def _open_or_create(path: Path, mode: int) -> tuple[PartialFile, bool]:
-    """Open a file or create it; return whether it was created."""
-    # O_NONBLOCK: do not wait if the name is a FIFO.
-    flags = _FLAGS | os.O_NONBLOCK
-    try:
-        return _open_partial(path, flags, mode, is_resumable=True), False
-    except FileNotFoundError:
-        # If another process creates the file at this moment, its lock shows that.
-        return _open_partial(path, flags | os.O_CREAT, mode, is_resumable=True), True
-    except PermissionError:
-        # A umask of 0222 creates files that their owner cannot write.
-        _make_writable(path)
-        return _open_partial(path, flags, mode, is_resumable=True), False
-
-
-def _make_writable(path: Path) -> None:
-    """Make a file of ours writable for its owner."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not _refusal_reason(status):
-            os.fchmod(descriptor, stat.S_IMODE(status.st_mode) | stat.S_IWUSR)
-    finally:
-        os.close(descriptor)
-
-
-def _reset_permissions(partial: PartialFile, name: str, mode: int) -> bool:
+def _reset_permissions(partial: PartialFile, target: Path) -> bool:
     """Set the permissions of an earlier run's file to those of a new file; return whether that succeeded.
 
     The earlier run may have had another umask. Only the kernel knows the result of umask and default ACLs, so a new
     file is created to read its permissions.
     """
     try:
-        path = partial.path.parent / _temporary_name(name, os.urandom(_RANDOM).hex())
-        new = _open_partial(path, _FLAGS | os.O_CREAT | os.O_EXCL, mode, is_resumable=False)
+        new = create_temporary(target.parent, target.name)
         try:
-            permissions = stat.S_IMODE(os.fstat(new.file.fileno()).st_mode)
+            os.fchmod(partial.file.fileno(), stat.S_IMODE(os.fstat(new.file.fileno()).st_mode))
         finally:
             new.keep_or_remove()
-            new.unregister()
-            new.file.close()
-        os.fchmod(partial.file.fileno(), permissions)
+            new.close()
     except OSError:
         return False
     return True
@@ -258,11 +238,7 @@ def is_reserved_name(name: str) -> bool:
 
 def resumable_path(path: Path) -> Path:
     """Return the path of the file that an interrupted run leaves for `path`, whether or not it exists."""
-    return path.with_name(_resumable_name(path.name))
-
-
-def _resumable_name(name: str) -> str:
-    return f".{_shorten(name, len(f'.{PARTIAL_SUFFIX}'))}{PARTIAL_SUFFIX}"
+    return path.with_name(f".{_shorten(path.name, len(f'.{PARTIAL_SUFFIX}'))}{PARTIAL_SUFFIX}")
 
 
 def _temporary_name(name: str, random: str) -> str:

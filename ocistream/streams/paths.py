@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocistream.errors import LocalDiskError, UsageError
+from ocistream.oci.reference import printable
 from ocistream.streams.files import disk_error, disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: How many characters of a path an error shows: more than any real path on a terminal.
-_MAX_SHOWN: Final = 512
 #: How many links Linux follows (path_resolution(7)).
 _MAX_LINKS: Final = 40
 
@@ -39,7 +38,7 @@ def status(path: str | Path, *, follow: bool = True) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise disk_error(f"cannot access {_format_path(path)}", error) from error
+        raise disk_error(f"cannot access {printable(str(path), 1024)}", error) from error
     except ValueError as error:
         # The path has a NUL and comes from a file: an argument cannot have one.
         msg = f"malformed path {str(path)!r}"
@@ -91,10 +90,8 @@ def real_path(path: str | Path) -> Path:
     Raises:
         LocalDiskError: the path is relative and the working directory was deleted.
     """
-    try:
+    with disk_errors(f"cannot access {printable(str(path), 1024)}"):
         return Path(os.path.realpath(path))
-    except OSError as error:
-        raise disk_error(f"cannot access {_format_path(path)}", error) from error
 
 
 def write_target(path: Path) -> Path:
@@ -114,7 +111,7 @@ def write_target(path: Path) -> Path:
         if folder is not None and is_untrusted_link(link, folder):
             msg = f"cannot write {path}: it is another user's symbolic link, in a world-writable directory"
             raise LocalDiskError(msg, hint="name another file, or remove the link")
-        with disk_errors(f"cannot access {_format_path(path)}"):
+        with disk_errors(f"cannot access {printable(str(path), 1024)}"):
             path = path.parent / path.readlink()
     return real_path(path)
 
@@ -123,13 +120,6 @@ def is_untrusted_link(link: os.stat_result, folder: os.stat_result) -> bool:
     """Return whether another user may have created a link in a shared folder, such as /tmp, to redirect a write."""
     is_shared = bool(folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH)
     return is_shared and link.st_uid not in {os.geteuid(), folder.st_uid}
-
-
-def _format_path(path: str | Path) -> str:
-    """Return a path for an error: one line, and at most `_MAX_SHOWN` characters."""
-    text = str(path)
-    clean = "".join(character if character.isprintable() else "?" for character in text[:_MAX_SHOWN])
-    return f"{clean}…" if len(text) > _MAX_SHOWN else clean
 
 
 #: The configuration of the machine, for users without their own.

@@ -6,6 +6,7 @@ Python waits for its threads, so a stalled socket would delay the exit by a minu
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sized
@@ -30,6 +31,11 @@ _NOTICE_DELAY: Final = 1.0
 _POLL_INTERVAL: Final = 0.1
 
 _T = TypeVar("_T")
+
+
+def count_processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Task(Generic[_T]):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ocistream.errors import UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import HashedChunks
-from ocistream.streams.hashing import count_processors
+from ocistream.streams.workers import count_processors
 from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, NullObserver, VerifiedBlob
 from ocistream.transfer.report import BlobResults
 from ocistream.transfer.verified_blobs import BlobProgress, read_verified, use_verified

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.oci.omitted_blobs import OmissionReason
+    from ocistream.signatures.check import SignatureCheck
     from ocistream.transfer.blob_plan import BlobPlan
-    from ocistream.transfer.graph_check import GraphCheck, GraphCheckReader
     from ocistream.transfer.interfaces import Blob, Destination, Observer, Source
     from ocistream.transfer.recompress import RecompressionSettings, Recompressor
 
@@ -76,7 +76,7 @@ class Copy:
     #: The default for archives whose layers are never compressed (those of `docker save`).
     plain_layers: RecompressionSettings | None = None
     #: Checks the source's graph, before anything is written if possible, and before anything becomes visible.
-    check: GraphCheck | None = None
+    check: SignatureCheck | None = None
 
     def __post_init__(self) -> None:
         self._is_dry_run = False
@@ -86,8 +86,6 @@ class Copy:
         self._early_blobs = EarlyBlobWriter(self._writer, self._configs, self.recompression, self.plain_layers)
         #: None if no layers are recompressed. Known with the graph.
         self._recompressor: Recompressor | None = None
-        #: None without a check. Known with the graph.
-        self._reader: GraphCheckReader | None = None
 
     def run(self, *, dry_run: bool = False) -> Report:
         """Copy the images. Nothing becomes visible before all blobs are verified.
@@ -177,25 +175,27 @@ class Copy:
         """
         if self.check is None:
             return
-        # Imported here, because few copies are checked.
-        from ocistream.transfer.graph_check import GraphCheckReader
-
-        self._reader = GraphCheckReader(self.check, graph)
+        self.check.start(graph)
         if self.source.concurrent:
-            self._reader.read(self.source)
-        for blob in tuple(self._reader.pending.values()):
+            # Imported here, because few copies are checked.
+            from ocistream.transfer.graph_check import read_pending
+
+            read_pending(self.check, self.source)
+        for blob in tuple(self.check.pending.values()):
             if (content := read_early(blob)) is not None:
-                self._reader.add(blob.digest, content)
-        if self.source.concurrent or not self._reader.pending:
-            self._reader.finish()
+                self.check.add(blob.digest, content)
+        if self.source.concurrent or not self.check.pending:
+            self.check.finish()
 
     def _open_blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
         """Open the wanted blobs, and pass on those that the check still needs."""
-        if self._reader is None or not self._reader.pending:
+        if self.check is None or not self.check.pending:
             return self.source.blobs(wanted)
+        from ocistream.transfer.graph_check import watch_pending
+
         digests = {blob.digest for blob in wanted}
-        checked = [blob for digest, blob in self._reader.pending.items() if digest not in digests]
-        return self._reader.watch(self.source.blobs([*wanted, *checked]), digests)
+        checked = [blob for digest, blob in self.check.pending.items() if digest not in digests]
+        return watch_pending(self.check, self.source.blobs([*wanted, *checked]), digests)
 
     def _limit_graph(self, graph: Graph) -> Graph:
         """Omit platforms that neither side has."""
@@ -293,9 +293,9 @@ class Copy:
 
     def _write(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         self._move(plan, wanted)
-        if self._reader is not None:
+        if self.check is not None:
             # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
-            self._reader.finish()
+            self.check.finish()
         self._skip_unsent(plan, wanted)
 
     def _move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:

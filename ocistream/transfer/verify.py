@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, IncompleteIndex
-    from ocistream.transfer.graph_check import GraphCheck, GraphCheckReader
+    from ocistream.signatures.check import SignatureCheck
     from ocistream.transfer.interfaces import Blob, Observer, Source
 
 #: Reading in parallel helps while there are free cores; more than these are rarely free.
@@ -81,7 +81,7 @@ def verify(
     *,
     deep: bool = False,
     max_ratio: int = limits.MAX_RATIO,
-    check: GraphCheck | None = None,
+    check: SignatureCheck | None = None,
     cancelled: threading.Event | None = None,
 ) -> Findings:
     """Read and verify everything in `source`, which must be opened with `all_blobs`.
@@ -114,10 +114,14 @@ class _Verification:
     def close(self) -> None:
         self._checker.close()
 
-    def run(self, source: Source, check: GraphCheck | None) -> Findings:
+    def run(self, source: Source, check: SignatureCheck | None) -> Findings:
         graph = source.resolve(self._checker)
         self._observer.planned(graph)
-        reader = self._start_check(check, graph) if check is not None else None
+        if check is not None:
+            check.start(graph)
+            for blob in tuple(check.pending.values()):
+                if self._checker.can_read_back(blob):
+                    check.add(blob.digest, self._checker.read_back(blob))
         images = [document for _, document in graph.images() if is_image(document)] if self._deep else []
         configs = ConfigChecker()
         configs.find_configs(graph)
@@ -131,9 +135,9 @@ class _Verification:
                 with configs.take_turn(blob.descriptor, self._cancelled):
                     if (content := self._read_small(blob)) is not None:
                         self._add_config(blob.descriptor, content)
-            elif reader is not None and digest in reader.pending:
+            elif check is not None and digest in check.pending:
                 if (content := self._read_small(blob)) is not None:
-                    reader.add(digest, content)
+                    check.add(digest, content)
             else:
                 self._checker.check(blob.descriptor, blob.open(), unpack=digest in unpack)
 
@@ -174,17 +178,6 @@ class _Verification:
         content = io.BytesIO()
         self._checker.check(blob.descriptor, record_chunks(blob.open(), content), unpack=False)
         return content.getvalue() if blob.descriptor.digest not in self._checker.errors else None
-
-    def _start_check(self, check: GraphCheck, graph: Graph) -> GraphCheckReader:
-        """Start a check of the graph, and pass it the blobs that came before the graph."""
-        # Imported here, because few runs check more than bytes.
-        from ocistream.transfer.graph_check import GraphCheckReader
-
-        reader = GraphCheckReader(check, graph)
-        for blob in tuple(reader.pending.values()):
-            if self._checker.can_read_back(blob):
-                reader.add(blob.digest, self._checker.read_back(blob))
-        return reader
 
     def _check_early_configs(self, configs: ConfigChecker, graph: Graph) -> None:
         """Check configs that came before the graph; blobs that may be configs were kept."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("oci", "oci-archive", "docker-archive")
 _OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `ocistream copy SRC DST` also reads files"
+_LIST_HINT = "write one image per line"
 
 
 @command(
@@ -176,32 +177,27 @@ def _read_image_list(context: CommandContext, path: str) -> list[Location]:
         number = 0
         while raw := file.readline(limits.MAX_IMAGE_LIST_LINE + 1):
             number += 1
+            where = f"{label}, line {number}"
             if len(raw) > limits.MAX_IMAGE_LIST_LINE or number > limits.MAX_IMAGE_LIST_LINES:
-                msg = f"{label}, line {number}: this is not a list of images"
-                raise UsageError(msg, hint="write one image per line")
-            text = _parse_line(raw, f"{label}, line {number}", first=number == 1)
-            if text:
-                images.append(_parse_list_item(text, f"{label}, line {number}"))
+                msg = f"{where}: this is not a list of images"
+                raise UsageError(msg, hint=_LIST_HINT)
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                msg = f"{where}: this is not text in UTF-8"
+                raise UsageError(msg, hint=_LIST_HINT) from error
+            if text := line.partition("#")[0].strip():
+                images.append(_parse_list_item(text, where))
     if not images:
         msg = f"{label} has no images" if number else f"{label} is empty"
-        raise UsageError(msg, hint="write one image per line")
+        raise UsageError(msg, hint=_LIST_HINT)
     return images
-
-
-def _parse_line(raw: bytes, where: str, *, first: bool) -> str:
-    """Return the line without its comment; "" if nothing is left."""
-    try:
-        line = raw.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        msg = f"{where}: this is not text in UTF-8"
-        raise UsageError(msg, hint="write one image per line") from error
-    return line.partition("#")[0].strip()
 
 
 def _parse_list_item(text: str, where: str) -> Location:
     if len(text.split()) > 1:
         msg = f"{where}: {printable(text)!r} is more than one image name"
-        raise InvalidNameError(msg, hint="write one image per line")
+        raise InvalidNameError(msg, hint=_LIST_HINT)
     try:
         return Location("docker", text, reference=parse_image(text, _OUTPUT_HINT))
     except InvalidNameError as error:

@@ -13,10 +13,8 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 from ocistream.errors import ArchiveError, OcistreamError
-from ocistream.signatures.bundle import read_bundle
 from ocistream.signatures.keyless import KeylessVerifier, load_verifier
-from ocistream.signatures.messages import RefusedSignatureError, SignedMessage
-from ocistream.signatures.simple_signing import read_payload
+from ocistream.signatures.messages import RefusedSignatureError, SignedMessage, read_bundle, read_payload
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.mutation import json_bytes, json_mutated
 from tests.signatures.recording import IDENTITY, ISSUER, read_recording

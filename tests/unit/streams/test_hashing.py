@@ -13,8 +13,7 @@ import pytest
 from ocistream import limits
 from ocistream.errors import IntegrityError, NetworkError
 from ocistream.oci.descriptor import Descriptor
-from ocistream.streams.chunks import read_chunks, verify_chunks
-from ocistream.streams.hashing import ThreadedHasher
+from ocistream.streams.chunks import ThreadedHasher, read_chunks, verify_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

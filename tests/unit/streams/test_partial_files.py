@@ -94,9 +94,9 @@ class TestResuming:
     def test_the_clean_up_ignores_a_file_that_was_just_closed(self, tmp_path: Path) -> None:
         partial = partial_files.create_temporary(tmp_path, "x", 0o644)
         partial.file.close()
-        # A signal may arrive between the closing of the file and `unregister()`.
+        # A signal may arrive between the closing of the file and the end of `close()`.
         partial_files.clean_up_unfinished()
-        partial.unregister()
+        partial.close()
         assert partial.size() == 0
         assert not partial.has_name()
 
