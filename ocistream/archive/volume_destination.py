@@ -257,7 +257,13 @@ class VolumeSetDestination(TarDestination):
     """
 
     #: The volume of a blob depends on the sizes of all blobs, so none can be written early.
-    traits = Traits(accepts_early=False, can_omit=True)
+    traits = Traits(
+        early_refusal=UnsupportedError(
+            "this archive lists its images only at its end, so --split cannot read it from a pipe or a compressed file",
+            hint="decompress it, or save it to a file first",
+        ),
+        can_omit=True,
+    )
 
     def __init__(self, path: Path, size: int, *, mtime: int = 0) -> None:
         """Write files of at most `size` bytes. Their names are `path` with a number in place of its `%d`.
@@ -302,12 +308,8 @@ class VolumeSetDestination(TarDestination):
             UnsupportedError: the blob arrives before the graph.
         """
         require_complete(blob)
-        if self._graph is None:
-            msg = (
-                "this archive lists its images only at its end, so --split cannot read it from a pipe or a compressed "
-                "file"
-            )
-            raise UnsupportedError(msg, hint="decompress it, or save it to a file first")
+        if self._graph is None and self.traits.early_refusal is not None:
+            raise self.traits.early_refusal
         digest = blob.descriptor.digest
         pieces = self._plan.parts[digest] if self._plan else ()
         if len(pieces) > 1:

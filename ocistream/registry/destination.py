@@ -90,7 +90,7 @@ class RegistryDestination:
         self.traits = Traits(
             concurrent=True,
             keeps_blobs=True,
-            accepts_early=early_target is not None,
+            early_refusal=_early_refusal() if early_target is None else None,
             accepts_parts=True,
             begins_without_writing=True,
             buffer_size=limits.MIB,
@@ -416,13 +416,7 @@ class RegistryDestination:
 
     def _early_reference(self) -> Reference:
         if self._early_target is None:
-            msg = (
-                "this archive lists its images only at its end (as `docker save` does), so --to cannot read it from a "
-                "pipe or a compressed file; nothing was sent"
-            )
-            suggestion = "push one image with `ocistream push -i FILE --image NAME HOST/REPOSITORY:TAG`"
-            hint = f"decompress it, or save it to a file and push with -i FILE, or {suggestion}"
-            raise UnsupportedError(msg, hint=hint)
+            raise _early_refusal()
         return self._early_target
 
     def _pusher(self, reference: Reference) -> BlobPusher:
@@ -432,6 +426,17 @@ class RegistryDestination:
             repository = Repository(self._client, reference.registry, name, for_push=True)
             self._pushers[name] = BlobPusher(repository, self._strategy, self._records)
         return self._pushers[name]
+
+
+def _early_refusal() -> UnsupportedError:
+    """Return the error for a blob whose repository is not known yet."""
+    msg = (
+        "this archive lists its images only at its end (as `docker save` does), so --to cannot read it from a pipe or "
+        "a compressed file; nothing was sent"
+    )
+    suggestion = "push one image with `ocistream push -i FILE --image NAME HOST/REPOSITORY:TAG`"
+    hint = f"decompress it, or save it to a file and push with -i FILE, or {suggestion}"
+    return UnsupportedError(msg, hint=hint)
 
 
 def _push_referrer(repository: Repository, manifest: Manifest) -> bool:

@@ -160,11 +160,11 @@ class Copy:
         # Imported here, because only a dry run needs this module.
         from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
-        with closing(DiscardedBlobs(self.cancelled)) as discarded:
+        with closing(DiscardedBlobs(self.cancelled, self.destination.traits.early_refusal)) as discarded:
             graph = self.source.resolve(discarded)
             self._start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
             for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
-                if (error := discarded.write(piped)) is not None:
+                if (error := discarded.discard(piped)) is not None:
                     raise error
         return graph
 

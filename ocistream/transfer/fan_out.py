@@ -84,7 +84,7 @@ class FanOutDestination:
             concurrent=all(each.concurrent for each in traits),
             keeps_blobs=all(each.keeps_blobs for each in traits),
             # Before the graph is known, it is unknown which destination needs a blob.
-            accepts_early=False,
+            early_refusal=UnsupportedError("several destinations cannot be written from a pipe"),
             can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),
             begins_without_writing=all(each.begins_without_writing for each in traits),

@@ -15,7 +15,7 @@ from ocistream import limits
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from ocistream.errors import IntegrityError
+    from ocistream.errors import IntegrityError, UnsupportedError
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, Root
     from ocistream.streams.chunks import Chunk
@@ -255,7 +255,7 @@ class Traits:
 
     `concurrent`: several blobs may be written at once, each from a thread of its own.
     `keeps_blobs`: blobs stay without their images, so that missing ones may come in another run.
-    `accepts_early`: blobs may be written before the graph is known.
+    `early_refusal`: the error for a blob that comes before the graph is known; None if it may be written.
     `can_omit`: it can be written without some blobs, and lists them (`Graph.omitted_from_output`).
     `accepts_parts`: a blob may be written part by part, in order, in several runs.
     `can_retry`: nothing stays of a blob whose chunks raised, so that it can be written again. A pipe takes nothing
@@ -266,12 +266,17 @@ class Traits:
 
     concurrent: bool = False
     keeps_blobs: bool = False
-    accepts_early: bool = True
+    early_refusal: UnsupportedError | None = None
     can_omit: bool = False
     accepts_parts: bool = False
     can_retry: bool = True
     begins_without_writing: bool = False
     buffer_size: int = 0
+
+    @property
+    def accepts_early(self) -> bool:
+        """Whether blobs may be written before the graph is known."""
+        return self.early_refusal is None
 
 
 class Destination(Protocol):

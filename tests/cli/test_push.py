@@ -250,7 +250,7 @@ def test_to_says_that_a_compressed_file_with_a_late_index_must_be_decompressed(
     assert served.requests == []
 
 
-@pytest.mark.parametrize("options", [[], ["--compress=zstd"]], ids=["", "compress"])
+@pytest.mark.parametrize("options", [[], ["--compress=zstd"], ["--dry-run"]], ids=["", "compress", "dry-run"])
 def test_to_refuses_a_pipe_with_a_late_index_before_it_sends(
     served: FaultyRegistry, full_names: Images, layout: Layout, tmp_path: Path, options: list[str]
 ) -> None:
