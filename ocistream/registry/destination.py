@@ -135,7 +135,10 @@ class RegistryDestination:
             reference = self._target(root)
             if reference.digest and reference.digest != root.descriptor.digest:
                 msg = f"the image is {root.descriptor.digest}, not {reference.digest} as in the name {reference.name}"
-                hint = "correct or omit the digest: an index of which only some platforms are copied has another one"
+                is_narrowed_index = any(index.digest == reference.digest for index in graph.incomplete_indexes)
+                hint = "correct the digest, or push to a tag"
+                if is_narrowed_index:
+                    hint = "the source has only some platforms of this index: omit the digest"
                 raise IntegrityError(msg, hint=hint)
         self._find_targets(graph)
 

@@ -138,13 +138,11 @@ class LockedRecord:
         content = json.dumps(document).encode().ljust(self._written_size)
         self._written_size = len(content)
         try:
-            is_written = os.pwrite(self._descriptor, content, 0) == len(content)
-            failure = None if is_written else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if os.pwrite(self._descriptor, content, 0) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - handled as a failed write
         except OSError as error:
-            failure = error
-        if failure is not None:
             self.remove()
-            _warn(self._path.parent, failure)
+            _warn(self._path.parent, error)
 
     def _can_store(self, location: SessionLocation) -> bool:
         return can_store_location(location.url, self._repository.endpoint.url, self._repository.name)

@@ -38,7 +38,7 @@ def status(path: str | Path, *, follow: bool = True) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise disk_error(f"cannot access {printable(str(path), 1024)}", error) from error
+        raise disk_error(f"cannot access {printable(str(path), 512)}", error) from error
     except ValueError as error:
         # The path has a NUL and comes from a file: an argument cannot have one.
         msg = f"malformed path {str(path)!r}"
@@ -90,7 +90,7 @@ def real_path(path: str | Path) -> Path:
     Raises:
         LocalDiskError: the path is relative and the working directory was deleted.
     """
-    with disk_errors(f"cannot access {printable(str(path), 1024)}"):
+    with disk_errors(f"cannot access {printable(str(path), 512)}"):
         return Path(os.path.realpath(path))
 
 
@@ -111,7 +111,7 @@ def write_target(path: Path) -> Path:
         if folder is not None and is_untrusted_link(link, folder):
             msg = f"cannot write {path}: it is another user's symbolic link, in a world-writable directory"
             raise LocalDiskError(msg, hint="name another file, or remove the link")
-        with disk_errors(f"cannot access {printable(str(path), 1024)}"):
+        with disk_errors(f"cannot access {printable(str(path), 512)}"):
             path = path.parent / path.readlink()
     return real_path(path)
 
