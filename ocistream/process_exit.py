@@ -54,7 +54,7 @@ class OpenUpload:
         self.is_resumable, self.can_end = lambda: False, lambda: False
 
     def remove(self) -> None:
-        """Remove the upload: nothing is left of it at the registry."""
+        """Remove the upload: it is finished, or its session was deleted or could not be deleted."""
         _uploads.pop(self, None)
 
 

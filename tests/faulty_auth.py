@@ -203,7 +203,7 @@ def _credentials(request: Request) -> tuple[str, str] | None:
     scheme, _, encoded = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "basic":
         return None
-    user, _, password = base64.b64decode(encoded).decode().partition(":")
+    user, _, password = base64.b64decode(encoded).decode(errors="replace").partition(":")
     return user, password
 
 

@@ -249,6 +249,12 @@ class _OpenVolume(NamedTuple):
     output: FileOutput
 
 
+def _early_refusal() -> UnsupportedError:
+    """Return the error for a blob that comes before the sizes of all blobs are known."""
+    msg = "this archive lists its images only at its end, so --split cannot read it from a pipe or a compressed file"
+    return UnsupportedError(msg, hint="decompress it, or save it to a file first")
+
+
 class VolumeSetDestination(TarDestination):
     """Writes images into as many tars as needed, none larger than a given size.
 
@@ -257,13 +263,7 @@ class VolumeSetDestination(TarDestination):
     """
 
     #: The volume of a blob depends on the sizes of all blobs, so none can be written early.
-    traits = Traits(
-        early_refusal=UnsupportedError(
-            "this archive lists its images only at its end, so --split cannot read it from a pipe or a compressed file",
-            hint="decompress it, or save it to a file first",
-        ),
-        can_omit=True,
-    )
+    traits = Traits(early_refusal=_early_refusal, can_omit=True)
 
     def __init__(self, path: Path, size: int, *, mtime: int = 0) -> None:
         """Write files of at most `size` bytes. Their names are `path` with a number in place of its `%d`.
@@ -308,8 +308,8 @@ class VolumeSetDestination(TarDestination):
             UnsupportedError: the blob arrives before the graph.
         """
         require_complete(blob)
-        if self._graph is None and self.traits.early_refusal is not None:
-            raise self.traits.early_refusal
+        if self._graph is None:
+            raise _early_refusal()
         digest = blob.descriptor.digest
         pieces = self._plan.parts[digest] if self._plan else ()
         if len(pieces) > 1:

@@ -298,8 +298,8 @@ class Keychain:
         return (Path(directory) if directory else self._home / ".docker") / "config.json"
 
     def _docker_variable(self) -> str:
-        """Return the variable that names Docker's directory, or "" for the default directory."""
-        return "DOCKER_CONFIG" if self._env.get("DOCKER_CONFIG") else ""
+        """Return the variable that names Docker's directory, or "" for the default directory or another file."""
+        return "DOCKER_CONFIG" if self.auth_file is None and self._env.get("DOCKER_CONFIG") else ""
 
     def _podman_paths(self) -> Iterator[Path]:
         runtime = self._env.get("XDG_RUNTIME_DIR")

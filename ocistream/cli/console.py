@@ -104,8 +104,9 @@ class Console:
 
         No `::error::` for GitHub: the author of a workflow decides whether a failure here is an error there.
         """
-        if self.display is not None:
-            self.display.close()
+        # Another thread may end the display.
+        if (display := self.display) is not None:
+            display.close()
         if self.as_json:
             optional = {"hint": hint, "exit_code": code, "kind": kind}
             fields = {key: value for key, value in optional.items() if value is not None}
@@ -134,7 +135,8 @@ class Console:
 
     def suspend_display(self) -> AbstractContextManager[None]:
         """Remove the display within the block: stdout may be the same terminal."""
-        return contextlib.nullcontext() if self.display is None else self.display.suspend()
+        display = self.display
+        return contextlib.nullcontext() if display is None else display.suspend()
 
     def fresh_line(self) -> str:
         """Return text that starts an empty row if another program may have left the cursor inside one, else ""."""

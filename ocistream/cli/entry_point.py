@@ -310,7 +310,10 @@ def _format_traceback(error: BaseException) -> str:
 
     lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        # An error can be among the causes of its own cause.
+        seen.add(id(cause))
         lines.append(f"{type(cause).__name__}\n")
         cause = cause.__cause__ or cause.__context__
         if cause is not None:

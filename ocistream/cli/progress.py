@@ -279,7 +279,7 @@ class ProgressLines(Progress):
 
     def tick(self) -> None:
         """Print a line."""
-        if self.has_started:
+        if self.has_started and not self._closed.is_set():
             self.print_line(self._console)
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:

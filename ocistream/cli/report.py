@@ -202,11 +202,13 @@ def _describe_selected(chosen: ChosenPlatforms, source: Source | None, *, into_d
         from ocistream.transfer.incomplete_indexes import read_exported_platforms
 
         exported = read_exported_platforms(source, chosen.manifests)
-        count, may_lack = (len(exported), False) if exported else (listed_count, True)
+        count, may_lack = (listed_count, True) if exported is None else (len(exported), False)
     if into_docker_archive:
         advice = "" if count == 1 else "; choose another with --platform"
     else:
         advice = f"; use --platform all to {'keep the index' if count == 1 else 'copy all'}"
+    if count == 0:
+        return f"only {selected} of {listed_count} platforms in the index; the source has none of them completely"
     if count == 1:
         origin = "of an index" if listed_count == 1 else f"that the source has of the {listed_count} in the index"
         return f"{selected}, the only platform {origin}{advice}"

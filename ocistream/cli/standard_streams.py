@@ -68,11 +68,19 @@ def stdout_error(error: OSError) -> OcistreamError:
 
 def read_password() -> str:
     """Return the password on stdin without the line end, as `docker login --password-stdin` does."""
-    secret = sys.stdin.read(limits.MAX_ERROR_BODY).rstrip("\r\n") if sys.stdin else ""
+    secret = _parse_password(sys.stdin.buffer.read(limits.MAX_ERROR_BODY + 1), "stdin") if sys.stdin else ""
     if not secret:
         msg = "stdin has no password"
         raise UsageError(msg, hint='pipe it in: `printf %s "$PASSWORD" | ocistream ... --password-stdin`')
     return secret
+
+
+def _parse_password(raw: bytes, description: str) -> str:
+    if len(raw) > limits.MAX_ERROR_BODY:
+        msg = f"{description} has more than {limits.MAX_ERROR_BODY} bytes: too long for a password"
+        raise UsageError(msg)
+    # Passwords need not be UTF-8: the bytes are sent as they are.
+    return raw.decode(errors="surrogateescape").rstrip("\r\n")
 
 
 def read_password_file(path: str, option: str) -> str:
@@ -82,12 +90,7 @@ def read_password_file(path: str, option: str) -> str:
         raise UsageError(msg, hint=f"read the password from stdin with {option.removesuffix('file')}stdin")
     description = f"{option} {printable(path, 1024)}"
     with disk_errors(f"cannot read {description}"), open(path, "rb") as file:  # noqa: PTH123 - a Path refuses names that are too long
-        raw = file.read(limits.MAX_ERROR_BODY + 1)
-    if len(raw) > limits.MAX_ERROR_BODY:
-        msg = f"{description} has more than {limits.MAX_ERROR_BODY} bytes: too long for a password"
-        raise UsageError(msg)
-    # Passwords need not be UTF-8: the bytes are sent as they are.
-    secret = raw.decode(errors="surrogateescape").rstrip("\r\n")
+        secret = _parse_password(file.read(limits.MAX_ERROR_BODY + 1), description)
     if not secret:
         msg = f"{description} is empty"
         raise UsageError(msg, hint="write the password into it, and nothing else")

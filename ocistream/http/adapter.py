@@ -257,8 +257,8 @@ class Adapter(requests.adapters.BaseAdapter):
         proxy = requests.utils.select_proxy(str(origin), self._proxies)
         if not proxy:
             return None
-        scheme = proxy.partition(":")[0].lower()
-        if scheme.startswith("socks"):
+        scheme = proxy.partition("://")[0].lower()
+        if "://" in proxy and scheme.startswith("socks"):
             msg = f"the proxy for this host uses {printable(scheme, 20)}, which is not supported"
             raise UnsupportedError(
                 msg, hint="HTTPS_PROXY, HTTP_PROXY and ALL_PROXY support http:// and https:// proxies"
@@ -404,7 +404,7 @@ def _send_all(
     `sendall` would apply the timeout to the whole chunk: on a slow line every upload would fail.
 
     Raises:
-        BrokenPipeError: the response arrived already. Raised only if `response` is given.
+        BrokenPipeError: the response arrived already, or the server closed the connection.
         OSError: the connection broke. There may still be a response to read.
     """
     if connection.gettimeout() != timeout:

@@ -113,9 +113,9 @@ class HttpClient:
         self._session.close()
 
     def for_transfer(self, cancelled: threading.Event) -> HttpClient:
-        """Return a client for one transfer, whose waits and requests end when `cancelled` is set.
+        """Return a client for one transfer, whose retries and requests end when `cancelled` is set.
 
-        It shares connections, tokens and limits with this client, which alone is closed.
+        It shares connections, tokens and rate limits with this client, which alone is closed.
         """
         other = copy.copy(self)
         other.cancelled = cancelled
@@ -214,8 +214,10 @@ class HttpClient:
                 is_transient = Origin.from_url(url) == endpoint.origin
                 was_asked_again = is_transient
             if not is_transient or request.is_started or not retries.wait_for_retry(response):
-                refusal = response_error(endpoint.registry, response, elsewhere=response.origin != endpoint.origin)
-                raise self._with_option_names(refusal)
+                # Not in a local variable: the error would be in a cycle with this frame, which has the body.
+                raise self._with_option_names(
+                    response_error(endpoint.registry, response, elsewhere=response.origin != endpoint.origin)
+                )
 
     def _send_authorized(self, request: _Request, url: str, scopes: tuple[str, ...] | None) -> Response:
         """Send a request with the Authorization that its endpoint wants, and to no other origin."""

@@ -37,23 +37,14 @@ class Origin:
     port: int
 
     @staticmethod
-    @lru_cache(maxsize=_CACHED_ORIGINS)
     def from_url(url: str) -> Origin:
         """Return the origin of a URL.
 
         Raises:
             NetworkError: it is not an http or https URL with a host.
         """
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host, port = None, None
-            parts = urlsplit("")
-        if parts.scheme not in _DEFAULT_PORTS or not host:
-            msg = f"{redact_url(url)} is not an http or https URL"
-            raise PermanentNetworkError(msg)
-        return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
+        # Scheme and authority end before the third slash. Complete URLs, some of them signed, are not cached.
+        return _parse_origin("/".join(url.split("/", 3)[:3]))
 
     def __str__(self) -> str:
         """Return the URL of the origin, without a path."""
@@ -64,6 +55,20 @@ class Origin:
         """`HOST[:PORT]`, without the scheme's default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+@lru_cache(maxsize=_CACHED_ORIGINS)
+def _parse_origin(url: str) -> Origin:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+        parts = urlsplit("")
+    if parts.scheme not in _DEFAULT_PORTS or not host:
+        msg = f"{redact_url(url)} is not an http or https URL"
+        raise PermanentNetworkError(msg)
+    return Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
 
 
 def internal_address_error(host: str) -> PermanentNetworkError:

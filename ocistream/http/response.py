@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream import limits
-from ocistream.errors import NetworkError, PermanentNetworkError
+from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError
 from ocistream.http.errors import describe_cause
 from ocistream.http.origins import redact_url
 from ocistream.http.retry import parse_retry_after
@@ -43,12 +43,14 @@ _MAX_STATUS_LINE: Final = 64 * limits.KIB
 _MAX_LINE_BYTES: Final = 256 * limits.KIB
 #: Each byte of the body allows this many more bytes of lines: a chunk of one byte needs five.
 _LINE_BYTES_PER_BODY_BYTE: Final = 16
-_STATUS_LINE: Final = re.compile(r"(HTTP/\S+)\s+([1-9][0-9]{2})(?:\s+(.*?))?\s*\Z")
+_STATUS_LINE: Final = re.compile(r"(HTTP/\S+)\s+([1-9][0-9]{2})(?:\s(.*))?\Z", re.DOTALL)
 #: The length of `HTTP/1.1 413`: these bytes tell a final response from an interim one (RFC 9112, section 4).
 _STATUS_LENGTH: Final = 12
 _FIRST_DIGIT: Final = slice(9, 10)
 #: A valid Content-Length.
 _LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
+#: A chunk size in a form that `int` reads. A negative one is refused by itself.
+_CHUNK_SIZE: Final = re.compile(rb"-?[0-9A-Fa-f]+")
 _STATUSES_WITHOUT_BODY: Final = frozenset({101, 204, 304})
 
 
@@ -63,7 +65,7 @@ class Response:
         self._throttle = route.limits.download
         #: Bytes of the body received so far.
         self._received = 0
-        self._error_body: bytes | None = None
+        self._drained: bytes | None = None
         self.method = sent.request.method or ""
         self.url = sent.url
         #: The origin of the URL.
@@ -145,12 +147,13 @@ class Response:
 
         The status counts even if the body breaks off.
         """
-        if self._error_body is None:
+        if self._drained is None:
             content = bytearray()
-            with contextlib.suppress(NetworkError):
+            # A wait for the rate limit ends when the transfer is cancelled.
+            with contextlib.suppress(NetworkError, CancelledError):
                 self._append_to(content, limits.MAX_ERROR_BODY)
-            self._error_body = bytes(content[: limits.MAX_ERROR_BODY])
-        return self._error_body
+            self._drained = bytes(content[: limits.MAX_ERROR_BODY])
+        return self._drained
 
     def close(self) -> None:
         """Keep the connection for other requests if the body was read to its end; else close it."""
@@ -192,7 +195,7 @@ class Response:
 
 
 class EndlessResponseError(Exception):
-    """A response that never ends, or whose end is unknown."""
+    """A response that never ends, or whose end is unknown. It is not requested again."""
 
 
 class RawResponse:
@@ -408,12 +411,11 @@ class RawResponse:
         if self._chunk_left is not None and self.readline(2) != b"\r\n":
             msg = "a chunk of the response body is not followed by the end of its line"
             raise ConnectionError(msg)
-        line = self.readline(_MAX_LINE_BYTES)
-        try:
-            size = int(line.partition(b";")[0], 16)
-        except ValueError:
+        text = self.readline(_MAX_LINE_BYTES).partition(b";")[0].strip()
+        if _CHUNK_SIZE.fullmatch(text) is None:
             msg = "a chunk of the response body has a malformed size"
-            raise ConnectionError(msg) from None
+            raise ConnectionError(msg)
+        size = int(text, 16)
         if size < 0:
             msg = "a chunk of the response body has a negative size"
             raise EndlessResponseError(msg)

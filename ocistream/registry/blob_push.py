@@ -88,24 +88,40 @@ class BlobPusher:
         """
         usable = [name for name in sources if self._mount_misses[name] < _MAX_MOUNT_MISSES]
         for position, source in enumerate(sorted(usable, key=self._mount_misses.__getitem__)):
-            name = printable(f"{self.repository.endpoint.registry}/{source}")
-            try:
-                is_mounted = position == 0 or has_mountable_blob(self.repository, descriptor, source)
-                if is_mounted:
-                    is_mounted, location = mount_blob(self.repository, descriptor.digest, source)
-                    self._keep_session(descriptor, location)
-            except _MOUNT_REFUSALS:
-                self._mount_misses[source] = _MAX_MOUNT_MISSES
-                notify(f"the registry refuses to mount blobs from {name}: uploading them", level=1)
-                continue
-            if is_mounted:
+            if self.mount_from(descriptor, source, is_asked=position == 0):
                 self._mount_misses[source] = 0
-                self.exists[descriptor.digest] = True
                 return True
+            if self._mount_misses[source] == _MAX_MOUNT_MISSES:
+                # It has just refused.
+                continue
             self._mount_misses[source] += 1
             if self._mount_misses[source] == _MAX_MOUNT_MISSES:
+                name = self._format_source(source)
                 notify(f"no longer trying to mount from {name}: it had none of the last {_MAX_MOUNT_MISSES}", level=1)
         return False
+
+    def mount_from(self, descriptor: Descriptor, source: str, *, is_asked: bool = True) -> bool:
+        """Mount a blob from one repository, whatever it lacked before; unless `is_asked`, a HEAD comes first.
+
+        Raises:
+            NetworkError: there was no answer, after all retries.
+        """
+        try:
+            if not (is_asked or has_mountable_blob(self.repository, descriptor, source)):
+                return False
+            is_mounted, location = mount_blob(self.repository, descriptor.digest, source)
+            if is_mounted or location is not None:
+                self._keep_session(descriptor, location)
+        except _MOUNT_REFUSALS:
+            self._mount_misses[source] = _MAX_MOUNT_MISSES
+            notify(f"the registry refuses to mount blobs from {self._format_source(source)}: uploading them", level=1)
+            return False
+        if is_mounted:
+            self.exists[descriptor.digest] = True
+        return is_mounted
+
+    def _format_source(self, source: str) -> str:
+        return printable(f"{self.repository.endpoint.registry}/{source}")
 
     def can_mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
         """Return whether any of several repositories of the same registry has a blob; this opens no session.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from ocistream.errors import IntegrityError, NotFoundError, OcistreamError, RegistryError, UnsupportedError
+from ocistream.errors import IntegrityError, NotFoundError, RegistryError, UnsupportedError
 from ocistream.http.origins import redact_url
 from ocistream.oci.reference import is_digest
 from ocistream.registry.repository import Repository, image_not_found_error
@@ -78,6 +78,8 @@ def _delete_tag(repository: Repository, reference: Reference, *, by_digest: bool
     except RegistryError as error:
         if by_digest and error.status in _UNSUPPORTED_STATUSES:
             return False
+        if error.status not in _UNSUPPORTED_STATUSES:
+            raise
         hint = f"{_BY_DIGEST_HINT}, unless {_REFUSED_HINT}"
         raise _deletion_error(repository, f"the tag {reference.name}", error, hint) from error
     return True
@@ -87,13 +89,13 @@ def _delete_manifest(repository: Repository, digest: str) -> None:
     try:
         repository.delete_manifest(digest)
     except RegistryError as error:
+        if error.status not in _UNSUPPORTED_STATUSES:
+            raise
         raise _deletion_error(repository, f"{repository}@{digest}", error, _REFUSED_HINT) from error
 
 
-def _deletion_error(repository: Repository, name: str, error: RegistryError, hint: str) -> OcistreamError:
-    """Return the error of a refused deletion; `error` itself if the registry deletes in general."""
-    if error.status not in _UNSUPPORTED_STATUSES:
-        return error
+def _deletion_error(repository: Repository, name: str, error: RegistryError, hint: str) -> UnsupportedError:
+    """Return the error of a registry that does not delete."""
     # `ocistream serve` says so.
     is_read_only = "registry is read-only" in error.message
     message = f"{repository.endpoint.registry} does not delete {name} ({error.message})"

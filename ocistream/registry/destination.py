@@ -90,7 +90,7 @@ class RegistryDestination:
         self.traits = Traits(
             concurrent=True,
             keeps_blobs=True,
-            early_refusal=_early_refusal() if early_target is None else None,
+            early_refusal=_early_refusal if early_target is None else None,
             accepts_parts=True,
             begins_without_writing=True,
             buffer_size=limits.MIB,
@@ -264,7 +264,7 @@ class RegistryDestination:
         resumed_size = first.upload(blob).resumed
         descriptor = blob.descriptor
         for pusher in others:
-            if pusher.mount(descriptor, [first.repository.name]):
+            if pusher.mount_from(descriptor, first.repository.name):
                 continue
             if blob.access is not Access.REPEATABLE:
                 problem = "also needs this blob, but the blob can neither be mounted nor read again"

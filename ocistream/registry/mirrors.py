@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor, Manifest
     from ocistream.registry.configuration import PullSource
     from ocistream.registry.download import BlobDownload
-    from ocistream.registry.registries import HostHealth
+    from ocistream.registry.registries import HostHealth, MirrorHost
     from ocistream.registry.tags import TagList
     from ocistream.streams.chunks import Chunk
 
@@ -58,9 +58,9 @@ class PullCandidate:
     is_last: bool = False
 
     @property
-    def host(self) -> str:
-        """The `HOST[:PORT]` of the location."""
-        return self.repository.endpoint.registry
+    def host(self) -> MirrorHost:
+        """The host of the location. As a mirror it may fail where it answers for its own images."""
+        return self.mirror is not None, self.repository.endpoint.registry
 
 
 def _reopen(candidate: PullCandidate, *, is_replaceable: bool) -> PullCandidate:
@@ -205,7 +205,7 @@ class MirroredRepository:
         """
         for candidate in self._candidates:
             mirror = candidate.mirror
-            if candidate.is_excluded or (mirror and self._health.has_failed(mirror.registry)):
+            if candidate.is_excluded or (mirror and self._health.has_failed(candidate.host)):
                 continue
             # A digest-only mirror may serve manifests and blobs once the tag is resolved.
             if by_digest or mirror is None or mirror.can_pull(by_digest=False):

@@ -6,7 +6,7 @@ An image is read from the registry's own repository, or from one with mirrors or
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ocistream.errors import NetworkError
 from ocistream.notices import notify
@@ -61,6 +61,10 @@ def _read_directly(repository: ReadableRepository) -> ReadableRepository:
     return repository
 
 
+#: Whether a host is used as a mirror, and its name.
+MirrorHost: TypeAlias = "tuple[bool, str]"
+
+
 class HostHealth:
     """Which hosts failed in this run: mirrors, and registries that have mirrors. Safe for several threads.
 
@@ -70,18 +74,18 @@ class HostHealth:
     def __init__(self) -> None:
         """Begin without failures."""
         #: Hosts that are not asked again, and the first reason; `_corrupt` has those that sent wrong bytes.
-        self._reasons: dict[str, str] = {}
-        self._corrupt: set[str] = set()
+        self._reasons: dict[MirrorHost, str] = {}
+        self._corrupt: set[MirrorHost] = set()
 
-    def has_failed(self, host: str) -> bool:
+    def has_failed(self, host: MirrorHost) -> bool:
         """Return whether a host must not be asked again, if another location can be asked."""
         return host in self._reasons
 
-    def is_down(self, host: str) -> bool:
+    def is_down(self, host: MirrorHost) -> bool:
         """Return whether a host failed without sending wrong bytes."""
         return host in self._reasons and host not in self._corrupt
 
-    def record_failure(self, host: str, reason: str, *, is_corrupt: bool = False) -> None:
+    def record_failure(self, host: MirrorHost, reason: str, *, is_corrupt: bool = False) -> None:
         """Stop requests to a host for this run, and report the reason."""
         # `setdefault` is atomic: one of several threads is the first.
         is_new = self._reasons.setdefault(host, reason) is reason

@@ -45,9 +45,10 @@ class ReplayBuffer:
         self.truncation: TruncatedError | None = None
 
     def close(self) -> None:
-        """Close the source's connection or file now; an exception's traceback would keep it open."""
+        """Close the source's connection or file, and drop the bytes: an exception's traceback would keep both."""
         if (close := getattr(self._chunks, "close", None)) is not None:
             close()
+        self._ring = self._unread = memoryview(b"")
 
     @property
     def is_empty(self) -> bool:
@@ -71,7 +72,7 @@ class ReplayBuffer:
             return
         if offset < self.start:
             self.close()
-            self._chunks, self._unread, self.is_exhausted = None, memoryview(b""), False
+            self._chunks, self.is_exhausted = None, False
             self.start = self.end = self._content.start
         while self.end < offset and self._read_ahead(offset - self.end):
             pass
@@ -112,7 +113,7 @@ class ReplayBuffer:
             yield chunk
 
     def check_end(self) -> None:
-        """Read the source to its end: it may raise an error there, such as that there are excess bytes."""
+        """Ask the source for one more chunk: it raises an error at its end, such as that there are excess bytes."""
         self._read_chunk()
 
     def _read_chunk(self) -> None:

@@ -76,14 +76,14 @@ class _PartRefusedError(Exception):
 class _Request:
     """The body of one request. `span` is its range, or None if it is sent without one.
 
-    `size` is its size in bytes, 0 if it is unknown. `has_chunked_coding` says that it uses the chunked transfer coding
+    `size` is its size in bytes, 0 if it is unknown. `hides_known_size` says that it uses the chunked transfer coding
     although its length is known. `is_resuming` says that it continues bytes of an earlier request.
     """
 
     body: StreamedBody
     size: int
     span: tuple[int, int] | None = None
-    has_chunked_coding: bool = False
+    hides_known_size: bool = False
     is_resuming: bool = False
     has_failed: bool = False
 
@@ -332,12 +332,12 @@ class Upload:
             return None
         max_size = self._max_body_size(offset)
         is_stream = max_size is None and not offset
-        has_chunked_coding = False
+        hides_known_size = False
         if end is not None and not self._must_end_requests:
-            has_chunked_coding = self._strategy.can_use_chunked_coding(end - self._content.start)
+            hides_known_size = self._strategy.can_use_chunked_coding(end - self._content.start)
             count = min(end - offset, max_size or end)
         elif is_stream and not (end and self._strategy.has_refused_chunked_coding):
-            return _Request(StreamedBody(self._buffer.read(0)), end or 0, has_chunked_coding=end is not None)
+            return _Request(StreamedBody(self._buffer.read(0)), end or 0, hides_known_size=end is not None)
         else:
             # The source must not fail in the middle of a request whose length is stated.
             is_stream = False
@@ -346,11 +346,11 @@ class Upload:
                 return None
         chunks = self._buffer.read(offset, count)
         return _Request(
-            StreamedBody(chunks) if has_chunked_coding else FixedLengthBody(chunks, count),
+            StreamedBody(chunks) if hides_known_size else FixedLengthBody(chunks, count),
             count,
             # A stream states no range.
             None if is_stream else (offset, offset + count),
-            has_chunked_coding=has_chunked_coding,
+            hides_known_size=hides_known_size,
             is_resuming=offset > 0 and self._method.kind != CHUNK,
         )
 
@@ -427,8 +427,8 @@ class Upload:
         status = _status_of(failure)
         request = self._request
         is_session_lost = _is_session_lost(failure)
-        has_chunked_coding = request is not None and request.has_chunked_coding
-        if has_chunked_coding and status in CHUNKED_CODING_REFUSALS and not is_session_lost:
+        hides_known_size = request is not None and request.hides_known_size
+        if hides_known_size and status in CHUNKED_CODING_REFUSALS and not is_session_lost:
             self._strategy.has_refused_chunked_coding = True
             message = f"chunked transfer coding was answered with {status}; using Content-Length"
             notify(f"{self._registry}: {message}", level=1)
@@ -443,7 +443,8 @@ class Upload:
         if status in {404, 416} and request is not None and not is_session_lost:
             offset = self._query_offset()
         if self._is_method_refused(failure, status, offset):
-            self._refusal = failure
+            # Without its frames, which have this object and its buffer: the upload may still succeed.
+            self._refusal = failure.without_frames()
             if self._strategy.explicit_method is not None:
                 failure.hint = f"--upload {self._method} was requested; --upload auto finds what the registry accepts"
                 self._give_up(failure)

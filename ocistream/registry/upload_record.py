@@ -185,7 +185,7 @@ class UploadRecords:
             return None
         identity = _identify(repository, digest, size)
         path = self._directory / _file_name(repository, digest)
-        location = None
+        location, descriptor = None, None
         try:
             _ensure_private_directory(self._directory)
             if (descriptor := _open_locked(path, os.O_CREAT)) is None:
@@ -197,6 +197,8 @@ class UploadRecords:
                 # Not for a new file: ext4 would treat it as a replacement, and sync it when it is closed.
                 os.ftruncate(descriptor, 0)
         except OSError as error:
+            if descriptor is not None:
+                os.close(descriptor)
             _warn(self._directory, error)
             return None
         record = LockedRecord(repository, path, descriptor, identity, location)

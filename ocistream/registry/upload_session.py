@@ -322,7 +322,11 @@ class UploadSession:
         except OcistreamError as error:
             if body is not None and body.failure is not None:
                 # The source of the body failed; the error of the request is a consequence.
-                raise body.failure from None
+                try:
+                    raise body.failure from None
+                finally:
+                    # The error has frames with the body.
+                    body.failure = None
             if not isinstance(error, NotFoundError):
                 raise
             raise SessionLostError(error.message, is_sure=not _LOST_CODES.isdisjoint(error.codes)) from error

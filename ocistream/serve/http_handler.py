@@ -120,7 +120,9 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
     def parse_request(self) -> bool:
         """Read a request's head. If the head is malformed, send the error and return False."""
         try:
-            self.command, self.path, self.request_version = parse_request_line(self.raw_requestline)
+            self.command, path, self.request_version = parse_request_line(self.raw_requestline)
+            # Clients whose base URL ends with a slash send two; as http.server, take them as one.
+            self.path = f"/{path.lstrip('/')}" if path.startswith("//") else path
             self.headers = read_headers(self.rfile)
             check_host(self.headers, self.path, self.request_version)
         except RequestRejectedError as refused:

@@ -192,7 +192,8 @@ class SignatureCheck:
         #: By the digest of a payload: the signatures of it.
         self._claims: dict[str, list[_Claim]] = {}
         self._lock = threading.Lock()
-        self._is_finished = False
+        #: The images that are not signed; None until the check is finished.
+        self._unsigned: list[ImageSignature] | None = None
         #: Signatures that were read, by their subjects, and their size in bytes.
         self._unverified: list[tuple[str, SignedMessage]] = []
         self._unverified_size = 0
@@ -261,16 +262,15 @@ class SignatureCheck:
         ]
 
     def finish(self) -> None:
-        """Raise an error unless each image is signed. Further calls do nothing: many images take time.
+        """Raise an error unless each image is signed. Further calls have the same outcome: many images take time.
 
         Raises:
             IntegrityError: images are not signed by one of the keys.
         """
-        if self._is_finished:
-            return
-        self._is_finished = True
-        if unsigned := [result for result in self.results() if result.problem]:
-            raise unsigned[0].to_error(len(unsigned) - 1)
+        if self._unsigned is None:
+            self._unsigned = [result for result in self.results() if result.problem]
+        if self._unsigned:
+            raise self._unsigned[0].to_error(len(self._unsigned) - 1)
 
     # -- finding signatures ----------------------------------------------------------------------------------
 

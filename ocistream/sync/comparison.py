@@ -341,7 +341,9 @@ class _UnreachableRegistries:
             if isinstance(error, RegistryError):
                 self._failures.pop(registry, None)
             else:
-                count = self._failures[registry][0] if registry in self._failures else 0
+                # One look-up: another thread may remove the entry.
+                failures = self._failures.get(registry)
+                count = failures[0] if failures is not None else 0
                 self._failures[registry] = (count + 1, monotonic(), error)
             raise
         else:

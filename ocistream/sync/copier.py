@@ -145,11 +145,16 @@ class ImageCopier:
         context = replace(self._access.context(copy.entry.source, cancelled), jobs=1)
         try:
             with closing(self._access.open_source(copy, context)) as source:
-                check = self._build_check(comparison)
                 for destination in comparison.pending:
                     try:
                         with closing(self._open_destination(destination, cancelled)) as opened:
-                            report = Copy(source, opened, jobs=1, cancelled=cancelled, check=check).run(dry_run=True)
+                            report = Copy(
+                                *(source, opened),
+                                jobs=1,
+                                cancelled=cancelled,
+                                rename=_rename_roots(destination),
+                                check=self._build_check(comparison),
+                            ).run(dry_run=True)
                     except OcistreamError as error:
                         comparison.add_failure([destination], error)
                     else:

@@ -32,6 +32,8 @@ class BlobWriter:
         self.results = BlobResults(observer)
         self._observer = observer
         self._cancelled = cancelled
+        #: Whether bytes of a blob went to the destination, perhaps wrong ones.
+        self.has_started = False
 
     def write(
         self,
@@ -90,6 +92,7 @@ class BlobWriter:
 
     def write_new(self, blob: Blob, media_type: str) -> Descriptor:
         """Write a layer of unknown digest as it is; return its descriptor."""
+        self.has_started = True
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
         raw = HashedChunks(progress.count(blob.open()))
         descriptor = self.new_blob_destination().write_new(
@@ -103,6 +106,7 @@ class BlobWriter:
 
         Unless `is_known`, the blob's descriptor has no digest or size. Return the descriptor of the original layer.
         """
+        self.has_started = True
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
 
         def convert(verified: VerifiedBlob) -> Descriptor:
@@ -136,6 +140,7 @@ class BlobWriter:
         check: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
         concurrency: int = 1,
     ) -> int:
+        self.has_started = True
         return use_verified(
             blob,
             lambda verified: self.destination.write(check(verified)),

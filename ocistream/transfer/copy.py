@@ -99,8 +99,9 @@ class Copy:
         try:
             return self._run()
         except (IntegrityError, ArchiveError) as error:
-            # A source that ends too early proves nothing about the bytes before.
-            if not isinstance(error, TruncatedError):
+            # A source that ends too early proves nothing about the bytes before. Nor does an error before the first
+            # blob, such as a missing signature, about the bytes of an earlier run.
+            if self._writer.has_started and not isinstance(error, TruncatedError):
                 self.destination.discard()
             raise
 

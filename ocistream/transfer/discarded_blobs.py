@@ -182,8 +182,10 @@ class _SpillFile:
 class DiscardedBlobs(BlobChecker):
     """The `EarlyBlobs` of a source of which only the graph is needed: blobs are verified and discarded."""
 
-    def __init__(self, cancelled: threading.Event | None, refusal: UnsupportedError | None = None) -> None:
-        """Setting `cancelled` stops the reading. `refusal` is the error for a blob before the graph, if any."""
+    def __init__(
+        self, cancelled: threading.Event | None, refusal: Callable[[], UnsupportedError] | None = None
+    ) -> None:
+        """Setting `cancelled` stops the reading. `refusal` returns the error for a blob before the graph, if any."""
         super().__init__(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
         self._refusal = refusal
         self.accepts_early = refusal is None
@@ -191,13 +193,13 @@ class DiscardedBlobs(BlobChecker):
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
         """Read and verify a blob; return the error if it does not match its digest."""
         if self._refusal is not None:
-            raise self._refusal
+            raise self._refusal()
         return self.discard(blob, can_be_plain_layer=can_be_plain_layer)
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Read a layer of unknown digest."""
         if self._refusal is not None:
-            raise self._refusal
+            raise self._refusal()
         return super().write_new(chunks)
 
     def discard(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:

@@ -84,7 +84,7 @@ class FanOutDestination:
             concurrent=all(each.concurrent for each in traits),
             keeps_blobs=all(each.keeps_blobs for each in traits),
             # Before the graph is known, it is unknown which destination needs a blob.
-            early_refusal=UnsupportedError("several destinations cannot be written from a pipe"),
+            early_refusal=_early_refusal,
             can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),
             begins_without_writing=all(each.begins_without_writing for each in traits),
@@ -146,11 +146,7 @@ class FanOutDestination:
         """Write a blob to all destinations that lack it."""
         require_complete(blob)
         if not self._is_expecting():
-            msg = (
-                "this archive lists its images only at its end, so several destinations cannot read it from a pipe or "
-                "a compressed file"
-            )
-            raise UnsupportedError(msg, hint="decompress it, or save it to a file first")
+            raise _early_refusal()
         branches = self._active_without(blob.descriptor)
         if not branches:
             return 0
@@ -248,6 +244,15 @@ class FanOutDestination:
             branch.failure = branch.failure or error
             if last and not self._active():
                 raise
+
+
+def _early_refusal() -> UnsupportedError:
+    """Return the error for a blob that comes before it is known which destination needs it."""
+    msg = (
+        "this archive lists its images only at its end, so several destinations cannot read it from a pipe or a "
+        "compressed file"
+    )
+    return UnsupportedError(msg, hint="decompress it, or save it to a file first")
 
 
 def _record_failure(chunks: Iterator[Chunk], failures: list[BaseException]) -> Iterator[Chunk]:

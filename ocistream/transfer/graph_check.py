@@ -39,6 +39,6 @@ def watch_pending(check: SignatureCheck, blobs: Iterator[Blob], wanted: Collecti
                 check.finish()
             if digest in wanted:
                 yield blob_from_bytes(blob.descriptor, content)
-        else:
+        elif digest in wanted:
             yield blob
     check.finish()

@@ -255,7 +255,7 @@ class Traits:
 
     `concurrent`: several blobs may be written at once, each from a thread of its own.
     `keeps_blobs`: blobs stay without their images, so that missing ones may come in another run.
-    `early_refusal`: the error for a blob that comes before the graph is known; None if it may be written.
+    `early_refusal` returns the error for a blob that comes before the graph is known; None if it may be written.
     `can_omit`: it can be written without some blobs, and lists them (`Graph.omitted_from_output`).
     `accepts_parts`: a blob may be written part by part, in order, in several runs.
     `can_retry`: nothing stays of a blob whose chunks raised, so that it can be written again. A pipe takes nothing
@@ -266,7 +266,7 @@ class Traits:
 
     concurrent: bool = False
     keeps_blobs: bool = False
-    early_refusal: UnsupportedError | None = None
+    early_refusal: Callable[[], UnsupportedError] | None = None
     can_omit: bool = False
     accepts_parts: bool = False
     can_retry: bool = True

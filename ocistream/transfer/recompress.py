@@ -270,7 +270,9 @@ class GraphRewriter:
 
     def rewrite(self) -> tuple[Graph, dict[str, str]]:
         """Return the rewritten graph, and the digest of the original manifest by the digest of each new one."""
-        manifests = [self._rewritten(digest) for digest in self._old]
+        for digest in self._list_in_order():
+            self._new[digest] = self._rewrite_if_changed(digest)
+        manifests = [self._new[digest] for digest in self._old]
         documents = {m.descriptor.digest: self._find_document(m) for m in manifests}
         # A blob's media type comes from the manifest that lists it.
         listed = [b for d in documents.values() for b in (*d.layers, *((d.config,) if d.config else ()))]
@@ -285,18 +287,35 @@ class GraphRewriter:
         )
         return graph, {new.descriptor.digest: old for old, new in self._new.items() if new is not self._old[old]}
 
-    def _rewritten(self, digest: str) -> Manifest:
-        """Return the new form of a manifest, made after those that it refers to: children, and its subject."""
-        if digest not in self._new:
-            manifest, document = self._old[digest], self._graph.documents[digest]
-            subject = (document.subject,) if document.subject is not None else ()
-            known = [item.digest for item in (*document.manifests, *subject) if item.digest in self._old]
-            # All are rewritten, not only the first one that changes.
-            is_changed = list(map(self._rewritten, known)) != [self._old[digest] for digest in known]
-            if document.config is not None:
-                is_changed = is_changed or any(layer.digest in self._results for layer in document.layers)
-            self._new[digest] = self._rewrite_manifest(manifest) if is_changed else manifest
-        return self._new[digest]
+    def _list_in_order(self) -> list[str]:
+        """List the manifests after those that they refer to: children, and the subjects of referrers.
+
+        Without recursion: an archive may have a chain of thousands of subjects.
+        """
+        in_order: list[str] = []
+        seen: set[str] = set()
+        todo = [(digest, False) for digest in reversed(self._old)]
+        while todo:
+            digest, is_ready = todo.pop()
+            if is_ready:
+                in_order.append(digest)
+            elif digest not in seen:
+                seen.add(digest)
+                todo += [(digest, True), *((child, False) for child in self._list_known(digest))]
+        return in_order
+
+    def _list_known(self, digest: str) -> list[str]:
+        """List the manifests of the graph that a manifest refers to."""
+        document = self._graph.documents[digest]
+        subject = (document.subject,) if document.subject is not None else ()
+        return [item.digest for item in (*document.manifests, *subject) if item.digest in self._old]
+
+    def _rewrite_if_changed(self, digest: str) -> Manifest:
+        manifest, document = self._old[digest], self._graph.documents[digest]
+        is_changed = any(self._new[known] is not self._old[known] for known in self._list_known(digest))
+        if document.config is not None:
+            is_changed = is_changed or any(layer.digest in self._results for layer in document.layers)
+        return self._rewrite_manifest(manifest) if is_changed else manifest
 
     def _find_document(self, manifest: Manifest) -> Document:
         known = self._graph.documents.get(manifest.descriptor.digest)

@@ -42,7 +42,7 @@ class BlobResults:
     @property
     def has_written(self) -> bool:
         """Whether a blob was written or mounted."""
-        return any(result.status in {"copied", "converted", "mounted"} for result in self._by_digest.values())
+        return any(result.status in {"copied", "converted", "mounted"} for result in [*self._by_digest.values()])
 
     def find(self, digest: str) -> BlobResult | None:
         """Return the result of a blob, or None if it has none yet."""

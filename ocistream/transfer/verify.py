@@ -197,7 +197,7 @@ class _Verification:
             else:
                 check_config(content, label)
         except ArchiveError as error:
-            self._checker.errors[descriptor.digest] = error
+            self._checker.errors[descriptor.digest] = error.without_frames()
 
     # -- results -------------------------------------------------------------------------------------------
 

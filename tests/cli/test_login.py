@@ -64,7 +64,7 @@ def test_a_registry_that_asks_for_no_credential_cannot_check_one(served: FaultyR
     assert served.host in kept(config)
 
 
-@pytest.mark.parametrize(("user", "password"), [("me", b"wrong"), ("you", b"right")])
+@pytest.mark.parametrize(("user", "password"), [("me", b"wrong"), ("you", b"right"), ("me", b"not UTF-8: \xe4")])
 def test_a_refused_credential_is_not_stored(registry: FaultyRegistry, config: Path, user: str, password: bytes) -> None:
     result = login(registry, "-u", user, password=password)
     assertions.failure(result, 3, f"{registry.host} refused the user name or the password")

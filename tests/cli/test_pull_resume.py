@@ -13,8 +13,8 @@ from typing import Final
 import pytest
 
 from tests.cli import assertions
-from tests.faulty_registry import Drop, Fault, FaultyRegistry, Reset, Stall
-from tests.images import Descriptor, Layout
+from tests.faulty_registry import Drop, Fault, FaultyRegistry, Reply, Reset, Stall
+from tests.images import OCI_MANIFEST, Descriptor, Layout
 from tests.peers import need
 from tests.runner import Argument, Result, ocistream, started_fork
 
@@ -109,6 +109,20 @@ def test_a_killed_pull_into_a_file_is_resumed(
     assert (folder / "app.tar").read_bytes() == whole
     assert asked(registry, layers) == held_of(layers, whole, size)
     assertions.nothing_left(folder, "app.tar")
+
+
+def test_an_error_before_the_first_blob_keeps_the_partial_file(
+    registry: FaultyRegistry, whole: bytes, folder: Path
+) -> None:
+    partial = folder / ".app.tar.partial"
+    partial.write_bytes(whole[: 2 * MIB])
+    registry.faults = [Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, b'{"layers": 1}'), "GET", "/manifests/")]
+    assertions.failure(pull(registry, "-o", folder / "app.tar"), 6)
+    assert partial.read_bytes() == whole[: 2 * MIB]
+    result = pull(registry, "-o", folder / "app.tar")
+    assertions.success(result)
+    assert "resumed from an earlier run" in result.err
+    assert (folder / "app.tar").read_bytes() == whole
 
 
 @pytest.mark.parametrize("fault", [Reset(after=1_500_000), Drop(1_500_000)])

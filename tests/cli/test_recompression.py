@@ -41,6 +41,16 @@ def document(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_bytes()))
 
 
+def test_a_long_chain_of_subjects_is_rewritten(layout: Layout, tmp_path: Path) -> None:
+    image = small_image(layout, name="0")
+    raw = json.loads(layout.file(image["digest"]).read_bytes())
+    for number in range(1, 1_200):
+        image = layout.document({**raw, "subject": image}, name=str(number))
+    result = ocistream("copy", "--all-tags", "--compress", "zstd", f"oci:{layout.path}", f"oci:{tmp_path}/out")
+    assertions.success(result)
+    assert len(result.lines()) == 1_200
+
+
 class TestDirections:
     @codecs
     def test_pull_to_a_directory_a_file_and_a_pipe(

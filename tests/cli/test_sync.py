@@ -641,6 +641,15 @@ class TestResults:
         assert (failed["status"], failed["exitCode"]) == ("failed", 4)
         assert failed["error"]
 
+    def test_a_dry_run_uses_the_new_name(self, layout: Layout, tmp_path: Path) -> None:
+        # A name with a blank cannot be kept in a layout.
+        small_image(layout, name="a b")
+        text = entry(f"oci:{layout.path}:a b", f"oci:{tmp_path}/out:new")
+        for options in (["--dry-run"], []):
+            result = sync(tmp_path, text, *options)
+            assertions.success(result)
+            assert len(result.lines()) == 1
+
     def test_a_dry_run_prints_bytes_and_writes_nothing(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:

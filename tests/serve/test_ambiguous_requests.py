@@ -110,6 +110,7 @@ ACCEPTED: Final = {
     "a URL with the scheme's port": get(b"Host: a", target=b"http://a:80/v2/"),
     "a host with the scheme's port": get(b"Host: a:443", target=b"HTTPS://a/v2/"),
     "a URL and no host in HTTP/1.0": get(target=b"http://a/v2/", version=b"HTTP/1.0"),
+    "two slashes at the beginning of the path": get(b"Host: x", target=b"//v2/"),
     "a header of which there may be several": get(b"Host: x", b"Accept: a/b", b"Accept: a/c"),
 }
 

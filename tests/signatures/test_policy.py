@@ -255,6 +255,20 @@ class TestSync:
         assert registry_http.manifest_digest(inner.host, "unsigned", "1") is None
         assert registry_http.manifest_digest(inner.host, "app", "1") == image["digest"]
 
+    def test_an_unsigned_image_fails_for_each_of_its_destinations(
+        self, user: User, layout: Layout, trusted: Signer, start: Callable[..., FaultyRegistry]
+    ) -> None:
+        registry_http.seed(layout, layout.image([5_000]), user.host, "team/unsigned", "1")
+        user.configure('[trust."HOST/team"]', f'keys = ["{trusted.path}"]')
+        inner, file = start(), user.home / "images.toml"
+        to = f'["{inner.host}/a:1", "{inner.host}/b:1", "oci:y:c"]'
+        file.write_text(f'[[sync]]\nfrom = "{user.host}/team/unsigned:1"\nto = {to}\n')
+        for options in (["--dry-run"], []):
+            result = user.run("sync", file, *options)
+            assert (result.code, result.out) == (5, b""), result.err
+            assert result.err.count("no valid signature: it has no signature") == 3, result.err
+        assertions.no_image(inner)
+
     def test_the_rules_of_the_destination_apply_to_a_layout(
         self, user: User, layout: Layout, stranger: Signer, start: Callable[..., FaultyRegistry]
     ) -> None:
