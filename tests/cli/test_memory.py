@@ -45,8 +45,9 @@ HUGE: Final = 8192 * MIB
 #: Bytes that each image of a sync may need until the end: for its name, and for its entry in the index of a layout.
 NAME: Final = 30
 ENTRY: Final = 150
-#: Numbers of images in three syncs. The first sync imports the modules that the others need.
-COUNTS: Final = (2, 100, 600)
+#: Numbers of images in three syncs. The first sync imports the modules that the others need; between the other two are
+#: so many images that what one run happens to keep hardly counts.
+COUNTS: Final = (2, 100, 1_100)
 #: Bytes that each blob of an archive may need: for its digest and its offset in the file.
 PLACE: Final = 200
 TRACED: Final = Path(__file__).parents[1] / "traced_memory.py"
