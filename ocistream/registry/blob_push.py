@@ -101,7 +101,7 @@ class BlobPusher:
         return False
 
     def mount_from(self, descriptor: Descriptor, source: str, *, is_asked: bool = True) -> bool:
-        """Mount a blob from one repository, whatever it lacked before; unless `is_asked`, a HEAD comes first.
+        """Mount a blob from one repository, even if it lacked others; unless `is_asked`, a HEAD comes first.
 
         Raises:
             NetworkError: there was no answer, after all retries.
