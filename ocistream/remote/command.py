@@ -157,7 +157,7 @@ class RemoteCommand:
             process = subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=PIPE)
         except FileNotFoundError as error:
             msg = f"cannot run {self._name}: no such command"
-            raise NotFoundError(msg, hint="--via runs a command on this machine") from error
+            raise NotFoundError(msg, hint="--via runs a command on this machine, such as --via 'ssh HOST'") from error
         except OSError as error:
             msg = f"cannot run {self._name}: {error.strerror or error}"
             raise LocalDiskError(msg) from error

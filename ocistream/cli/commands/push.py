@@ -80,8 +80,8 @@ def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, 
     `docker save` or skopeo must be an uncompressed file (-i FILE), because it lists its images at its end.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
-    it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers: each but the
-    last then exits with 10.
+    it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers: exit code 10
+    means that some are still needed.
 
     \b
     ocistream pull app:2 | ocistream push registry.local:5000/app:2

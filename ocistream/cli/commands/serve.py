@@ -95,8 +95,8 @@ def serve(
     The first line on stdout is HOST:PORT; open it in a browser to see the images. Other machines can connect only with
     --listen and a password; TLS is optional. A missing or empty directory becomes an empty layout. A missing PATH that
     ends in .tar (or .tgz, .tar.gz, .tar.zst) is an error. An image registry.example.com/app:1 of PATH is served as
-    localhost:5000/app:1 and as localhost:5000/registry.example.com/app:1; an image 1.0 of images/ is served as
-    localhost:5000/images:1.0. Stop the server with SIGINT or SIGTERM.
+    localhost:5000/app:1 and as localhost:5000/registry.example.com/app:1; an image whose name is only a
+    tag, such as 1.0 in images/, as localhost:5000/images:1.0. Stop the server with SIGINT or SIGTERM.
 
     \b
     ocistream serve images/     # docker push localhost:5000/app:1
