@@ -58,7 +58,8 @@ def require_distinct_targets(target: Callable[[Root], Reference], select: ImageS
             if roots_by_target.setdefault(reference, root).descriptor.digest != root.descriptor.digest:
                 both = f"{printable(roots_by_target[reference].name or '')} and {printable(root.name or '')}"
                 msg = f"{both} would both become {reference.name}"
-                raise UsageError(msg, hint="push one of them with `ocistream push HOST/REPOSITORY:TAG --image NAME`")
+                hint = "push one of them with `ocistream push -i FILE --image NAME HOST/REPOSITORY:TAG`"
+                raise UsageError(msg, hint=hint)
         return selected
 
     return chosen
@@ -84,7 +85,7 @@ def build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
     registry = parse_registry(host)
     if {":", "@"} & set(path):
         msg = f"--to {printable(prefix)!r} has a tag or a digest"
-        hint = f"write HOST[/PREFIX]: images keep their tags; to push one under another name, push {printable(prefix)}"
+        hint = f"write HOST[/PREFIX]: images keep their tags; for another name, push {printable(prefix)} without --to"
         raise InvalidNameError(msg, hint=hint)
     if parse_reference(f"{registry}/x/y").registry != registry:
         # In an image name this host would be a part of a repository on Docker Hub, and the images would go there.

@@ -290,7 +290,7 @@ class RegistryOptions:
         type=PATH,
         metavar="DIR",
         section=TLS,
-        help="Read *.crt, *.cert and *.key directly in DIR, not in certs.d/HOST of Docker and containers.",
+        help="Read *.crt, *.cert and *.key in DIR itself, not in a certs.d/HOST directory below /etc.",
     )
 
     @property
@@ -369,7 +369,8 @@ class CopyOptions:
     #: Files of public keys; each image must be signed by one of them, or by the identity.
     require_signature: Sequence[str] = option((), type=PATH, metavar="KEY", section=SIGNATURES, help=SIGNED_BY_KEY)
     certificate_identity: str | None = _signature(
-        metavar="IDENTITY", help="Require a keyless signature of this email or URI; with a key, either is enough."
+        metavar="IDENTITY",
+        help="Require a keyless signature of this email or URI (or one by a given KEY).",
     )
     certificate_oidc_issuer: str | None = _signature(metavar="URL", help="OIDC issuer; required with the identity.")
     trusted_root: str | None = _signature(
@@ -384,7 +385,7 @@ class CopyOptions:
         help="Recompress layers (new digests).",
     )
     max_ratio: int = option(
-        limits.MAX_RATIO, type=RATIO, help="Abort if a layer expands to over 1 GiB and over N times."
+        limits.MAX_RATIO, type=RATIO, help="Abort if a layer expands over N-fold and to over 1 GiB."
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(
@@ -393,7 +394,7 @@ class CopyOptions:
         metavar="SIZE",
         not_configurable=FOR_ONE_RUN,
         section=OUTPUT,
-        help="Write files of at most SIZE, such as 4GiB; %03d in the name becomes the volume number.",
+        help="Write files of at most SIZE, such as 4GiB; %03d in the name becomes 000, 001, ...",
     )
     mount_from: Sequence[str] = option(
         (), metavar="REPO", help="Mount blobs from REPO in the same registry instead of sending them; repeatable."

@@ -137,7 +137,10 @@ def _check_plan(have: Collection[str], plan: CopyPlan) -> None:
     if plan.destination.kind in {"docker", "docker-archive"}:
         description = "a docker-archive" if plan.destination.kind == "docker-archive" else "an upload to a registry"
         msg = f"cannot omit blobs from {description}"
-        raise UsageError(msg, hint="--have, --base and --only work only with OCI archives and layouts")
+        hint = "--have, --base and --only work only with OCI archives and layouts"
+        if plan.destination.kind == "docker":
+            hint += "; without them, a registry gets only the blobs that it lacks"
+        raise UsageError(msg, hint=hint)
     if plan.options.compress is not None:
         # A recompressed layer has a new digest, which no list has.
         msg = "--compress makes layers with unknown digests: they cannot be compared with a list"

@@ -205,7 +205,7 @@ class OmissionOptions:
         (),
         type=PATH,
         metavar="DIGEST|FILE",
-        help="Include only this blob, or those that FILE lists, to repair an incomplete archive; repeatable.",
+        help="Include only this blob, or those of FILE, to push with an incomplete archive; repeatable.",
     )
 
 
@@ -341,7 +341,7 @@ user_options: Final = (
 )
 credential_options: Final = (
     *options_of(RegistryOptions, "username"),
-    *options_of(RegistryOptions, "password_stdin", help_text="{} It cannot also carry an archive or a list."),
+    *options_of(RegistryOptions, "password_stdin", help_text="{} Stdin then has no archive and no list."),
     *options_of(RegistryOptions, "password_file", "authfile"),
 )
 side_options: Final = [option for side in SIDES for option in options_of(RegistryOptions, side=side)]

@@ -83,7 +83,7 @@ _HINTS_BY_KIND: Final = {
 #: Characters of a remote message that are shown in an error.
 _MAX_SHOWN: Final = 4096
 _RESUME_HINT: Final = "re-run the command to resume where the remote side allows it"
-_CONNECTION_HINT: Final = "check the host and the command of --via: `ssh HOST true` must work without ocistream"
+_CONNECTION_HINT: Final = "check the host and the command of --via, such as --via 'ssh HOST': `ssh HOST true` must work"
 
 _T = TypeVar("_T")
 

@@ -75,7 +75,8 @@ def copy(context: CommandContext, source: str, destination: str, *, via: str | N
 
     SRC and DST are images, paths, `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`, or - for
     an archive on stdin or stdout. Text is a path if it starts with /, ./, ../ or ~/, if it ends in / or .tar (or .tgz,
-    .tar.gz, .tar.zst), or if such a file or directory exists. Other text is an image, and docker://NAME always is.
+    .tar.gz, .tar.zst), or if such a file or directory exists. Other text is an image, and docker://NAME always is. A
+    new path becomes an OCI archive, or a layout if it ends in /.
 
     Within one registry, blobs are mounted, not sent. Uncompressed layers of a docker-archive or `docker save` become
     gzip. With --via, the remote side uses its own credentials and CAs for DST. --have, --base and --only need an OCI

@@ -74,10 +74,10 @@ _MAX_ARCHIVES_IN_HINT: Final = 3
 def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, ...], prefix: str | None) -> None:
     """Push the images of an archive to a registry.
 
-    IMAGE (HOST/REPO:TAG) is the destination of the archive's only image, or of --image. --to pushes all images (or
-    those of --image) and renames them: registry.example.com/team/app:1 becomes HOST/PREFIX/team/app:1, and nginx:1
-    becomes HOST/PREFIX/nginx:1. Two different images with the same new name are an error. With --to, an archive of
-    `docker save` or skopeo must be an uncompressed file (-i FILE), because it lists its images at its end.
+    IMAGE (HOST/REPO:TAG) is the destination of the archive's only image, or of the one that --image names. --to pushes
+    all images (or those of --image) and renames them: registry.example.com/team/app:1 becomes HOST/PREFIX/team/app:1,
+    and nginx:1 becomes HOST/PREFIX/nginx:1. Two different images with the same new name are an error. With --to, an
+    archive of `docker save` or skopeo must be an uncompressed file (-i FILE), because it lists its images at its end.
 
     Blobs that the registry has are not sent. Manifests and tags are pushed last. Re-run an interrupted push to resume
     it. Push volumes (`pull --split`) together in any order, or one by one in the order of their numbers: exit code 10
