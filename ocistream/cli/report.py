@@ -10,6 +10,7 @@ import click
 from ocistream import notices
 from ocistream.cli.console import sanitize_line
 from ocistream.layout.index import docker_tag
+from ocistream.oci.platforms import attestation_subject
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import TAG_EXISTS, classify_referrer, format_kind_counts
 from ocistream.sizes import format_count, format_size
@@ -147,6 +148,10 @@ def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Ma
         for referrer in report.graph.separate_referrers
     )
     extra = f", with {referrers}" if referrers else ""
+    children = (child for document in report.graph.documents.values() for child in document.manifests)
+    if "attestation" in referrers and any(map(attestation_subject, children)):
+        # A copy of one platform has an attestation of the index as a referrer of its own, and counts it.
+        extra += " beside those in the index"
     conversion = "recompressed"
     if plan.destination.kind == "docker-archive" or plan.options.compress == "none":
         conversion = "decompressed"

@@ -83,6 +83,22 @@ class TestCounts:
         for argv in runs:
             assert done(*argv).err.rstrip().endswith(", with 2 SBOMs")
 
+    def test_attestations_beside_those_of_the_index_are_reported_as_such(
+        self, served: FaultyRegistry, layout: Layout, tmp_path: Path
+    ) -> None:
+        image = layout.image([4000])
+        inside = layout.artifact(b"inside", kind=ATTESTATION, subject=image)
+        names = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": image["digest"]}
+        platform = {"os": "unknown", "architecture": "unknown"}
+        index = layout.index([image, {**inside, "annotations": names, "platform": platform}])
+        registry_http.seed(layout, index, served.host, "built", "1")
+        beside = layout.artifact(b"beside", kind=ATTESTATION, subject=image)
+        registry_http.seed(layout, beside, served.host, "built")
+        result = done("pull", "--all", f"{served.host}/built:1", "-o", tmp_path / "all.tar")
+        assert result.err.rstrip().endswith(", with 1 attestation beside those in the index")
+        result = done("pull", "--platform=linux/amd64", f"{served.host}/built:1", "-o", tmp_path / "one.tar")
+        assert result.err.rstrip().endswith(", with 2 attestations")
+
     def test_inspect_and_verify_print_the_same_counts(self, built: str, tmp_path: Path) -> None:
         archive = tmp_path / "built.tar"
         done("pull", "--all", built, "-o", archive)
