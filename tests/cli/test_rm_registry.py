@@ -160,6 +160,14 @@ class TestPermission:
         assertions.failure(ocistream("rm", f"{host}/app:1"), 3, str(status))
         assert sorted(tags(host, "app")) == ["1", "2", "3"]
 
+    def test_a_failed_deletion_ends_with_its_traceback(self, served: FaultyRegistry, host: str) -> None:
+        # An error that was its own cause made this traceback endless.
+        served.faults.append(Fault(refusal(409, "UNKNOWN"), method="DELETE", times=None))
+        result = ocistream("rm", "-vv", f"{host}/app:1")
+        assert result.code == 7, result.err
+        assert len(result.err) < 20_000
+        assert sorted(tags(host, "app")) == ["1", "2", "3"]
+
 
 class TestDigests:
     def test_a_tag_that_has_another_digest_than_the_given_one_stays(self, host: str, image: Descriptor) -> None:
