@@ -91,7 +91,7 @@ class RegistryAccess:
 
     def limit_jobs(self, registries: Collection[str]) -> int:
         """Return how many blobs may move at once to or from these registries."""
-        # Without a registry, a file that is malformed is no error.
+        # Without a registry, a malformed file is not an error.
         return self.rules().limit_jobs(self._options.jobs, registries) if registries else self._options.jobs
 
     def _load_rules(self) -> RegistryRules:
