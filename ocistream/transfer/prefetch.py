@@ -33,9 +33,9 @@ _WINDOW: Final = 0.25
 _RECENT: Final = 0.1
 #: Others may help once a reader waits this share of its time for its one connection.
 _WAIT_SHARE: Final = 0.5
-#: Above this rate of one connection, in bytes a second, others are of no use. A segment comes in 5 ms, and a request
-#: for it takes about as long.
-_FAST_RATE: Final = 400 * limits.MIB
+#: Above this rate of one connection, in bytes a second, others are of no use: to try them costs more than they save. A
+#: pull over TLS on loopback waits for the processor, not for the network.
+_FAST_RATE: Final = 200 * limits.MIB
 #: How many seconds ahead of the one connection the others begin, so that some of their bytes have arrived by then.
 _LEAD_TIME: Final = 0.4
 #: How much faster several connections must be.
