@@ -192,6 +192,8 @@ MAX_DISCARD: Final = 64 * MIB
 #: and a proxy's. From a pipe, one blob uses this memory; otherwise concurrent blobs share half of it. It also
 #: limits the chunk size.
 UPLOAD_MEMORY: Final = 8 * MIB
+#: The same for a blob from a pipe whose upload begins while the registry still commits the blob before.
+MIN_REPLAY_MEMORY: Final = 1 * MIB
 #: If a registry or proxy refuses chunks of this size as too large, it accepts none.
 MIN_UPLOAD_CHUNK: Final = 256 * KIB
 

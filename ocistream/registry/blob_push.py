@@ -28,6 +28,7 @@ from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.transfer.interfaces import VerifiedBlob
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Collection, Sequence
 
     from ocistream.oci.descriptor import Descriptor
@@ -53,12 +54,20 @@ class BlobPusher:
     """Upload blobs to one `repository`, or mount them. Safe for several threads with different blobs."""
 
     def __init__(
-        self, repository: Repository, strategy: UploadStrategy | None = None, records: UploadRecords | None = None
+        self,
+        repository: Repository,
+        strategy: UploadStrategy | None = None,
+        records: UploadRecords | None = None,
+        turn: threading.Lock | None = None,
     ) -> None:
-        """Take the repository, what is known of its uploads, and the records of unfinished ones, if they are kept."""
+        """Take the repository, what is known of its uploads, and the records of unfinished ones, if they are kept.
+
+        Uploads that share `turn` share the memory for sending bytes again (see ReplayBuffer).
+        """
         self.repository = repository
         self._strategy = (strategy or UploadStrategy()).host(repository.endpoint)
         self._records = records or UploadRecords(None)
+        self._turn = turn
         #: Digest -> whether the blob exists, from a request or from an upload.
         self.exists: dict[str, bool] = {}
         #: How many blobs in a row were missing. If two threads count at once, one more blob is asked for.
@@ -150,7 +159,7 @@ class BlobPusher:
             session = self._sessions.pop(blob.descriptor.digest, None) or self._choose_session(blob)
         else:
             session = self._load_session(None)
-        upload = Upload(self.repository, self._strategy, session, blob)
+        upload = Upload(self.repository, self._strategy, session, blob, self._turn)
         sizes = UploadedSizes(upload.run(), upload.resumed_size)
         self.exists[blob.descriptor.digest] = sizes.stored == blob.descriptor.size
         return sizes

@@ -12,6 +12,7 @@ from ocistream.errors import TruncatedError
 from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
 
     from ocistream.streams.chunks import Chunk
@@ -27,13 +28,20 @@ class ReplayBuffer:
     Offsets are positions in the blob, in bytes. The buffer holds at most `capacity` bytes: those from `start` to `end`,
     which is how far the source was read. `has_source_failed` says that the source raised. Bytes before the window are
     read again if the source allows it.
+
+    Buffers of blobs from one pipe share `turn`: one of them at a time may have more than `limits.MIN_REPLAY_MEMORY`.
+    The next one gets all of its capacity when the registry has committed the blob before.
     """
 
-    def __init__(self, content: VerifiedBlob | NewBlob, capacity: int) -> None:
+    def __init__(self, content: VerifiedBlob | NewBlob, capacity: int, turn: threading.Lock | None = None) -> None:
         """Take the blob to upload. Do not open it yet, and allocate no memory."""
         self._content = content
         size = None if content.end is None else content.end - content.start
         self.capacity = max(1, capacity if size is None else min(capacity, size))
+        self._turn = (
+            turn if self.capacity > limits.MIN_REPLAY_MEMORY and content.access is not Access.REPEATABLE else None
+        )
+        self._has_turn = False
         #: A memoryview, because to assign bytes to a part of a bytearray copies them twice.
         self._ring = memoryview(b"")
         #: None until the source is open.
@@ -49,6 +57,9 @@ class ReplayBuffer:
         if (close := getattr(self._chunks, "close", None)) is not None:
             close()
         self._ring = self._unread = memoryview(b"")
+        if self._turn is not None and self._has_turn:
+            self._has_turn = False
+            self._turn.release()
 
     @property
     def is_empty(self) -> bool:
@@ -83,6 +94,8 @@ class ReplayBuffer:
         That is less at the end of the content, and never more than the capacity.
         """
         count = min(count, self.capacity)
+        if count > limits.MIN_REPLAY_MEMORY:
+            self._take_turn(blocking=True)
         while self.end - offset < count and self._read_ahead(offset + count - self.end):
             pass
         return min(self.end - offset, count)
@@ -138,18 +151,45 @@ class ReplayBuffer:
         return piece
 
     def _store(self, piece: memoryview) -> None:
-        if not self._ring:
-            self._ring = memoryview(bytearray(self.capacity))
+        if len(self._ring) < self.capacity:
+            self._grow()
+        size = len(self._ring)
         self.end += len(piece)
-        kept = piece[-self.capacity :]
-        position = (self.end - len(kept)) % self.capacity
-        first = min(len(kept), self.capacity - position)
-        self._ring[position : position + first] = kept[:first]
-        if first < len(kept):
-            self._ring[: len(kept) - first] = kept[first:]
-        self.start = max(self.start, self.end - self.capacity)
+        self._copy_to(self._ring, piece[-size:], self.end)
+        self.start = max(self.start, self.end - size)
+
+    def _grow(self) -> None:
+        """Allocate the memory, or more of it if it is this buffer's turn now."""
+        if self._take_turn(blocking=False):
+            size = self.capacity
+        elif not self._ring:
+            size = limits.MIN_REPLAY_MEMORY
+        else:
+            return
+        ring = memoryview(bytearray(size))
+        offset = self.start
+        while offset < self.end and self._ring:
+            piece = self._buffered(offset, self.end)
+            offset += len(piece)
+            self._copy_to(ring, piece, offset)
+        self._ring = ring
+
+    def _take_turn(self, *, blocking: bool) -> bool:
+        """Return whether this buffer may use all of its capacity; with `blocking`, wait until it may."""
+        if self._turn is not None and not self._has_turn:
+            self._has_turn = self._turn.acquire(blocking=blocking)
+        return self._turn is None or self._has_turn
+
+    @staticmethod
+    def _copy_to(ring: memoryview, piece: memoryview, end: int) -> None:
+        """Copy the bytes that end at offset `end`, at most as many as the ring has."""
+        position = (end - len(piece)) % len(ring)
+        first = min(len(piece), len(ring) - position)
+        ring[position : position + first] = piece[:first]
+        if first < len(piece):
+            ring[: len(piece) - first] = piece[first:]
 
     def _buffered(self, offset: int, stop: int) -> memoryview:
-        position = offset % self.capacity
-        count = min(stop - offset, self.capacity - position, _MAX_PIECE)
+        position = offset % len(self._ring)
+        count = min(stop - offset, len(self._ring) - position, _MAX_PIECE)
         return self._ring[position : position + count]

@@ -35,6 +35,8 @@ from ocistream.sizes import format_size
 from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
+    import threading
+
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_session import UploadSession
     from ocistream.registry.upload_strategy import HostStrategy
@@ -111,9 +113,14 @@ class Upload:
     """
 
     def __init__(
-        self, repository: Repository, strategy: HostStrategy, session: UploadSession, content: VerifiedBlob | NewBlob
+        self,
+        repository: Repository,
+        strategy: HostStrategy,
+        session: UploadSession,
+        content: VerifiedBlob | NewBlob,
+        turn: threading.Lock | None = None,
     ) -> None:
-        """Take the session and the bytes to upload. Send no request."""
+        """Take the session and the bytes to upload; `turn` is for the buffer. Send no request."""
         self._repository = repository
         self._registry = repository.endpoint.registry
         self._strategy = strategy
@@ -127,7 +134,7 @@ class Upload:
             and content.descriptor.size <= limits.MAX_BUFFERED_BLOB
         )
         self._buffer = ReplayBuffer(
-            content, strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known)
+            content, strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known), turn
         )
         self._retries = repository.client.start_retries(repository.endpoint)
         self._method = strategy.explicit_method or self._choose_method()
@@ -344,7 +351,8 @@ class Upload:
             count = self._buffer.fill_until_truncated(offset, max_size or limits.UPLOAD_MEMORY)
             if not count:
                 return None
-        chunks = self._buffer.read(offset, count)
+        # The end of the source is requested before the registry answers, so that a pipe can be read on.
+        chunks = self._buffer.read(offset, None if offset + count == end else count)
         return _Request(
             StreamedBody(chunks) if hides_known_size else FixedLengthBody(chunks, count),
             count,

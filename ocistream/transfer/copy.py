@@ -23,7 +23,6 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.oci.referrers import RECOMPRESSED
-from ocistream.streams.chunks import check_chunks_size, read_all
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.blob_plan import Action, ExistenceCheck, find_recompressed, plan_blobs
 from ocistream.transfer.blob_writer import BlobWriter
@@ -326,52 +325,37 @@ class Copy:
             self._move_each(plan, concurrency, prefetched)
 
     def _move_from_pipe(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
-        """Move blobs in the order of a pipe; small ones are buffered, and several of them move at once.
-
-        Without this, a distant registry with many small layers costs several round trips for each, one after the other.
-        """
+        """Move blobs in the order of a pipe, several at once as far as the pipe allows."""
         if concurrency == 1:
             self._move_each(plan, 1, blobs)
             return
-        failures: list[OcistreamError] = []
+        # Imported here, because only some copies read a pipe.
+        from ocistream.transfer.piped_blobs import PipedBlobs
+
+        piped = PipedBlobs(
+            blobs,
+            partial(self._transfer, plan),
+            # Recompressed layers and buffered configs take memory of their own.
+            is_exclusive=lambda blob: plan.actions[blob.descriptor.digest] in {Action.RECOMPRESS, Action.READ},
+            cancelled=self.cancelled,
+        )
         try:
-            self._move_each(plan, concurrency, self._move_large_and_yield_small(plan, blobs, failures))
+            self._move_each(plan, concurrency, iter(piped), partial(piped.move, concurrency))
         except OcistreamError as error:
-            raise (failures or [error])[0] from None
-        if failures:
-            raise failures[0]
+            raise (piped.failures or [error])[0] from None
+        if piped.failures:
+            raise piped.failures[0]
 
-    def _move_large_and_yield_small(
-        self, plan: BlobPlan, blobs: Iterator[Blob], failures: list[OcistreamError]
-    ) -> Iterator[Blob]:
-        """Yield the small blobs, buffered. Move each large blob at once, in the thread that asks for the next blob.
-
-        The other threads wait for that: they cannot get the next small blob before the pipe has passed the large one.
-
-        A failure ends the iterator and is added to `failures`: the blobs that arrived before it still move, so that the
-        next run need not send them again.
-        """
-        try:
-            for blob in blobs:
-                if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
-                    chunks = check_chunks_size(blob.open(), blob.descriptor, 0)
-                    yield blob_from_bytes(blob.descriptor, read_all(chunks))
-                else:
-                    self._transfer(plan, 1, blob)
-        except CancelledError:
-            # The reason is the failure of another blob, or the user.
-            raise
-        except OcistreamError as error:
-            failures.append(error)
-
-    def _move_each(self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob]) -> None:
+    def _move_each(
+        self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob], move: Callable[[Blob], None] | None = None
+    ) -> None:
         for blob in blobs:
             if plan.actions[blob.descriptor.digest] is not Action.READ:
                 blobs = itertools.chain([blob], blobs)
                 break
             # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
             self._transfer(plan, concurrency, blob)
-        run_each(partial(self._transfer, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
+        run_each(move or partial(self._transfer, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
 
     def _transfer(self, plan: BlobPlan, concurrency: int, blob: Blob) -> None:
         """Do with one blob what is planned; `concurrency` blobs move at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -20,7 +21,7 @@ from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.cli.fixture_types import Start
 from tests.docker_archives import archive_of, of_docker, saved
-from tests.fault_actions import Stall, WithholdAnswer
+from tests.fault_actions import Refuse, Stall, WithholdAnswer
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
@@ -609,4 +610,49 @@ def test_the_first_failure_is_reported_and_not_the_cancellation_that_it_causes(
         assert process.wait(60) == 3, said
     assert said.startswith(f"ocistream: error: {served.host} refused: "), said
     assert "403 DENIED" in said
+    assertions.no_image(served)
+
+
+@pytest.fixture
+def three_layers(layout: Layout, tmp_path: Path) -> Path:
+    """An archive with three layers of 2 MiB, which are not buffered, and no small one after them."""
+    layout.image([2 * MIB, 2 * MIB + 1, 2 * MIB + 2], name="app")
+    archive = tmp_path / "app.tar"
+    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    return archive
+
+
+def test_the_next_layer_of_a_pipe_is_sent_while_the_registry_commits_the_one_before(
+    served: FaultyRegistry, three_layers: Path
+) -> None:
+    served.faults = [Fault(WithholdAnswer(), "PATCH")]
+    content = three_layers.read_bytes()
+    with started_fork("push", f"{served.host}/app:1", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(content[: -3 * MIB])
+        process.stdin.flush()
+        assertions.wait_for(lambda: [request.received > MIB // 2 for request in served.asked("PATCH")] == [True, True])
+        assert not served.asked("GET", "uploads"), "the first layer was sent again"
+        served.release()
+        process.stdin.write(content[-3 * MIB :])
+        process.stdin.close()
+        assert process.wait(60) == 0, process.stderr.read().decode()
+    assert manifest_digest(served.host, "app", "1")
+
+
+@pytest.mark.parametrize("is_second_started", [False, True])
+def test_a_layer_of_a_pipe_that_the_registry_refuses_at_its_end_stops_the_push(
+    served: FaultyRegistry, three_layers: Path, is_second_started: bool
+) -> None:
+    served.faults = [Fault(Refuse(403), "PATCH")]
+    size = three_layers.stat().st_size
+    with started_fork("push", f"{served.host}/app:1", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        # The pipe stays open: in the second layer, or in the third one.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(three_layers.read_bytes()[: size - (MIB if is_second_started else 3 * MIB)])
+            process.stdin.flush()
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 3, said
+    assert f"{served.host} refused: " in said
     assertions.no_image(served)

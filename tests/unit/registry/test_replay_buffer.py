@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
@@ -196,3 +197,33 @@ def test_a_part_begins_at_its_offset() -> None:
             feed.load(offset)
             assert gathered(feed, offset) == CONTENT[offset:800]
     assert len(opened) > 1
+
+
+def test_the_buffer_of_the_next_blob_of_a_pipe_grows_when_the_one_before_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MIN_REPLAY_MEMORY", 100)
+    turn = threading.Lock()
+    first = ReplayBuffer(Source().blob, 500, turn)
+    gathered(first, 0, 300)
+    with closing(ReplayBuffer(Source(chunk=7).blob, 500, turn)) as second:
+        gathered(second, 0, 300)
+        assert second.end - second.start == 100
+        first.close()
+        gathered(second, 300, 200)
+        # It keeps the 100 bytes that it had.
+        assert (second.start, second.end) == (200, 500)
+        assert gathered(second, 200) == CONTENT[200:]
+        assert second.end - second.start == 500
+    assert not turn.locked()
+
+
+def test_a_buffer_waits_for_its_turn_if_a_chunk_must_be_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MIN_REPLAY_MEMORY", 100)
+    turn = threading.Lock()
+    with closing(ReplayBuffer(Source().blob, 500, turn)) as feed, turn:
+        assert feed.fill(0, 100) == 100
+    with closing(ReplayBuffer(Source().blob, 500, turn)) as feed:
+        turn.acquire()
+        threading.Timer(0.1, turn.release).start()
+        assert feed.fill(0, 400) == 400
