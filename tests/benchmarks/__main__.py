@@ -6,8 +6,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -18,9 +16,9 @@ from tests.benchmarks.data import made
 from tests.benchmarks.delta import missing
 from tests.benchmarks.jobs import SIZES, Places, jobs
 from tests.benchmarks.many_images import many_images
-from tests.benchmarks.measurement import FailedError, Run, measured
+from tests.benchmarks.measurement import FailedError, Run, hash_rate, measured, median
 from tests.benchmarks.plots import write_plots
-from tests.benchmarks.report import Line, line_of, table
+from tests.benchmarks.report import Line, breakdown, line_of, table
 from tests.benchmarks.servers import running
 from tests.benchmarks.tools import Ocistream, versions
 from tests.debian_image import debian_rootfs_image
@@ -38,7 +36,6 @@ def main() -> int:
     parser.add_argument("--runs", type=int, help="runs of each command (default: 5; with --quick: 1)")
     parser.add_argument("--quick", action="store_true", help="an eighth of the data; one run takes about 2 minutes")
     parser.add_argument("--only", default="", metavar="TEXT", help="only jobs whose names contain TEXT")
-    parser.add_argument("--profile", action="store_true", help="instead, profile a pull into a pipe")
     parser.add_argument(
         "--missing", action="store_true", help="instead, measure how much it saves to copy only missing blobs"
     )
@@ -74,37 +71,19 @@ def main() -> int:
             return 0
         archive = folder / "big.tar"
         measured(ours.pull_file(f"{servers.registry}/big:v1", archive))
-        if arguments.profile:
-            print(profiled(f"{servers.registry}/big:v1", runs), end="")
-            return 0
         print(versions(), "", sep="\n")
         places = Places(folder, servers)
         for job in jobs(ours, images, archive, debian(cache), servers):
             if arguments.only in job.name:
                 lines.append(line_of(job, compared(job, places, runs)))
                 print(table(lines[-1:], heading=len(lines) == 1), end="", flush=True)
+        inspected = [measured(ours.inspect(f"{servers.registry}/one:v1")) for _ in range(5)]
+        print("", breakdown(lines, hash_rate(), median(inspected, "cpu")), sep="\n", end="", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
     if arguments.plots:
         write_plots(lines, arguments.plots)
     return 0
-
-
-def profiled(reference: str, runs: int) -> str:
-    """Pull into a pipe `runs` times; return a table of median CPU seconds by place (`tests.benchmarks.profile`)."""
-    found = []
-    for _ in range(runs):
-        process = [sys.executable, "-P", "-m", "tests.benchmarks.profile", reference]
-        with subprocess.Popen(process, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pull:
-            subprocess.run(
-                [shutil.which("cat") or "/bin/cat"], stdin=pull.stdout, stdout=subprocess.DEVNULL, check=True
-            )
-            found.append(json.loads(pull.communicate()[1].splitlines()[-1])["cpu"])
-    medians = {what: statistics.median(run[what] for run in found) for what in found[0]}
-    total = sum(medians.values())
-    rows = ["| where | CPU s | share |", "| --- | --- | --- |"]
-    rows += [f"| {what} | {seconds:.2f} | {seconds / total:.0%} |" for what, seconds in medians.items()]
-    return "\n".join([*rows, ""])
 
 
 def debian(cache: Path) -> Path | None:

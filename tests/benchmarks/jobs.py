@@ -24,8 +24,9 @@ __all__ = ["BASELINES", "MEMORY", "OURS", "Job", "Place", "jobs"]
 
 OURS = "ocistream"
 _PYTHON = "python -c pass"
+_BY_FILE = "ocistream, through a file"
 #: Programs that do only a part of the job: they are measured too, but ocistream is not compared with them.
-BASELINES = frozenset({Curl.name, _PYTHON})
+BASELINES = frozenset({Curl.name, _PYTHON, _BY_FILE})
 #: The beginning of the names of jobs that measure memory.
 MEMORY = "pull | push of "
 
@@ -53,6 +54,8 @@ class Job:
     is_goal_in_seconds: bool = False
     #: Bytes that are copied; 0 if a rate would be meaningless.
     size: int = 0
+    #: Bytes that ocistream hashes, in all of its processes.
+    hashed: int = 0
 
     @property
     def rivals(self) -> list[str]:
@@ -87,7 +90,7 @@ def jobs(
 ) -> Iterator[Job]:
     """Yield every job. `archive` has the image "big"; `debian` is a layout with gzip layers."""
     tools: list[Tool] = [ours, *peers()]
-    yield from _start(ours)
+    yield from _start(ours, f"{servers.registry}/one:v1")
     big, many = images["big"], images["many"]
 
     def at(host: str, image: Image) -> str:
@@ -97,11 +100,11 @@ def jobs(
 
     source = at(servers.registry, big)
     yield job("big: to stdout", 0.70, big, lambda tool, _: tool.pull_stdout(source))
-    yield job("big: to stdout, a pipe", 0.80, big, lambda tool, _: _into_cat(tool.pull_stdout(source)))
+    yield job("big: to stdout, a pipe", 0.60, big, lambda tool, _: _into_cat(tool.pull_stdout(source)))
     tls = at(servers.encrypted, big)
     yield job("big: to stdout, over TLS", 0.95, big, lambda tool, _: tool.pull_stdout(tls, servers.ca))
-    yield job("big: to a tar file", 0.75, big, lambda tool, place: tool.pull_file(source, place.out))
-    yield job("big: to a directory", 1.0, big, lambda tool, place: tool.pull_directory(source, place.out))
+    yield job("big: to a tar file", 0.70, big, lambda tool, place: tool.pull_file(source, place.out))
+    yield job("big: to a directory", 0.90, big, lambda tool, place: tool.pull_directory(source, place.out))
 
     def target(place: Place) -> str:
         return f"{servers.other}/{place.repository}:v1"
@@ -116,8 +119,9 @@ def jobs(
             "ocistream, from the file": lambda place: ours.push_file(archive, target(place)),
         },
         size=big.size,
+        hashed=big.size,
     )
-    yield job("big: registry to registry", None, big, lambda tool, place: tool.copy(source, target(place)))
+    yield job("big: registry to registry", 1.0, big, lambda tool, place: tool.copy(source, target(place)))
     yield from _pipes(ours, source, target, big)
 
     def limited(image: Image) -> Job:
@@ -132,7 +136,7 @@ def jobs(
     yield job(title, 0.5, big, lambda tool, place: tool.pull_directory(slow, place.out))
 
     small = at(servers.registry, many)
-    yield job("many: to a directory", 1.5, many, lambda tool, place: tool.pull_directory(small, place.out))
+    yield job("many: to a directory", 1.3, many, lambda tool, place: tool.pull_directory(small, place.out))
     yield job("many: from a directory", 1.1, many, lambda tool, place: tool.push_directory(many, target(place)))
     yield Job(
         "many: from a directory, all blobs exist",
@@ -158,7 +162,7 @@ def _job(
     make: Callable[[Tool, Place], Work | None],
 ) -> Job:
     """Return a job of all tools that can do it."""
-    found = Job(name, goal, size=image.size)
+    found = Job(name, goal, size=image.size, hashed=image.size)
     for tool in [*tools, Curl(image)]:
         if make(tool, Place(archive, "probe")) is not None:
             found.works[tool.name] = partial(make, tool)
@@ -169,14 +173,21 @@ def _pipe(ours: Ocistream, source: str, target: Callable[[Place], str], place: P
     return ours.pipe(source, target(place))
 
 
-def _start(ours: Ocistream) -> Iterator[Job]:
-    version, python = ours.run("--version")[0], sys.executable
-    yield Job(
-        "--version",
-        0.06,
-        {OURS: lambda _: one(version, "--version"), _PYTHON: lambda _: one(python, "-c", "pass")},
-        is_goal_in_seconds=True,
-    )
+def _start(ours: Ocistream, image: str) -> Iterator[Job]:
+    """Yield the jobs that only start and ask for little."""
+    for name, goal, work in (
+        ("--version", 0.06, one(ours.run("")[0], "--version")),
+        ("inspect of one image", 0.15, ours.inspect(image)),
+    ):
+        works: dict[str, Callable[[Place], Work | None]] = {
+            OURS: partial(_same, work),
+            _PYTHON: partial(_same, one(sys.executable, "-c", "pass")),
+        }
+        yield Job(name, goal, works, is_goal_in_seconds=True)
+
+
+def _same(work: Work, _: Place) -> Work:
+    return work
 
 
 def _pipes(
@@ -185,7 +196,7 @@ def _pipes(
     target: Callable[[Place], str],
     image: Image,
     prefix: str = "",
-    goals: tuple[float | None, float | None] = (1.2, 0.5),
+    goals: tuple[float | None, float | None] = (1.2, 0.7),
 ) -> Iterator[Job]:
     """Compare `pull | push` with a direct copy of each peer, and with its copy through a file."""
     direct: dict[str, Callable[[Place], Work | None]] = {OURS: lambda place: ours.pipe(source, target(place))}
@@ -194,13 +205,13 @@ def _pipes(
         if shutil.which(tool.name):
             direct[tool.name] = partial(lambda tool, place: tool.copy(source, target(place)), tool)
             by_file[tool.name] = partial(lambda tool, place: tool.by_file(source, place.out, target(place)), tool)
-    by_file["ocistream, through a file"] = lambda place: [
+    by_file[_BY_FILE] = lambda place: [
         *ours.pull_file(source, place.out),
         *ours.push_file(place.out, target(place)),
     ]
     name = f"{prefix}{image.name}: pull | push"
-    yield Job(f"{name}; others: a direct copy", goals[0], direct, size=image.size)
-    yield Job(f"{name}; others: through a file", goals[1], by_file, size=image.size)
+    yield Job(f"{name}; others: a direct copy", goals[0], direct, size=image.size, hashed=2 * image.size)
+    yield Job(f"{name}; others: through a file", goals[1], by_file, size=image.size, hashed=2 * image.size)
 
 
 def _distant(ours: Ocistream, many: Image, job: Callable[..., Job], servers: Servers) -> Iterator[Job]:
@@ -216,6 +227,12 @@ def _distant(ours: Ocistream, many: Image, job: Callable[..., Job], servers: Ser
         "distant, many: from a directory", 0.8, many, lambda tool, place: tool.push_directory(many, target(place))
     )
     yield from _pipes(ours, source, target, many, prefix="distant, ", goals=(1.1, None))
+    yield Job(
+        "distant, many: from a directory, all blobs exist",
+        0.8,
+        {OURS: lambda _: ours.push_directory(many, source)},
+        is_goal_in_seconds=True,
+    )
 
 
 def _recompression(ours: Ocistream, debian: Path) -> Iterator[Job]:

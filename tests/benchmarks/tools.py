@@ -96,6 +96,9 @@ class Ocistream(Tool):
     def copy(self, source: str, target: str) -> Work:
         return one(*self.run("copy", source, target))
 
+    def inspect(self, reference: str) -> Work:
+        return one(*self.run("inspect", reference))
+
 
 class Skopeo(Tool):
     name = "skopeo"

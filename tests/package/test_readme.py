@@ -61,7 +61,7 @@ def test_named_options_exist() -> None:
     every = {spelling for name in COMMANDS for spelling in options(name)}
     text = re.sub(r"```(?:yaml|toml).*?```|\n\| [^\n]*", "", PAGES, flags=re.DOTALL)
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+[a-z])\b(?![-*])", text))
-    scripts = {"--missing", "--plots", "--profile", "--quick", "--runs"}
+    scripts = {"--missing", "--plots", "--quick", "--runs"}
     assert named - every - OTHERS - scripts == set()
 
 
