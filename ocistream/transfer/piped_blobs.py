@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
@@ -52,30 +52,30 @@ class PipedBlobs:
         self._transfer = transfer
         self._is_exclusive = is_exclusive
         self._cancelled = cancelled
-        #: Digest of a large blob that moves -> an event that is set when the pipe has passed it.
-        self._passed: dict[str, threading.Event] = {}
-        self._free_places = threading.Semaphore(_MAX_LARGE)
+        #: The large blobs that were yielded, by digest.
+        self._large: dict[str, _LargeBlob] = {}
         self.failures: list[OcistreamError] = []
 
     def __iter__(self) -> Iterator[Blob]:
         """Yield the blobs. One thread at a time may request the next one."""
+        moving: deque[_LargeBlob] = deque()
         try:
             for blob in self._blobs:
                 if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
                     chunks = check_chunks_size(blob.open(), blob.descriptor, 0)
                     yield blob_from_bytes(blob.descriptor, read_all(chunks))
                     continue
-                if self._is_exclusive(blob):
-                    for _ in range(_MAX_LARGE):
-                        self._wait(self._free_places.acquire)
+                is_exclusive = self._is_exclusive(blob)
+                while len(moving) > (0 if is_exclusive else _MAX_LARGE - 1):
+                    self._wait(moving.popleft().has_ended)
+                if is_exclusive:
                     # In this thread: the others wait for the next blob.
                     self._transfer(1, blob)
-                    self._free_places.release(_MAX_LARGE)
                     continue
-                self._wait(self._free_places.acquire)
-                passed = self._passed[blob.descriptor.digest] = threading.Event()
-                yield replace(blob, open=partial(self._read, blob, passed))
-                self._wait(passed.wait)
+                large = self._large[blob.descriptor.digest] = _LargeBlob(blob)
+                moving.append(large)
+                yield replace(blob, open=large.open)
+                self._wait(large.is_passed)
                 if self.failures:
                     return
         except CancelledError:
@@ -86,8 +86,8 @@ class PipedBlobs:
 
     def move(self, concurrency: int, blob: Blob) -> None:
         """Transfer a blob that was yielded; `concurrency` blobs move at once."""
-        passed = self._passed.get(blob.descriptor.digest)
-        if passed is None:
+        large = self._large.pop(blob.descriptor.digest, None)
+        if large is None:
             self._transfer(concurrency, blob)
             return
         try:
@@ -96,22 +96,34 @@ class PipedBlobs:
             raise
         except OcistreamError as error:
             self.failures.append(error)
-            if passed.is_set():
+            if large.is_passed.is_set():
                 # Another thread reads the next blob, and may wait for a long time.
                 raise
         finally:
-            self._free_places.release()
+            large.has_ended.set()
         # After an unexpected exception the pipe is anywhere: it must not be read further.
-        passed.set()
+        large.is_passed.set()
 
-    def _read(self, blob: Blob, passed: threading.Event, offset: int = 0) -> Iterator[Chunk]:
-        chunks = blob.open(offset)
-        with closing_chunks(chunks):
-            yield from chunks
-        passed.set()
-
-    def _wait(self, wait: Callable[..., bool]) -> None:
-        while not wait(timeout=_POLL_INTERVAL):
+    def _wait(self, event: threading.Event) -> None:
+        while not event.wait(_POLL_INTERVAL):
             if self._cancelled.is_set():
                 msg = "cancelled"
                 raise CancelledError(msg)
+
+
+class _LargeBlob:
+    """A large blob that moves."""
+
+    def __init__(self, blob: Blob) -> None:
+        self._blob = blob
+        #: Whether the pipe has passed it: the next blob can be read.
+        self.is_passed = threading.Event()
+        #: Whether its transfer has ended, in whatever way.
+        self.has_ended = threading.Event()
+
+    def open(self, offset: int = 0) -> Iterator[Chunk]:
+        """Read the blob as its own `open` does, and note when its end was requested."""
+        chunks = self._blob.open(offset)
+        with closing_chunks(chunks):
+            yield from chunks
+        self.is_passed.set()
