@@ -189,10 +189,10 @@ MAX_TAGS: Final = 100_000
 MAX_DISCARD: Final = 64 * MIB
 
 #: Memory for upload bytes that a registry has not acknowledged, so that they can be sent again: bytes in socket buffers
-#: and a proxy's. From a pipe, one blob uses this memory; otherwise concurrent blobs share half of it. It also
-#: limits the chunk size.
+#: and a proxy's. The blobs of a pipe share this memory; blobs that can be read again share half of it if their size is
+#: unknown. It also limits the chunk size.
 UPLOAD_MEMORY: Final = 8 * MIB
-#: The same for a blob from a pipe whose upload begins while the registry still commits the blob before.
+#: What a blob of a pipe has in any case, for example while the registry still commits the blob before.
 MIN_REPLAY_MEMORY: Final = 1 * MIB
 #: If a registry or proxy refuses chunks of this size as too large, it accepts none.
 MIN_UPLOAD_CHUNK: Final = 256 * KIB

@@ -28,12 +28,12 @@ from ocistream.registry.upload_strategy import UploadStrategy
 from ocistream.transfer.interfaces import VerifiedBlob
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Collection, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_record import SessionLocation
+    from ocistream.streams.synchronization import Budget
     from ocistream.transfer.interfaces import NewBlob
 
 #: After this many missing blobs in a row no more mounts from a repository are tried. The layers of a base image come
@@ -58,16 +58,16 @@ class BlobPusher:
         repository: Repository,
         strategy: UploadStrategy | None = None,
         records: UploadRecords | None = None,
-        turn: threading.Lock | None = None,
+        memory: Budget | None = None,
     ) -> None:
         """Take the repository, what is known of its uploads, and the records of unfinished ones, if they are kept.
 
-        Uploads that share `turn` share the memory for sending bytes again (see ReplayBuffer).
+        `memory` is for sending bytes of a pipe again: see ReplayBuffer.
         """
         self.repository = repository
         self._strategy = (strategy or UploadStrategy()).host(repository.endpoint)
         self._records = records or UploadRecords(None)
-        self._turn = turn
+        self._memory = memory
         #: Digest -> whether the blob exists, from a request or from an upload.
         self.exists: dict[str, bool] = {}
         #: How many blobs in a row were missing. If two threads count at once, one more blob is asked for.
@@ -159,7 +159,7 @@ class BlobPusher:
             session = self._sessions.pop(blob.descriptor.digest, None) or self._choose_session(blob)
         else:
             session = self._load_session(None)
-        upload = Upload(self.repository, self._strategy, session, blob, self._turn)
+        upload = Upload(self.repository, self._strategy, session, blob, self._memory)
         sizes = UploadedSizes(upload.run(), upload.resumed_size)
         self.exists[blob.descriptor.digest] = sizes.stored == blob.descriptor.size
         return sizes

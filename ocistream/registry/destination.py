@@ -6,7 +6,6 @@ MANIFEST_BLOB_UNKNOWN).
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -21,10 +20,12 @@ from ocistream.registry.blob_push import BlobPusher
 from ocistream.registry.referrers import CosignTags, add_to_fallback_index
 from ocistream.registry.repository import Repository, is_canonical_digest
 from ocistream.registry.upload_strategy import UploadStrategy
+from ocistream.streams.synchronization import Budget
 from ocistream.streams.workers import DEFAULT_JOBS, run_each
 from ocistream.transfer.interfaces import Access, Traits
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocistream.http.client import HttpClient
@@ -105,8 +106,8 @@ class RegistryDestination:
         self._target = target
         self._early_target = early_target
         self._pushers: dict[str, BlobPusher] = {}
-        #: Held by the upload from a pipe that may use all of the memory for sending bytes again.
-        self._turn = threading.Lock()
+        #: For sending bytes of a pipe again. The blobs that move at the same time share it.
+        self._replay_memory = Budget(limits.UPLOAD_MEMORY)
         self._cosign_tags = CosignTags(target, lambda reference: self._pusher(reference).repository)
         #: Digests that an archive omits, and the repositories that its annotation names for them.
         self._omitted: Mapping[str, OmissionReason] = {}
@@ -429,7 +430,7 @@ class RegistryDestination:
         name = reference.repository
         if name not in self._pushers:
             repository = Repository(self._client, reference.registry, name, for_push=True)
-            self._pushers[name] = BlobPusher(repository, self._strategy, self._records, self._turn)
+            self._pushers[name] = BlobPusher(repository, self._strategy, self._records, self._replay_memory)
         return self._pushers[name]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.errors import TruncatedError
+from ocistream.errors import CancelledError, TruncatedError
 from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocistream.streams.chunks import Chunk
+    from ocistream.streams.synchronization import Budget
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
+#: Seconds between two checks whether the upload was cancelled.
+_POLL_INTERVAL: Final = 0.1
 #: Largest piece, in bytes, in which buffered bytes are sent again.
 _MAX_PIECE: Final = limits.CHUNK_SIZE
 
@@ -29,19 +32,20 @@ class ReplayBuffer:
     which is how far the source was read. `has_source_failed` says that the source raised. Bytes before the window are
     read again if the source allows it.
 
-    Buffers of blobs from one pipe share `turn`: one of them at a time may have more than `limits.MIN_REPLAY_MEMORY`.
-    The next one gets all of its capacity when the registry has committed the blob before.
+    Buffers of blobs from one pipe share `memory`. A buffer begins with `limits.MIN_REPLAY_MEMORY` while others have the
+    rest, and takes all of its capacity when the registry has committed them.
     """
 
-    def __init__(self, content: VerifiedBlob | NewBlob, capacity: int, turn: threading.Lock | None = None) -> None:
+    def __init__(self, content: VerifiedBlob | NewBlob, capacity: int, memory: Budget | None = None) -> None:
         """Take the blob to upload. Do not open it yet, and allocate no memory."""
         self._content = content
         size = None if content.end is None else content.end - content.start
         self.capacity = max(1, capacity if size is None else min(capacity, size))
-        self._turn = (
-            turn if self.capacity > limits.MIN_REPLAY_MEMORY and content.access is not Access.REPEATABLE else None
-        )
-        self._has_turn = False
+        #: Whether the buffer has room for all bytes: then they can be sent again from the first one.
+        self.can_hold_all = size is not None and size <= self.capacity
+        is_shared = self.capacity > limits.MIN_REPLAY_MEMORY and content.access is not Access.REPEATABLE
+        self._memory = memory if is_shared else None
+        self._has_memory = self._memory is None
         #: A memoryview, because to assign bytes to a part of a bytearray copies them twice.
         self._ring = memoryview(b"")
         #: None until the source is open.
@@ -54,12 +58,22 @@ class ReplayBuffer:
 
     def close(self) -> None:
         """Close the source's connection or file, and drop the bytes: an exception's traceback would keep both."""
+        self._ring = self._unread = memoryview(b"")
+        if self._memory is not None and self._has_memory:
+            self._has_memory = False
+            self._memory.give_back(self.capacity)
         if (close := getattr(self._chunks, "close", None)) is not None:
             close()
-        self._ring = self._unread = memoryview(b"")
-        if self._turn is not None and self._has_turn:
-            self._has_turn = False
-            self._turn.release()
+
+    def reserve(self, cancelled: threading.Event) -> None:
+        """Wait until the buffer may use all of its capacity.
+
+        Raises:
+            CancelledError: `cancelled` was set during the wait.
+        """
+        while not self._take_memory(timeout=_POLL_INTERVAL):
+            if cancelled.is_set():
+                raise CancelledError("cancelled")
 
     @property
     def is_empty(self) -> bool:
@@ -93,9 +107,7 @@ class ReplayBuffer:
 
         That is less at the end of the content, and never more than the capacity.
         """
-        count = min(count, self.capacity)
-        if count > limits.MIN_REPLAY_MEMORY:
-            self._take_turn(blocking=True)
+        count = min(count, self.capacity if self._take_memory() else max(len(self._ring), limits.MIN_REPLAY_MEMORY))
         while self.end - offset < count and self._read_ahead(offset + count - self.end):
             pass
         return min(self.end - offset, count)
@@ -159,8 +171,8 @@ class ReplayBuffer:
         self.start = max(self.start, self.end - size)
 
     def _grow(self) -> None:
-        """Allocate the memory, or more of it if it is this buffer's turn now."""
-        if self._take_turn(blocking=False):
+        """Allocate the memory; first a part of it, if other buffers have the rest."""
+        if self._take_memory():
             size = self.capacity
         elif not self._ring:
             size = limits.MIN_REPLAY_MEMORY
@@ -174,11 +186,11 @@ class ReplayBuffer:
             self._copy_to(ring, piece, offset)
         self._ring = ring
 
-    def _take_turn(self, *, blocking: bool) -> bool:
-        """Return whether this buffer may use all of its capacity; with `blocking`, wait until it may."""
-        if self._turn is not None and not self._has_turn:
-            self._has_turn = self._turn.acquire(blocking=blocking)
-        return self._turn is None or self._has_turn
+    def _take_memory(self, timeout: float = 0.0) -> bool:
+        """Return whether the buffer may use all of its capacity, after a wait of up to `timeout` seconds."""
+        if self._memory is not None and not self._has_memory:
+            self._has_memory = self._memory.take(self.capacity, timeout=timeout)
+        return self._has_memory
 
     @staticmethod
     def _copy_to(ring: memoryview, piece: memoryview, end: int) -> None:

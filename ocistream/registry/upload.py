@@ -35,11 +35,10 @@ from ocistream.sizes import format_size
 from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
-    import threading
-
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_session import UploadSession
     from ocistream.registry.upload_strategy import HostStrategy
+    from ocistream.streams.synchronization import Budget
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
 #: Bytes of progress after which the retry counter is reset.
@@ -118,9 +117,9 @@ class Upload:
         strategy: HostStrategy,
         session: UploadSession,
         content: VerifiedBlob | NewBlob,
-        turn: threading.Lock | None = None,
+        memory: Budget | None = None,
     ) -> None:
-        """Take the session and the bytes to upload; `turn` is for the buffer. Send no request."""
+        """Take the session and the bytes to upload; `memory` is for the buffer. Send no request."""
         self._repository = repository
         self._registry = repository.endpoint.registry
         self._strategy = strategy
@@ -134,7 +133,7 @@ class Upload:
             and content.descriptor.size <= limits.MAX_BUFFERED_BLOB
         )
         self._buffer = ReplayBuffer(
-            content, strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known), turn
+            content, strategy.replay_buffer_size(content.access, is_size_known=self._is_size_known), memory
         )
         self._retries = repository.client.start_retries(repository.endpoint)
         self._method = strategy.explicit_method or self._choose_method()
@@ -305,6 +304,9 @@ class Upload:
         if self._is_small:
             # All bytes: then the source cannot fail in the middle of a request.
             self._buffer.fill(0, limits.MAX_BUFFERED_BLOB)
+        if self._method.kind == CHUNK or self._buffer.can_hold_all:
+            # A small window would lose the beginning of the chunk, or of a blob that can be sent again completely.
+            self._buffer.reserve(self._repository.client.cancelled)
         self._session.open(self._retries)
         if self._content.is_part and not self._session.is_recorded:
             raise _PartRefusedError

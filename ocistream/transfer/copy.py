@@ -335,8 +335,8 @@ class Copy:
         piped = PipedBlobs(
             blobs,
             partial(self._transfer, plan),
-            # Recompressed layers and buffered configs take memory of their own.
-            is_exclusive=lambda blob: plan.actions[blob.descriptor.digest] in {Action.RECOMPRESS, Action.READ},
+            # Layers that are recompressed, and large configs that are read or checked, take memory of their own.
+            is_exclusive=lambda blob: plan.actions[blob.descriptor.digest] is not Action.WRITE,
             cancelled=self.cancelled,
         )
         try:

@@ -32,8 +32,9 @@ class PipedBlobs:
     layers costs several round trips for each, one after the other. A large blob is read by its own thread. The next
     blob is handed out when the pipe has passed the large one, not only when the destination has stored it.
 
-    A failure of the pipe or of a large blob ends the iterator and is added to `failures`: the small blobs that arrived
-    before it still move, so that the next run need not send them again.
+    A failure of the pipe, or of a large blob that the pipe has not passed, ends the iterator and is in `failures`: the
+    small blobs that arrived before it still move, so that the next run need not send them again. A later failure stops
+    all threads at once, because one of them may wait for the pipe.
     """
 
     def __init__(
@@ -67,7 +68,10 @@ class PipedBlobs:
                     continue
                 is_exclusive = self._is_exclusive(blob)
                 while len(moving) > (0 if is_exclusive else _MAX_LARGE - 1):
+                    # The oldest one: its destination has had the most time.
                     self._wait(moving.popleft().has_ended)
+                if self.failures:
+                    return
                 if is_exclusive:
                     # In this thread: the others wait for the next blob.
                     self._transfer(1, blob)

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.cli.fixture_types import Start
 from tests.docker_archives import archive_of, of_docker, saved
-from tests.fault_actions import Refuse, Stall, WithholdAnswer
+from tests.fault_actions import Refuse, Stall, StopReading, WithholdAnswer
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
@@ -656,3 +657,27 @@ def test_a_layer_of_a_pipe_that_the_registry_refuses_at_its_end_stops_the_push(
         assert process.wait(60) == 3, said
     assert f"{served.host} refused: " in said
     assertions.no_image(served)
+
+
+@pytest.mark.parametrize("second", [5, 7])
+def test_a_layer_of_a_pipe_is_sent_again_from_its_first_byte_also_after_another_one(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path, second: int
+) -> None:
+    """Both layers fit into the memory for that (8 MiB), or only one of them."""
+    layout.image([2 * MIB, second * MIB], name="app")
+    archive = tmp_path / "app.tar"
+    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    served.faults = [
+        Fault(WithholdAnswer(), "PATCH"),
+        Fault(StopReading(4 * MIB), "PATCH"),
+        Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "GET", "uploads"),
+    ]
+    with subprocess.Popen(["cat", archive], stdout=subprocess.PIPE) as cat:
+        assert cat.stdout
+        with started_fork("push", f"{served.host}/app:1", stdin=cat.stdout.fileno()) as process:
+            assertions.wait_for(lambda: [request.received for request in served.asked("PATCH")][:1] == [2 * MIB])
+            # The second layer has time to begin, and to fail.
+            time.sleep(1)
+            served.release()
+            assert process.wait(60) == 0, process.stderr.read().decode()
+    assert manifest_digest(served.host, "app", "1")

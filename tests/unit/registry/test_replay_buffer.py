@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocistream import limits
-from ocistream.errors import IntegrityError
+from ocistream.errors import CancelledError, IntegrityError
 from ocistream.registry.replay_buffer import ReplayBuffer
 from ocistream.streams.chunks import Chunk, verify_chunks
+from ocistream.streams.synchronization import Budget
 from ocistream.transfer.interfaces import Access, ByteRange, NewBlob, VerifiedBlob
 from tests.http_doubles import blob_of
 
@@ -203,27 +204,32 @@ def test_the_buffer_of_the_next_blob_of_a_pipe_grows_when_the_one_before_is_clos
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "MIN_REPLAY_MEMORY", 100)
-    turn = threading.Lock()
-    first = ReplayBuffer(Source().blob, 500, turn)
+    memory = Budget(500)
+    first = ReplayBuffer(Source().blob, 500, memory)
     gathered(first, 0, 300)
-    with closing(ReplayBuffer(Source(chunk=7).blob, 500, turn)) as second:
+    with closing(ReplayBuffer(Source(chunk=7).blob, 500, memory)) as second:
         gathered(second, 0, 300)
         assert second.end - second.start == 100
+        assert second.fill(300, 500) == 100
         first.close()
-        gathered(second, 300, 200)
+        gathered(second, 400, 100)
         # It keeps the 100 bytes that it had.
-        assert (second.start, second.end) == (200, 500)
-        assert gathered(second, 200) == CONTENT[200:]
+        assert (second.start, second.end) == (300, 500)
+        assert gathered(second, 300) == CONTENT[300:]
         assert second.end - second.start == 500
-    assert not turn.locked()
+    assert memory.take(500)
 
 
-def test_a_buffer_waits_for_its_turn_if_a_chunk_must_be_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MIN_REPLAY_MEMORY", 100)
-    turn = threading.Lock()
-    with closing(ReplayBuffer(Source().blob, 500, turn)) as feed, turn:
-        assert feed.fill(0, 100) == 100
-    with closing(ReplayBuffer(Source().blob, 500, turn)) as feed:
-        turn.acquire()
-        threading.Timer(0.1, turn.release).start()
-        assert feed.fill(0, 400) == 400
+def test_a_buffer_that_needs_all_of_its_memory_waits_for_it_or_for_the_cancellation() -> None:
+    memory = Budget(2 * limits.MIB)
+    cancelled = threading.Event()
+    with closing(ReplayBuffer(Source().unnamed, 2 * limits.MIB, memory)) as feed:
+        assert memory.take(1)
+        threading.Timer(0.1, memory.give_back).start()
+        feed.reserve(cancelled)
+        assert not memory.take(1)
+    assert memory.take(1)
+    with closing(ReplayBuffer(Source().unnamed, 2 * limits.MIB, memory)) as feed:
+        cancelled.set()
+        with pytest.raises(CancelledError):
+            feed.reserve(cancelled)
