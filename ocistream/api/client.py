@@ -357,7 +357,7 @@ class Client:
             CancelledError: `cancelled` was set, or the client was closed.
             OcistreamError: the location cannot be read, or has several images.
         """
-        from ocistream.api.single_image import SingleImage
+        from ocistream.api.inspection import SingleImage
 
         location, context = self._open_location(source, max_ratio, cancelled)
         choice = parse_platform_choice(() if platform is None else list_platforms("platform", platform))

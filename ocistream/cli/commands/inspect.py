@@ -106,8 +106,7 @@ def inspect(
     ocistream inspect app.tar --format html > app.html
     ssh host cat app.tar | ocistream inspect - --json
     """
-    from ocistream.api.inspection import inspect_location
-    from ocistream.api.single_image import SingleImage
+    from ocistream.api.inspection import SingleImage, inspect_location
 
     if location is None:
         msg = "Missing argument 'LOCATION'."
