@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from ocistream.archive.outputs import Output
     from ocistream.archive.tar_reader import InputStream
+    from ocistream.layout.destination import LayoutWriter
     from ocistream.layout.image_selection import ImageSelector, Selection
-    from ocistream.layout.writer import LayoutWriter
     from ocistream.oci.graph import Root
     from ocistream.registry.registries import Registries
     from ocistream.transfer.interfaces import Destination, Source

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from ocistream import limits
-from ocistream.api.argument_types import (
+from ocistream.api.arguments import (
+    LocationArgument,
     check_call,
     check_credentials,
     check_environment,
@@ -20,13 +21,13 @@ from ocistream.api.argument_types import (
     check_texts,
     check_type,
     list_images,
+    list_locations,
     list_paths,
     list_platforms,
     list_texts,
     optional_path,
 )
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
-from ocistream.api.location_arguments import LocationArgument, list_locations
 from ocistream.api.options import (
     RATIO,
     ClientOptions,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ocistream.api.location_arguments import LocationLike
+    from ocistream.api.arguments import LocationLike
     from ocistream.api.verification import VerifyResult
     from ocistream.auth.docker_config import Credential
     from ocistream.http.client import HttpClient
@@ -356,7 +357,7 @@ class Client:
             CancelledError: `cancelled` was set, or the client was closed.
             OcistreamError: the location cannot be read, or has several images.
         """
-        from ocistream.api.single_image import SingleImage
+        from ocistream.api.inspection import SingleImage
 
         location, context = self._open_location(source, max_ratio, cancelled)
         choice = parse_platform_choice(() if platform is None else list_platforms("platform", platform))

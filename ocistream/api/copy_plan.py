@@ -9,7 +9,6 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ocistream.api.copy_targets import build_prefix_target, build_rename, build_tag_target, require_distinct_targets
 from ocistream.errors import IntegrityError, InvalidNameError, UsageError
 from ocistream.layout.image_selection import (
     Selection,
@@ -20,7 +19,7 @@ from ocistream.layout.image_selection import (
     select_image_to_copy,
     select_named_images,
 )
-from ocistream.layout.index import image_names_of
+from ocistream.layout.index import image_names_of, is_printable_name, tag_of
 from ocistream.locations import (
     Location,
     check_path_kind,
@@ -30,7 +29,15 @@ from ocistream.locations import (
     open_sources,
 )
 from ocistream.oci.platforms import default_platform, parse_platform_choice
-from ocistream.oci.reference import is_repository, parse_registry, printable
+from ocistream.oci.reference import (
+    Reference,
+    is_digest,
+    is_repository,
+    parse_reference,
+    parse_registry,
+    printable,
+    without_password,
+)
 from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import NullObserver
 
@@ -43,7 +50,6 @@ if TYPE_CHECKING:
     from ocistream.locations import OpenContext
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.omitted_blobs import OmissionReason
-    from ocistream.oci.reference import Reference
     from ocistream.signatures.policy import TrustPolicy, TrustRule
     from ocistream.signatures.signers import Signer
     from ocistream.transfer.interfaces import Destination, Observer, Source
@@ -289,8 +295,8 @@ def plan_copy(
         choose = glob_filter(options.tags)
         select = select_by_tag(choose, None if options.tags else _untagged_hint(sources[0], destination))
         if destination.reference is not None:
-            target = build_tag_target(destination.reference)
-            select = require_distinct_targets(target, select)
+            target = _build_tag_target(destination.reference)
+            select = _require_distinct_targets(target, select)
     else:
         is_one_image = destination.kind == "docker" or destination.name is not None
         if is_one_image:
@@ -309,7 +315,7 @@ def plan_copy(
         options=options,
         selection=_build_selection(options, select, choose, is_one_platform=is_one_platform),
         target=target,
-        rename=build_rename(destination.name, destination.kind) if destination.name and not is_remote else None,
+        rename=_build_rename(destination.name, destination.kind) if destination.name and not is_remote else None,
         # A remote ocistream gets the option as it is.
         mount_from=()
         if is_remote
@@ -330,11 +336,11 @@ def plan_copy_to_prefix(sources: Sequence[Location], prefix: str, options: CopyO
     if any(location.kind == "docker" for location in sources):
         msg = "--to works only with archives and layouts"
         raise UsageError(msg, hint="copy images of registries one by one")
-    target = build_prefix_target(prefix)
+    target = _build_prefix_target(prefix)
     paths = ["FILE" if location.is_stream else printable(location.text, 1024) for location in sources]
     inputs = " ".join(f"-i {shlex.quote(path)}" for path in paths)
     command = f"ocistream push --image NAME {inputs} {printable(prefix).rstrip('/')}/REPOSITORY:TAG"
-    select = require_distinct_targets(target, select_full_names(options.images, command))
+    select = _require_distinct_targets(target, select_full_names(options.images, command))
     return CopyPlan(
         sources=tuple(sources),
         destination=Location("docker", prefix),
@@ -486,3 +492,91 @@ def _parse_mount_source(text: str, registry: str) -> str:
         msg = f"--mount-from {printable(text)!r} is not a repository"
         raise InvalidNameError(msg, hint="write REPO or HOST/REPO, without a tag")
     return text
+
+
+def _build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
+    """Return the function that gives the graph's only root its name at a destination of this kind.
+
+    The caller has checked that there is one root. The function raises IntegrityError if the name has the digest of
+    another image.
+    """
+    if not is_printable_name(name):
+        msg = f"malformed name {printable(name)!r}"
+        raise InvalidNameError(msg, hint="write it without spaces, such as app:1")
+    digest = name.rpartition("@")[2]
+    if kind == "docker-archive":
+        reference = parse_reference(name)
+        if reference.digest:
+            msg = f"{name!r} has a digest, but images in a docker-archive have only tags"
+            raise InvalidNameError(msg, hint="write it as app:1")
+        name = reference.name
+
+    def rename(graph: Graph) -> Graph:
+        (root,) = graph.roots
+        if is_digest(digest) and digest != root.descriptor.digest:
+            msg = f"the image is {root.descriptor.digest}, not {digest} as in the name {printable(name)}"
+            raise IntegrityError(msg, hint="correct the digest, or write a tag")
+        # Keep the name at the source: hints may need it.
+        return replace(graph, roots=(replace(root, name=name, origin=root.origin or root.name or ""),))
+
+    return rename
+
+
+def _require_distinct_targets(target: Callable[[Root], Reference], select: ImageSelector) -> ImageSelector:
+    """Return `select` with a check that no two images get the same target: the second would replace the first.
+
+    The selection raises UsageError if two do.
+    """
+
+    def chosen(roots: Sequence[Root], where: str) -> Sequence[Root]:
+        selected = select(roots, where)
+        roots_by_target: dict[Reference, Root] = {}
+        for root in selected:
+            reference = target(root)
+            if roots_by_target.setdefault(reference, root).descriptor.digest != root.descriptor.digest:
+                both = f"{printable(roots_by_target[reference].name or '')} and {printable(root.name or '')}"
+                msg = f"{both} would both become {reference.name}"
+                hint = "push one of them with `ocistream push -i FILE --image NAME HOST/REPOSITORY:TAG`"
+                raise UsageError(msg, hint=hint)
+        return selected
+
+    return chosen
+
+
+def _build_tag_target(repository: Reference) -> Callable[[Root], Reference]:
+    """Return the function that names images within one repository: each keeps its tag."""
+
+    def target(root: Root) -> Reference:
+        return Reference(repository.registry, repository.repository, tag_of(root.name))
+
+    return target
+
+
+def _build_prefix_target(prefix: str) -> Callable[[Root], Reference]:
+    """Return the function that names images under `HOST[/PREFIX]`: each keeps its repository and tag."""
+    scheme, separator, rest = prefix.partition("://")
+    if separator:
+        msg = f"malformed --to {printable(without_password(prefix))!r}: a URL is not a name"
+        hint = f"write it without {printable(scheme)}://: --to {printable(without_password(rest))}"
+        raise InvalidNameError(msg, hint=hint)
+    host, _, path = prefix.rstrip("/").partition("/")
+    registry = parse_registry(host)
+    if {":", "@"} & set(path):
+        msg = f"--to {printable(prefix)!r} has a tag or a digest"
+        hint = f"write HOST[/PREFIX]: images keep their tags; for another name, push {printable(prefix)} without --to"
+        raise InvalidNameError(msg, hint=hint)
+    if parse_reference(f"{registry}/x/y").registry != registry:
+        # In an image name this host would be a part of a repository on Docker Hub, and the images would go there.
+        msg = f"--to {printable(host)!r} does not look like the host of a registry"
+        raise InvalidNameError(msg, hint=f"write its port as well, such as {printable(host)}:443, or its full domain")
+
+    def target(root: Root) -> Reference:
+        reference = parse_reference(root.name or "")
+        repository = (
+            reference.repository.removeprefix("library/") if reference.registry == "docker.io" else reference.repository
+        )
+        return parse_reference(f"{registry}/{path + '/' if path else ''}{repository}:{reference.tag}")
+
+    if path:
+        parse_reference(f"{registry}/{path}/x")
+    return target

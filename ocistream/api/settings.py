@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ocistream.api.argument_types import check_switches, check_type, optional_path
+from ocistream.api.arguments import check_switches, check_type, optional_path
 from ocistream.api.options import RegistryOptions
 
 if TYPE_CHECKING:

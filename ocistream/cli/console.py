@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from ocistream.cli.progress_bar import ProgressBar
+    from ocistream.cli.progress import ProgressBar
     from ocistream.transfer.interfaces import RunObserver
 
 #: CI runners search a whole line for these commands: `##[name]` (GitHub: ActionCommand.cs of actions/runner; Azure,
@@ -86,12 +86,10 @@ class Console:
 
             return contextlib.nullcontext(NullObserver())
         # Imported here, because many runs show no progress.
+        from ocistream.cli.progress import JsonProgress, ProgressBar, ProgressLines
+
         if kind == "bar":
-            from ocistream.cli.progress_bar import ProgressBar
-
             return ProgressBar(self, is_explicit=is_explicit)
-        from ocistream.cli.progress import JsonProgress, ProgressLines
-
         return JsonProgress(self) if kind == "json" else ProgressLines(self)
 
     def info(self, message: str, *, level: int = 0, **fields: Any) -> None:

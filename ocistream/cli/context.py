@@ -151,7 +151,7 @@ class CommandContext:
         ]
         if result is None:
             return
-        from ocistream.cli.result_document import check_result_writable
+        from ocistream.cli.report import check_result_writable
         from ocistream.oci.volumes import parse_template
 
         if is_visible_on_stdout(result):

@@ -1,27 +1,36 @@
-"""Report a finished copy: result lines on stdout, notes and a summary on stderr."""
+"""Report a finished copy: result lines on stdout, notes and a summary on stderr, and the JSON document of --result.
+
+docs/result.schema.json has the fields of the document.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict
+from io import FileIO
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ocistream import notices
-from ocistream.cli.console import sanitize_line
+from ocistream.cli.console import escape_ci_commands, sanitize_line
 from ocistream.layout.index import docker_tag
 from ocistream.oci.platforms import attestation_subject
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import TAG_EXISTS, classify_referrer, format_kind_counts
 from ocistream.sizes import format_count, format_size
+from ocistream.streams import files, paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from ocistream.api.copy_plan import CopyPlan
     from ocistream.api.results import ImageResult
     from ocistream.archive.source import ArchiveSource
     from ocistream.cli.console import Console
+    from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, IncompleteIndex, Root
     from ocistream.oci.platforms import ChosenPlatforms
     from ocistream.oci.referrers import SkippedReferrer
@@ -42,6 +51,8 @@ _DRY_RUN_WORDS: Final = {
 _MAX_PLATFORMS: Final = 20
 #: The most tags in a command.
 _MAX_TAGS: Final = 5
+#: What a blob's `status` may be.
+_STATUSES: Final = ("copied", "converted", "skipped", "mounted", "omitted")
 
 
 def format_result_line(name: str, digest: str | None, image_id: str | None) -> str:
@@ -139,7 +150,7 @@ def _report_image_ids(console: Console, report: Report, images: Sequence[ImageRe
 def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Mapping[str, int]) -> None:
     """Print one line: what was copied and how fast; after a dry run, what would be copied."""
     counts = Counter(blob.status for blob in report.blobs)
-    written = total_size(report, "copied") + total_size(report, "converted")
+    written = _total_size(report, "copied") + _total_size(report, "converted")
     resumed = sum(blob.resumed_size for blob in report.blobs)
     received = written - resumed
     copied = format_count(counts["copied"] + counts["converted"], "blob")
@@ -170,11 +181,11 @@ def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Ma
     # Also on a terse console: which bytes were not copied.
     not_copied = [f"{format_size(resumed)} resumed from an earlier run"] if resumed else []
     parts += not_copied
-    if from_cache := sum(cached_size(blob, cached) for blob in report.blobs):
+    if from_cache := sum(_cached_size(blob, cached) for blob in report.blobs):
         parts.append(f"{format_size(from_cache)} came from the cache")
     for status, text in others.items():
         if counts[status]:
-            parts.append(f"{counts[status]} {text} ({format_size(total_size(report, status))})")
+            parts.append(f"{counts[status]} {text} ({format_size(_total_size(report, status))})")
     if report.graph.foreign and not report.is_dry_run:
         foreign = f"{format_count(len(report.graph.foreign), 'foreign layer')} not copied"
         parts.append(foreign)
@@ -361,11 +372,129 @@ def _warn_unnamed_images(console: Console, graph: Graph) -> None:
             )
 
 
-def total_size(report: Report, outcome: str) -> int:
+def _total_size(report: Report, outcome: str) -> int:
     """Return the bytes of the blobs with an outcome."""
     return sum(blob.descriptor.size for blob in report.blobs if blob.status == outcome)
 
 
-def cached_size(blob: BlobResult, cached: Mapping[str, int]) -> int:
+def _cached_size(blob: BlobResult, cached: Mapping[str, int]) -> int:
     """Return how many bytes of a blob came from the cache; for a converted blob, of its original."""
     return cached.get(blob.source_digest or blob.descriptor.digest, 0) if blob.status in {"copied", "converted"} else 0
+
+
+def check_result_writable(path: Path) -> None:
+    """Check before the transfer that --result can be written: afterwards it is too late to fail."""
+    import tempfile
+
+    if paths.is_special(path):
+        return
+    with files.disk_errors(f"cannot write {path}"), tempfile.TemporaryFile(dir=paths.write_target(path).parent):
+        pass
+
+
+def write_result_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a document of --result that comes in pieces."""
+    # Write to a device or FIFO (/dev/null, `>(command)`) directly. For a link, replace the file that it leads to.
+    is_special = paths.is_special(path)
+    with (
+        files.disk_errors(f"cannot write {path}"),
+        FileIO(path, "w") if is_special else files.atomic_file(paths.write_target(path)) as file,
+    ):
+        for piece in pieces:
+            files.write_all(file, piece)
+
+
+def write_result(
+    path: Path,
+    report: Report,
+    images: Sequence[ImageResult],
+    *,
+    retried: int,
+    upload: Mapping[str, str],
+    cached: Mapping[str, int],
+) -> None:
+    """Write the document of a copy: names, digests, sizes in bytes, status of each blob, seconds.
+
+    `from` is the digest of the original of a converted blob or manifest. `resumed` is how many bytes the destination
+    had before, `cached` how many came from the cache. `upload` is the upload method by registry.
+    """
+    document = {
+        "dryRun": report.is_dry_run,
+        "images": [
+            _image_json(report, source, root, image)
+            for source, root, image in zip(report.source_graph.roots, report.graph.roots, images, strict=True)
+        ],
+        "manifests": [
+            _descriptor_json(item.descriptor, **{"from": report.origins.get(item.descriptor.digest)})
+            for item in report.graph.manifests
+            # A docker-archive has no manifests.
+            if not any(image.image_id for image in images)
+        ],
+        "blobs": [_blob_json(report, blob, _cached_size(blob, cached)) for blob in report.blobs],
+        "referrers": [
+            _given(
+                subject=referrer.subject,
+                digest=referrer.descriptor.digest,
+                artifactType=referrer.descriptor.artifact_type or None,
+                tag=referrer.tag or None,
+                kind=classify_referrer(referrer.descriptor.artifact_type, referrer.tag),
+            )
+            for referrer in report.graph.all_referrers
+        ],
+        "skippedReferrers": [_given(**asdict(skipped)) for skipped in report.graph.skipped_referrers],
+        "incomplete": [_given(**asdict(index)) for index in report.graph.incomplete_indexes],
+        "foreign": [_descriptor_json(layer) for layer in report.graph.foreign],
+        "bytes": {status: _total_size(report, status) for status in _STATUSES},
+        "resumed": sum(blob.resumed_size for blob in report.blobs),
+        "cached": sum(_cached_size(blob, cached) for blob in report.blobs),
+        "retried": retried,
+        "upload": dict(upload),
+        "seconds": round(report.seconds, 3),
+    }
+    write_result_pieces(path, [escape_ci_commands(json.dumps(document, indent=2)).encode(), b"\n"])
+
+
+def _image_json(report: Report, source: Root, root: Root, image: ImageResult) -> dict[str, Any]:
+    reachable, chosen = report.graph.reachable(root, alone=True), root.chosen_platforms
+    is_changed = image.digest not in {None, source.descriptor.digest}
+    if image.digest is None and root.descriptor.digest in report.undetermined:
+        is_changed = not root.is_synthesized
+    return _given(
+        name=image.name,
+        digest=image.digest,
+        imageId=image.image_id,
+        **{"from": source.descriptor.digest if is_changed else None},
+        mediaType=source.descriptor.media_type if image.image_id else root.descriptor.media_type,
+        size=sum(blob.size for blob in report.graph.blobs if blob.digest in reachable),
+        platforms=None
+        if chosen is None
+        else {
+            "index": chosen.index,
+            "copied": chosen.platforms,
+            "available": chosen.available,
+            "byDefault": not chosen.explicit,
+        },
+    )
+
+
+def _blob_json(report: Report, blob: BlobResult, cached: int) -> dict[str, Any]:
+    is_omitted = blob.status == "omitted"
+    return _descriptor_json(
+        blob.descriptor,
+        status=blob.status,
+        reason=str(report.graph.omitted_from_output[blob.descriptor.digest]) if is_omitted else None,
+        resumed=blob.resumed_size or None,
+        cached=cached or None,
+        **{"from": blob.source_digest},
+    )
+
+
+def _descriptor_json(descriptor: Descriptor, **fields: Any) -> dict[str, Any]:
+    if fields.get("from") == descriptor.digest:
+        del fields["from"]
+    return _given(mediaType=descriptor.media_type, digest=descriptor.digest, size=descriptor.size, **fields)
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Return the fields that are not None."""
+    return {key: value for key, value in fields.items() if value is not None}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ocistream.api.results import list_images
 from ocistream.cli.option_hints import describe_unused_side_options
-from ocistream.cli.report import print_dry_run, print_results, report_copy, report_selected_platforms
+from ocistream.cli.report import print_dry_run, print_results, report_copy, report_selected_platforms, write_result
 from ocistream.errors import OcistreamError
 
 if TYPE_CHECKING:
@@ -110,8 +110,6 @@ def run_transfer(
     images = list_images(report, plan)
     cached_sizes = context.access.cached_sizes
     if result is not None:
-        from ocistream.cli.result_document import write_result
-
         methods_used = context.access.upload_strategy().methods_used
         write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)
     if dry_run:

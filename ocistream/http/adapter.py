@@ -1,4 +1,4 @@
-"""The transport adapter below requests: urllib3's connections, kept open, with checks that requests does not have.
+"""The transport adapter below requests: urllib3's connections, kept open, and bodies that are produced while sent.
 
 - The address of a connection is checked before a byte is sent (DNS rebinding).
 - Each host has its own TLS settings.
@@ -12,7 +12,7 @@ import errno
 import http.client
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, cast
 
 import requests
 import requests.adapters
@@ -22,7 +22,7 @@ import urllib3.util
 from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 
 from ocistream import limits
-from ocistream.errors import CancelledError, PermanentNetworkError, UnsupportedError
+from ocistream.errors import CancelledError, OcistreamError, PermanentNetworkError, UnsupportedError
 from ocistream.http.errors import network_error
 from ocistream.http.origins import (
     Origin,
@@ -33,7 +33,6 @@ from ocistream.http.origins import (
     url_target,
 )
 from ocistream.http.rate_limits import ConnectionLimits
-from ocistream.http.request_bodies import BodyError
 from ocistream.http.response import EndlessResponseError, RawResponse
 from ocistream.http.settings import TlsSettings
 from ocistream.http.tls import create_client_context
@@ -42,7 +41,7 @@ from ocistream.streams.memory import ReadBuffers
 from ocistream.streams.synchronization import OncePerKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ocistream.errors import NetworkError
     from ocistream.http.settings import HttpSettings
@@ -133,7 +132,7 @@ class Adapter(requests.adapters.BaseAdapter):
             except BaseException:
                 connection.close()
                 raise
-        except BodyError as error:
+        except _BodyError as error:
             raise cast("Exception", error.__cause__) from None
         except EndlessResponseError as error:
             msg = f"{method} {redact_url(url)}: {error}"
@@ -417,3 +416,64 @@ def _send_all(
             sent += connection.send(view[sent:], flags)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
             raise BrokenPipeError(errno.EPIPE, "the server has closed the connection") from error
+
+
+class StreamedBody:
+    """A request body that is produced while it is sent. Its length is not stated, but for a `FixedLengthBody`.
+
+    It has `__iter__` and no `read`, because http.client sends anything with `read` in pieces of 16 KiB. `is_started`
+    says whether any chunk was requested: then the body cannot be sent again. `is_finished` says whether the body was
+    sent completely; an early response prevents that. `failure` is the exception that the chunks raised, if any.
+
+    If the chunks fail, the body is ended properly (`can_end_early`). Then the registry responds and knows what it has
+    received, so the upload can be resumed or deleted. After a broken request, distribution 2.8 neither finds an upload
+    nor allows its deletion.
+    """
+
+    can_end_early: ClassVar[bool] = True
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        """Use these chunks."""
+        self._chunks = chunks
+        self.is_started = False
+        self.is_finished = False
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the chunks, and record start, end and failure."""
+        self.is_started = True
+        try:
+            yield from self._chunks
+            self.is_finished = True
+        except OcistreamError as error:
+            self.failure = error
+            if not self.can_end_early:
+                raise
+        except (OSError, ValueError) as error:
+            self.failure = error
+            # Otherwise it would be treated as a failure of the network.
+            if not self.can_end_early:
+                raise _BodyError from error
+
+
+class FixedLengthBody(StreamedBody):
+    """A request body whose length is stated.
+
+    If its chunks fail, the request breaks off, because it cannot end short. A stated length lets a proxy refuse a layer
+    that is too large before a byte of it is sent.
+    """
+
+    can_end_early: ClassVar[bool] = False
+
+    def __init__(self, chunks: Iterator[Chunk], length: int) -> None:
+        """Use these chunks of `length` bytes in total."""
+        super().__init__(chunks)
+        self._length = length
+
+    def __len__(self) -> int:
+        """Return the length in bytes, which becomes the Content-Length."""
+        return self._length
+
+
+class _BodyError(Exception):
+    """Carries an exception of a body's chunks through the libraries."""

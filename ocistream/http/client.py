@@ -18,12 +18,11 @@ from ocistream import limits
 from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.tokens import TokenRequest, TokenResponse
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, RegistryError, UsageError
-from ocistream.http.adapter import Adapter, Route
+from ocistream.http.adapter import Adapter, FixedLengthBody, Route, StreamedBody
 from ocistream.http.endpoints import Endpoint, tls_elsewhere
 from ocistream.http.errors import response_error
 from ocistream.http.origins import Origin, check_target, is_internal, redact_url, resolve_url
 from ocistream.http.rate_limits import RateLimits
-from ocistream.http.request_bodies import FixedLengthBody, StreamedBody
 from ocistream.http.response import Response
 from ocistream.http.retry import Retries, RetryEvent
 from ocistream.http.settings import HostSettings, HttpSettings, TlsSettings

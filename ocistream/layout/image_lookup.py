@@ -38,7 +38,7 @@ class ImageLookup:
     """The entries of one index by name, and the possible referrers by subject. Safe for several threads.
 
     `find` returns a smaller index, and the walk to an image (`IndexWalk`) decides what becomes of its referrers. A
-    registry needs no such table: it can be asked for the referrers of one manifest (`ReferrerSearch`).
+    registry needs no such table: it can be asked for the referrers of one manifest (`registry.source`).
     """
 
     def __init__(

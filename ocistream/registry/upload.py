@@ -24,7 +24,7 @@ from ocistream.errors import (
     TruncatedError,
     UnsupportedError,
 )
-from ocistream.http.request_bodies import FixedLengthBody, StreamedBody
+from ocistream.http.adapter import FixedLengthBody, StreamedBody
 from ocistream.notices import notify
 from ocistream.process_exit import OpenUpload
 from ocistream.registry.profiles import CHUNK, PUT

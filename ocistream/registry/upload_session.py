@@ -26,7 +26,7 @@ from ocistream.registry.upload_record import SessionLocation
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ocistream.http.request_bodies import StreamedBody
+    from ocistream.http.adapter import StreamedBody
     from ocistream.http.response import Response
     from ocistream.http.retry import Retries
     from ocistream.oci.descriptor import Descriptor

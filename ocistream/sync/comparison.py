@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocistream import limits, notices
 from ocistream.errors import NetworkError, NotFoundError, OcistreamError, RegistryError
+from ocistream.layout.destination import ListedImages
 from ocistream.layout.image_selection import Selection
-from ocistream.layout.writer import ListedImages
 from ocistream.locations import is_layout_destination
 from ocistream.oci.reference import is_digest_tag, printable
 from ocistream.registry.repository import Repository

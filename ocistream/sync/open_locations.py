@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.archive.decompression import is_compressed
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
+from ocistream.layout.destination import LayoutWriter, ListedImages
 from ocistream.layout.image_lookup import ImageLookup
 from ocistream.layout.image_selection import Selection, select_named_images
 from ocistream.layout.index_walk import IndexWalk
 from ocistream.layout.source import LayoutSource
-from ocistream.layout.writer import LayoutWriter, ListedImages
 from ocistream.locations import is_directory, open_source, path_of
 from ocistream.oci.reference import printable
 from ocistream.oci.walk import run_walk

@@ -43,7 +43,7 @@ RARE = {
     "ocistream.registry.tags",
 }
 #: Modules that only a pull needs, and those that only a push needs.
-PULLING = {"ocistream.registry.referrer_search", "ocistream.registry.source"}
+PULLING = {"ocistream.registry.source"}
 PUSHING = {
     "ocistream.registry.upload",
     "ocistream.registry.upload_session",

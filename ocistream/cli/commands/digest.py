@@ -33,7 +33,7 @@ def digest(context: CommandContext, text: str) -> None:
     ocistream digest --platform linux/arm64 nginx:1
     ocistream digest oci:images:app
     """
-    from ocistream.api.single_image import SingleImage
+    from ocistream.api.inspection import SingleImage
 
     location = parse_location_argument(text)
     image = SingleImage(

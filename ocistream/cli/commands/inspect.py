@@ -1,18 +1,20 @@
-"""`ocistream inspect`: show images, layers and tags of a location, as text or JSON."""
+"""`ocistream inspect`: show images, layers and tags of a location, as text, JSON, HTML or by a template."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
 from ocistream.api.options import OUTPUT, CopyOptions
 from ocistream.cli.console import escape_ci_commands, sanitize_line
-from ocistream.cli.image_template import parse_template
 from ocistream.cli.options import (
     SELECTS_OUTPUT,
     Option,
@@ -24,13 +26,13 @@ from ocistream.cli.options import (
     platform_option,
 )
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
-from ocistream.errors import IntegrityError, UsageError
+from ocistream.errors import IntegrityError, MissingContentError, UnsupportedError, UsageError
 from ocistream.oci.platforms import parse_platform_choice
 from ocistream.oci.reference import printable
 from ocistream.sizes import format_count, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from ocistream.cli.context import CommandContext
 
@@ -40,6 +42,13 @@ FORMATS: Final = ("text", "json", "html")
 _MAX_SHOWN: Final = 200
 #: Pieces of JSON (a key, a value, a comma), or lines, per write.
 _PIECES_PER_WRITE: Final = 4096
+#: Returns the line of an image, or a part of it.
+_Part: TypeAlias = Callable[[Mapping[str, Any]], str]
+
+#: A doubled brace, a field, or a single brace.
+_ITEM: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+#: A Go template, as skopeo and docker take it. Here `{{` is a literal brace.
+_GO_TEMPLATE: Final = re.compile(r"\{\{-?\s*(?:\.|json\b|range\b|if\b|index\b|println\b)")
 
 
 @command(
@@ -97,8 +106,7 @@ def inspect(
     ocistream inspect app.tar --format html > app.html
     ssh host cat app.tar | ocistream inspect - --json
     """
-    from ocistream.api.inspection import inspect_location
-    from ocistream.api.single_image import SingleImage
+    from ocistream.api.inspection import SingleImage, inspect_location
 
     if location is None:
         msg = "Missing argument 'LOCATION'."
@@ -110,7 +118,7 @@ def inspect(
         msg = "--json, --format, --raw and --raw-config exclude each other"
         raise UsageError(msg, hint="use one of them")
     kind = "json" if as_json else "text" if output_format is None else output_format
-    template = None if kind in FORMATS else parse_template(kind)
+    template = None if kind in FORMATS else _parse_template(kind)
     parsed = parse_location_argument(location)
     open_context = context.build_open_context(registries=parsed.registries)
     platforms = parse_platform_choice(context.copy_options.platforms)
@@ -264,3 +272,133 @@ def _blob_line(layer: Mapping[str, Any]) -> str:
     if "sharedBy" in layer:
         parts.append(f"in {layer['sharedBy']} images")
     return "  ".join(parts)
+
+
+def _parse_template(text: str) -> _Part:
+    """Return a function that returns the line of an image of the JSON document.
+
+    A template is such as "{name} {labels.org.opencontainers.image.version}"; {{ and }} are literal braces. Labels and
+    annotations that the image lacks are empty.
+
+    Raises:
+        UsageError: the template has no field, an unknown one, or a single brace. The function also raises it if the
+            image is an index, and a field belongs to one platform; and UnsupportedError if a docker-archive has no such
+            field.
+    """
+    shown = printable(text)
+    if _GO_TEMPLATE.search(text):
+        msg = f"--format {shown!r}: Go templates are not supported"
+        raise UsageError(msg, hint=f"write {{digest}} for {{{{.Digest}}}}; {_describe_fields()}")
+    fields = []
+    for match in _ITEM.finditer(text):
+        if match[0] in {"{", "}"}:
+            msg = f"--format {shown!r} has a single {match[0]}"
+            raise UsageError(msg, hint=f"write {match[0] * 2} for a literal {match[0]}; {_describe_fields()}")
+        if match[1] is not None:
+            fields.append(_parse_field(match[1]))
+    if not fields:
+        msg = f"--format {shown!r} is not text, json or html, and a template needs a field"
+        raise UsageError(msg, hint=_describe_fields())
+
+    def fill_in(image: Mapping[str, Any]) -> str:
+        values = (field(image) for field in fields)
+        return sanitize_line(_ITEM.sub(lambda match: match[0][0] if match[1] is None else next(values), text))
+
+    return fill_in
+
+
+def _parse_field(text: str) -> _Part:
+    name, dot, key = text.partition(".")
+    if name in _FIELDS and not dot:
+        return _FIELDS[name]
+    if name in _MAPS and key:
+        return partial(_read_entry, name, key)
+    msg = f"--format: {printable(text)!r} is not a field"
+    raise UsageError(msg, hint=_describe_fields())
+
+
+def _describe_fields() -> str:
+    names = [*_FIELDS, *(f"{name}.KEY" for name in _MAPS)]
+    return f"the fields are {', '.join(f'{{{name}}}' for name in names)}"
+
+
+def _read_entry(name: str, key: str, image: Mapping[str, Any]) -> str:
+    if name == "annotations":
+        entries = {**image.get("indexAnnotations", {}), **image.get("annotations", {})}
+    else:
+        _require_one_image(image, f"{name}.{key}")
+        entries = image.get(name, {})
+    return str(entries.get(key, ""))
+
+
+def _require_one_image(image: Mapping[str, Any], field: str) -> None:
+    if image.get("missing"):
+        platform = printable(image.get("platform", image["digest"]))
+        msg = f"{printable(image['name'] or 'the image')} lacks the manifest of {platform}"
+        raise MissingContentError(msg, hint="choose a complete platform, or pull the image again")
+    if image.get("kind") != "index":
+        return
+    platforms = ", ".join(_list_platforms(image, only_existing=True))
+    msg = f"{printable(image['name'] or image['digest'])} is an index: {{{printable(field)}}} belongs to one platform"
+    raise UsageError(msg, hint=f"add --platform: {printable(platforms, 1024)}" if platforms else None)
+
+
+def _list_platforms(manifest: Mapping[str, Any], *, only_existing: bool = False) -> list[str]:
+    if "manifests" not in manifest:
+        platform = None if only_existing and manifest.get("missing") else manifest.get("platform")
+        return [platform] if platform and not platform.startswith("unknown/") else []
+    platforms = [_list_platforms(child, only_existing=only_existing) for child in manifest["manifests"]]
+    return list(dict.fromkeys(itertools.chain.from_iterable(platforms)))
+
+
+def _sum_blobs(manifest: Mapping[str, Any]) -> int:
+    """Return the bytes of the configs and layers of an image, or of all images of an index, each blob once."""
+    sizes: dict[str, int] = {}
+    pending = [manifest]
+    while pending:
+        current = pending.pop()
+        pending.extend(current.get("manifests", ()))
+        blobs = [*current.get("layers", ()), *current.get("blobs", ())]
+        if "config" in current:
+            blobs.append(current["config"])
+        sizes.update((blob["digest"], blob["size"]) for blob in blobs if not blob.get("foreign"))
+    return sum(sizes.values())
+
+
+def _of_manifest(key: str) -> _Part:
+    def read(image: Mapping[str, Any]) -> str:
+        if key not in image:
+            msg = f"{printable(image['name'] or 'the image')} has no {{{key}}}: a docker-archive has no manifests"
+            raise UnsupportedError(msg, hint=f"its image ID is {image.get('imageId')} ({{imageId}})")
+        return str(image[key])
+
+    return read
+
+
+def _of_config(key: str) -> _Part:
+    def read(image: Mapping[str, Any]) -> str:
+        _require_one_image(image, key)
+        return str(image.get(key, ""))
+
+    return read
+
+
+def _image_id(image: Mapping[str, Any]) -> str:
+    _require_one_image(image, "imageId")
+    return str(image["config"]["digest"]) if "config" in image else ""
+
+
+#: The fields, by the names of the JSON document, and how their text is found.
+_FIELDS: Final[dict[str, _Part]] = {
+    "name": lambda image: image["name"] or "",
+    "digest": _of_manifest("digest"),
+    "mediaType": _of_manifest("mediaType"),
+    "size": _of_manifest("size"),
+    "bytes": lambda image: str(_sum_blobs(image)),
+    "kind": lambda image: str(image.get("kind", "missing")),
+    "platform": lambda image: ",".join(_list_platforms(image)),
+    "created": _of_config("created"),
+    "imageId": _image_id,
+}
+#: Fields with a key.
+_MAPS: Final = ("labels", "annotations")

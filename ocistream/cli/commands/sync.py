@@ -20,8 +20,7 @@ from ocistream.cli.error_hints import add_sync_hint, describe_hub_destination
 from ocistream.cli.option_hints import build_sync_hint_translator
 from ocistream.cli.options import Option, RunOptions, command, options_of, transfer_options
 from ocistream.cli.parameter_types import FilePath
-from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers
-from ocistream.cli.result_document import write_result_pieces
+from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers, write_result_pieces
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable

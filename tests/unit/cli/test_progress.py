@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.cli.progress import Progress, ProgressSnapshot, TransferRate, human_duration
-from ocistream.cli.progress_bar import render_lines
+from ocistream.cli.progress import Progress, ProgressSnapshot, TransferRate, human_duration, render_lines
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.sizes import format_size

@@ -14,7 +14,7 @@ from ocistream.errors import (
     NetworkError,
     PermanentNetworkError,
 )
-from ocistream.http.request_bodies import FixedLengthBody
+from ocistream.http.adapter import FixedLengthBody
 from ocistream.http.response import Response
 from tests.certificates import Certificate
 from tests.faulty_auth import Bearer

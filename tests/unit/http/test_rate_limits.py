@@ -13,9 +13,9 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NotFoundError
+from ocistream.http.adapter import FixedLengthBody
 from ocistream.http.client import HttpClient
 from ocistream.http.rate_limits import RateLimits, Throttle
-from ocistream.http.request_bodies import FixedLengthBody
 from ocistream.http.settings import HostSettings, HttpSettings
 from tests.faulty_registry import Fault, Reply, redirect
 from tests.http_doubles import CountingRegistry, QuickTransport, RawServer

@@ -11,9 +11,9 @@ import pytest
 
 from ocistream import limits
 from ocistream.errors import LocalDiskError, UnsupportedError
+from ocistream.layout.destination import LayoutWriter
 from ocistream.layout.directory import LayoutDirectory
 from ocistream.layout.index import REF_NAME
-from ocistream.layout.writer import LayoutWriter
 from ocistream.oci.descriptor import OCI_MANIFEST, Descriptor
 
 ONE, TWO = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
