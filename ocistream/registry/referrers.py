@@ -104,8 +104,8 @@ def _fetch_from_api(repository: Repository, digest: str) -> ReferrerList:
         try:
             page = parse_document(Descriptor(OCI_INDEX, digest, len(raw)), raw).manifests
         except (ArchiveError, UnsupportedError) as error:
-            msg = f"{label}: {error.message}"
-            raise ArchiveError(msg) from error
+            # The list has no digest: it was parsed as the manifest that it is about.
+            raise ArchiveError(error.message.replace(f"manifest {digest}", label, 1)) from error
         for descriptor in page:
             referrers.setdefault(descriptor.digest, descriptor)
         next_url = next_page_url(response)

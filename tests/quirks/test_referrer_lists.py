@@ -188,6 +188,24 @@ def test_an_image_is_copied_even_if_its_referrers_cannot_be_listed(
 
 
 @quirk(59)
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"<html>", "is not valid JSON"), (b"{}", "has no list of manifests"), (b"[]", "is not a JSON object")],
+)
+def test_a_malformed_list_is_named_and_not_the_image(
+    body: bytes, said: str, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    image = small_image(layout)
+    seed(layout, image, registry.host, "app", "1")
+    registry.faults = [Fault(Reply(200, {"Content-Type": OCI_INDEX}, body), path="/referrers/", times=None)]
+    reason = left_behind(mover(), registry)[0]["reason"]
+    assert f"the list of referrers of {image['digest']} in {registry.host}/app" in reason
+    assert said in reason
+    assert "manifest sha256:" not in reason
+
+
+@quirk(59)
 def test_a_server_error_for_the_list_of_referrers_fails_the_copy(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
