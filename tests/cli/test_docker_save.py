@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -191,6 +192,21 @@ def test_serve_includes_an_image_of_manifest_json(images: list[Saved], tmp_path:
     with serving(tmp_path / "one.tar") as (_, host):
         assert tags(host, "one") == ["latest"]
         assert manifest_digest(host, "one", "latest") == digest(images[1])
+
+
+@pytest.mark.parametrize(("prefix", "notices"), [("", 1), ("docker-archive:", 0)])
+def test_the_page_of_serve_shows_the_images_that_are_served(
+    images: list[Saved], tmp_path: Path, prefix: str, notices: int
+) -> None:
+    path = tmp_path / "both.tar"
+    path.write_bytes(archive_of(of_docker_25(images)))
+    with serving(f"{prefix}{path}") as (process, host):
+        status, page = get(host, "/", headers={"Accept": "text/html"})
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert (status, f"docker pull {host}/library/app:1" in page.decode()) == (200, True)
+    # The page reads the archive again, in the same way and under the same name.
+    assert err.decode().count(_ALSO) == err.decode().count(f"{path} also contains") == notices
 
 
 def test_serve_refuses_an_archive_without_images(layout: Layout, tmp_path: Path) -> None:
