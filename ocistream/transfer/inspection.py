@@ -189,9 +189,8 @@ class _Description:
         description |= _describe_cosign_tag(root)
         if not root.is_synthesized:
             return description | self._manifest(descriptor)
-        # The archive has no descriptor of this manifest, and no annotations.
-        invented = {*_describe_descriptor(descriptor), "indexAnnotations"}
-        details = {key: value for key, value in self._manifest(descriptor).items() if key not in invented}
+        descriptor_keys = _describe_descriptor(descriptor).keys()
+        details = {key: value for key, value in self._manifest(descriptor).items() if key not in descriptor_keys}
         return description | {"imageId": self._graph.image_id(root)} | details
 
     def _manifest(self, descriptor: Descriptor) -> dict[str, Any]:

@@ -239,6 +239,8 @@ def test_as_a_docker_archive_only_manifest_json_counts(
         f"- image ID {image_id(images[1])}",
     ]
     assert "ok: docker-archive, 2 images" in shown.lines()[2]
+    inspected = give(archive_of(of_docker_25(images)), how, "inspect", "{}", "--json", prefix="docker-archive:")
+    assert "org.opencontainers.image.ref.name" not in inspected.out.decode()
     result = give(archive_of(entries), how, "push", f"{served.host}/app:1", prefix="docker-archive:")
     assertions.failure(result, 2, " has 2 images\n", digest(images[1]))
     # Docker 25.0.0 lists the layers in its manifests in any order; manifest.json has the right order.
