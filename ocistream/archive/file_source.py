@@ -38,22 +38,25 @@ class ArchiveFileSource(ArchiveSource):
 
     concurrent = True
 
-    def __init__(self, path: Path, selection: Selection = ALL_IMAGES, *, as_docker: bool = False) -> None:
-        """Open the file and read its headers.
+    def __init__(
+        self, path: Path, selection: Selection = ALL_IMAGES, *, as_docker: bool = False, label: str | None = None
+    ) -> None:
+        """Open the file and read its headers. Messages call it by `label` instead of its path.
 
         Raises:
             NotFoundError: the file does not exist.
             LocalDiskError: the file cannot be read.
             ArchiveError: the archive, or one of its documents, is malformed or truncated.
         """
-        super().__init__(str(path), selection, as_docker=as_docker)
-        self._what = f"cannot read {path}"
+        label = label or str(path)
+        super().__init__(label, selection, as_docker=as_docker)
+        self._what = f"cannot read {label}"
         with files.disk_errors(self._what):
             #: The open archive. Callers read at offsets of their own and do not move its position.
             self.file = io.FileIO(path, "rb")
         try:
             with files.disk_errors(self._what):
-                reader = _SeekingTarReader(self.file, str(path))
+                reader = _SeekingTarReader(self.file, label)
                 for entry in reader:
                     self.contents.add(entry)
                 reader.drain()

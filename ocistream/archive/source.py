@@ -261,7 +261,14 @@ class ArchiveSource(ABC):
     def _complete(self, graph: Graph) -> Graph:
         """Add to a graph what the archive says about all images, and report names that several images have."""
         roots = tuple(
-            replace(root, is_synthesized=root.is_synthesized and root.descriptor.digest in self._synthesized)
+            # The annotations of such an entry are not in the archive.
+            replace(
+                root,
+                descriptor=replace(root.descriptor, annotations={}),
+                is_synthesized=root.descriptor.digest in self._synthesized,
+            )
+            if root.is_synthesized
+            else root
             for root in graph.roots
         )
         plain = self._has_plain_layers or self.is_docker_save

@@ -152,13 +152,14 @@ class CommandContext:
         if result is None:
             return
         from ocistream.cli.report import check_result_writable
-        from ocistream.oci.volumes import parse_template
+        from ocistream.oci.volumes import is_template, parse_template
 
         if is_visible_on_stdout(result):
             raise result_on_stdout_error(str(result))
         problem = "is the archive itself" if real_path(result) in paths else ""
-        destination = locations[-1].path if self.copy_options.split else None
-        if destination is not None and parse_template(destination.name).parse_number(result.name) is not None:
+        name = locations[-1].path.name if self.copy_options.split and locations[-1].path is not None else ""
+        # The plan says what is wrong with a name without %d.
+        if is_template(name) and parse_template(name).parse_number(result.name) is not None:
             problem = "has the name of a volume"
         if problem:
             msg = f"--result {result} {problem}"

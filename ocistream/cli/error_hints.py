@@ -45,7 +45,7 @@ def add_copy_hint(error: OcistreamError, console: Console, plan: CopyPlan, sourc
     """Add to the error of a copy what the user can do about it."""
     location = plan.local_source
     if isinstance(error, MissingVolumesError):
-        _describe_needed_volumes(error, source, plan.destination, dry_run=dry_run)
+        _describe_needed_volumes(error, source, plan, dry_run=dry_run)
     elif isinstance(error, MissingBlobsError):
         if error.needed is not None:
             # An archive cannot wait for the blobs of later volumes.
@@ -169,9 +169,7 @@ def _list_missing_blobs(console: Console, error: MissingBlobsError) -> None:
         console.info(f"missing {len(error.missing) - _MAX_LISTED} more", level=-1)
 
 
-def _describe_needed_volumes(
-    error: MissingVolumesError, source: Source, destination: Location, *, dry_run: bool
-) -> None:
+def _describe_needed_volumes(error: MissingVolumesError, source: Source, plan: CopyPlan, *, dry_run: bool) -> None:
     """Say which volumes are stored, and how to write the others: together, or one by one in the order of numbers."""
     from ocistream.api.verification import VolumeSet
 
@@ -180,6 +178,7 @@ def _describe_needed_volumes(
     names = sorted(error.needed.names, key=lambda name: (present[0].template.parse_number(name) or 0) if present else 0)
     needed = ", ".join(map(printable, names))
     stored = [volume for volume in present if volume.name not in names]
+    destination = plan.destination
     is_layout = destination.kind != "docker"
     absent: Volume | None = None
     if refused := [volume.name for volume in present if volume.name in names]:
@@ -213,6 +212,10 @@ def _describe_needed_volumes(
             else f"{where} keeps what was written: copy the needed volumes one by one"
         )
         return
+    # Without them the command would fail, or push another digest.
+    selected = [("--image", name) for name in plan.options.images]
+    selected += [("--platform", platform) for platform in plan.options.platforms]
+    options += "".join(f" {option} {shlex.quote(printable(value))}" for option, value in selected)
     target = f"{'' if destination.reference else '--to '}{printable(destination.text)}"
     error.hint = f"the registry keeps what was sent: run `ocistream push {options} {target}`"
     if len(names) > 1:

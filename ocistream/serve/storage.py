@@ -226,6 +226,7 @@ class ArchiveStorage:
             )
         self._what = f"{path}"
         self.default_repository = repository_of_directory(path.name.removesuffix(".tar"))
+        self._as_docker = as_docker
         self._source = ArchiveFileSource(path, as_docker=as_docker)
         #: Synthesized manifests, by digest.
         self._synthesized: dict[str, bytes] = {}
@@ -250,7 +251,8 @@ class ArchiveStorage:
 
     def open_source(self) -> Source:
         """Return a source of all images, in the open file: another one may have its path now."""
-        return ArchiveFileSource(Path(f"/proc/self/fd/{self._source.file.fileno()}"))
+        path = Path(f"/proc/self/fd/{self._source.file.fileno()}")
+        return ArchiveFileSource(path, as_docker=self._as_docker, label=self._what)
 
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes, or None."""

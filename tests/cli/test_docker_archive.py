@@ -317,7 +317,11 @@ def test_verify_and_inspect_show_the_image_id_that_docker_shows(images: list[Sav
     assert [(image["name"], image["imageId"], "digest" in image) for image in found] == [
         (name, image_id, False) for name, image_id in expected
     ]
-    assert f"  image ID {ids[1]}" in ocistream("inspect", path, **given).lines()
+    shown = ocistream("inspect", path, **given)
+    assert f"  image ID {ids[1]}" in shown.lines()
+    # The archive has no index.json, and so no annotations.
+    assert not any("indexAnnotations" in image for image in found)
+    assert "org.opencontainers.image.ref.name" not in shown.out.decode()
 
 
 def test_a_copy_between_docker_archives_prints_no_digest(images: list[Saved], tmp_path: Path) -> None:

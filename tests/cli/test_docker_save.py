@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -193,6 +194,21 @@ def test_serve_includes_an_image_of_manifest_json(images: list[Saved], tmp_path:
         assert manifest_digest(host, "one", "latest") == digest(images[1])
 
 
+@pytest.mark.parametrize(("prefix", "notices"), [("", 1), ("docker-archive:", 0)])
+def test_the_page_of_serve_shows_the_images_that_are_served(
+    images: list[Saved], tmp_path: Path, prefix: str, notices: int
+) -> None:
+    path = tmp_path / "both.tar"
+    path.write_bytes(archive_of(of_docker_25(images)))
+    with serving(f"{prefix}{path}") as (process, host):
+        status, page = get(host, "/", headers={"Accept": "text/html"})
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert (status, f"docker pull {host}/library/app:1" in page.decode()) == (200, True)
+    # The page reads the archive again, in the same way and under the same name.
+    assert err.decode().count(_ALSO) == err.decode().count(f"{path} also contains") == notices
+
+
 def test_serve_refuses_an_archive_without_images(layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "empty.tar").write_bytes(tar_of(items_of(layout)))
     result = ocistream("serve", tmp_path / "empty.tar", "--listen", "127.0.0.1:0")
@@ -223,6 +239,8 @@ def test_as_a_docker_archive_only_manifest_json_counts(
         f"- image ID {image_id(images[1])}",
     ]
     assert "ok: docker-archive, 2 images" in shown.lines()[2]
+    inspected = give(archive_of(of_docker_25(images)), how, "inspect", "{}", "--json", prefix="docker-archive:")
+    assert "org.opencontainers.image.ref.name" not in inspected.out.decode()
     result = give(archive_of(entries), how, "push", f"{served.host}/app:1", prefix="docker-archive:")
     assertions.failure(result, 2, " has 2 images\n", digest(images[1]))
     # Docker 25.0.0 lists the layers in its manifests in any order; manifest.json has the right order.

@@ -354,6 +354,7 @@ class TestDeep:
         result = verify(archive, "--deep")
         assert result.code == 5
         assert digest_of(b"another") in result.err
+        assert result.err.endswith("\n  the image itself is wrong: build it again\n")
 
     def test_a_sha512_diff_id_is_not_checked_and_this_is_said(self, layout: Layout, verify: Verify) -> None:
         layer = tar_layer({"a": b"1"})

@@ -386,6 +386,13 @@ def test_volumes_are_pushed_one_by_one_in_any_order(cut: CutOnce, target: Faulty
     is_there(target, cut.image, cut.layout)
 
 
+def test_the_command_for_the_other_volumes_selects_the_same_images(cut: CutOnce, target: FaultyRegistry) -> None:
+    selected = ["--image", f"{cut.registry.host}/app:1", "--platform", "linux/amd64"]
+    refused = push(target, cut.whole[0], argv=selected)
+    command = f"push -i {NAMES[1]} -i {NAMES[2]} {' '.join(selected)} {target.host}/app:1`"
+    assertions.failure(refused, 10, f"run `ocistream {command}")
+
+
 @pytest.mark.uncounted
 @pytest.mark.parametrize("order", SOME_ORDERS)
 def test_a_split_blob_is_pushed_volume_by_volume(cut: CutOnce, target: FaultyRegistry, order: Sequence[int]) -> None:

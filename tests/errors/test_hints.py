@@ -128,6 +128,7 @@ _DIGEST = "sha256:" + 64 * "a"
         (["pull", "localhost:1/a:1", "--only=nowhere"], 4, ["not a digest, and no such file", "with 64 hex digits"]),
         (["rm", "localhost:1/x"], 4, ["localhost:1/x: no such directory, and a complete rep", "`ocistream tags loc"]),
         (["pull", "localhost:1/a:1", "--split=1M"], 2, ["--split writes the volumes of an OCI archive, but stdout is"]),
+        (["pull", "localhost:1/a:1", "--split=1M", "--result=r", "-o", "new/"], 2, ["new/ is a layout", "app.%03d"]),
         (["pull", "localhost:1/a:1", "--split=1M", "-o", "new/"], 2, ["new/ is a layout directory", "app.%03d.tar"]),
         (
             ["copy", "localhost:1/a:1", "localhost:1/b", "--all-tags"],
