@@ -20,10 +20,10 @@ class Statement:
     seen: str
 
 
-def quirk(number: int) -> pytest.MarkDecorator:
-    """Mark a test that covers statement `number`; a test may cover several."""
-    assert number in QUIRKS, number
-    return pytest.mark.quirk(number)
+def quirk(*numbers: int) -> pytest.MarkDecorator:
+    """Mark a test, or with `pytestmark` every test of a module, that covers the statements `numbers`."""
+    assert QUIRKS.keys() >= {*numbers}, numbers
+    return pytest.mark.quirk(*numbers)
 
 
 QUIRKS: Final[dict[int, Statement]] = {

@@ -17,17 +17,14 @@ from tests.cli import assertions
 from tests.faulty_registry import Fault, Request, StopReading, refusal
 from tests.images import Descriptor, Layout
 from tests.quirks import registry_quirks, upload_quirks
-from tests.quirks.command_runner import WAYS, How, Mover, run
+from tests.quirks.command_runner import How, both_ways, run
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyHandler, QuirkyRegistry, changed, refused
 from tests.quirks.small_images import MIB, is_stored, layer_of, one_layer, upload_of
 from tests.quirks.statements import quirk
 from tests.registry.storage import Upload
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result
-
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
-both_ways = pytest.mark.parametrize("how", WAYS)
 
 #: A layer of three chunks of a MiB, and a few bytes.
 SIZE: Final = 3 * MIB + 5
@@ -68,8 +65,7 @@ def whole(registry: QuirkyRegistry, layout: Layout, image: Descriptor) -> None:
     assert is_stored(registry, layout, layer_of(layout, image))
 
 
-@quirk(3)
-@quirk(6)
+@quirk(3, 6)
 @both_ways
 def test_a_chunk_has_a_range_of_two_numbers_and_goes_to_the_last_location(
     how: How, start: Start, layout: Layout, tmp_path: Path
@@ -83,9 +79,7 @@ def test_a_chunk_has_a_range_of_two_numbers_and_goes_to_the_last_location(
     whole(registry, layout, image)
 
 
-@quirk(8)
-@quirk(10)
-@quirk(40)
+@quirk(8, 10, 40)
 @both_ways
 @pytest.mark.parametrize(
     "habit",
@@ -225,8 +219,7 @@ def test_a_blob_is_streamed_if_the_minimum_chunk_exceeds_the_memory(
     whole(registry, layout, image)
 
 
-@quirk(29)
-@quirk(30)
+@quirk(29, 30)
 @pytest.mark.parametrize(
     "habit",
     [
@@ -295,8 +288,7 @@ def test_a_registry_that_refuses_one_put_gets_a_patch(how: How, start: Start, la
     assertions.failure(refused, 7, "404")
 
 
-@quirk(17)
-@quirk(18)
+@quirk(17, 18)
 @both_ways
 def test_a_push_mounts_from_the_named_repository(how: How, start: Start, layout: Layout, tmp_path: Path) -> None:
     def forget(handler: Any, answer: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Final
 
 import pytest
@@ -11,18 +10,16 @@ import pytest
 from tests.faulty_registry import Action, Drop, Fault, Flip, HangUp, Header, Reply, Resize
 from tests.http_doubles import unused_port
 from tests.images import digest_of, small_image, tar_layer, two_platforms
-from tests.quirks.command_runner import WAYS, How
-from tests.quirks.mirrors import Mirrored
-from tests.quirks.quirky_registry import QuirkyRegistry
+from tests.quirks.command_runner import How, both_ways
+from tests.quirks.fixture_types import MakeMirrored, Start
 from tests.quirks.small_images import MIB, layer_of
 from tests.quirks.statements import quirk
 
-MakeMirrored = Callable[..., Mirrored]
-both_ways = pytest.mark.parametrize("how", WAYS)
+pytestmark = quirk(53)
+
 _ZEROS: Final = f"sha256:{'0' * 64}"
 
 
-@quirk(53)
 @both_ways
 def test_a_manifest_with_another_digest_is_rejected(how: How, mirrored: MakeMirrored) -> None:
     used = mirrored()
@@ -32,7 +29,6 @@ def test_a_manifest_with_another_digest_is_rejected(how: How, mirrored: MakeMirr
     assert "the registry sent a manifest with the digest" in result.err
 
 
-@quirk(53)
 @both_ways
 @pytest.mark.parametrize("replaced", [True, False], ids=["by another image", "by garbage"])
 def test_a_wrong_child_of_an_index_is_rejected(replaced: bool, how: How, mirrored: MakeMirrored) -> None:
@@ -53,7 +49,6 @@ def test_a_wrong_child_of_an_index_is_rejected(replaced: bool, how: How, mirrore
     assert used.registry.asked("GET", "/manifests/sha256") != []
 
 
-@quirk(53)
 @both_ways
 def test_a_mirror_whose_tag_has_another_digest_than_it_states_is_skipped(how: How, mirrored: MakeMirrored) -> None:
     used = mirrored()
@@ -70,7 +65,6 @@ def test_a_mirror_whose_tag_has_another_digest_than_it_states_is_skipped(how: Ho
     assert used.registry.asked("GET", "/manifests/1") != []
 
 
-@quirk(53)
 def test_the_registry_s_bytes_count_more_than_its_digest_header(mirrored: MakeMirrored) -> None:
     used = mirrored()
     wrong = Header("Docker-Content-Digest", _ZEROS)
@@ -85,7 +79,6 @@ ANNOUNCED: Final[dict[str, tuple[Action, str]]] = {
 }
 
 
-@quirk(53)
 @pytest.mark.parametrize("what", ANNOUNCED)
 def test_a_blob_with_a_wrong_size_or_digest_header_is_rejected_before_its_body(
     what: str, mirrored: MakeMirrored
@@ -98,7 +91,6 @@ def test_a_blob_with_a_wrong_size_or_digest_header_is_rejected_before_its_body(
     assert len(mirror.asked(path="/blobs/")) == 1
 
 
-@quirk(53)
 def test_a_digest_header_of_another_algorithm_is_accepted(mirrored: MakeMirrored) -> None:
     used = mirrored()
     layer = layer_of(used.layout, used.image)["digest"]
@@ -108,10 +100,9 @@ def test_a_digest_header_of_another_algorithm_is_accepted(mirrored: MakeMirrored
     assert used.registry.requests == []
 
 
-@quirk(53)
 @pytest.mark.parametrize("target", ["a file", "a layout", "a registry", "a docker-archive"])
 def test_a_blob_with_a_wrong_digest_is_read_again_from_another_source(
-    target: str, mirrored: MakeMirrored, start: Callable[..., QuirkyRegistry]
+    target: str, mirrored: MakeMirrored, start: Start
 ) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
@@ -131,10 +122,9 @@ def test_a_blob_with_a_wrong_digest_is_read_again_from_another_source(
         assert other.asked("PUT", "/manifests/1") != []
 
 
-@quirk(53)
 @pytest.mark.parametrize("target", ["a file", "a registry", "a docker-archive"])
 def test_a_wrong_blob_under_recompression_is_read_again_from_another_source(
-    target: str, mirrored: MakeMirrored, start: Callable[..., QuirkyRegistry]
+    target: str, mirrored: MakeMirrored, start: Start
 ) -> None:
     # The wrong byte is early in the compressed stream, so decompression fails before the digest does.
     words = random.Random(0).randbytes(2 * MIB).hex().encode()
@@ -152,7 +142,6 @@ def test_a_wrong_blob_under_recompression_is_read_again_from_another_source(
     assert f"received from the mirror {mirror.host}/hub/app" in result.err
 
 
-@quirk(53)
 def test_a_wrong_blob_in_a_pipe_is_an_error_that_names_the_mirror(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(Flip(at=3), path=layer_of(used.layout, used.image)["digest"], times=None))
@@ -163,7 +152,6 @@ def test_a_wrong_blob_in_a_pipe_is_an_error_that_names_the_mirror(mirrored: Make
     assert used.registry.asked("GET", "/blobs/") == [], result.err
 
 
-@quirk(53)
 def test_a_pull_fails_if_all_sources_send_wrong_content(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.registry.faults = [Fault(Flip(at=3), path="/blobs/", times=None)]
@@ -174,7 +162,6 @@ def test_a_pull_fails_if_all_sources_send_wrong_content(mirrored: MakeMirrored) 
     assert len(asked) == len(set(asked))
 
 
-@quirk(53)
 def test_a_wrong_config_is_read_again_from_another_source(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
@@ -184,7 +171,6 @@ def test_a_wrong_config_is_read_again_from_another_source(mirrored: MakeMirrored
     used.check(out.read_bytes())
 
 
-@quirk(53)
 def test_a_partial_blob_resumes_at_a_mirror_and_is_fetched_again_after_wrong_bytes(
     mirrored: MakeMirrored,
 ) -> None:

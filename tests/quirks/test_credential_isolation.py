@@ -6,7 +6,7 @@ The other host receives its requests through a `Tap`, so that the tests can chec
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from tests.certificates import Certificate
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, Header, redirect, refusal
 from tests.images import OCI_INDEX, Layout
-from tests.quirks.command_runner import Mover, run
+from tests.quirks.command_runner import run
 from tests.quirks.credential_forms import (
     PASSWORD,
     SCHEMES,
@@ -29,16 +29,13 @@ from tests.quirks.credential_forms import (
     secrets_of,
     was_shown,
 )
+from tests.quirks.fixture_types import MakeTap, Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, Tap, changed, relocating
 from tests.quirks.registry_quirks import BLOBS_ELSEWHERE
 from tests.quirks.small_images import layer_of, one_layer
 from tests.quirks.statements import quirk
 from tests.quirks.upload_quirks import UPLOADS_ELSEWHERE
 from tests.registry_http import seed
-
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
-MakeTap = Callable[[str], Tap]
 
 schemes = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 #: A name that resolves to a public address, as far as the client can see.
@@ -152,8 +149,7 @@ def test_an_upload_on_another_host_carries_no_credential(
     assert_silent(heard, registry)
 
 
-@quirk(5)
-@quirk(15)
+@quirk(5, 15)
 @schemes
 def test_deleting_a_failed_upload_on_another_host_carries_no_credential(
     scheme: Scheme, start: Start, mover: Move, layout: Layout, tmp_path: Path
@@ -207,8 +203,7 @@ def test_a_realm_on_another_host_gets_the_password_but_no_token(
     assert not any(token.encode() in second.heard for token in shown)
 
 
-@quirk(4)
-@quirk(19)
+@quirk(4, 19)
 @pytest.mark.parametrize("scheme", SCHEMES[1:], ids=str)
 def test_an_http_realm_of_an_https_registry_gets_nothing(
     scheme: Scheme,

@@ -40,6 +40,7 @@ from tests.images import (
 )
 from tests.quirks import registry_quirks
 from tests.quirks.command_runner import Mover
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.small_images import LAYER, layer_of
@@ -47,9 +48,6 @@ from tests.quirks.statements import quirk
 from tests.registry_http import seed
 from tests.runner import ocistream
 from tests.zero_layer_registry import Endless, Image
-
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 
 
 class Pulls:
@@ -99,8 +97,7 @@ MakePulls = Callable[..., Pulls]
 # Broken downloads -----------------------------------------------------------------------------------------------
 
 
-@quirk(30)
-@quirk(62)
+@quirk(30, 62)
 @pytest.mark.parametrize("after", [1, limits.CHUNK_SIZE, limits.CHUNK_SIZE + 1, LAYER - 1])
 def test_a_broken_download_resumes_at_the_exact_byte(after: int, pulls: MakePulls) -> None:
     used = pulls()
@@ -108,8 +105,7 @@ def test_a_broken_download_resumes_at_the_exact_byte(after: int, pulls: MakePull
     assert used.ranges() == [None, f"bytes={after}-"]
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 @pytest.mark.parametrize(
     "action", [Header("Content-Range", "bytes 0-9/10"), Header("Content-Range", None), refusal(416, "RANGE_INVALID")]
 )
@@ -124,8 +120,7 @@ def test_a_pull_is_resumed_from_a_registry_without_ranges(action: Action, pulls:
     assert (used.mover.folder / "pulled.tar").read_bytes() == whole
 
 
-@quirk(30)
-@quirk(62)
+@quirk(30, 62)
 def test_the_number_of_breaks_is_unlimited_while_there_is_progress(pulls: MakePulls) -> None:
     used = pulls()
     used.pull(*[Drop(50_000)] * 11, retries=1)
@@ -134,16 +129,14 @@ def test_the_number_of_breaks_is_unlimited_while_there_is_progress(pulls: MakePu
     used.pull(*between * 4, retries=3)
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 def test_after_416_to_a_range_the_complete_blob_is_requested(pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Drop(1000), refusal(416, "RANGE_INVALID"), retries=1)
     assert used.ranges() == [None, "bytes=1000-", None]
 
 
-@quirk(30)
-@quirk(62)
+@quirk(30, 62)
 @pytest.mark.parametrize("failure", [Drop(0), HangUp(), refusal(503)], ids=str)
 def test_attempts_without_progress_are_limited(failure: Action, pulls: MakePulls) -> None:
     used = pulls()
@@ -152,8 +145,7 @@ def test_attempts_without_progress_are_limited(failure: Action, pulls: MakePulls
     assert len(used.ranges()) == 1 + 3
 
 
-@quirk(30)
-@quirk(62)
+@quirk(30, 62)
 @pytest.mark.parametrize(
     ("faults", "code", "asked"),
     [([refusal(404, "BLOB_UNKNOWN")], 4, 1), ([Drop(1000), refusal(400)], 7, 2), ([refusal(416)], 7, 1)],
@@ -165,8 +157,7 @@ def test_a_permanent_failure_is_not_retried(faults: list[Action], code: int, ask
     assert len(used.ranges()) == asked
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 @pytest.mark.parametrize("after", [limits.CHUNK_SIZE, limits.CHUNK_SIZE * 2 + 7])
 def test_known_bytes_are_skipped_exactly_if_the_range_is_ignored(after: int, pulls: MakePulls) -> None:
     used = pulls()
@@ -174,16 +165,14 @@ def test_known_bytes_are_skipped_exactly_if_the_range_is_ignored(after: int, pul
     assert [request.status for request in used.registry.asked("GET", used.digest)] == [200, 200]
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 def test_a_download_that_breaks_while_it_skips_known_bytes_continues(pulls: MakePulls) -> None:
     used = pulls(registry_quirks.NO_PARTS)
     used.pull(Drop(300_000), Drop(200_000), Drop(0), Drop(400_000))
     assert len(used.ranges()) == 5
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 @pytest.mark.parametrize(
     "value",
     [
@@ -204,15 +193,13 @@ def test_a_part_with_a_wrong_start_is_refused(value: str | None, pulls: MakePull
     assert len(used.ranges()) == 2
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 @pytest.mark.parametrize("value", [f"bytes 1000-{LAYER - 1}/*", f"bytes 1000-{LAYER}/{LAYER + 1}"])
 def test_the_stated_end_of_a_part_is_ignored(value: str, pulls: MakePulls) -> None:
     pulls().pull(Drop(1000), Header("Content-Range", value))
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 def test_a_part_that_was_not_requested_is_refused(pulls: MakePulls) -> None:
     used = pulls()
     used.pull(used.forever(Reply(206, {"Content-Range": "bytes 0-2/9"}, b"abc")), code=7, says="206")
@@ -258,8 +245,7 @@ def test_a_body_without_a_length_is_read_to_its_end(pulls: MakePulls) -> None:
     assert used.ranges() == [None]
 
 
-@quirk(22)
-@quirk(62)
+@quirk(22, 62)
 def test_a_body_that_a_proxy_compressed_is_rejected(pulls: MakePulls) -> None:
     used = pulls()
     used.registry.faults = [used.forever(Gzip())]
@@ -268,8 +254,7 @@ def test_a_body_that_a_proxy_compressed_is_rejected(pulls: MakePulls) -> None:
     used.mover.run("pull", name, "-q", "-o", path, "--no-referrers", code=5, says=used.digest)
 
 
-@quirk(20)
-@quirk(62)
+@quirk(20, 62)
 def test_a_redirect_target_gets_the_range_but_no_authorization(start: Start, mover: Move, layout: Layout) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=("pull", "push"))
     storage, front = start(), start(auth=auth)
@@ -322,8 +307,7 @@ def inspected(start: Start, mover: Move, body: bytes, kind: str | None, **expect
     return result.out.decode()
 
 
-@quirk(28)
-@quirk(63)
+@quirk(28, 63)
 @pytest.mark.parametrize(
     ("declared", "own"),
     [
@@ -347,8 +331,7 @@ def test_a_document_that_is_not_a_manifest_is_refused(body: bytes, start: Start,
     inspected(start, mover, body, "text/html", code=6)
 
 
-@quirk(28)
-@quirk(63)
+@quirk(28, 63)
 @pytest.mark.parametrize(
     ("declared", "own", "kind"),
     [
@@ -371,8 +354,7 @@ def test_a_manifest_without_a_stated_type_is_recognized_by_its_fields(
     assert target.memory["type", "v1"] == kind
 
 
-@quirk(30)
-@quirk(63)
+@quirk(30, 63)
 @pytest.mark.parametrize(
     "failure", [Drop(10), Resize(-10, stated=False), Reset(after=10), HangUp(), refusal(503)], ids=str
 )
@@ -393,8 +375,7 @@ def test_a_manifest_with_a_wrong_content_length_is_refused_at_once(start: Start,
     mover().pull(f"{registry.host}/app:v1", code=5, says="bytes are announced instead of")
 
 
-@quirk(57)
-@quirk(63)
+@quirk(57, 63)
 @pytest.mark.parametrize(
     ("said", "code"),
     [(None, 0), ("what", 0), ("sha384:abc", 0), (digest_of(b"other", "sha512"), 5), (digest_of(b"other"), 5)],

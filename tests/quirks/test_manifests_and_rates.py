@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -23,14 +22,13 @@ from tests.images import (
     two_platforms,
 )
 from tests.quirks import registry_quirks
-from tests.quirks.command_runner import WAYS, How, Mover, run
-from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
+from tests.quirks.command_runner import How, both_ways, run
+from tests.quirks.fixture_types import Move, Start
+from tests.quirks.quirky_registry import Quirk
 from tests.quirks.small_images import MIB, is_stored, layer_of, one_layer
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest, manifest_digest, seed
 
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 #: A wait in seconds that is longer than any backoff, and within the limit.
 LONG: Final = 120.0
 #: A wait in seconds beyond the limit.
@@ -38,7 +36,7 @@ TOO_LONG: Final = 301
 
 
 @quirk(28)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 @pytest.mark.parametrize(
     ("media", "types"), [("oci", {OCI_INDEX, OCI_MANIFEST}), ("docker", {DOCKER_LIST, DOCKER_MANIFEST})]
 )
@@ -186,7 +184,7 @@ def test_waits_grow_and_are_random(start: Start, mover: Move, layout: Layout) ->
 
 @quirk(30)
 @pytest.mark.parametrize("action", [Drop(300_000), Reset(300_000)], ids=["a proper end", "a reset"])
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_a_broken_download_resumes_where_it_stopped(
     action: Any, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -213,7 +211,7 @@ def test_a_broken_upload_from_a_file_is_retried(start: Start, mover: Move, layou
 
 
 @quirk(30)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_an_upload_that_always_breaks_writes_no_manifest(how: How, start: Start, mover: Move, layout: Layout) -> None:
     _, archive = one_layer(layout, 3 * MIB)
     breaks = Fault(StopReading(0, reset=True), "PATCH|PUT", "uploads", times=None, larger_than=MIB // 8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Descriptor, Layout
 from tests.quirks import registry_quirks
 from tests.quirks.command_runner import Mover
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
 from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.small_images import config_of, is_stored, layer_of
@@ -20,8 +20,7 @@ from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
 from tests.runner import ocistream
 
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
+pytestmark = quirk(47)
 
 
 def layers(layout: Layout, count: int) -> tuple[Descriptor, bytes]:
@@ -43,7 +42,6 @@ def mounting(mover: Move, *repositories: str) -> Mover:
     return mover("--jobs", "1", *(f"--mount-from={repository}" for repository in repositories))
 
 
-@quirk(47)
 def test_the_first_repository_gets_the_mount_request_and_the_second_a_head(
     start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -58,7 +56,6 @@ def test_the_first_repository_gets_the_mount_request_and_the_second_a_head(
     assert is_stored(registry, layout, layer_of(layout, image))
 
 
-@quirk(47)
 def test_a_blob_is_mounted_from_the_second_repository_and_the_session_of_the_first_deleted(
     start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -76,7 +73,6 @@ def test_a_blob_is_mounted_from_the_second_repository_and_the_session_of_the_fir
     assert manifest_digest(registry.host, "app", "v1") == image["digest"]
 
 
-@quirk(47)
 def test_a_session_in_place_of_a_mount_is_deleted_if_its_blob_cannot_be_read(
     start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -90,7 +86,6 @@ def test_a_session_in_place_of_a_mount_is_deleted_if_its_blob_cannot_be_read(
     assert [request.status for request in registry.asked("DELETE")] == [204] * len(opened)
 
 
-@quirk(47)
 def test_unused_sessions_are_deleted_only_until_a_deadline_and_the_next_run_uses_the_rest(
     start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
@@ -127,7 +122,6 @@ def test_unused_sessions_are_deleted_only_until_a_deadline_and_the_next_run_uses
     assert manifest_digest(registry.host, "app", "v1") == image["digest"]
 
 
-@quirk(47)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405])
 def test_a_repository_that_refuses_is_not_asked_again(status: int, start: Start, mover: Move, layout: Layout) -> None:
     refuses = Fault(refusal(status), "POST", "mount=", times=None)
@@ -138,7 +132,6 @@ def test_a_repository_that_refuses_is_not_asked_again(status: int, start: Start,
     assert is_stored(registry, layout, layer_of(layout, image))
 
 
-@quirk(47)
 def test_a_repository_that_lacked_eight_blobs_is_not_asked_again(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.only_in())
     _, archive = layers(layout, 12)
@@ -147,7 +140,6 @@ def test_a_repository_that_lacked_eight_blobs_is_not_asked_again(start: Start, m
     assert len(registry.asked("HEAD", "/v2/other/blobs/")) == 8
 
 
-@quirk(47)
 def test_after_a_mount_a_repository_is_asked_for_eight_more_missing_blobs(
     start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -165,7 +157,6 @@ def test_after_a_mount_a_repository_is_asked_for_eight_more_missing_blobs(
 
 
 @quirk(18)
-@quirk(47)
 def test_the_head_uses_the_token_for_mounting(start: Start, mover: Move, layout: Layout) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=())
     registry = start(registry_quirks.only_in(), auth=auth)
@@ -180,7 +171,6 @@ def test_the_head_uses_the_token_for_mounting(start: Start, mover: Move, layout:
     assert {request.status for request in shown} == {404}
 
 
-@quirk(47)
 @pytest.mark.parametrize("holder", ["base", "library/base"])
 def test_a_base_image_of_docker_hub_is_mounted_from_either_form_of_its_name(
     holder: str, start: Start, mover: Move, layout: Layout, tmp_path: Path

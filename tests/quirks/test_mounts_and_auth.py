@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,15 @@ import pytest
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Layout, small_image, tar_layer
 from tests.quirks import registry_quirks
-from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.command_runner import How, both_ways
 from tests.quirks.credential_forms import Login, docker_config
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, refused
 from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.small_images import is_stored, layer_of, one_layer
 from tests.quirks.statements import quirk
 from tests.quirks.upload_quirks import STATE
 from tests.registry_http import basic, manifest_digest, seed
-
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 
 
 def mounted(registry: QuirkyRegistry) -> list[int | None]:
@@ -119,7 +116,7 @@ def test_the_token_for_a_mount_covers_both_repositories_the_target_first(
 
 @quirk(19)
 @pytest.mark.parametrize("field", ["token", "access_token"])
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_a_token_is_accepted_as_token_or_access_token(
     field: Any, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -143,7 +140,7 @@ def test_a_token_server_without_oauth2_gets_a_get(start: Start, mover: Move, lay
 
 
 @quirk(19)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_a_missing_challenge_is_requested_from_the_base_endpoint(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -161,7 +158,7 @@ def test_a_missing_challenge_is_requested_from_the_base_endpoint(
 
 @quirk(20)
 @pytest.mark.parametrize("auth", [Basic(USER, PASSWORD), Bearer({USER: PASSWORD})], ids=["Basic", "Bearer"])
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_storage_on_another_host_gets_no_authorization(
     auth: Any, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -189,7 +186,7 @@ def test_a_relative_redirect_keeps_host_and_authorization(start: Start, mover: M
 
 
 @quirk(21)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_cookies_are_not_sent_back(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.COOKIES, auth=Bearer({USER: PASSWORD}, anonymous=()))
     image, archive = one_layer(layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -12,20 +11,19 @@ from tests.archives import check_blobs, small_first, tar_of
 from tests.faulty_registry import Drop, Fault, IgnoreRange, Reply
 from tests.images import OCI_MANIFEST, Layout, small_image
 from tests.quirks import registry_quirks
-from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.command_runner import How, both_ways
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, changed
 from tests.quirks.small_images import LAYER, config_of, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
 
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 #: The offset at which a download breaks.
 CUT: Final = 400_000
 
 
 @quirk(22)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_every_request_asks_for_the_identity_encoding(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.GZIPS)
     seed(layout, small_image(layout), registry.host, "app", "v1")
@@ -69,7 +67,7 @@ def test_existing_blobs_are_not_sent_again_if_head_has_no_length(start: Start, m
 
 
 @quirk(24)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_known_bytes_are_skipped_if_the_registry_sends_the_complete_blob(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:

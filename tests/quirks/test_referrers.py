@@ -15,13 +15,15 @@ from tests.faulty_auth import Auth
 from tests.images import OCI_INDEX, Descriptor, Layout, small_image
 from tests.quirks import registry_quirks
 from tests.quirks.command_runner import run
+from tests.quirks.fixture_types import Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
 from tests.quirks.registry_models import KINDS, PASSWORD, USER
 from tests.quirks.statements import quirk
 from tests.registry_http import get, manifest, manifest_digest, seed
 from tests.runner import Result
 
-Start = Callable[..., QuirkyRegistry]
+pytestmark = quirk(31)
+
 
 _SIGNATURE: Final = "application/vnd.cncf.notary.signature"
 _SUFFIXES: Final = ("sig", "att", "sbom")
@@ -117,7 +119,6 @@ def digests(entries: list[Descriptor]) -> list[str]:
     return sorted(entry["digest"] for entry in entries)
 
 
-@quirk(31)
 @quirk(32)
 @ROUTES
 def test_all_referrers_arrive_at_a_registry_with_the_referrers_api(
@@ -135,7 +136,6 @@ def test_all_referrers_arrive_at_a_registry_with_the_referrers_api(
     assert manifest(target.host, "app", signed.list_tag) is None
 
 
-@quirk(31)
 @OLD
 def test_without_the_referrers_api_a_tag_lists_the_referrers(
     route: str, status: int, source: QuirkyRegistry, start: Start, signed: Signed, tmp_path: Path
@@ -149,7 +149,6 @@ def test_without_the_referrers_api_a_tag_lists_the_referrers(
     assert manifest_digest(target.host, "app", "v1") == signed.image["digest"]
 
 
-@quirk(31)
 @pytest.mark.parametrize("status", [404, 400])
 def test_existing_entries_of_the_list_are_kept(
     status: int, source: QuirkyRegistry, start: Start, signed: Signed, layout: Layout, tmp_path: Path
@@ -168,7 +167,6 @@ def test_existing_entries_of_the_list_are_kept(
     assert manifest(target.host, "app", signed.list_tag) == before
 
 
-@quirk(31)
 @OLD
 def test_the_list_under_a_tag_is_read_without_the_referrers_api(
     route: str, status: int, start: Start, signed: Signed, layout: Layout, tmp_path: Path
@@ -181,7 +179,6 @@ def test_the_list_under_a_tag_is_read_without_the_referrers_api(
     assert digests(json.loads(raw)["manifests"]) == digests(signed.referring)
 
 
-@quirk(31)
 @quirk(32)
 @ROUTES
 def test_no_referrer_is_copied_with_no_referrers(
@@ -195,7 +192,6 @@ def test_no_referrer_is_copied_with_no_referrers(
     assert manifest_digest(target.host, "app", "v1") == signed.image["digest"]
 
 
-@quirk(31)
 @quirk(32)
 @pytest.mark.parametrize(("name", "quirks", "auth"), _KINDS, ids=[name for name, _, _ in _KINDS])
 def test_referrers_arrive_at_a_registry_with_the_quirks_of(

@@ -6,7 +6,6 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,8 +17,9 @@ from tests.faulty_auth import Basic, Bearer
 from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Layout
 from tests.quirks import upload_quirks
-from tests.quirks.command_runner import WAYS, How, Mover
-from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, refused, relocating
+from tests.quirks.command_runner import How, both_ways
+from tests.quirks.fixture_types import Move, Start
+from tests.quirks.quirky_registry import Quirk, refused, relocating
 from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.registry_quirks import NO_LOOKING
 from tests.quirks.small_images import (
@@ -35,9 +35,6 @@ from tests.quirks.small_images import (
 )
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest
-
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 
 
 @quirk(1)
@@ -62,8 +59,7 @@ def test_a_location_is_resolved_against_the_request(
     assert is_stored(registry, layout, layer_of(layout, image), config_of(layout, image))
 
 
-@quirk(2)
-@quirk(3)
+@quirk(2, 3)
 def test_the_query_of_the_last_location_is_unchanged_and_the_digest_appended(
     start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -124,7 +120,7 @@ def test_port_443_and_no_port_are_the_same_host(
 
 
 @quirk(5)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_an_upload_on_another_host_gets_no_authorization(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(upload_quirks.UPLOADS_ELSEWHERE, auth=Basic(USER, PASSWORD))
     image, archive = one_layer(layout)
@@ -137,9 +133,8 @@ def test_an_upload_on_another_host_gets_no_authorization(how: How, start: Start,
     assert is_stored(registry, layout, layer_of(layout, image), config_of(layout, image))
 
 
-@quirk(6)
-@quirk(7)
-@pytest.mark.parametrize("how", WAYS)
+@quirk(6, 7)
+@both_ways
 def test_a_blob_takes_one_post_one_streamed_patch_and_a_put_without_a_body(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -174,9 +169,8 @@ def test_a_registry_that_refuses_chunks_gets_a_stream(habit: Quirk, start: Start
     assert registry.asked("PATCH", "") == [request for request in registry.asked("PATCH") if request.status == 202]
 
 
-@quirk(10)
-@quirk(40)
-@pytest.mark.parametrize("how", WAYS)
+@quirk(10, 40)
+@both_ways
 @pytest.mark.parametrize(
     "habit", [upload_quirks.BACKWARD_RANGE, upload_quirks.LAST_RANGE, upload_quirks.NO_RANGE], ids=str
 )
@@ -207,7 +201,7 @@ def test_every_success_status_is_accepted(method: str, status: int, start: Start
 
 
 @quirk(13)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_after_an_expired_token_only_the_closing_put_is_repeated(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -254,7 +248,7 @@ def test_no_session_is_opened_before_the_first_byte_of_its_blob_arrives(
 
 
 @quirk(15)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_an_abandoned_session_is_deleted(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image, archive = one_layer(layout)
@@ -283,7 +277,7 @@ def _spoiled(archive: bytes, layer: bytes) -> bytes:
 
 
 @quirk(16)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_an_empty_blob_is_a_put_without_a_body(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     artifact = layout.artifact(b"", name="app")
@@ -328,7 +322,7 @@ def test_a_push_succeeds_with_push_permission_only(start: Start, mover: Move, la
 
 
 @quirk(42)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_a_user_without_push_permission_gets_an_error_before_any_byte_is_sent(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
