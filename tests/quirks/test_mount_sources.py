@@ -11,7 +11,7 @@ from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Descriptor, Layout
 from tests.quirks import registry_quirks
-from tests.quirks.command_runner import Mover
+from tests.quirks.command_runner import How, Mover, both_ways
 from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
 from tests.quirks.registry_models import PASSWORD, USER
@@ -56,14 +56,15 @@ def test_the_first_repository_gets_the_mount_request_and_the_second_a_head(
     assert is_stored(registry, layout, layer_of(layout, image))
 
 
+@both_ways
 def test_a_blob_is_mounted_from_the_second_repository_and_the_session_of_the_first_deleted(
-    start: Start, mover: Move, layout: Layout
+    how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start(registry_quirks.only_in("other"))
     image, archive = layers(layout, 1)
     seed(layout, image, registry.host, "other", "v1")
     registry.requests.clear()
-    mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1")
+    mounting(mover, "base", "other").push(archive, f"{registry.host}/app:v1", how)
     first, second = config_of(layout, image), layer_of(layout, image)
     assert asked_of(registry, first) == ["HEAD app", "POST base", "HEAD other", "POST other"]
     # The repository that had the last blob is asked first.

@@ -193,10 +193,11 @@ def test_a_push_fails_with_a_hint_if_even_small_chunks_are_too_large(pushes: Mak
 
 
 @quirk(9, 60)
+@both_ways
 @pytest.mark.parametrize("status", [404, 405, 501])
-def test_a_registry_without_patch_gets_one_put(status: int, pushes: MakePushes) -> None:
+def test_a_registry_without_patch_gets_one_put(status: int, how: How, pushes: MakePushes) -> None:
     used = pushes(upload_quirks.refusing("PATCH", status))
-    result = used.push("file", "-v")
+    result = used.push(how, "-v")
     assert str(status) in result.err
     assert [put.received for put in used.uploads("PUT")] == [SIZE]
     assert used.is_complete()
@@ -349,15 +350,6 @@ def test_a_registry_is_recognized_by_its_response_headers(
     ]
     used.push(code=0 if tries_put else 7)
     assert any(request.received for request in used.uploads("PUT")) == tries_put
-
-
-@quirk(40, 60)
-@pytest.mark.parametrize("stated", ["0-0", "0-99", "0-1048575", "0-99999999", "nonsense", None, "bytes=0-1"])
-def test_an_implausible_range_between_chunks_is_ignored(stated: str | None, pushes: MakePushes) -> None:
-    used = pushes()
-    used.registry.faults = [Fault(Header("Range", stated), "PATCH", skip=1, times=None)]
-    used.push("file", "--upload", "chunk=1MiB")
-    assert used.is_complete()
 
 
 @quirk(60)
