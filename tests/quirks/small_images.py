@@ -6,7 +6,7 @@ import fcntl
 import struct
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import IO, Final
 
 from tests.archives import blob_name, small_first, tar_of
@@ -56,9 +56,10 @@ def _plain(target: str) -> str:
     return target.replace("%3A", ":").replace("%3a", ":")
 
 
-def targets(requests: Sequence[Request]) -> list[str]:
-    """Return methods and targets."""
-    return [f"{request.method} {request.target}" for request in requests]
+def spoil(archive: bytes, layout: Layout, digest: str) -> bytes:
+    """Return an archive whose blob has a wrong last byte, which is detected after most of a large blob is sent."""
+    content = layout.file(digest).read_bytes()
+    return archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def position_of(archive: bytes, digest: str) -> int:

@@ -61,6 +61,10 @@ def test_a_chunk_has_a_range_of_two_numbers_and_goes_to_the_last_location(how: H
 def test_an_implausible_range_between_chunks_is_ignored(habit: Quirk, how: How, pushes: MakePushes) -> None:
     used = pushes(habit)
     used.push(how, "--upload", "chunk=1MiB")
+    # Only a Range that goes backwards but not too far may be true: then the registry is asked.
+    asked = habit is upload_quirks.BACKWARD_RANGE
+    assert ("GET" in used.methods()) == asked
+    assert (len(used.uploads("PATCH")), len(used.uploads("POST"))) == (6 if asked else 5, 1)
     assert used.is_complete()
 
 

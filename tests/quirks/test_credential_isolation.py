@@ -32,7 +32,7 @@ from tests.quirks.credential_forms import (
 from tests.quirks.fixture_types import MakeTap, Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, Tap, changed, relocating
 from tests.quirks.registry_quirks import BLOBS_ELSEWHERE
-from tests.quirks.small_images import layer_of, one_layer
+from tests.quirks.small_images import config_of, is_stored, layer_of, one_layer, spoil
 from tests.quirks.statements import quirk
 from tests.quirks.upload_quirks import UPLOADS_ELSEWHERE
 from tests.registry_http import seed
@@ -61,6 +61,8 @@ def test_a_redirect_of_a_blob_to_another_host_carries_no_credential(
     mover(env=everywhere(tmp_path, scheme, registry)).pull(f"{registry.host}/app:v1")
     heard = registry.memory["tap"].heard
     assert heard.count(b"GET /v2/app/blobs/") == 3
+    # The signed query is unchanged.
+    assert heard.count(b"?sig=a%2Fb%3D+c~ HTTP/1.1") == 3
     was_shown(registry)
     assert_silent(heard, registry)
 
@@ -140,8 +142,10 @@ def test_an_upload_on_another_host_carries_no_credential(
     scheme: Scheme, start: Start, mover: Move, layout: Layout, tmp_path: Path
 ) -> None:
     registry = start(UPLOADS_ELSEWHERE, auth=scheme.auth())
-    _, archive = one_layer(layout)
+    image, archive = one_layer(layout)
     mover(env=everywhere(tmp_path, scheme, registry)).push(archive, f"{registry.host}/app:v1")
+    assert registry.asked("PATCH|PUT", "uploads") == []
+    assert is_stored(registry, layout, layer_of(layout, image), config_of(layout, image))
     heard = registry.memory["tap"].heard
     # The layer takes two requests, the small config takes one.
     assert [heard.count(method + b" /v2/app/blobs/uploads/") for method in (b"PATCH", b"PUT")] == [1, 2]
@@ -156,8 +160,7 @@ def test_deleting_a_failed_upload_on_another_host_carries_no_credential(
 ) -> None:
     registry = start(UPLOADS_ELSEWHERE, auth=scheme.auth())
     image, archive = one_layer(layout)
-    content = layout.file(layer_of(layout, image)["digest"]).read_bytes()
-    spoiled = archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
+    spoiled = spoil(archive, layout, layer_of(layout, image)["digest"])
     mover(env=everywhere(tmp_path, scheme, registry)).push(spoiled, f"{registry.host}/app:v1", code=5)
     heard = registry.memory["tap"].heard
     assert b"DELETE /v2/app/blobs/uploads/" in heard

@@ -332,20 +332,28 @@ def test_without_the_api_each_list_is_written_once_before_the_tags(
     assert sorted(pushed(registry)) == sorted(one["digest"] for one in found.referrers)
 
 
-def test_entries_of_other_clients_in_a_list_are_kept(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
+@pytest.mark.parametrize("status", [404, 400])
+def test_entries_of_other_clients_in_a_list_are_kept(
+    status: int, start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
     found.enter(layout, "v1")
-    registry = start(*OLD)
+    registry = start(registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(status))
     other = layout.artifact(b"of others", kind="application/y", subject=found.image)
-    seed(layout, other, registry.host, "app")
-    theirs = {**other, "annotations": {"by": "others"}, "unknown": [1]}
+    for one in (other, found.signature):
+        seed(layout, one, registry.host, "app")
+    theirs = [{**other, "annotations": {"by": "others"}, "unknown": [1]}, {**found.signature, "unknown": [2]}]
     tag = found.image["digest"].replace(":", "-")
-    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [theirs], "annotations": {"of": "the list"}}
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": theirs, "annotations": {"of": "the list"}}
     seed(layout, layout.document(document), registry.host, "app", tag)
     push(mover(), layout, f"{registry.host}/app:1")
-    now = json.loads(registry_http.manifest(registry.host, "app", tag) or b"{}")
-    assert now["manifests"][0] == theirs
-    assert {one["digest"] for one in now["manifests"][1:]} == {found.signature["digest"], found.sbom["digest"]}
+    raw = registry_http.manifest(registry.host, "app", tag)
+    now = json.loads(raw or b"{}")
+    # No entry is lost, and none is repeated.
+    assert now["manifests"][:2] == theirs
+    assert [one["digest"] for one in now["manifests"][2:]] == [found.sbom["digest"]]
     assert now["annotations"] == {"of": "the list"}
+    push(mover(), layout, f"{registry.host}/app:1")
+    assert registry_http.manifest(registry.host, "app", tag) == raw
 
 
 def test_an_image_under_the_tag_of_a_list_is_not_overwritten(

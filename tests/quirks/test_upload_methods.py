@@ -20,7 +20,7 @@ from tests.quirks.command_runner import How, both_ways
 from tests.quirks.fixture_types import MakePushes, Move, Start
 from tests.quirks.interrupted_pushes import SENT, SIZE, Pushes
 from tests.quirks.quirky_registry import Quirk
-from tests.quirks.small_images import MIB, is_stored
+from tests.quirks.small_images import MIB, is_stored, spoil
 from tests.quirks.statements import quirk
 
 FORCED: Final = ("stream", "put", "chunk=1MiB")
@@ -98,8 +98,7 @@ def _is_of_layer(received: int) -> bool:
 @pytest.mark.parametrize("way", FORCED)
 def test_the_upload_of_a_blob_with_a_wrong_last_byte_is_never_closed(way: str, how: How, pushes: MakePushes) -> None:
     used = pushes()
-    content = used.layout.file(used.digest).read_bytes()
-    used.archive = used.archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
+    used.archive = spoil(used.archive, used.layout, used.digest)
     used.push(how, "--upload", way, code=5, says=used.digest)
     assert [put for put in used.uploads("PUT") if put.status == 201] == []
     assert used.registry.asked("PUT", "/manifests/") == []
@@ -152,8 +151,7 @@ def test_a_server_that_will_never_open_an_upload_is_asked_once(how: How, pushes:
 @both_ways
 def test_no_upload_is_opened_for_a_small_blob_with_a_wrong_digest(how: How, pushes: MakePushes) -> None:
     used = pushes(size=4000)
-    content = used.layout.file(used.digest).read_bytes()
-    used.archive = used.archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
+    used.archive = spoil(used.archive, used.layout, used.digest)
     used.push(how, "--jobs", "1", code=5, says=used.digest)
     assert used.uploads() == []
 
