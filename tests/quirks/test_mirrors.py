@@ -20,8 +20,6 @@ from tests.signed_image import cosign_signature, cosign_tag
 
 pytestmark = quirk(52)
 
-_ZEROS: Final = f"sha256:{'0' * 64}"
-
 
 # A mirror that fails --------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Final
 
 import pytest
 
@@ -19,11 +18,6 @@ from tests.quirks.statements import quirk
 from tests.registry_http import seed
 
 pytestmark = quirk(50)
-
-#: The offset at which a streamed upload breaks.
-BREAK: Final = 3 * MIB
-#: The requests of a broken upload that is replaced by another.
-REPLACED: Final = ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
 
 
 @both_ways

@@ -25,7 +25,6 @@ from tests.quirks.registry_quirks import NO_LOOKING
 from tests.quirks.small_images import (
     LAYER,
     config_of,
-    eventually,
     is_stored,
     layer_of,
     one_layer,
@@ -35,6 +34,7 @@ from tests.quirks.small_images import (
     upload_of,
 )
 from tests.quirks.statements import quirk
+from tests.raw_server import eventually
 from tests.registry_http import manifest_digest
 
 
