@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from ocistream.errors import UnsupportedError
 from tests.archives import Item, blob_name, files_in, items_of, tar_of
 from tests.contract.adapter import Copied, archive_destination, copy, layout_destination, layout_source, pipe_source
 from tests.contract.image_shapes import SHAPES
-from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened
+from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened, store_fixture
 from tests.contract.test_recompression_refused import GZ, TAR, with_diff_ids
 from tests.images import (
     OCI_LAYER,
@@ -68,12 +67,7 @@ def pick(descriptor: Descriptor) -> Descriptor:
     return {key: descriptor[key] for key in ("mediaType", "digest", "size")}
 
 
-@pytest.fixture(params=DESTINATIONS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind that accepts layers of unknown digest."""
-    with opened(DESTINATIONS[request.param], tmp_path / "store") as made:
-        yield made
-
+store = store_fixture(DESTINATIONS)
 
 #: Layers come before their types are known, or after; destinations store them in four ways. Every source occurs once,
 #: and every format with both orders.
