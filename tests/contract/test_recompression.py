@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import zlib
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 import zstandard
 
 from ocistream.errors import UnsupportedError
-from tests.archives import Item, blob_name, files_in, items_of, tar_of
-from tests.contract.adapter import Copied, archive_destination, copy, layout_destination, layout_source, pipe_source
+from tests.archives import blob_name, files_in, items_of, tar_of
+from tests.contract.adapter import Copied, archive_destination, bytes_source, copy, layout_destination, layout_source
 from tests.contract.image_shapes import SHAPES
 from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened, store_fixture
 from tests.contract.test_recompression_refused import GZ, TAR, with_diff_ids
@@ -291,12 +290,8 @@ class TestShared:
     ) -> None:
         layout.image([TAR], name="plain")
         layout.image([gzip.compress(TAR, mtime=0)], name="compressed")
-        copy(from_tar(sorted(items_of(layout), reverse=is_reversed)), store.destination(), compress="none")
+        copy(bytes_source(tar_of(sorted(items_of(layout), reverse=is_reversed))), store.destination(), compress="none")
         compare(layout, store.layout(tmp_path / "after"), "none")
-
-
-def from_tar(items: list[Item]) -> Any:
-    return pipe_source(io.BufferedReader(io.BytesIO(tar_of(items))))
 
 
 class TestSha512:
