@@ -118,21 +118,6 @@ def test_a_redirect_back_from_another_host_carries_no_credential(
     assert {request.headers["Authorization"] for request in registry.asked("GET", r"\?back")} == {None}
 
 
-@quirk(20)
-@schemes
-def test_a_redirect_of_a_push_to_another_host_is_not_followed(
-    scheme: Scheme, start: Start, mover: Move, tap: MakeTap, layout: Layout, tmp_path: Path
-) -> None:
-    registry, other = start(auth=scheme.auth()), start()
-    second = tap(other.host)
-    registry.faults.append(Fault(redirect(f"{second.url}/v2/app/manifests/v1"), "PUT", "/manifests/", times=None))
-    _, archive = one_layer(layout)
-    used = mover(env=everywhere(tmp_path, scheme, registry, second))
-    used.push(archive, f"{registry.host}/app:v1", code=7, says="redirected to another host")
-    was_shown(registry)
-    assert second.heard == b""
-
-
 # Locations ------------------------------------------------------------------------------------------------------
 
 

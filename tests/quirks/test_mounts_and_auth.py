@@ -50,21 +50,6 @@ def test_a_mount_names_its_source_repository(start: Start, mover: Move, layout: 
 
 
 @quirk(17)
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500])
-def test_after_any_error_of_a_mount_the_blob_is_uploaded(
-    status: int, start: Start, mover: Move, layout: Layout
-) -> None:
-    registry = start(*_not_shared(registry_quirks.refused_mounts(status)))
-    image = small_image(layout)
-    seed(layout, image, registry.host, "team/app", "v1")
-    registry.requests.clear()
-    mover().copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
-    assert 201 not in mounted(registry)
-    assert len(registry.asked("PUT", "/v2/copied/blobs/uploads/")) == 3
-    assert manifest_digest(registry.host, "copied", "v1") == image["digest"]
-
-
-@quirk(17)
 @pytest.mark.parametrize(
     ("quirks", "kept"),
     [
