@@ -68,27 +68,8 @@ from tests.contract.adapter_types import (
 )
 from tests.images import digest_of
 
-__all__ = [
-    "Blob",
-    "Chunk",
-    "Copied",
-    "Destination",
-    "FanOut",
-    "Source",
-    "archive_destination",
-    "archive_source",
-    "copy",
-    "docker_archive_destination",
-    "layout_destination",
-    "layout_source",
-    "needed_by",
-    "pipe_destination",
-    "pipe_source",
-    "registry_destination",
-    "registry_source",
-    "volumes_destination",
-    "volumes_source",
-]
+#: The other names that the tests use are defined here.
+__all__ = ["Chunk"]
 
 _REASONS: Final = {
     attachments.PLATFORM_FILTERED: NOT_CHOSEN,
@@ -316,6 +297,11 @@ def archive_source(path: Path, wanted: Wanted = EVERYTHING) -> Source:
 def pipe_source(file: io.BufferedReader, wanted: Wanted = EVERYTHING) -> Source:
     """Open an OCI archive or docker-archive that comes through a pipe."""
     return Source(ArchiveStreamSource(file, _selection(wanted)))
+
+
+def bytes_source(archive: bytes, wanted: Wanted = EVERYTHING) -> Source:
+    """Open an archive as if it came through a pipe."""
+    return pipe_source(io.BufferedReader(io.BytesIO(archive)), wanted)
 
 
 def volumes_source(paths: Sequence[Path], wanted: Wanted = EVERYTHING) -> Source:

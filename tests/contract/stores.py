@@ -9,9 +9,11 @@ from __future__ import annotations
 import abc
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
+
+import pytest
 
 from tests import registry_http
 from tests.archives import blob_name, check_blobs, files_in, index_in, items_of, small_first, tar_of
@@ -352,6 +354,32 @@ def opened(kind: type[Store], folder: Path) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def store_fixture(kinds: dict[str, type[Store]]) -> Callable[..., Iterator[Store]]:
+    """Return a fixture: an empty store of each kind."""
+
+    @pytest.fixture(params=kinds)
+    def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+        with opened(kinds[request.param], tmp_path / "store") as made:
+            yield made
+
+    return store
+
+
+def way_fixture(ways: Sequence[tuple[str, str]]) -> Callable[..., Iterator[tuple[Store, Store]]]:
+    """Return a fixture: for each way an empty store to read from and one to write to."""
+
+    @pytest.fixture(params=ways, ids="-to-".join)
+    def way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, Store]]:
+        source, destination = request.param
+        with (
+            opened(SOURCES[source], tmp_path / "from") as origin,
+            opened(ALL_DESTINATIONS[destination], tmp_path / "store") as made,
+        ):
+            yield origin, made
+
+    return way
 
 
 def _referring(files: dict[str, bytes], subject: str) -> list[Document]:

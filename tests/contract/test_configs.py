@@ -5,7 +5,6 @@ The hostile archives named `config-*` test the same with every command.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError
 from tests.archives import blob_name, items_of, small_first, tar_of
-from tests.contract.adapter import copy, layout_destination, layout_source, pipe_source
+from tests.contract.adapter import bytes_source, copy, layout_destination, layout_source
 from tests.images import DOCKER_CONFIG, OCI_CONFIG, OCI_MANIFEST, Layout, tar_layer
 
 #: Contents that are not a config, or that tools read differently.
@@ -65,8 +64,7 @@ def ordered(layout: Layout, config: str, order: str) -> bytes:
 
 
 def copy_from_pipe(archive: bytes, out: Path) -> None:
-    source = pipe_source(io.BufferedReader(io.BytesIO(archive)))
-    copy(source, layout_destination(out))
+    copy(bytes_source(archive), layout_destination(out))
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from tests.contract.stores import (
     ALL_DESTINATIONS,
     DESTINATIONS,
     REF_NAME,
-    SOURCES,
     LayoutStore,
     Store,
     opened,
+    store_fixture,
+    way_fixture,
 )
 from tests.images import OCI_LAYER, Layout, small_image, tar_layer, two_platforms
 
@@ -68,36 +69,19 @@ WAYS: Final = [
 CORRUPT_WAYS: Final = [way for way in WAYS if way[0] in {"layout", "archive-pipe"} or way[1] == "layout"]
 
 
-@pytest.fixture(params=ALL_DESTINATIONS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind."""
-    with opened(ALL_DESTINATIONS[request.param], tmp_path / "store") as made:
-        yield made
+store = store_fixture(ALL_DESTINATIONS)
+early = store_fixture(DESTINATIONS)
+way = way_fixture(WAYS)
+lasting = store_fixture({kind: DESTINATIONS[kind] for kind in ("layout", "registry")})
 
 
-@pytest.fixture(params=DESTINATIONS)
-def early(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind that accepts blobs before the images are known."""
-    with opened(DESTINATIONS[request.param], tmp_path / "store") as made:
-        yield made
-
-
-@pytest.fixture(params=WAYS, ids="-to-".join)
-def way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, Store]]:
-    """Return an empty store to read from and one to write to."""
-    source, destination = request.param
-    with (
-        opened(SOURCES[source], tmp_path / "from") as origin,
-        opened(ALL_DESTINATIONS[destination], tmp_path / "store") as made,
-    ):
-        yield origin, made
-
-
-@pytest.fixture(params=["layout", "registry"])
-def lasting(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind that images can be added to."""
-    with opened(DESTINATIONS[request.param], tmp_path / "store") as made:
-        yield made
+def written(store: Store, layout: Layout) -> tuple[Destination, Listing]:
+    """Open a store and write all blobs of `layout`, but do not commit them."""
+    listing = listed(layout)
+    destination = store.destination()
+    destination.begin(listing)
+    write_all(destination, layout, listing)
+    return destination, listing
 
 
 class TestVisibility:
@@ -116,10 +100,7 @@ class TestVisibility:
 
     def test_close_discards_uncommitted_content(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
-        listing = listed(layout)
-        destination = store.destination()
-        destination.begin(listing)
-        write_all(destination, layout, listing)
+        destination, _ = written(store, layout)
         destination.close()
         destination.close()
         assert store.images() == {}
@@ -128,10 +109,7 @@ class TestVisibility:
 
     def test_close_keeps_committed_content(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
-        listing = listed(layout)
-        destination = store.destination()
-        destination.begin(listing)
-        write_all(destination, layout, listing)
+        destination, listing = written(store, layout)
         destination.commit(listing)
         destination.close()
         destination.close()
@@ -147,10 +125,7 @@ class TestVisibility:
         small_image(old, name="v1")
         copy(layout_source(old.path), lasting.destination())
         small_image(layout, name="v1", platform="linux/arm64")
-        listing = listed(layout)
-        destination = lasting.destination()
-        destination.begin(listing)
-        write_all(destination, layout, listing)
+        destination, listing = written(lasting, layout)
         assert_all_visible(lasting, old)
         destination.commit(listing)
         assert_all_visible(lasting, layout)
@@ -212,11 +187,8 @@ class TestWriting:
 
     def test_the_same_images_can_be_committed_again(self, lasting: Store, layout: Layout) -> None:
         small_image(layout, name="v1")
-        listing = listed(layout)
         for _ in range(2):
-            destination = lasting.destination()
-            destination.begin(listing)
-            write_all(destination, layout, listing)
+            destination, listing = written(lasting, layout)
             destination.commit(listing)
         assert_all_visible(lasting, layout)
 
@@ -263,11 +235,8 @@ class TestWriting:
 
     def test_a_manifest_is_stored_after_commit(self, lasting: Store, layout: Layout) -> None:
         two_platforms(layout, name="v1")
-        listing = listed(layout)
+        destination, listing = written(lasting, layout)
         manifests = [manifest.piece for manifest in listing.manifests]
-        destination = lasting.destination()
-        destination.begin(listing)
-        write_all(destination, layout, listing)
         assert destination.stored(manifests) == set()
         destination.commit(listing)
         assert destination.stored(manifests) == {manifest.digest for manifest in manifests}

@@ -23,6 +23,7 @@ from tests.contract.stores import (
     LayoutStore,
     Store,
     opened,
+    store_fixture,
 )
 from tests.docker_archives import Saved, plain_manifest, saved
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
@@ -61,11 +62,7 @@ def blobs_of(images: dict[str, Saved]) -> dict[str, bytes]:
     return {digest_of(content): content for one in images.values() for content in (one.config, *one.layers)}
 
 
-@pytest.fixture(params=DOCKER_ARCHIVES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind."""
-    with opened(DOCKER_ARCHIVES[request.param], tmp_path / "store") as made:
-        yield made
+store = store_fixture(DOCKER_ARCHIVES)
 
 
 def fill(layout: Layout) -> dict[str, Saved]:

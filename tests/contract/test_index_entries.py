@@ -5,7 +5,6 @@ A pipe gives the same result in any order; see `piped`.
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import pytest
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError, UsageError
 from tests.archives import blob_name, items_of, tar_of
-from tests.contract.adapter import archive_source, layout_source, pipe_source
+from tests.contract.adapter import archive_source, bytes_source, layout_source
 from tests.contract.adapter_types import (
     MISSING,
     NO_SUBJECT,
@@ -57,8 +56,7 @@ def piped(layout: Layout, wanted: Wanted, first: Sequence[str]) -> Listing:
     items = dict(items_of(layout))
     order = ["oci-layout", "index.json", *map(blob_name, first)]
     order += [name for name in items if name not in order]
-    source = pipe_source(io.BufferedReader(io.BytesIO(tar_of((name, items[name]) for name in order))), wanted)
-    return source.list()
+    return bytes_source(tar_of((name, items[name]) for name in order), wanted).list()
 
 
 def archived(path: Path) -> Listing:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +12,10 @@ import pytest
 import zstandard
 
 from ocistream.errors import UnsupportedError
-from tests.archives import Item, blob_name, files_in, items_of, tar_of
-from tests.contract.adapter import Copied, archive_destination, copy, layout_destination, layout_source, pipe_source
+from tests.archives import blob_name, files_in, items_of, tar_of
+from tests.contract.adapter import Copied, archive_destination, bytes_source, copy, layout_destination, layout_source
 from tests.contract.image_shapes import SHAPES
-from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened
+from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened, store_fixture
 from tests.contract.test_recompression_refused import GZ, TAR, with_diff_ids
 from tests.images import (
     OCI_LAYER,
@@ -68,12 +66,7 @@ def pick(descriptor: Descriptor) -> Descriptor:
     return {key: descriptor[key] for key in ("mediaType", "digest", "size")}
 
 
-@pytest.fixture(params=DESTINATIONS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind that accepts layers of unknown digest."""
-    with opened(DESTINATIONS[request.param], tmp_path / "store") as made:
-        yield made
-
+store = store_fixture(DESTINATIONS)
 
 #: Layers come before their types are known, or after; destinations store them in four ways. Every source occurs once,
 #: and every format with both orders.
@@ -297,12 +290,8 @@ class TestShared:
     ) -> None:
         layout.image([TAR], name="plain")
         layout.image([gzip.compress(TAR, mtime=0)], name="compressed")
-        copy(from_tar(sorted(items_of(layout), reverse=is_reversed)), store.destination(), compress="none")
+        copy(bytes_source(tar_of(sorted(items_of(layout), reverse=is_reversed))), store.destination(), compress="none")
         compare(layout, store.layout(tmp_path / "after"), "none")
-
-
-def from_tar(items: list[Item]) -> Any:
-    return pipe_source(io.BufferedReader(io.BytesIO(tar_of(items))))
 
 
 class TestSha512:

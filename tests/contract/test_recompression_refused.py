@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import random
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pytest
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, OcistreamError, UnsupportedError
 from tests.archives import END, Item, items_of, small_first, tar_of
-from tests.contract.adapter import Source, copy, layout_destination, layout_source, pipe_source
+from tests.contract.adapter import bytes_source, copy, layout_destination, layout_source
 from tests.contract.adapter_types import Wanted
 from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened
 from tests.images import OCI_LAYER, Layout, digest_of, small_image, tar_layer
@@ -49,10 +48,6 @@ def with_config(layout: Layout, layers: list[bytes], config: Any) -> None:
     raw = config if isinstance(config, bytes) else json.dumps(config).encode()
     document["config"] = layout.blob(raw, document["config"]["mediaType"])
     layout.document(document, name="v1")
-
-
-def from_tar(archive: bytes, wanted: Wanted | None = None) -> Source:
-    return pipe_source(io.BufferedReader(io.BytesIO(archive)), wanted or Wanted())
 
 
 def refused(
@@ -180,20 +175,20 @@ class TestEarly:
         with opened(DESTINATIONS[kind], tmp_path / "to") as store:
             destination = store.destination()
             with pytest.raises(UnsupportedError, match="looked like a layer") as caught:
-                copy(from_tar(tar_of(items_of(layout))), destination, compress="zstd")
+                copy(bytes_source(tar_of(items_of(layout))), destination, compress="zstd")
             assert "from a file" in (caught.value.hint or "")
             destination.close()
             assert store.images() == {}
 
     def test_with_the_index_first_such_a_blob_is_unchanged(self, layout: Layout, tmp_path: Path) -> None:
         layout.artifact(gzip.compress(b"a chart"), kind="application/vnd.example.chart.tar+gzip", name="v1")
-        copy(from_tar(tar_of(small_first(layout))), layout_destination(tmp_path / "out"), compress="zstd")
+        copy(bytes_source(tar_of(small_first(layout))), layout_destination(tmp_path / "out"), compress="zstd")
         assert named(Layout(tmp_path / "out"))["v1"]["digest"] == named(layout)["v1"]["digest"]
 
     def test_such_a_blob_of_an_image_that_is_not_selected_is_ignored(self, layout: Layout, tmp_path: Path) -> None:
         small_image(layout, name="v1")
         layout.artifact(gzip.compress(b"a chart"), name="chart")
-        source = from_tar(tar_of(items_of(layout)), Wanted(images=("v1",)))
+        source = bytes_source(tar_of(items_of(layout)), Wanted(images=("v1",)))
         copy(source, layout_destination(tmp_path / "out"), compress="zstd")
         assert set(named(Layout(tmp_path / "out"))) == {"v1"}
 
@@ -201,7 +196,7 @@ class TestEarly:
         document = layout.read(layout.image([GZ])["digest"])
         document["layers"][0]["mediaType"] = OCI_LAYER + "+zstd"
         image = layout.document(document, name="v1")
-        copy(from_tar(tar_of(items_of(layout))), layout_destination(tmp_path / "out"), compress="gzip")
+        copy(bytes_source(tar_of(items_of(layout))), layout_destination(tmp_path / "out"), compress="gzip")
         assert named(Layout(tmp_path / "out"))["v1"]["digest"] == image["digest"]
 
     @pytest.mark.parametrize("kind", ["layout", "registry", "archive-file"])
@@ -211,7 +206,7 @@ class TestEarly:
         small_image(layout, name="v1")
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 10)
         with opened(DESTINATIONS[kind], tmp_path / "to") as store:
-            source, destination = from_tar(tar_of(items_of(layout))), store.destination()
+            source, destination = bytes_source(tar_of(items_of(layout))), store.destination()
             if kind == "archive-file":
                 with pytest.raises(UnsupportedError, match="too many small blobs"):
                     copy(source, destination, compress="zstd")
@@ -230,6 +225,6 @@ class TestEarly:
             with opened(DESTINATIONS[kind], tmp_path / f"{end}") as store:
                 destination = store.destination()
                 with pytest.raises(ArchiveError, match="truncated" if end else "is empty"):
-                    copy(from_tar(archive[:end]), destination, compress="zstd")
+                    copy(bytes_source(archive[:end]), destination, compress="zstd")
                 destination.close()
                 assert store.images() == {}

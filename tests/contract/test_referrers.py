@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from tests.contract.adapter import copy, needed_by
 from tests.contract.adapter_types import NOT_CHOSEN, NOT_WANTED, Listing
 from tests.contract.image_shapes import parts_of
-from tests.contract.stores import DESTINATIONS, SOURCES, Store, opened
+from tests.contract.stores import DESTINATIONS, SOURCES, Store, store_fixture, way_fixture
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.signed_image import Signed, cosign_tag, referrer, signed
 
@@ -28,22 +26,16 @@ WAYS: Final = [
 ]
 
 
-@pytest.fixture(params=SOURCES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind that can be read from."""
-    with opened(SOURCES[request.param], tmp_path / "store") as made:
-        yield made
+store = store_fixture(SOURCES)
+way = way_fixture(WAYS)
 
 
-@pytest.fixture(params=WAYS, ids="-to-".join)
-def way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, Store]]:
-    """Return an empty store to read from and one to write to."""
-    source, destination = request.param
-    with (
-        opened(SOURCES[source], tmp_path / "store") as origin,
-        opened(DESTINATIONS[destination], tmp_path / "other") as other,
-    ):
-        yield origin, other
+@pytest.fixture
+def found(layout: Layout) -> Signed:
+    """Return a signed image, with its referrers in the layout's index.json."""
+    made = signed(layout)
+    made.enter(layout, "v1")
+    return made
 
 
 def expected(found: Signed) -> References:
@@ -66,9 +58,9 @@ def digests(listing: Listing) -> list[str]:
 
 
 class TestSources:
-    def test_referrers_are_listed_with_their_image_and_not_as_images(self, store: Store, layout: Layout) -> None:
-        found = signed(layout)
-        found.enter(layout, "v1")
+    def test_referrers_are_listed_with_their_image_and_not_as_images(
+        self, store: Store, found: Signed, layout: Layout
+    ) -> None:
         store.fill(layout)
         listing = store.source(referrers="copy").list()
         image = found.image["digest"]
@@ -79,18 +71,16 @@ class TestSources:
         assert {blob.digest for blob in listing.blobs} == set(parts.blobs)
         assert needed_by(listing, image) == set(parts.manifests) | set(parts.blobs)
 
-    def test_subjects_come_first_and_the_order_is_the_same_everywhere(self, store: Store, layout: Layout) -> None:
-        found = signed(layout)
-        found.enter(layout, "v1")
+    def test_subjects_come_first_and_the_order_is_the_same_everywhere(
+        self, store: Store, found: Signed, layout: Layout
+    ) -> None:
         store.fill(layout)
         listing = store.source(referrers="copy").list()
         first = sorted([found.signature["digest"], found.sbom["digest"]])
         order = [found.image["digest"], *first, found.cosign["digest"], found.attestation["digest"]]
         assert digests(listing) == order
 
-    def test_a_referrer_has_its_own_type_and_annotations(self, store: Store, layout: Layout) -> None:
-        found = signed(layout)
-        found.enter(layout, "v1")
+    def test_a_referrer_has_its_own_type_and_annotations(self, store: Store, found: Signed, layout: Layout) -> None:
         store.fill(layout)
         described = {one.digest: one for one in store.source(referrers="copy").list().referrers}
         signature = described[found.signature["digest"]]
@@ -133,9 +123,7 @@ class TestSources:
         assert references(listing) == {(image["digest"], index["digest"], None)}
         assert set(digests(listing)) == {image["digest"], index["digest"], *(part["digest"] for part in parts)}
 
-    def test_unwanted_referrers_are_not_listed(self, store: Store, layout: Layout) -> None:
-        found = signed(layout)
-        found.enter(layout, "v1")
+    def test_unwanted_referrers_are_not_listed(self, store: Store, found: Signed, layout: Layout) -> None:
         store.fill(layout)
         listing = store.source(referrers="skip").list()
         assert digests(listing) == [found.image["digest"]]
@@ -147,10 +135,8 @@ class TestSources:
 
 
 class TestCopies:
-    def test_referrers_arrive_unchanged(self, way: tuple[Store, Store], layout: Layout) -> None:
+    def test_referrers_arrive_unchanged(self, way: tuple[Store, Store], found: Signed, layout: Layout) -> None:
         store, other = way
-        found = signed(layout)
-        found.enter(layout, "v1")
         store.fill(layout)
         done = copy(store.source(referrers="copy"), other.destination())
         assert references(done.listing) == expected(found)
@@ -168,10 +154,8 @@ class TestCopies:
                 assert annotations.pop("io.containerd.manifest.subject", None) == said
                 assert annotations == (found.listed(layout, one).get("annotations") or {})
 
-    def test_unwanted_referrers_are_not_copied(self, way: tuple[Store, Store], layout: Layout) -> None:
+    def test_unwanted_referrers_are_not_copied(self, way: tuple[Store, Store], found: Signed, layout: Layout) -> None:
         store, other = way
-        found = signed(layout)
-        found.enter(layout, "v1")
         store.fill(layout)
         copy(store.source(referrers="skip"), other.destination())
         assert set(other.images()) == {"v1"}

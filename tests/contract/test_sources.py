@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from ocistream.errors import IntegrityError, NetworkError, NotFoundError
 from tests.contract.adapter import Blob, Source
 from tests.contract.adapter_types import Listing, Piece
 from tests.contract.image_shapes import SHAPES, attestation, named_in, nested_index, parts_of
-from tests.contract.stores import REF_NAME, SOURCES, IndexLastPipeStore, RegistryStore, Store, opened
+from tests.contract.stores import REF_NAME, SOURCES, IndexLastPipeStore, RegistryStore, Store, opened, store_fixture
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 
 
@@ -45,11 +45,7 @@ def digests(listing: Listing) -> list[str]:
     return [manifest.piece.digest for manifest in listing.manifests]
 
 
-@pytest.fixture(params=SOURCES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store of each kind."""
-    with opened(SOURCES[request.param], tmp_path / "store") as made:
-        yield made
+store = store_fixture(SOURCES)
 
 
 @pytest.fixture(params=SHAPES)

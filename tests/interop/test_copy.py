@@ -78,19 +78,6 @@ def test_within_one_registry_blobs_are_mounted_and_not_uploaded(
     assert result["bytes"]["copied"] == 0
 
 
-def test_a_second_copy_only_sends_head_requests(
-    registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout
-) -> None:
-    seed(layout, small_image(layout), registry.host, "app", "v1")
-    names = f"{registry.host}/app:v1", f"{other_registry.host}/app:v1"
-    copied(*names)
-    first = len(other_registry.requests())
-    copied(*names)
-    again = other_registry.requests()[first:]
-    assert again
-    assert {request.split()[0] for request in again} == {"HEAD"}
-
-
 # -- every kind of image ----------------------------------------------------------------------------------
 
 
@@ -108,17 +95,6 @@ def test_an_index_is_copied_byte_for_byte(
         copied("--platform", "all", source, target)
     assert manifest(other_registry.host, "app", "both") == layout.file(index["digest"]).read_bytes()
     assert other_registry.manifests("app") == {index["digest"], *children}
-
-
-def test_one_platform_of_an_index_is_copied_as_its_manifest(
-    registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout
-) -> None:
-    index = two_platforms(layout)
-    arm = layout.read(index["digest"])["manifests"][1]
-    seed(layout, index, registry.host, "app", "v1")
-    copied("--platform", "linux/arm64", f"{registry.host}/app:v1", f"{other_registry.host}/app:arm")
-    assert other_registry.tags("app") == {"arm": arm["digest"]}
-    assert other_registry.manifests("app") == {arm["digest"]}
 
 
 def test_a_docker_image_of_skopeo_keeps_its_manifest(

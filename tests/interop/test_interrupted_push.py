@@ -34,7 +34,10 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 class Relay:
-    """Passes bytes between clients and a registry, counts the bytes that clients send, and can disconnect."""
+    """Passes bytes between clients and a registry, counts the bytes that clients send, and can disconnect.
+
+    With `patches`, so many PATCHes pass; then one is discarded, and `held` is set.
+    """
 
     def __init__(self, host: str) -> None:
         name, _, port = host.rpartition(":")
@@ -42,6 +45,8 @@ class Relay:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self._server.getsockname()[1]}"
         self.sent = 0
+        self.patches: int | None = None
+        self.held = threading.Event()
         self._is_cut = False
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -55,6 +60,7 @@ class Relay:
     def mend(self) -> None:
         """Pass bytes again, and reset the count."""
         self._is_cut = False
+        self.patches = None
         self.sent = 0
 
     def close(self) -> None:
@@ -87,6 +93,14 @@ class Relay:
     def _pass(self, source: socket.socket, target: socket.socket, counts: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                # The client sends request headers by themselves.
+                if counts and self.patches is not None and data.startswith(b"PATCH "):
+                    self.patches -= 1
+                    if self.patches < 0:
+                        self.held.set()
+                        while source.recv(1 << 16):
+                            pass
+                        break
                 if counts:
                     self.sent += len(data)
                 target.sendall(data)
@@ -239,7 +253,6 @@ def test_a_push_that_is_interrupted_twice_loses_no_bytes(
     assert [blob.get("resumed") for blob in document["blobs"]] == [None, document["resumed"]]
 
 
-# test_push_resume.py kills a push between chunks.
 @by_registry_and_way(*IN_ONE_STREAM, *MORE)
 def test_after_a_killed_push_the_next_one_reports_what_it_resumes(
     place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path, way: str
@@ -248,6 +261,25 @@ def test_after_a_killed_push_the_next_one_reports_what_it_resumes(
     size = check_the_rest(place, push("--upload", way), image, tmp_path)
     if way == "auto":
         assert (size == 0) == place.loses
+
+
+# SIGTERM takes ten seconds here: the process waits for the response to a request that never arrives.
+@ON_DOCKER_REGISTRY
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
+def test_a_push_that_ends_between_chunks_resumes_with_the_next_chunk(
+    place: Place, push: Callable[..., Result], layout: Layout, image: Descriptor, tmp_path: Path, number: signal.Signals
+) -> None:
+    # One job: otherwise the config's PATCH comes in between. It is the first of these four.
+    options, result = ("--upload", "chunk=2MiB", "--jobs", "1"), tmp_path / "result.json"
+    place.relay.patches = 4
+    with started(*line(place, layout, *options), env=state(tmp_path)) as process:
+        assert place.relay.held.wait(60)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert len(list((tmp_path / "state" / "ocistream" / "uploads").iterdir())) == 1
+    place.relay.mend()
+    check_the_rest(place, push(*options, "--result", str(result)), image, tmp_path)
+    assert json.loads(result.read_text())["resumed"] == 6 * MIB
 
 
 @by_registry_and_way(IN_ONE_STREAM[0], *IN_CHUNKS, *MORE)

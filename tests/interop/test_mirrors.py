@@ -94,17 +94,6 @@ def test_an_image_is_pulled_from_the_mirror(mirrored: Mirrored, tmp_path: Path) 
     assert [request for request in asked(mirrored.registry) if not hanging.match(request)] == []
 
 
-def test_a_damaged_layer_of_a_mirror_is_read_again_from_the_registry(mirrored: Mirrored, tmp_path: Path) -> None:
-    mirrored.spoil(mirrored.layers()[1], at=20)
-    pulled = mirrored.pull(tmp_path / "out")
-    assert pulled.code == 0, pulled.err
-    mirrored.assert_whole(tmp_path / "out")
-    assert f"digest mismatch: expected {mirrored.layers()[1]}, got " in pulled.err
-    assert (
-        f"received from the mirror {mirrored.mirror.host}/team/app; reading it again from another source"
-    ) in pulled.err
-
-
 def test_a_damaged_layer_of_a_mirror_fails_a_pull_into_a_pipe_and_no_mirrors_helps(
     mirrored: Mirrored, start_registry: Start
 ) -> None:

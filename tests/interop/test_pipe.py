@@ -152,6 +152,13 @@ def cut(layout: Layout, registry: DockerRegistry, start_registry: Callable[..., 
     return Cut(image, name, archive, start_registry())
 
 
+def test_assert_no_image_accepts_only_an_empty_registry(registry: DockerRegistry, layout: Layout) -> None:
+    assert_no_image(registry)
+    seed(layout, layout.image([b"one"]), registry.host, "app", "v1")
+    with pytest.raises(AssertionError):
+        assert_no_image(registry)
+
+
 def test_a_truncated_stream_leaves_no_tag_and_no_manifest_and_the_next_push_completes_the_image(cut: Cut) -> None:
     # The stream ends in the last layer.
     size = cut.archive.stat().st_size * 8 // 10

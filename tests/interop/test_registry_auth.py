@@ -17,7 +17,6 @@ from tests.registry_http import basic, seed
 from tests.runner import Result, ocistream
 from tests.token_server import TokenServer, User, token_server
 
-MIB: Final = 1 << 20
 USER: Final = "ada"
 PASSWORD: Final = "lovelace: the 1st"
 WRONG: Final = "wr0ng-secret"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,11 @@ import pytest
 
 from tests.cli import assertions
 from tests.images import Descriptor, Layout, small_image, two_platforms
-from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry, isolated_tools
+from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry
 from tests.registry_http import seed
 from tests.runner import ocistream, started_fork
 
 LABELS = {"org.opencontainers.image.version": "1.5", "empty": ""}
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[DockerRegistry]:
-    with docker_registry(tmp_path / "registry") as started:
-        yield started
-
-
-@pytest.fixture
-def tools(tmp_path: Path) -> Iterator[Tools]:
-    (tmp_path / "tools").mkdir()
-    with isolated_tools(tmp_path / "tools") as isolated:
-        yield isolated
 
 
 @pytest.fixture

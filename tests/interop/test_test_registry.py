@@ -1,4 +1,4 @@
-"""skopeo works with the tests' own registry and notices its faults."""
+"""skopeo works with the tests' own registry; tests/self tests its faults."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faulty_auth import Basic, Bearer
-from tests.faulty_registry import Action, Drop, Fault, FaultyRegistry, Flip, Reset
-from tests.images import Layout, small_image, two_platforms
+from tests.faulty_registry import FaultyRegistry
+from tests.images import Layout, two_platforms
 from tests.peers import Tools
-from tests.registry_http import manifest_digest, seed, tags
-
-MIB = 1 << 20
+from tests.registry_http import manifest_digest, tags
 
 
 @pytest.fixture
@@ -46,39 +43,3 @@ def test_skopeo_pushes_mounts_lists_pulls_and_deletes(
     tools.run("skopeo", "delete", app)
     assert tags(registry.host, "team/app") == []
     assert tags(registry.host, "copy") == ["both", "other"]
-
-
-class TestFaults:
-    @pytest.mark.parametrize(
-        ("action", "said"), [(Drop(MIB), "unexpected EOF"), (Flip(5), "did not match"), (Reset(MIB), "reset")]
-    )
-    def test_skopeo_notices_a_truncated_or_damaged_download(
-        self, tools: Tools, layout: Layout, tmp_path: Path, action: Action, said: str
-    ) -> None:
-        image = layout.image([2 * MIB])
-        layer = layout.read(image["digest"])["layers"][0]["digest"]
-        with FaultyRegistry(tmp_path / "served") as registry:
-            seed(layout, image, registry.host, "app", "v1")
-            # The fault repeats, because later versions of skopeo resume a download.
-            registry.faults.append(Fault(action, method="GET", path=layer, times=None))
-            copy = ("skopeo", "copy", f"docker://{registry.host}/app:v1")
-            done = tools.run(*copy, f"oci:{tmp_path / 'back'}:v1", check=False)
-            assert done.returncode != 0
-            assert said in done.stderr
-
-    def test_skopeo_sends_a_password(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
-        small_image(layout, name="v1")
-        with FaultyRegistry(tmp_path / "served", auth=Basic("ada", "lovelace")) as registry:
-            copy = ("skopeo", "copy", f"oci:{layout.path}:v1", f"docker://{registry.host}/app:v1")
-            assert tools.run(*copy, check=False).returncode != 0
-            tools.run(*copy, "--dest-creds=ada:lovelace")
-
-    def test_skopeo_requests_tokens(self, tools: Tools, layout: Layout, tmp_path: Path) -> None:
-        small_image(layout, name="v1")
-        auth = Bearer({"ada": "lovelace"}, anonymous=("pull",))
-        with FaultyRegistry(tmp_path / "served", auth=auth) as registry:
-            copy = ("skopeo", "copy", f"oci:{layout.path}:v1", f"docker://{registry.host}/app:v1")
-            assert tools.run(*copy, check=False).returncode != 0
-            tools.run(*copy, "--dest-creds=ada:lovelace")
-            tools.run("skopeo", "inspect", f"docker://{registry.host}/app:v1")
-        assert {request.user for request in auth.requests} == {None, "ada"}

@@ -16,7 +16,6 @@ from tests.archives import small_first, tar_of
 from tests.images import Layout
 from tests.interop.long_push import LOGIN, MIB, PASSWORD, USER, Lasted
 from tests.peers import DockerRegistry
-from tests.quirks.statements import quirk
 from tests.registry_http import seed
 from tests.runner import started_fork
 from tests.token_server import TokenServer, User
@@ -51,7 +50,6 @@ def test_a_push_outlives_its_token(
     assert len(refused) == 1
 
 
-@quirk(13)
 def test_pull_and_push_outlive_the_tokens_of_both_registries(
     start_registry: Start, start_token_server: StartTokens, layout: Layout
 ) -> None:
@@ -82,7 +80,6 @@ def test_pull_and_push_outlive_the_tokens_of_both_registries(
     assert len([request for request in one.requests if request.status == 200]) >= 2
 
 
-@quirk(13)
 def test_a_user_whose_password_changes_during_a_push_is_refused_and_leaves_no_image(
     start_registry: Start, start_token_server: StartTokens, layout: Layout
 ) -> None:
@@ -106,7 +103,6 @@ def test_a_user_whose_password_changes_during_a_push_is_refused_and_leaves_no_im
     assert registry.manifests("app") == set()
 
 
-@quirk(13)
 def test_a_push_of_more_than_a_minute_outlives_tokens_of_a_minute(long_push: concurrent.futures.Future[Lasted]) -> None:
     push = long_push.result()
     assert push.code == 0, push.errors

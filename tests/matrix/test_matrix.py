@@ -37,7 +37,6 @@ def test_each_fault_is_absorbed_or_fails_with_nothing_visible(
     stage: Stage,
     peace: Callable[[Flow], Undisturbed],
     workers: Executor,
-    show: Callable[[Flow, Step, Trouble, str], None],
 ) -> None:
     undisturbed = peace(flow)
     some = _some(undisturbed.steps, trouble, every)
@@ -49,14 +48,11 @@ def test_each_fault_is_absorbed_or_fails_with_nothing_visible(
                 times = None if lasting else 1
                 running[step, lasting] = workers.submit(outcome, stage, flow, undisturbed, step, trouble, times)
     wrong = []
-    for step in steps:
-        ends = {lasting: running[step, lasting].result() for lasting in (False, True) if (step, lasting) in running}
-        show(flow, step, trouble, " ".join(ends.values()) if ends else "-")
-        for lasting, end in ends.items():
-            rule = expected(step, trouble, lasting=lasting)
-            if end != rule.ends:
-                often = "lasting" if lasting else "once"
-                wrong.append(f"{step.registry}: {step.kind}, {often}: {end} instead of {rule.ends}: {rule.why}")
+    for (step, lasting), cell in running.items():
+        rule, end = expected(step, trouble, lasting=lasting), cell.result()
+        if end != rule.ends:
+            often = "lasting" if lasting else "once"
+            wrong.append(f"{step.registry}: {step.kind}, {often}: {end} instead of {rule.ends}: {rule.why}")
     assert not wrong, "\n".join(wrong)
 
 

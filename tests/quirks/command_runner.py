@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
+import pytest
+
 from tests.archives import files_in
 from tests.cli import assertions
 from tests.runner import Argument, Environment, Result, ocistream
 
 How = Literal["file", "pipe"]
 WAYS: Final[tuple[How, ...]] = ("file", "pipe")
+both_ways = pytest.mark.parametrize("how", WAYS)
 
 
 def run(

@@ -1,11 +1,11 @@
-"""Fixtures of the quirk tests: registries with quirks and commands; and the table at the end of a run."""
+"""Fixtures of the quirk tests: registries with quirks, and commands."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
@@ -15,14 +15,9 @@ from tests.quirks.interrupted_pushes import SIZE, Pushes
 from tests.quirks.mirrors import Mirrored
 from tests.quirks.quirky_registry import QuirkyRegistry, Tap, tapped
 from tests.quirks.registry_models import PASSWORD, USER
-from tests.quirks.statements import QUIRKS
 from tests.quirks.upload_quirks import STORAGE
 from tests.registry_http import seed
 from tests.runner import Argument
-
-#: The key of a test report that has the numbers of its statements.
-_PROPERTY: Final = "quirk"
-_WORST_FIRST: Final = ("failed", "error", "skipped", "passed")
 
 
 @pytest.fixture
@@ -100,34 +95,3 @@ def tap() -> Iterator[Callable[[str], Tap]]:
     """Return a function that creates a proxy with a log (a tap) before a server at HOST:PORT."""
     with contextlib.ExitStack() as stack:
         yield lambda target: stack.enter_context(tapped(target))
-
-
-# The matrix -----------------------------------------------------------------------------------------------------
-
-
-def numbers_of(marks: Any) -> list[int]:
-    """Return the sorted numbers of statements in the marks."""
-    return sorted({int(mark.args[0]) for mark in marks if mark.name == _PROPERTY})
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Add the statements of each test to its report."""
-    for item in items:
-        item.user_properties += [(_PROPERTY, number) for number in numbers_of(item.iter_markers(_PROPERTY))]
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the results of the tests of each statement."""
-    outcomes: dict[int, dict[str, int]] = {}
-    for outcome in _WORST_FIRST:
-        for report in terminalreporter.stats.get(outcome, []):
-            for name, number in getattr(report, "user_properties", []):
-                if name == _PROPERTY:
-                    counts = outcomes.setdefault(number, {})
-                    counts[outcome] = counts.get(outcome, 0) + 1
-    if not outcomes:
-        return
-    terminalreporter.section("quirks of registries")
-    for number in sorted(outcomes):
-        said = ", ".join(f"{count} {outcome}" for outcome, count in outcomes[number].items())
-        terminalreporter.line(f"{number:3} {said:<12} {QUIRKS[number].text[:100]}")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
-import json
 import re
 import time
 import urllib.parse
-from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from tests.faulty_registry import pieces_of
-from tests.quirks.quirky_registry import Inward, Outward, Quirk, QuirkyHandler, changed, refused, relocating
+from tests.quirks.quirky_registry import Inward, Quirk, QuirkyHandler, changed, refused, relocating
 from tests.quirks.upload_quirks import SIGNATURE
 from tests.registry import Answer
 
@@ -141,36 +138,6 @@ NO_PARTS: Final = Quirk("no ranges", inward=_no_parts)
 UNKNOWN_IN_WORDS: Final = Quirk("not found is UNKNOWN in words", outward=_not_found_in_words)
 NOT_FOUND_IS_403: Final = Quirk("not found is 403", outward=_not_found_as_forbidden)
 NO_LOOKING: Final = Quirk("who may push may not look", inward=_no_looking)
-
-
-# Lists of tags --------------------------------------------------------------------------------------------------
-
-
-def _tags(change: Callable[[list[Any]], list[Any]]) -> Outward:
-    def outward(handler: QuirkyHandler, answer: Answer) -> Answer:
-        if "/tags/list" not in handler.path or answer.status != 200 or not isinstance(answer.body, bytes):
-            return answer
-        document = json.loads(answer.body)
-        return dataclasses.replace(answer, body=json.dumps({**document, "tags": change(document["tags"])}).encode())
-
-    return outward
-
-
-def _circle(handler: QuirkyHandler, answer: Answer) -> Answer:
-    listed = "/tags/list" in handler.path and answer.status == 200
-    # Relative to the request, which has the repository and `tags/` before it.
-    return changed(answer, Link='<list?last=zz&n=5>; rel="next"') if listed else answer
-
-
-def _at_most_a_thousand(handler: QuirkyHandler) -> Answer | None:
-    asked = urllib.parse.parse_qs(handler.path.partition("?")[2]).get("n", ["0"])[0]
-    return refused(400, "UNSUPPORTED", "n is 1000 at most") if int(asked) > 1000 else None
-
-
-NULL_TAGS: Final = Quirk("nulls among tags", outward=_tags(lambda tags: [None, *tags, None]))
-DIGEST_TAGS: Final = Quirk("digests among tags", outward=_tags(lambda tags: [f"sha256:{'a' * 64}", *tags]))
-SMALL_PAGES: Final = Quirk("n of more than 1000 is refused", inward=_at_most_a_thousand)
-CIRCLE: Final = Quirk("a Link that leads in a circle", outward=_circle)
 
 
 # Manifests, rates -----------------------------------------------------------------------------------------------

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import struct
 import termios
-import time
-from collections.abc import Callable, Sequence
 from typing import IO, Final
 
 from tests.archives import blob_name, small_first, tar_of
@@ -17,8 +15,6 @@ from tests.quirks.quirky_registry import QuirkyRegistry
 MIB: Final = 1 << 20
 #: Larger than a client's reads, smaller than the buffers of sockets.
 LAYER: Final = 600_001
-#: Seconds until an awaited condition must be true: far more than it takes.
-_PATIENCE: Final = 60.0
 
 
 def one_layer(layout: Layout, size: int = LAYER) -> tuple[Descriptor, bytes]:
@@ -56,9 +52,10 @@ def _plain(target: str) -> str:
     return target.replace("%3A", ":").replace("%3a", ":")
 
 
-def targets(requests: Sequence[Request]) -> list[str]:
-    """Return methods and targets."""
-    return [f"{request.method} {request.target}" for request in requests]
+def spoil(archive: bytes, layout: Layout, digest: str) -> bytes:
+    """Return an archive whose blob has a wrong last byte, which is detected after most of a large blob is sent."""
+    content = layout.file(digest).read_bytes()
+    return archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def position_of(archive: bytes, digest: str) -> int:
@@ -69,11 +66,3 @@ def position_of(archive: bytes, digest: str) -> int:
 def unread(pipe: IO[bytes]) -> int:
     """Return how many bytes the reader of a pipe has not read yet."""
     return int(struct.unpack("i", fcntl.ioctl(pipe.fileno(), termios.FIONREAD, bytes(4)))[0])
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until another process has made the condition true."""
-    deadline = time.monotonic() + _PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.005)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,18 +22,15 @@ from tests.images import (
     tar_layer,
     two_platforms,
 )
-from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.command_runner import How, Mover, both_ways
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.small_images import config_of, is_stored, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import get, manifest, manifest_digest, seed, tags
 
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
-
 FULL_NAME: Final = "io.containerd.image.name"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
-both_ways = pytest.mark.parametrize("how", WAYS)
 
 
 def pushed(registry: QuirkyRegistry, tag: str = "v1") -> dict[str, Any]:

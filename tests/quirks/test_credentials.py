@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,10 +11,8 @@ import pytest
 from tests.cli import assertions
 from tests.faulty_auth import Basic
 from tests.quirks.credential_probe import HUB, Home, encoded, entry, write
-from tests.quirks.quirky_registry import QuirkyRegistry
+from tests.quirks.fixture_types import Start
 from tests.quirks.statements import quirk
-
-Start = Callable[..., QuirkyRegistry]
 
 
 @pytest.fixture

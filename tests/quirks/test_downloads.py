@@ -39,17 +39,15 @@ from tests.images import (
     two_platforms,
 )
 from tests.quirks import registry_quirks
-from tests.quirks.command_runner import Mover
+from tests.quirks.command_runner import How, Mover
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.small_images import LAYER, layer_of
 from tests.quirks.statements import quirk
-from tests.registry_http import seed
+from tests.registry_http import manifest_digest, seed
 from tests.runner import ocistream
 from tests.zero_layer_registry import Endless, Image
-
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 
 
 class Pulls:
@@ -61,13 +59,13 @@ class Pulls:
         self.digest, self.size = str(layer["digest"]), int(layer["size"])
         registry.requests.clear()
 
-    def pull(self, *faults: Action | Fault, code: int = 0, says: str = "", retries: int = 5) -> None:
+    def pull(self, *faults: Action | Fault, how: How = "file", code: int = 0, says: str = "", retries: int = 5) -> None:
         """Pull with these faults of the layer, one after the other."""
         self.registry.faults = [
             fault if isinstance(fault, Fault) else Fault(fault, "GET", self.digest) for fault in faults
         ]
         options = ("-q", "--jobs", "1", "--no-referrers", "--retries", str(retries))
-        files = self.mover.pull(f"{self.registry.host}/app:v1", "file", *options, code=code, says=says)
+        files = self.mover.pull(f"{self.registry.host}/app:v1", how, *options, code=code, says=says)
         if not code:
             check_blobs(files)
 
@@ -99,8 +97,7 @@ MakePulls = Callable[..., Pulls]
 # Broken downloads -----------------------------------------------------------------------------------------------
 
 
-@quirk(30)
-@quirk(62)
+@quirk(30, 62)
 @pytest.mark.parametrize("after", [1, limits.CHUNK_SIZE, limits.CHUNK_SIZE + 1, LAYER - 1])
 def test_a_broken_download_resumes_at_the_exact_byte(after: int, pulls: MakePulls) -> None:
     used = pulls()
@@ -108,8 +105,7 @@ def test_a_broken_download_resumes_at_the_exact_byte(after: int, pulls: MakePull
     assert used.ranges() == [None, f"bytes={after}-"]
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 @pytest.mark.parametrize(
     "action", [Header("Content-Range", "bytes 0-9/10"), Header("Content-Range", None), refusal(416, "RANGE_INVALID")]
 )
@@ -124,8 +120,7 @@ def test_a_pull_is_resumed_from_a_registry_without_ranges(action: Action, pulls:
     assert (used.mover.folder / "pulled.tar").read_bytes() == whole
 
 
-@quirk(30)
-@quirk(62)
+@quirk(30, 62)
 def test_the_number_of_breaks_is_unlimited_while_there_is_progress(pulls: MakePulls) -> None:
     used = pulls()
     used.pull(*[Drop(50_000)] * 11, retries=1)
@@ -134,16 +129,14 @@ def test_the_number_of_breaks_is_unlimited_while_there_is_progress(pulls: MakePu
     used.pull(*between * 4, retries=3)
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 def test_after_416_to_a_range_the_complete_blob_is_requested(pulls: MakePulls) -> None:
     used = pulls()
     used.pull(Drop(1000), refusal(416, "RANGE_INVALID"), retries=1)
     assert used.ranges() == [None, "bytes=1000-", None]
 
 
-@quirk(30)
-@quirk(62)
+@quirk(30, 62)
 @pytest.mark.parametrize("failure", [Drop(0), HangUp(), refusal(503)], ids=str)
 def test_attempts_without_progress_are_limited(failure: Action, pulls: MakePulls) -> None:
     used = pulls()
@@ -152,8 +145,7 @@ def test_attempts_without_progress_are_limited(failure: Action, pulls: MakePulls
     assert len(used.ranges()) == 1 + 3
 
 
-@quirk(30)
-@quirk(62)
+@quirk(30, 62)
 @pytest.mark.parametrize(
     ("faults", "code", "asked"),
     [([refusal(404, "BLOB_UNKNOWN")], 4, 1), ([Drop(1000), refusal(400)], 7, 2), ([refusal(416)], 7, 1)],
@@ -165,25 +157,24 @@ def test_a_permanent_failure_is_not_retried(faults: list[Action], code: int, ask
     assert len(used.ranges()) == asked
 
 
-@quirk(24)
-@quirk(62)
-@pytest.mark.parametrize("after", [limits.CHUNK_SIZE, limits.CHUNK_SIZE * 2 + 7])
-def test_known_bytes_are_skipped_exactly_if_the_range_is_ignored(after: int, pulls: MakePulls) -> None:
+@quirk(24, 62)
+@pytest.mark.parametrize(
+    ("after", "how"), [(limits.CHUNK_SIZE, "file"), (limits.CHUNK_SIZE * 2 + 7, "file"), (400_000, "pipe")]
+)
+def test_known_bytes_are_skipped_exactly_if_the_range_is_ignored(after: int, how: How, pulls: MakePulls) -> None:
     used = pulls()
-    used.pull(Drop(after), IgnoreRange())
+    used.pull(Drop(after), IgnoreRange(), how=how)
     assert [request.status for request in used.registry.asked("GET", used.digest)] == [200, 200]
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 def test_a_download_that_breaks_while_it_skips_known_bytes_continues(pulls: MakePulls) -> None:
     used = pulls(registry_quirks.NO_PARTS)
     used.pull(Drop(300_000), Drop(200_000), Drop(0), Drop(400_000))
     assert len(used.ranges()) == 5
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 @pytest.mark.parametrize(
     "value",
     [
@@ -204,15 +195,13 @@ def test_a_part_with_a_wrong_start_is_refused(value: str | None, pulls: MakePull
     assert len(used.ranges()) == 2
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 @pytest.mark.parametrize("value", [f"bytes 1000-{LAYER - 1}/*", f"bytes 1000-{LAYER}/{LAYER + 1}"])
 def test_the_stated_end_of_a_part_is_ignored(value: str, pulls: MakePulls) -> None:
     pulls().pull(Drop(1000), Header("Content-Range", value))
 
 
-@quirk(24)
-@quirk(62)
+@quirk(24, 62)
 def test_a_part_that_was_not_requested_is_refused(pulls: MakePulls) -> None:
     used = pulls()
     used.pull(used.forever(Reply(206, {"Content-Range": "bytes 0-2/9"}, b"abc")), code=7, says="206")
@@ -258,8 +247,7 @@ def test_a_body_without_a_length_is_read_to_its_end(pulls: MakePulls) -> None:
     assert used.ranges() == [None]
 
 
-@quirk(22)
-@quirk(62)
+@quirk(22, 62)
 def test_a_body_that_a_proxy_compressed_is_rejected(pulls: MakePulls) -> None:
     used = pulls()
     used.registry.faults = [used.forever(Gzip())]
@@ -268,8 +256,7 @@ def test_a_body_that_a_proxy_compressed_is_rejected(pulls: MakePulls) -> None:
     used.mover.run("pull", name, "-q", "-o", path, "--no-referrers", code=5, says=used.digest)
 
 
-@quirk(20)
-@quirk(62)
+@quirk(20, 62)
 def test_a_redirect_target_gets_the_range_but_no_authorization(start: Start, mover: Move, layout: Layout) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=("pull", "push"))
     storage, front = start(), start(auth=auth)
@@ -322,8 +309,7 @@ def inspected(start: Start, mover: Move, body: bytes, kind: str | None, **expect
     return result.out.decode()
 
 
-@quirk(28)
-@quirk(63)
+@quirk(28, 63)
 @pytest.mark.parametrize(
     ("declared", "own"),
     [
@@ -347,8 +333,7 @@ def test_a_document_that_is_not_a_manifest_is_refused(body: bytes, start: Start,
     inspected(start, mover, body, "text/html", code=6)
 
 
-@quirk(28)
-@quirk(63)
+@quirk(28, 63)
 @pytest.mark.parametrize(
     ("declared", "own", "kind"),
     [
@@ -369,10 +354,10 @@ def test_a_manifest_without_a_stated_type_is_recognized_by_its_fields(
     source.faults = [Fault(Header("Content-Type", declared), "GET", "/manifests/", times=None)]
     mover().copy(f"{source.host}/app:v1", f"{target.host}/app:v1", "--no-referrers")
     assert target.memory["type", "v1"] == kind
+    assert manifest_digest(target.host, "app", "v1") == bare["digest"]
 
 
-@quirk(30)
-@quirk(63)
+@quirk(30, 63)
 @pytest.mark.parametrize(
     "failure", [Drop(10), Resize(-10, stated=False), Reset(after=10), HangUp(), refusal(503)], ids=str
 )
@@ -393,21 +378,24 @@ def test_a_manifest_with_a_wrong_content_length_is_refused_at_once(start: Start,
     mover().pull(f"{registry.host}/app:v1", code=5, says="bytes are announced instead of")
 
 
-@quirk(57)
-@quirk(63)
-@pytest.mark.parametrize(
-    ("said", "code"),
-    [(None, 0), ("what", 0), ("sha384:abc", 0), (digest_of(b"other", "sha512"), 5), (digest_of(b"other"), 5)],
-    ids=["nothing", "what", "sha384", "another by sha512", "another"],
-)
+@quirk(57, 63)
+@pytest.mark.parametrize("said", [None, "what", "sha384:abc", "itself by sha512", "another by sha512", "another"])
 def test_the_digest_that_a_registry_reports_for_a_push_is_compared(
-    said: str | None, code: int, start: Start, mover: Move, layout: Layout
+    said: str | None, start: Start, mover: Move, layout: Layout
 ) -> None:
     registry = start()
-    layout.image([b"layer"], name="app")
-    registry.faults = [Fault(Header("Docker-Content-Digest", said), "PUT", "/manifests/", times=None)]
+    image = layout.image([b"layer"], name="app")
+    stored = {
+        "itself by sha512": digest_of(layout.file(image["digest"]).read_bytes(), "sha512"),
+        "another by sha512": digest_of(b"other", "sha512"),
+        "another": digest_of(b"other"),
+    }.get(str(said), said)
+    registry.faults = [Fault(Header("Docker-Content-Digest", stored), "PUT", "/manifests/", times=None)]
     arguments = ["push", f"{registry.host}/app:v1", "-i", str(layout.path), "--no-referrers"]
-    mover().run(*arguments, code=code, says="the registry stored" if code else ())
+    if str(said).startswith("another"):
+        mover().run(*arguments, code=5, says=("the registry stored", str(stored), image["digest"]))
+    else:
+        assert mover().run(*arguments).lines() == [f"{registry.host}/app:v1@{image['digest']}"]
 
 
 # Manifests by sha512 --------------------------------------------------------------------------------------------

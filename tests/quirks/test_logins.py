@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import pytest
 from tests.cli import assertions
 from tests.faulty_auth import Basic
 from tests.quirks.credential_probe import HUB, Home, encoded, entry, write
-from tests.quirks.quirky_registry import QuirkyRegistry
+from tests.quirks.fixture_types import Start
 from tests.quirks.statements import quirk
 
-Start = Callable[..., QuirkyRegistry]
+pytestmark = quirk(56)
 
 
 @pytest.fixture
@@ -40,7 +39,6 @@ def logout(home: Home) -> str:
     return result.err
 
 
-@quirk(56)
 @pytest.mark.parametrize("registry", ["docker.io", "index.docker.io", ""])
 def test_a_login_is_stored_as_docker_stores_it_in_a_private_file(registry: str, member: Home) -> None:
     login(member, registry)
@@ -55,7 +53,6 @@ def test_a_login_is_stored_as_docker_stores_it_in_a_private_file(registry: str, 
     assert member.user(f"{registry or member.host}/org/app") == "alice"
 
 
-@quirk(56)
 def test_everything_else_in_the_file_stays_unchanged(member: Home) -> None:
     kept = {"other.example": {"auth": "kept as it is", "new": 1}, f"{member.host}/org": entry("scoped"), "?": None}
     before: dict[str, Any] = {
@@ -77,7 +74,6 @@ def test_everything_else_in_the_file_stays_unchanged(member: Home) -> None:
     assert json.loads(member.docker.read_text()) == before
 
 
-@quirk(56)
 def test_a_login_replaces_older_entries_of_the_host_but_keeps_their_other_fields(member: Home) -> None:
     old = {"auth": encoded("old", "x"), "identitytoken": "t", "registrytoken": "r", "username": "u", "password": "p"}
     write(member.docker, {"auths": {"docker.io": old, HUB: old | {"email": "a@example.com"}, "index.docker.io": old}})
@@ -86,7 +82,6 @@ def test_a_login_replaces_older_entries_of_the_host_but_keeps_their_other_fields
     assert json.loads(member.docker.read_text()) == {"auths": {HUB: new}}
 
 
-@quirk(56)
 @pytest.mark.parametrize("dangles", [True, False])
 def test_a_symbolic_link_to_the_file_is_kept(dangles: bool, member: Home, tmp_path: Path) -> None:
     target = tmp_path / "dotfiles" / "docker.json"
@@ -103,7 +98,6 @@ def test_a_symbolic_link_to_the_file_is_kept(dangles: bool, member: Home, tmp_pa
     assert list(target.parent.iterdir()) == [target]
 
 
-@quirk(56)
 def test_a_helper_stores_the_secret_and_the_file_has_only_an_empty_entry(member: Home) -> None:
     for configured in ({"credsStore": "pass"}, {"credHelpers": {member.host: "pass"}}):
         member.helper("pass")
@@ -118,14 +112,12 @@ def test_a_helper_stores_the_secret_and_the_file_has_only_an_empty_entry(member:
         assert json.loads(member.docker.read_text()) == {**configured, "auths": {}}
 
 
-@quirk(56)
 def test_a_login_for_a_host_with_a_disabled_helper_is_stored_in_the_file(member: Home) -> None:
     write(member.docker, {"credsStore": "pass", "credHelpers": {member.host: ""}})
     assert "~/.docker/config.json" in login(member)
     assert member.user() == "alice"
 
 
-@quirk(56)
 @pytest.mark.parametrize("verb", ["store", "erase"])
 def test_a_helper_that_fails_to_store_or_erase_is_an_error_and_the_file_is_unchanged(verb: str, member: Home) -> None:
     member.helper("bad", f'#!/bin/sh\n[ $1 = {verb} ] && exit 3\necho \'{{"Username": "x", "Secret": "hidden"}}\'\n')
@@ -139,7 +131,6 @@ def test_a_helper_that_fails_to_store_or_erase_is_an_error_and_the_file_is_uncha
     assert json.loads(member.docker.read_text()) == document
 
 
-@quirk(56)
 def test_a_malformed_file_an_unwritable_folder_and_an_invalid_user_are_refused(member: Home) -> None:
     write(member.docker, "{ mine")
     for result in (

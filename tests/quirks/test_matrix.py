@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -13,12 +12,10 @@ from tests.archives import check_blobs, index_in, small_first, tar_of
 from tests.faulty_auth import Bearer
 from tests.images import Descriptor, Layout, tar_layer
 from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
 from tests.quirks.registry_models import ALONE, KINDS, Kind
-from tests.quirks.statements import QUIRKS, quirk
-
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
+from tests.quirks.statements import COUNT, quirk
 
 #: More than one of our chunks, and not a multiple of a chunk.
 _LAYER: Final = 600_001
@@ -29,20 +26,17 @@ def numbers_tested() -> set[int]:
     found: set[int] = set()
     for path in Path(__file__).parent.glob("test_*.py"):
         module = importlib.import_module(f"tests.quirks.{path.stem}")
-        groups = [module, *(value for value in vars(module).values() if isinstance(value, type))]
-        tests = [value for group in groups for name, value in vars(group).items() if name.startswith("test_")]
-        for test in tests:
-            marks: list[Any] = list(getattr(test, "pytestmark", []))
-            cases = [case for mark in marks if mark.name == "parametrize" for case in mark.args[1]]
-            marks += [mark for case in cases for mark in getattr(case, "marks", ())]
-            found |= {int(mark.args[0]) for mark in marks if mark.name == "quirk"}
+        tests = [value for name, value in vars(module).items() if name.startswith("test_")]
+        marks = [mark for test in tests for mark in getattr(test, "pytestmark", [])]
+        cases = [case for mark in marks if mark.name == "parametrize" for case in mark.args[1]]
+        marks += [mark for case in cases for mark in getattr(case, "marks", ())]
+        marks.append(getattr(module, "pytestmark", pytest.mark.quirk()))
+        found |= {number for mark in marks if mark.name == "quirk" for number in mark.args}
     return found
 
 
 def test_every_statement_has_a_test() -> None:
-    numbers = sorted(QUIRKS)
-    assert numbers == list(range(1, len(numbers) + 1))
-    assert sorted(set(numbers) - numbers_tested()) == []
+    assert numbers_tested() == {*range(1, COUNT + 1)}
 
 
 def image_in(layout: Layout) -> tuple[Descriptor, bytes]:

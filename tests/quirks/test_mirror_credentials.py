@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,10 @@ from tests.faulty_registry import Fault, HangUp
 from tests.images import Layout
 from tests.quirks.command_runner import run
 from tests.quirks.credential_forms import SCHEMES, Scheme, assert_unprinted, filled, logged_in, secrets_of, was_shown
-from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, Tap
+from tests.quirks.fixture_types import MakeTap, Start
+from tests.quirks.quirky_registry import Quirk
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
-
-Start = Callable[..., QuirkyRegistry]
-MakeTap = Callable[[str], Tap]
 
 
 @quirk(20)

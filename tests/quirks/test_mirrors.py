@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import pytest
@@ -11,16 +10,15 @@ from tests.faulty_auth import Basic
 from tests.faulty_registry import Action, Drop, Fault, Flip, HangUp, Reply, Reset, Stall, refusal
 from tests.http_doubles import unused_port
 from tests.images import Layout
-from tests.quirks.command_runner import WAYS, How
-from tests.quirks.mirrors import Mirrored, paths
+from tests.quirks.command_runner import How, both_ways
+from tests.quirks.fixture_types import MakeMirrored
+from tests.quirks.mirrors import paths
 from tests.quirks.small_images import config_of, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
 from tests.signed_image import cosign_signature, cosign_tag
 
-MakeMirrored = Callable[..., Mirrored]
-both_ways = pytest.mark.parametrize("how", WAYS)
-_ZEROS: Final = f"sha256:{'0' * 64}"
+pytestmark = quirk(52)
 
 
 # A mirror that fails --------------------------------------------------------------------------------------------
@@ -39,7 +37,6 @@ FAILURES: Final[dict[str, Action]] = {
 }
 
 
-@quirk(52)
 @pytest.mark.parametrize(("what", "how"), [*((what, "file") for what in FAILURES), ("hangs up", "pipe")])
 def test_a_failing_mirror_gets_few_requests_and_is_reported_once(what: str, how: How, mirrored: MakeMirrored) -> None:
     used = mirrored()
@@ -49,7 +46,6 @@ def test_a_failing_mirror_gets_few_requests_and_is_reported_once(what: str, how:
     assert result.err.count(f"the mirror {mirror.host}/hub/app: ") == 1
 
 
-@quirk(52)
 def test_after_an_unreachable_mirror_the_next_one_is_used(mirrored: MakeMirrored) -> None:
     used = mirrored()
     down = f"127.0.0.1:{unused_port()}"
@@ -61,7 +57,6 @@ def test_after_an_unreachable_mirror_the_next_one_is_used(mirrored: MakeMirrored
     assert "connection refused" in result.err
 
 
-@quirk(52)
 def test_an_unreachable_mirror_is_not_asked_for_another_image(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(HangUp(), times=None))
@@ -74,7 +69,6 @@ def test_an_unreachable_mirror_is_not_asked_for_another_image(mirrored: MakeMirr
     assert result.err.count(f"the mirror {mirror.host}/hub/app: ") == 1
 
 
-@quirk(52)
 def test_a_mirror_that_requires_a_password_is_not_asked_for_each_blob(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(auth=Basic("somebody", "else"))
@@ -83,7 +77,6 @@ def test_a_mirror_that_requires_a_password_is_not_asked_for_each_blob(mirrored: 
     assert f"{mirror.host} requires a user name and password, but none were found" in result.err
 
 
-@quirk(52)
 def test_a_mirror_that_lacks_one_blob_is_asked_for_the_others(mirrored: MakeMirrored) -> None:
     used = mirrored()
     config = config_of(used.layout, used.image)["digest"]
@@ -92,7 +85,6 @@ def test_a_mirror_that_lacks_one_blob_is_asked_for_the_others(mirrored: MakeMirr
     assert paths(used.registry.requests) == [f"blobs/{config}"]
 
 
-@quirk(52)
 @pytest.mark.parametrize(("status", "code"), [(404, 4), (403, 3), (503, 7)])
 def test_the_registry_s_own_error_is_reported(status: int, code: int, mirrored: MakeMirrored) -> None:
     used = mirrored()
@@ -110,7 +102,6 @@ def large(layout: Layout) -> dict[str, object]:
     return layout.image([4 * _CUT])
 
 
-@quirk(52)
 @both_ways
 @pytest.mark.parametrize("action", [Drop(_CUT), Reset(_CUT)], ids=["a proper end", "a reset"])
 def test_a_download_that_broke_at_a_mirror_resumes_at_the_registry(
@@ -126,7 +117,6 @@ def test_a_download_that_broke_at_a_mirror_resumes_at_the_registry(
     assert f"the mirror {mirror.host}/hub/app: " in result.err
 
 
-@quirk(52)
 def test_a_download_that_broke_once_resumes_at_the_same_mirror(mirrored: MakeMirrored) -> None:
     used = mirrored(large)
     layer = layer_of(used.layout, used.image)["digest"]
@@ -136,7 +126,6 @@ def test_a_download_that_broke_once_resumes_at_the_same_mirror(mirrored: MakeMir
     assert used.registry.requests == []
 
 
-@quirk(52)
 def test_two_mirrors_and_the_registry_deliver_one_blob_together(mirrored: MakeMirrored) -> None:
     used = mirrored(large)
     layer = layer_of(used.layout, used.image)["digest"]
@@ -149,7 +138,6 @@ def test_two_mirrors_and_the_registry_deliver_one_blob_together(mirrored: MakeMi
 # A registry that fails ------------------------------------------------------------------------------------------
 
 
-@quirk(52)
 def test_a_mirror_is_tried_again_if_the_registry_is_unreachable(mirrored: MakeMirrored) -> None:
     used = mirrored()
     layer = layer_of(used.layout, used.image)["digest"]
@@ -158,7 +146,6 @@ def test_a_mirror_is_tried_again_if_the_registry_is_unreachable(mirrored: MakeMi
     assert "connection refused; trying its mirrors again" in result.err
 
 
-@quirk(52)
 def test_a_mirror_that_never_answered_is_not_tried_again(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(HangUp(), times=None))
@@ -167,7 +154,6 @@ def test_a_mirror_that_never_answered_is_not_tried_again(mirrored: MakeMirrored)
     assert len(mirror.requests) == 2
 
 
-@quirk(52)
 def test_a_mirror_that_sent_wrong_content_is_not_tried_again(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.mirror(Fault(Flip(at=3), path="/blobs/", times=None))
@@ -175,7 +161,6 @@ def test_a_mirror_that_sent_wrong_content_is_not_tried_again(mirrored: MakeMirro
     used.mover.pull(used.name, "file", "-q", *options, code=7, says="connection refused")
 
 
-@quirk(52)
 def test_the_last_error_of_the_mirror_is_reported(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror(Fault(refusal(503, "UNAVAILABLE"), path="/blobs/", times=None))
@@ -183,7 +168,6 @@ def test_the_last_error_of_the_mirror_is_reported(mirrored: MakeMirrored) -> Non
     used.mover.pull(used.name, "file", "-q", *options, code=7, says=(mirror.host, "503"))
 
 
-@quirk(52)
 def test_a_stalled_mirror_is_abandoned(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.mirror(Fault(Stall(), times=None))
@@ -194,7 +178,6 @@ def test_a_stalled_mirror_is_abandoned(mirrored: MakeMirrored) -> None:
 
 
 @quirk(17)
-@quirk(52)
 def test_a_blob_is_mounted_from_the_registry_and_never_from_a_mirror(mirrored: MakeMirrored) -> None:
     used = mirrored()
     used.mirror()
@@ -207,7 +190,6 @@ def test_a_blob_is_mounted_from_the_registry_and_never_from_a_mirror(mirrored: M
 # Tags and digests -----------------------------------------------------------------------------------------------
 
 
-@quirk(52)
 def test_a_digest_only_mirror_serves_blobs_but_does_not_resolve_tags(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror()
@@ -216,7 +198,6 @@ def test_a_digest_only_mirror_serves_blobs_but_does_not_resolve_tags(mirrored: M
     assert {path.partition("/")[0] for path in paths(mirror.requests)} == {"blobs"}
 
 
-@quirk(52)
 def test_a_tag_only_mirror_serves_images_by_tag_and_none_by_digest(mirrored: MakeMirrored) -> None:
     used = mirrored()
     mirror = used.mirror()
@@ -230,7 +211,6 @@ def test_a_tag_only_mirror_serves_images_by_tag_and_none_by_digest(mirrored: Mak
 # Lists of tags, and referrers -----------------------------------------------------------------------------------
 
 
-@quirk(52)
 def test_tags_are_listed_by_the_registry_and_by_a_mirror_only_if_it_is_unreachable(mirrored: MakeMirrored) -> None:
     used = mirrored()
     lacks, mirror = used.mirror(lacks=True), used.mirror()
@@ -251,7 +231,6 @@ def test_tags_are_listed_by_the_registry_and_by_a_mirror_only_if_it_is_unreachab
 
 
 @quirk(31)
-@quirk(52)
 @pytest.mark.parametrize("has_them", [True, False], ids=["of the mirror", "of the registry"])
 def test_referrers_come_from_the_first_source_that_lists_any(has_them: bool, mirrored: MakeMirrored) -> None:
     used = mirrored()
@@ -273,7 +252,6 @@ def test_referrers_come_from_the_first_source_that_lists_any(has_them: bool, mir
 
 
 @quirk(31)
-@quirk(52)
 def test_an_unreachable_registry_is_asked_for_referrers_only_once(mirrored: MakeMirrored) -> None:
     # Behind a firewall each request would cost a time-out, and there are four for each manifest.
     used = mirrored()

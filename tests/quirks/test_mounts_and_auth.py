@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,15 @@ import pytest
 from tests.faulty_auth import Basic, Bearer
 from tests.images import Layout, small_image, tar_layer
 from tests.quirks import registry_quirks
-from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.command_runner import How, both_ways
 from tests.quirks.credential_forms import Login, docker_config
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, refused
 from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.small_images import is_stored, layer_of, one_layer
 from tests.quirks.statements import quirk
 from tests.quirks.upload_quirks import STATE
 from tests.registry_http import basic, manifest_digest, seed
-
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 
 
 def mounted(registry: QuirkyRegistry) -> list[int | None]:
@@ -50,21 +47,6 @@ def test_a_mount_names_its_source_repository(start: Start, mover: Move, layout: 
     assert all(request.query["from"] == ["team/app"] for request in mounts)
     assert mounted(registry) == [201] * 3
     assert registry.asked("PATCH", "/v2/copied/") == []
-
-
-@quirk(17)
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500])
-def test_after_any_error_of_a_mount_the_blob_is_uploaded(
-    status: int, start: Start, mover: Move, layout: Layout
-) -> None:
-    registry = start(*_not_shared(registry_quirks.refused_mounts(status)))
-    image = small_image(layout)
-    seed(layout, image, registry.host, "team/app", "v1")
-    registry.requests.clear()
-    mover().copy(f"{registry.host}/team/app:v1", f"{registry.host}/copied:v1")
-    assert 201 not in mounted(registry)
-    assert len(registry.asked("PUT", "/v2/copied/blobs/uploads/")) == 3
-    assert manifest_digest(registry.host, "copied", "v1") == image["digest"]
 
 
 @quirk(17)
@@ -119,7 +101,7 @@ def test_the_token_for_a_mount_covers_both_repositories_the_target_first(
 
 @quirk(19)
 @pytest.mark.parametrize("field", ["token", "access_token"])
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_a_token_is_accepted_as_token_or_access_token(
     field: Any, how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -143,7 +125,7 @@ def test_a_token_server_without_oauth2_gets_a_get(start: Start, mover: Move, lay
 
 
 @quirk(19)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_a_missing_challenge_is_requested_from_the_base_endpoint(
     how: How, start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -160,24 +142,6 @@ def test_a_missing_challenge_is_requested_from_the_base_endpoint(
 
 
 @quirk(20)
-@pytest.mark.parametrize("auth", [Basic(USER, PASSWORD), Bearer({USER: PASSWORD})], ids=["Basic", "Bearer"])
-@pytest.mark.parametrize("how", WAYS)
-def test_storage_on_another_host_gets_no_authorization(
-    auth: Any, how: How, start: Start, mover: Move, layout: Layout
-) -> None:
-    registry = start(registry_quirks.BLOBS_ELSEWHERE, auth=auth)
-    image, archive = one_layer(layout)
-    mover().push(archive, f"{registry.host}/app:v1")
-    pulled = mover().pull(f"{registry.host}/app:v1", how)
-    assert f"blobs/sha256/{layer_of(layout, image)['digest'][7:]}" in pulled
-    heard = registry.memory["tap"].heard
-    # The storage answers 400 to Authorization; the signed query is unchanged.
-    assert heard.count(b"GET /v2/app/blobs/sha256:") == 2
-    assert heard.count(b"?sig=a%2Fb%3D+c~ HTTP/1.1") == 2
-    assert b"uthorization" not in heard
-
-
-@quirk(20)
 def test_a_relative_redirect_keeps_host_and_authorization(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.RELATIVE_REDIRECT, auth=Basic(USER, PASSWORD))
     _, archive = one_layer(layout)
@@ -189,7 +153,7 @@ def test_a_relative_redirect_keeps_host_and_authorization(start: Start, mover: M
 
 
 @quirk(21)
-@pytest.mark.parametrize("how", WAYS)
+@both_ways
 def test_cookies_are_not_sent_back(how: How, start: Start, mover: Move, layout: Layout) -> None:
     registry = start(registry_quirks.COOKIES, auth=Bearer({USER: PASSWORD}, anonymous=()))
     image, archive = one_layer(layout)

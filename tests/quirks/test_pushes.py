@@ -12,14 +12,12 @@ from tests.archives import small_first, tar_of
 from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.quirks import registry_quirks
-from tests.quirks.command_runner import Mover
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result
 
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 #: More blobs than are checked one by one if the manifest exists.
 MANY = 60
 
@@ -95,8 +93,7 @@ def test_existing_content_is_not_sent_and_a_tag_is_written_only_if_it_changes(
     assert manifest_digest(registry.host, "app", "1") == index["digest"]
 
 
-@quirk(23)
-@quirk(64)
+@quirk(23, 64)
 def test_a_tag_is_written_if_the_registry_does_not_report_its_digest(start: Start, push: Push, layout: Layout) -> None:
     registry = start()
     small_image(layout, name="app")
@@ -132,8 +129,7 @@ def named(layout: Layout, image: Descriptor, *names: str) -> None:
     path.write_text(json.dumps(document))
 
 
-@quirk(17)
-@quirk(64)
+@quirk(17, 64)
 @pytest.mark.parametrize("mounts", [True, False], ids=["mounts", "does not mount"])
 def test_a_blob_for_two_repositories_is_sent_once_and_mounted_or_sent_twice(
     mounts: bool, start: Start, mover: Move, layout: Layout
@@ -153,8 +149,7 @@ def test_a_blob_for_two_repositories_is_sent_once_and_mounted_or_sent_twice(
         assert manifest_digest(registry.host, repository, "1") == image["digest"]
 
 
-@quirk(47)
-@quirk(64)
+@quirk(47, 64)
 def test_a_repository_is_not_asked_for_a_blob_that_was_mounted_into_it(
     start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -185,8 +180,7 @@ def test_a_blob_from_a_pipe_cannot_be_sent_to_two_repositories_without_mounts(
     assert pushed(registry) == []
 
 
-@quirk(17)
-@quirk(64)
+@quirk(17, 64)
 def test_no_blob_is_mounted_within_a_repository_or_from_another_registry(
     start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -241,8 +235,7 @@ def test_if_one_checked_blob_is_missing_every_blob_is_checked_once(
     assert len(registry.asked("PUT", "/blobs/uploads/")) == 2
 
 
-@quirk(23)
-@quirk(65)
+@quirk(23, 65)
 @pytest.mark.parametrize("value", [None, "", f"sha256:{'0' * 64}"], ids=["nothing", "empty", "another"])
 def test_all_blobs_are_checked_if_the_manifest_s_digest_is_not_confirmed(
     value: str | None, start: Start, push: Push, layout: Layout, large: Descriptor
@@ -269,8 +262,7 @@ def test_all_blobs_are_checked_if_the_manifest_does_not_exist(
     assert len(registry.asked("PUT", "/blobs/uploads/")) == 1
 
 
-@quirk(42)
-@quirk(65)
+@quirk(42, 65)
 def test_all_blobs_are_sent_with_push_permission_only(
     start: Start, push: Push, layout: Layout, large: Descriptor
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -14,14 +13,15 @@ from tests.faulty_registry import Action, Drop, Fault, Header, Reply, refusal
 from tests.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.quirks import registry_quirks
 from tests.quirks.command_runner import Mover
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
 from tests.runner import Result
 from tests.signed_image import Signed, cosign_signature, cosign_tag, referrer, signed
 
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
+pytestmark = quirk(59)
+
 #: A registry without the referrers API.
 OLD: Final = (registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(404))
 
@@ -64,7 +64,6 @@ def found(layout: Layout) -> Signed:
 # Requests -------------------------------------------------------------------------------------------------------
 
 
-@quirk(59)
 def test_an_image_without_referrers_costs_four_requests(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
@@ -79,7 +78,6 @@ def test_an_image_without_referrers_costs_four_requests(start: Start, mover: Mov
     assert registry.asked(path="sha256-|/referrers/") == []
 
 
-@quirk(59)
 @pytest.mark.parametrize("status", [404, 405, 501])
 def test_the_missing_referrers_api_is_requested_once_and_the_tag_for_each_manifest(
     status: int, start: Start, mover: Move, layout: Layout
@@ -95,7 +93,6 @@ def test_the_missing_referrers_api_is_requested_once_and_the_tag_for_each_manife
     assert len(registry.asked("HEAD", "/manifests/sha256-")) == 9
 
 
-@quirk(59)
 def test_a_400_is_taken_as_the_failure_of_one_digest_only(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     seed(layout, two_platforms(layout), registry.host, "app", "1")
@@ -106,7 +103,6 @@ def test_a_400_is_taken_as_the_failure_of_one_digest_only(start: Start, mover: M
     assert len(registry.asked("GET", "/manifests/sha256-")) == 1
 
 
-@quirk(59)
 def test_referrers_of_an_image_with_two_names_are_requested_once(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     for tag in "12":
@@ -120,7 +116,6 @@ def test_referrers_of_an_image_with_two_names_are_requested_once(start: Start, m
 # Lists ----------------------------------------------------------------------------------------------------------
 
 
-@quirk(59)
 def test_the_archive_does_not_depend_on_pages_and_order_of_the_list(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -148,7 +143,6 @@ def test_the_archive_does_not_depend_on_pages_and_order_of_the_list(
     assert len(set(archives)) == 1
 
 
-@quirk(59)
 def test_an_endless_list_is_limited_with_a_notice(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
     registry = start()
     found.seed(layout, registry.host, "app", "1")
@@ -164,7 +158,6 @@ def test_an_endless_list_is_limited_with_a_notice(start: Start, mover: Move, lay
     assert found.sbom["digest"] not in blobs(used)
 
 
-@quirk(59)
 @pytest.mark.parametrize(
     ("action", "said"),
     [
@@ -187,7 +180,6 @@ def test_an_image_is_copied_even_if_its_referrers_cannot_be_listed(
     assert said in result.err or said == "HTML", result.err
 
 
-@quirk(59)
 @pytest.mark.parametrize(
     ("body", "said"),
     [(b"<html>", "is not valid JSON"), (b"{}", "has no list of manifests"), (b"[]", "is not a JSON object")],
@@ -205,7 +197,6 @@ def test_a_malformed_list_is_named_and_not_the_image(
     assert "manifest sha256:" not in reason
 
 
-@quirk(59)
 def test_a_server_error_for_the_list_of_referrers_fails_the_copy(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -215,7 +206,6 @@ def test_a_server_error_for_the_list_of_referrers_fails_the_copy(
     pull(mover(), registry, "-q", code=7, says="500")
 
 
-@quirk(59)
 def test_wrong_entries_of_a_list_are_skipped_and_reported(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -235,7 +225,6 @@ def test_wrong_entries_of_a_list_are_skipped_and_reported(
     assert found.sbom["digest"] in blobs(used)
 
 
-@quirk(59)
 def test_a_repeated_entry_is_requested_once_and_the_report_names_only_some_of_many(
     start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -251,7 +240,6 @@ def test_a_repeated_entry_is_requested_once_and_the_report_names_only_some_of_ma
     assert [one.get("count") for one in left] == [None] * 10 + [15]
 
 
-@quirk(59)
 def test_the_number_of_referrers_is_limited(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
@@ -266,7 +254,6 @@ def test_the_number_of_referrers_is_limited(start: Start, mover: Move, layout: L
     assert registry.asked("GET", f"/manifests/{many[0]['digest']}") == []
 
 
-@quirk(59)
 def test_the_depth_of_referrers_is_limited(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     top = small_image(layout)
@@ -282,7 +269,6 @@ def test_the_depth_of_referrers_is_limited(start: Start, mover: Move, layout: La
 
 
 @quirk(32)
-@quirk(59)
 def test_one_of_two_signatures_with_the_same_tag_is_skipped(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
@@ -321,7 +307,6 @@ def push(mover: Mover, layout: Layout, target: str, *options: str, **expected: A
 
 
 @quirk(31)
-@quirk(59)
 def test_an_image_is_pushed_before_its_referrers_and_its_tag_last(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -338,7 +323,6 @@ def test_an_image_is_pushed_before_its_referrers_and_its_tag_last(
     assert not {found.cosign_tag, "1"} & set(pushed(registry))
 
 
-@quirk(59)
 def test_the_manifest_of_an_image_without_referrers_is_pushed_once(start: Start, mover: Move, layout: Layout) -> None:
     small_image(layout, name="v1")
     registry = start()
@@ -347,7 +331,6 @@ def test_the_manifest_of_an_image_without_referrers_is_pushed_once(start: Start,
 
 
 @quirk(31)
-@quirk(59)
 def test_without_the_api_each_list_is_written_once_before_the_tags(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -366,24 +349,30 @@ def test_without_the_api_each_list_is_written_once_before_the_tags(
     assert sorted(pushed(registry)) == sorted(one["digest"] for one in found.referrers)
 
 
-@quirk(59)
-def test_entries_of_other_clients_in_a_list_are_kept(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
+@pytest.mark.parametrize("status", [404, 400])
+def test_entries_of_other_clients_in_a_list_are_kept(
+    status: int, start: Start, mover: Move, layout: Layout, found: Signed
+) -> None:
     found.enter(layout, "v1")
-    registry = start(*OLD)
+    registry = start(registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(status))
     other = layout.artifact(b"of others", kind="application/y", subject=found.image)
-    seed(layout, other, registry.host, "app")
-    theirs = {**other, "annotations": {"by": "others"}, "unknown": [1]}
+    for one in (other, found.signature):
+        seed(layout, one, registry.host, "app")
+    theirs = [{**other, "annotations": {"by": "others"}, "unknown": [1]}, {**found.signature, "unknown": [2]}]
     tag = found.image["digest"].replace(":", "-")
-    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [theirs], "annotations": {"of": "the list"}}
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": theirs, "annotations": {"of": "the list"}}
     seed(layout, layout.document(document), registry.host, "app", tag)
     push(mover(), layout, f"{registry.host}/app:1")
-    now = json.loads(registry_http.manifest(registry.host, "app", tag) or b"{}")
-    assert now["manifests"][0] == theirs
-    assert {one["digest"] for one in now["manifests"][1:]} == {found.signature["digest"], found.sbom["digest"]}
+    raw = registry_http.manifest(registry.host, "app", tag)
+    now = json.loads(raw or b"{}")
+    # No entry is lost, and none is repeated.
+    assert now["manifests"][:2] == theirs
+    assert [one["digest"] for one in now["manifests"][2:]] == [found.sbom["digest"]]
     assert now["annotations"] == {"of": "the list"}
+    push(mover(), layout, f"{registry.host}/app:1")
+    assert registry_http.manifest(registry.host, "app", tag) == raw
 
 
-@quirk(59)
 def test_an_image_under_the_tag_of_a_list_is_not_overwritten(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -396,7 +385,6 @@ def test_an_image_under_the_tag_of_a_list_is_not_overwritten(
     assert manifest_digest(registry.host, "app", tag) == other["digest"]
 
 
-@quirk(59)
 def test_a_referrer_that_was_pushed_but_not_listed_is_listed_by_the_next_run(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -410,7 +398,6 @@ def test_a_referrer_that_was_pushed_but_not_listed_is_listed_by_the_next_run(
     assert len(kept(registry, found.image["digest"])) == 2
 
 
-@quirk(59)
 def test_a_referrer_that_is_copied_by_name_is_listed(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
     registry, origin = start(*OLD), start()
     seed(layout, found.signature, origin.host, "app", "signature")
@@ -420,7 +407,6 @@ def test_a_referrer_that_is_copied_by_name_is_listed(start: Start, mover: Move, 
 
 
 @quirk(32)
-@quirk(59)
 @pytest.mark.parametrize("says", [True, False], ids=["says its digest", "does not say its digest"])
 def test_a_signature_tag_of_the_destination_is_kept_and_reported(
     says: bool, start: Start, mover: Move, layout: Layout, found: Signed

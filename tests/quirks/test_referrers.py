@@ -2,218 +2,121 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 from tests.cli import assertions
-from tests.faulty_auth import Auth
-from tests.images import OCI_INDEX, Descriptor, Layout, small_image
+from tests.images import OCI_INDEX, Descriptor, Layout
 from tests.quirks import registry_quirks
 from tests.quirks.command_runner import run
+from tests.quirks.fixture_types import Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
-from tests.quirks.registry_models import KINDS, PASSWORD, USER
+from tests.quirks.registry_models import KINDS, PASSWORD, USER, Kind
 from tests.quirks.statements import quirk
 from tests.registry_http import get, manifest, manifest_digest, seed
-from tests.runner import Result
+from tests.signed_image import Signed, cosign_tag, signed
 
-Start = Callable[..., QuirkyRegistry]
+pytestmark = quirk(31, 32)
 
-_SIGNATURE: Final = "application/vnd.cncf.notary.signature"
-_SUFFIXES: Final = ("sig", "att", "sbom")
-#: Registries of many quirks, except quirks with a real wait for each request.
-_KINDS: Final = [
-    (kind.name, [habit for habit in kind.quirks if "once each" not in habit.name], kind.auth)
-    for kind in KINDS
-    if kind.name in {"GAR", "GHCR", "ECR", "GitLab", "Harbor", "Nexus"}
-]
 #: The ways to move an image between registries.
-ROUTES: Final = pytest.mark.parametrize("route", ["copy", "a file", "a pipe"])
-#: The same, with the statuses of registries without the API.
-OLD: Final = pytest.mark.parametrize(
-    ("route", "status"), [("copy", 404), ("copy", 400), ("a file", 404), ("a pipe", 404)]
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Signed:
-    """An image with two signatures and an SBOM that refer to it, and three artifacts under cosign's tags."""
-
-    image: Descriptor
-    referring: list[Descriptor]
-    tagged: dict[str, Descriptor]
-
-    @property
-    def list_tag(self) -> str:
-        """The tag of the list of referrers in a registry without the API."""
-        return str(self.image["digest"]).replace(":", "-")
-
-    def seed(self, layout: Layout, registry: QuirkyRegistry) -> None:
-        """Push everything to a registry as app:v1."""
-        seed(layout, self.image, registry.host, "app", "v1")
-        for referrer in self.referring:
-            seed(layout, referrer, registry.host, "app")
-        for tag, artifact in self.tagged.items():
-            seed(layout, artifact, registry.host, "app", tag)
+ROUTES: Final = ("copy", "a file", "a pipe")
+#: A way, and the status of the referrers API at the source and at the destination.
+WAYS: Final = [
+    *((route, *statuses) for route in ROUTES for statuses in ((200, 200), (200, 404), (404, 200))),
+    *(("copy", *statuses) for statuses in ((200, 400), (400, 200))),
+]
+#: Registries of many quirks.
+_KINDS: Final = [kind for kind in KINDS if kind.name in {"GAR", "GHCR", "ECR", "GitLab", "Harbor", "Nexus"}]
 
 
 @pytest.fixture
-def signed(layout: Layout) -> Signed:
-    """Return a signed image that no registry has yet."""
-    image = small_image(layout)
-    subject = {key: image[key] for key in ("mediaType", "digest", "size")}
-    referring = [
-        layout.artifact(content, kind=kind, subject=subject)
-        for kind, content in ((_SIGNATURE, b"one"), (_SIGNATURE, b"two"), ("application/spdx+json", b"sbom"))
-    ]
-    name = image["digest"].replace(":", "-")
-    tagged = {f"{name}.{suffix}": layout.artifact(suffix.encode(), kind="application/x") for suffix in _SUFFIXES}
-    return Signed(image, referring, tagged)
+def found(layout: Layout) -> Signed:
+    return signed(layout)
 
 
-@pytest.fixture
-def source(start: Start, signed: Signed, layout: Layout) -> QuirkyRegistry:
-    """Return a registry with the referrers API that has the signed image."""
-    registry = start()
-    signed.seed(layout, registry)
-    return registry
+def api(status: int) -> tuple[Quirk, ...]:
+    """Return the quirks of a registry that answers requests for referrers with this status."""
+    return () if status == 200 else (registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(status))
 
 
-def old(status: int) -> tuple[Quirk, ...]:
-    """Return the quirks of a registry without the referrers API."""
-    return registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(status)
+def list_tag(subject: str) -> str:
+    """Return the tag of the list of referrers in a registry without the API."""
+    return subject.replace(":", "-")
 
 
-def move(route: str, source: QuirkyRegistry, target: QuirkyRegistry, folder: Path, *options: str, **env: str) -> Result:
+def seed_all(found: Signed, layout: Layout, registry: QuirkyRegistry) -> dict[str, str]:
+    """Store the image with its referrers as app:v1; return the digests under tags of cosign."""
+    found.seed(layout, registry.host, "app", "v1")
+    tagged = {found.cosign_tag: str(found.cosign["digest"])}
+    for suffix in (".att", ".sbom"):
+        tag = cosign_tag(found.image, suffix)
+        tagged[tag] = seed(layout, layout.artifact(suffix.encode(), kind="application/x"), registry.host, "app", tag)
+    return tagged
+
+
+def move(route: str, source: QuirkyRegistry, target: QuirkyRegistry, folder: Path, **env: str) -> None:
     """Move app:v1 with its referrers."""
     one, other = f"{source.host}/app:v1", f"{target.host}/app:v1"
+    path = folder / "moved.tar"
     if route == "copy":
-        result = run("copy", one, other, *options, env=env)
+        assertions.success(run("copy", one, other, env=env))
     elif route == "a pipe":
-        first = run("pull", one, *options, env=env)
-        assertions.success(first)
-        result = run("push", other, *options, stdin=first.out, env=env)
+        pulled = run("pull", one, env=env)
+        assertions.success(pulled)
+        assertions.success(run("push", other, stdin=pulled.out, env=env))
     else:
-        path = folder / "moved.tar"
-        assertions.success(run("pull", one, "-o", path, *options, env=env))
-        result = run("push", other, "-i", path, *options, env=env)
-    assertions.success(result)
-    return result
+        assertions.success(run("pull", one, "-o", path, env=env))
+        assertions.success(run("push", other, "-i", path, env=env))
 
 
-def listed(registry: QuirkyRegistry, tag: str) -> list[Descriptor]:
-    """Return the entries of the list under a tag, which must be an OCI index."""
-    raw = manifest(registry.host, "app", tag)
-    document: dict[str, Any] = json.loads(raw or b'{"manifests": [], "mediaType": null}')
-    assert raw is None or document["mediaType"] == OCI_INDEX
+def listed(registry: QuirkyRegistry, subject: str) -> list[Descriptor]:
+    """Return the list of referrers of a manifest: that of the registry, or else an OCI index under a tag."""
+    status, raw = get(registry.host, f"/v2/app/referrers/{subject}")
+    tagged = manifest(registry.host, "app", list_tag(subject))
+    # A registry with the API keeps the list; a second one under a tag would become outdated.
+    assert (tagged is None) == (status == 200)
+    document = json.loads(raw if tagged is None else tagged)
+    assert document["mediaType"] == OCI_INDEX
     return list(document["manifests"])
 
 
-def digests(entries: list[Descriptor]) -> list[str]:
-    return sorted(entry["digest"] for entry in entries)
-
-
-@quirk(31)
-@quirk(32)
-@ROUTES
-def test_all_referrers_arrive_at_a_registry_with_the_referrers_api(
-    route: str, source: QuirkyRegistry, start: Start, signed: Signed, tmp_path: Path
+@pytest.mark.parametrize(("route", "at_source", "at_target"), WAYS)
+def test_all_referrers_arrive(
+    route: str, at_source: int, at_target: int, start: Start, found: Signed, layout: Layout, tmp_path: Path
 ) -> None:
-    target = start()
+    source, target = start(*api(at_source)), start(*api(at_target))
+    tagged = seed_all(found, layout, source)
+    if at_source != 200:
+        for subject, referring in found.subjects().items():
+            seed(layout, layout.index(referring), source.host, "app", list_tag(subject))
     move(route, source, target, tmp_path)
-    status, raw = get(target.host, f"/v2/app/referrers/{signed.image['digest']}")
-    assert status == 200
-    assert digests(json.loads(raw)["manifests"]) == digests(signed.referring)
-    assert {tag: manifest_digest(target.host, "app", tag) for tag in signed.tagged} == {
-        tag: artifact["digest"] for tag, artifact in signed.tagged.items()
-    }
-    # The registry keeps the list; a second one under a tag would become outdated.
-    assert manifest(target.host, "app", signed.list_tag) is None
+    for subject, referring in found.subjects().items():
+        expected = {one["digest"]: one["artifactType"] for one in referring}
+        assert {one["digest"]: one["artifactType"] for one in listed(target, subject)} == expected
+        assert {digest: manifest_digest(target.host, "app", digest) for digest in expected} == {
+            digest: digest for digest in expected
+        }
+    assert {tag: manifest_digest(target.host, "app", tag) for tag in tagged} == tagged
+    assert manifest_digest(target.host, "app", "v1") == found.image["digest"]
 
 
-@quirk(31)
-@OLD
-def test_without_the_referrers_api_a_tag_lists_the_referrers(
-    route: str, status: int, source: QuirkyRegistry, start: Start, signed: Signed, tmp_path: Path
-) -> None:
-    target = start(*old(status))
-    move(route, source, target, tmp_path)
-    found = listed(target, signed.list_tag)
-    assert digests(found) == digests(signed.referring)
-    assert {entry["artifactType"] for entry in found} == {_SIGNATURE, "application/spdx+json"}
-    assert all(manifest_digest(target.host, "app", entry["digest"]) == entry["digest"] for entry in found)
-    assert manifest_digest(target.host, "app", "v1") == signed.image["digest"]
-
-
-@quirk(31)
-@pytest.mark.parametrize("status", [404, 400])
-def test_existing_entries_of_the_list_are_kept(
-    status: int, source: QuirkyRegistry, start: Start, signed: Signed, layout: Layout, tmp_path: Path
-) -> None:
-    target = start(*old(status))
-    others = [layout.artifact(b"of others", kind="application/y", subject=signed.image), signed.referring[0]]
-    seed(layout, signed.image, target.host, "app", "v0")
-    for other in others:
-        seed(layout, other, target.host, "app")
-    seed(layout, layout.index(others), target.host, "app", signed.list_tag)
-    move("copy", source, target, tmp_path)
-    # No entry is lost, and none is repeated.
-    assert digests(listed(target, signed.list_tag)) == digests([others[0], *signed.referring])
-    before = manifest(target.host, "app", signed.list_tag)
-    move("copy", source, target, tmp_path)
-    assert manifest(target.host, "app", signed.list_tag) == before
-
-
-@quirk(31)
-@OLD
-def test_the_list_under_a_tag_is_read_without_the_referrers_api(
-    route: str, status: int, start: Start, signed: Signed, layout: Layout, tmp_path: Path
-) -> None:
-    source, target = start(*old(status)), start()
-    signed.seed(layout, source)
-    seed(layout, layout.index(signed.referring), source.host, "app", signed.list_tag)
-    move(route, source, target, tmp_path)
-    _, raw = get(target.host, f"/v2/app/referrers/{signed.image['digest']}")
-    assert digests(json.loads(raw)["manifests"]) == digests(signed.referring)
-
-
-@quirk(31)
-@quirk(32)
-@ROUTES
-def test_no_referrer_is_copied_with_no_referrers(
-    route: str, source: QuirkyRegistry, start: Start, signed: Signed, tmp_path: Path
-) -> None:
-    target = start()
-    move(route, source, target, tmp_path, "--no-referrers")
-    _, raw = get(target.host, f"/v2/app/referrers/{signed.image['digest']}")
-    assert json.loads(raw)["manifests"] == []
-    assert [tag for tag in signed.tagged if manifest(target.host, "app", tag) is not None] == []
-    assert manifest_digest(target.host, "app", "v1") == signed.image["digest"]
-
-
-@quirk(31)
-@quirk(32)
-@pytest.mark.parametrize(("name", "quirks", "auth"), _KINDS, ids=[name for name, _, _ in _KINDS])
+@pytest.mark.parametrize("kind", _KINDS, ids=str)
 def test_referrers_arrive_at_a_registry_with_the_quirks_of(
-    name: str,
-    quirks: list[Quirk],
-    auth: Callable[[], Auth | None],
-    source: QuirkyRegistry,
-    start: Start,
-    signed: Signed,
-    tmp_path: Path,
+    kind: Kind, start: Start, found: Signed, layout: Layout, tmp_path: Path
 ) -> None:
-    guard = auth()
-    target = start(*quirks, auth=guard)
+    source = start()
+    tagged = seed_all(found, layout, source)
+    guard = kind.auth()
+    # Quirks with a real wait for each request are left to test_matrix.
+    target = start(*(habit for habit in kind.quirks if "once each" not in habit.name), auth=guard)
     login = {"OCISTREAM_DEST_USERNAME": USER, "OCISTREAM_DEST_PASSWORD": PASSWORD} if guard else {}
     move("copy", source, target, tmp_path, **login)
     # Check the registry's layout directly, without its quirks and passwords.
     names = {entry.get("annotations", {}).get("org.opencontainers.image.ref.name") for entry in target.layout.entries()}
-    assert {"v1", *signed.tagged} <= names
+    assert {"v1", *tagged} <= names
     held = {path.name for path in (target.layout.path / "blobs/sha256").iterdir()}
-    assert {entry["digest"][7:] for entry in signed.referring} <= held
-    assert (signed.list_tag in names) == (registry_quirks.NO_SUBJECT in quirks), name
+    assert {digest[7:] for digest in found.hanging} <= held
+    assert (list_tag(found.image["digest"]) in names) == (registry_quirks.NO_SUBJECT in kind.quirks)

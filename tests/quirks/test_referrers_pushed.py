@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -14,13 +13,14 @@ from tests.faulty_registry import Action, Fault, Header, Reply, refusal
 from tests.images import OCI_INDEX, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.quirks import registry_quirks
 from tests.quirks.command_runner import Mover
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
 from tests.signed_image import Signed, cosign_tag, referrer, signed
 
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
+pytestmark = quirk(59)
+
 OLD: Final = (registry_quirks.NO_SUBJECT, registry_quirks.no_referrers(404))
 
 
@@ -46,7 +46,6 @@ def kept(registry: QuirkyRegistry, subject: str, repository: str) -> set[str]:
     return {entry["digest"] for entry in json.loads(raw)["manifests"]} if raw else set()
 
 
-@quirk(59)
 def test_each_repository_is_asked_for_its_referrers(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
@@ -69,7 +68,6 @@ def test_each_repository_is_asked_for_its_referrers(start: Start, mover: Move, l
     assert [request.path for request in registry.asked("GET", layer["digest"])] == [f"/v2/b/blobs/{layer['digest']}"]
 
 
-@quirk(59)
 def test_a_signature_tag_that_refers_to_the_image_itself_is_ignored(start: Start, mover: Move, layout: Layout) -> None:
     registry = start()
     image = small_image(layout)
@@ -81,7 +79,6 @@ def test_a_signature_tag_that_refers_to_the_image_itself_is_ignored(start: Start
     assert {entry["digest"] for entry in entries} == {image["digest"]}
 
 
-@quirk(59)
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_jobs_limits_the_simultaneous_requests_for_referrers(
     jobs: int, start: Start, mover: Move, tap: Any, layout: Layout
@@ -95,7 +92,6 @@ def test_jobs_limits_the_simultaneous_requests_for_referrers(
     assert 1 <= second.connections <= jobs + 1
 
 
-@quirk(59)
 def test_an_image_under_the_tag_of_a_list_is_not_a_list(start: Start, mover: Move, layout: Layout) -> None:
     registry = start(*OLD)
     image, other = small_image(layout), small_image(layout, config={"Cmd": ["another"]})
@@ -106,7 +102,6 @@ def test_an_image_under_the_tag_of_a_list_is_not_a_list(start: Start, mover: Mov
     assert not (used.folder / "out" / "blobs" / "sha256" / other["digest"][7:]).exists()
 
 
-@quirk(59)
 def test_a_referrer_of_an_unsupported_media_type_is_skipped_and_reported(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -129,7 +124,6 @@ def test_a_referrer_of_an_unsupported_media_type_is_skipped_and_reported(
 
 
 @quirk(32)
-@quirk(59)
 @pytest.mark.parametrize(
     "answer",
     [refusal(404, "MANIFEST_UNKNOWN"), Reply(200, {"Content-Type": OCI_MANIFEST}, b"{")],
@@ -149,7 +143,6 @@ def test_a_signature_tag_without_a_valid_manifest_is_reported(
     assert (left["tag"], left["kind"]) == (tag, "signature")
 
 
-@quirk(59)
 def test_every_repository_with_the_image_gets_its_referrers(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -170,7 +163,6 @@ def test_every_repository_with_the_image_gets_its_referrers(
 
 
 @quirk(17)
-@quirk(59)
 def test_the_blobs_of_referrers_are_mounted_within_one_registry(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -183,7 +175,6 @@ def test_the_blobs_of_referrers_are_mounted_within_one_registry(
         assert registry_http.manifest(registry.host, "copied", one["digest"]) is not None
 
 
-@quirk(59)
 def test_a_list_beyond_the_limit_is_not_written(start: Start, mover: Move, layout: Layout, found: Signed) -> None:
     registry = start(*OLD)
     many = [
@@ -201,7 +192,6 @@ def test_a_list_beyond_the_limit_is_not_written(start: Start, mover: Move, layou
 
 
 @quirk(32)
-@quirk(59)
 @pytest.mark.parametrize("says", [True, False], ids=["says its digest", "does not say its digest"])
 @pytest.mark.parametrize("lost", ["nothing", "a layer", "an annotation"])
 def test_a_signature_that_contains_the_existing_one_replaces_it(
@@ -232,7 +222,6 @@ def test_a_signature_that_contains_the_existing_one_replaces_it(
 
 
 @quirk(32)
-@quirk(59)
 def test_a_signature_tag_that_cannot_be_read_is_not_overwritten(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -247,7 +236,6 @@ def test_a_signature_tag_that_cannot_be_read_is_not_overwritten(
 
 
 @quirk(32)
-@quirk(59)
 def test_a_signature_written_during_the_copy_is_not_overwritten(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:
@@ -266,7 +254,6 @@ def test_a_signature_written_during_the_copy_is_not_overwritten(
     assert manifest_digest(registry.host, "app", found.cosign_tag) == made["digest"]
 
 
-@quirk(59)
 def test_if_the_registry_refuses_a_referrer_no_tag_is_written_and_the_error_suggests_an_option(
     start: Start, mover: Move, layout: Layout, found: Signed
 ) -> None:

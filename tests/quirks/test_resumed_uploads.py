@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Final
 
 import pytest
 
 from ocistream.sizes import format_size
 from tests.faulty_registry import Action, Drop, Fault, HangUp, Header, StopReading, refusal
 from tests.images import Layout
-from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.command_runner import How, both_ways
+from tests.quirks.fixture_types import MakePushes, Move, Start
 from tests.quirks.interrupted_pushes import SENT, SIZE, Pushes
-from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
+from tests.quirks.quirky_registry import Quirk
 from tests.quirks.small_images import MIB
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
 
-MakePushes = Callable[..., Pushes]
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
-both_ways = pytest.mark.parametrize("how", WAYS)
-#: The offset at which a streamed upload breaks.
-BREAK: Final = 3 * MIB
-#: The requests of a broken upload that is replaced by another.
-REPLACED: Final = ["POST", "PATCH", "DELETE", "POST", "PATCH", "PUT"]
+pytestmark = quirk(50)
 
 
-@quirk(50)
 @both_ways
 def test_an_interrupted_push_resumes_at_the_registry_s_offset(how: How, pushes: MakePushes) -> None:
     used = pushes()
@@ -44,7 +35,6 @@ def test_an_interrupted_push_resumes_at_the_registry_s_offset(how: How, pushes: 
     assert used.records() == []
 
 
-@quirk(50)
 def test_an_interrupted_push_resumes_in_chunks_and_may_break_again(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -56,7 +46,6 @@ def test_an_interrupted_push_resumes_in_chunks_and_may_break_again(pushes: MakeP
     assert used.is_complete()
 
 
-@quirk(50)
 def test_a_complete_upload_is_only_closed(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(503), "PUT", "digest=", times=None)]
@@ -69,7 +58,6 @@ def test_a_complete_upload_is_only_closed(pushes: MakePushes) -> None:
     assert used.records() == []
 
 
-@quirk(50)
 def test_upload_put_restarts_and_deletes_the_earlier_session(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -80,7 +68,6 @@ def test_upload_put_restarts_and_deletes_the_earlier_session(pushes: MakePushes)
     assert used.records() == []
 
 
-@quirk(50)
 def test_a_session_is_deleted_at_its_current_location(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -95,7 +82,6 @@ def test_a_session_is_deleted_at_its_current_location(pushes: MakePushes) -> Non
     assert [request.status for request in used.uploads("DELETE")] == [416, 204]
 
 
-@quirk(50)
 def test_the_next_run_handles_a_session_that_could_not_be_deleted(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(HangUp(), "DELETE"), Fault(refusal(400, "DIGEST_INVALID"), "PUT", "digest=")]
@@ -109,7 +95,6 @@ def test_the_next_run_handles_a_session_that_could_not_be_deleted(pushes: MakePu
     assert used.records() == []
 
 
-@quirk(50)
 def test_if_the_resumed_upload_has_a_wrong_digest_the_complete_blob_is_sent_again(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -122,7 +107,6 @@ def test_if_the_resumed_upload_has_a_wrong_digest_the_complete_blob_is_sent_agai
     assert used.is_complete()
 
 
-@quirk(50)
 @pytest.mark.parametrize(
     ("method", "status"),
     [*(("PATCH", status) for status in (400, 404, 405, 409, 416, 501)), ("PUT", 400), ("PUT", 404), ("PUT", 422)],
@@ -138,7 +122,6 @@ def test_if_the_rest_is_refused_the_complete_blob_is_sent_again(method: str, sta
     assert used.records() == []
 
 
-@quirk(50)
 def test_the_offset_is_requested_again_if_the_registry_is_still_storing_bytes(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -149,7 +132,6 @@ def test_the_offset_is_requested_again_if_the_registry_is_still_storing_bytes(pu
     assert used.is_complete()
 
 
-@quirk(50)
 def test_an_earlier_upload_is_preferred_to_the_session_in_place_of_a_mount(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -159,7 +141,6 @@ def test_an_earlier_upload_is_preferred_to_the_session_in_place_of_a_mount(pushe
     assert used.is_complete()
 
 
-@quirk(50)
 def test_a_registry_known_not_to_resume_uploads_is_not_asked(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -171,7 +152,6 @@ def test_a_registry_known_not_to_resume_uploads_is_not_asked(pushes: MakePushes)
     assert used.is_complete()
 
 
-@quirk(50)
 @pytest.mark.parametrize("query", ["X-Amz-Signature=0", "sig=0", "token=0", "AccessKeyId=0"])
 def test_a_signed_location_is_not_written_to_the_disk(query: str, pushes: MakePushes) -> None:
     signed = Header("Location", lambda path: f"{path}?{query}")
@@ -182,7 +162,6 @@ def test_a_signed_location_is_not_written_to_the_disk(query: str, pushes: MakePu
     assert [path.read_bytes() for path in used.records() if query.encode() in path.read_bytes()] == []
 
 
-@quirk(50)
 @pytest.mark.parametrize(
     ("method", "fault"),
     [("chunk=256KiB", Fault(refusal(503), "PATCH", times=None)), ("stream", Fault(refusal(501), "PATCH", times=None))],
@@ -196,7 +175,6 @@ def test_an_upload_that_is_not_worth_resuming_is_deleted(method: str, fault: Fau
     assert used.records() == []
 
 
-@quirk(50)
 @pytest.mark.parametrize(("status", "code"), [(401, 3), (403, 3), (407, 7)])
 def test_a_denied_upload_resumes_in_the_next_run(status: int, code: int, pushes: MakePushes) -> None:
     used = pushes()
@@ -209,7 +187,6 @@ def test_a_denied_upload_resumes_in_the_next_run(status: int, code: int, pushes:
     assert used.is_complete()
 
 
-@quirk(50)
 def test_an_upload_of_an_earlier_run_is_kept_if_this_run_fails_before_its_first_byte(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -222,7 +199,6 @@ def test_an_upload_of_an_earlier_run_is_kept_if_this_run_fails_before_its_first_
     assert used.is_complete()
 
 
-@quirk(50)
 def test_a_replacement_session_is_deleted_if_the_push_fails_before_it_is_used(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [
@@ -235,7 +211,6 @@ def test_a_replacement_session_is_deleted_if_the_push_fails_before_it_is_used(pu
     assert used.records() == []
 
 
-@quirk(50)
 @pytest.mark.parametrize(("status", "deletions"), [(500, 3), (401, 1), (403, 1), (429, 1)])
 def test_a_server_error_ends_one_deletion_of_an_abandoned_session_and_another_failure_ends_all(
     status: int, deletions: int, start: Start, mover: Move, layout: Layout
@@ -254,7 +229,6 @@ def test_a_server_error_ends_one_deletion_of_an_abandoned_session_and_another_fa
     assert len(all_layers.records()) == (1 if deletions > 1 else 3)
 
 
-@quirk(50)
 def test_a_push_that_recompresses_a_layer_keeps_the_unfinished_upload_of_the_original(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -270,7 +244,6 @@ def test_a_push_that_recompresses_a_layer_keeps_the_unfinished_upload_of_the_ori
 # Failing sources ------------------------------------------------------------------------------------------------
 
 
-@quirk(50)
 @pytest.mark.parametrize(
     ("then", "code", "kept"),
     [
@@ -283,7 +256,7 @@ def test_a_push_that_recompresses_a_layer_keeps_the_unfinished_upload_of_the_ori
     ids=["hangs up", "503", "403", "404", "400"],
 )
 def test_a_partial_upload_is_kept_if_the_source_failed_temporarily_and_deleted_otherwise(
-    then: list[Action], code: int, kept: bool, pushes: MakePushes, start: Callable[..., QuirkyRegistry]
+    then: list[Action], code: int, kept: bool, pushes: MakePushes, start: Start
 ) -> None:
     used, source = pushes(), start()
     seed(used.layout, used.image, source.host, "app", "v1")
@@ -302,7 +275,6 @@ def test_a_partial_upload_is_kept_if_the_source_failed_temporarily_and_deleted_o
     assert (used.received() < used.size + MIB) == kept
 
 
-@quirk(50)
 @pytest.mark.parametrize("stored", [SENT, MIB])
 def test_a_copy_whose_source_failed_reports_the_stored_bytes_and_the_next_run_resumes(
     stored: int, pushes: MakePushes, start: Start
@@ -327,7 +299,6 @@ def test_a_copy_whose_source_failed_reports_the_stored_bytes_and_the_next_run_re
     assert used.is_complete()
 
 
-@quirk(50)
 def test_chunks_are_not_reported_as_stored_after_a_request_without_a_response(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(StopReading(MIB), "PATCH", skip=1)]

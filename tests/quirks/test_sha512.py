@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Layout, small_image
-from tests.quirks.command_runner import Mover
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
+pytestmark = quirk(63)
 
 
 def written(registry: QuirkyRegistry) -> list[str]:
@@ -21,7 +18,6 @@ def written(registry: QuirkyRegistry) -> list[str]:
     return [request.target.rpartition("/")[2] for request in registry.asked("PUT", "/manifests/")]
 
 
-@quirk(63)
 def test_a_tag_refers_to_a_sha512_digest_if_the_registry_supports_it(start: Start, mover: Move, layout: Layout) -> None:
     one, other, used = start(), start(), mover()
     digest = small_image(layout, name="v1", algorithm="sha512")["digest"]
@@ -32,7 +28,6 @@ def test_a_tag_refers_to_a_sha512_digest_if_the_registry_supports_it(start: Star
     used.pull(f"{other.host}/app@{digest}")
 
 
-@quirk(63)
 def test_a_registry_that_ignores_the_tag_parameter_gets_the_manifest_by_tag_once(
     start: Start, mover: Move, layout: Layout
 ) -> None:
@@ -44,7 +39,6 @@ def test_a_registry_that_ignores_the_tag_parameter_gets_the_manifest_by_tag_once
     assert written(registry) == [digest, f"{digest}?tag=v1", "v1", f"{digest}?tag=v1"]
 
 
-@quirk(63)
 @pytest.mark.parametrize(
     ("faults", "says"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 
@@ -11,12 +10,11 @@ from ocistream import limits
 from tests.faulty_registry import Action, Drop, Fault, Reply, refusal, too_many_requests
 from tests.images import Layout, small_image
 from tests.quirks.command_runner import Mover
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 from tests.registry_http import seed
 
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 TAGS = "/v2/app/tags/list"
 
 
@@ -116,8 +114,7 @@ def test_the_page_size_is_omitted_if_the_registry_refuses_it(start: Start, mover
     assert [request.target for request in registry.requests] == [f"{TAGS}?n=1000", TAGS]
 
 
-@quirk(26)
-@quirk(30)
+@quirk(26, 30)
 def test_a_truncated_page_is_requested_again(start: Start, mover: Move, layout: Layout) -> None:
     registry = answering(start, Drop(10))
     seed(layout, small_image(layout), registry.host, "app", "v1")

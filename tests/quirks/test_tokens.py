@@ -16,16 +16,14 @@ from tests.faulty_auth import Basic, Bearer
 from tests.faulty_registry import Action, Drop, Fault, HangUp, Reply, Reset, Stall, refusal
 from tests.images import Layout, small_image
 from tests.quirks import registry_quirks
-from tests.quirks.command_runner import Mover, run
+from tests.quirks.command_runner import run
 from tests.quirks.credential_forms import Login, docker_config
+from tests.quirks.fixture_types import Move, Start
 from tests.quirks.quirky_registry import Quirk, QuirkyRegistry, Tap
 from tests.quirks.registry_models import PASSWORD, USER
 from tests.quirks.small_images import config_of, is_stored, layer_of, one_layer
 from tests.quirks.statements import quirk
 from tests.registry_http import basic, manifest_digest, seed
-
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
 
 
 @quirk(43)
@@ -180,8 +178,7 @@ def test_bearer_is_preferred_and_the_query_of_its_realm_is_unchanged(
     assert (first.headers["Authorization"], second.headers["Authorization"]) == (None, "Bearer t1")
 
 
-@quirk(19)
-@quirk(45)
+@quirk(19, 45)
 def test_an_identity_token_is_posted_as_an_oauth2_refresh_token(
     start: Start, mover: Move, tap: Callable[[str], Tap], layout: Layout, tmp_path: Path
 ) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from typing import Final
 
 import pytest
@@ -17,16 +16,13 @@ from tests.archives import small_first, tar_of
 from tests.faulty_registry import Fault, Header, Refuse, Reply, StopReading, refusal
 from tests.images import Layout, tar_layer
 from tests.quirks import upload_quirks
-from tests.quirks.command_runner import WAYS, How, Mover
+from tests.quirks.command_runner import How, both_ways
+from tests.quirks.fixture_types import MakePushes, Move, Start
 from tests.quirks.interrupted_pushes import SENT, SIZE, Pushes
-from tests.quirks.quirky_registry import Quirk, QuirkyRegistry
-from tests.quirks.small_images import MIB, is_stored
+from tests.quirks.quirky_registry import Quirk
+from tests.quirks.small_images import MIB, is_stored, spoil
 from tests.quirks.statements import quirk
 
-MakePushes = Callable[..., Pushes]
-Start = Callable[..., QuirkyRegistry]
-Move = Callable[..., Mover]
-both_ways = pytest.mark.parametrize("how", WAYS)
 FORCED: Final = ("stream", "put", "chunk=1MiB")
 STREAM: Final = ["POST", "PATCH", "PUT"]
 #: The profiles that a configuration may name.
@@ -102,8 +98,7 @@ def _is_of_layer(received: int) -> bool:
 @pytest.mark.parametrize("way", FORCED)
 def test_the_upload_of_a_blob_with_a_wrong_last_byte_is_never_closed(way: str, how: How, pushes: MakePushes) -> None:
     used = pushes()
-    content = used.layout.file(used.digest).read_bytes()
-    used.archive = used.archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
+    used.archive = spoil(used.archive, used.layout, used.digest)
     used.push(how, "--upload", way, code=5, says=used.digest)
     assert [put for put in used.uploads("PUT") if put.status == 201] == []
     assert used.registry.asked("PUT", "/manifests/") == []
@@ -156,8 +151,7 @@ def test_a_server_that_will_never_open_an_upload_is_asked_once(how: How, pushes:
 @both_ways
 def test_no_upload_is_opened_for_a_small_blob_with_a_wrong_digest(how: How, pushes: MakePushes) -> None:
     used = pushes(size=4000)
-    content = used.layout.file(used.digest).read_bytes()
-    used.archive = used.archive.replace(content, content[:-1] + bytes([content[-1] ^ 1]))
+    used.archive = spoil(used.archive, used.layout, used.digest)
     used.push(how, "--jobs", "1", code=5, says=used.digest)
     assert used.uploads() == []
 
@@ -175,8 +169,7 @@ def test_a_failed_upload_of_a_small_blob_is_not_recorded(excess: int, records: i
 # Methods that a registry accepts --------------------------------------------------------------------------------
 
 
-@quirk(9)
-@quirk(60)
+@quirk(9, 60)
 @both_ways
 def test_after_413_the_chunk_size_is_halved_until_the_registry_accepts_it(how: How, pushes: MakePushes) -> None:
     used = pushes(upload_quirks.no_larger_than(MIB, 413))
@@ -187,8 +180,7 @@ def test_after_413_the_chunk_size_is_halved_until_the_registry_accepts_it(how: H
     assert used.is_complete()
 
 
-@quirk(9)
-@quirk(60)
+@quirk(9, 60)
 def test_a_push_fails_with_a_hint_if_even_small_chunks_are_too_large(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(413), "PATCH", larger_than=0, times=None)]
@@ -198,12 +190,12 @@ def test_a_push_fails_with_a_hint_if_even_small_chunks_are_too_large(pushes: Mak
     assert used.methods()[-1] == "DELETE"
 
 
-@quirk(9)
-@quirk(60)
+@quirk(9, 60)
+@both_ways
 @pytest.mark.parametrize("status", [404, 405, 501])
-def test_a_registry_without_patch_gets_one_put(status: int, pushes: MakePushes) -> None:
+def test_a_registry_without_patch_gets_one_put(status: int, how: How, pushes: MakePushes) -> None:
     used = pushes(upload_quirks.refusing("PATCH", status))
-    result = used.push("file", "-v")
+    result = used.push(how, "-v")
     assert str(status) in result.err
     assert [put.received for put in used.uploads("PUT")] == [SIZE]
     assert used.is_complete()
@@ -222,8 +214,7 @@ def test_after_a_refused_patch_without_a_range_chunks_are_used(status: int, push
     assert used.is_complete()
 
 
-@quirk(10)
-@quirk(60)
+@quirk(10, 60)
 @both_ways
 def test_416_for_the_size_switches_to_chunks_but_416_for_the_offset_does_not(how: How, pushes: MakePushes) -> None:
     used = pushes(upload_quirks.no_larger_than(MIB, 416))
@@ -357,16 +348,6 @@ def test_a_registry_is_recognized_by_its_response_headers(
     ]
     used.push(code=0 if tries_put else 7)
     assert any(request.received for request in used.uploads("PUT")) == tries_put
-
-
-@quirk(40)
-@quirk(60)
-@pytest.mark.parametrize("stated", ["0-0", "0-99", "0-1048575", "0-99999999", "nonsense", None, "bytes=0-1"])
-def test_an_implausible_range_between_chunks_is_ignored(stated: str | None, pushes: MakePushes) -> None:
-    used = pushes()
-    used.registry.faults = [Fault(Header("Range", stated), "PATCH", skip=1, times=None)]
-    used.push("file", "--upload", "chunk=1MiB")
-    assert used.is_complete()
 
 
 @quirk(60)

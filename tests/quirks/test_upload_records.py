@@ -12,12 +12,12 @@ from typing import Any, Final
 import pytest
 
 from ocistream import limits
+from tests.quirks.fixture_types import MakePushes, Start
 from tests.quirks.interrupted_pushes import SENT, Pushes
-from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.statements import quirk
 
-MakePushes = Callable[..., Pushes]
-Start = Callable[..., QuirkyRegistry]
+pytestmark = quirk(51)
+
 _HOUR: Final = 3600.0
 
 
@@ -32,7 +32,6 @@ def begins_again(pushes: Pushes) -> None:
     assert found.st_size < 1000
 
 
-@quirk(51)
 def test_a_record_and_its_directory_are_private_and_its_name_reveals_nothing(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -46,7 +45,6 @@ def test_a_record_and_its_directory_are_private_and_its_name_reveals_nothing(pus
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-@quirk(51)
 @pytest.mark.parametrize(
     ("seconds", "known"),
     [
@@ -109,7 +107,6 @@ NONSENSE: Final[tuple[Callable[[dict[str, Any]], bytes], ...]] = (
 )
 
 
-@quirk(51)
 def test_a_malformed_record_is_ignored(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -135,7 +132,6 @@ IN_ITS_PLACE: Final[dict[str, Callable[[Path, Path], object]]] = {
 }
 
 
-@quirk(51)
 @pytest.mark.parametrize("what", IN_ITS_PLACE)
 def test_anything_but_a_private_file_in_a_record_s_place_is_not_read_and_is_replaced(
     what: str, pushes: MakePushes
@@ -152,7 +148,6 @@ def test_anything_but_a_private_file_in_a_record_s_place_is_not_read_and_is_repl
     assert other.read_bytes() == content
 
 
-@quirk(51)
 @pytest.mark.parametrize("what", ["a directory", "a link in place of the directory", "a file in place of it"])
 def test_a_push_without_a_place_for_records_succeeds_with_one_notice(what: str, pushes: MakePushes) -> None:
     used = pushes()
@@ -189,7 +184,6 @@ FORBIDDEN: Final = (
 )
 
 
-@quirk(51)
 @pytest.mark.parametrize("form", FORBIDDEN)
 def test_a_forbidden_location_in_a_record_is_not_requested(form: str, pushes: MakePushes, start: Start) -> None:
     used, other = pushes(), start()
@@ -208,7 +202,6 @@ def test_a_forbidden_location_in_a_record_is_not_requested(form: str, pushes: Ma
     assert used.is_complete()
 
 
-@quirk(51)
 def test_records_of_other_images_and_other_files_are_kept(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()
@@ -221,7 +214,6 @@ def test_records_of_other_images_and_other_files_are_kept(pushes: MakePushes) ->
     assert used.records() == sorted([path, path.parent / "README"])
 
 
-@quirk(51)
 def test_any_push_that_writes_records_deletes_expired_ones(pushes: MakePushes) -> None:
     used = pushes()
     used.interrupt()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import pytest
 
 from tests.faulty_registry import Action, Fault, HangUp, Header, StopReading, refusal
 from tests.quirks import upload_quirks
-from tests.quirks.command_runner import WAYS, How
-from tests.quirks.interrupted_pushes import DOWN, Pushes
+from tests.quirks.command_runner import How, both_ways
+from tests.quirks.fixture_types import MakePushes
+from tests.quirks.interrupted_pushes import DOWN
 from tests.quirks.small_images import MIB
 from tests.quirks.statements import quirk
 
-MakePushes = Callable[..., Pushes]
-both_ways = pytest.mark.parametrize("how", WAYS)
 #: The offset at which a streamed upload breaks.
 BREAK: Final = 3 * MIB
 #: The requests of a broken upload that is replaced by another.
@@ -238,8 +236,7 @@ def test_an_outage_during_an_upload_loses_nothing(answer: str, pushes: MakePushe
 # Repeated bytes -------------------------------------------------------------------------------------------------
 
 
-@quirk(30)
-@quirk(49)
+@quirk(30, 49)
 def test_breaks_with_progress_are_unlimited_and_without_progress_limited(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(StopReading(MIB // 2), "PATCH", times=None, larger_than=MIB // 2)]
@@ -267,8 +264,7 @@ def test_a_lost_session_of_a_pipe_is_an_error_that_suggests_a_file(how: How, pus
         assert used.is_complete()
 
 
-@quirk(30)
-@quirk(49)
+@quirk(30, 49)
 def test_the_number_of_sessions_lost_at_the_close_is_limited(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(404, "BLOB_UPLOAD_UNKNOWN"), "PUT", "digest=", times=None)]

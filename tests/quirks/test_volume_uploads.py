@@ -11,10 +11,13 @@ import pytest
 from tests.faulty_registry import Fault, refusal
 from tests.images import Descriptor, Layout
 from tests.quirks.command_runner import Mover
+from tests.quirks.fixture_types import Start
 from tests.quirks.quirky_registry import QuirkyRegistry
 from tests.quirks.small_images import MIB, is_stored, layer_of
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest_digest, seed
+
+pytestmark = quirk(50)
 
 
 @dataclasses.dataclass
@@ -50,7 +53,7 @@ class Volumes:
 
 
 @pytest.fixture
-def volumes(start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], layout: Layout) -> Volumes:
+def volumes(start: Start, mover: Callable[..., Mover], layout: Layout) -> Volumes:
     source, used = start(), mover()
     image = layout.image([5 * MIB], name="app")
     seed(layout, image, source.host, "app", "v1")
@@ -60,7 +63,6 @@ def volumes(start: Callable[..., QuirkyRegistry], mover: Callable[..., Mover], l
     return Volumes(start(), layout, image, used, paths)
 
 
-@quirk(50)
 @pytest.mark.parametrize("status", [400, 405])
 def test_the_session_of_a_refused_part_is_deleted(status: int, volumes: Volumes) -> None:
     volumes.registry.faults = [Fault(refusal(status, "UNSUPPORTED"), "PATCH", larger_than=MIB)]
@@ -70,7 +72,6 @@ def test_the_session_of_a_refused_part_is_deleted(status: int, volumes: Volumes)
     volumes.push_all()
 
 
-@quirk(50)
 def test_parts_with_another_digest_together_are_an_integrity_error(volumes: Volumes) -> None:
     volumes.push(0, 10)
     volumes.push(1, 10)
