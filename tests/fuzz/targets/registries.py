@@ -141,6 +141,11 @@ def _error(status: str, code: str, *headers: str) -> bytes:
     return _answer(status, b'{"errors":[{"code":"%b","message":"no","detail":{}}]}' % code.encode(), *headers)
 
 
+def _story(deed: int, *answers: bytes) -> bytes:
+    """Return the input in which the action of this number gets these responses, one after the other."""
+    return bytes([deed]) + _NEXT.join(answers)
+
+
 def _answer_seeds() -> Sequence[bytes]:
     octets, listed = "Content-Type: application/octet-stream", "Content-Type: application/json"
     manifest = _answer("200 OK", _MANIFEST, f"Content-Type: {OCI_MANIFEST}", f"Docker-Content-Digest: {_NAMED.digest}")
@@ -156,104 +161,38 @@ def _answer_seeds() -> Sequence[bytes]:
     index = b'{"schemaVersion":2,"mediaType":"%b","manifests":[]}' % OCI_INDEX.encode()
     referrers = _answer("200 OK", index, f"Content-Type: {OCI_INDEX}", "OCI-Filters-Applied: artifactType")
     out_of_range = _error("416 Range Not Satisfiable", "RANGE_INVALID", "Range: 0-99")
-    stories: list[tuple[int, tuple[bytes, ...]]] = [
-        (0, (manifest,)),
-        (1, (manifest,)),
-        (0, (b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + manifest,)),
-        (
+    return [
+        _story(0, manifest),
+        _story(1, manifest),
+        _story(0, b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + manifest),
+        _story(0, _answer("401 Unauthorized", b"", challenge), token, manifest),
+        _story(
             0,
-            (
-                _answer("401 Unauthorized", b"", challenge),
-                token,
-                manifest,
-            ),
+            _answer("307 Temporary Redirect", b"", f"Location: http://127.0.0.1:{_PORT.decode()}/elsewhere"),
+            manifest,
         ),
-        (
-            0,
-            (
-                _answer("307 Temporary Redirect", b"", f"Location: http://127.0.0.1:{_PORT.decode()}/elsewhere"),
-                manifest,
-            ),
+        _story(2, _answer("200 OK", _CONTENT, octets)),
+        _story(2, cut, rest),
+        _story(2, cut, _answer("200 OK", _CONTENT, octets)),
+        _story(2, chunked % (len(_CONTENT), _CONTENT)),
+        _story(2, b"HTTP/1.0 200 OK\r\n\r\n" + _CONTENT),
+        _story(2, _error("503 Service Unavailable", "UNAVAILABLE", "Retry-After: 1"), _answer("200 OK", _CONTENT)),
+        _story(3, _answer("200 OK", b"", f"Docker-Content-Digest: {_NAMED.digest}")[:-4] + b"80\r\n\r\n"),
+        _story(3, _error("404 Not Found", "BLOB_UNKNOWN")),
+        _story(4, tags, _answer("200 OK", b'{"tags":[]}', listed)),
+        _story(5, referrers),
+        _story(
+            5, _error("404 Not Found", "NOT_FOUND"), _error("404 Not Found", "MANIFEST_UNKNOWN"), _answer("201 Created")
         ),
-        (2, (_answer("200 OK", _CONTENT, octets),)),
-        (
-            2,
-            (
-                cut,
-                rest,
-            ),
+        _story(6, session, session, _answer("202 Accepted", b"", "Range: 0-379"), _answer("201 Created")),
+        _story(6, _answer("201 Created")),
+        _story(6, session, _error("413 Payload Too Large", "SIZE_INVALID"), session, session, _answer("201 Created")),
+        _story(6, session, out_of_range, session, _answer("201 Created")),
+        _story(
+            7, _error("404 Not Found", "MANIFEST_UNKNOWN"), _answer("201 Created", b"", f"OCI-Subject: {_NAMED.digest}")
         ),
-        (
-            2,
-            (
-                cut,
-                _answer("200 OK", _CONTENT, octets),
-            ),
-        ),
-        (2, (chunked % (len(_CONTENT), _CONTENT),)),
-        (2, (b"HTTP/1.0 200 OK\r\n\r\n" + _CONTENT,)),
-        (
-            2,
-            (
-                _error("503 Service Unavailable", "UNAVAILABLE", "Retry-After: 1"),
-                _answer("200 OK", _CONTENT),
-            ),
-        ),
-        (3, (_answer("200 OK", b"", f"Docker-Content-Digest: {_NAMED.digest}")[:-4] + b"80\r\n\r\n",)),
-        (3, (_error("404 Not Found", "BLOB_UNKNOWN"),)),
-        (
-            4,
-            (
-                tags,
-                _answer("200 OK", b'{"tags":[]}', listed),
-            ),
-        ),
-        (5, (referrers,)),
-        (
-            5,
-            (
-                _error("404 Not Found", "NOT_FOUND"),
-                _error("404 Not Found", "MANIFEST_UNKNOWN"),
-                _answer("201 Created"),
-            ),
-        ),
-        (
-            6,
-            (
-                session,
-                session,
-                _answer("202 Accepted", b"", "Range: 0-379"),
-                _answer("201 Created"),
-            ),
-        ),
-        (6, (_answer("201 Created"),)),
-        (
-            6,
-            (
-                session,
-                _error("413 Payload Too Large", "SIZE_INVALID"),
-                session,
-                session,
-                _answer("201 Created"),
-            ),
-        ),
-        (6, (session, out_of_range, session, _answer("201 Created"))),
-        (
-            7,
-            (
-                _error("404 Not Found", "MANIFEST_UNKNOWN"),
-                _answer("201 Created", b"", f"OCI-Subject: {_NAMED.digest}"),
-            ),
-        ),
-        (
-            7,
-            (
-                _error("429 Too Many Requests", "TOOMANYREQUESTS", "Retry-After: 9999999"),
-                _answer("201 Created"),
-            ),
-        ),
+        _story(7, _error("429 Too Many Requests", "TOOMANYREQUESTS", "Retry-After: 9999999"), _answer("201 Created")),
     ]
-    return [bytes([deed]) + _NEXT.join(answers) for deed, answers in stories]
 
 
 @contextlib.contextmanager
