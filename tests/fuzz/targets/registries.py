@@ -6,7 +6,6 @@ import contextlib
 import io
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -25,7 +24,7 @@ from ocistream.transfer.interfaces import VerifiedBlob
 from tests.fuzz.broken_images import layout_items
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.monitor import PORTS
-from tests.http_doubles import QuickTransport
+from tests.http_doubles import Heard, QuickTransport, RawServer
 from tests.images import digest_of
 
 _CONTENT: Final = b"what is in the blob" * 20
@@ -38,55 +37,6 @@ _NAMED: Final = Descriptor(OCI_MANIFEST, digest_of(_MANIFEST), len(_MANIFEST))
 #: Separates the responses of one input.
 _NEXT: Final = b"\n--next--\n"
 _PORT: Final = b"@PORT@"
-#: The first byte of TLS (RFC 8446, section 5.1), which the client tries after a response that is not HTTP.
-_HANDSHAKE: Final = 0x16
-
-
-class Answering:
-    """A server that sends given bytes as the response on each connection, for any request, and closes it."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._socket.getsockname()[1])
-        self._answers = [b""]
-        self._given = 0
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def give(self, answers: Sequence[bytes]) -> None:
-        """Send these responses from the next connection on, and repeat the last one."""
-        self._given, self._answers = 0, list(answers)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            answer = self._answers[min(self._given, len(self._answers) - 1)]
-            self._given += 1
-            threading.Thread(target=self._answer, args=(connection, answer), daemon=True).start()
-
-    @staticmethod
-    def _answer(connection: socket.socket, answer: bytes) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.settimeout(10)
-            head = b""
-            while b"\r\n\r\n" not in head and (part := connection.recv(1 << 16)):
-                head += part
-                if head[0] == _HANDSHAKE:
-                    return
-            connection.sendall(answer)
-            connection.shutdown(socket.SHUT_WR)
-            # Closing a socket with unread data resets the connection, which may lose the response.
-            while connection.recv(1 << 16):
-                pass
-
-    def close(self) -> None:
-        """Stop the server."""
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._thread.join()
 
 
 def _manifest_of_tag(repository: Repository) -> None:
@@ -198,24 +148,39 @@ def _answer_seeds() -> Sequence[bytes]:
 @contextlib.contextmanager
 def _answers(_: Path) -> Iterator[Check]:
     """Run an action of the client; the first byte selects it, the rest are the responses."""
-    server = Answering()
-    PORTS.add(server.port)
     patience = RetryPolicy(attempts=3, backoff=0.001, backoff_limit=0.001)
+    #: One response for each connection; the last one is repeated.
+    left: list[bytes] = []
 
-    def check(data: bytes) -> None:
-        deed = _DEEDS[(data[0] if data else 0) % len(_DEEDS)]
-        server.give([answer.replace(_PORT, str(server.port).encode()) for answer in data[1:].split(_NEXT)])
-        credential = Credential("user", "secret") if len(data) % 2 else None
-        with QuickTransport(
-            patience=patience, credential=credential, stall_timeout=8.0, connect_timeout=8.0
-        ) as transport:
-            deed(Repository(transport, f"127.0.0.1:{server.port}", "app", for_push=deed in {_upload, _put, _referrers}))
+    def respond(connection: socket.socket, heard: Heard) -> None:
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        # The client tries TLS after a response that is not HTTP.
+        if heard.method:
+            # With the end in the same packet, the client does not use the connection again.
+            connection.sendall(answer, socket.MSG_MORE)
+            connection.shutdown(socket.SHUT_WR)
+            # Closing a socket with unread data resets the connection, which may lose the response.
+            while connection.recv(1 << 16):
+                pass
 
-    try:
-        yield check
-    finally:
-        PORTS.discard(server.port)
-        server.close()
+    with RawServer(respond) as server:
+        port = server.host.rpartition(":")[2]
+
+        def check(data: bytes) -> None:
+            deed = _DEEDS[(data[0] if data else 0) % len(_DEEDS)]
+            server.heard.clear()
+            left[:] = [answer.replace(_PORT, port.encode()) for answer in data[1:].split(_NEXT)]
+            credential = Credential("user", "secret") if len(data) % 2 else None
+            with QuickTransport(
+                patience=patience, credential=credential, stall_timeout=8.0, connect_timeout=8.0
+            ) as transport:
+                deed(Repository(transport, server.host, "app", for_push=deed in {_upload, _put, _referrers}))
+
+        PORTS.add(int(port))
+        try:
+            yield check
+        finally:
+            PORTS.discard(int(port))
 
 
 _ANSWER_TOKENS: Final = (
