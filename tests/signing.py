@@ -28,6 +28,9 @@ SIGN_V1: Final = "https://sigstore.dev/cosign/sign/v1"
 CRITICAL_TYPE: Final = "cosign container image signature"
 
 Kind = Literal["p256", "p384", "p384-sha256", "p521", "rsa", "rsa1024", "ed25519"]
+#: The forms of a signature: under cosign's tag, and two forms of bundles.
+Form = Literal["tag", "dsse", "message"]
+FORMS: Final[tuple[Form, ...]] = ("tag", "dsse", "message")
 _Private = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
@@ -116,6 +119,16 @@ def sign_with_tag(
     signature = tag_signature(layout, [(content, one.sign(content)) for one in signers])
     enter(layout, signature, cosign_tag(image))
     return signature
+
+
+def sign(form: Form, layout: Layout, image: Descriptor, one: Signer) -> Descriptor:
+    """Sign an image in one of the forms, and add the signature to index.json."""
+    if form == "tag":
+        return sign_with_tag(layout, image, one)
+    if form == "dsse":
+        return bundle_referrer(layout, image, bundle(dsseEnvelope=envelope(statement(image["digest"]), one)))
+    content = bundle(messageSignature=message_signature(manifest_of(layout, image), one))
+    return bundle_referrer(layout, image, content)
 
 
 def statement(digest: str, *, predicate_type: str = SIGN_V1) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from ocistream.cli import main
-from tests.faulty_registry import FaultyRegistry
+from tests.faulty_registry import Fault, FaultyRegistry, redirect
 from tests.hostile.archive_parts import image, tar
 from tests.limits.rules import LIMITS
 
@@ -45,6 +46,35 @@ def elsewhere(tmp_path: Path) -> Iterator[FaultyRegistry]:
     """Return a second registry. A response of the first one must not cause a request to it."""
     with FaultyRegistry(tmp_path / "elsewhere") as other:
         yield other
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """A hostile registry, a second registry, and the command, which runs in this process and in an empty folder."""
+
+    registry: FaultyRegistry
+    elsewhere: FaultyRegistry
+    ocistream: Callable[[Sequence[object]], int]
+    capsys: pytest.CaptureFixture[str]
+
+    def lead(self, url: str, status: int = 307, path: str = "/manifests/") -> None:
+        """Have the registry answer GET and HEAD requests with a redirect."""
+        self.registry.faults = [Fault(redirect(url, status), "GET|HEAD", path, times=None)]
+
+    def run(self, *argv: object) -> tuple[int, str]:
+        """Run a command line; return the exit code and stderr."""
+        code = self.ocistream(argv)
+        return code, self.capsys.readouterr().err
+
+
+@pytest.fixture
+def attack(
+    registry: FaultyRegistry,
+    elsewhere: FaultyRegistry,
+    ocistream: Callable[[Sequence[object]], int],
+    capsys: pytest.CaptureFixture[str],
+) -> Attack:
+    return Attack(registry, elsewhere, ocistream, capsys)
 
 
 @pytest.fixture

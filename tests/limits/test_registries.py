@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +15,11 @@ from tests.faulty_auth import Basic, Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, Reply, redirect, refusal
 from tests.hostile.archive_parts import CONFIG, LAYER, LAYERS, MANIFEST, MIB, descriptor, digest_of, image, json_of
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from tests.limits.conftest import Attack
 from tests.limits.hosts import public
 from tests.limits.rules import limit
 from tests.raw_server import names
 
-Run = Callable[[Sequence[object]], int]
 _CONFIG: Final[dict[str, Any]] = descriptor(image()[CONFIG][1] or b"", OCI_CONFIG)
 _LAYER: Final[dict[str, Any]] = descriptor(LAYERS[0], f"{OCI_LAYER}+gzip")
 
@@ -34,14 +33,12 @@ def index(listed: object, **fields: Any) -> bytes:
     return json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed, **fields})
 
 
-def said(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], body: bytes, kind: str = OCI_MANIFEST
-) -> tuple[int, str]:
+def said(attack: Attack, body: bytes, kind: str = OCI_MANIFEST) -> tuple[int, str]:
     """Pull an image whose manifest is `body`; return the exit code and stderr."""
-    registry.faults = [Fault(Reply(200, {"Content-Type": kind}, body), "GET", "/manifests/", times=None)]
-    code = ocistream(["pull", f"{registry.host}/app:1", "-o", "app.tar", "--platform", "all"])
+    attack.registry.faults = [Fault(Reply(200, {"Content-Type": kind}, body), "GET", "/manifests/", times=None)]
+    code = attack.ocistream(["pull", f"{attack.registry.host}/app:1", "-o", "app.tar", "--platform", "all"])
     assert list(Path().iterdir()) == []
-    return code, capsys.readouterr().err
+    return code, attack.capsys.readouterr().err
 
 
 @limit(1)
@@ -49,14 +46,12 @@ def said(
 @pytest.mark.parametrize(
     "digest", ["sha256:../../../x", "sha256:" + "A" * 64, "sha256:abc", _LAYER["digest"] + "/../x"]
 )
-def test_a_malformed_digest_is_never_requested(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], field: str, digest: str
-) -> None:
+def test_a_malformed_digest_is_never_requested(attack: Attack, field: str, digest: str) -> None:
     lie = {**_LAYER, "digest": digest}
-    code, err = said(registry, ocistream, capsys, manifest(**{field: [lie] if field == "layers" else lie}))
+    code, err = said(attack, manifest(**{field: [lie] if field == "layers" else lie}))
     assert code == 6
     assert "malformed digest" in err
-    assert {request.path for request in registry.requests} <= {"/v2/", "/v2/app/manifests/1"}
+    assert {request.path for request in attack.registry.requests} <= {"/v2/", "/v2/app/manifests/1"}
 
 
 @limit(6)
@@ -70,20 +65,16 @@ def test_a_malformed_digest_is_never_requested(
     ],
     ids=["layers", "config", "size", "items"],
 )
-def test_a_manifest_has_the_same_limits_as_in_an_archive(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], body: bytes
-) -> None:
-    code, err = said(registry, ocistream, capsys, body)
+def test_a_manifest_has_the_same_limits_as_in_an_archive(attack: Attack, body: bytes) -> None:
+    code, err = said(attack, body)
     assert code == 6
     assert "more than" in err or "larger than" in err
 
 
 @limit(6)
-def test_an_index_that_claims_to_contain_itself_is_refused(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_index_that_claims_to_contain_itself_is_refused(attack: Attack) -> None:
     """Digests make circles impossible, even if a registry sends the same document for every digest."""
-    code, err = said(registry, ocistream, capsys, index([descriptor(b"itself", OCI_INDEX)]), OCI_INDEX)
+    code, err = said(attack, index([descriptor(b"itself", OCI_INDEX)]), OCI_INDEX)
     assert code == 5
     assert digest_of(b"itself") in err
 
@@ -106,10 +97,8 @@ def test_an_index_that_claims_to_contain_itself_is_refused(
     ],
     ids=range(11),
 )
-def test_json_of_a_registry_is_checked_like_that_of_an_archive(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], body: bytes
-) -> None:
-    code, err = said(registry, ocistream, capsys, body)
+def test_json_of_a_registry_is_checked_like_that_of_an_archive(attack: Attack, body: bytes) -> None:
+    code, err = said(attack, body)
     assert code == 6, err
     # The error for HTML has a hint.
     assert len(err.splitlines()) == 1 + (body == b"<html>")
@@ -127,47 +116,39 @@ def test_json_of_a_registry_is_checked_like_that_of_an_archive(
     ],
     ids=["manifest", "index", "index and config", "its own word", "the registry's word"],
 )
-def test_a_document_that_is_an_image_and_an_index_is_refused(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], body: bytes, kind: str
-) -> None:
-    code, err = said(registry, ocistream, capsys, body, kind)
+def test_a_document_that_is_an_image_and_an_index_is_refused(attack: Attack, body: bytes, kind: str) -> None:
+    code, err = said(attack, body, kind)
     assert code == 6, err
 
 
 @limit(9)
 @pytest.mark.parametrize("status", [400, 403, 404, 500])
-def test_text_of_a_registry_is_printed_as_one_line_without_control_characters(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], status: int
-) -> None:
+def test_text_of_a_registry_is_printed_as_one_line_without_control_characters(attack: Attack, status: int) -> None:
     words = "\x1b]0;owned\x07\x1b[2J\r\nocistream: all is well\x9b31m\u202egnp\u2028"
-    registry.faults = [Fault(refusal(status, words, words), times=None)]
-    assert ocistream(["pull", f"{registry.host}/app:1", "-o", "app.tar", "--retries", "0"]) != 0
-    lines = capsys.readouterr().err.splitlines()
+    attack.registry.faults = [Fault(refusal(status, words, words), times=None)]
+    assert attack.ocistream(["pull", f"{attack.registry.host}/app:1", "-o", "app.tar", "--retries", "0"]) != 0
+    lines = attack.capsys.readouterr().err.splitlines()
     assert len(lines) <= 2
     assert all(line.isprintable() for line in lines)
 
 
 @limit(9)
-def test_a_long_error_message_is_shortened(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    registry.faults = [Fault(refusal(403, "DENIED", "no " * MIB), times=None)]
-    assert ocistream(["pull", f"{registry.host}/app:1", "-o", "app.tar"]) == 3
-    assert len(capsys.readouterr().err) < 2000
+def test_a_long_error_message_is_shortened(attack: Attack) -> None:
+    attack.registry.faults = [Fault(refusal(403, "DENIED", "no " * MIB), times=None)]
+    assert attack.ocistream(["pull", f"{attack.registry.host}/app:1", "-o", "app.tar"]) == 3
+    assert len(attack.capsys.readouterr().err) < 2000
 
 
 @limit(10)
-def test_a_stated_size_is_not_allocated(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stated_size_is_not_allocated(attack: Attack) -> None:
     """The manifest states an EiB, and the registry sends a few bytes."""
     files = image()
     for place in (CONFIG, LAYER):
         content = files[place][1] or b""
-        path = registry.layout.blob_path(digest_of(content))
+        path = attack.registry.layout.blob_path(digest_of(content))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    code, err = said(registry, ocistream, capsys, manifest(layers=[{**_LAYER, "size": 1 << 60}]))
+    code, err = said(attack, manifest(layers=[{**_LAYER, "size": 1 << 60}]))
     assert code in {4, 5, 7}, err
     assert files[MANIFEST][1]
 
@@ -182,40 +163,36 @@ def in_home(monkeypatch: pytest.MonkeyPatch, folder: Path, **configured: object)
 
 @limit(12)
 def test_five_redirects_are_followed_and_another_port_gets_no_credential(
-    registry: FaultyRegistry, elsewhere: FaultyRegistry, ocistream: Run, monkeypatch: pytest.MonkeyPatch, archive: Path
+    attack: Attack, monkeypatch: pytest.MonkeyPatch, archive: Path
 ) -> None:
     monkeypatch.setenv("OCISTREAM_USERNAME", "alice")
     monkeypatch.setenv("OCISTREAM_PASSWORD", "s3cret-pw")
-    registry.auth = Basic("alice", "s3cret-pw")
-    pull = ["pull", f"{registry.host}/app:1", "-o", "app.tar"]
-    registry.faults = [Fault(redirect("/v2/app/manifests/1"), "GET", "/manifests/", times=None)]
-    assert ocistream(pull) == 7
-    served = [request for request in registry.asked("GET", "/manifests/") if request.fault]
+    attack.registry.auth = Basic("alice", "s3cret-pw")
+    pull = ["pull", f"{attack.registry.host}/app:1", "-o", "app.tar"]
+    attack.registry.faults = [Fault(redirect("/v2/app/manifests/1"), "GET", "/manifests/", times=None)]
+    assert attack.ocistream(pull) == 7
+    served = [request for request in attack.registry.asked("GET", "/manifests/") if request.fault]
     assert len(served) == 1 + 5
-    registry.faults = [Fault(redirect(f"{elsewhere.url}/v2/app/manifests/1"), times=None)]
-    assert ocistream(pull) == 4
-    assert elsewhere.requests
-    assert {request.headers["Authorization"] for request in elsewhere.requests} == {None}
-    elsewhere.requests.clear()
-    registry.faults = [Fault(redirect(f"{elsewhere.url}/v2/app/manifests/1"), "PUT", "/manifests/", times=None)]
-    assert ocistream(["push", f"{registry.host}/app:1", "-i", archive]) == 7
-    assert registry.asked("PUT", "/manifests/")
-    assert elsewhere.requests == []
+    attack.registry.faults = [Fault(redirect(f"{attack.elsewhere.url}/v2/app/manifests/1"), times=None)]
+    assert attack.ocistream(pull) == 4
+    assert attack.elsewhere.requests
+    assert {request.headers["Authorization"] for request in attack.elsewhere.requests} == {None}
+    attack.elsewhere.requests.clear()
+    attack.registry.faults = [
+        Fault(redirect(f"{attack.elsewhere.url}/v2/app/manifests/1"), "PUT", "/manifests/", times=None)
+    ]
+    assert attack.ocistream(["push", f"{attack.registry.host}/app:1", "-i", archive]) == 7
+    assert attack.registry.asked("PUT", "/manifests/")
+    assert attack.elsewhere.requests == []
 
 
 @limit(12)
 @limit(13)
 @pytest.mark.parametrize("way", ["redirect", "realm", "Location", "Link"])
 def test_https_never_leads_to_http(
-    tmp_path: Path,
-    elsewhere: FaultyRegistry,
-    ocistream: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    certificate: Certificate,
-    archive: Path,
-    way: str,
+    attack: Attack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate, archive: Path, way: str
 ) -> None:
-    there = f"http://{public('elsewhere', elsewhere)}"
+    there = f"http://{public('elsewhere', attack.elsewhere)}"
     faults = {
         "redirect": Fault(redirect(f"{there}/v2/app/manifests/1"), "GET|HEAD", "/manifests/", times=None),
         "Location": Fault(Header("Location", f"{there}/v2/app/blobs/uploads/x"), "POST", "/uploads/", times=None),
@@ -229,62 +206,32 @@ def test_https_never_leads_to_http(
         name, options = f"{public('registry', home)}/app", ["--ca-cert", certificate.file, "--retries", "0"]
         push, copy = ["push", f"{name}:1", "-i", archive, *options], ["copy", "--all-tags", name, "oci:out", *options]
         if way == "Link":
-            assert ocistream(push) == 0
+            assert attack.ocistream(push) == 0
         home.auth, home.faults = auth, [faults[way]] if way in faults else []
         # The next page of a list is requested only from the registry itself.
-        assert ocistream(copy if way == "Link" else push) == (8 if way == "Link" else 7)
-    assert elsewhere.requests == []
-
-
-@limit(14)
-@pytest.mark.parametrize("by", ["number", "name", "rebound name"])
-@pytest.mark.parametrize("way", ["redirect", "realm", "Location"])
-def test_a_public_registry_does_not_lead_to_this_machine(
-    registry: FaultyRegistry,
-    elsewhere: FaultyRegistry,
-    ocistream: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    archive: Path,
-    by: str,
-    way: str,
-) -> None:
-    there = elsewhere.url if by == "number" else f"http://{public('storage', elsewhere)}"
-    if way == "realm":
-        registry.auth = Bearer(realm=f"{there}/token")
-    elif way == "redirect":
-        registry.faults = [Fault(redirect(f"{there}/v2/app/manifests/1"), "GET", "/manifests/", times=None)]
-    else:
-        registry.faults = [Fault(Header("Location", f"{there}/v2/app/blobs/uploads/x"), "POST", times=None)]
-    # The addresses: when the client checks the name, and when it connects.
-    inward = ["203.0.113.6", "127.0.0.1"] if by == "rebound name" else "127.0.0.1"
-    name = f"{public('registry', registry)}/app:1"
-    argv = ["pull", name, "-o", "app.tar"] if way == "redirect" else ["push", name, "-i", archive]
-    with names(monkeypatch, registry="203.0.113.5", storage=inward):
-        assert ocistream([*argv, "--plain-http"]) == 7
-    assert registry.requests
-    assert elsewhere.requests == []
-    assert list(Path().iterdir()) == []
+        assert attack.ocistream(copy if way == "Link" else push) == (8 if way == "Link" else 7)
+    assert attack.elsewhere.requests == []
 
 
 @limit(16)
 def test_a_credential_is_sent_only_to_its_own_host_and_netrc_is_not_read(
-    registry: FaultyRegistry, elsewhere: FaultyRegistry, ocistream: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    attack: Attack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     secret = base64.b64encode(b"alice:s3cret-pw").decode()
-    home = in_home(monkeypatch, tmp_path / "home", auths={elsewhere.host: {"auth": secret}})
+    home = in_home(monkeypatch, tmp_path / "home", auths={attack.elsewhere.host: {"auth": secret}})
     (home / ".netrc").write_text("machine 127.0.0.1 login alice password s3cret-pw\n")
     (home / ".netrc").chmod(0o600)
-    registry.auth = elsewhere.auth = Basic("alice", "s3cret-pw")
-    assert ocistream(["pull", f"{registry.host}/app:1", "-o", "app.tar"]) == 3
-    assert {request.headers["Authorization"] for request in registry.requests} == {None}
+    attack.registry.auth = attack.elsewhere.auth = Basic("alice", "s3cret-pw")
+    assert attack.ocistream(["pull", f"{attack.registry.host}/app:1", "-o", "app.tar"]) == 3
+    assert {request.headers["Authorization"] for request in attack.registry.requests} == {None}
     # Here the credential is accepted, and the image does not exist.
-    assert ocistream(["pull", f"{elsewhere.host}/app:1", "-o", "app.tar"]) == 4
+    assert attack.ocistream(["pull", f"{attack.elsewhere.host}/app:1", "-o", "app.tar"]) == 4
 
 
 @limit(16)
 @pytest.mark.parametrize("helper", ["evil", "../evil", "/evil", "EVIL", "evil;x"])
 def test_a_helper_in_the_current_directory_or_with_an_invalid_name_is_not_run(
-    registry: FaultyRegistry, ocistream: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, helper: str
+    attack: Attack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, helper: str
 ) -> None:
     in_home(monkeypatch, tmp_path / "home", credsStore=helper)
     ran, programs = tmp_path / "ran", tmp_path / "programs"
@@ -295,20 +242,15 @@ def test_a_helper_in_the_current_directory_or_with_an_invalid_name_is_not_run(
         script.write_text(f"#!/bin/sh\ntouch {ran}\n")
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f".{os.pathsep}{programs}", prepend=os.pathsep)
-    registry.auth = Basic("alice", "s3cret-pw")
-    assert ocistream(["pull", f"{registry.host}/app:1", "-o", "app.tar"]) in {2, 3}
+    attack.registry.auth = Basic("alice", "s3cret-pw")
+    assert attack.ocistream(["pull", f"{attack.registry.host}/app:1", "-o", "app.tar"]) in {2, 3}
     assert not ran.exists()
 
 
 @limit(15)
-def test_the_urls_of_a_layer_are_not_requested(
-    registry: FaultyRegistry, ocistream: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    with FaultyRegistry(tmp_path / "elsewhere") as elsewhere:
-        urls = [f"{elsewhere.url}/layer", "file:///etc/passwd"]
-        foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-        for kind in (_LAYER["mediaType"], foreign):
-            body = manifest(layers=[{**_LAYER, "mediaType": kind, "urls": urls}])
-            code, err = said(registry, ocistream, capsys, body)
-            assert code == 4, err
-        assert elsewhere.requests == []
+def test_the_urls_of_a_layer_are_not_requested(attack: Attack) -> None:
+    urls = [f"{attack.elsewhere.url}/layer", "file:///etc/passwd"]
+    for kind in (_LAYER["mediaType"], "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"):
+        code, err = said(attack, manifest(layers=[{**_LAYER, "mediaType": kind, "urls": urls}]))
+        assert code == 4, err
+    assert attack.elsewhere.requests == []

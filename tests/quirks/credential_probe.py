@@ -58,43 +58,17 @@ def write(path: Path, document: object) -> None:
 
 
 @dataclasses.dataclass
-class Home:
-    """A user's home directory, with a `bin` for credential helpers, and a registry that refuses every password."""
+class UserHome:
+    """A user's home directory, with a `bin` for credential helpers."""
 
     path: Path
     bin: Path
-    registry: QuirkyRegistry
-    env: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.bin.mkdir()
         self.path.mkdir()
         self.docker = self.path / ".docker" / "config.json"
         self.podman = self.path / ".config" / "containers" / "auth.json"
-        self.config = self.path / ".config" / "ocistream" / "config.toml"
-        self.host = self.registry.host
-        self.port = int(self.host.rpartition(":")[2])
-
-    def run(self, *argv: str, env: Mapping[str, str | None] | None = None, **options: Any) -> Result:
-        """Run a command as the user."""
-        home = {"HOME": str(self.path), "PATH": f"{self.bin}:/usr/bin:/bin", "XDG_RUNTIME_DIR": None}
-        return run(*argv, env={**home, **self.env, **(env or {})}, **options)
-
-    def shown(self, name: str = "", *options: str, env: Mapping[str, str | None] | None = None) -> str | None:
-        """Inspect a repository, and return USER:PASSWORD as the registry received it, or None."""
-        self.registry.requests.clear()
-        self.run("inspect", name or f"{self.host}/org/app", *options, env=env)
-        assert self.registry.requests, "no request was sent"
-        seen = {request.headers["Authorization"] for request in self.registry.requests} - {None}
-        if not seen:
-            return None
-        (shown,) = seen
-        return base64.b64decode(shown.removeprefix("Basic ")).decode(errors="surrogateescape")
-
-    def user(self, name: str = "", env: Mapping[str, str | None] | None = None) -> str | None:
-        """Return the user of `shown`."""
-        shown = self.shown(name, env=env)
-        return None if shown is None else shown.partition(":")[0]
 
     def helper(self, name: str, script: str = STORE) -> Path:
         """Create a credential helper."""
@@ -119,3 +93,38 @@ class Home:
         """Return the calls of a helper."""
         calls = self.bin / f"docker-credential-{name}.calls"
         return calls.read_text().splitlines() if calls.exists() else []
+
+
+@dataclasses.dataclass
+class Home(UserHome):
+    """A home directory, and a registry that refuses every password."""
+
+    registry: QuirkyRegistry
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.config = self.path / ".config" / "ocistream" / "config.toml"
+        self.host = self.registry.host
+        self.port = int(self.host.rpartition(":")[2])
+
+    def run(self, *argv: str, env: Mapping[str, str | None] | None = None, **options: Any) -> Result:
+        """Run a command as the user."""
+        home = {"HOME": str(self.path), "PATH": f"{self.bin}:/usr/bin:/bin", "XDG_RUNTIME_DIR": None}
+        return run(*argv, env={**home, **self.env, **(env or {})}, **options)
+
+    def shown(self, name: str = "", *options: str, env: Mapping[str, str | None] | None = None) -> str | None:
+        """Inspect a repository, and return USER:PASSWORD as the registry received it, or None."""
+        self.registry.requests.clear()
+        self.run("inspect", name or f"{self.host}/org/app", *options, env=env)
+        assert self.registry.requests, "no request was sent"
+        seen = {request.headers["Authorization"] for request in self.registry.requests} - {None}
+        if not seen:
+            return None
+        (shown,) = seen
+        return base64.b64decode(shown.removeprefix("Basic ")).decode(errors="surrogateescape")
+
+    def user(self, name: str = "", env: Mapping[str, str | None] | None = None) -> str | None:
+        """Return the user of `shown`."""
+        shown = self.shown(name, env=env)
+        return None if shown is None else shown.partition(":")[0]

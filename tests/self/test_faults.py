@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import http.client
-import json
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
@@ -17,24 +14,17 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate
-from tests.faulty_auth import Basic, Bearer
+from tests.faulty_auth import Bearer
 from tests.faulty_registry import (
     Drop,
-    EndTokens,
     Fault,
     FaultyRegistry,
     Flip,
     FlipReceived,
-    Gzip,
-    HangUp,
-    Header,
-    IgnoreRange,
     NoContentLength,
     PauseReading,
     Reply,
     Reset,
-    Resize,
-    Stall,
     StopReading,
     redirect,
     refusal,
@@ -123,10 +113,6 @@ class TestRecord:
 
 
 class TestConnections:
-    def test_hang_up(self, start: Start) -> None:
-        with pytest.raises(http.client.RemoteDisconnected):
-            get(start(Fault(HangUp())))
-
     def test_reset_before_the_response(self, start: Start) -> None:
         with pytest.raises(ConnectionResetError):
             get(start(Fault(Reset())))
@@ -139,43 +125,6 @@ class TestConnections:
             with pytest.raises(ConnectionResetError):
                 read_all(connection, received)
         assert received.partition(b"\r\n\r\n")[2] == CONTENT[:100_000]
-
-    @pytest.mark.parametrize("after", [0, 1, 65536, 100_000])
-    def test_drop(self, start: Start, after: int) -> None:
-        with pytest.raises(http.client.IncompleteRead) as caught:
-            get(start(Fault(Drop(after))))
-        assert caught.value.partial == CONTENT[:after]
-        assert caught.value.expected == SIZE - after
-
-    @pytest.mark.parametrize("after", [None, 0, 100_000])
-    def test_stall_until_released(self, start: Start, after: int | None) -> None:
-        registry = start(Fault(Stall(after=after)))
-        answers: list[Response] = []
-        thread = threading.Thread(target=lambda: answers.append(get(registry)))
-        thread.start()
-        while not registry.asked("GET"):
-            time.sleep(0.01)
-        assert answers == []
-        registry.release()
-        thread.join()
-        assert answers[0].body == CONTENT
-
-    def test_stall_for_some_seconds(self, start: Start) -> None:
-        assert get(start(Fault(Stall(0.01)))).body == CONTENT
-
-    def test_a_stall_ends_with_the_registry(self, tmp_path: Path) -> None:
-        registry = FaultyRegistry(tmp_path / "layout", Fault(Stall()))
-        with registry, connect(registry.host) as connection:
-            connection.sendall(GET)
-            while not registry.requests:
-                time.sleep(0.01)
-        assert registry.released.is_set()
-
-    @pytest.mark.parametrize("reset", [True, False])
-    def test_stop_reading(self, start: Start, reset: bool) -> None:
-        registry = start(Fault(StopReading(0, reset=reset), method="POST"))
-        with Client(registry.host) as ask, pytest.raises(ConnectionError):
-            ask("POST", f"/v2/app/blobs/uploads/?digest={DIGEST}", CONTENT)
 
     def test_pause_reading_until_the_client_reconnects(self, start: Start) -> None:
         registry = start(Fault(PauseReading(1000), method="PATCH"))
@@ -228,24 +177,11 @@ class TestAnswers:
         answer = get(start(Fault(redirect("https://elsewhere.example/x"))))
         assert (answer.status, answer.headers["Location"]) == (307, "https://elsewhere.example/x")
 
-    @pytest.mark.parametrize("at", [0, 65535, 65536, SIZE - 1])
-    def test_flip(self, start: Start, at: int) -> None:
-        expected = bytearray(CONTENT)
-        expected[at] ^= 1
-        assert get(start(Fault(Flip(at)))).body == bytes(expected)
-
     def test_flip_beyond_the_end_changes_nothing(self, start: Start, capfd: pytest.CaptureFixture[str]) -> None:
         registry = start(Fault(Flip(SIZE)))
         assert get(registry).body == CONTENT
         registry.stop()
         assert capfd.readouterr().err == ""
-
-    @pytest.mark.parametrize(("by", "expected"), [(3, CONTENT + b"xxx"), (-3, CONTENT[:-3])])
-    def test_resize(self, start: Start, by: int, expected: bytes) -> None:
-        registry = start(Fault(Resize(by)), Fault(Resize(by, stated=False)))
-        answer = get(registry)
-        assert (answer.body, answer.headers["Content-Length"]) == (expected, str(SIZE + by))
-        assert raw_body(registry) == expected
 
     def test_no_content_length(self, start: Start) -> None:
         registry = start(Fault(NoContentLength(), times=2))
@@ -254,42 +190,9 @@ class TestAnswers:
         head = converse(registry.host, f"HEAD {BLOB} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert b"Content-Length" not in head
 
-    def test_ignore_range(self, start: Start) -> None:
-        registry = start(Fault(IgnoreRange()))
-        assert get(registry, Range="bytes=5-").status == 200
-        assert get(registry, Range="bytes=5-").status == 206
-
-    def test_header(self, start: Start) -> None:
-        registry = start(
-            Fault(Header("Content-Range", "bytes 7-9/10")),
-            Fault(Header("Content-Range", lambda value: value + "0")),
-            Fault(Header("Docker-Content-Digest", None)),
-            Fault(Header("X-New", "x")),
-        )
-        assert get(registry, Range="bytes=5-").headers["Content-Range"] == "bytes 7-9/10"
-        assert get(registry, Range="bytes=5-6").headers["Content-Range"] == f"bytes 5-6/{SIZE}0"
-        assert get(registry).headers["Docker-Content-Digest"] is None
-        assert get(registry).headers["X-New"] == "x"
-
-    def test_gzip(self, start: Start) -> None:
-        answer = get(start(Fault(Gzip())))
-        assert answer.headers["Content-Encoding"] == "gzip"
-        assert gzip.decompress(answer.body) == CONTENT
-
     def test_a_minimum_chunk_length(self, start: Start) -> None:
         with Client(start(chunk_min_length=4096).host) as ask:
             assert ask("POST", "/v2/app/blobs/uploads/").headers["OCI-Chunk-Min-Length"] == "4096"
-
-
-class TestBasic:
-    def test_requests_need_the_password(self, start: Start) -> None:
-        registry = start(auth=Basic("ada", "lovelace"))
-        refused = get(registry)
-        assert (refused.status, refused.codes) == (401, ["UNAUTHORIZED"])
-        assert refused.headers["WWW-Authenticate"] == 'Basic realm="registry.test"'
-        assert get(registry, **basic("ada", "wrong")).status == 401
-        assert get(registry, **basic("ada", "lovelace")).body == CONTENT
-        assert get(registry, "/token", **basic("ada", "lovelace")).status == 404
 
 
 class TestBearer:
@@ -368,20 +271,6 @@ class TestBearer:
                 answers.append(ask("POST", target, headers=bearer).status)
         assert answers == [202, 201]
 
-    def test_a_token_may_expire_just_before_it_is_checked(self, start: Start) -> None:
-        registry = start(Fault(EndTokens(), path="blobs", before_auth=True), auth=Bearer())
-        bearer = {"Authorization": f"Bearer {self.token(registry, 'repository:app:pull')}"}
-        refused = get(registry, **bearer)
-        assert refused.status == 401
-        assert refused.headers["WWW-Authenticate"].endswith(',error="invalid_token"')
-        bearer = {"Authorization": f"Bearer {self.token(registry, 'repository:app:pull')}"}
-        assert get(registry, **bearer).status == 200
-        assert (
-            get(registry, "/v2/other/tags/list", **bearer)
-            .headers["WWW-Authenticate"]
-            .endswith(',error="insufficient_scope"')
-        )
-
     def test_a_fault_may_precede_authorization(self, start: Start) -> None:
         registry = start(Fault(refusal(503), before_auth=True), Fault(refusal(502)), auth=Bearer())
         assert [get(registry).status for _ in range(2)] == [503, 401]
@@ -397,17 +286,6 @@ class TestTls:
         with pytest.raises(http.client.IncompleteRead) as caught:
             connection.getresponse().read()
         assert len(caught.value.partial) == after
-        connection.close()
-
-    def test_a_request_over_tls(self, start: Start, certificate: Certificate) -> None:
-        registry = start(tls=certificate)
-        assert registry.url == f"https://{registry.host}"
-        context = ssl.create_default_context(cafile=certificate.file)
-        connection = http.client.HTTPSConnection(registry.host, context=context, timeout=60)
-        connection.request("GET", BLOB)
-        assert connection.getresponse().read() == CONTENT
-        connection.request("GET", "/v2/none", headers={"Connection": "close"})
-        assert json.loads(connection.getresponse().read())["errors"]
         connection.close()
 
     def test_a_client_without_tls_is_disconnected(

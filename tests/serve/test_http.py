@@ -171,30 +171,6 @@ class TestConnections:
         assert raw.count(b"HTTP/1.1") == 1
 
     @pytest.mark.parametrize(
-        ("headers", "status"),
-        [
-            (b"Content-Length: 5\r\nTransfer-Encoding: chunked", 400),
-            (b"Content-Length: 5\r\nContent-Length: 6", 400),
-            (b"Content-Length: five", 400),
-            (b"Content-Length: -5", 400),
-            (b"Content-Length: " + b"9" * 30, 400),
-            (b"Transfer-Encoding: gzip, chunked", 501),
-            (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 501),
-        ],
-    )
-    def test_a_body_of_ambiguous_length_is_refused_and_the_connection_closed(
-        self, served: Served, headers: bytes, status: int
-    ) -> None:
-        request = (
-            b"POST /v2/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\n"
-            + headers
-            + b"\r\n\r\nGET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
-        )
-        raw = converse(served.host, request)
-        assert raw.startswith(b"HTTP/1.1 %d " % status)
-        assert raw.count(b"HTTP/1.1") == 1
-
-    @pytest.mark.parametrize(
         ("request_bytes", "status"),
         [
             (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),

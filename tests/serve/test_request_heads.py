@@ -1,4 +1,4 @@
-"""Request heads: malformed header lines are refused, and the size is limited."""
+"""Request heads: an incomplete one is refused, and the size is limited."""
 
 from __future__ import annotations
 
@@ -10,51 +10,15 @@ from tests.raw_http import Client, connect, converse, read_all
 from tests.serve.served_layout import Served
 
 KIB = 1 << 10
-NEXT = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class TestLines:
-    @pytest.mark.parametrize(
-        "line",
-        [
-            b"Note : a space before the colon",
-            b"Note\t: a tab",
-            b"Content-Length : %d" % len(NEXT),
-            b"no colon at all",
-            b": no name",
-            b"N\0te: x",
-            b"Note: a\0b",
-            b"Note: a\rContent-Length: 0",
-            b"Note: a\r",
-            b"Note: a\x0bb",
-            b"Note: folded\r\n into the next line",
-            b"N\xc3\xb6te: x",
-        ],
-    )
-    def test_a_malformed_header_line_is_refused_and_the_connection_closed(self, served: Served, line: bytes) -> None:
-        head = b"POST /v2/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\n%b\r\nContent-Length: %d\r\n\r\n" % (
-            line,
-            len(NEXT),
-        )
-        raw = converse(served.host, head + NEXT)
-        assert raw.startswith(b"HTTP/1.1 400 ")
-        assert b"Connection: close\r\n" in raw
-        assert raw.count(b"HTTP/1.1") == 1
-
-    @pytest.mark.parametrize(
-        "line", [b"Note:", b"Note:\tx\ty \r\nX-!#$%&'*+.^_`|~9: \xc3\xb6 \xff", b"User-Agent: a (b; c: d)"]
-    )
-    def test_an_unusual_header_line_is_accepted(self, served: Served, line: bytes) -> None:
-        raw = converse(served.host, b"GET /v2/ HTTP/1.1\r\nHost: x\r\n%b\r\nConnection: close\r\n\r\n" % line)
-        assert raw.startswith(b"HTTP/1.1 200 ")
-
-    @pytest.mark.parametrize("rest", [b"", b"Note: x", b"Note: x\r\n", b"Note: x\r\nContent-Leng"])
-    def test_a_request_with_incomplete_headers_is_refused(self, served: Served, ask: Client, rest: bytes) -> None:
-        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
-        ask.push(document, "v1")
-        raw = converse(served.host, b"DELETE /v2/app/manifests/v1 HTTP/1.1\r\nHost: x\r\n" + rest)
-        assert raw.startswith(b"HTTP/1.1 400 ")
-        assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["v1"]
+@pytest.mark.parametrize("rest", [b"", b"Note: x", b"Note: x\r\n", b"Note: x\r\nContent-Leng"])
+def test_a_request_with_incomplete_headers_is_refused(served: Served, ask: Client, rest: bytes) -> None:
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+    ask.push(document, "v1")
+    raw = converse(served.host, b"DELETE /v2/app/manifests/v1 HTTP/1.1\r\nHost: x\r\n" + rest)
+    assert raw.startswith(b"HTTP/1.1 400 ")
+    assert ask("GET", "/v2/app/tags/list").json()["tags"] == ["v1"]
 
 
 class TestSize:

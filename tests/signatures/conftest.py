@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import registry_http
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.signatures.fake_sigstore import FakeSigstore
-from tests.signing import Signer, signer
+from tests.signed_image import cosign_tag
+from tests.signing import Form, Signer, sign, signer
 
 
 @pytest.fixture
@@ -50,3 +53,40 @@ def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
             return stack.enter_context(started[-1])
 
         yield start_one
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """An image in a layout, the registry `served` for it, an empty registry, and two signers."""
+
+    layout: Layout
+    image: Descriptor
+    trusted: Signer
+    stranger: Signer
+    served: FaultyRegistry
+    other: FaultyRegistry
+    form: Form
+
+    def push(self, image: Descriptor, tag: str) -> str:
+        """Store an image of the layout in `served` as app:TAG, and return that name."""
+        registry_http.seed(self.layout, image, self.served.host, "app", tag)
+        return f"{self.served.host}/app:{tag}"
+
+    def sign(self, image: Descriptor, one: Signer) -> None:
+        """Sign an image in the layout and in `served`."""
+        found = sign(self.form, self.layout, image, one)
+        tag = cosign_tag(image) if self.form == "tag" else None
+        registry_http.seed(self.layout, found, self.served.host, "app", tag)
+
+
+@pytest.fixture
+def setting(
+    layout: Layout,
+    image: Descriptor,
+    trusted: Signer,
+    stranger: Signer,
+    start: Callable[..., FaultyRegistry],
+    request: pytest.FixtureRequest,
+) -> Setting:
+    """Return a setting; the parameter is the form of its signatures."""
+    return Setting(layout, image, trusted, stranger, start(), start(), getattr(request, "param", "tag"))

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,15 +15,13 @@ from ocistream import limits
 from tests import registry_http
 from tests.archives import blob_name, items_of, tar_of
 from tests.cli import assertions
-from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Layout
 from tests.runner import Result, ocistream
+from tests.signatures.conftest import Setting
 from tests.signed_image import cosign_tag
 from tests.signing import (
     BUNDLE,
-    SIGN_V1,
     SIMPLE_SIGNING,
-    STATEMENT,
     Signer,
     bundle,
     bundle_referrer,
@@ -110,20 +107,12 @@ class TestStripping:
 
 
 class TestReplay:
-    def test_an_older_signed_image_is_refused_only_by_its_digest(
-        self,
-        layout: Layout,
-        image: Descriptor,
-        trusted: Signer,
-        start: Callable[..., FaultyRegistry],
-        tmp_path: Path,
-    ) -> None:
-        served, newer = start(), layout.image([5_000])
-        registry_http.seed(layout, image, served.host, "app", "1")
-        registry_http.seed(layout, sign_with_tag(layout, image, trusted), served.host, "app", cosign_tag(image))
-        pull = ("pull", "--require-signature", trusted.path, "-o", tmp_path / "x.tar")
-        assertions.success(ocistream(*pull, f"{served.host}/app:1"))
-        assert ocistream(*pull, f"{served.host}/app:1@{newer['digest']}").code == 4
+    def test_an_older_signed_image_is_refused_only_by_its_digest(self, setting: Setting, tmp_path: Path) -> None:
+        name, newer = setting.push(setting.image, "1"), setting.layout.image([5_000])
+        setting.sign(setting.image, setting.trusted)
+        pull = ("pull", "--require-signature", setting.trusted.path, "-o", tmp_path / "x.tar")
+        assertions.success(ocistream(*pull, name))
+        assert ocistream(*pull, f"{name}@{newer['digest']}").code == 4
 
 
 class TestOtherImages:
@@ -202,45 +191,27 @@ class TestImagesDisguisedAsReferrers:
 
     @pytest.mark.parametrize("disguised", [None, "application/octet-stream", SIMPLE_SIGNING, FOREIGN], indirect=True)
     @pytest.mark.parametrize("name", ["app:2", "tag of a signature", None])
-    def test_a_name_needs_a_signature(
-        self,
-        layout: Layout,
-        image: Descriptor,
-        disguised: Descriptor,
-        trusted: Signer,
-        start: Callable[..., FaultyRegistry],
-        name: str | None,
-    ) -> None:
-        served = start()
-        clear_index(layout)
-        enter(layout, disguised, cosign_tag(image) if name == "tag of a signature" else name)
-        push = ("push", "--require-signature", trusted.path, "-i", layout.path)
-        refused(ocistream(*push, f"{served.host}/app:2"), disguised["digest"])
-        refused(ocistream(*push, f"{served.host}/app@{disguised['digest']}"), disguised["digest"])
-        assertions.no_image(served)
-        refused(verify(layout, trusted))
+    def test_a_name_needs_a_signature(self, setting: Setting, disguised: Descriptor, name: str | None) -> None:
+        clear_index(setting.layout)
+        enter(setting.layout, disguised, cosign_tag(setting.image) if name == "tag of a signature" else name)
+        push = ("push", "--require-signature", setting.trusted.path, "-i", setting.layout.path)
+        refused(ocistream(*push, f"{setting.other.host}/app:2"), disguised["digest"])
+        refused(ocistream(*push, f"{setting.other.host}/app@{disguised['digest']}"), disguised["digest"])
+        assertions.no_image(setting.other)
+        refused(verify(setting.layout, setting.trusted))
 
     @pytest.mark.parametrize("disguised", [None], indirect=True)
     def test_a_tag_in_a_registry_needs_a_signature(
-        self,
-        layout: Layout,
-        disguised: Descriptor,
-        trusted: Signer,
-        start: Callable[..., FaultyRegistry],
-        tmp_path: Path,
+        self, setting: Setting, disguised: Descriptor, tmp_path: Path
     ) -> None:
-        served, other = start(), start()
-        registry_http.seed(layout, disguised, served.host, "app", "2")
-        name = f"{served.host}/app:2"
-        pull = ("pull", "--require-signature", trusted.path, "-o", tmp_path / "x.tar")
-        refused(ocistream(*pull, name), disguised["digest"])
-        refused(ocistream("verify", "--key", trusted.path, name), disguised["digest"])
-        (tmp_path / "config.toml").write_text(f'[trust."{other.host}"]\nkeys = ["{trusted.path}"]\n')
-        (tmp_path / "sync.toml").write_text(
-            f'[[sync]]\nfrom = "{served.host}/app"\nto = "{other.host}/app"\ntags = ["2"]\n'
-        )
-        refused(ocistream("sync", "--config", tmp_path / "config.toml", tmp_path / "sync.toml"), disguised["digest"])
-        assertions.no_image(other)
+        name, key, other = setting.push(disguised, "2"), setting.trusted.path, setting.other.host
+        refused(ocistream("pull", "--require-signature", key, "-o", tmp_path / "x.tar", name), disguised["digest"])
+        refused(ocistream("verify", "--key", key, name), disguised["digest"])
+        config, file = tmp_path / "config.toml", tmp_path / "sync.toml"
+        config.write_text(f'[trust."{other}"]\nkeys = ["{key}"]\n')
+        file.write_text(f'[[sync]]\nfrom = "{name.removesuffix(":2")}"\nto = "{other}/app"\ntags = ["2"]\n')
+        refused(ocistream("sync", "--config", config, file), disguised["digest"])
+        assertions.no_image(setting.other)
 
     @pytest.mark.parametrize("disguised", [FOREIGN, ENCRYPTED], indirect=True)
     def test_any_layer_of_an_image_makes_a_referrer_an_image(
@@ -252,30 +223,24 @@ class TestImagesDisguisedAsReferrers:
 
     @pytest.mark.parametrize("name", ["app:2", None])
     def test_an_index_whose_manifests_only_the_destination_has(
-        self,
-        layout: Layout,
-        image: Descriptor,
-        trusted: Signer,
-        start: Callable[..., FaultyRegistry],
-        name: str | None,
-        tmp_path: Path,
+        self, setting: Setting, name: str | None, tmp_path: Path
     ) -> None:
-        served, hidden = start(), layout.image([5_000])
-        registry_http.seed(layout, hidden, served.host, "app", "1")
+        layout, hidden = setting.layout, setting.layout.image([5_000])
+        setting.push(hidden, "1")
         layout.file(hidden["digest"]).unlink()
         index = layout.document(
             {
                 "schemaVersion": 2,
                 "mediaType": OCI_INDEX,
                 "manifests": [{**subject_of(hidden), "platform": {"os": "linux", "architecture": "amd64"}}],
-                "subject": subject_of(image),
+                "subject": subject_of(setting.image),
             }
         )
         clear_index(layout)
         enter(layout, index, name)
-        require = ("--require-signature", trusted.path)
-        refused(ocistream("push", *require, f"{served.host}/app:2", "-i", layout.path), index["digest"])
-        assert registry_http.manifest_digest(served.host, "app", "2") is None
+        require = ("--require-signature", setting.trusted.path)
+        refused(ocistream("push", *require, f"{setting.served.host}/app:2", "-i", layout.path), index["digest"])
+        assert registry_http.manifest_digest(setting.served.host, "app", "2") is None
         refused(ocistream("copy", *require, layout.path, f"oci:{tmp_path / 'x'}"), index["digest"])
 
     def test_a_layout_without_an_image_is_refused(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
@@ -397,62 +362,40 @@ class TestSizesAndSyntax:
         refused(verify(layout, trusted), "is not base64")
 
     @pytest.mark.parametrize(
-        "change",
+        ("part", "change"),
         [
-            {"mediaType": "application/vnd.dev.sigstore.bundle+json;version=0.1"},
-            {"mediaType": None},
-            {"mediaType": []},
-            {"dsseEnvelope": None},
-            {"dsseEnvelope": []},
-            {"messageSignature": {}},
-            {"DsseEnvelope": {}},
+            ("bundle", {"mediaType": "application/vnd.dev.sigstore.bundle+json;version=0.1"}),
+            ("bundle", {"mediaType": None}),
+            ("bundle", {"mediaType": []}),
+            ("bundle", {"dsseEnvelope": None}),
+            ("bundle", {"dsseEnvelope": []}),
+            ("bundle", {"messageSignature": {}}),
+            ("bundle", {"DsseEnvelope": {}}),
+            ("envelope", {"payload": "!"}),
+            ("envelope", {"payload": None}),
+            ("envelope", {"payloadType": "text/plain"}),
+            ("envelope", {"signatures": []}),
+            ("envelope", {"signatures": {}}),
+            ("envelope", {"signatures": [{}]}),
+            ("envelope", {"signatures": [None]}),
+            ("envelope", {"signatures": [{"sig": "AA=="}, {"sig": "AA=="}]}),
+            ("statement", {"_type": "https://in-toto.io/Statement/v9"}),
+            ("statement", {"_type": []}),
+            ("statement", {"predicateType": {}}),
+            ("statement", {"subject": []}),
+            ("statement", {"subject": {}}),
+            ("statement", {"subject": [None]}),
+            ("statement", {"subject": [{"digest": []}]}),
+            ("statement", {"subject": [{"digest": {"sha512": "0" * 128}}]}),
+            ("statement", {"predicateType": None}),
         ],
     )
     def test_malformed_bundles(
-        self, layout: Layout, image: Descriptor, trusted: Signer, change: dict[str, Any]
+        self, layout: Layout, image: Descriptor, trusted: Signer, part: str, change: dict[str, Any]
     ) -> None:
-        content = json.loads(bundle(dsseEnvelope=envelope(statement(image["digest"]), trusted)))
-        bundle_referrer(layout, image, json.dumps({**content, **change}).encode())
-        refused(verify(layout, trusted))
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"payload": "!"},
-            {"payload": None},
-            {"payloadType": "text/plain"},
-            {"signatures": []},
-            {"signatures": {}},
-            {"signatures": [{}]},
-            {"signatures": [None]},
-            {"signatures": [{"sig": "AA=="}, {"sig": "AA=="}]},
-        ],
-    )
-    def test_malformed_envelopes(
-        self, layout: Layout, image: Descriptor, trusted: Signer, change: dict[str, Any]
-    ) -> None:
-        content = {**envelope(statement(image["digest"]), trusted), **change}
-        bundle_referrer(layout, image, bundle(dsseEnvelope=content))
-        refused(verify(layout, trusted))
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"_type": "https://in-toto.io/Statement/v9"},
-            {"_type": []},
-            {"predicateType": {}},
-            {"subject": []},
-            {"subject": {}},
-            {"subject": [None]},
-            {"subject": [{"digest": []}]},
-            {"subject": [{"digest": {"sha512": "0" * 128}}]},
-            {"predicateType": None},
-        ],
-    )
-    def test_malformed_statements(
-        self, layout: Layout, image: Descriptor, trusted: Signer, change: dict[str, Any]
-    ) -> None:
-        subject = [{"digest": {"sha256": image["digest"].partition(":")[2]}}]
-        content = {"_type": STATEMENT, "subject": subject, "predicateType": SIGN_V1, "predicate": {}, **change}
-        bundle_referrer(layout, image, bundle(dsseEnvelope=envelope(json.dumps(content).encode(), trusted)))
+        changes = {part: change}
+        signed = json.dumps({**json.loads(statement(image["digest"])), **changes.get("statement", {})}).encode()
+        content = {**envelope(signed, trusted), **changes.get("envelope", {})}
+        document = {**json.loads(bundle(dsseEnvelope=content)), **changes.get("bundle", {})}
+        bundle_referrer(layout, image, json.dumps(document).encode())
         refused(verify(layout, trusted))

@@ -32,6 +32,8 @@ from tests.signing import (
     tag_signature,
 )
 
+Replace = Callable[..., Result]
+
 _HOUR: Final = dt.timedelta(hours=1)
 _OTHER_DIGEST: Final = f"sha256:{'0' * 64}"
 _SBOM: Final = "https://spdx.dev/Document"
@@ -213,10 +215,10 @@ class TestTrustedRoots:
         del image
         file = tmp_path / "root.json"
 
-        def verify(content: str | None, **env: str) -> Result:
+        def verify(content: str | None) -> Result:
             if content is not None:
                 file.write_text(content)
-            return ocistream("verify", *by(sigstore)[:-1], file, layout.path, env=env)
+            return ocistream("verify", *by(sigstore)[:-1], file, layout.path)
 
         return verify
 
@@ -254,12 +256,26 @@ class TestTrustedRoots:
         result = use(json.dumps({**document, **({field: []} if is_empty else {})}))
         assertions.failure(result, 2, "cannot be used as a trusted root: it has no ", f" ({field})")
 
-    def test_without_the_package_the_hint_says_how_to_install_it(
-        self, use: Callable[..., Result], sigstore: FakeSigstore, tmp_path: Path
-    ) -> None:
-        (tmp_path / "path").mkdir()
-        (tmp_path / "path/sigstore.py").write_text("raise ImportError\n")
-        result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
+
+class TestVerifiers:
+    """The package sigstore, and the process that runs it, may fail."""
+
+    @pytest.fixture
+    def replace(self, layout: Layout, image: Descriptor, sigstore: FakeSigstore, tmp_path: Path) -> Replace:
+        """Return a function that verifies the signed image with this code in the place of the package sigstore."""
+        found = sigstore.bundle(statement=statement(image["digest"]))
+        bundle_referrer(layout, image, json.dumps(found).encode())
+
+        def verify(code: str, *options: str | Path) -> Result:
+            (tmp_path / "path").mkdir()
+            (tmp_path / "path/sigstore.py").write_text(code)
+            env = {"PYTHONPATH": str(tmp_path / "path")}
+            return ocistream("verify", *(options or by(sigstore)), layout.path, env=env)
+
+        return verify
+
+    def test_without_the_package_the_hint_says_how_to_install_it(self, replace: Replace) -> None:
+        result = replace("raise ImportError\n")
         assertions.failure(result, 8, "the package sigstore is not installed", "`pip install sigstore`")
 
     @pytest.mark.parametrize(
@@ -270,14 +286,9 @@ class TestTrustedRoots:
             ("print('text'); raise ImportError", "ended with 0"),
         ],
     )
-    def test_a_verifier_that_fails_accepts_nothing(
-        self, use: Callable[..., Result], sigstore: FakeSigstore, tmp_path: Path, code: str, words: str
-    ) -> None:
-        (tmp_path / "path").mkdir()
-        (tmp_path / "path/sigstore.py").write_text(f"{code}\n")
-        result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
+    def test_a_verifier_that_fails_accepts_nothing(self, replace: Replace, code: str, words: str) -> None:
         message = f"signatures cannot be checked: the process that verifies them {words}\n"
-        assertions.failure(result, 1, message)
+        assertions.failure(replace(f"{code}\n"), 1, message)
 
     @pytest.mark.parametrize(
         "answer",
@@ -290,13 +301,8 @@ class TestTrustedRoots:
             {"keys": [], "trusted_roots": [None], "verdicts": [{"keys": [], "identities": [[0, 0]], "problem": None}]},
         ],
     )
-    def test_an_unexpected_answer_of_the_verifier_accepts_nothing(
-        self, use: Callable[..., Result], sigstore: FakeSigstore, tmp_path: Path, answer: object
-    ) -> None:
-        (tmp_path / "path").mkdir()
-        code = f"import os; print({json.dumps(answer)!r}, flush=True); os._exit(0)\n"
-        (tmp_path / "path/sigstore.py").write_text(code)
-        result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
+    def test_an_unexpected_answer_of_the_verifier_accepts_nothing(self, replace: Replace, answer: object) -> None:
+        result = replace(f"import os; print({json.dumps(answer)!r}, flush=True); os._exit(0)\n")
         message = "signatures cannot be checked: the process that verifies them gave an unexpected answer\n"
         assertions.failure(result, 1, message)
         assert "bug in ocistream" not in result.err
@@ -316,52 +322,33 @@ class TestTrustedRoots:
         ],
     )
     def test_a_malformed_verdict_accepts_nothing(
-        self,
-        use: Callable[..., Result],
-        layout: Layout,
-        image: Descriptor,
-        sigstore: FakeSigstore,
-        tmp_path: Path,
-        verdicts: list[object],
+        self, replace: Replace, tmp_path: Path, verdicts: list[object]
     ) -> None:
-        found = sigstore.bundle(statement=statement(image["digest"]))
-        bundle_referrer(layout, image, json.dumps(found).encode())
-        (tmp_path / "path").mkdir()
         # The first answer is for the trusted root.
         answers = [{"keys": [], "trusted_roots": [None], "verdicts": found} for found in ([], verdicts)]
-        (tmp_path / "path/sigstore.py").write_text(
+        result = replace(
             "import os, pathlib\n"
             "marker = pathlib.Path(__file__).with_name('asked')\n"
             f"print({[json.dumps(answer) for answer in answers]!r}[marker.exists()], flush=True)\n"
             "marker.touch()\n"
             "os._exit(0)\n"
         )
-        result = use(sigstore.trusted_root.read_text(), PYTHONPATH=str(tmp_path / "path"))
         assertions.failure(result, 1, "the process that verifies them gave an unexpected answer\n")
         assert (tmp_path / "path/asked").exists()
 
+    @pytest.mark.usefixtures("image")
     def test_a_verifier_that_does_not_exit_is_stopped(
-        self,
-        layout: Layout,
-        image: Descriptor,
-        sigstore: FakeSigstore,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, layout: Layout, sigstore: FakeSigstore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        del image
-        (tmp_path / "path").mkdir()
-        (tmp_path / "path/sigstore.py").write_text("import time\ntime.sleep(1_000)\n")
-        monkeypatch.syspath_prepend(str(tmp_path / "path"))
+        (tmp_path / "sigstore.py").write_text("import time\ntime.sleep(1_000)\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.setattr(limits, "VERIFIER_TIMEOUT", 0.5)
         signer: dict[str, Any] = {"certificate_oidc_issuer": ISSUER, "trusted_root": sigstore.trusted_root}
         with pytest.raises(api.OcistreamError, match=r"the process that verifies them was stopped after 0\.5 seconds"):
             api.verify(layout.path, certificate_identity=IDENTITY, **signer)
 
     def test_keys_do_not_need_the_package(
-        self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path
+        self, layout: Layout, image: Descriptor, trusted: Signer, replace: Replace
     ) -> None:
         sign_with_tag(layout, image, trusted)
-        (tmp_path / "path").mkdir()
-        (tmp_path / "path/sigstore.py").write_text("raise ImportError\n")
-        env = {"PYTHONPATH": str(tmp_path / "path")}
-        assertions.success(ocistream("verify", "--key", trusted.path, layout.path, env=env))
+        assertions.success(replace("raise ImportError\n", "--key", trusted.path))

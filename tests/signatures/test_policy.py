@@ -27,9 +27,9 @@ ELSEWHERE: Final = "registry.example.com"
 class User:
     """A user with a configuration file, and a registry that has the signed image team/app:1."""
 
-    def __init__(self, home: Path, registry: FaultyRegistry) -> None:
+    def __init__(self, home: Path, layout: Layout, host: str, start: Callable[..., FaultyRegistry]) -> None:
         self.file = home / ".config/ocistream/config.toml"
-        self.home, self.host = home, registry.host
+        self.home, self.layout, self.host, self.start = home, layout, host, start
         self.file.parent.mkdir(parents=True)
 
     def configure(self, *lines: str) -> None:
@@ -41,15 +41,26 @@ class User:
     def pull(self, *argv: str | Path) -> Result:
         return self.run("pull", f"{self.host}/team/app:1", "-o", self.home / "x.tar", *argv)
 
+    def push(self, image: Descriptor, repository: str, tag: str | None = None) -> None:
+        registry_http.seed(self.layout, image, self.host, repository, tag)
+
+    def sync(self, *copies: tuple[str, str | list[str]], dry: bool = False) -> Result:
+        """Sync each source to its destinations, and assert that a source is refused."""
+        file = self.home / "images.toml"
+        file.write_text("".join(f'[[sync]]\nfrom = "{source}"\nto = {json.dumps(to)}\n' for source, to in copies))
+        result = self.run("sync", file, *(["--dry-run"] if dry else []))
+        assert result.code == 5, result.err
+        return result
+
 
 @pytest.fixture
 def user(
     layout: Layout, image: Descriptor, trusted: Signer, start: Callable[..., FaultyRegistry], tmp_path: Path
 ) -> User:
-    registry = start()
-    registry_http.seed(layout, image, registry.host, "team/app", "1")
-    registry_http.seed(layout, sign_with_tag(layout, image, trusted), registry.host, "team/app", cosign_tag(image))
-    return User(tmp_path / "home", registry)
+    user = User(tmp_path / "home", layout, start().host, start)
+    user.push(image, "team/app", "1")
+    user.push(sign_with_tag(layout, image, trusted), "team/app", cosign_tag(image))
+    return user
 
 
 def refused(result: Result, *words: str) -> None:
@@ -76,14 +87,14 @@ class TestRules:
         assertions.success(user.pull())
 
     def test_identities_for_a_registry(
-        self, user: User, layout: Layout, image: Descriptor, stranger: Signer, sigstore: FakeSigstore
+        self, user: User, image: Descriptor, stranger: Signer, sigstore: FakeSigstore
     ) -> None:
         def configure(identity: str, *lines: str) -> None:
             identities = f'identities = [{{ identity = "{identity}", issuer = "{ISSUER}" }}]'
             user.configure('[trust."HOST"]', identities, f'trusted-root = "{sigstore.trusted_root}"', *lines)
 
         found = json.dumps(sigstore.bundle(statement=statement(image["digest"]))).encode()
-        registry_http.seed(layout, bundle_referrer(layout, image, found), user.host, "team/app")
+        user.push(bundle_referrer(user.layout, image, found), "team/app")
         configure("other@example.com", f'keys = ["{stranger.path}"]')
         refused(user.pull(), "by another key", f"by another identity: {IDENTITY}")
         configure(IDENTITY, f'keys = ["{stranger.path}"]')
@@ -92,11 +103,11 @@ class TestRules:
         refused(user.pull("--require-signature", stranger.path), f"by another identity: {IDENTITY}")
 
     def test_each_rule_has_its_own_trusted_root(
-        self, user: User, layout: Layout, image: Descriptor, sigstore: FakeSigstore, tmp_path: Path
+        self, user: User, image: Descriptor, sigstore: FakeSigstore, tmp_path: Path
     ) -> None:
         foreign = FakeSigstore(tmp_path)
         found = json.dumps(foreign.bundle(statement=statement(image["digest"]))).encode()
-        registry_http.seed(layout, bundle_referrer(layout, image, found), user.host, "team/app")
+        user.push(bundle_referrer(user.layout, image, found), "team/app")
         identities = f'identities = [{{ identity = "{IDENTITY}", issuer = "{ISSUER}" }}]'
         user.configure(
             *('[trust."HOST"]', identities, f'trusted-root = "{foreign.trusted_root}"'),
@@ -150,11 +161,7 @@ class TestRules:
         (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
         user.configure("[trust]", f'"{other}.example.com" = "reject"')
         rejected(user.run("copy", layout.path, f"oci:{user.home / 'x'}"))
-        file = user.home / "images.toml"
-        file.write_text(f'[[sync]]\nfrom = "oci:{layout.path}"\nto = "oci:y"\n')
-        result = user.run("sync", file)
-        assert result.code == 5, result.err
-        assert "rejects" in result.err
+        assert "rejects" in user.sync((f"oci:{layout.path}", "oci:y")).err
 
     def test_reject_refuses_signed_images_too(self, user: User) -> None:
         user.configure("[trust]", '"HOST" = "reject"')
@@ -173,11 +180,9 @@ class TestRules:
         refused(result, "by another key")
         assert "the rule" not in result.err, result.err
 
-    def test_without_a_rule_no_request_is_added(
-        self, user: User, layout: Layout, start: Callable[..., FaultyRegistry], image: Descriptor
-    ) -> None:
-        other = start()
-        registry_http.seed(layout, image, other.host, "app", "1")
+    def test_without_a_rule_no_request_is_added(self, user: User, image: Descriptor) -> None:
+        other = user.start()
+        registry_http.seed(user.layout, image, other.host, "app", "1")
         other.requests.clear()
         user.configure("[trust]", '"HOST" = "reject"')
         assertions.success(user.run("pull", "--no-referrers", f"{other.host}/app:1", "-o", user.home / "y.tar"))
@@ -206,11 +211,9 @@ class TestNames:
         user.configure("[trust]", '"HOST/mirror/team/app" = "reject"')
         rejected(user.run("push", "-i", user.home / "x.tar", "--to", f"{user.host}/mirror"))
 
-    def test_one_of_several_images_by_their_digests(
-        self, user: User, image: Descriptor, layout: Layout, start: Callable[..., FaultyRegistry]
-    ) -> None:
-        other, second = start(), layout.image([5_000])
-        registry_http.seed(layout, second, other.host, "app", "1")
+    def test_one_of_several_images_by_their_digests(self, user: User, image: Descriptor) -> None:
+        other, second = user.start(), user.layout.image([5_000])
+        registry_http.seed(user.layout, second, other.host, "app", "1")
         pull = ("pull", f"{user.host}/team/app@{image['digest']}", f"{other.host}/app@{second['digest']}")
         user.configure("[trust]", f'"{other.host}" = "reject"')
         rejected(user.run(*pull, "-o", user.home / "y.tar"), other.host)
@@ -232,76 +235,47 @@ class TestNames:
 
 
 class TestSync:
-    def test_each_image_is_checked_by_its_rules(
-        self, user: User, image: Descriptor, layout: Layout, trusted: Signer, start: Callable[..., FaultyRegistry]
-    ) -> None:
-        inner, unsigned = start(), layout.image([5_000])
-        registry_http.seed(layout, unsigned, user.host, "team/unsigned", "1")
+    def test_each_image_is_checked_by_its_rules(self, user: User, image: Descriptor, trusted: Signer) -> None:
+        inner, unsigned = user.start(), user.layout.image([5_000])
+        user.push(unsigned, "team/unsigned", "1")
         user.configure('[trust."HOST/team"]', f'keys = ["{trusted.path}"]')
-        file = user.home / "images.toml"
-        copies = [
-            f'[[sync]]\nfrom = "{user.host}/team/{name}:1"\nto = "{inner.host}/{name}:1"\n'
-            for name in ("unsigned", "app")
-        ]
-        file.write_text("".join(copies))
-        dry = user.run("sync", file, "--dry-run")
-        assert dry.code == 5, dry.err
+        copies = [(f"{user.host}/team/{name}:1", f"{inner.host}/{name}:1") for name in ("unsigned", "app")]
+        user.sync(*copies, dry=True)
         assert inner.requests == [] or not [item for item in inner.requests if item.method == "PUT"]
-        result = user.run("sync", file)
-        assert result.code == 5, result.err
-        source, destination = f"{user.host}/team/unsigned:1", f"{inner.host}/unsigned:1"
+        result = user.sync(*copies)
+        source, destination = copies[0]
         reason = f"{source} ({unsigned['digest']}): no valid signature: it has no signature"
         assert f"{source} to {destination}: {reason}" in result.err
         assert registry_http.manifest_digest(inner.host, "unsigned", "1") is None
         assert registry_http.manifest_digest(inner.host, "app", "1") == image["digest"]
 
-    def test_an_unsigned_image_fails_for_each_of_its_destinations(
-        self, user: User, layout: Layout, trusted: Signer, start: Callable[..., FaultyRegistry]
-    ) -> None:
-        registry_http.seed(layout, layout.image([5_000]), user.host, "team/unsigned", "1")
+    def test_an_unsigned_image_fails_for_each_of_its_destinations(self, user: User, trusted: Signer) -> None:
+        user.push(user.layout.image([5_000]), "team/unsigned", "1")
         user.configure('[trust."HOST/team"]', f'keys = ["{trusted.path}"]')
-        inner, file = start(), user.home / "images.toml"
-        to = f'["{inner.host}/a:1", "{inner.host}/b:1", "oci:y:c"]'
-        file.write_text(f'[[sync]]\nfrom = "{user.host}/team/unsigned:1"\nto = {to}\n')
-        for options in (["--dry-run"], []):
-            result = user.run("sync", file, *options)
-            assert (result.code, result.out) == (5, b""), result.err
+        inner = user.start()
+        to = [f"{inner.host}/a:1", f"{inner.host}/b:1", "oci:y:c"]
+        for dry in (True, False):
+            result = user.sync((f"{user.host}/team/unsigned:1", to), dry=dry)
+            assert result.out == b""
             assert result.err.count("no valid signature: it has no signature") == 3, result.err
         assertions.no_image(inner)
 
-    def test_the_rules_of_the_destination_apply_to_a_layout(
-        self, user: User, layout: Layout, stranger: Signer, start: Callable[..., FaultyRegistry]
-    ) -> None:
-        inner = start()
+    def test_the_rules_of_the_destination_apply_to_a_layout(self, user: User, stranger: Signer) -> None:
+        inner = user.start()
         user.configure(f'[trust."{inner.host}"]', f'keys = ["{stranger.path}"]')
-        file = user.home / "images.toml"
-        file.write_text(f'[[sync]]\nfrom = "oci:{layout.path}:app:1"\nto = "{inner.host}/app:1"\n')
-        result = user.run("sync", file)
-        assert result.code == 5, result.err
-        assert "by another key" in result.err
+        assert "by another key" in user.sync((f"oci:{user.layout.path}:app:1", f"{inner.host}/app:1")).err
         assertions.no_image(inner)
 
     @pytest.mark.parametrize("destination", ["HOST/app:latest", "oci:out:app:latest"])
     def test_a_manifest_with_a_subject_is_checked_if_it_gets_a_name(
-        self,
-        user: User,
-        image: Descriptor,
-        layout: Layout,
-        trusted: Signer,
-        start: Callable[..., FaultyRegistry],
-        destination: str,
+        self, user: User, image: Descriptor, trusted: Signer, destination: str
     ) -> None:
-        inner = start()
-        artifact = layout.artifact(b"content", subject=image)
-        registry_http.seed(layout, artifact, user.host, "team/app")
+        inner, artifact = user.start(), user.layout.artifact(b"content", subject=image)
+        user.push(artifact, "team/app")
         user.configure('[trust."HOST"]', f'keys = ["{trusted.path}"]')
-        file = user.home / "images.toml"
-        source, to = f"{user.host}/team/app@{artifact['digest']}", destination.replace("HOST", inner.host)
-        file.write_text(f'[[sync]]\nfrom = "{source}"\nto = "{to}"\n')
-        for options in (["--dry-run"], []):
-            result = user.run("sync", file, *options)
-            assert result.code == 5, result.err
-            assert "it has no signature" in result.err
+        copy = f"{user.host}/team/app@{artifact['digest']}", destination.replace("HOST", inner.host)
+        for dry in (True, False):
+            assert "it has no signature" in user.sync(copy, dry=dry).err
         assertions.no_image(inner)
         assert not (user.home / "out/index.json").exists()
 

@@ -20,8 +20,11 @@ from tests.cli import assertions
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, two_platforms
 from tests.runner import Result, ocistream
+from tests.signatures.conftest import Setting
 from tests.signed_image import SBOM, cosign_tag, referrer
 from tests.signing import (
+    FORMS,
+    Form,
     Kind,
     Signer,
     bundle,
@@ -31,6 +34,7 @@ from tests.signing import (
     manifest_of,
     message_signature,
     payload,
+    sign,
     sign_with_tag,
     signer,
     statement,
@@ -38,17 +42,6 @@ from tests.signing import (
 )
 
 KINDS: Final[tuple[Kind, ...]] = ("p256", "p384", "p384-sha256", "rsa", "ed25519")
-FORMS: Final = ("tag", "dsse", "message")
-
-
-def sign(form: str, layout: Layout, image: Descriptor, one: Signer) -> Descriptor:
-    """Sign an image in one of the forms."""
-    if form == "tag":
-        return sign_with_tag(layout, image, one)
-    if form == "dsse":
-        return bundle_referrer(layout, image, bundle(dsseEnvelope=envelope(statement(image["digest"]), one)))
-    content = bundle(messageSignature=message_signature(manifest_of(layout, image), one))
-    return bundle_referrer(layout, image, content)
 
 
 def verify(layout: Layout, *signers: Signer, options: tuple[str, ...] = ()) -> Result:
@@ -73,7 +66,7 @@ class TestAccepted:
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_signature_of_each_form_by_each_kind_of_key(
-        self, layout: Layout, image: Descriptor, tmp_path: Path, form: str, kind: Kind
+        self, layout: Layout, image: Descriptor, tmp_path: Path, form: Form, kind: Kind
     ) -> None:
         one = signer(tmp_path / "one.pub", kind)
         sign(form, layout, image, one)
@@ -92,7 +85,7 @@ class TestAccepted:
 
     @pytest.mark.parametrize("form", FORMS)
     def test_in_an_archive_and_from_a_pipe(
-        self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path, form: str
+        self, layout: Layout, image: Descriptor, trusted: Signer, tmp_path: Path, form: Form
     ) -> None:
         sign(form, layout, image, trusted)
         archive = tmp_path / "app.tar"
@@ -105,25 +98,14 @@ class TestAccepted:
                 assertions.success(result)
                 assert "signed: app:1" in result.out.decode()
 
-    @pytest.mark.parametrize("form", FORMS)
-    def test_in_a_registry(
-        self,
-        layout: Layout,
-        image: Descriptor,
-        trusted: Signer,
-        stranger: Signer,
-        start: Callable[..., FaultyRegistry],
-        form: str,
-    ) -> None:
-        served = start()
-        registry_http.seed(layout, image, served.host, "app", "1")
-        found = sign(form, layout, image, trusted)
-        registry_http.seed(layout, found, served.host, "app", cosign_tag(image) if form == "tag" else None)
-        name = f"{served.host}/app:1"
-        result = ocistream("verify", *keys(trusted), name)
+    @pytest.mark.parametrize("setting", FORMS, indirect=True)
+    def test_in_a_registry(self, setting: Setting) -> None:
+        name = setting.push(setting.image, "1")
+        setting.sign(setting.image, setting.trusted)
+        result = ocistream("verify", *keys(setting.trusted), name)
         assertions.success(result)
-        assert result.lines()[0] == f"{name}@{image['digest']}"
-        refused = ocistream("verify", *keys(stranger), name)
+        assert result.lines()[0] == f"{name}@{setting.image['digest']}"
+        refused = ocistream("verify", *keys(setting.stranger), name)
         unsigned(refused, "by another key")
         assert refused.err.count(name) == 1
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -25,7 +24,7 @@ from ocistream.transfer.interfaces import VerifiedBlob
 from tests.fuzz.broken_images import layout_items
 from tests.fuzz.engine import Check, Target
 from tests.fuzz.monitor import PORTS
-from tests.http_doubles import QuickTransport
+from tests.http_doubles import Heard, QuickTransport, RawServer
 from tests.images import digest_of
 
 _CONTENT: Final = b"what is in the blob" * 20
@@ -38,55 +37,6 @@ _NAMED: Final = Descriptor(OCI_MANIFEST, digest_of(_MANIFEST), len(_MANIFEST))
 #: Separates the responses of one input.
 _NEXT: Final = b"\n--next--\n"
 _PORT: Final = b"@PORT@"
-#: The first byte of TLS (RFC 8446, section 5.1), which the client tries after a response that is not HTTP.
-_HANDSHAKE: Final = 0x16
-
-
-class Answering:
-    """A server that sends given bytes as the response on each connection, for any request, and closes it."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._socket.getsockname()[1])
-        self._answers = [b""]
-        self._given = 0
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def give(self, answers: Sequence[bytes]) -> None:
-        """Send these responses from the next connection on, and repeat the last one."""
-        self._given, self._answers = 0, list(answers)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            answer = self._answers[min(self._given, len(self._answers) - 1)]
-            self._given += 1
-            threading.Thread(target=self._answer, args=(connection, answer), daemon=True).start()
-
-    @staticmethod
-    def _answer(connection: socket.socket, answer: bytes) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.settimeout(10)
-            head = b""
-            while b"\r\n\r\n" not in head and (part := connection.recv(1 << 16)):
-                head += part
-                if head[0] == _HANDSHAKE:
-                    return
-            connection.sendall(answer)
-            connection.shutdown(socket.SHUT_WR)
-            # Closing a socket with unread data resets the connection, which may lose the response.
-            while connection.recv(1 << 16):
-                pass
-
-    def close(self) -> None:
-        """Stop the server."""
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._thread.join()
 
 
 def _manifest_of_tag(repository: Repository) -> None:
@@ -141,6 +91,11 @@ def _error(status: str, code: str, *headers: str) -> bytes:
     return _answer(status, b'{"errors":[{"code":"%b","message":"no","detail":{}}]}' % code.encode(), *headers)
 
 
+def _story(deed: int, *answers: bytes) -> bytes:
+    """Return the input in which the action of this number gets these responses, one after the other."""
+    return bytes([deed]) + _NEXT.join(answers)
+
+
 def _answer_seeds() -> Sequence[bytes]:
     octets, listed = "Content-Type: application/octet-stream", "Content-Type: application/json"
     manifest = _answer("200 OK", _MANIFEST, f"Content-Type: {OCI_MANIFEST}", f"Docker-Content-Digest: {_NAMED.digest}")
@@ -156,127 +111,76 @@ def _answer_seeds() -> Sequence[bytes]:
     index = b'{"schemaVersion":2,"mediaType":"%b","manifests":[]}' % OCI_INDEX.encode()
     referrers = _answer("200 OK", index, f"Content-Type: {OCI_INDEX}", "OCI-Filters-Applied: artifactType")
     out_of_range = _error("416 Range Not Satisfiable", "RANGE_INVALID", "Range: 0-99")
-    stories: list[tuple[int, tuple[bytes, ...]]] = [
-        (0, (manifest,)),
-        (1, (manifest,)),
-        (0, (b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + manifest,)),
-        (
+    return [
+        _story(0, manifest),
+        _story(1, manifest),
+        _story(0, b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + manifest),
+        _story(0, _answer("401 Unauthorized", b"", challenge), token, manifest),
+        _story(
             0,
-            (
-                _answer("401 Unauthorized", b"", challenge),
-                token,
-                manifest,
-            ),
+            _answer("307 Temporary Redirect", b"", f"Location: http://127.0.0.1:{_PORT.decode()}/elsewhere"),
+            manifest,
         ),
-        (
-            0,
-            (
-                _answer("307 Temporary Redirect", b"", f"Location: http://127.0.0.1:{_PORT.decode()}/elsewhere"),
-                manifest,
-            ),
+        _story(2, _answer("200 OK", _CONTENT, octets)),
+        _story(2, cut, rest),
+        _story(2, cut, _answer("200 OK", _CONTENT, octets)),
+        _story(2, chunked % (len(_CONTENT), _CONTENT)),
+        _story(2, b"HTTP/1.0 200 OK\r\n\r\n" + _CONTENT),
+        _story(2, _error("503 Service Unavailable", "UNAVAILABLE", "Retry-After: 1"), _answer("200 OK", _CONTENT)),
+        _story(3, _answer("200 OK", b"", f"Docker-Content-Digest: {_NAMED.digest}")[:-4] + b"80\r\n\r\n"),
+        _story(3, _error("404 Not Found", "BLOB_UNKNOWN")),
+        _story(4, tags, _answer("200 OK", b'{"tags":[]}', listed)),
+        _story(5, referrers),
+        _story(
+            5, _error("404 Not Found", "NOT_FOUND"), _error("404 Not Found", "MANIFEST_UNKNOWN"), _answer("201 Created")
         ),
-        (2, (_answer("200 OK", _CONTENT, octets),)),
-        (
-            2,
-            (
-                cut,
-                rest,
-            ),
+        _story(6, session, session, _answer("202 Accepted", b"", "Range: 0-379"), _answer("201 Created")),
+        _story(6, _answer("201 Created")),
+        _story(6, session, _error("413 Payload Too Large", "SIZE_INVALID"), session, session, _answer("201 Created")),
+        _story(6, session, out_of_range, session, _answer("201 Created")),
+        _story(
+            7, _error("404 Not Found", "MANIFEST_UNKNOWN"), _answer("201 Created", b"", f"OCI-Subject: {_NAMED.digest}")
         ),
-        (
-            2,
-            (
-                cut,
-                _answer("200 OK", _CONTENT, octets),
-            ),
-        ),
-        (2, (chunked % (len(_CONTENT), _CONTENT),)),
-        (2, (b"HTTP/1.0 200 OK\r\n\r\n" + _CONTENT,)),
-        (
-            2,
-            (
-                _error("503 Service Unavailable", "UNAVAILABLE", "Retry-After: 1"),
-                _answer("200 OK", _CONTENT),
-            ),
-        ),
-        (3, (_answer("200 OK", b"", f"Docker-Content-Digest: {_NAMED.digest}")[:-4] + b"80\r\n\r\n",)),
-        (3, (_error("404 Not Found", "BLOB_UNKNOWN"),)),
-        (
-            4,
-            (
-                tags,
-                _answer("200 OK", b'{"tags":[]}', listed),
-            ),
-        ),
-        (5, (referrers,)),
-        (
-            5,
-            (
-                _error("404 Not Found", "NOT_FOUND"),
-                _error("404 Not Found", "MANIFEST_UNKNOWN"),
-                _answer("201 Created"),
-            ),
-        ),
-        (
-            6,
-            (
-                session,
-                session,
-                _answer("202 Accepted", b"", "Range: 0-379"),
-                _answer("201 Created"),
-            ),
-        ),
-        (6, (_answer("201 Created"),)),
-        (
-            6,
-            (
-                session,
-                _error("413 Payload Too Large", "SIZE_INVALID"),
-                session,
-                session,
-                _answer("201 Created"),
-            ),
-        ),
-        (6, (session, out_of_range, session, _answer("201 Created"))),
-        (
-            7,
-            (
-                _error("404 Not Found", "MANIFEST_UNKNOWN"),
-                _answer("201 Created", b"", f"OCI-Subject: {_NAMED.digest}"),
-            ),
-        ),
-        (
-            7,
-            (
-                _error("429 Too Many Requests", "TOOMANYREQUESTS", "Retry-After: 9999999"),
-                _answer("201 Created"),
-            ),
-        ),
+        _story(7, _error("429 Too Many Requests", "TOOMANYREQUESTS", "Retry-After: 9999999"), _answer("201 Created")),
     ]
-    return [bytes([deed]) + _NEXT.join(answers) for deed, answers in stories]
 
 
 @contextlib.contextmanager
 def _answers(_: Path) -> Iterator[Check]:
     """Run an action of the client; the first byte selects it, the rest are the responses."""
-    server = Answering()
-    PORTS.add(server.port)
     patience = RetryPolicy(attempts=3, backoff=0.001, backoff_limit=0.001)
+    #: One response for each connection; the last one is repeated.
+    left: list[bytes] = []
 
-    def check(data: bytes) -> None:
-        deed = _DEEDS[(data[0] if data else 0) % len(_DEEDS)]
-        server.give([answer.replace(_PORT, str(server.port).encode()) for answer in data[1:].split(_NEXT)])
-        credential = Credential("user", "secret") if len(data) % 2 else None
-        with QuickTransport(
-            patience=patience, credential=credential, stall_timeout=8.0, connect_timeout=8.0
-        ) as transport:
-            deed(Repository(transport, f"127.0.0.1:{server.port}", "app", for_push=deed in {_upload, _put, _referrers}))
+    def respond(connection: socket.socket, heard: Heard) -> None:
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        # The client tries TLS after a response that is not HTTP.
+        if heard.method:
+            # With the end in the same packet, the client does not use the connection again.
+            connection.sendall(answer, socket.MSG_MORE)
+            connection.shutdown(socket.SHUT_WR)
+            # Closing a socket with unread data resets the connection, which may lose the response.
+            while connection.recv(1 << 16):
+                pass
 
-    try:
-        yield check
-    finally:
-        PORTS.discard(server.port)
-        server.close()
+    with RawServer(respond) as server:
+        port = server.host.rpartition(":")[2]
+
+        def check(data: bytes) -> None:
+            deed = _DEEDS[(data[0] if data else 0) % len(_DEEDS)]
+            server.heard.clear()
+            left[:] = [answer.replace(_PORT, port.encode()) for answer in data[1:].split(_NEXT)]
+            credential = Credential("user", "secret") if len(data) % 2 else None
+            with QuickTransport(
+                patience=patience, credential=credential, stall_timeout=8.0, connect_timeout=8.0
+            ) as transport:
+                deed(Repository(transport, server.host, "app", for_push=deed in {_upload, _put, _referrers}))
+
+        PORTS.add(int(port))
+        try:
+            yield check
+        finally:
+            PORTS.discard(int(port))
 
 
 _ANSWER_TOKENS: Final = (

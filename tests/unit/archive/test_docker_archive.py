@@ -7,6 +7,7 @@ import functools
 import gzip
 import io
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ocistream.errors import (
     OcistreamError,
     UnsupportedError,
 )
+from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.image_selection import ALL_IMAGES, Selection, select_named_images
 from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph
@@ -31,7 +33,7 @@ from ocistream.streams.chunks import Chunk
 from ocistream.streams.compression import CODECS
 from ocistream.streams.layer_media_types import is_probably_json
 from ocistream.transfer.copy import Copy
-from ocistream.transfer.interfaces import NewBlob, Source, Traits, VerifiedBlob
+from ocistream.transfer.interfaces import Source, Traits
 from ocistream.transfer.recompress import RecompressionSettings
 from tests.archives import END, with_checksum
 from tests.contract.test_pipes import Pipe
@@ -53,55 +55,27 @@ GZIP, NONE = (RecompressionSettings(CODECS[name], CODECS[name].default_level) fo
 both = pytest.mark.parametrize("how", ["file", "pipe"])
 
 
-class Shelf:
-    """A destination in memory, fast enough for many examples."""
+class Shelf(LayoutDestination):
+    """A layout that records which blobs were read back, and the graph that was committed."""
 
     traits = Traits()
 
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-        self.unnamed: list[str] = []
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(tempfile.mkdtemp(dir=folder))
+        super().__init__(self.path)
         self.recalled: list[str] = []
         self.graph: Graph | None = None
 
-    def expect(self, graph: Graph) -> Graph:
-        return graph
-
-    def begin(self, graph: Graph) -> None:
-        """Do nothing."""
-
-    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
-        return {blob.digest for blob in blobs if blob.digest in self.blobs}
-
-    def partial_size(self, _blob: Descriptor, /) -> int:
-        return 0
-
-    def write(self, blob: VerifiedBlob) -> int:
-        assert blob.range is None
-        self.blobs[blob.descriptor.digest] = b"".join(map(bytes, blob.open()))
-        return 0
-
-    def write_new(self, blob: NewBlob) -> Descriptor:
-        content = b"".join(map(bytes, blob.open()))
-        descriptor = blob.descriptor
-        assert (digest_of(content), len(content)) == (descriptor.digest, descriptor.size)
-        self.unnamed.append(descriptor.digest)
-        self.blobs[descriptor.digest] = content
-        return descriptor
+    def blob(self, digest: str) -> bytes:
+        return (self.path / "blobs" / digest.replace(":", "/")).read_bytes()
 
     def read(self, descriptor: Descriptor) -> Iterator[Chunk]:
         self.recalled.append(descriptor.digest)
-        assert len(self.blobs[descriptor.digest]) == descriptor.size
-        return iter([self.blobs[descriptor.digest]])
+        return super().read(descriptor)
 
     def commit(self, graph: Graph) -> None:
+        super().commit(graph)
         self.graph = graph
-
-    def discard(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 @dataclasses.dataclass
@@ -147,7 +121,7 @@ def pushed(
 ) -> Pushed:
     """Copy an archive as `push` does: plain layers become gzip, unless `want` says otherwise."""
     archive = archive if isinstance(archive, bytes) else archive_of(archive)
-    shelf = shelf or Shelf()
+    shelf = shelf or Shelf(folder)
     source = source_of(archive, how, folder, **options)
     try:
         report = Copy(source, shelf, Watch(), recompression=want, plain_layers=GZIP).run()
@@ -161,12 +135,12 @@ def refused(
     archive: bytes | Sequence[Entry], how: str, folder: Path, error: type[OcistreamError], words: str, **options: Any
 ) -> OcistreamError:
     """Assert that an archive is refused, that nothing became visible, and that only possible configs were read back."""
-    shelf = Shelf()
+    shelf = Shelf(folder)
     with pytest.raises(error, match=words) as caught:
         pushed(archive, how, folder, shelf=shelf, **options)
     assert shelf.graph is None
-    assert all(is_probably_json(shelf.blobs[digest]) for digest in shelf.recalled)
-    assert all(len(shelf.blobs[digest]) <= limits.MAX_CONFIG for digest in shelf.recalled)
+    assert all(is_probably_json(shelf.blob(digest)) for digest in shelf.recalled)
+    assert all(len(shelf.blob(digest)) <= limits.MAX_CONFIG for digest in shelf.recalled)
     assert type(caught.value) is error
     return caught.value
 
@@ -320,7 +294,8 @@ class TestBudget:
         stray = b'{"x":"%b"}' % (b"y" * limits.MIB)
         entries: list[Entry] = [*((f"{n}.json", stray[:-2] + b'%d"}' % n) for n in range(10)), *of_docker([one])]
         found = pushed(entries, "pipe", tmp_path)
-        assert sum(content.startswith(b'{"x"') for content in found.shelf.blobs.values()) == 5
+        written = [path.read_bytes() for path in found.shelf.path.glob("blobs/sha256/*")]
+        assert sum(content.startswith(b'{"x"') for content in written) == 5
 
 
 def test_diff_ids_of_a_config_with_a_long_history_are_read(layout: Layout, tmp_path: Path) -> None:

@@ -458,21 +458,6 @@ class TestRefusing:
         block[148:156] = f"{signed:06o}\0 ".encode()
         assert entries_of(bytes(block) + END)[0].name == "\u00e9"
 
-    @given(st.binary(max_size=2000))
-    def test_random_bytes_raise_only_ocistream_errors(self, raw: bytes) -> None:
-        with pytest.raises((ArchiveError, UnsupportedError)):
-            entries_of(raw[:1000])
-
-    @given(st.integers(0, 511), st.integers(0, 255), st.binary(max_size=40))
-    def test_any_header_is_an_entry_or_an_ocistream_error(self, at: int, value: int, tail: bytes) -> None:
-        block = changed(file_header("a", len(tail)), at, bytes([value])) if not 148 <= at < 156 else file_header()
-        archive = with_checksum(block) + padded(tail) + END
-        try:
-            entries = entries_of(archive)
-        except (ArchiveError, UnsupportedError):
-            return
-        assert len(entries) <= 2
-
 
 class TestWriting:
     def test_a_header_is_read_by_gnu_tar(self, tmp_path: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,75 +13,14 @@ from ocistream.auth import credentials
 from ocistream.auth.credentials import Keychain, parse_credential_source
 from ocistream.auth.docker_config import Credential
 from ocistream.errors import AuthenticationError, UsageError
-
-#: A helper that stores credentials in a file next to it, and records its calls.
-STORE = f"""#!{sys.executable} -IS
-import json, pathlib, sys
-kept = pathlib.Path(__file__).with_suffix(".json")
-entries = json.loads(kept.read_text()) if kept.exists() else {{}}
-question = sys.stdin.read()
-with open(__file__ + ".calls", "a") as calls:
-    print(sys.argv[1], question, file=calls)
-if sys.argv[1] == "get":
-    if question not in entries:
-        print("credentials not found in native keychain")
-        sys.exit(1)
-    print(json.dumps(entries[question]))
-elif sys.argv[1] == "store":
-    entry = json.loads(question)
-    entries[entry["ServerURL"]] = entry
-else:
-    del entries[question]
-kept.write_text(json.dumps(entries))
-"""
+from tests.quirks.credential_probe import UserHome, encoded, entry, write
 
 
-def auth(username: str, password: str) -> str:
-    return base64.b64encode(f"{username}:{password}".encode()).decode()
-
-
-def entry(username: str, word: str = "secret") -> dict[str, str]:
-    return {"auth": auth(username, word)}
-
-
-class Home:
-    """A home directory, with a matching environment and a `bin` for helpers."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path / "home"
-        self.bin = path / "bin"
-        self.bin.mkdir(parents=True)
-        self.env = {"PATH": f"{self.bin}:/usr/bin:/bin"}
-        self.docker = self.path / ".docker" / "config.json"
-        self.podman = self.path / ".config" / "containers" / "auth.json"
+class Home(UserHome):
+    """A home directory whose credentials a test asks for."""
 
     def keychain(self, **env: str) -> Keychain:
-        return Keychain(self.env | env, home=self.path)
-
-    def helper(self, name: str, script: str = STORE) -> Path:
-        program = self.bin / f"docker-credential-{name}"
-        program.write_text(script)
-        program.chmod(0o755)
-        return program
-
-    def keep(self, name: str, server: str, username: str, word: str = "kept") -> None:
-        kept = self.bin / f"docker-credential-{name}.json"
-        entries = json.loads(kept.read_text()) if kept.exists() else {}
-        entries[server] = {"ServerURL": server, "Username": username, "Secret": word}
-        kept.write_text(json.dumps(entries))
-
-    def kept(self, name: str) -> dict[str, dict[str, str]]:
-        document: dict[str, dict[str, str]] = json.loads((self.bin / f"docker-credential-{name}.json").read_text())
-        return document
-
-    def calls(self, name: str) -> list[str]:
-        calls = self.bin / f"docker-credential-{name}.calls"
-        return calls.read_text().splitlines() if calls.exists() else []
-
-
-def write(path: Path, document: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document if isinstance(document, str) else json.dumps(document))
+        return Keychain({"PATH": f"{self.bin}:/usr/bin:/bin"} | env, home=self.path)
 
 
 def username(found: Credential | None) -> str | None:
@@ -93,7 +30,7 @@ def username(found: Credential | None) -> str | None:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setattr(credentials, "PODMAN_RUN_DIRECTORY", tmp_path / "run")
-    return Home(tmp_path)
+    return Home(tmp_path / "home", tmp_path / "bin")
 
 
 # -- order of the sources --------------------------------------------------------------------------------------
@@ -131,7 +68,7 @@ def test_a_relative_xdg_config_home_is_used_as_by_podman(
 
 
 def test_no_secret_is_in_a_repr(home: Home) -> None:
-    write(home.docker, {"auths": {"r.example": {"auth": auth("alice", "hidden"), "identitytoken": "hidden"}}})
+    write(home.docker, {"auths": {"r.example": {"auth": encoded("alice", "hidden"), "identitytoken": "hidden"}}})
     keychain = home.keychain(OCISTREAM_USERNAME="a", OCISTREAM_PASSWORD="hidden")
     assert "hidden" not in repr((Credential("alice", "hidden", "hidden"), keychain))
     assert "hidden" not in repr(home.keychain().find("r.example"))
@@ -212,7 +149,7 @@ def test_the_helper_is_looked_up_in_the_given_environment(home: Home, monkeypatc
 def test_an_identity_token_is_saved_with_the_user_name(home: Home) -> None:
     home.keychain().save("r.example", Credential("alice", "", "identity"))
     assert json.loads(home.docker.read_text())["auths"]["r.example"] == {
-        "auth": auth("alice", ""),
+        "auth": encoded("alice", ""),
         "identitytoken": "identity",
     }
     home.keychain().save("r.example", Credential("", "", "identity"))
@@ -261,7 +198,8 @@ def test_erasing_removes_all_entries_of_the_registry_and_no_others(home: Home) -
 def configured(home: Home, source: str, **env: str) -> Keychain:
     found = parse_credential_source(source)
     of = {"r.example": found}
-    return Keychain(home.env | env, home=home.path, named_registries=["named.example"], configured=of.get)
+    path = {"PATH": f"{home.bin}:/usr/bin:/bin"}
+    return Keychain(path | env, home=home.path, named_registries=["named.example"], configured=of.get)
 
 
 def test_sources_are_listed_without_running_a_helper(home: Home) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import requests
 import urllib3.exceptions
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ocistream.errors import (
     AuthenticationError,
@@ -282,7 +280,3 @@ class TestRefusals:
 
     def test_the_hint_of_a_proxy_login_says_how_to_give_a_password(self) -> None:
         assert "USER:PASSWORD" in refused(407).hint
-
-    @given(st.binary() | st.text().map(str.encode) | st.builds(errors, st.dictionaries(st.text(), st.text())))
-    def test_any_body_gives_a_printable_message(self, body: bytes) -> None:
-        assert refused(500, body).message.isprintable()

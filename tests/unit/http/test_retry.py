@@ -6,8 +6,6 @@ import time
 from email.utils import formatdate
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError
@@ -195,9 +193,3 @@ def test_a_date_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         monkeypatch.undo()
         time.tzset()
-
-
-@given(st.text())
-def test_any_value_of_retry_after_is_parsed(value: str) -> None:
-    seconds = parse_retry_after(value)
-    assert seconds is None or seconds >= 0.0
