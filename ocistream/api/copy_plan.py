@@ -30,9 +30,11 @@ from ocistream.locations import (
 )
 from ocistream.oci.platforms import default_platform, parse_platform_choice
 from ocistream.oci.reference import (
+    DIGEST_HEX_LENGTHS,
     Reference,
     is_digest,
     is_repository,
+    parse_digest,
     parse_reference,
     parse_registry,
     printable,
@@ -503,7 +505,9 @@ def _build_rename(name: str, kind: str) -> Callable[[Graph], Graph]:
     if not is_printable_name(name):
         msg = f"malformed name {printable(name)!r}"
         raise InvalidNameError(msg, hint="write it without spaces, such as app:1")
-    digest = name.rpartition("@")[2]
+    _, at, digest = name.rpartition("@")
+    if at and digest.partition(":")[0] in DIGEST_HEX_LENGTHS:
+        parse_digest(digest)
     if kind == "docker-archive":
         reference = parse_reference(name)
         if reference.digest:

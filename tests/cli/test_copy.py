@@ -171,6 +171,13 @@ class TestDestinationNames:
         assert ocistream("copy", f"oci:{layout.path}", f"oci:{good}:app").code == 0
         assert ocistream("verify", good).code == 0
 
+    @pytest.mark.parametrize("digest", ["sha256:abc", "sha512:" + 64 * "a", "sha256:"])
+    def test_a_malformed_digest_in_a_name_is_refused(self, layout: Layout, tmp_path: Path, digest: str) -> None:
+        layout.image([b"layer"], name="app")
+        result = ocistream("copy", f"oci:{layout.path}:app", f"oci-archive:{tmp_path / 'app.tar'}:x@{digest}")
+        assertions.failure(result, 2, f"malformed digest '{digest}'")
+        assert not (tmp_path / "app.tar").exists()
+
     def test_a_digest_in_a_name_must_match(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")
         wrong = ocistream("copy", f"oci:{layout.path}", f"oci:{tmp_path / 'out'}:app@sha256:{'0' * 64}")
