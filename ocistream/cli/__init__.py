@@ -46,6 +46,8 @@ def run() -> NoReturn:
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the handler's form
     """End the process at once: no work has begun."""
+    # A second signal must not print a second line.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _TERMINATION_SIGNALS)
     message = "interrupted" if number == _signal.SIGINT else "terminated"
     line = f"ocistream: error: {message}\n"
     if {"json", "--log-format=json", "--progress=json"} & set(sys.argv):

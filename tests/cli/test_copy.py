@@ -14,7 +14,7 @@ from tests.cli import assertions
 from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
-from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.images import OCI_MANIFEST, Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import basic, manifest_digest, seed
 from tests.runner import ocistream
 
@@ -101,6 +101,14 @@ def test_an_existing_name_is_moved_to_the_new_image(layout: Layout, tmp_path: Pa
         assertions.success(ocistream("copy", f"oci:{layout.path}:{source}", f"{target}:{name}"))
     assert assertions.names_in(tmp_path / "x") == ["kept", "moved"]
     assert [entry["digest"] for entry in assertions.index_of(tmp_path / "x")] == [first["digest"], second["digest"]]
+
+
+def test_an_empty_media_type_in_a_manifest_counts_as_none(layout: Layout, image: Descriptor, tmp_path: Path) -> None:
+    manifest = json.dumps({**layout.read(image["digest"]), "mediaType": ""}).encode()
+    layout.name(layout.blob(manifest, OCI_MANIFEST), "x:1")
+    result = ocistream("copy", f"oci:{layout.path}:x:1", f"oci:{tmp_path}/copied:x:1")
+    assert result.code == 0, result.err
+    assert Layout(tmp_path / "copied").file(digest_of(manifest)).read_bytes() == manifest
 
 
 def test_a_copy_to_itself_sends_nothing(served: FaultyRegistry, layout: Layout, image: Descriptor) -> None:

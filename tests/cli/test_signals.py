@@ -358,6 +358,33 @@ sys.meta_path.insert(0, Struck())
         assert said == f"ocistream: error: {word}"
 
 
+def test_a_second_signal_during_the_start_prints_no_second_line() -> None:
+    # The second signal comes between the message and the end of the process.
+    program = """
+import os, sys
+
+write, written = os.write, []
+
+def write_and_kill(descriptor, data):
+    written.append(data)
+    write(descriptor, data)
+    if len(written) == 1:
+        os.kill(os.getpid(), 15)
+
+class Struck:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.write = write_and_kill
+            os.kill(os.getpid(), 2)
+
+sys.meta_path.insert(0, Struck())
+from ocistream.cli import run
+run()
+"""
+    result = run([sys.executable, "-P", "-c", program, "--version"])
+    assert (result.code, result.err) == (130, "ocistream: error: interrupted\n")
+
+
 # The signals take turns at these places; a nightly run tests each signal at each place.
 @pytest.mark.parametrize(
     "first", [0, pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.nightly)]

@@ -224,6 +224,8 @@ HEADERS: Final = [
     Hostile("pax-length-beyond", "a record longer than its header", lambda: beside(pax_header(b"999999 path=x\n"))),
     Hostile("pax-length-short", "a record that ends before its newline", lambda: beside(pax_header(b"8 path=x\n"))),
     Hostile("pax-length-negative", "a record of negative length", lambda: beside(pax_header(b"-9 path=x\n"))),
+    Hostile("pax-no-equals-sign", "a record without an equals sign",
+            lambda: beside(pax_header(b"9 path x\n") + entry("x", b""))),
     Hostile("pax-path-twice", "two paths in one header",
             lambda: beside(pax_header(record("path", "a") + record("path", "b")))),
     Hostile("pax-global-path", "a layer has its name and a sparse map in a global header only",

@@ -54,6 +54,13 @@ def test_a_line_that_is_not_a_digest_is_named(ocistream: Run, capsys: pytest.Cap
 
 
 @limit(19)
+def test_the_rest_of_a_long_line_is_not_a_digest(ocistream: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    comment = b"# " + b"x" * (limits.MAX_HAVE_LINE - 1)
+    assert read_list(ocistream, comment + f"{A}\n{LIST.decode()}".encode()) == 6
+    assert f"line 1: it has more than {limits.MAX_HAVE_LINE} bytes" in " ".join(capsys.readouterr().err.split())
+
+
+@limit(19)
 def test_a_line_without_an_end_is_not_buffered(ocistream: Run) -> None:
     read_list(ocistream, LIST)
     content = b"x" * (32 * MIB)
