@@ -109,6 +109,8 @@ def _report_incomplete(incomplete: IncompleteIndex) -> None:
 
 #: How many manifests without a name are read at the start, to tell images from referrers.
 _MAX_UNNAMED_READ: Final = 100
+#: How many media types are kept: about 200 bytes each.
+_MAX_DECLARED_TYPES: Final = 1000
 _DOCUMENT_TYPES: Final = INDEX_TYPES | MANIFEST_TYPES
 
 
@@ -136,6 +138,8 @@ class Repositories:
         # are read again when needed.
         self._references: dict[str, _ManifestReferences] = {}
         self._reference_count = 0
+        #: Digest -> the media type that the document states. Parsing a large one costs more than sending it.
+        self._declared_types: OrderedDict[str, str | None] = OrderedDict()
 
     def operator_notices(self) -> list[str]:
         """Return lines for the operator about the images and their names.
@@ -186,7 +190,7 @@ class Repositories:
                     return synthesized
                 raw = self._read(reference)
                 media_type = (
-                    _read_declared_type(raw)
+                    self._declared_type(reference, raw)
                     or self._reachable_from(self._storage.index()).get(reference)
                     or _guess_media_type(raw)
                 )
@@ -203,9 +207,17 @@ class Repositories:
             if entry.is_index and (replacement := self._incomplete_indexes.find_replacement(entry)) is not None:
                 return replacement
             raw = self._storage.read_blob(entry)
-            return Manifest(replace(entry, media_type=_read_declared_type(raw) or entry.media_type), raw)
+            return Manifest(replace(entry, media_type=self._declared_type(entry.digest, raw) or entry.media_type), raw)
         except NotFoundError as error:
             raise unknown from error
+
+    def _declared_type(self, digest: str, raw: bytes) -> str | None:
+        """Return the media type that a document states, if it is one of a manifest or an index."""
+        if (known := self._declared_types.get(digest, "")) != "":
+            return known
+        declared = _read_declared_type(raw)
+        remember(self._declared_types, digest, declared, _MAX_DECLARED_TYPES)
+        return declared
 
     def push(
         self,

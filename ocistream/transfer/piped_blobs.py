@@ -122,7 +122,7 @@ class _LargeBlob:
         self._blob = blob
         #: Whether the pipe has passed it: the next blob can be read.
         self.is_passed = threading.Event()
-        #: Whether its transfer has ended, in whatever way.
+        #: Whether its transfer has ended, also by a failure.
         self.has_ended = threading.Event()
 
     def open(self, offset: int = 0) -> Iterator[Chunk]:
