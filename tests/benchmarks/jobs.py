@@ -144,7 +144,7 @@ def jobs(
         {OURS: lambda _: ours.push_directory(many, small)},
         is_goal_in_seconds=True,
     )
-    yield from _distant(ours, many, job, servers)
+    yield from _distant(ours, many, images["layers"], job, servers)
     if debian is not None:
         yield from _recompression(ours, debian)
     for image in sorted(images.values(), key=lambda image: image.size):
@@ -214,7 +214,7 @@ def _pipes(
     yield Job(f"{name}; others: through a file", goals[1], by_file, size=image.size, hashed=2 * image.size)
 
 
-def _distant(ours: Ocistream, many: Image, job: Callable[..., Job], servers: Servers) -> Iterator[Job]:
+def _distant(ours: Ocistream, many: Image, layers: Image, job: Callable[..., Job], servers: Servers) -> Iterator[Job]:
     """Yield the jobs with registries that have a long round-trip time."""
     source = f"{servers.distant}/{many.name}:v1"
 
@@ -227,6 +227,7 @@ def _distant(ours: Ocistream, many: Image, job: Callable[..., Job], servers: Ser
         "distant, many: from a directory", 0.8, many, lambda tool, place: tool.push_directory(many, target(place))
     )
     yield from _pipes(ours, source, target, many, prefix="distant, ", goals=(1.1, None))
+    yield from _pipes(ours, f"{servers.distant}/layers:v1", target, layers, prefix="distant, ", goals=(1.1, None))
     yield Job(
         "distant, many: from a directory, all blobs exist",
         0.8,
@@ -256,9 +257,16 @@ SIZES = {
         "big": [512 * MIB] * 4,
         "one": [2048 * MIB],
         "many": [20_000] * 200,
+        "layers": [3 * MIB] * 20,
         "memory-64m": [16 * MIB] * 4,
         "memory-512m": [128 * MIB] * 4,
         "memory-4g": [1024 * MIB] * 4,
     },
-    True: {"big": [64 * MIB] * 4, "one": [256 * MIB], "many": [20_000] * 200, "memory-64m": [16 * MIB] * 4},
+    True: {
+        "big": [64 * MIB] * 4,
+        "one": [256 * MIB],
+        "many": [20_000] * 200,
+        "layers": [3 * MIB] * 20,
+        "memory-64m": [16 * MIB] * 4,
+    },
 }
