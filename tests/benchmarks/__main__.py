@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -35,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure ocistream and other tools.")
     parser.add_argument("--runs", type=int, help="runs of each command (default: 5; with --quick: 1)")
     parser.add_argument("--quick", action="store_true", help="an eighth of the data; one run takes about 2 minutes")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only jobs whose names contain TEXT")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="only jobs whose names match (Python's re)")
     parser.add_argument(
         "--missing", action="store_true", help="instead, measure how much it saves to copy only missing blobs"
     )
@@ -74,7 +75,7 @@ def main() -> int:
         print(versions(), "", sep="\n")
         places = Places(folder, servers)
         for job in jobs(ours, images, archive, debian(cache), servers):
-            if arguments.only in job.name:
+            if re.search(arguments.only, job.name):
                 lines.append(line_of(job, compared(job, places, runs)))
                 print(table(lines[-1:], heading=len(lines) == 1), end="", flush=True)
         inspected = [measured(ours.inspect(f"{servers.registry}/one:v1")) for _ in range(5)]
