@@ -155,7 +155,7 @@ class RegistryAccess:
             connect_timeout=self._options.connect_timeout,
             stall_timeout=self._options.stall_timeout,
             retry_policy=RetryPolicy(attempts=self._options.retries + 1),
-            ca_file=_read_ca_file(self._env),
+            ca_bundle=_read_ca_bundle(self._env),
             tls=registry_options.tls_settings(),
             requests_per_second=self._options.max_requests_per_second,
             proxies=_read_proxies(self._env),
@@ -267,7 +267,7 @@ def _build_host_settings_lookup(
     return find
 
 
-def _read_ca_file(env: Mapping[str, str]) -> str | None:
+def _read_ca_bundle(env: Mapping[str, str]) -> str | None:
     """Return SSL_CERT_FILE. A missing file is an error here, before connections fail and are retried."""
     path = env.get("SSL_CERT_FILE") or None
     if path is not None and not exists(path):

@@ -30,7 +30,7 @@ from ocistream.http.origins import (
     is_internal_address,
     is_proxy_bypassed,
     redact_url,
-    url_target,
+    request_target,
 )
 from ocistream.http.rate_limits import ConnectionLimits
 from ocistream.http.response import EndlessResponseError, RawResponse
@@ -59,9 +59,6 @@ _MAX_UNSENT: Final = 512 * limits.KIB
 _FAILURES: Final = (http.client.HTTPException, urllib3.exceptions.HTTPError, OSError, ValueError)
 
 
-NO_LIMITS: Final = ConnectionLimits()
-
-
 class Route(NamedTuple):
     """Where and how a request is sent. Only requests with equal routes share connections."""
 
@@ -71,7 +68,7 @@ class Route(NamedTuple):
     #: Refuse an internal address: an external host led there. A connection to this machine that the user's own request
     #: has opened is not reused for such a request.
     refuses_internal: bool = False
-    limits: ConnectionLimits = NO_LIMITS
+    connection_limits: ConnectionLimits = ConnectionLimits()
 
 
 class Adapter(requests.adapters.BaseAdapter):
@@ -88,15 +85,17 @@ class Adapter(requests.adapters.BaseAdapter):
         self._proxy_tls = TlsSettings(settings.tls.ca_files)
         fallback = requests.utils.DEFAULT_CA_BUNDLE_PATH
         self._load_context = OncePerKey[TlsSettings, ssl.SSLContext](
-            lambda tls: create_client_context(tls, settings.ca_file, fallback)
+            lambda tls: create_client_context(tls, settings.ca_bundle, fallback)
         )
-        #: Host in lower case -> whether its address is outside of this machine and network. A host without a connection
-        #: so far, or only through a proxy, is missing.
-        self.external: dict[str, bool] = {}
+        #: Host in lower case -> whether its address is external (`is_internal_address`). A host without a connection so
+        #: far, or only through a proxy, is missing.
+        self.is_external_by_host: dict[str, bool] = {}
         self._format_hint = settings.format_hint
+        #: The origins that have responded to a request.
         self._answered: set[Origin] = set()
         self.read_buffers = ReadBuffers()
-        #: Any thread appends and removes: single operations of a list are atomic.
+        #: Idle connections, the last one used at the end. Any thread appends and removes: single operations of a list
+        #: are atomic.
         self._idle: list[_Connection] = []
         self._is_closed = False
 
@@ -141,9 +140,9 @@ class Adapter(requests.adapters.BaseAdapter):
             raise self._convert_error(method, url, error, route.tls.ca_files) from error
         self._answered.add(route.origin)
         response = requests.Response()
-        # Where requests keeps the adapter, `release` needs the connection.
         response.status_code, response.raw = raw.status, raw
         response.request, response.url = request, url
+        # For `release`; requests stores its adapter in this attribute.
         response.connection = cast("Any", connection)
         return response
 
@@ -180,8 +179,8 @@ class Adapter(requests.adapters.BaseAdapter):
             raise self._convert_error("TLS with", url, error) from error
 
     def _convert_error(self, method: str, url: str, error: Exception, ca_files: Sequence[str] = ()) -> NetworkError:
-        known = Origin.from_url(url) in self._answered
-        converted = network_error(method, url, error, known=known, ca_files=ca_files)
+        has_answered = Origin.from_url(url) in self._answered
+        converted = network_error(method, url, error, has_answered=has_answered, ca_files=ca_files)
         converted.hint = converted.hint and self._format_hint(converted.hint)
         return converted
 
@@ -212,7 +211,8 @@ class Adapter(requests.adapters.BaseAdapter):
         """Open a connection. A proxy opens a tunnel for https, and gets complete URLs for http."""
         origin, proxy = route.origin, self._find_proxy(route.origin)
         host, port = origin.host, origin.port
-        options: dict[str, Any] = {"timeout": timeout, "socket_options": _socket_options(route.limits.socket_buffer)}
+        socket_options = _socket_options(route.connection_limits.socket_buffer)
+        options: dict[str, Any] = {"timeout": timeout, "socket_options": socket_options}
         is_encrypted = origin.scheme == "https"
         if proxy is not None:
             host, port = cast("str", proxy.host), proxy.port or (443 if proxy.scheme == "https" else 80)
@@ -302,7 +302,7 @@ class _Connection(HTTPConnection):
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
         url, headers = request.url or "", cast("dict[str, str]", request.headers)
         if self.forward_headers is None:
-            target = url_target(url)
+            target = request_target(url)
         else:
             target, headers = requests.utils.urldefragauth(url), headers | self.forward_headers
         response = RawResponse(self.sock, method=request.method)
@@ -347,7 +347,7 @@ class _Connection(HTTPConnection):
     def send(self, data: object, flags: int = 0) -> None:
         """Send a part of a request at the rate that is allowed; stop at an early response."""
         timeout, response = self.adapter.stall_timeout, self._response
-        throttle = self.route.limits.upload
+        throttle = self.route.connection_limits.upload
         with memoryview(cast("Chunk", data)) as view:
             if throttle is None:
                 _send_all(self.sock, view, timeout, response, flags)
@@ -368,7 +368,7 @@ class _Connection(HTTPConnection):
         # A private method of urllib3, which urllib3's own support of SOCKS overrides too. `connect` calls it for every
         # connection, before TLS; it has no public step between the two.
         opened: socket.socket = super()._new_conn()
-        host, external = self.host.lower(), self.adapter.external
+        host, is_external = self.host.lower(), self.adapter.is_external_by_host
         if self.proxy is not None:
             # Only the proxy knows the address.
             return opened
@@ -380,8 +380,8 @@ class _Connection(HTTPConnection):
         # A host that was external stays external: neither a redirect from it nor a changed DNS answer may lead to an
         # internal address.
         if not is_internal:
-            external[host] = True
-        elif self.route.refuses_internal or external.setdefault(host, False):
+            is_external[host] = True
+        elif self.route.refuses_internal or is_external.setdefault(host, False):
             opened.close()
             raise internal_address_error(host)
         return opened
@@ -421,9 +421,9 @@ def _send_all(
 class StreamedBody:
     """A request body that is produced while it is sent. Its length is not stated, but for a `FixedLengthBody`.
 
-    It has `__iter__` and no `read`, because http.client sends anything with `read` in pieces of 16 KiB. `is_started`
-    says whether any chunk was requested: then the body cannot be sent again. `is_finished` says whether the body was
-    sent completely; an early response prevents that. `failure` is the exception that the chunks raised, if any.
+    `is_started` says whether any chunk was requested: then the body cannot be sent again. `is_finished` says whether
+    the body was sent completely; an early response prevents that. `failure` is the exception that the chunks raised, if
+    any.
 
     If the chunks fail, the body is ended properly (`can_end_early`). Then the registry responds and knows what it has
     received, so the upload can be resumed or deleted. After a broken request, distribution 2.8 neither finds an upload

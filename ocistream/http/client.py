@@ -19,7 +19,7 @@ from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.tokens import TokenRequest, TokenResponse
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, RegistryError, UsageError
 from ocistream.http.adapter import Adapter, FixedLengthBody, Route, StreamedBody
-from ocistream.http.endpoints import Endpoint, tls_elsewhere
+from ocistream.http.endpoints import Endpoint, find_tls_elsewhere
 from ocistream.http.errors import response_error
 from ocistream.http.origins import Origin, check_target, is_internal, redact_url, resolve_url
 from ocistream.http.rate_limits import RateLimits
@@ -214,8 +214,8 @@ class HttpClient:
                 was_asked_again = is_transient
             if not is_transient or request.is_started or not retries.wait_for_retry(response):
                 # Not in a local variable: the error would be in a cycle with this frame, which has the body.
-                raise self._with_option_names(
-                    response_error(endpoint.registry, response, elsewhere=response.origin != endpoint.origin)
+                raise self._format_hint(
+                    response_error(endpoint.registry, response, is_elsewhere=response.origin != endpoint.origin)
                 )
 
     def _send_authorized(self, request: _Request, url: str, scopes: tuple[str, ...] | None) -> Response:
@@ -326,8 +326,9 @@ class HttpClient:
             check_target(redirected_by, url, refuses_internal=refuses_internal)
         tls = TlsSettings()
         if target.scheme == "https":
-            has_left = redirected_by is not None
-            tls = tls_elsewhere(endpoint, target, self._settings_at(endpoint, target)) if has_left else endpoint.tls
+            tls = endpoint.tls
+            if redirected_by is not None:
+                tls = find_tls_elsewhere(endpoint, target, self._settings_at(endpoint, target))
         connection_limits = self._rate_limits.connection_limits(endpoint.registry, endpoint.settings.limit_rate)
         return Route(target, tls, refuses_internal, connection_limits)
 
@@ -411,7 +412,7 @@ class HttpClient:
 
     def _is_external(self, origin: Origin) -> bool:
         """Return whether an origin has responded from an external address, or else resolves to one."""
-        is_external = self._adapter.external.get(origin.host.lower())
+        is_external = self._adapter.is_external_by_host.get(origin.host.lower())
         return not is_internal(origin.host) if is_external is None else is_external
 
     # -- errors -------------------------------------------------------------------------------------------
@@ -427,10 +428,10 @@ class HttpClient:
         try:
             check_tls_files(tls)
         except UsageError as error:
-            self._with_option_names(error)
+            self._format_hint(error)
             raise
 
-    def _with_option_names(self, error: OcistreamError) -> OcistreamError:
-        """Return the error with the option names in its hint as the user writes them."""
+    def _format_hint(self, error: OcistreamError) -> OcistreamError:
+        """Change the option names in the hint of an error to those that the user writes; return the error."""
         error.hint = error.hint and self._settings.format_hint(error.hint)
         return error

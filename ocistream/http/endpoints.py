@@ -76,6 +76,7 @@ class Endpoint:
         else:
             self.url = f"https://{self._host}"
         self.origin = Origin.from_url(self.url)
+        #: After a switch to HTTPS: the beginning of URLs that were built before, `http://HOST[:PORT]/`.
         self._http_base: str | None = None
         #: One thread at a time finds out whether the host speaks TLS.
         self._lock = threading.Lock()
@@ -95,21 +96,21 @@ class Endpoint:
             self._detect_scheme()
         return self._with_scheme(url) != url
 
-    def _with_scheme(self, url: str) -> str:
-        base = self._http_base
-        return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
-
     def confirm_scheme(self) -> None:
-        """Record that the present scheme is right."""
+        """Record that the current scheme is right."""
         if self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
             message = f"{printable(self._host)} does not support TLS: using plain HTTP"
             notices.notify(f"{message}, as registries.conf allows (insecure = true)", level=1)
         self.scheme_state = SchemeState.KNOWN
 
+    def _with_scheme(self, url: str) -> str:
+        base = self._http_base
+        return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
+
     def _detect_scheme(self) -> None:
         """Find out by a TLS handshake whether the host speaks TLS. No certificate is verified, and no request is sent.
 
-        If the host cannot be reached, its scheme stays undecided. The words of a plain response are not trusted.
+        If the host cannot be reached, its scheme stays undecided. The text of a response over HTTP proves nothing.
         """
         https_url = f"https://{self._host}"
         with self._lock:
@@ -146,7 +147,7 @@ def _merge_tls(settings: HostSettings, command_line: TlsSettings, *, is_named_by
     return TlsSettings(_unique(command_line.ca_files + settings.ca_files), client_certificates, insecure)
 
 
-def tls_elsewhere(endpoint: Endpoint, target: Origin, target_settings: HostSettings) -> TlsSettings:
+def find_tls_elsewhere(endpoint: Endpoint, target: Origin, target_settings: HostSettings) -> TlsSettings:
     """Return the TLS settings at `target` after a redirect, realm or Location has led away from the endpoint's origin.
 
     `target_settings` are the settings of the target's host.

@@ -76,12 +76,13 @@ class RateLimits:
         One limit for both directions would halve the rate of a copy from registry to registry.
         """
         self._limit_rate = limit_rate
-        self.download = Throttle(limit_rate) if limit_rate else None
-        self.upload = Throttle(limit_rate) if limit_rate else None
+        self._download = Throttle(limit_rate) if limit_rate else None
+        self._upload = Throttle(limit_rate) if limit_rate else None
         #: By registry; None for all registries without a limit of their own.
         self._connections: dict[str | None, ConnectionLimits] = {}
         self._clock = clock
-        self._next: dict[Hashable, float] = {}
+        #: By host: the time of its next request, and the end of its pause.
+        self._next_request_at: dict[Hashable, float] = {}
         self._paused_until: dict[Hashable, float] = {}
 
     def pause(self, host: Hashable, seconds: float) -> None:
@@ -97,8 +98,8 @@ class RateLimits:
             now = self._clock()
             delay = self._paused_until.get(host, now) - now
             if per_second is not None:
-                reserved_at = max(self._next.get(host, now), now)
-                self._next[host] = reserved_at + 1.0 / per_second
+                reserved_at = max(self._next_request_at.get(host, now), now)
+                self._next_request_at[host] = reserved_at + 1.0 / per_second
                 delay = max(delay, reserved_at - now)
         return max(delay, 0.0)
 
@@ -109,7 +110,7 @@ class RateLimits:
             return known
         rates = [rate for rate in (self._limit_rate, limit_rate) if rate]
         download, upload = (
-            Throttle(limit_rate, shared) if limit_rate else shared for shared in (self.download, self.upload)
+            Throttle(limit_rate, shared) if limit_rate else shared for shared in (self._download, self._upload)
         )
         socket_buffer = None
         if rates and min(rates) <= _MAX_BUFFER * _PIECES_PER_SECOND:

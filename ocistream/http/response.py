@@ -62,7 +62,7 @@ class Response:
         self._raw = raw = cast("RawResponse", sent.raw)
         self._sent = sent
         self._adapter = adapter
-        self._throttle = route.limits.download
+        self._throttle = route.connection_limits.download
         #: Bytes of the body received so far.
         self._received = 0
         self._drained: bytes | None = None
@@ -185,8 +185,8 @@ class Response:
             msg = f"{self.method} {redact_url(self.url)}: the response was cut: {describe_cause(error)}"
             raise NetworkError(msg) from error
         if not filled and raw.length:
-            came = f"received {self._received} bytes, {raw.length} are missing"
-            msg = f"{self.method} {redact_url(self.url)}: the response was cut: {came}"
+            sizes = f"received {self._received} bytes, {raw.length} are missing"
+            msg = f"{self.method} {redact_url(self.url)}: the response was cut: {sizes}"
             raise NetworkError(msg)
         self._received += filled
         if self._throttle is not None and filled:
