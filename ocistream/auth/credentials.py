@@ -110,6 +110,7 @@ class Keychain:
         ("--authfile"). It replaces all other such files, as in skopeo: to use another file would be a choice that the
         user does not see.
         """
+        #: The path of the file, and the option that names it.
         self.auth_file = auth_file
         self._env = env
         self._home = home
@@ -130,6 +131,7 @@ class Keychain:
         """
         if self.auth_file is not None:
             file = self._load_named(*self.auth_file)
+            # Both check the section that they read.
             file.find_helper("")
             file.list_entries("")
 
@@ -156,7 +158,7 @@ class Keychain:
                 notices.notify(f"{host}: {source} of the configuration has no credential for it")
         return None
 
-    def sources(self, registry: str) -> list[str]:
+    def list_places(self, registry: str) -> list[str]:
         """Return the names of the places that are asked for a registry, in order, up to the first with a credential.
 
         No helper is run, and no secret is returned.

@@ -346,7 +346,7 @@ class HttpClient:
         url = endpoint.current_url(url)
         authorization, redirected_by = None, None
         if Origin.from_url(url) == endpoint.origin:
-            authorization = endpoint.authenticator.authorization(scopes)
+            authorization = endpoint.authenticator.find_header(scopes)
         else:
             redirected_by = endpoint.origin
         response = self._exchange(request, url, authorization, redirected_by)

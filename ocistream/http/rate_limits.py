@@ -76,8 +76,8 @@ class RateLimits:
         One limit for both directions would halve the rate of a copy from registry to registry.
         """
         self._limit_rate = limit_rate
-        self._download = Throttle(limit_rate) if limit_rate else None
-        self._upload = Throttle(limit_rate) if limit_rate else None
+        self.download = Throttle(limit_rate) if limit_rate else None
+        self.upload = Throttle(limit_rate) if limit_rate else None
         #: By registry; None for all registries without a limit of their own.
         self._connections: dict[str | None, ConnectionLimits] = {}
         self._clock = clock
@@ -110,7 +110,7 @@ class RateLimits:
             return known
         rates = [rate for rate in (self._limit_rate, limit_rate) if rate]
         download, upload = (
-            Throttle(limit_rate, shared) if limit_rate else shared for shared in (self._download, self._upload)
+            Throttle(limit_rate, shared) if limit_rate else shared for shared in (self.download, self.upload)
         )
         socket_buffer = None
         if rates and min(rates) <= _MAX_BUFFER * _PIECES_PER_SECOND:

@@ -176,7 +176,7 @@ def _build_document(table: TomlTable | None, command_name: str | None) -> dict[s
             host: {
                 "settings": {} if table is None or host not in rules else _host_settings(table, host, rules[host]),
                 "certificates": (directory := find_certs_directory(host, folders)) and str(directory),
-                "credentials": keychain.sources(host),
+                "credentials": keychain.list_places(host),
             }
             for host in _registry_hosts(rules, namespaces, folders)
         },
