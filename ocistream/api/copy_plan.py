@@ -145,7 +145,7 @@ class CopyPlan:
         jobs: int,
         prefetch_memory: int,
         cancelled: threading.Event,
-        omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
+        find_omitted: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
         on_resolved: Callable[[Graph], None] = lambda _graph: None,
         dry_run: bool = False,
     ) -> Report:
@@ -164,7 +164,7 @@ class CopyPlan:
                 self._check_digest_stays(graph, self.recompression)
 
         plain_layers = None
-        if self.compresses_plain_layers(omits=omit is not None):
+        if self.compresses_plain_layers(can_omit=find_omitted is not None):
             plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
         check = None
         if self.signers or self.policy is not None:
@@ -182,7 +182,7 @@ class CopyPlan:
             cancelled=cancelled,
             on_resolved=check_resolved,
             rename=self.rename or (lambda graph: graph),
-            omit=omit,
+            omit=find_omitted,
             recompression=self.recompression,
             plain_layers=plain_layers,
             check=check,
@@ -239,12 +239,12 @@ class CopyPlan:
             )
             raise IntegrityError(msg, hint="omit --compress, or push to a tag")
 
-    def compresses_plain_layers(self, *, omits: bool) -> bool:
+    def compresses_plain_layers(self, *, can_omit: bool) -> bool:
         """Return whether plain layers are recompressed if `docker save` wrote the source or one of several archives.
 
-        If the copy `omits` blobs, they keep their digests, since blobs are omitted by digest.
+        If the copy can omit blobs, they keep their digests, since blobs are omitted by digest.
         """
-        return self.reads_archives and (self.is_remote or not omits)
+        return self.reads_archives and (self.is_remote or not can_omit)
 
     def source_name(self, root: Root) -> str:
         """Return the name of an image at its source."""

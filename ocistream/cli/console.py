@@ -51,7 +51,7 @@ class Console:
         #: Set by the first signal: the command must end.
         self.cancelled = CancelEvent()
         #: Held to write to stderr, or to a log. It is recursive: a display prints messages while it draws.
-        self.writing = threading.RLock()
+        self.write_lock = threading.RLock()
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Console:
@@ -114,13 +114,13 @@ class Console:
         if hint:
             self.print_line(sanitize_line(f"  {hint}"))
 
-    def print_traceback(self, text: Callable[[], str]) -> None:
+    def print_traceback(self, format_traceback: Callable[[], str]) -> None:
         """Print a traceback at verbosity 2."""
         if self.verbosity > 1:
             if self.as_json:
-                self._print_message("debug", text().rstrip(), {})
+                self._print_message("debug", format_traceback().rstrip(), {})
             else:
-                self.print_line(text().rstrip())
+                self.print_line(format_traceback().rstrip())
 
     def emit_event(self, /, **fields: Any) -> None:
         """Print one JSON object on its own line, at any verbosity and message format.
@@ -157,7 +157,7 @@ class Console:
     def _write(self, text: str) -> None:
         # Write each line with one call, one thread at a time. A closed stderr (None after `2>&-`) is not a failure, and
         # its text must not go to stdout, as with `print`.
-        with self.writing, contextlib.suppress(OSError):
+        with self.write_lock, contextlib.suppress(OSError):
             if sys.stderr is not None:
                 if fresh := self.fresh_line():
                     text = f"{fresh}{text}"
@@ -232,7 +232,7 @@ class _SharedPipe:
     def has_foreign_peer(self) -> bool:
         """Return whether the program at the other end is not known to be an ocistream.
 
-        The caller holds `Console.writing`.
+        The caller holds `Console.write_lock`.
         """
         if not self._is_peer_ocistream:
             self._is_peer_ocistream = self._try_lock(fcntl.LOCK_EX) is False

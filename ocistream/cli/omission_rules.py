@@ -35,7 +35,7 @@ class OmissionRules:
         """Parse the options, and raise UsageError if they do not fit the plan."""
         self._context = context
         self._plan = plan
-        options = context.omission
+        options = context.omission_options
         _check_plan(options.have, plan)
         #: The values of --have: a location that stores blobs, or None for a list.
         self._have = [(text, _parse_have(text)) for text in options.have]
@@ -58,7 +58,7 @@ class OmissionRules:
             digests = {blob.digest for blob in self._read_graph(location).blobs}
             reason = OmissionReason(BASE, location.reference.name if location.reference else location.text)
             self._add(omitted, text, {blob.digest: reason for blob in graph.blobs if blob.digest in digests})
-        if self._context.omission.only:
+        if self._context.omission_options.only:
             kept = self._select_only(graph)
             for blob in graph.blobs:
                 if blob.digest not in kept:
@@ -116,7 +116,7 @@ class OmissionRules:
         """Return the digests that --only selects; raise NotFoundError if no image has one of them."""
         available = {blob.digest for blob in graph.blobs}
         kept: set[str] = set()
-        for item in self._context.omission.only:
+        for item in self._context.omission_options.only:
             if not is_digest(item):
                 listed, found = self._search_list(item, graph)
                 kept.update(found)

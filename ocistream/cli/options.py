@@ -62,10 +62,10 @@ _COUNT: Final = "count"
 
 
 #: The headings of --help, in this order.
-MISSING: Final = "Only missing blobs"
+MISSING_BLOBS: Final = "Only missing blobs"
 MESSAGES: Final = "Messages"
 _OTHERS: Final = "Options"
-_SECTIONS: Final = (_OTHERS, SELECTION, SIGNATURES, OUTPUT, MISSING, ACCESS, TLS, PERFORMANCE, MESSAGES)
+_SECTIONS: Final = (_OTHERS, SELECTION, SIGNATURES, OUTPUT, MISSING_BLOBS, ACCESS, TLS, PERFORMANCE, MESSAGES)
 
 
 class Option(click.Option):
@@ -185,7 +185,7 @@ class RunOptions(ClientOptions):
     )
 
 
-_omission: Final = functools.partial(option, section=MISSING, not_configurable=SELECTS_CONTENT)
+_omission: Final = functools.partial(option, section=MISSING_BLOBS, not_configurable=SELECTS_CONTENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,7 @@ class MessageOptions:
 
 
 #: The groups. Their options are known without an import of any command.
-GROUPS: Final = (CopyOptions, OmissionOptions, RunOptions, RegistryOptions, MessageOptions)
+OPTION_GROUPS: Final = (CopyOptions, OmissionOptions, RunOptions, RegistryOptions, MessageOptions)
 
 
 def options_of(group: type[DataclassInstance], *names: str, side: str = "", help_text: str = "{}") -> list[Option]:
@@ -317,10 +317,10 @@ def _build_context(name: str, console: Console, values: dict[str, Any]) -> Comma
         command=name,
         console=console,
         run_options=run_options,
-        registry=_collect(RegistryOptions, values),
+        registry_options=_collect(RegistryOptions, values),
         sides={side: _collect(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
         copy_options=_collect(CopyOptions, values),
-        omission=_collect(OmissionOptions, values),
+        omission_options=_collect(OmissionOptions, values),
         configuration=click.get_current_context().meta.get(CONFIGURATION),
     )
     context.credentials.check_password_stdin()

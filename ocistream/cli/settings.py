@@ -16,7 +16,7 @@ import click
 
 from ocistream.api.registries import load_configuration
 from ocistream.cli.console import Console
-from ocistream.cli.options import CONFIGURATION, GROUPS, Option, options_of
+from ocistream.cli.options import CONFIGURATION, OPTION_GROUPS, Option, options_of
 from ocistream.config.toml_files import UnknownKeyError, flag, resolve_path
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
@@ -41,15 +41,15 @@ class Setting:
     where: str
 
 
-def apply_defaults(group: click.Context, name: str, command: click.Command, arguments: Sequence[str]) -> None:
-    """Set the defaults of a command, before it parses `arguments`, as the `default_map` of its group.
+def apply_defaults(group_context: click.Context, name: str, command: click.Command, arguments: Sequence[str]) -> None:
+    """Set the defaults of a command, before it parses `arguments`, as the `default_map` of the program's context.
 
     Variables go this way too: each value first passes its option's type and callback, so every error names the
     variable, or the file and the table. click's `auto_envvar_prefix` would create a variable for each option of each
     command.
     """
     # A first parse, only to learn which file --config names, and whether only help is wanted.
-    with click.Context(command, info_name=name, parent=group, resilient_parsing=True) as context:
+    with click.Context(command, info_name=name, parent=group_context, resilient_parsing=True) as context:
         given, _, _ = command.make_parser(context).parse_args(args=list(arguments))
         help_option = command.get_help_option(context)
     if help_option is not None and help_option.name in given:
@@ -64,24 +64,24 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
             # In skopeo this option prints the config, and the next word is an image.
             error.hint = "--config is ocistream's configuration file; --raw-config prints the config of an image"
         raise
-    group.meta[CONFIGURATION] = table
+    group_context.meta[CONFIGURATION] = table
     settings = read_settings(name, command, table, os.environ)
-    by_parameter = {option.name: settings[key].value for key, option in _own_options(command) if key in settings}
+    defaults = {option.name: settings[key].value for key, option in _own_options(command) if key in settings}
     if name != "config" and (config_variable := os.environ.get(variable_name("config"))):
-        by_parameter["config"] = config_variable
-    group.default_map = {name: by_parameter}
-    if isinstance(group.obj, Console):
-        log_format, progress = (given.get(key, [by_parameter.get(key)])[-1] for key in ("log_format", "progress"))
-        group.obj.as_json |= Console.is_json(log_format, progress)
+        defaults["config"] = config_variable
+    group_context.default_map = {name: defaults}
+    if isinstance(group_context.obj, Console):
+        log_format, progress = (given.get(key, [defaults.get(key)])[-1] for key in ("log_format", "progress"))
+        group_context.obj.as_json |= Console.is_json(log_format, progress)
         # `config` and `sync` read files that may name further variables: they check the variables themselves.
-        is_quiet = given.get("quiet") or (by_parameter.get("quiet") and not given.get("verbose"))
+        is_quiet = given.get("quiet") or (defaults.get("quiet") and not given.get("verbose"))
         if name not in {"config", "sync"} and not is_quiet:
-            warn_unused_variables(group.obj, os.environ, find_credential_variables(table))
+            warn_unused_variables(group_context.obj, os.environ, find_credential_variables(table))
             if "platform" in settings and not (given.get("platforms") or given.get("all_platforms")):
                 # Other defaults do not decide what is copied.
                 value, where = settings["platform"].value, settings["platform"].where
                 shown = ",".join(value) if isinstance(value, list) else str(value)
-                group.obj.info(f"--platform {printable(shown)} is set by {where}")
+                group_context.obj.info(f"--platform {printable(shown)} is set by {where}")
 
 
 def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> TomlTable | None:
@@ -197,7 +197,7 @@ def _find_similar_name(name: str, known: Collection[str], *, cutoff: float = 0.6
 def group_option_names() -> frozenset[str]:
     """Return the options of all groups that a variable or the file may set, by long name, without any command."""
     return frozenset(
-        option.long_name[2:] for group in GROUPS for option in options_of(group) if not option.not_configurable
+        option.long_name[2:] for group in OPTION_GROUPS for option in options_of(group) if not option.not_configurable
     )
 
 
