@@ -30,9 +30,9 @@ from ocistream.api.options import (
     ClientOptions,
     CopyOptions,
     Declaration,
-    Positive,
+    PositiveRange,
     RegistryOptions,
-    Whole,
+    WholeRange,
     option,
 )
 from ocistream.cli.context import CommandContext
@@ -253,15 +253,15 @@ def options_of(group: type[DataclassInstance], *names: str, side: str = "", help
             "is_flag": annotation == "bool" or None,
             "multiple": annotation.startswith(("tuple", "Sequence")),
             "count": declared.type == _COUNT,
-            "metavar": declared.metavar or ("N" if isinstance(declared.type, Whole) else None),
+            "metavar": declared.metavar or ("N" if isinstance(declared.type, WholeRange) else None),
             "callback": None if declared.check is None else functools.partial(_check, declared.check),
             "help": help_text.format(declared.help),
             "not_configurable": declared.not_configurable,
             "section": declared.section,
         }
-        if declared.text is not None:
+        if declared.cli_default is not None:
             # Otherwise click has defaults of its own, such as False for a switch.
-            attributes |= {"default": declared.text, "show_default": True}
+            attributes |= {"default": declared.cli_default, "show_default": True}
         if side:
             flags, attributes["help"] = (f"--{side}-{flags[-1][2:]}",), declared.side_help.format(SIDES[side])
         options.append(Option([*flags, f"{side}_{name}" if side else name], **attributes))
@@ -269,9 +269,9 @@ def options_of(group: type[DataclassInstance], *names: str, side: str = "", help
 
 
 def _click_type(declared: object) -> Any:
-    if isinstance(declared, Whole):
+    if isinstance(declared, WholeRange):
         return WholeNumber(declared.lowest, declared.highest)
-    if isinstance(declared, Positive):
+    if isinstance(declared, PositiveRange):
         return PositiveNumber(0, declared.highest, min_open=True)
     if declared == PATH:
         return FilePath()
