@@ -241,8 +241,8 @@ class Client:
             if targets
             else plan_copy_to_prefix(locations, to or "", options)
         ).with_policy(self._access.load_trust_policy())
-        destination_context = self._open_context(targets, event, plan.destination_registries)
-        source_context = self._open_context(sources, event)
+        destination_context = self._build_open_context(targets, event, plan.destination_registries)
+        source_context = self._build_open_context(sources, event)
         self._check_environment_credential(plan.source_registries | plan.destination_registries)
         opened_source, opened_destination = plan.open(
             replace(source_context, is_dry_run=dry_run), replace(destination_context, is_dry_run=dry_run)
@@ -299,7 +299,7 @@ class Client:
         ).list_signers(list_paths("keys", keys))
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
-        context = self._open_context(sources, event)
+        context = self._build_open_context(sources, event)
 
         def run() -> VerifyResult:
             with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
@@ -333,7 +333,7 @@ class Client:
         """
         from ocistream.api.inspection import inspect_location, to_plain_values
 
-        location, context = self._open_location(source, max_ratio, cancelled)
+        location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(list_platforms("platforms", platforms))
         return run_in_thread(
             lambda: to_plain_values(inspect_location(location, context, platforms=choice, max_ratio=max_ratio)),
@@ -360,7 +360,7 @@ class Client:
         """
         from ocistream.api.inspection import SingleImage
 
-        location, context = self._open_location(source, max_ratio, cancelled)
+        location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(() if platform is None else list_platforms("platform", platform))
         image = SingleImage(location=location, context=context, platforms=choice, max_ratio=max_ratio)
         return run_in_thread(image.find_digest, context.cancelled)
@@ -382,7 +382,7 @@ class Client:
         """
         from ocistream.api.inspection import list_names
 
-        location, context = self._open_location(source, max_ratio, cancelled)
+        location, context = self._begin_reading(source, max_ratio, cancelled)
         listed = run_in_thread(lambda: list_names(location, context, max_ratio=max_ratio), context.cancelled)
         if listed.incomplete_reason:
             raise listed.incomplete_error()
@@ -414,7 +414,7 @@ class Client:
         check_switches(by_digest=by_digest)
         references = [_parse_image_to_delete(image) for image in list_image_names(images)]
         registries = {reference.registry for reference in references}
-        context = self._open_context([], event, registries)
+        context = self._build_open_context([], event, registries)
         self._check_environment_credential(registries)
         deletions = delete_images(context.registries(), references, by_digest=by_digest)
         deleted = run_in_thread(lambda: list(deletions), event)
@@ -428,22 +428,22 @@ class Client:
             raise UsageError(msg)
         return LinkedEvent([self._closed, cancelled] if cancelled is not None else [self._closed])
 
-    def _open_location(
+    def _begin_reading(
         self, source: LocationLike, max_ratio: int, cancelled: threading.Event | None
     ) -> tuple[Location, OpenContext]:
         """Return the location of a call that reads only one, and its context."""
         event = self._begin(cancelled)
         RATIO_RANGE.check("max-ratio", max_ratio)
         argument = LocationArgument(source)
-        return argument.location, self._open_context([argument], event)
+        return argument.location, self._build_open_context([argument], event)
 
-    def _open_context(
+    def _build_open_context(
         self, arguments: Sequence[LocationArgument], cancelled: threading.Event, registries: Collection[str] = ()
     ) -> OpenContext:
         """Return the context of a call that names these locations, and further `registries`."""
         named = set(registries).union(*(argument.location.registries for argument in arguments))
         self._named_registries.update(dict.fromkeys(named))
-        context = self._access.build_context(lambda: self._http_client().for_transfer(cancelled), cancelled)
+        context = self._access.build_open_context(lambda: self._http_client().for_transfer(cancelled), cancelled)
         for argument in arguments:
             context = argument.bind(context)
         return context

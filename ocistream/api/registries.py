@@ -64,7 +64,7 @@ class RegistryAccess:
         #: How many bytes of each blob came from the cache, by digest.
         self.cached_sizes: Mapping[str, int] = {}
         #: Receive the headers of all responses of registries: the upload strategy, once there is a destination for it.
-        self._observers: list[Callable[[Endpoint, Callable[[str], str | None]], None]] = []
+        self._header_observers: list[Callable[[Endpoint, Callable[[str], str | None]], None]] = []
         #: Our configuration file; None without one.
         self.configuration = once(load_configuration)
         #: The rules of the configuration files, ours and containers'.
@@ -112,7 +112,7 @@ class RegistryAccess:
         from ocistream.registry.upload_strategy import UploadStrategy
 
         strategy = UploadStrategy(explicit_method=self._options.upload, jobs=self._options.jobs)
-        self._observers.append(strategy.observe_headers)
+        self._header_observers.append(strategy.observe_headers)
         return strategy
 
     def _open_upload_records(self) -> UploadRecords:
@@ -171,7 +171,7 @@ class RegistryAccess:
             on_retry=on_retry,
             cancelled=cancelled,
             rate_limits=self._rate_limits,
-            observers=self._observers,
+            header_observers=self._header_observers,
         )
         self._clients.append(client)
         return client
@@ -181,7 +181,7 @@ class RegistryAccess:
         for client in self._clients:
             client.close()
 
-    def build_context(self, create_client: Callable[[], HttpClient], cancelled: threading.Event) -> OpenContext:
+    def build_open_context(self, create_client: Callable[[], HttpClient], cancelled: threading.Event) -> OpenContext:
         """Return what opening a location needs; `create_client` creates the client for registries.
 
         Raises:

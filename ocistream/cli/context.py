@@ -133,7 +133,7 @@ class CommandContext:
                 cancelled=self.cancelled,
             )
 
-        open_context = self.access.build_context(create_client, self.cancelled)
+        open_context = self.access.build_open_context(create_client, self.cancelled)
         return replace(
             open_context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run_options.dry_run
         )

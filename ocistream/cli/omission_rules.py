@@ -90,7 +90,7 @@ class OmissionRules:
         from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
         with contextlib.closing(DiscardedBlobs(self._context.cancelled)) as discarded:
-            stored_blobs = open_stored_blobs(location, self._open_context(location), discarded)
+            stored_blobs = open_stored_blobs(location, self._build_open_context(location), discarded)
             stored = stored_blobs.stored(graph.blobs)
         return dict.fromkeys(sorted(stored), OmissionReason(HAVE, stored_blobs.origin))
 
@@ -98,10 +98,10 @@ class OmissionRules:
         from ocistream.transfer.discarded_blobs import read_graph
 
         selection = Selection(platforms=self._plan.selection.platforms, referrers="skip")
-        with contextlib.closing(open_source(location, self._open_context(location), selection)) as source:
+        with contextlib.closing(open_source(location, self._build_open_context(location), selection)) as source:
             return read_graph(source, self._context.cancelled)
 
-    def _open_context(self, location: Location) -> OpenContext:
+    def _build_open_context(self, location: Location) -> OpenContext:
         """Return the open context for a location that is queried or read.
 
         The sides of `copy` have separate credentials. A location in the source's registry uses those of the source; any

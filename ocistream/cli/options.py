@@ -311,16 +311,16 @@ def _build_context(name: str, console: Console, values: dict[str, Any]) -> Comma
         # Platforms of a variable or the file are only a default.
         given = values["platforms"] if source is ParameterSource.COMMANDLINE else ()
         values["platforms"] = ("all", *given)
-    run_options = _collect(RunOptions, values)
-    _collect(MessageOptions, values).apply(console, run_options.progress)
+    run_options = _pop_group(RunOptions, values)
+    _pop_group(MessageOptions, values).apply(console, run_options.progress)
     context = CommandContext(
         command=name,
         console=console,
         run_options=run_options,
-        registry_options=_collect(RegistryOptions, values),
-        sides={side: _collect(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
-        copy_options=_collect(CopyOptions, values),
-        omission_options=_collect(OmissionOptions, values),
+        registry_options=_pop_group(RegistryOptions, values),
+        sides={side: _pop_group(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
+        copy_options=_pop_group(CopyOptions, values),
+        omission_options=_pop_group(OmissionOptions, values),
         configuration=click.get_current_context().meta.get(CONFIGURATION),
     )
     context.credentials.check_password_stdin()
@@ -328,8 +328,8 @@ def _build_context(name: str, console: Console, values: dict[str, Any]) -> Comma
     return context
 
 
-def _collect(group: type[_Group], values: dict[str, Any], side: str = "") -> _Group:
-    """Remove the values of a group from the parameters; a command without an option of the group has its default."""
+def _pop_group(group: type[_Group], values: dict[str, Any], side: str = "") -> _Group:
+    """Return a group with its values, which are removed; an option that the command lacks has its default."""
     names = {field.name: f"{side}_{field.name}" if side else field.name for field in dataclasses.fields(group)}
     found = {name: values.pop(key) for name, key in names.items() if key in values}
     return group(**{name: value for name, value in found.items() if value is not None})

@@ -123,8 +123,8 @@ def reasons_against_defaults() -> dict[str, str]:
     reasons: dict[str, str] = {}
     for command in map(load_command, COMMANDS):
         for name, option in _own_options(command):
-            # --format of `pull` has a default, --format of `inspect` has none.
-            reasons[name] = reasons.get(name, "-") and option.not_configurable
+            # Of commands with options of one name, one that allows it is enough: --format of `pull`, not of `inspect`.
+            reasons[name] = reasons.get(name, option.not_configurable) and option.not_configurable
     return reasons
 
 

@@ -38,10 +38,9 @@ _END: Final = 0
 class CancelEvent(threading.Event):
     """The event that cancels a command. `is_set` is true as soon as a termination signal is sent to the process.
 
-    `wait` returns when the main thread has read the signal.
-
-    The main thread may be late on a busy machine, and nothing must become visible after the signal. So a signal counts
-    that the kernel has not delivered yet, or whose number the main thread has not read yet.
+    Nothing must become visible after the signal, and on a busy machine the main thread may be late. So `is_set` counts
+    a signal that the kernel has not delivered yet, or whose number the main thread has not read yet. `wait` returns
+    only when the main thread has read the number.
     """
 
     def __init__(self) -> None:

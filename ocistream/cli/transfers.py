@@ -41,9 +41,9 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
         rules = OmissionRules(context, plan)
     _check_registries(context, plan, rules.registries if rules else set())
     plan = plan.with_policy(context.access.load_trust_policy())
-    sides = list(context.sides) or ["", ""]
-    source_context = context.build_open_context(sides[0], registries=plan.source_registries)
-    destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
+    source_side, destination_side = list(context.sides) or ["", ""]
+    source_context = context.build_open_context(source_side, registries=plan.source_registries)
+    destination_context = context.build_open_context(destination_side, registries=plan.destination_registries)
     source, destination = plan.open(source_context, replace(destination_context, from_byte=from_byte))
     run_transfer(context, plan, source, destination, find_omitted=rules)
 

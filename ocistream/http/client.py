@@ -77,22 +77,22 @@ class HttpClient:
         on_retry: Callable[[RetryEvent], None] = lambda _: None,
         cancelled: threading.Event,
         rate_limits: RateLimits | None = None,
-        observers: Sequence[Callable[[Endpoint, Callable[[str], str | None]], None]] = (),
+        header_observers: Sequence[Callable[[Endpoint, Callable[[str], str | None]], None]] = (),
     ) -> None:
         """Set up the session; no connection is made yet.
 
         `find_credential(registry, repository)` looks up a credential, `find_host_settings(registry, repository)` the
         settings of a host. The repository is "" for requests that concern no repository. `on_retry` is called before
-        every wait, from any thread. `observers` are called for each response of a registry itself, with its endpoint
-        and a function that returns a header by its name; the caller may add some later. The clients of one run share
-        `rate_limits`.
+        every wait, from any thread. `header_observers` are called for each response of a registry itself, with its
+        endpoint and a function that returns a header by its name; the caller may add some later. The clients of one run
+        share `rate_limits`.
         """
         self._settings = settings
         self.cancelled = cancelled
         self._find_credential = find_credential
         #: Is called with each failure that is about to be retried.
         self.on_retry = on_retry
-        self._observers = observers
+        self._header_observers = header_observers
         self._rate_limits = rate_limits or RateLimits()
         #: Host and repository -> its settings.
         self._host_settings = OncePerKey[tuple[str, str], HostSettings](lambda key: find_host_settings(*key))
@@ -229,7 +229,7 @@ class HttpClient:
                 response = self._follow_redirects(request, url, header)
                 if response.origin != endpoint.origin:
                     return response
-                for observe in self._observers:
+                for observe in self._header_observers:
                     observe(endpoint, response.header)
                 challenges = None
                 if response.status == HTTPStatus.UNAUTHORIZED:

@@ -35,6 +35,7 @@ class SchemeState(enum.Enum):
 class Endpoint:
     """A registry endpoint: name, URL, origin, settings and authenticator. Safe for several threads."""
 
+    #: Set by the client, because requests for tokens need the endpoint.
     authenticator: Authenticator
 
     def __init__(

@@ -25,7 +25,7 @@ _MIN_BUFFER: Final = 16 * limits.KIB
 _MAX_BUFFER: Final = 256 * limits.KIB
 
 
-#: Guards the times of all throttles: each is held for some additions only.
+#: Guards the times of all throttles and rate limits; it is held for a few additions only.
 _lock: Final = threading.Lock()
 
 
@@ -104,7 +104,10 @@ class RateLimits:
         return max(delay, 0.0)
 
     def connection_limits(self, registry: str, limit_rate: float | None) -> ConnectionLimits:
-        """Return the limits of the connections to a registry with a limit of its own, or None, in bytes per second."""
+        """Return the limits of the connections to a registry.
+
+        `limit_rate` is the registry's own limit in bytes per second; None if it has none.
+        """
         key = registry if limit_rate else None
         if (known := self._connections.get(key)) is not None:
             return known

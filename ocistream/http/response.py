@@ -455,18 +455,18 @@ class _Collector:
 
     def readinto(self, view: memoryview, left: int) -> int:
         """Read a piece of a body of which `left` bytes are still to come."""
-        self._await(min(limits.CHUNK_SIZE, left, len(view)) if self._is_fast else 1)
+        self._set_awaited(min(limits.CHUNK_SIZE, left, len(view)) if self._is_fast else 1)
         try:
             count = self._socket.recv_into(view)
         except TimeoutError:
             if self._awaited == 1:
                 raise
             self._is_fast = False
-            self._await(1)
+            self._set_awaited(1)
             count = self._socket.recv_into(view)
         if left - count < limits.MIN_READ:
             # Nothing may be read after this, and the connection may be reused.
-            self._await(1)
+            self._set_awaited(1)
         self._counted += count
         if self._counted >= limits.CHUNK_SIZE:
             now = time.monotonic()
@@ -474,7 +474,7 @@ class _Collector:
             self._counted, self._counted_since = 0, now
         return count
 
-    def _await(self, size: int) -> None:
+    def _set_awaited(self, size: int) -> None:
         """Set the number of bytes that end a wait, and how long one may take."""
         if size < limits.MIN_READ:
             size = 1
