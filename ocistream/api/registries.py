@@ -50,12 +50,12 @@ class RegistryAccess:
         self,
         options: ClientOptions,
         env: Mapping[str, str],
-        load_configuration: Callable[[], TomlTable | None],
+        load_table: Callable[[], TomlTable | None],
         *,
         use_mirrors: bool = True,
         host_rules: Mapping[str, HostRule] | None = None,
     ) -> None:
-        """Take the settings; no file is read yet."""
+        """Take the settings; no file is read yet. `load_table` reads our configuration file."""
         self._options = options
         self._env = env
         self._use_mirrors = use_mirrors
@@ -66,7 +66,7 @@ class RegistryAccess:
         #: Receive the headers of all responses of registries: the upload strategy, once there is a destination for it.
         self._header_observers: list[Callable[[Endpoint, Callable[[str], str | None]], None]] = []
         #: Our configuration file; None without one.
-        self.configuration = once(load_configuration)
+        self.configuration = once(load_table)
         #: The rules of the configuration files, ours and containers'.
         self.rules = once(self._load_rules)
         #: How registries accept uploads, by the options or as this run learns it.

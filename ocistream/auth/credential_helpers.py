@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Maximum size of a helper's output in bytes.
-MAX_HELPER_ANSWER: Final = 64 * 1024
+MAX_HELPER_OUTPUT: Final = 64 * 1024
 #: Timeout of a helper in seconds, including the time in which a user types a passphrase.
 HELPER_TIMEOUT: Final = 30.0
 #: The name becomes part of a program's name.
@@ -73,7 +73,7 @@ class CredentialHelper:
         if status:
             raise self._error(f"exit status {status} of get")
         try:
-            fields = parse_json(output, "its answer", MAX_HELPER_ANSWER)
+            fields = parse_json(output, "its answer", MAX_HELPER_OUTPUT)
         except ArchiveError as error:
             # Without its cause, which contains the output.
             raise self._error(error.message) from None
@@ -124,8 +124,8 @@ class CredentialHelper:
         with process, called_at_forced_exit(process.kill):
             try:
                 output = _exchange(process, request, deadline)
-                if len(output) > MAX_HELPER_ANSWER:
-                    raise self._error(f"its output is larger than {MAX_HELPER_ANSWER} bytes")
+                if len(output) > MAX_HELPER_OUTPUT:
+                    raise self._error(f"its output is larger than {MAX_HELPER_OUTPUT} bytes")
                 return process.wait(max(0.0, deadline - time.monotonic())), output
             except (TimeoutError, subprocess.TimeoutExpired):
                 raise self._error(f"no answer within {HELPER_TIMEOUT:g} seconds") from None
@@ -143,7 +143,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes, deadline: float)
     with selectors.DefaultSelector() as waiting:
         waiting.register(stdin, selectors.EVENT_WRITE)
         waiting.register(stdout, selectors.EVENT_READ)
-        while len(output) <= MAX_HELPER_ANSWER:
+        while len(output) <= MAX_HELPER_OUTPUT:
             ready = [key.fileobj for key, _ in waiting.select(max(0.0, deadline - time.monotonic()))]
             if not ready:
                 raise TimeoutError
@@ -157,7 +157,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes, deadline: float)
                     waiting.unregister(stdin)
                     stdin.close()
             if stdout in ready:
-                part = stdout.read(MAX_HELPER_ANSWER + 1 - len(output))
+                part = stdout.read(MAX_HELPER_OUTPUT + 1 - len(output))
                 if not part:
                     break
                 output += part

@@ -36,9 +36,9 @@ class Console:
     `display` is the active progress bar, or None. It prints messages above itself, and is removed before an error.
     """
 
-    def __init__(self, verbosity: int = 0, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False) -> None:
         """Set what the options of a command may change later."""
-        self.verbosity = verbosity
+        self.verbosity = 0
         self.as_json = as_json
         self.display: ProgressBar | None = None
         #: Whether this is a server, which runs until a signal ends it: then a signal is not an error.

@@ -48,7 +48,8 @@ def apply_defaults(group_context: click.Context, name: str, command: click.Comma
     variable, or the file and the table. click's `auto_envvar_prefix` would create a variable for each option of each
     command.
     """
-    # A first parse, only to learn which file --config names, and whether only help is wanted.
+    # A first parse, only to learn which file --config names, and whether only help is wanted. It has a list for
+    # each option with a value (`Option.add_to_parser`).
     with click.Context(command, info_name=name, parent=group_context, resilient_parsing=True) as context:
         given, _, _ = command.make_parser(context).parse_args(args=list(arguments))
         help_option = command.get_help_option(context)

@@ -151,12 +151,13 @@ class Adapter(requests.adapters.BaseAdapter):
         raw, connection = cast("RawResponse", response.raw), cast("_Connection | None", response.connection)
         response.connection = cast("Any", None)
         if connection is None:
+            # It was released before.
             return
         if raw.is_last or not raw.is_complete:
             connection.close()
             return
         self._idle.append(connection)
-        # Closed before or after this connection was added: nothing else would close it.
+        # If the adapter was closed meanwhile, nothing else closes this connection.
         self._close_idle(keep=0 if self._is_closed else _MAX_IDLE)
 
     def close(self) -> None:

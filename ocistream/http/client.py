@@ -1,4 +1,4 @@
-"""The HTTP client: send a request with authorization, redirects, rate limits and retries until there is an answer.
+"""The HTTP client: send a request with authorization, redirects, rate limits and retries until there is a response.
 
 `HttpClient.request` is the path of every request; read it from top to bottom. This module knows nothing of manifests
 and blobs.
