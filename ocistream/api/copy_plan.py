@@ -199,6 +199,7 @@ class CopyPlan:
             check=check,
         )
         report = copy.run(dry_run=dry_run)
+        # Where the only image gets the name that the user gave, its own name may be unusable.
         if self.target is None and (self.destination.kind == "docker" or self.destination.name is not None):
             report_replaced_names(report.source_graph.roots)
         return report
@@ -215,6 +216,7 @@ class CopyPlan:
         first = self.sources[0]
         if len(self.sources) == 1 and first.reference is not None and self.target is None:
             return str(first.reference)
+        # If the image was renamed, its name is the one at the destination.
         return (root.origin if self.rename is not None else root.name or root.origin) or first.text
 
     def result_name(self, root: Root) -> str:

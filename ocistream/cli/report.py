@@ -215,6 +215,7 @@ def report_selected_platforms(roots: Iterable[Root], source: Source | None, *, i
 
 def _describe_selected(chosen: ChosenPlatforms, source: Source | None, *, into_docker_archive: bool) -> str:
     selected, listed_count = ", ".join(map(printable, chosen.platforms)), len(chosen.available)
+    # How many of the listed platforms the source has; at most, if it may lack some.
     count, may_lack = listed_count, False
     if source is not None and source.may_lack_blobs:
         from ocistream.transfer.incomplete_indexes import read_exported_platforms

@@ -51,7 +51,7 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
 def _check_registries(context: CommandContext, plan: CopyPlan, queried: set[str]) -> None:
     """Raise UsageError if options of one side contradict each other, or a user name could be for two registries.
 
-    `queried` are the registries that --have and --base ask.
+    `queried` are the registries that --have and --base ask; that of the source gets the source's credentials.
     """
     source = plan.source_registries
     destination = plan.destination_registries | (queried - source)
