@@ -133,7 +133,7 @@ class Client:
             host_rules=build_host_rules({} if registries is None else registries),
         )
         self._registry_options = RegistryOptions(plain_http=plain_http, insecure=insecure, **asdict(tls or TlsFiles()))
-        self._registry_options.tls_settings()
+        self._registry_options.load_tls_settings()
         check_credentials(credentials)
         self._credentials = credentials
         self._env = env

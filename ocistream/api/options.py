@@ -321,7 +321,7 @@ class RegistryOptions:
             client_key=certificate[1],
         )
 
-    def tls_settings(self) -> TlsSettings:
+    def load_tls_settings(self) -> TlsSettings:
         """Return the certificates that the options name, of which the key may be in the certificate's file.
 
         Raises:

@@ -156,7 +156,7 @@ class RegistryAccess:
             stall_timeout=self._options.stall_timeout,
             retry_policy=RetryPolicy(attempts=self._options.retries + 1),
             ca_bundle=_read_ca_bundle(self._env),
-            tls=registry_options.tls_settings(),
+            tls=registry_options.load_tls_settings(),
             requests_per_second=self._options.max_requests_per_second,
             proxies=_read_proxies(self._env),
             user_agent=f"ocistream/{__version__}",

@@ -15,7 +15,7 @@ from ocistream import limits, notices
 from ocistream.auth.tokens import (
     VISIBLE_ASCII,
     Challenge,
-    basic_header,
+    build_basic_header,
     build_get_request,
     build_oauth_request,
     describe_credential,
@@ -142,7 +142,7 @@ class Authenticator:
         if challenge.scheme == "bearer":
             return self._bearer_header(challenge, scopes)
         credential = self._find_credential(scopes)
-        return basic_header(credential) if credential and credential.registry_token is None else None
+        return build_basic_header(credential) if credential and credential.registry_token is None else None
 
     def answer_challenge(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
         """Return the header with which to repeat a request that got a 401.
@@ -237,7 +237,7 @@ class Authenticator:
         if credential is None or credential.registry_token is not None:
             msg = f"{self._registry} requires a user name and password, but none were found"
             raise self._login_error(msg)
-        header = basic_header(credential)
+        header = build_basic_header(credential)
         if header == refused:
             raise self._refused_error(credential)
         return header

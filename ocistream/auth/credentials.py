@@ -280,11 +280,11 @@ class Keychain:
             yield from self._file_places(self._load_named(Path(source.name), _CONFIGURATION), host, repository)
 
     def _file_places(self, file: AuthFile, host: str, repository: str) -> Iterator[_Place]:
-        host_helper = file.host_helper(host)
+        host_helper = file.find_host_helper(host)
         yield self._build_helper(host_helper, file.description)
         yield file.find_entry(host, repository)
         if host_helper is None:
-            yield self._build_helper(file.default_helper(), file.description)
+            yield self._build_helper(file.find_default_helper(), file.description)
 
     def _build_helper(self, name: str | None, configured_in: str) -> CredentialHelper | None:
         if not name:

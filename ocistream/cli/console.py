@@ -136,9 +136,9 @@ class Console:
         display = self.display
         return contextlib.nullcontext() if display is None else display.suspend()
 
-    def fresh_line(self) -> str:
+    def start_fresh_line(self) -> str:
         """Return text that starts an empty row if another program may have left the cursor inside one, else ""."""
-        return fresh_line_prefix() if can_draw() and not self.as_json and self.other_programs.can_write() else ""
+        return move_to_fresh_line() if can_draw() and not self.as_json and self.other_programs.can_write() else ""
 
     def _print_message(self, level: str, message: str, fields: dict[str, Any]) -> None:
         if self.as_json:
@@ -159,7 +159,7 @@ class Console:
         # its text must not go to stdout, as with `print`.
         with self.write_lock, contextlib.suppress(OSError):
             if sys.stderr is not None:
-                if fresh := self.fresh_line():
+                if fresh := self.start_fresh_line():
                     text = f"{fresh}{text}"
                 elif sys.stderr.isatty() and is_terminal_locked(2):
                     # Another process draws there: the cursor is at the beginning of one of its lines.
@@ -274,7 +274,7 @@ def can_draw() -> bool:
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_ci
 
 
-def fresh_line_prefix() -> str:
+def move_to_fresh_line() -> str:
     """Return text that moves the cursor to the start of an empty row; another program may have left it anywhere.
 
     A row of blanks wraps unless it begins in column 0, and the carriage return then ends on the next row (zsh's

@@ -417,7 +417,7 @@ class ProgressBar(Progress):
             else:
                 # Where another process draws, the cursor is at the beginning of one of its lines. An echoed ^C has
                 # moved the cursor.
-                start = self._console.fresh_line() or f"\r{_ERASE_LINE}"
+                start = self._console.start_fresh_line() or f"\r{_ERASE_LINE}"
                 self._write(f"{start}{text}\n")
         if was_drawn:
             self._draw()

@@ -212,7 +212,7 @@ class Adapter(requests.adapters.BaseAdapter):
         """Open a connection. A proxy opens a tunnel for https, and gets complete URLs for http."""
         origin, proxy = route.origin, self._find_proxy(route.origin)
         host, port = origin.host, origin.port
-        socket_options = _socket_options(route.connection_limits.socket_buffer)
+        socket_options = _list_socket_options(route.connection_limits.socket_buffer)
         options: dict[str, Any] = {"timeout": timeout, "socket_options": socket_options}
         is_encrypted = origin.scheme == "https"
         if proxy is not None:
@@ -270,11 +270,11 @@ class Adapter(requests.adapters.BaseAdapter):
         return parsed
 
 
-def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
+def _list_socket_options(buffer_size: int | None) -> list[tuple[int, int, int]]:
     """Return socket options that keep a connection alive while a registry stores a large blob.
 
-    Firewalls drop idle connections. `size` is the buffer size of the kernel in bytes, in each direction; None for its
-    own choice.
+    Firewalls drop idle connections. `buffer_size` is the size of the kernel's buffer in bytes, in each direction; None
+    for its own choice.
     """
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if hasattr(socket, "TCP_KEEPIDLE"):
@@ -282,8 +282,8 @@ def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         # Data in the kernel's buffer is lost when the connection breaks, and a pipe cannot be read again.
         options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT))
-    if size is not None:
-        options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
+    if buffer_size is not None:
+        options += [(socket.SOL_SOCKET, kind, buffer_size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
     return options
 
 

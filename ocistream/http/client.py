@@ -329,7 +329,7 @@ class HttpClient:
             tls = endpoint.tls
             if redirected_by is not None:
                 tls = find_tls_elsewhere(endpoint, target, self._settings_at(endpoint, target))
-        connection_limits = self._rate_limits.connection_limits(endpoint.registry, endpoint.settings.limit_rate)
+        connection_limits = self._rate_limits.connection_limits(endpoint.registry, endpoint.host_settings.limit_rate)
         return Route(target, tls, refuses_internal, connection_limits)
 
     # -- other requests -----------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ class HttpClient:
 
     def _settings_at(self, endpoint: Endpoint, origin: Origin) -> HostSettings:
         """Return the settings of the host at an origin, whichever host led to it."""
-        return endpoint.settings if origin == endpoint.origin else self._host_settings((origin.host_and_port, ""))
+        return endpoint.host_settings if origin == endpoint.origin else self._host_settings((origin.host_and_port, ""))
 
     def _is_external(self, origin: Origin) -> bool:
         """Return whether an origin has responded from an external address, or else resolves to one."""
