@@ -67,7 +67,7 @@ def apply_defaults(group_context: click.Context, name: str, command: click.Comma
         raise
     group_context.meta[CONFIGURATION] = table
     settings = read_settings(name, command, table, os.environ)
-    defaults = {option.name: settings[key].value for key, option in _own_options(command) if key in settings}
+    defaults = {option.name: settings[key].value for key, option in _list_own_options(command) if key in settings}
     if name != "config" and (config_variable := os.environ.get(variable_name("config"))):
         defaults["config"] = config_variable
     group_context.default_map = {name: defaults}
@@ -95,7 +95,7 @@ def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> Tom
     try:
         return load_configuration(None if explicit is None else Path(explicit), env)
     except UnknownKeyError as error:
-        names = _configurable_names()
+        names = _list_configurable_names()
         if not error.is_table and error.key not in names and (close := _find_similar_option(error.key, names)):
             error.hint = f"put options under [defaults]; did you mean {close}?"
         raise
@@ -106,24 +106,24 @@ def variable_name(name: str) -> str:
     return VARIABLE_PREFIX + name.upper().replace("-", "_")
 
 
-def _own_options(command: click.Command) -> Iterator[tuple[str, Option]]:
+def _list_own_options(command: click.Command) -> Iterator[tuple[str, Option]]:
     """Return the options of a command by long name, in the order of --help, but not --help itself."""
     return ((option.long_name[2:], option) for option in command.params if isinstance(option, Option))
 
 
-def configurable_options(command: click.Command) -> dict[str, Option]:
+def list_configurable_options(command: click.Command) -> dict[str, Option]:
     """Return the options of a command that a variable or the file may set, by long name, in the order of --help."""
-    return {name: option for name, option in _own_options(command) if not option.not_configurable}
+    return {name: option for name, option in _list_own_options(command) if not option.not_configurable}
 
 
 @functools.cache
-def reasons_against_defaults() -> dict[str, str]:
+def find_reasons_against_defaults() -> dict[str, str]:
     """Return the options of all commands by long name: why neither a variable nor the file sets one, "" if they may."""
     from ocistream.cli.entry_point import COMMANDS, load_command
 
     reasons: dict[str, str] = {}
     for command in map(load_command, COMMANDS):
-        for name, option in _own_options(command):
+        for name, option in _list_own_options(command):
             # Of commands with options of one name, one that allows it is enough: --format of `pull`, not of `inspect`.
             reasons[name] = reasons.get(name, option.not_configurable) and option.not_configurable
     return reasons
@@ -136,7 +136,7 @@ def read_settings(
 
     Every setting has passed the checks of its option.
     """
-    options, settings = configurable_options(command), {}
+    options, settings = list_configurable_options(command), {}
     with click.Context(command, info_name=name) as context:
         for key, setting in _read_file_settings(name, options, table):
             settings[key] = _check_setting(context, key, options[key], setting)
@@ -162,9 +162,9 @@ def _read_file_settings(
                 raise shared.key_error(key, "is a table, not a command", _suggest_name(key, COMMANDS))
         elif key in options:
             yield key, _build_setting(shared, key, options[key], f"{table.label} [defaults]")
-        elif key not in group_option_names():
+        elif key not in list_group_option_names():
             # It may be an option of another command. To import all commands takes 20 ms.
-            _check_option_name(shared, key, _configurable_names())
+            _check_option_name(shared, key, _list_configurable_names())
     command_table = shared.table(name)
     for key in command_table.values:
         _check_option_name(command_table, key, options, of=f"`ocistream {name}`")
@@ -174,7 +174,7 @@ def _read_file_settings(
 def _check_option_name(table: TomlTable, key: str, known: Collection[str], of: str = "any command") -> None:
     if key in known:
         return
-    if reason := reasons_against_defaults().get(key):
+    if reason := find_reasons_against_defaults().get(key):
         raise table.key_error(key, "has no default", reason)
     raise table.key_error(key, f"is not an option of {of}", _suggest_name(key, known))
 
@@ -195,15 +195,15 @@ def _find_similar_name(name: str, known: Collection[str], *, cutoff: float = 0.6
 
 
 @functools.cache
-def group_option_names() -> frozenset[str]:
+def list_group_option_names() -> frozenset[str]:
     """Return the options of all groups that a variable or the file may set, by long name, without any command."""
     return frozenset(
         option.long_name[2:] for group in OPTION_GROUPS for option in options_of(group) if not option.not_configurable
     )
 
 
-def _configurable_names() -> list[str]:
-    return [name for name, reason in reasons_against_defaults().items() if not reason]
+def _list_configurable_names() -> list[str]:
+    return [name for name, reason in find_reasons_against_defaults().items() if not reason]
 
 
 def _build_setting(table: TomlTable, key: str, option: Option, where: str) -> Setting:
@@ -274,7 +274,7 @@ def warn_unused_variables(console: Console, env: Mapping[str, str], used: Collec
     names = {name for name, value in env.items() if name.startswith(VARIABLE_PREFIX) and value}
     unused = [name for name in sorted(names - used_variables) if not _KUBERNETES_VARIABLE.match(name)]
     # The names of all options are known only after an import of all commands.
-    reasons = {variable_name(key): reason for key, reason in reasons_against_defaults().items()} if unused else {}
+    reasons = {variable_name(key): reason for key, reason in find_reasons_against_defaults().items()} if unused else {}
     for name in unused:
         reason = reasons.get(name)
         if reason is None:

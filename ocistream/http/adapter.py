@@ -411,7 +411,7 @@ def _send_all(
         connection.settimeout(timeout)
     sent = 0
     while sent < len(view):
-        if response is not None and response.arrives_early(timeout):
+        if response is not None and response.has_early_response(timeout):
             raise BrokenPipeError(errno.EPIPE, "the response came before the complete request was sent")
         try:
             sent += connection.send(view[sent:], flags)

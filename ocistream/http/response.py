@@ -246,10 +246,10 @@ class RawResponse:
         """The file that http.client reads the head of a tunnel from."""
         return self
 
-    def arrives_early(self, timeout: float) -> bool:
-        """Wait until the request can be sent on; return whether the final response has started to arrive already.
+    def has_early_response(self, timeout: float) -> bool:
+        """Wait until more of the request can be sent, or data arrives; return whether the final response has started.
 
-        The server may still wait for the rest of the request, so the connection is not reused.
+        After that the server may still wait for the rest of the request, so the connection is not reused.
 
         Raises:
             TimeoutError: for `timeout` seconds nothing could be sent and nothing arrived.
