@@ -78,7 +78,7 @@ class QuickTransport(HttpClient):
             rate_limits=pace,
             on_retry=self.told.append,
             cancelled=cancelled or threading.Event(),
-            observers=[self.upload_strategy.observe_headers],
+            header_observers=[self.upload_strategy.observe_headers],
         )
 
     def wait(self, seconds: float) -> None:

@@ -78,7 +78,7 @@ def check_call(cancelled: object, observer: object = None) -> None:
 
 def list_texts(name: str, value: object) -> tuple[str, ...]:
     """Return an argument that is one text, or several."""
-    return tuple(_text(name, item) for item in _list(name, value, str, "text, or several texts"))
+    return tuple(_require_text(name, item) for item in _list(name, value, str, "text, or several texts"))
 
 
 def list_paths(name: str, value: object) -> tuple[str, ...]:
@@ -87,10 +87,10 @@ def list_paths(name: str, value: object) -> tuple[str, ...]:
     return tuple(require_path(name, path) for path in paths)
 
 
-def list_images(value: object) -> list[str | Reference]:
+def list_image_names(value: object) -> list[str | Reference]:
     """Return the argument of `delete`: one image, or several, each as text or as a `Reference`."""
     images = _list("images", value, (str, Reference), "an image, or several images")
-    return [item if isinstance(item, Reference) else _text("images", item) for item in images]
+    return [item if isinstance(item, Reference) else _require_text("images", item) for item in images]
 
 
 def list_platforms(name: str, value: object) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def list_platforms(name: str, value: object) -> tuple[str, ...]:
     for item in _list(name, value, (str, Platform), "a platform, or several platforms"):
         if isinstance(item, Platform):
             check_texts(os=item.os, architecture=item.architecture, variant=item.variant, os_version=item.os_version)
-        platforms.append(str(item) if isinstance(item, Platform) else _text(name, item))
+        platforms.append(str(item) if isinstance(item, Platform) else _require_text(name, item))
     return tuple(platforms)
 
 
@@ -127,7 +127,7 @@ def _list(name: str, value: object, types: type | tuple[type, ...], expected: st
     return value
 
 
-def _text(name: str, value: object) -> str:
+def _require_text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise _wrong_type(name, value, "text")
     return value
@@ -166,14 +166,14 @@ class LocationArgument:
             description = printable(name, 1024) if isinstance(name, str) else "the file object"
             self.location = Location("path", description, path=Path(description), is_stream=True)
 
-    def rename(self, name: str | None, kind: str | None) -> None:
-        """Set the image's name at this destination, and what to write to it.
+    def set_name_and_format(self, name: str | None, kind: str | None) -> None:
+        """Set the image's name at this destination, and the format to write, one of `_FORMATS`.
 
         Raises:
             UsageError: the location is in a registry, or the kind is unknown.
         """
-        own = self.location.kind
-        if kind is not None and own not in {"path", kind} and own in _FORMATS:
+        current = self.location.kind
+        if kind is not None and current not in {"path", kind} and current in _FORMATS:
             msg = f"{printable(self.location.text)} says what to write, but `format` is {printable(kind)!r}"
             raise UsageError(msg, hint="omit one of them")
         if kind is not None and (kind not in _FORMATS or self.location.reference is not None):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import inspect as signatures
 import os
 import threading
 from contextlib import closing
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -20,7 +20,7 @@ from ocistream.api.arguments import (
     check_switches,
     check_texts,
     check_type,
-    list_images,
+    list_image_names,
     list_locations,
     list_paths,
     list_platforms,
@@ -29,7 +29,7 @@ from ocistream.api.arguments import (
 )
 from ocistream.api.copy_plan import plan_copy, plan_copy_to_prefix
 from ocistream.api.options import (
-    RATIO,
+    RATIO_RANGE,
     ClientOptions,
     CopyOptions,
     RegistryOptions,
@@ -133,12 +133,13 @@ class Client:
             host_rules=build_host_rules({} if registries is None else registries),
         )
         self._registry_options = RegistryOptions(plain_http=plain_http, insecure=insecure, **asdict(tls or TlsFiles()))
-        self._registry_options.tls_settings()
+        self._registry_options.load_tls_settings()
         check_credentials(credentials)
         self._credentials = credentials
         self._env = env
-        #: Registries that calls named, as keys; a mirror from the configuration is none of them.
-        self._named: dict[str, None] = {}
+        #: Registries that calls named, as keys; a mirror from the configuration is none of them. (A dict is safe for
+        #: several threads.)
+        self._named_registries: dict[str, None] = {}
         self._http_client = once(self._create_http_client)
 
     def __enter__(self) -> Self:
@@ -210,7 +211,7 @@ class Client:
             compress=compress,
         )
         check_switches(all_tags=all_tags, referrers=referrers, dry_run=dry_run)
-        RATIO.check("max-ratio", max_ratio)
+        RATIO_RANGE.check("max-ratio", max_ratio)
         options = CopyOptions(
             platforms=list_platforms("platforms", platforms),
             images=list_texts("images", images),
@@ -234,14 +235,14 @@ class Client:
             raise UsageError(msg)
         targets = [] if destination is None else [LocationArgument(destination)]
         for target in targets:
-            target.rename(name, format)
+            target.set_name_and_format(name, format)
         plan = (
             plan_copy(locations, targets[0].location, options)
             if targets
             else plan_copy_to_prefix(locations, to or "", options)
         ).with_policy(self._access.load_trust_policy())
-        destination_context = self._open_context(targets, event, plan.destination_registries)
-        source_context = self._open_context(sources, event)
+        destination_context = self._build_open_context(targets, event, plan.destination_registries)
+        source_context = self._build_open_context(sources, event)
         self._check_environment_credential(plan.source_registries | plan.destination_registries)
         opened_source, opened_destination = plan.open(
             replace(source_context, is_dry_run=dry_run), replace(destination_context, is_dry_run=dry_run)
@@ -290,7 +291,7 @@ class Client:
         event = self._begin(cancelled, observer)
         check_texts(certificate_identity=certificate_identity, certificate_oidc_issuer=certificate_oidc_issuer)
         check_switches(deep=deep)
-        RATIO.check("max-ratio", max_ratio)
+        RATIO_RANGE.check("max-ratio", max_ratio)
         signers = CopyOptions(
             certificate_identity=certificate_identity,
             certificate_oidc_issuer=certificate_oidc_issuer,
@@ -298,7 +299,7 @@ class Client:
         ).list_signers(list_paths("keys", keys))
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
-        context = self._open_context(sources, event)
+        context = self._build_open_context(sources, event)
 
         def run() -> VerifyResult:
             with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
@@ -332,7 +333,7 @@ class Client:
         """
         from ocistream.api.inspection import inspect_location, to_plain_values
 
-        location, context = self._open_location(source, max_ratio, cancelled)
+        location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(list_platforms("platforms", platforms))
         return run_in_thread(
             lambda: to_plain_values(inspect_location(location, context, platforms=choice, max_ratio=max_ratio)),
@@ -359,7 +360,7 @@ class Client:
         """
         from ocistream.api.inspection import SingleImage
 
-        location, context = self._open_location(source, max_ratio, cancelled)
+        location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(() if platform is None else list_platforms("platform", platform))
         image = SingleImage(location=location, context=context, platforms=choice, max_ratio=max_ratio)
         return run_in_thread(image.find_digest, context.cancelled)
@@ -381,7 +382,7 @@ class Client:
         """
         from ocistream.api.inspection import list_names
 
-        location, context = self._open_location(source, max_ratio, cancelled)
+        location, context = self._begin_reading(source, max_ratio, cancelled)
         listed = run_in_thread(lambda: list_names(location, context, max_ratio=max_ratio), context.cancelled)
         if listed.incomplete_reason:
             raise listed.incomplete_error()
@@ -411,9 +412,9 @@ class Client:
 
         event = self._begin(cancelled)
         check_switches(by_digest=by_digest)
-        references = [_parse_deleted(image) for image in list_images(images)]
+        references = [_parse_image_to_delete(image) for image in list_image_names(images)]
         registries = {reference.registry for reference in references}
-        context = self._open_context([], event, registries)
+        context = self._build_open_context([], event, registries)
         self._check_environment_credential(registries)
         deletions = delete_images(context.registries(), references, by_digest=by_digest)
         deleted = run_in_thread(lambda: list(deletions), event)
@@ -427,22 +428,22 @@ class Client:
             raise UsageError(msg)
         return LinkedEvent([self._closed, cancelled] if cancelled is not None else [self._closed])
 
-    def _open_location(
+    def _begin_reading(
         self, source: LocationLike, max_ratio: int, cancelled: threading.Event | None
     ) -> tuple[Location, OpenContext]:
         """Return the location of a call that reads only one, and its context."""
         event = self._begin(cancelled)
-        RATIO.check("max-ratio", max_ratio)
+        RATIO_RANGE.check("max-ratio", max_ratio)
         argument = LocationArgument(source)
-        return argument.location, self._open_context([argument], event)
+        return argument.location, self._build_open_context([argument], event)
 
-    def _open_context(
+    def _build_open_context(
         self, arguments: Sequence[LocationArgument], cancelled: threading.Event, registries: Collection[str] = ()
     ) -> OpenContext:
         """Return the context of a call that names these locations, and further `registries`."""
         named = set(registries).union(*(argument.location.registries for argument in arguments))
-        self._named.update(dict.fromkeys(named))
-        context = self._access.build_context(lambda: self._http_client().for_transfer(cancelled), cancelled)
+        self._named_registries.update(dict.fromkeys(named))
+        context = self._access.build_open_context(lambda: self._http_client().for_transfer(cancelled), cancelled)
         for argument in arguments:
             context = argument.bind(context)
         return context
@@ -474,7 +475,7 @@ class Client:
             self._env,
             home=find_home(self._env),
             given=given if isinstance(given, Credential) else None,
-            named_registries=frozenset(self._named),
+            named_registries=frozenset(self._named_registries),
             configured=self._access.rules().credentials,
         )
         return keychain.find(registry, repository)
@@ -488,10 +489,10 @@ def _with_new_client(method: Callable[Concatenate[Client, _P], _R]) -> Callable[
         with Client() as client:
             return method(client, *args, **kwargs)
 
-    signature = signatures.signature(method)
+    own = signature(method)
     # `inspect` and `help` read this attribute; the type of functions does not declare it.
-    call.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[parameter for name, parameter in signature.parameters.items() if name != "self"]
+    call.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[parameter for name, parameter in own.parameters.items() if name != "self"]
     )
     return call
 
@@ -504,7 +505,7 @@ tags = _with_new_client(Client.tags)
 delete = _with_new_client(Client.delete)
 
 
-def _parse_deleted(image: str | Reference) -> Reference:
+def _parse_image_to_delete(image: str | Reference) -> Reference:
     reference = parse_reference(image, default_tag=False) if isinstance(image, str) else check_reference(image)
     if reference.tag is None and reference.digest is None:
         msg = f"{reference} is a repository, not an image"

@@ -76,7 +76,8 @@ class CopyPlan:
     rename: Callable[[Graph], Graph] | None = None
     mount_from: tuple[str, ...] = ()
     recompression: RecompressionSettings | None = None
-    #: One of these must have signed each image; empty if no signatures are required. Their files have these contents.
+    #: Signers with the contents of their files; one of them must have signed each image. Empty if no signatures are
+    #: required.
     signers: Mapping[Signer, str]
     #: The policy of the configuration; None if there is none.
     policy: TrustPolicy | None = None
@@ -106,6 +107,16 @@ class CopyPlan:
         if self.destination.kind == "docker":
             return {parse_registry(self.destination.text.partition("/")[0])}
         return set()
+
+    def with_policy(self, policy: TrustPolicy | None) -> CopyPlan:
+        """Return the plan with the policy of the configuration, if there is one."""
+        if policy is None or not policy.rules:
+            return self
+        references = [location.reference for location in (*self.sources, self.destination)]
+        # The names in an archive are not known yet; finding its signatures costs no request.
+        needs = policy.needs_signatures(references, may_have_names=None in references[:-1])
+        selection = replace(self.selection, with_signatures=self.selection.with_signatures or needs)
+        return replace(self, policy=policy, selection=selection)
 
     def open(self, source_context: OpenContext, destination_context: OpenContext) -> tuple[Source, Destination]:
         """Open the source, then the destination, which creates a file.
@@ -145,14 +156,14 @@ class CopyPlan:
         jobs: int,
         prefetch_memory: int,
         cancelled: threading.Event,
-        omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
+        find_omitted: Callable[[Graph], Mapping[str, OmissionReason]] | None = None,
         on_resolved: Callable[[Graph], None] = lambda _graph: None,
         dry_run: bool = False,
     ) -> Report:
         """Copy between the opened locations, which stay open.
 
-        The options are those of `transfer.copy.Copy`.
-        With `dry_run`, nothing is written; the destination was opened for that (`OpenContext.is_dry_run`).
+        The options are those of `transfer.copy.Copy`. With `dry_run`, nothing is written; the destination was opened
+        for that (`OpenContext.is_dry_run`).
 
         Raises:
             OcistreamError: the first failure; nothing new is visible in the destination.
@@ -164,7 +175,7 @@ class CopyPlan:
                 self._check_digest_stays(graph, self.recompression)
 
         plain_layers = None
-        if self.compresses_plain_layers(omits=omit is not None):
+        if self.compresses_plain_layers(can_omit=find_omitted is not None):
             plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
         check = None
         if self.signers or self.policy is not None:
@@ -182,25 +193,41 @@ class CopyPlan:
             cancelled=cancelled,
             on_resolved=check_resolved,
             rename=self.rename or (lambda graph: graph),
-            omit=omit,
+            omit=find_omitted,
             recompression=self.recompression,
             plain_layers=plain_layers,
             check=check,
         )
         report = copy.run(dry_run=dry_run)
+        # Where the only image gets the name that the user gave, its own name may be unusable.
         if self.target is None and (self.destination.kind == "docker" or self.destination.name is not None):
             report_replaced_names(report.source_graph.roots)
         return report
 
-    def with_policy(self, policy: TrustPolicy | None) -> CopyPlan:
-        """Return the plan with the policy of the configuration, if there is one."""
-        if policy is None or not policy.rules:
-            return self
-        references = [location.reference for location in (*self.sources, self.destination)]
-        # The names in an archive are not known yet; finding its signatures costs no request.
-        needs = policy.needs_signatures(references, may_have_names=None in references[:-1])
-        selection = replace(self.selection, with_signatures=self.selection.with_signatures or needs)
-        return replace(self, policy=policy, selection=selection)
+    def compresses_plain_layers(self, *, can_omit: bool) -> bool:
+        """Return whether plain layers are recompressed if `docker save` wrote the source or one of several archives.
+
+        If the copy can omit blobs, they keep their digests, since blobs are omitted by digest.
+        """
+        return self.reads_archives and (self.is_remote or not can_omit)
+
+    def source_name(self, root: Root) -> str:
+        """Return the name of an image at its source."""
+        first = self.sources[0]
+        if len(self.sources) == 1 and first.reference is not None and self.target is None:
+            return str(first.reference)
+        # If the image was renamed, its name is the one at the destination.
+        return (root.origin if self.rename is not None else root.name or root.origin) or first.text
+
+    def result_name(self, root: Root) -> str:
+        """Return the name of an image in the results."""
+        if self.target is not None:
+            return self.target(root).name
+        if self.destination.reference is not None:
+            return self.destination.reference.name
+        if self.is_remote and self.destination.name:
+            return self.destination.name
+        return root.name or root.origin or self.sources[0].text
 
     def _find_names(self, root: Root) -> Sequence[str]:
         """Return the name that an image gets at the destination, unless it keeps its own."""
@@ -239,30 +266,6 @@ class CopyPlan:
             )
             raise IntegrityError(msg, hint="omit --compress, or push to a tag")
 
-    def compresses_plain_layers(self, *, omits: bool) -> bool:
-        """Return whether plain layers are recompressed if `docker save` wrote the source or one of several archives.
-
-        If the copy `omits` blobs, they keep their digests, since blobs are omitted by digest.
-        """
-        return self.reads_archives and (self.is_remote or not omits)
-
-    def source_name(self, root: Root) -> str:
-        """Return the name of an image at its source."""
-        first = self.sources[0]
-        if len(self.sources) == 1 and first.reference is not None and self.target is None:
-            return str(first.reference)
-        return (root.origin if self.rename is not None else root.name or root.origin) or first.text
-
-    def label(self, root: Root) -> str:
-        """Return the name of an image in the results."""
-        if self.target is not None:
-            return self.target(root).name
-        if self.destination.reference is not None:
-            return self.destination.reference.name
-        if self.is_remote and self.destination.name:
-            return self.destination.name
-        return root.name or root.origin or self.sources[0].text
-
 
 def plan_copy(
     sources: Sequence[Location],
@@ -289,13 +292,13 @@ def plan_copy(
     is_one_platform = only_this_platform or (destination.kind == "docker-archive" and not is_remote)
     target = None
     select: ImageSelector = select_existing_images
-    choose = None
+    filter_tags = None
     if options.all_tags or options.tags:
         from ocistream.oci.tag_filters import glob_filter
 
         _check_repositories(sources, destination, options)
-        choose = glob_filter(options.tags)
-        select = select_by_tag(choose, None if options.tags else _untagged_hint(sources[0], destination))
+        filter_tags = glob_filter(options.tags)
+        select = select_by_tag(filter_tags, None if options.tags else _untagged_hint(sources[0], destination))
         if destination.reference is not None:
             target = _build_tag_target(destination.reference)
             select = _require_distinct_targets(target, select)
@@ -315,7 +318,7 @@ def plan_copy(
         sources=tuple(sources),
         destination=destination,
         options=options,
-        selection=_build_selection(options, select, choose, is_one_platform=is_one_platform),
+        selection=_build_selection(options, select, filter_tags, is_one_platform=is_one_platform),
         target=target,
         rename=_build_rename(destination.name, destination.kind) if destination.name and not is_remote else None,
         # A remote ocistream gets the option as it is.
@@ -369,7 +372,7 @@ def _load_signers(options: CopyOptions) -> dict[Signer, str]:
 def _build_selection(
     options: CopyOptions,
     select: ImageSelector,
-    tags: Callable[[Sequence[str]], Sequence[str]] | None = None,
+    filter_tags: Callable[[Sequence[str]], Sequence[str]] | None = None,
     *,
     is_one_platform: bool = False,
 ) -> Selection:
@@ -379,22 +382,22 @@ def _build_selection(
         options.max_ratio,
         referrers="skip" if options.no_referrers else "copy",
         with_signatures=bool(options.list_signers()),
-        tags=tags,
+        tags=filter_tags,
     )
 
 
 def _check_each_push(
     select: ImageSelector, target: Callable[[Root], Reference], check_push: Callable[[Reference], None]
 ) -> ImageSelector:
-    """Return the selection with a check that the configuration allows the push of each selected image."""
+    """Return `select` with a check that the configuration allows the push of each selected image."""
 
-    def selected(roots: Sequence[Root], where: str) -> Sequence[Root]:
-        chosen = select(roots, where)
-        for root in chosen:
+    def select_and_check(roots: Sequence[Root], where: str) -> Sequence[Root]:
+        selected = select(roots, where)
+        for root in selected:
             check_push(target(root))
-        return chosen
+        return selected
 
-    return selected
+    return select_and_check
 
 
 def _check_one_image(sources: Sequence[Location], destination: Location, options: CopyOptions) -> None:
@@ -532,7 +535,7 @@ def _require_distinct_targets(target: Callable[[Root], Reference], select: Image
     The selection raises UsageError if two do.
     """
 
-    def chosen(roots: Sequence[Root], where: str) -> Sequence[Root]:
+    def select_and_check(roots: Sequence[Root], where: str) -> Sequence[Root]:
         selected = select(roots, where)
         roots_by_target: dict[Reference, Root] = {}
         for root in selected:
@@ -544,7 +547,7 @@ def _require_distinct_targets(target: Callable[[Root], Reference], select: Image
                 raise UsageError(msg, hint=hint)
         return selected
 
-    return chosen
+    return select_and_check
 
 
 def _build_tag_target(repository: Reference) -> Callable[[Root], Reference]:

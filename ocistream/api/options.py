@@ -45,7 +45,7 @@ ACCESS: Final = "Registry access"
 TLS: Final = "TLS"
 
 
-class Whole(NamedTuple):
+class WholeRange(NamedTuple):
     """A whole number in a range."""
 
     lowest: int
@@ -61,7 +61,7 @@ class Whole(NamedTuple):
             raise UsageError(msg)
 
 
-class Positive(NamedTuple):
+class PositiveRange(NamedTuple):
     """A number above 0. Only the command line enforces `highest`."""
 
     highest: int
@@ -74,7 +74,7 @@ class Positive(NamedTuple):
 
 
 #: What --max-ratio may be.
-RATIO: Final = Whole(1, 1_000_000)
+RATIO_RANGE: Final = WholeRange(1, 1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +82,14 @@ class Declaration:
     """What a field of an options class declares, beside its name, its type and its default."""
 
     help: str
-    #: `Whole`, `Positive`, PATH, a tuple of choices, or a function that parses text; None for text and switches.
+    #: `WholeRange`, `PositiveRange`, PATH, a tuple of choices, or a function that parses text; None for text and
+    #: switches.
     type: object = None
     #: Spellings on the command line, if they are not the field's name.
     flags: Sequence[str] = ()
     metavar: str | None = None
     #: The default as the command line writes it; None if the command line has no default.
-    text: object = None
+    cli_default: object = None
     #: Checks the parsed value.
     check: Callable[[Any], object] | None = None
     #: Why neither a variable nor the configuration file sets the option; "" if they do.
@@ -104,8 +105,9 @@ def option(default: object = None, **attributes: Any) -> Any:  # noqa: ANN401 - 
 
     A boolean field is a switch. A tuple or a sequence is an option that repeats.
     """
+    # 0 equals False.
     if default not in {None, False, ()}:
-        attributes = {"text": default, **attributes}
+        attributes = {"cli_default": default, **attributes}
     return dataclasses.field(default=default, metadata={"option": Declaration(**attributes)})
 
 
@@ -166,22 +168,22 @@ def _check_compression(text: str | None) -> None:
 class ClientOptions:
     """Options of all requests and transfers of one client, or of one run of the command line."""
 
-    jobs: int = option(DEFAULT_JOBS, type=Whole(1, MAX_JOBS), help="Parallel blobs, and connections in total.")
+    jobs: int = option(DEFAULT_JOBS, type=WholeRange(1, MAX_JOBS), help="Parallel blobs, and connections in total.")
     memory: int = option(
         limits.PREFETCH_MEMORY,
         type=parse_memory,
-        text=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
+        cli_default=f"{limits.PREFETCH_MEMORY // limits.MIB}MiB",
         metavar="SIZE",
         help="Buffer for fetching layers over several connections, in total.",
     )
     cache: str | os.PathLike[str] | None = option(
         type=PATH, metavar="DIR", help="Directory for fetched blobs, created if missing; runs may share it."
     )
-    retries: int = option(5, type=Whole(0, 20), help="Retries of a request.")
+    retries: int = option(5, type=WholeRange(0, 20), help="Retries of a request.")
     # At most a day, because a socket accepts no more.
-    connect_timeout: float = option(15, type=Positive(86_400), metavar="SECONDS", help="Timeout for connecting.")
+    connect_timeout: float = option(15, type=PositiveRange(86_400), metavar="SECONDS", help="Timeout for connecting.")
     stall_timeout: float = option(
-        60, type=Positive(86_400), metavar="SECONDS", help="Abort a connection after SECONDS without data."
+        60, type=PositiveRange(86_400), metavar="SECONDS", help="Abort a connection after SECONDS without data."
     )
     limit_rate: float | None = option(
         type=parse_rate,
@@ -189,11 +191,11 @@ class ClientOptions:
         help="Limit bytes per second in each direction, over all connections: 500k (512000), 10M.",
     )
     max_requests_per_second: float | None = option(
-        type=Positive(10_000), metavar="N", help="Maximum requests per second to each host; default: no limit."
+        type=PositiveRange(10_000), metavar="N", help="Maximum requests per second to each host; default: no limit."
     )
     upload: UploadMethod | None = option(
         type=parse_upload,
-        text="auto",
+        cli_default="auto",
         metavar="auto|stream|put|chunk=SIZE",
         help="Upload each blob in one PATCH (stream), one PUT, or PATCHes of SIZE.",
     )
@@ -211,7 +213,7 @@ def parse_client_options(**values: Any) -> ClientOptions:  # noqa: ANN401 - the 
         kind = fields[name].metadata["option"].type
         if value is None and fields[name].default is None:
             continue
-        if isinstance(kind, Whole | Positive):
+        if isinstance(kind, WholeRange | PositiveRange):
             kind.check(name.replace("_", "-"), value)
         elif callable(kind):
             values[name] = kind(value)
@@ -319,7 +321,7 @@ class RegistryOptions:
             client_key=certificate[1],
         )
 
-    def tls_settings(self) -> TlsSettings:
+    def load_tls_settings(self) -> TlsSettings:
         """Return the certificates that the options name, of which the key may be in the certificate's file.
 
         Raises:
@@ -385,7 +387,7 @@ class CopyOptions:
         help="Recompress layers (new digests).",
     )
     max_ratio: int = option(
-        limits.MAX_RATIO, type=RATIO, help="Abort if a layer expands over N-fold and to over 1 GiB."
+        limits.MAX_RATIO, type=RATIO_RANGE, help="Abort if a layer expands over N-fold and to over 1 GiB."
     )
     #: The maximum size of a volume, in bytes; 0 writes one file.
     split: int = option(

@@ -50,12 +50,12 @@ class RegistryAccess:
         self,
         options: ClientOptions,
         env: Mapping[str, str],
-        load_configuration: Callable[[], TomlTable | None],
+        load_table: Callable[[], TomlTable | None],
         *,
         use_mirrors: bool = True,
         host_rules: Mapping[str, HostRule] | None = None,
     ) -> None:
-        """Take the settings; no file is read yet."""
+        """Take the settings; no file is read yet. `load_table` reads our configuration file."""
         self._options = options
         self._env = env
         self._use_mirrors = use_mirrors
@@ -64,9 +64,9 @@ class RegistryAccess:
         #: How many bytes of each blob came from the cache, by digest.
         self.cached_sizes: Mapping[str, int] = {}
         #: Receive the headers of all responses of registries: the upload strategy, once there is a destination for it.
-        self._observers: list[Callable[[Endpoint, Callable[[str], str | None]], None]] = []
+        self._header_observers: list[Callable[[Endpoint, Callable[[str], str | None]], None]] = []
         #: Our configuration file; None without one.
-        self.configuration = once(load_configuration)
+        self.configuration = once(load_table)
         #: The rules of the configuration files, ours and containers'.
         self.rules = once(self._load_rules)
         #: How registries accept uploads, by the options or as this run learns it.
@@ -112,7 +112,7 @@ class RegistryAccess:
         from ocistream.registry.upload_strategy import UploadStrategy
 
         strategy = UploadStrategy(explicit_method=self._options.upload, jobs=self._options.jobs)
-        self._observers.append(strategy.observe_headers)
+        self._header_observers.append(strategy.observe_headers)
         return strategy
 
     def _open_upload_records(self) -> UploadRecords:
@@ -155,8 +155,8 @@ class RegistryAccess:
             connect_timeout=self._options.connect_timeout,
             stall_timeout=self._options.stall_timeout,
             retry_policy=RetryPolicy(attempts=self._options.retries + 1),
-            ca_file=_read_ca_file(self._env),
-            tls=registry_options.tls_settings(),
+            ca_bundle=_read_ca_bundle(self._env),
+            tls=registry_options.load_tls_settings(),
             requests_per_second=self._options.max_requests_per_second,
             proxies=_read_proxies(self._env),
             user_agent=f"ocistream/{__version__}",
@@ -171,7 +171,7 @@ class RegistryAccess:
             on_retry=on_retry,
             cancelled=cancelled,
             rate_limits=self._rate_limits,
-            observers=self._observers,
+            header_observers=self._header_observers,
         )
         self._clients.append(client)
         return client
@@ -181,7 +181,7 @@ class RegistryAccess:
         for client in self._clients:
             client.close()
 
-    def build_context(self, create_client: Callable[[], HttpClient], cancelled: threading.Event) -> OpenContext:
+    def build_open_context(self, create_client: Callable[[], HttpClient], cancelled: threading.Event) -> OpenContext:
         """Return what opening a location needs; `create_client` creates the client for registries.
 
         Raises:
@@ -267,7 +267,7 @@ def _build_host_settings_lookup(
     return find
 
 
-def _read_ca_file(env: Mapping[str, str]) -> str | None:
+def _read_ca_bundle(env: Mapping[str, str]) -> str | None:
     """Return SSL_CERT_FILE. A missing file is an error here, before connections fail and are retried."""
     path = env.get("SSL_CERT_FILE") or None
     if path is not None and not exists(path):

@@ -78,7 +78,7 @@ def list_images(report: Report, plan: CopyPlan) -> list[ImageResult]:
         ImageResult(
             root.origin
             if plan.destination.name is not None and root.origin and not root.is_synthesized
-            else plan.label(root),
+            else plan.result_name(root),
             None if root.is_synthesized else source.descriptor.digest,
             report.graph.image_id(root),
         )
@@ -92,4 +92,4 @@ def _name(source: Root, root: Root, plan: CopyPlan) -> str:
     A new digest without a name exists only in the archive or layout that was written, so that is named.
     """
     is_named = root.name or root.origin or root.descriptor.digest == source.descriptor.digest
-    return plan.label(root) if plan.destination.kind == "docker" or is_named else plan.destination.text
+    return plan.result_name(root) if plan.destination.kind == "docker" or is_named else plan.destination.text

@@ -49,7 +49,7 @@ class RegistrySettings:
         from ocistream.http.settings import HostSettings
         from ocistream.registry.configuration import HostRule
 
-        tls = RegistryOptions(**asdict(self.tls or TlsFiles())).tls_settings()
+        tls = RegistryOptions(**asdict(self.tls or TlsFiles())).load_tls_settings()
         is_set = {
             "plain-http": self.plain_http is not None,
             "insecure": self.insecure is not None,

@@ -15,7 +15,7 @@ from ocistream import limits, notices
 from ocistream.auth.tokens import (
     VISIBLE_ASCII,
     Challenge,
-    basic_header,
+    build_basic_header,
     build_get_request,
     build_oauth_request,
     describe_credential,
@@ -81,15 +81,18 @@ class Authenticator:
         self._send = send
         self._format_hint = format_hint
         self._clock = clock
-        self._look_up = find_credential
+        self._look_up_credential = find_credential
         #: The locks under which one thread sends a secret (its header is the key), or fetches a token (its scopes).
         self._locks: KeyedLocks[str | tuple[str, ...]] = KeyedLocks()
+        #: The registry's last challenge.
         self._challenge: Challenge | None = None
         #: Repository -> its credential.
         self._credentials = OncePerKey(self._load_credential)
-        self._tokens: dict[tuple[str, ...], _Token] = {}
+        #: The scopes of a caller -> those that challenges of the registry have added.
         self._added_scopes: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._refusals: dict[tuple[str, ...], str] = {}
+        #: All scopes of a token request -> its token, or the message of its refusal.
+        self._tokens: dict[tuple[str, ...], _Token] = {}
+        self._token_refusals: dict[tuple[str, ...], str] = {}
         #: Headers with a secret that the registry has accepted, and others that it has refused.
         self._accepted: set[str] = set()
         self._refused: set[str] = set()
@@ -106,9 +109,9 @@ class Authenticator:
         generator if the registry does not respond.
 
         Raises:
-            AuthenticationError, RegistryError, UsageError: as `authorization` and `answer_challenge`.
+            AuthenticationError, RegistryError, UsageError: as `find_header` and `answer_challenge`.
         """
-        first = self.authorization(scopes)
+        first = self.find_header(scopes)
         challenges = yield from self._attempt(first, scopes)
         if challenges is None:
             return
@@ -116,30 +119,13 @@ class Authenticator:
         challenges = yield from self._attempt(second, scopes)
         if challenges is None:
             return
-        # Either the first token expired on its way, or is not valid yet by the registry's clock. Or the secret itself
-        # was refused: then `answer_challenge` raises, unless the registry now requires a token instead of the password.
+        # A third attempt helps in two cases. The first token of this request expired on its way, or is not valid yet by
+        # the registry's clock. Or the secret itself was refused: then `answer_challenge` raises, unless the registry
+        # now requires a token instead of the password.
         if (first is None and _is_token_expired(challenges)) or self._is_only_credential(second, scopes):
             yield from self._attempt(self.answer_challenge(challenges, scopes, second), scopes)
 
-    def _attempt(
-        self, header: str | None, scopes: tuple[str, ...]
-    ) -> Generator[str | None, Sequence[str] | None, Sequence[str] | None]:
-        """Yield a header; return the challenges. Until a secret is accepted, other requests wait for its result.
-
-        Raises:
-            AuthenticationError: another request sent the secret meanwhile, and it was refused.
-        """
-        if header is None or header in self._accepted or not self._is_only_credential(header, scopes):
-            return (yield header)
-        with self._locks[header]:
-            if header in self._refused:
-                raise self._refused_error(self._find_credential(scopes))
-            challenges = yield header
-            if header not in self._accepted:
-                (self._accepted if challenges is None else self._refused).add(header)
-            return challenges
-
-    def authorization(self, scopes: tuple[str, ...]) -> str | None:
+    def find_header(self, scopes: tuple[str, ...]) -> str | None:
         """Return the header to send up front; None until the registry has sent a challenge.
 
         After a Bearer challenge this is a token for `scopes`, stored or new, so that no body is sent only to be
@@ -156,7 +142,7 @@ class Authenticator:
         if challenge.scheme == "bearer":
             return self._bearer_header(challenge, scopes)
         credential = self._find_credential(scopes)
-        return basic_header(credential) if credential and credential.registry_token is None else None
+        return build_basic_header(credential) if credential and credential.registry_token is None else None
 
     def answer_challenge(self, www_authenticate: Sequence[str], scopes: tuple[str, ...], refused: str | None) -> str:
         """Return the header with which to repeat a request that got a 401.
@@ -179,9 +165,8 @@ class Authenticator:
             requested_scopes = challenge.parameters.get("scope", "").split()[:MAX_ADDED_SCOPES]
             with self._locks[scopes]:
                 added_scopes = self._added_scopes.get(scopes, ())
-                self._added_scopes[scopes] = (added_scopes + missing_scopes(requested_scopes, scopes + added_scopes))[
-                    :MAX_ADDED_SCOPES
-                ]
+                added_scopes += missing_scopes(requested_scopes, scopes + added_scopes)
+                self._added_scopes[scopes] = added_scopes[:MAX_ADDED_SCOPES]
             for key, token in self._tokens.copy().items():
                 if token.header == refused:
                     self._tokens.pop(key, None)
@@ -191,7 +176,25 @@ class Authenticator:
                 # No server issues another token for a registry token.
                 raise self._refused_error(credential)
             return header
-        return self._next_basic(refused, scopes)
+        return self._answer_basic(refused, scopes)
+
+    def _attempt(
+        self, header: str | None, scopes: tuple[str, ...]
+    ) -> Generator[str | None, Sequence[str] | None, Sequence[str] | None]:
+        """Yield a header; return the challenges. Until a secret is accepted, other requests wait for its result.
+
+        Raises:
+            AuthenticationError: another request sent the secret meanwhile, and it was refused.
+        """
+        if header is None or header in self._accepted or not self._is_only_credential(header, scopes):
+            return (yield header)
+        with self._locks[header]:
+            if header in self._refused:
+                raise self._refused_error(self._find_credential(scopes))
+            challenges = yield header
+            if header not in self._accepted:
+                (self._accepted if challenges is None else self._refused).add(header)
+            return challenges
 
     def _is_only_credential(self, header: str, scopes: tuple[str, ...]) -> bool:
         """Return whether a header cannot be replaced by another one if it is refused."""
@@ -221,7 +224,7 @@ class Authenticator:
         return self._credentials(next(names, ""))
 
     def _load_credential(self, repository: str) -> Credential | None:
-        credential = self._look_up(repository)
+        credential = self._look_up_credential(repository)
         if credential is None:
             notices.notify(f"{self._registry}: asking anonymously: no credentials were found", level=1)
             return None
@@ -229,12 +232,12 @@ class Authenticator:
         notices.notify(f"{self._registry}: asking with {describe_credential(credential)}", level=1)
         return credential
 
-    def _next_basic(self, refused: str | None, scopes: tuple[str, ...]) -> str:
+    def _answer_basic(self, refused: str | None, scopes: tuple[str, ...]) -> str:
         credential = self._find_credential(scopes)
         if credential is None or credential.registry_token is not None:
             msg = f"{self._registry} requires a user name and password, but none were found"
             raise self._login_error(msg)
-        header = basic_header(credential)
+        header = build_basic_header(credential)
         if header == refused:
             raise self._refused_error(credential)
         return header
@@ -265,9 +268,9 @@ class Authenticator:
         with self._locks[all_scopes]:
             if (stored_token := self._find_token(all_scopes, credential)) is not None:
                 return stored_token.header
-            if all_scopes in self._refusals:
+            if all_scopes in self._token_refusals:
                 # Repeating a wrong password locks accounts, so parallel workers share the refusal.
-                raise self._login_error(self._refusals[all_scopes], credential)
+                raise self._login_error(self._token_refusals[all_scopes], credential)
             new_token = self._fetch_token(challenge, all_scopes, credential)
             self._tokens[all_scopes] = new_token
             return new_token.header
@@ -302,8 +305,8 @@ class Authenticator:
                 if credential
                 else "requires credentials, but none were found"
             )
-            self._refusals[wanted] = f"the token server {server} of {self._registry} {reason}"
-            raise self._login_error(self._refusals[wanted], credential)
+            self._token_refusals[wanted] = f"the token server {server} of {self._registry} {reason}"
+            raise self._login_error(self._token_refusals[wanted], credential)
         where = f"the answer of the token server {server} of {self._registry}"
         if not 200 <= response.status < 300:
             msg = f"the token server {server} of {self._registry} answered {response.status}"

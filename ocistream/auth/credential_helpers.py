@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Maximum size of a helper's output in bytes.
-MAX_HELPER_ANSWER: Final = 64 * 1024
+MAX_HELPER_OUTPUT: Final = 64 * 1024
 #: Timeout of a helper in seconds, including the time in which a user types a passphrase.
 HELPER_TIMEOUT: Final = 30.0
 #: The name becomes part of a program's name.
@@ -71,15 +71,15 @@ class CredentialHelper:
         if status and _NOT_FOUND in output:
             return None
         if status:
-            raise self._failed(f"exit status {status} of get")
+            raise self._error(f"exit status {status} of get")
         try:
-            fields = parse_json(output, "its answer", MAX_HELPER_ANSWER)
+            fields = parse_json(output, "its answer", MAX_HELPER_OUTPUT)
         except ArchiveError as error:
             # Without its cause, which contains the output.
-            raise self._failed(error.message) from None
+            raise self._error(error.message) from None
         username, secret = fields.get("Username", ""), fields.get("Secret", "")
         if not isinstance(username, str) or not isinstance(secret, str):
-            raise self._failed("its output has no user name and secret")
+            raise self._error("its output has no user name and secret")
         return (username, secret) if username or secret else None
 
     def store(self, server: str, username: str, secret: str) -> None:
@@ -88,7 +88,7 @@ class CredentialHelper:
         Raises:
             AuthenticationError: as `get`.
         """
-        self._do("store", json.dumps({"ServerURL": server, "Username": username, "Secret": secret}).encode())
+        self._run_or_fail("store", json.dumps({"ServerURL": server, "Username": username, "Secret": secret}).encode())
 
     def erase(self, server: str) -> None:
         """Remove `server` from the helper.
@@ -96,14 +96,14 @@ class CredentialHelper:
         Raises:
             AuthenticationError: as `get`.
         """
-        self._do("erase", server.encode())
+        self._run_or_fail("erase", server.encode())
 
-    def _do(self, verb: str, request: bytes) -> None:
+    def _run_or_fail(self, verb: str, request: bytes) -> None:
         status, _ = self._run(verb, request)
         if status:
-            raise self._failed(f"exit status {status} of {verb}")
+            raise self._error(f"exit status {status} of {verb}")
 
-    def _failed(self, reason: str) -> AuthenticationError:
+    def _error(self, reason: str) -> AuthenticationError:
         msg = f"credential helper {self.program} failed: {reason}"
         return AuthenticationError(msg, hint=f"install or repair the helper, or remove it from {self.configured_in}")
 
@@ -113,22 +113,22 @@ class CredentialHelper:
         entries = [entry for entry in self.env.get("PATH", "").split(os.pathsep) if Path(entry).is_absolute()]
         path = shutil.which(self.program, path=os.pathsep.join(entries))
         if path is None:
-            raise self._failed("it is not in PATH")
+            raise self._error("it is not in PATH")
         deadline = time.monotonic() + HELPER_TIMEOUT
         try:
             process = subprocess.Popen(
                 [path, verb], bufsize=0, env=dict(self.env), stdin=PIPE, stdout=PIPE, stderr=DEVNULL
             )
         except OSError as error:
-            raise self._failed(error.strerror or "it cannot be run") from error
+            raise self._error(error.strerror or "it cannot be run") from error
         with process, called_at_forced_exit(process.kill):
             try:
                 output = _exchange(process, request, deadline)
-                if len(output) > MAX_HELPER_ANSWER:
-                    raise self._failed(f"its output is larger than {MAX_HELPER_ANSWER} bytes")
+                if len(output) > MAX_HELPER_OUTPUT:
+                    raise self._error(f"its output is larger than {MAX_HELPER_OUTPUT} bytes")
                 return process.wait(max(0.0, deadline - time.monotonic())), output
             except (TimeoutError, subprocess.TimeoutExpired):
-                raise self._failed(f"no answer within {HELPER_TIMEOUT:g} seconds") from None
+                raise self._error(f"no answer within {HELPER_TIMEOUT:g} seconds") from None
             finally:
                 process.kill()
 
@@ -143,7 +143,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes, deadline: float)
     with selectors.DefaultSelector() as waiting:
         waiting.register(stdin, selectors.EVENT_WRITE)
         waiting.register(stdout, selectors.EVENT_READ)
-        while len(output) <= MAX_HELPER_ANSWER:
+        while len(output) <= MAX_HELPER_OUTPUT:
             ready = [key.fileobj for key, _ in waiting.select(max(0.0, deadline - time.monotonic()))]
             if not ready:
                 raise TimeoutError
@@ -157,7 +157,7 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes, deadline: float)
                     waiting.unregister(stdin)
                     stdin.close()
             if stdout in ready:
-                part = stdout.read(MAX_HELPER_ANSWER + 1 - len(output))
+                part = stdout.read(MAX_HELPER_OUTPUT + 1 - len(output))
                 if not part:
                     break
                 output += part

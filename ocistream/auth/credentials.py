@@ -110,6 +110,7 @@ class Keychain:
         ("--authfile"). It replaces all other such files, as in skopeo: to use another file would be a choice that the
         user does not see.
         """
+        #: The path of the file, and the option that names it.
         self.auth_file = auth_file
         self._env = env
         self._home = home
@@ -130,6 +131,7 @@ class Keychain:
         """
         if self.auth_file is not None:
             file = self._load_named(*self.auth_file)
+            # Both check the section that they read.
             file.find_helper("")
             file.list_entries("")
 
@@ -156,7 +158,7 @@ class Keychain:
                 notices.notify(f"{host}: {source} of the configuration has no credential for it")
         return None
 
-    def sources(self, registry: str) -> list[str]:
+    def list_places(self, registry: str) -> list[str]:
         """Return the names of the places that are asked for a registry, in order, up to the first with a credential.
 
         No helper is run, and no secret is returned.
@@ -189,7 +191,7 @@ class Keychain:
         check_storable(credential)
         path = self._docker_path()
         file = self._load(path, self._docker_variable()) or AuthFile(self._display_path(path), {})
-        helper = self._helper(file.find_helper(host), file.description)
+        helper = self._build_helper(file.find_helper(host), file.description)
         if helper is None:
             self._write_entry(path, host, encode_entry(credential))
             return file.display_name
@@ -216,7 +218,7 @@ class Keychain:
         if file is None:
             return None
         places = []
-        helper = self._helper(file.find_helper(host), file.description)
+        helper = self._build_helper(file.find_helper(host), file.description)
         # Helpers differ in their reply to `erase` for an unknown server; their replies to `get` are alike.
         if helper is not None and helper.get(docker_server_name(host)) is not None:
             helper.erase(docker_server_name(host))
@@ -273,18 +275,18 @@ class Keychain:
         if source.kind == "env":
             yield self._from_variables(source.name)
         elif source.kind == "helper":
-            yield self._helper(source.name, _CONFIGURATION)
+            yield self._build_helper(source.name, _CONFIGURATION)
         else:
             yield from self._file_places(self._load_named(Path(source.name), _CONFIGURATION), host, repository)
 
     def _file_places(self, file: AuthFile, host: str, repository: str) -> Iterator[_Place]:
-        host_helper = file.host_helper(host)
-        yield self._helper(host_helper, file.description)
+        host_helper = file.find_host_helper(host)
+        yield self._build_helper(host_helper, file.description)
         yield file.find_entry(host, repository)
         if host_helper is None:
-            yield self._helper(file.default_helper(), file.description)
+            yield self._build_helper(file.find_default_helper(), file.description)
 
-    def _helper(self, name: str | None, configured_in: str) -> CredentialHelper | None:
+    def _build_helper(self, name: str | None, configured_in: str) -> CredentialHelper | None:
         if not name:
             return None
         from ocistream.auth.credential_helpers import CredentialHelper

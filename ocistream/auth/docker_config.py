@@ -111,29 +111,29 @@ class AuthFile:
         """The document's name in errors: the file, and the variable that names the file."""
         return describe_file(self.display_name, self.variable)
 
-    def host_helper(self, host: str) -> str | None:
-        """Return the helper of this host; "" if helpers are disabled for it, None if `default_helper` applies."""
+    def find_host_helper(self, host: str) -> str | None:
+        """Return the helper of this host; "" if helpers are disabled for it, None if `find_default_helper` applies."""
         helpers = self._section("credHelpers")
         for key in helpers:
             if _parse_key(key) == host:
-                return _text(helpers, key, f"{self.description}: credHelpers")
+                return _read_text(helpers, key, f"{self.description}: credHelpers")
         return None
 
-    def default_helper(self) -> str:
+    def find_default_helper(self) -> str:
         """Return the helper of all other hosts, "" for none."""
-        return _text(self.fields, "credsStore", self.description)
+        return _read_text(self.fields, "credsStore", self.description)
 
     def find_helper(self, host: str) -> str:
         """Return the helper that stores the secrets of `host`, "" for none."""
-        host_helper = self.host_helper(host)
-        return self.default_helper() if host_helper is None else host_helper
+        host_helper = self.find_host_helper(host)
+        return self.find_default_helper() if host_helper is None else host_helper
 
     def find_entry(self, host: str, repository: str) -> Credential | None:
         """Return the credential of `auths` with the longest key that contains `host`/`repository`."""
         scope = f"{host}/{repository}" if repository else host
         while scope:
             for key, fields in self.list_entries(scope):
-                credential = self._credential(key, fields)
+                credential = self._parse_entry(key, fields)
                 if credential is not None:
                     return credential
             scope = scope.rpartition("/")[0]
@@ -145,7 +145,7 @@ class AuthFile:
         keys = sorted(
             (key for key in auths if _parse_key(key) == scope), key=lambda key: key != docker_server_name(scope)
         )
-        return [(key, _object(auths[key], self._where(key))) for key in keys]
+        return [(key, _read_object(auths[key], self._where(key))) for key in keys]
 
     def with_entry(self, host: str, entry: dict[str, str] | None) -> dict[str, Any]:
         """Return all fields with `entry` as the only entry of `host`, or without any entry if it is None."""
@@ -157,16 +157,16 @@ class AuthFile:
         return self.fields | {"auths": auths}
 
     def _section(self, name: str) -> dict[str, Any]:
-        return _object(self.fields.get(name), f"{self.description}: {name}")
+        return _read_object(self.fields.get(name), f"{self.description}: {name}")
 
     def _where(self, key: str) -> str:
         return f"{self.description}: auths of {printable(key)}"
 
-    def _credential(self, key: str, fields: dict[str, Any]) -> Credential | None:
+    def _parse_entry(self, key: str, fields: dict[str, Any]) -> Credential | None:
         where = self._where(key)
-        token, auth = (_text(fields, name, where) for name in ("identitytoken", "auth"))
-        registry_token = _text(fields, "registrytoken", where)
-        username, password = (_text(fields, name, where) for name in ("username", "password"))
+        token, auth = (_read_text(fields, name, where) for name in ("identitytoken", "auth"))
+        registry_token = _read_text(fields, "registrytoken", where)
+        username, password = (_read_text(fields, name, where) for name in ("username", "password"))
         if auth:
             username, password = _decode_auth(auth, where)
         if token:
@@ -181,7 +181,7 @@ def describe_file(display_name: str, variable: str) -> str:
     return f"{display_name} (named by {variable})" if variable else display_name
 
 
-def _object(value: object, where: str) -> dict[str, Any]:
+def _read_object(value: object, where: str) -> dict[str, Any]:
     """Return a JSON object; null becomes an empty one, as in Docker."""
     if value is None:
         return {}
@@ -191,7 +191,7 @@ def _object(value: object, where: str) -> dict[str, Any]:
     return value
 
 
-def _text(fields: Mapping[str, Any], name: str, where: str) -> str:
+def _read_text(fields: Mapping[str, Any], name: str, where: str) -> str:
     value = fields.get(name)
     if value is None:
         return ""

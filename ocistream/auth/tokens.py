@@ -118,7 +118,7 @@ def build_get_request(realm: str, service: str, scopes: tuple[str, ...], credent
     fields += [("scope", scope) for scope in scopes]
     headers = {"Accept": "application/json"}
     if credential is not None:
-        headers["Authorization"] = basic_header(credential)
+        headers["Authorization"] = build_basic_header(credential)
         if credential.username not in {"", TOKEN_USERNAME}:
             fields.append(("account", credential.username))
     query = urlencode(fields, errors="surrogateescape")
@@ -135,7 +135,7 @@ def build_oauth_request(realm: str, service: str, scopes: tuple[str, ...], ident
     return TokenRequest("POST", realm, headers, urlencode(fields, errors="surrogateescape").encode())
 
 
-def basic_header(credential: Credential) -> str:
+def build_basic_header(credential: Credential) -> str:
     """Return the Basic header of a credential (RFC 7617); an identity token takes the password's place.
 
     Raises:

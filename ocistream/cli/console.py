@@ -36,9 +36,9 @@ class Console:
     `display` is the active progress bar, or None. It prints messages above itself, and is removed before an error.
     """
 
-    def __init__(self, verbosity: int = 0, *, as_json: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False) -> None:
         """Set what the options of a command may change later."""
-        self.verbosity = verbosity
+        self.verbosity = 0
         self.as_json = as_json
         self.display: ProgressBar | None = None
         #: Whether this is a server, which runs until a signal ends it: then a signal is not an error.
@@ -51,7 +51,7 @@ class Console:
         #: Set by the first signal: the command must end.
         self.cancelled = CancelEvent()
         #: Held to write to stderr, or to a log. It is recursive: a display prints messages while it draws.
-        self.writing = threading.RLock()
+        self.write_lock = threading.RLock()
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Console:
@@ -114,13 +114,13 @@ class Console:
         if hint:
             self.print_line(sanitize_line(f"  {hint}"))
 
-    def print_traceback(self, text: Callable[[], str]) -> None:
+    def print_traceback(self, format_traceback: Callable[[], str]) -> None:
         """Print a traceback at verbosity 2."""
         if self.verbosity > 1:
             if self.as_json:
-                self._print_message("debug", text().rstrip(), {})
+                self._print_message("debug", format_traceback().rstrip(), {})
             else:
-                self.print_line(text().rstrip())
+                self.print_line(format_traceback().rstrip())
 
     def emit_event(self, /, **fields: Any) -> None:
         """Print one JSON object on its own line, at any verbosity and message format.
@@ -136,9 +136,9 @@ class Console:
         display = self.display
         return contextlib.nullcontext() if display is None else display.suspend()
 
-    def fresh_line(self) -> str:
+    def start_fresh_line(self) -> str:
         """Return text that starts an empty row if another program may have left the cursor inside one, else ""."""
-        return fresh_line_prefix() if can_draw() and not self.as_json and self.other_programs.can_write() else ""
+        return move_to_fresh_line() if can_draw() and not self.as_json and self.other_programs.can_write() else ""
 
     def _print_message(self, level: str, message: str, fields: dict[str, Any]) -> None:
         if self.as_json:
@@ -157,9 +157,9 @@ class Console:
     def _write(self, text: str) -> None:
         # Write each line with one call, one thread at a time. A closed stderr (None after `2>&-`) is not a failure, and
         # its text must not go to stdout, as with `print`.
-        with self.writing, contextlib.suppress(OSError):
+        with self.write_lock, contextlib.suppress(OSError):
             if sys.stderr is not None:
-                if fresh := self.fresh_line():
+                if fresh := self.start_fresh_line():
                     text = f"{fresh}{text}"
                 elif sys.stderr.isatty() and is_terminal_locked(2):
                     # Another process draws there: the cursor is at the beginning of one of its lines.
@@ -232,7 +232,7 @@ class _SharedPipe:
     def has_foreign_peer(self) -> bool:
         """Return whether the program at the other end is not known to be an ocistream.
 
-        The caller holds `Console.writing`.
+        The caller holds `Console.write_lock`.
         """
         if not self._is_peer_ocistream:
             self._is_peer_ocistream = self._try_lock(fcntl.LOCK_EX) is False
@@ -274,7 +274,7 @@ def can_draw() -> bool:
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_ci
 
 
-def fresh_line_prefix() -> str:
+def move_to_fresh_line() -> str:
     """Return text that moves the cursor to the start of an empty row; another program may have left it anywhere.
 
     A row of blanks wraps unless it begins in column 0, and the carriage return then ends on the next row (zsh's

@@ -62,11 +62,11 @@ class CommandContext:
     command: str
     console: Console
     run_options: RunOptions
-    registry: RegistryOptions
+    registry_options: RegistryOptions
     #: The options of `copy` for one side alone, by side: "src" and "dest". Empty for other commands.
     sides: Mapping[str, RegistryOptions]
     copy_options: CopyOptions
-    omission: OmissionOptions
+    omission_options: OmissionOptions
     #: The configuration file, if it was read for the defaults of the options.
     configuration: TomlTable | None = None
     #: How many requests were retried.
@@ -83,16 +83,16 @@ class CommandContext:
             use_mirrors=not self.run_options.no_mirrors,
         )
         self.cancelled: threading.Event = self.console.cancelled
-        self.credentials = ExplicitCredentials({"": self.registry, **self.sides}, os.environ)
+        self.credentials = ExplicitCredentials({"": self.registry_options, **self.sides}, os.environ)
 
-    def registry_options(self, side: str) -> RegistryOptions:
+    def options_for_side(self, side: str) -> RegistryOptions:
         """Return the options that apply to one side: "src", "dest", or "" for a command without sides."""
-        return self.registry.for_side(side, self.sides[side]) if side else self.registry
+        return self.registry_options.for_side(side, self.sides[side]) if side else self.registry_options
 
     def check_side_options(self, *sides: str) -> None:
         """Raise UsageError if options of one side contradict each other."""
         for side in sides:
-            self.registry_options(side)
+            self.options_for_side(side)
 
     def build_open_context(
         self,
@@ -111,7 +111,7 @@ class CommandContext:
         """
         # Created once: stdin can be read for a password only once.
         keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
-        translate = translate_hint or build_hint_translator(self.registry, side)
+        translate = translate_hint or build_hint_translator(self.registry_options, side)
 
         def format_hint(text: str) -> str:
             translated = translate(text)
@@ -119,21 +119,21 @@ class CommandContext:
                 return translated
             auth_file = keychain().auth_file
             path = auth_file[0] if auth_file is not None else None
-            return add_login_options(translated, path, self.registry_options(side))
+            return add_login_options(translated, path, self.options_for_side(side))
 
         def create_client() -> HttpClient:
             if build_keychain is not None or self.credentials.are_given(side):
                 # The error of an option does not depend on whether a registry asks for a credential.
                 keychain()
             return self.access.create_client(
-                self.registry_options(side),
+                self.options_for_side(side),
                 lambda registry, repository: keychain().find(registry, repository),
                 format_hint=format_hint,
                 on_retry=self._report_retry,
                 cancelled=self.cancelled,
             )
 
-        open_context = self.access.build_context(create_client, self.cancelled)
+        open_context = self.access.build_open_context(create_client, self.cancelled)
         return replace(
             open_context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run_options.dry_run
         )
@@ -166,28 +166,6 @@ class CommandContext:
             raise UsageError(msg, hint="name another file: this one would be overwritten")
         check_result_writable(result)
 
-    def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
-        from ocistream.auth.credentials import Keychain
-
-        keychain = Keychain(
-            os.environ,
-            home=find_home(os.environ),
-            given=self.credentials.find_credential(side),
-            prefix=variable_prefix(side),
-            named_registries=registries,
-            configured=self.access.rules().credentials,
-            auth_file=self.credentials.find_auth_file(side),
-        )
-        keychain.check_auth_file()
-        return keychain
-
-    def _report_retry(self, retry: RetryEvent) -> None:
-        self.retry_count += 1
-        self.console.info(
-            f"{retry.message}; retrying in {retry.wait:.1f} s ({retry.count} of {retry.limit})",
-            level=0 if retry.wait >= _MIN_REPORTED_WAIT else 1,
-        )
-
     @contextlib.contextmanager
     def open_list(self, path: str) -> Iterator[tuple[io.BufferedReader, str]]:
         """Open a list, which is a file or stdin (`-`); yield it with its name in messages.
@@ -210,7 +188,7 @@ class CommandContext:
         The console becomes terse if an archive comes by a pipe and stderr is not a terminal, unless the user asked for
         more output.
         """
-        for side, options in {"": self.registry, **self.sides}.items():
+        for side, options in {"": self.registry_options, **self.sides}.items():
             if options.password_stdin:
                 msg = f"stdin cannot be both the {what} and the password"
                 option = f"--{side}-password-file" if side else "--password-file"
@@ -225,6 +203,28 @@ class CommandContext:
             wants_more_output = self.run_options.progress not in {"auto", "none"} or self.console.verbosity > 0
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
+
+    def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
+        from ocistream.auth.credentials import Keychain
+
+        keychain = Keychain(
+            os.environ,
+            home=find_home(os.environ),
+            given=self.credentials.find_credential(side),
+            prefix=variable_prefix(side),
+            named_registries=registries,
+            configured=self.access.rules().credentials,
+            auth_file=self.credentials.find_auth_file(side),
+        )
+        keychain.check_auth_file()
+        return keychain
+
+    def _report_retry(self, retry: RetryEvent) -> None:
+        self.retry_count += 1
+        self.console.info(
+            f"{retry.message}; retrying in {retry.wait:.1f} s ({retry.count} of {retry.limit})",
+            level=0 if retry.wait >= _MIN_REPORTED_WAIT else 1,
+        )
 
     def _open_stdout(self) -> Output:
         from ocistream.archive.outputs import StreamOutput

@@ -80,7 +80,7 @@ def load_command(name: str) -> click.Command:
 
 
 def _has_settings(arguments: Sequence[str]) -> bool:
-    """Return whether a variable or a configuration file may set options. No file is opened."""
+    """Return whether a variable or a configuration file may set options of the command. No file is opened."""
     if any(name.startswith("OCISTREAM_") for name in os.environ):
         return True
     if any(argument.partition("=")[0] == "--config" for argument in arguments):
@@ -89,9 +89,9 @@ def _has_settings(arguments: Sequence[str]) -> bool:
 
     from ocistream.streams.paths import SYSTEM_CONFIG_FILE, user_config_file
 
-    own = user_config_file(os.environ, Path(os.environ.get("HOME") or "/"))
+    user_file = user_config_file(os.environ, Path(os.environ.get("HOME") or "/"))
     # A file in a directory that this user may not search counts as absent; a command that needs it reports the error.
-    return any(os.path.exists(path) for path in (own, SYSTEM_CONFIG_FILE))  # noqa: PTH110 - it never raises
+    return any(os.path.exists(path) for path in (user_file, SYSTEM_CONFIG_FILE))  # noqa: PTH110 - it never raises
 
 
 class LazyGroup(click.Group):
@@ -213,9 +213,9 @@ def _replace_option_command(arguments: Sequence[str]) -> Sequence[str]:
 
 
 def _run(arguments: Sequence[str], console: Console, *, ends_process: bool) -> int:
-    """Parse and run, without click's own `main`, which has other exit codes for Ctrl-C and for a closed pipe."""
+    """Run a command line without click's own `main`, which has other exit codes for Ctrl-C and for a closed pipe."""
     try:
-        # `--help` and `--version` end here, without a worker thread.
+        # Only the program's own options are parsed here: `--help` and `--version` need no worker thread.
         with cli.make_context(PROGRAM, list(arguments), obj=console) as context:
             run_until_signal(lambda: _invoke(context), console.cancelled, restores_handlers=not ends_process)
     except click.exceptions.Exit as end:
@@ -225,7 +225,7 @@ def _run(arguments: Sequence[str], console: Console, *, ends_process: bool) -> i
 
 
 def _invoke(context: click.Context) -> None:
-    """Run the command, in the worker thread."""
+    """Parse the arguments of the command and run it, in the worker thread."""
     cli.invoke(context)
     _flush_stdout()
 

@@ -35,7 +35,7 @@ class OmissionRules:
         """Parse the options, and raise UsageError if they do not fit the plan."""
         self._context = context
         self._plan = plan
-        options = context.omission
+        options = context.omission_options
         _check_plan(options.have, plan)
         #: The values of --have: a location that stores blobs, or None for a list.
         self._have = [(text, _parse_have(text)) for text in options.have]
@@ -58,7 +58,7 @@ class OmissionRules:
             digests = {blob.digest for blob in self._read_graph(location).blobs}
             reason = OmissionReason(BASE, location.reference.name if location.reference else location.text)
             self._add(omitted, text, {blob.digest: reason for blob in graph.blobs if blob.digest in digests})
-        if self._context.omission.only:
+        if self._context.omission_options.only:
             kept = self._select_only(graph)
             for blob in graph.blobs:
                 if blob.digest not in kept:
@@ -90,7 +90,7 @@ class OmissionRules:
         from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
         with contextlib.closing(DiscardedBlobs(self._context.cancelled)) as discarded:
-            stored_blobs = open_stored_blobs(location, self._open_context(location), discarded)
+            stored_blobs = open_stored_blobs(location, self._build_open_context(location), discarded)
             stored = stored_blobs.stored(graph.blobs)
         return dict.fromkeys(sorted(stored), OmissionReason(HAVE, stored_blobs.origin))
 
@@ -98,10 +98,10 @@ class OmissionRules:
         from ocistream.transfer.discarded_blobs import read_graph
 
         selection = Selection(platforms=self._plan.selection.platforms, referrers="skip")
-        with contextlib.closing(open_source(location, self._open_context(location), selection)) as source:
+        with contextlib.closing(open_source(location, self._build_open_context(location), selection)) as source:
             return read_graph(source, self._context.cancelled)
 
-    def _open_context(self, location: Location) -> OpenContext:
+    def _build_open_context(self, location: Location) -> OpenContext:
         """Return the open context for a location that is queried or read.
 
         The sides of `copy` have separate credentials. A location in the source's registry uses those of the source; any
@@ -116,7 +116,7 @@ class OmissionRules:
         """Return the digests that --only selects; raise NotFoundError if no image has one of them."""
         available = {blob.digest for blob in graph.blobs}
         kept: set[str] = set()
-        for item in self._context.omission.only:
+        for item in self._context.omission_options.only:
             if not is_digest(item):
                 listed, found = self._search_list(item, graph)
                 kept.update(found)

@@ -30,9 +30,9 @@ from ocistream.api.options import (
     ClientOptions,
     CopyOptions,
     Declaration,
-    Positive,
+    PositiveRange,
     RegistryOptions,
-    Whole,
+    WholeRange,
     option,
 )
 from ocistream.cli.context import CommandContext
@@ -62,10 +62,10 @@ _COUNT: Final = "count"
 
 
 #: The headings of --help, in this order.
-MISSING: Final = "Only missing blobs"
+MISSING_BLOBS: Final = "Only missing blobs"
 MESSAGES: Final = "Messages"
 _OTHERS: Final = "Options"
-_SECTIONS: Final = (_OTHERS, SELECTION, SIGNATURES, OUTPUT, MISSING, ACCESS, TLS, PERFORMANCE, MESSAGES)
+_SECTIONS: Final = (_OTHERS, SELECTION, SIGNATURES, OUTPUT, MISSING_BLOBS, ACCESS, TLS, PERFORMANCE, MESSAGES)
 
 
 class Option(click.Option):
@@ -185,7 +185,7 @@ class RunOptions(ClientOptions):
     )
 
 
-_omission: Final = functools.partial(option, section=MISSING, not_configurable=SELECTS_CONTENT)
+_omission: Final = functools.partial(option, section=MISSING_BLOBS, not_configurable=SELECTS_CONTENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,7 @@ class MessageOptions:
 
 
 #: The groups. Their options are known without an import of any command.
-GROUPS: Final = (CopyOptions, OmissionOptions, RunOptions, RegistryOptions, MessageOptions)
+OPTION_GROUPS: Final = (CopyOptions, OmissionOptions, RunOptions, RegistryOptions, MessageOptions)
 
 
 def options_of(group: type[DataclassInstance], *names: str, side: str = "", help_text: str = "{}") -> list[Option]:
@@ -253,15 +253,15 @@ def options_of(group: type[DataclassInstance], *names: str, side: str = "", help
             "is_flag": annotation == "bool" or None,
             "multiple": annotation.startswith(("tuple", "Sequence")),
             "count": declared.type == _COUNT,
-            "metavar": declared.metavar or ("N" if isinstance(declared.type, Whole) else None),
+            "metavar": declared.metavar or ("N" if isinstance(declared.type, WholeRange) else None),
             "callback": None if declared.check is None else functools.partial(_check, declared.check),
             "help": help_text.format(declared.help),
             "not_configurable": declared.not_configurable,
             "section": declared.section,
         }
-        if declared.text is not None:
+        if declared.cli_default is not None:
             # Otherwise click has defaults of its own, such as False for a switch.
-            attributes |= {"default": declared.text, "show_default": True}
+            attributes |= {"default": declared.cli_default, "show_default": True}
         if side:
             flags, attributes["help"] = (f"--{side}-{flags[-1][2:]}",), declared.side_help.format(SIDES[side])
         options.append(Option([*flags, f"{side}_{name}" if side else name], **attributes))
@@ -269,9 +269,9 @@ def options_of(group: type[DataclassInstance], *names: str, side: str = "", help
 
 
 def _click_type(declared: object) -> Any:
-    if isinstance(declared, Whole):
+    if isinstance(declared, WholeRange):
         return WholeNumber(declared.lowest, declared.highest)
-    if isinstance(declared, Positive):
+    if isinstance(declared, PositiveRange):
         return PositiveNumber(0, declared.highest, min_open=True)
     if declared == PATH:
         return FilePath()
@@ -311,16 +311,16 @@ def _build_context(name: str, console: Console, values: dict[str, Any]) -> Comma
         # Platforms of a variable or the file are only a default.
         given = values["platforms"] if source is ParameterSource.COMMANDLINE else ()
         values["platforms"] = ("all", *given)
-    run_options = _collect(RunOptions, values)
-    _collect(MessageOptions, values).apply(console, run_options.progress)
+    run_options = _pop_group(RunOptions, values)
+    _pop_group(MessageOptions, values).apply(console, run_options.progress)
     context = CommandContext(
         command=name,
         console=console,
         run_options=run_options,
-        registry=_collect(RegistryOptions, values),
-        sides={side: _collect(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
-        copy_options=_collect(CopyOptions, values),
-        omission=_collect(OmissionOptions, values),
+        registry_options=_pop_group(RegistryOptions, values),
+        sides={side: _pop_group(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
+        copy_options=_pop_group(CopyOptions, values),
+        omission_options=_pop_group(OmissionOptions, values),
         configuration=click.get_current_context().meta.get(CONFIGURATION),
     )
     context.credentials.check_password_stdin()
@@ -328,8 +328,8 @@ def _build_context(name: str, console: Console, values: dict[str, Any]) -> Comma
     return context
 
 
-def _collect(group: type[_Group], values: dict[str, Any], side: str = "") -> _Group:
-    """Remove the values of a group from the parameters; a command without an option of the group has its default."""
+def _pop_group(group: type[_Group], values: dict[str, Any], side: str = "") -> _Group:
+    """Return a group with its values, which are removed; an option that the command lacks has its default."""
     names = {field.name: f"{side}_{field.name}" if side else field.name for field in dataclasses.fields(group)}
     found = {name: values.pop(key) for name, key in names.items() if key in values}
     return group(**{name: value for name, value in found.items() if value is not None})

@@ -55,8 +55,8 @@ _OTHER_LINES: Final = 3
 _SHORT_DIGEST: Final = 12
 #: The least columns that make a bar useful.
 _MIN_BAR_WIDTH: Final = 5
-#: The order of the outcomes in the line of finished blobs.
-_OUTCOME_ORDER: Final = ("copied", "converted", "verified", "skipped", "mounted", "omitted")
+#: The order of the statuses in the line of finished blobs.
+_STATUS_ORDER: Final = ("copied", "converted", "verified", "skipped", "mounted", "omitted")
 # ECMA-48: up, erase to the end of the line, erase the line. Lines are erased one by one: if all lines below are erased
 # at once and fill the screen, tmux copies them to its history.
 _CURSOR_UP: Final = "\x1b[{}A"
@@ -64,7 +64,7 @@ _ERASE_END: Final = "\x1b[K"
 _ERASE_LINE: Final = "\x1b[2K"
 
 
-def human_duration(seconds: float) -> str:
+def format_remaining_time(seconds: float) -> str:
     """Return a remaining time for people: `95 s`, `12 min`, `3 h 20 min`, `5 days`; at least `1 s`."""
     if seconds < 120:
         return f"{max(1, seconds):.0f} s"
@@ -137,7 +137,7 @@ class _ActiveBlob:
 class ProgressSnapshot(NamedTuple):
     """The state of a transfer: sizes in bytes, `rate` in bytes per second, `seconds_left` None if unknown.
 
-    `total` and `blob_count` are None before the total is known. `outcomes` counts finished blobs by outcome.
+    `total` and `blob_count` are None before the total is known. `status_counts` counts finished blobs by status.
     `active_blobs` are digest ("" if not known yet), size, bytes moved and rate of the blobs that move now. `images` is
     how many images are done, and of how many, where there are many.
     """
@@ -147,7 +147,7 @@ class ProgressSnapshot(NamedTuple):
     rate: float
     seconds_left: float | None
     blob_count: int | None
-    outcomes: dict[str, int]
+    status_counts: dict[str, int]
     active_blobs: list[tuple[str, int, int, float]]
     images: tuple[int, int] | None = None
 
@@ -159,7 +159,7 @@ class ProgressSnapshot(NamedTuple):
     @property
     def done_count(self) -> int:
         """How many blobs are finished, with any status."""
-        return sum(self.outcomes.values())
+        return sum(self.status_counts.values())
 
 
 class Progress:
@@ -177,7 +177,7 @@ class Progress:
         self._total: int | None = None
         self._blob_count: int | None = None
         self._moved = 0
-        self._outcomes: Counter[str] = Counter()
+        self._status_counts: Counter[str] = Counter()
         self._active_blobs: dict[str, _ActiveBlob] = {}
         self._rate = TransferRate()
         self._images: tuple[int, int] | None = None
@@ -229,7 +229,7 @@ class Progress:
     def done(self, descriptor: Descriptor, status: str) -> None:
         """Count a finished blob."""
         with self._lock:
-            self._outcomes[status] += 1
+            self._status_counts[status] += 1
             # A blob that had no digest yet moves alone, and has its digest now.
             active_blob = self._active_blobs.pop(descriptor.digest, None) or self._active_blobs.pop("", None)
         seconds = time.monotonic() - active_blob.started_at if active_blob is not None else 0.0
@@ -253,12 +253,13 @@ class Progress:
             if total is not None and ((rate > 0 and self._rate.is_reliable(now)) or moved == total):
                 seconds_left = (total - moved) / rate if moved < total else 0.0
             active_blobs = [active_blob.snapshot(now) for active_blob in self._active_blobs.values()]
+            counts = dict(self._status_counts)
             return ProgressSnapshot(
-                moved, total, rate, seconds_left, self._blob_count, dict(self._outcomes), active_blobs, self._images
+                moved, total, rate, seconds_left, self._blob_count, counts, active_blobs, self._images
             )
 
-    def print_line(self, console: Console) -> None:
-        """Print the current state as one line, and the total before the first line."""
+    def print_state(self, console: Console) -> None:
+        """Print the current state as one line; before the first one, print the total."""
         state = self.snapshot()
         if state.total is not None and not self._has_printed_total:
             self._has_printed_total = True
@@ -271,7 +272,7 @@ class Progress:
             parts.append(f"{state.images[0]} of {format_count(state.images[1], 'image')}")
         parts.append(f"{format_size(state.rate)}/s")
         if state.seconds_left:
-            parts.append(f"{human_duration(state.seconds_left)} left")
+            parts.append(f"{format_remaining_time(state.seconds_left)} left")
         console.info(", ".join(parts), bytes=state.moved, total=state.total or 0)
 
 
@@ -299,7 +300,7 @@ class ProgressLines(Progress):
     def tick(self) -> None:
         """Print a line."""
         if self.has_started and not self._closed.is_set():
-            self.print_line(self._console)
+            self.print_state(self._console)
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:
         """Keep a line for the section, or print it with -v."""
@@ -340,14 +341,14 @@ class JsonProgress(Progress):
     def add_total(self, size: int, blobs: int, roots: Sequence[Root] = ()) -> None:
         """Add to the total, and report it."""
         images = [{"name": root.name, "digest": root.descriptor.digest} for root in roots]
-        with self._console.writing:
+        with self._console.write_lock:
             super().add_total(size, blobs)
             self._console.emit_event(event="planned", images=images, blobs=self._blob_count, total=self._total)
 
     def tick(self) -> None:
         """Report the bytes, unless they are the same as before."""
         # Held from the count to the output, so that the numbers appear in order.
-        with self._console.writing:
+        with self._console.write_lock:
             state = self.snapshot()
             if self.has_started and not self._closed.is_set() and self._reported != (state.moved, state.total):
                 self._reported = state.moved, state.total
@@ -375,14 +376,14 @@ class ProgressBar(Progress):
         self._console = console
         self._is_explicit = is_explicit
         #: When the next line is due (monotonic seconds), and how many bytes had moved by then.
-        self._next_line = time.monotonic() + _LINE_INTERVAL
+        self._next_line_at = time.monotonic() + _LINE_INTERVAL
         self._moved_when_due: int | None = None
         #: Whether another program may write now; then nothing is drawn.
         self._is_suppressed = False
         self._ascii = not _can_encode_blocks()
         #: One bar a terminal: only the process that has the lock draws.
         self._terminal_lock = TerminalLock()
-        #: The lines on the terminal; the cursor is at their beginning. Hold `Console.writing` to change them.
+        #: The lines on the terminal; the cursor is at their beginning. Hold `Console.write_lock` to change them.
         self._drawn_lines: list[str] = []
 
     def __enter__(self) -> Self:
@@ -405,18 +406,18 @@ class ProgressBar(Progress):
         """Draw, or print a line where nothing may be drawn."""
         self._draw()
         if self._is_line_due():
-            self.print_line(self._console)
+            self.print_state(self._console)
 
     def print_above(self, text: str) -> None:
         """Print lines that stay, and the bar below them."""
-        with self._console.writing:
+        with self._console.write_lock:
             was_drawn = bool(self._drawn_lines)
             if was_drawn:
                 self._erase(f"{text}\n")
             else:
                 # Where another process draws, the cursor is at the beginning of one of its lines. An echoed ^C has
                 # moved the cursor.
-                start = self._console.fresh_line() or f"\r{_ERASE_LINE}"
+                start = self._console.start_fresh_line() or f"\r{_ERASE_LINE}"
                 self._write(f"{start}{text}\n")
         if was_drawn:
             self._draw()
@@ -424,7 +425,7 @@ class ProgressBar(Progress):
     @contextlib.contextmanager
     def suspend(self) -> Iterator[None]:
         """Erase the bar while the block writes to the same terminal."""
-        with self._console.writing:
+        with self._console.write_lock:
             self._erase()
             yield
 
@@ -433,27 +434,30 @@ class ProgressBar(Progress):
         if self._closed.is_set():
             return
         self._draw()
-        with self._console.writing:
+        with self._console.write_lock:
             self._closed.set()
             self._console.display = None
             self._erase()
             self._terminal_lock.release()
 
     def _is_line_due(self) -> bool:
-        """Return whether to print a line: while nothing moves, the other program may ask for a password."""
+        """Return whether to print a line now, and if so, set when the next one is due.
+
+        While nothing moves, no line is due: the other program may ask for a password.
+        """
         now = time.monotonic()
-        if not self._is_suppressed or now < self._next_line:
+        if not self._is_suppressed or now < self._next_line_at:
             return False
         moved = self.snapshot().moved
         if self._moved_when_due is None:
             self._moved_when_due = moved
         if moved == self._moved_when_due:
             return False
-        self._next_line, self._moved_when_due = now + _LINE_INTERVAL, None
+        self._next_line_at, self._moved_when_due = now + _LINE_INTERVAL, None
         return True
 
     def _draw(self) -> None:
-        with self._console.writing:
+        with self._console.write_lock:
             if self._closed.is_set() or not self.has_started or not self._terminal_lock.acquire():
                 self._is_suppressed = False
                 return
@@ -519,7 +523,7 @@ def render_lines(state: ProgressSnapshot, size: os.terminal_size, *, ascii_only:
     if state.total is None:
         return [*lines, f"{format_size(state.moved)}, {speed}"[:width]]
     sizes = f"{format_size(state.moved)} of {format_size(state.total)}"
-    left = [f"{human_duration(state.seconds_left)} left"] if state.seconds_left else []
+    left = [f"{format_remaining_time(state.seconds_left)} left"] if state.seconds_left else []
     texts = [", ".join(parts) for parts in ([sizes, speed, *left], [sizes, *left], [sizes], left)]
     return [*lines, _format_bar("", texts, state.moved, state.total, width, ascii_only)]
 
@@ -530,7 +534,7 @@ def _format_counts(state: ProgressSnapshot, hidden: int) -> str:
     if state.blob_count is not None:
         text = f"{state.done_count} of {format_count(max(state.blob_count, state.done_count), 'blob')}"
     parts = [
-        f"{count} {_describe_status(status)}" for status in _OUTCOME_ORDER if (count := state.outcomes.get(status))
+        f"{count} {_describe_status(status)}" for status in _STATUS_ORDER if (count := state.status_counts.get(status))
     ]
     if state.images is not None:
         parts.append(f"{state.images[0]} of {format_count(state.images[1], 'image')}")

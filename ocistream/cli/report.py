@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: The most characters of a name in a result line; names in registries are shorter.
 _MAX_NAME: Final = 1024
-#: What a dry run with -v prints of a blob, by its result.
+#: What a dry run with -v prints of a blob, by its status.
 _DRY_RUN_WORDS: Final = {
     "copied": "to copy:",
     "converted": "to recompress:",
@@ -51,7 +51,7 @@ _DRY_RUN_WORDS: Final = {
 _MAX_PLATFORMS: Final = 20
 #: The most tags in a command.
 _MAX_TAGS: Final = 5
-#: What a blob's `status` may be.
+#: All statuses of a blob (`BlobResult`).
 _STATUSES: Final = ("copied", "converted", "skipped", "mounted", "omitted")
 
 
@@ -93,14 +93,14 @@ def report_copy(
     source: Source,
     report: Report,
     images: Sequence[ImageResult],
-    cached: Mapping[str, int],
+    cached_sizes: Mapping[str, int],
     *,
-    omits: bool,
+    can_omit: bool,
 ) -> None:
     """Print on stderr what a copy transferred, and what became of images and blobs that were not copied as they are.
 
-    After a dry run, print what a real run would copy, and what it would not. `cached` is how many bytes came from the
-    cache, by digest. `omits` says that blobs could be omitted by digest.
+    After a dry run, print what a real run would copy, and what it would not. `cached_sizes` is how many bytes came from
+    the cache, by digest. `can_omit` says that blobs could be omitted by digest.
     """
     into_docker_archive = plan.destination.kind == "docker-archive"
     archives: Sequence[ArchiveSource] = ()
@@ -112,7 +112,7 @@ def report_copy(
         if blob.resumed_size:
             digest, total = blob.descriptor.digest, format_size(blob.descriptor.size)
             console.info(f"resumed {digest} after {format_size(blob.resumed_size)} of {total}", level=1)
-    _report_summary(console, plan, report, cached)
+    _report_summary(console, plan, report, cached_sizes)
     for blob in report.blobs if report.is_dry_run else ():
         size = format_size(blob.descriptor.size)
         console.info(f"{_DRY_RUN_WORDS[blob.status]} {blob.descriptor.digest}, {size}", level=1)
@@ -125,29 +125,31 @@ def report_copy(
         _report_new_digests(console, report, is_requested=plan.options.compress is not None)
         if plan.options.compress is None:
             is_saved = any(archive.is_docker_save for archive in archives)
-            excludes = not plan.compresses_plain_layers(omits=omits)
-            _report_plain_layers(console, report, is_saved=is_saved, excludes=excludes)
+            must_keep_digests = not plan.compresses_plain_layers(can_omit=can_omit)
+            _report_plain_layers(console, report, is_saved=is_saved, must_keep_digests=must_keep_digests)
     _report_omitted(console, report)
     report_skipped_referrers(console, report.graph.skipped_referrers)
     _report_unused_entries(console, archives)
     if into_docker_archive and not report.is_dry_run:
-        _report_image_ids(console, report, images, printed=not plan.destination.is_stream)
+        _report_image_ids(console, report, images, has_result_lines=not plan.destination.is_stream)
         _warn_unnamed_images(console, report.graph)
 
 
-def _report_image_ids(console: Console, report: Report, images: Sequence[ImageResult], *, printed: bool) -> None:
+def _report_image_ids(
+    console: Console, report: Report, images: Sequence[ImageResult], *, has_result_lines: bool
+) -> None:
     """Print the image ID that `docker images` will show for each image of a docker-archive, and that digests change.
 
-    `printed` says that the result lines are on stdout: some of them already have the image ID.
+    `has_result_lines` says that the result lines are on stdout: some of them already have the image ID.
     """
     for root, image in zip(report.graph.roots, images, strict=True):
-        if not (printed and image.digest is None):
+        if not (has_result_lines and image.digest is None):
             console.info(f"{printable(root.name or image.name, _MAX_NAME)}: image ID {image.image_id}")
     if any(image.digest is not None for image in images):
         console.info("a docker-archive has no manifests: a push from it gives other digests")
 
 
-def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Mapping[str, int]) -> None:
+def _report_summary(console: Console, plan: CopyPlan, report: Report, cached_sizes: Mapping[str, int]) -> None:
     """Print one line: what was copied and how fast; after a dry run, what would be copied."""
     counts = Counter(blob.status for blob in report.blobs)
     written = _total_size(report, "copied") + _total_size(report, "converted")
@@ -181,7 +183,7 @@ def _report_summary(console: Console, plan: CopyPlan, report: Report, cached: Ma
     # Also on a terse console: which bytes were not copied.
     not_copied = [f"{format_size(resumed)} resumed from an earlier run"] if resumed else []
     parts += not_copied
-    if from_cache := sum(_cached_size(blob, cached) for blob in report.blobs):
+    if from_cache := sum(_cached_size(blob, cached_sizes) for blob in report.blobs):
         parts.append(f"{format_size(from_cache)} came from the cache")
     for status, text in others.items():
         if counts[status]:
@@ -213,6 +215,7 @@ def report_selected_platforms(roots: Iterable[Root], source: Source | None, *, i
 
 def _describe_selected(chosen: ChosenPlatforms, source: Source | None, *, into_docker_archive: bool) -> str:
     selected, listed_count = ", ".join(map(printable, chosen.platforms)), len(chosen.available)
+    # How many of the listed platforms the source has; at most, if it may lack some.
     count, may_lack = listed_count, False
     if source is not None and source.may_lack_blobs:
         from ocistream.transfer.incomplete_indexes import read_exported_platforms
@@ -252,11 +255,11 @@ def _report_new_digests(console: Console, report: Report, *, is_requested: bool)
         console.info(f"{cause}: the digest {old} became {new}{others}")
 
 
-def _report_plain_layers(console: Console, report: Report, *, is_saved: bool, excludes: bool) -> None:
+def _report_plain_layers(console: Console, report: Report, *, is_saved: bool, must_keep_digests: bool) -> None:
     """Print which layers that `docker save` left uncompressed were not compressed.
 
     `is_saved` says that the source was written by `docker save`, perhaps recognized too late to compress its layers.
-    `excludes` says that blobs were omitted by digest.
+    `must_keep_digests` says that blobs were omitted by their digests, so that layers could not get others.
     """
     if not (report.graph.has_plain_layers or is_saved):
         return
@@ -272,7 +275,7 @@ def _report_plain_layers(console: Console, report: Report, *, is_saved: bool, ex
     if plain:
         was, they, them = ("layer was", "it", "it") if len(plain) == 1 else ("layers were", "they", "them")
         reason = "blobs are omitted by their digests"
-        if not excludes:
+        if not must_keep_digests:
             reason = (
                 f"{they} came before manifest.json in the pipe; to compress {them}, add --compress gzip, or read the "
                 "archive from a file"
@@ -372,14 +375,16 @@ def _warn_unnamed_images(console: Console, graph: Graph) -> None:
             )
 
 
-def _total_size(report: Report, outcome: str) -> int:
-    """Return the bytes of the blobs with an outcome."""
-    return sum(blob.descriptor.size for blob in report.blobs if blob.status == outcome)
+def _total_size(report: Report, status: str) -> int:
+    """Return the bytes of the blobs with a status."""
+    return sum(blob.descriptor.size for blob in report.blobs if blob.status == status)
 
 
-def _cached_size(blob: BlobResult, cached: Mapping[str, int]) -> int:
+def _cached_size(blob: BlobResult, cached_sizes: Mapping[str, int]) -> int:
     """Return how many bytes of a blob came from the cache; for a converted blob, of its original."""
-    return cached.get(blob.source_digest or blob.descriptor.digest, 0) if blob.status in {"copied", "converted"} else 0
+    if blob.status not in {"copied", "converted"}:
+        return 0
+    return cached_sizes.get(blob.source_digest or blob.descriptor.digest, 0)
 
 
 def check_result_writable(path: Path) -> None:
@@ -411,12 +416,12 @@ def write_result(
     *,
     retried: int,
     upload: Mapping[str, str],
-    cached: Mapping[str, int],
+    cached_sizes: Mapping[str, int],
 ) -> None:
     """Write the document of a copy: names, digests, sizes in bytes, status of each blob, seconds.
 
-    `from` is the digest of the original of a converted blob or manifest. `resumed` is how many bytes the destination
-    had before, `cached` how many came from the cache. `upload` is the upload method by registry.
+    In the document, `from` is the digest of the original of a converted blob or manifest. `resumed` is how many bytes
+    the destination had before, `cached` how many came from the cache. `upload` is the upload method by registry.
     """
     document = {
         "dryRun": report.is_dry_run,
@@ -430,9 +435,9 @@ def write_result(
             # A docker-archive has no manifests.
             if not any(image.image_id for image in images)
         ],
-        "blobs": [_blob_json(report, blob, _cached_size(blob, cached)) for blob in report.blobs],
+        "blobs": [_blob_json(report, blob, _cached_size(blob, cached_sizes)) for blob in report.blobs],
         "referrers": [
-            _given(
+            _drop_none(
                 subject=referrer.subject,
                 digest=referrer.descriptor.digest,
                 artifactType=referrer.descriptor.artifact_type or None,
@@ -441,12 +446,12 @@ def write_result(
             )
             for referrer in report.graph.all_referrers
         ],
-        "skippedReferrers": [_given(**asdict(skipped)) for skipped in report.graph.skipped_referrers],
-        "incomplete": [_given(**asdict(index)) for index in report.graph.incomplete_indexes],
+        "skippedReferrers": [_drop_none(**asdict(skipped)) for skipped in report.graph.skipped_referrers],
+        "incomplete": [_drop_none(**asdict(index)) for index in report.graph.incomplete_indexes],
         "foreign": [_descriptor_json(layer) for layer in report.graph.foreign],
         "bytes": {status: _total_size(report, status) for status in _STATUSES},
         "resumed": sum(blob.resumed_size for blob in report.blobs),
-        "cached": sum(_cached_size(blob, cached) for blob in report.blobs),
+        "cached": sum(_cached_size(blob, cached_sizes) for blob in report.blobs),
         "retried": retried,
         "upload": dict(upload),
         "seconds": round(report.seconds, 3),
@@ -459,7 +464,7 @@ def _image_json(report: Report, source: Root, root: Root, image: ImageResult) ->
     is_changed = image.digest not in {None, source.descriptor.digest}
     if image.digest is None and root.descriptor.digest in report.undetermined:
         is_changed = not root.is_synthesized
-    return _given(
+    return _drop_none(
         name=image.name,
         digest=image.digest,
         imageId=image.image_id,
@@ -477,14 +482,14 @@ def _image_json(report: Report, source: Root, root: Root, image: ImageResult) ->
     )
 
 
-def _blob_json(report: Report, blob: BlobResult, cached: int) -> dict[str, Any]:
+def _blob_json(report: Report, blob: BlobResult, cached_size: int) -> dict[str, Any]:
     is_omitted = blob.status == "omitted"
     return _descriptor_json(
         blob.descriptor,
         status=blob.status,
         reason=str(report.graph.omitted_from_output[blob.descriptor.digest]) if is_omitted else None,
         resumed=blob.resumed_size or None,
-        cached=cached or None,
+        cached=cached_size or None,
         **{"from": blob.source_digest},
     )
 
@@ -492,9 +497,9 @@ def _blob_json(report: Report, blob: BlobResult, cached: int) -> dict[str, Any]:
 def _descriptor_json(descriptor: Descriptor, **fields: Any) -> dict[str, Any]:
     if fields.get("from") == descriptor.digest:
         del fields["from"]
-    return _given(mediaType=descriptor.media_type, digest=descriptor.digest, size=descriptor.size, **fields)
+    return _drop_none(mediaType=descriptor.media_type, digest=descriptor.digest, size=descriptor.size, **fields)
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def _drop_none(**fields: Any) -> dict[str, Any]:
     """Return the fields that are not None."""
     return {key: value for key, value in fields.items() if value is not None}

@@ -16,7 +16,7 @@ import click
 
 from ocistream.api.registries import load_configuration
 from ocistream.cli.console import Console
-from ocistream.cli.options import CONFIGURATION, GROUPS, Option, options_of
+from ocistream.cli.options import CONFIGURATION, OPTION_GROUPS, Option, options_of
 from ocistream.config.toml_files import UnknownKeyError, flag, resolve_path
 from ocistream.errors import NotFoundError, UsageError
 from ocistream.oci.reference import printable
@@ -41,15 +41,16 @@ class Setting:
     where: str
 
 
-def apply_defaults(group: click.Context, name: str, command: click.Command, arguments: Sequence[str]) -> None:
-    """Set the defaults of a command, before it parses `arguments`, as the `default_map` of its group.
+def apply_defaults(group_context: click.Context, name: str, command: click.Command, arguments: Sequence[str]) -> None:
+    """Set the defaults of a command, before it parses `arguments`, as the `default_map` of the program's context.
 
     Variables go this way too: each value first passes its option's type and callback, so every error names the
     variable, or the file and the table. click's `auto_envvar_prefix` would create a variable for each option of each
     command.
     """
-    # A first parse, only to learn which file --config names, and whether only help is wanted.
-    with click.Context(command, info_name=name, parent=group, resilient_parsing=True) as context:
+    # A first parse, only to learn which file --config names, and whether only help is wanted. It has a list for
+    # each option with a value (`Option.add_to_parser`).
+    with click.Context(command, info_name=name, parent=group_context, resilient_parsing=True) as context:
         given, _, _ = command.make_parser(context).parse_args(args=list(arguments))
         help_option = command.get_help_option(context)
     if help_option is not None and help_option.name in given:
@@ -64,24 +65,24 @@ def apply_defaults(group: click.Context, name: str, command: click.Command, argu
             # In skopeo this option prints the config, and the next word is an image.
             error.hint = "--config is ocistream's configuration file; --raw-config prints the config of an image"
         raise
-    group.meta[CONFIGURATION] = table
+    group_context.meta[CONFIGURATION] = table
     settings = read_settings(name, command, table, os.environ)
-    by_parameter = {option.name: settings[key].value for key, option in _own_options(command) if key in settings}
+    defaults = {option.name: settings[key].value for key, option in _list_own_options(command) if key in settings}
     if name != "config" and (config_variable := os.environ.get(variable_name("config"))):
-        by_parameter["config"] = config_variable
-    group.default_map = {name: by_parameter}
-    if isinstance(group.obj, Console):
-        log_format, progress = (given.get(key, [by_parameter.get(key)])[-1] for key in ("log_format", "progress"))
-        group.obj.as_json |= Console.is_json(log_format, progress)
+        defaults["config"] = config_variable
+    group_context.default_map = {name: defaults}
+    if isinstance(group_context.obj, Console):
+        log_format, progress = (given.get(key, [defaults.get(key)])[-1] for key in ("log_format", "progress"))
+        group_context.obj.as_json |= Console.is_json(log_format, progress)
         # `config` and `sync` read files that may name further variables: they check the variables themselves.
-        is_quiet = given.get("quiet") or (by_parameter.get("quiet") and not given.get("verbose"))
+        is_quiet = given.get("quiet") or (defaults.get("quiet") and not given.get("verbose"))
         if name not in {"config", "sync"} and not is_quiet:
-            warn_unused_variables(group.obj, os.environ, find_credential_variables(table))
+            warn_unused_variables(group_context.obj, os.environ, find_credential_variables(table))
             if "platform" in settings and not (given.get("platforms") or given.get("all_platforms")):
                 # Other defaults do not decide what is copied.
                 value, where = settings["platform"].value, settings["platform"].where
                 shown = ",".join(value) if isinstance(value, list) else str(value)
-                group.obj.info(f"--platform {printable(shown)} is set by {where}")
+                group_context.obj.info(f"--platform {printable(shown)} is set by {where}")
 
 
 def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> TomlTable | None:
@@ -94,7 +95,7 @@ def read_configuration_file(explicit: str | None, env: Mapping[str, str]) -> Tom
     try:
         return load_configuration(None if explicit is None else Path(explicit), env)
     except UnknownKeyError as error:
-        names = _configurable_names()
+        names = _list_configurable_names()
         if not error.is_table and error.key not in names and (close := _find_similar_option(error.key, names)):
             error.hint = f"put options under [defaults]; did you mean {close}?"
         raise
@@ -105,26 +106,26 @@ def variable_name(name: str) -> str:
     return VARIABLE_PREFIX + name.upper().replace("-", "_")
 
 
-def _own_options(command: click.Command) -> Iterator[tuple[str, Option]]:
+def _list_own_options(command: click.Command) -> Iterator[tuple[str, Option]]:
     """Return the options of a command by long name, in the order of --help, but not --help itself."""
     return ((option.long_name[2:], option) for option in command.params if isinstance(option, Option))
 
 
-def configurable_options(command: click.Command) -> dict[str, Option]:
+def list_configurable_options(command: click.Command) -> dict[str, Option]:
     """Return the options of a command that a variable or the file may set, by long name, in the order of --help."""
-    return {name: option for name, option in _own_options(command) if not option.not_configurable}
+    return {name: option for name, option in _list_own_options(command) if not option.not_configurable}
 
 
 @functools.cache
-def reasons_against_defaults() -> dict[str, str]:
+def find_reasons_against_defaults() -> dict[str, str]:
     """Return the options of all commands by long name: why neither a variable nor the file sets one, "" if they may."""
     from ocistream.cli.entry_point import COMMANDS, load_command
 
     reasons: dict[str, str] = {}
     for command in map(load_command, COMMANDS):
-        for name, option in _own_options(command):
-            # --format of `pull` has a default, --format of `inspect` has none.
-            reasons[name] = reasons.get(name, "-") and option.not_configurable
+        for name, option in _list_own_options(command):
+            # Of commands with options of one name, one that allows it is enough: --format of `pull`, not of `inspect`.
+            reasons[name] = reasons.get(name, option.not_configurable) and option.not_configurable
     return reasons
 
 
@@ -135,7 +136,7 @@ def read_settings(
 
     Every setting has passed the checks of its option.
     """
-    options, settings = configurable_options(command), {}
+    options, settings = list_configurable_options(command), {}
     with click.Context(command, info_name=name) as context:
         for key, setting in _read_file_settings(name, options, table):
             settings[key] = _check_setting(context, key, options[key], setting)
@@ -161,9 +162,9 @@ def _read_file_settings(
                 raise shared.key_error(key, "is a table, not a command", _suggest_name(key, COMMANDS))
         elif key in options:
             yield key, _build_setting(shared, key, options[key], f"{table.label} [defaults]")
-        elif key not in group_option_names():
+        elif key not in list_group_option_names():
             # It may be an option of another command. To import all commands takes 20 ms.
-            _check_option_name(shared, key, _configurable_names())
+            _check_option_name(shared, key, _list_configurable_names())
     command_table = shared.table(name)
     for key in command_table.values:
         _check_option_name(command_table, key, options, of=f"`ocistream {name}`")
@@ -173,7 +174,7 @@ def _read_file_settings(
 def _check_option_name(table: TomlTable, key: str, known: Collection[str], of: str = "any command") -> None:
     if key in known:
         return
-    if reason := reasons_against_defaults().get(key):
+    if reason := find_reasons_against_defaults().get(key):
         raise table.key_error(key, "has no default", reason)
     raise table.key_error(key, f"is not an option of {of}", _suggest_name(key, known))
 
@@ -194,15 +195,15 @@ def _find_similar_name(name: str, known: Collection[str], *, cutoff: float = 0.6
 
 
 @functools.cache
-def group_option_names() -> frozenset[str]:
+def list_group_option_names() -> frozenset[str]:
     """Return the options of all groups that a variable or the file may set, by long name, without any command."""
     return frozenset(
-        option.long_name[2:] for group in GROUPS for option in options_of(group) if not option.not_configurable
+        option.long_name[2:] for group in OPTION_GROUPS for option in options_of(group) if not option.not_configurable
     )
 
 
-def _configurable_names() -> list[str]:
-    return [name for name, reason in reasons_against_defaults().items() if not reason]
+def _list_configurable_names() -> list[str]:
+    return [name for name, reason in find_reasons_against_defaults().items() if not reason]
 
 
 def _build_setting(table: TomlTable, key: str, option: Option, where: str) -> Setting:
@@ -273,7 +274,7 @@ def warn_unused_variables(console: Console, env: Mapping[str, str], used: Collec
     names = {name for name, value in env.items() if name.startswith(VARIABLE_PREFIX) and value}
     unused = [name for name in sorted(names - used_variables) if not _KUBERNETES_VARIABLE.match(name)]
     # The names of all options are known only after an import of all commands.
-    reasons = {variable_name(key): reason for key, reason in reasons_against_defaults().items()} if unused else {}
+    reasons = {variable_name(key): reason for key, reason in find_reasons_against_defaults().items()} if unused else {}
     for name in unused:
         reason = reasons.get(name)
         if reason is None:

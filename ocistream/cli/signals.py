@@ -38,10 +38,9 @@ _END: Final = 0
 class CancelEvent(threading.Event):
     """The event that cancels a command. `is_set` is true as soon as a termination signal is sent to the process.
 
-    `wait` returns when the main thread has read the signal.
-
-    The main thread may be late on a busy machine, and nothing must become visible after the signal. So a signal counts
-    that the kernel has not delivered yet, or whose number the main thread has not read yet.
+    Nothing must become visible after the signal, and on a busy machine the main thread may be late. So `is_set` counts
+    a signal that the kernel has not delivered yet, or whose number the main thread has not read yet. `wait` returns
+    only when the main thread has read the number.
     """
 
     def __init__(self) -> None:
@@ -111,7 +110,8 @@ class _Signals:
     def __init__(self) -> None:
         self._first: int | None = None
         self._first_at = 0.0
-        self._is_waiting = True
+        #: Whether the main thread reads the pipe.
+        self._is_reading = True
         self._has_ended = False
         self.reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
@@ -132,6 +132,7 @@ class _Signals:
         """Wait until the command has ended, or is blocked after a signal; return the first signal or None."""
         poll = select.poll()
         poll.register(self.reader, select.POLLIN)
+        # When a block last delayed the exit; 0 before a signal.
         busy_at = 0.0
         timeout: int | None = None
         while True:
@@ -158,7 +159,7 @@ class _Signals:
         """Stop reading signals. From now on, a second signal ends the process, unless the handlers are restored."""
         # Signals that follow each other must not end the process before it has reported the first one.
         self._first_at = time.monotonic()
-        self._is_waiting = False
+        self._is_reading = False
         signal.set_wakeup_fd(-1)
         if self._has_ended:
             os.close(self.reader)
@@ -176,5 +177,5 @@ class _Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the handler's form
         """Do nothing while the pipe is read. Afterwards, end the process if the final report is blocked."""
-        if not self._is_waiting and self._record(number, time.monotonic()):
+        if not self._is_reading and self._record(number, time.monotonic()):
             os._exit(128 + (self._first or number))

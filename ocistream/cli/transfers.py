@@ -34,15 +34,16 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
     Raise an OcistreamError if the copy fails; then nothing is visible at the destination.
     """
     rules: OmissionRules | None = None
-    if context.omission.have or context.omission.base or context.omission.only:
+    options = context.omission_options
+    if options.have or options.base or options.only:
         from ocistream.cli.omission_rules import OmissionRules
 
         rules = OmissionRules(context, plan)
     _check_registries(context, plan, rules.registries if rules else set())
     plan = plan.with_policy(context.access.load_trust_policy())
-    sides = list(context.sides) or ["", ""]
-    source_context = context.build_open_context(sides[0], registries=plan.source_registries)
-    destination_context = context.build_open_context(sides[1], registries=plan.destination_registries)
+    source_side, destination_side = list(context.sides) or ["", ""]
+    source_context = context.build_open_context(source_side, registries=plan.source_registries)
+    destination_context = context.build_open_context(destination_side, registries=plan.destination_registries)
     source, destination = plan.open(source_context, replace(destination_context, from_byte=from_byte))
     run_transfer(context, plan, source, destination, find_omitted=rules)
 
@@ -50,7 +51,7 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
 def _check_registries(context: CommandContext, plan: CopyPlan, queried: set[str]) -> None:
     """Raise UsageError if options of one side contradict each other, or a user name could be for two registries.
 
-    `queried` are the registries that --have and --base ask.
+    `queried` are the registries that --have and --base ask; that of the source gets the source's credentials.
     """
     source = plan.source_registries
     destination = plan.destination_registries | (queried - source)
@@ -85,7 +86,7 @@ def run_transfer(
         stack.callback(source.close)
         stack.callback(destination.close)
 
-        def announce(graph: Graph) -> None:
+        def report_platforms(graph: Graph) -> None:
             into_docker_archive = plan.destination.kind == "docker-archive"
             report_selected_platforms(graph.roots, source, into_docker_archive=into_docker_archive)
 
@@ -98,8 +99,8 @@ def run_transfer(
                     jobs=context.access.limit_jobs(plan.source_registries | plan.destination_registries),
                     prefetch_memory=context.run_options.prefetch_memory,
                     cancelled=context.cancelled,
-                    omit=find_omitted,
-                    on_resolved=announce,
+                    find_omitted=find_omitted,
+                    on_resolved=report_platforms,
                     dry_run=dry_run,
                 )
         except OcistreamError as error:
@@ -111,9 +112,11 @@ def run_transfer(
     cached_sizes = context.access.cached_sizes
     if result is not None:
         methods_used = context.access.upload_strategy().methods_used
-        write_result(result, report, images, retried=context.retry_count, upload=methods_used, cached=cached_sizes)
+        write_result(
+            result, report, images, retried=context.retry_count, upload=methods_used, cached_sizes=cached_sizes
+        )
     if dry_run:
         print_dry_run(plan, report, images)
     elif not plan.destination.is_stream:
         print_results(images)
-    report_copy(context.console, plan, source, report, images, cached_sizes, omits=find_omitted is not None)
+    report_copy(context.console, plan, source, report, images, cached_sizes, can_omit=find_omitted is not None)

@@ -30,7 +30,7 @@ from ocistream.http.origins import (
     is_internal_address,
     is_proxy_bypassed,
     redact_url,
-    url_target,
+    request_target,
 )
 from ocistream.http.rate_limits import ConnectionLimits
 from ocistream.http.response import EndlessResponseError, RawResponse
@@ -59,9 +59,6 @@ _MAX_UNSENT: Final = 512 * limits.KIB
 _FAILURES: Final = (http.client.HTTPException, urllib3.exceptions.HTTPError, OSError, ValueError)
 
 
-NO_LIMITS: Final = ConnectionLimits()
-
-
 class Route(NamedTuple):
     """Where and how a request is sent. Only requests with equal routes share connections."""
 
@@ -71,7 +68,7 @@ class Route(NamedTuple):
     #: Refuse an internal address: an external host led there. A connection to this machine that the user's own request
     #: has opened is not reused for such a request.
     refuses_internal: bool = False
-    limits: ConnectionLimits = NO_LIMITS
+    connection_limits: ConnectionLimits = ConnectionLimits()
 
 
 class Adapter(requests.adapters.BaseAdapter):
@@ -88,15 +85,17 @@ class Adapter(requests.adapters.BaseAdapter):
         self._proxy_tls = TlsSettings(settings.tls.ca_files)
         fallback = requests.utils.DEFAULT_CA_BUNDLE_PATH
         self._load_context = OncePerKey[TlsSettings, ssl.SSLContext](
-            lambda tls: create_client_context(tls, settings.ca_file, fallback)
+            lambda tls: create_client_context(tls, settings.ca_bundle, fallback)
         )
-        #: Host in lower case -> whether its address is outside of this machine and network. A host without a connection
-        #: so far, or only through a proxy, is missing.
-        self.external: dict[str, bool] = {}
+        #: Host in lower case -> whether its address is external (`is_internal_address`). A host without a connection so
+        #: far, or only through a proxy, is missing.
+        self.is_external_by_host: dict[str, bool] = {}
         self._format_hint = settings.format_hint
+        #: The origins that have responded to a request.
         self._answered: set[Origin] = set()
         self.read_buffers = ReadBuffers()
-        #: Any thread appends and removes: single operations of a list are atomic.
+        #: Idle connections, the last one used at the end. Any thread appends and removes: single operations of a list
+        #: are atomic.
         self._idle: list[_Connection] = []
         self._is_closed = False
 
@@ -141,9 +140,9 @@ class Adapter(requests.adapters.BaseAdapter):
             raise self._convert_error(method, url, error, route.tls.ca_files) from error
         self._answered.add(route.origin)
         response = requests.Response()
-        # Where requests keeps the adapter, `release` needs the connection.
         response.status_code, response.raw = raw.status, raw
         response.request, response.url = request, url
+        # For `release`; requests stores its adapter in this attribute.
         response.connection = cast("Any", connection)
         return response
 
@@ -152,12 +151,13 @@ class Adapter(requests.adapters.BaseAdapter):
         raw, connection = cast("RawResponse", response.raw), cast("_Connection | None", response.connection)
         response.connection = cast("Any", None)
         if connection is None:
+            # It was released before.
             return
         if raw.is_last or not raw.is_complete:
             connection.close()
             return
         self._idle.append(connection)
-        # Closed before or after this connection was added: nothing else would close it.
+        # If the adapter was closed meanwhile, nothing else closes this connection.
         self._close_idle(keep=0 if self._is_closed else _MAX_IDLE)
 
     def close(self) -> None:
@@ -180,8 +180,8 @@ class Adapter(requests.adapters.BaseAdapter):
             raise self._convert_error("TLS with", url, error) from error
 
     def _convert_error(self, method: str, url: str, error: Exception, ca_files: Sequence[str] = ()) -> NetworkError:
-        known = Origin.from_url(url) in self._answered
-        converted = network_error(method, url, error, known=known, ca_files=ca_files)
+        has_answered = Origin.from_url(url) in self._answered
+        converted = network_error(method, url, error, has_answered=has_answered, ca_files=ca_files)
         converted.hint = converted.hint and self._format_hint(converted.hint)
         return converted
 
@@ -212,7 +212,8 @@ class Adapter(requests.adapters.BaseAdapter):
         """Open a connection. A proxy opens a tunnel for https, and gets complete URLs for http."""
         origin, proxy = route.origin, self._find_proxy(route.origin)
         host, port = origin.host, origin.port
-        options: dict[str, Any] = {"timeout": timeout, "socket_options": _socket_options(route.limits.socket_buffer)}
+        socket_options = _list_socket_options(route.connection_limits.socket_buffer)
+        options: dict[str, Any] = {"timeout": timeout, "socket_options": socket_options}
         is_encrypted = origin.scheme == "https"
         if proxy is not None:
             host, port = cast("str", proxy.host), proxy.port or (443 if proxy.scheme == "https" else 80)
@@ -269,11 +270,11 @@ class Adapter(requests.adapters.BaseAdapter):
         return parsed
 
 
-def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
+def _list_socket_options(buffer_size: int | None) -> list[tuple[int, int, int]]:
     """Return socket options that keep a connection alive while a registry stores a large blob.
 
-    Firewalls drop idle connections. `size` is the buffer size of the kernel in bytes, in each direction; None for its
-    own choice.
+    Firewalls drop idle connections. `buffer_size` is the size of the kernel's buffer in bytes, in each direction; None
+    for its own choice.
     """
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if hasattr(socket, "TCP_KEEPIDLE"):
@@ -281,8 +282,8 @@ def _socket_options(size: int | None) -> list[tuple[int, int, int]]:
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         # Data in the kernel's buffer is lost when the connection breaks, and a pipe cannot be read again.
         options.append((socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT))
-    if size is not None:
-        options += [(socket.SOL_SOCKET, kind, size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
+    if buffer_size is not None:
+        options += [(socket.SOL_SOCKET, kind, buffer_size) for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF)]
     return options
 
 
@@ -302,7 +303,7 @@ class _Connection(HTTPConnection):
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
         url, headers = request.url or "", cast("dict[str, str]", request.headers)
         if self.forward_headers is None:
-            target = url_target(url)
+            target = request_target(url)
         else:
             target, headers = requests.utils.urldefragauth(url), headers | self.forward_headers
         response = RawResponse(self.sock, method=request.method)
@@ -347,7 +348,7 @@ class _Connection(HTTPConnection):
     def send(self, data: object, flags: int = 0) -> None:
         """Send a part of a request at the rate that is allowed; stop at an early response."""
         timeout, response = self.adapter.stall_timeout, self._response
-        throttle = self.route.limits.upload
+        throttle = self.route.connection_limits.upload
         with memoryview(cast("Chunk", data)) as view:
             if throttle is None:
                 _send_all(self.sock, view, timeout, response, flags)
@@ -368,7 +369,7 @@ class _Connection(HTTPConnection):
         # A private method of urllib3, which urllib3's own support of SOCKS overrides too. `connect` calls it for every
         # connection, before TLS; it has no public step between the two.
         opened: socket.socket = super()._new_conn()
-        host, external = self.host.lower(), self.adapter.external
+        host, is_external = self.host.lower(), self.adapter.is_external_by_host
         if self.proxy is not None:
             # Only the proxy knows the address.
             return opened
@@ -380,8 +381,8 @@ class _Connection(HTTPConnection):
         # A host that was external stays external: neither a redirect from it nor a changed DNS answer may lead to an
         # internal address.
         if not is_internal:
-            external[host] = True
-        elif self.route.refuses_internal or external.setdefault(host, False):
+            is_external[host] = True
+        elif self.route.refuses_internal or is_external.setdefault(host, False):
             opened.close()
             raise internal_address_error(host)
         return opened
@@ -410,7 +411,7 @@ def _send_all(
         connection.settimeout(timeout)
     sent = 0
     while sent < len(view):
-        if response is not None and response.arrives_early(timeout):
+        if response is not None and response.has_early_response(timeout):
             raise BrokenPipeError(errno.EPIPE, "the response came before the complete request was sent")
         try:
             sent += connection.send(view[sent:], flags)
@@ -421,9 +422,9 @@ def _send_all(
 class StreamedBody:
     """A request body that is produced while it is sent. Its length is not stated, but for a `FixedLengthBody`.
 
-    It has `__iter__` and no `read`, because http.client sends anything with `read` in pieces of 16 KiB. `is_started`
-    says whether any chunk was requested: then the body cannot be sent again. `is_finished` says whether the body was
-    sent completely; an early response prevents that. `failure` is the exception that the chunks raised, if any.
+    `is_started` says whether any chunk was requested: then the body cannot be sent again. `is_finished` says whether
+    the body was sent completely; an early response prevents that. `failure` is the exception that the chunks raised, if
+    any.
 
     If the chunks fail, the body is ended properly (`can_end_early`). Then the registry responds and knows what it has
     received, so the upload can be resumed or deleted. After a broken request, distribution 2.8 neither finds an upload

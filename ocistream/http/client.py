@@ -1,4 +1,4 @@
-"""The HTTP client: send a request with authorization, redirects, rate limits and retries until there is an answer.
+"""The HTTP client: send a request with authorization, redirects, rate limits and retries until there is a response.
 
 `HttpClient.request` is the path of every request; read it from top to bottom. This module knows nothing of manifests
 and blobs.
@@ -19,7 +19,7 @@ from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.tokens import TokenRequest, TokenResponse
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError, RegistryError, UsageError
 from ocistream.http.adapter import Adapter, FixedLengthBody, Route, StreamedBody
-from ocistream.http.endpoints import Endpoint, tls_elsewhere
+from ocistream.http.endpoints import Endpoint, find_tls_elsewhere
 from ocistream.http.errors import response_error
 from ocistream.http.origins import Origin, check_target, is_internal, redact_url, resolve_url
 from ocistream.http.rate_limits import RateLimits
@@ -77,22 +77,22 @@ class HttpClient:
         on_retry: Callable[[RetryEvent], None] = lambda _: None,
         cancelled: threading.Event,
         rate_limits: RateLimits | None = None,
-        observers: Sequence[Callable[[Endpoint, Callable[[str], str | None]], None]] = (),
+        header_observers: Sequence[Callable[[Endpoint, Callable[[str], str | None]], None]] = (),
     ) -> None:
         """Set up the session; no connection is made yet.
 
         `find_credential(registry, repository)` looks up a credential, `find_host_settings(registry, repository)` the
         settings of a host. The repository is "" for requests that concern no repository. `on_retry` is called before
-        every wait, from any thread. `observers` are called for each response of a registry itself, with its endpoint
-        and a function that returns a header by its name; the caller may add some later. The clients of one run share
-        `rate_limits`.
+        every wait, from any thread. `header_observers` are called for each response of a registry itself, with its
+        endpoint and a function that returns a header by its name; the caller may add some later. The clients of one run
+        share `rate_limits`.
         """
         self._settings = settings
         self.cancelled = cancelled
         self._find_credential = find_credential
         #: Is called with each failure that is about to be retried.
         self.on_retry = on_retry
-        self._observers = observers
+        self._header_observers = header_observers
         self._rate_limits = rate_limits or RateLimits()
         #: Host and repository -> its settings.
         self._host_settings = OncePerKey[tuple[str, str], HostSettings](lambda key: find_host_settings(*key))
@@ -214,8 +214,8 @@ class HttpClient:
                 was_asked_again = is_transient
             if not is_transient or request.is_started or not retries.wait_for_retry(response):
                 # Not in a local variable: the error would be in a cycle with this frame, which has the body.
-                raise self._with_option_names(
-                    response_error(endpoint.registry, response, elsewhere=response.origin != endpoint.origin)
+                raise self._format_hint(
+                    response_error(endpoint.registry, response, is_elsewhere=response.origin != endpoint.origin)
                 )
 
     def _send_authorized(self, request: _Request, url: str, scopes: tuple[str, ...] | None) -> Response:
@@ -229,7 +229,7 @@ class HttpClient:
                 response = self._follow_redirects(request, url, header)
                 if response.origin != endpoint.origin:
                     return response
-                for observe in self._observers:
+                for observe in self._header_observers:
                     observe(endpoint, response.header)
                 challenges = None
                 if response.status == HTTPStatus.UNAUTHORIZED:
@@ -326,9 +326,10 @@ class HttpClient:
             check_target(redirected_by, url, refuses_internal=refuses_internal)
         tls = TlsSettings()
         if target.scheme == "https":
-            has_left = redirected_by is not None
-            tls = tls_elsewhere(endpoint, target, self._settings_at(endpoint, target)) if has_left else endpoint.tls
-        connection_limits = self._rate_limits.connection_limits(endpoint.registry, endpoint.settings.limit_rate)
+            tls = endpoint.tls
+            if redirected_by is not None:
+                tls = find_tls_elsewhere(endpoint, target, self._settings_at(endpoint, target))
+        connection_limits = self._rate_limits.connection_limits(endpoint.registry, endpoint.host_settings.limit_rate)
         return Route(target, tls, refuses_internal, connection_limits)
 
     # -- other requests -----------------------------------------------------------------------------------
@@ -345,7 +346,7 @@ class HttpClient:
         url = endpoint.current_url(url)
         authorization, redirected_by = None, None
         if Origin.from_url(url) == endpoint.origin:
-            authorization = endpoint.authenticator.authorization(scopes)
+            authorization = endpoint.authenticator.find_header(scopes)
         else:
             redirected_by = endpoint.origin
         response = self._exchange(request, url, authorization, redirected_by)
@@ -407,11 +408,11 @@ class HttpClient:
 
     def _settings_at(self, endpoint: Endpoint, origin: Origin) -> HostSettings:
         """Return the settings of the host at an origin, whichever host led to it."""
-        return endpoint.settings if origin == endpoint.origin else self._host_settings((origin.host_and_port, ""))
+        return endpoint.host_settings if origin == endpoint.origin else self._host_settings((origin.host_and_port, ""))
 
     def _is_external(self, origin: Origin) -> bool:
         """Return whether an origin has responded from an external address, or else resolves to one."""
-        is_external = self._adapter.external.get(origin.host.lower())
+        is_external = self._adapter.is_external_by_host.get(origin.host.lower())
         return not is_internal(origin.host) if is_external is None else is_external
 
     # -- errors -------------------------------------------------------------------------------------------
@@ -427,10 +428,10 @@ class HttpClient:
         try:
             check_tls_files(tls)
         except UsageError as error:
-            self._with_option_names(error)
+            self._format_hint(error)
             raise
 
-    def _with_option_names(self, error: OcistreamError) -> OcistreamError:
-        """Return the error with the option names in its hint as the user writes them."""
+    def _format_hint(self, error: OcistreamError) -> OcistreamError:
+        """Change the option names in the hint of an error to those that the user writes; return the error."""
         error.hint = error.hint and self._settings.format_hint(error.hint)
         return error

@@ -35,12 +35,13 @@ class SchemeState(enum.Enum):
 class Endpoint:
     """A registry endpoint: name, URL, origin, settings and authenticator. Safe for several threads."""
 
+    #: Set by the client, because requests for tokens need the endpoint.
     authenticator: Authenticator
 
     def __init__(
         self,
         registry: str,
-        settings: HostSettings,
+        host_settings: HostSettings,
         http_settings: HttpSettings,
         handshake: Callable[[str, float], None],
         *,
@@ -48,27 +49,30 @@ class Endpoint:
     ) -> None:
         """Set up the endpoint of a registry such as `docker.io`.
 
-        `settings` are the settings of its host, `http_settings` those of all hosts. The CAs of the command line apply
-        to all hosts; its client certificates and `insecure` apply to the registries that the user names. `handshake`
-        connects to the host of an https URL, within a number of seconds (`Adapter.handshake`).
+        `host_settings` are the settings of its host, `http_settings` those of all hosts. The CAs of the command line
+        apply to all hosts; its client certificates and `insecure` apply to the registries that the user names.
+        `handshake` connects to the host of an https URL, within a number of seconds (`Adapter.handshake`).
         """
         self.registry = registry
-        self.settings = settings
+        self.host_settings = host_settings
         self.http_settings = http_settings
         self._handshake = handshake
         #: The TLS settings for the endpoint's own origin.
-        self.tls = _merge_tls(settings, http_settings.tls, is_named_by_user=is_named_by_user)
+        self.tls = _merge_tls(host_settings, http_settings.tls, is_named_by_user=is_named_by_user)
         self.scheme_state = SchemeState.KNOWN
         # Docker Hub's API has another host name.
         self._host = "registry-1.docker.io" if registry == "docker.io" else registry
-        if settings.url:
-            self.url = settings.url.rstrip("/")
-        elif settings.plain_http or (http_settings.plain_http and "plain-http" not in settings.overriding_keys):
+        if host_settings.url:
+            self.url = host_settings.url.rstrip("/")
+        elif host_settings.plain_http or (
+            http_settings.plain_http and "plain-http" not in host_settings.overriding_keys
+        ):
             self.url = f"http://{self._host}"
-        elif settings.has_http_fallback or is_loopback(urlsplit(f"//{self._host}").hostname or ""):
-            if settings.has_http_fallback or self.tls != TlsSettings():
-                # Certificates are configured: the handshake comes before the first request. Without them it comes only
-                # after a failed first response or a 400, so that an ordinary plain registry sees one connection.
+        elif host_settings.has_http_fallback or is_loopback(urlsplit(f"//{self._host}").hostname or ""):
+            if host_settings.has_http_fallback or self.tls != TlsSettings():
+                # A fallback or certificates are configured: the handshake comes before the first request. Otherwise it
+                # comes only after a failed first request or a 400, so that an ordinary plain registry sees one
+                # connection.
                 self.scheme_state = SchemeState.UNKNOWN
             else:
                 self.scheme_state = SchemeState.LIKELY_HTTP
@@ -76,6 +80,7 @@ class Endpoint:
         else:
             self.url = f"https://{self._host}"
         self.origin = Origin.from_url(self.url)
+        #: After a switch to HTTPS: the beginning of URLs that were built before, `http://HOST[:PORT]/`.
         self._http_base: str | None = None
         #: One thread at a time finds out whether the host speaks TLS.
         self._lock = threading.Lock()
@@ -95,21 +100,21 @@ class Endpoint:
             self._detect_scheme()
         return self._with_scheme(url) != url
 
-    def _with_scheme(self, url: str) -> str:
-        base = self._http_base
-        return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
-
     def confirm_scheme(self) -> None:
-        """Record that the present scheme is right."""
-        if self.scheme_state is SchemeState.UNKNOWN and self.settings.has_http_fallback:
+        """Record that the current scheme is right."""
+        if self.scheme_state is SchemeState.UNKNOWN and self.host_settings.has_http_fallback:
             message = f"{printable(self._host)} does not support TLS: using plain HTTP"
             notices.notify(f"{message}, as registries.conf allows (insecure = true)", level=1)
         self.scheme_state = SchemeState.KNOWN
 
+    def _with_scheme(self, url: str) -> str:
+        base = self._http_base
+        return self.url + url[len(base) - 1 :] if base and url.startswith(base) else url
+
     def _detect_scheme(self) -> None:
         """Find out by a TLS handshake whether the host speaks TLS. No certificate is verified, and no request is sent.
 
-        If the host cannot be reached, its scheme stays undecided. The words of a plain response are not trusted.
+        If the host cannot be reached, its scheme stays undecided. The text of a response over HTTP proves nothing.
         """
         https_url = f"https://{self._host}"
         with self._lock:
@@ -146,7 +151,7 @@ def _merge_tls(settings: HostSettings, command_line: TlsSettings, *, is_named_by
     return TlsSettings(_unique(command_line.ca_files + settings.ca_files), client_certificates, insecure)
 
 
-def tls_elsewhere(endpoint: Endpoint, target: Origin, target_settings: HostSettings) -> TlsSettings:
+def find_tls_elsewhere(endpoint: Endpoint, target: Origin, target_settings: HostSettings) -> TlsSettings:
     """Return the TLS settings at `target` after a redirect, realm or Location has led away from the endpoint's origin.
 
     `target_settings` are the settings of the target's host.

@@ -173,54 +173,54 @@ def _certificate_hint(cause: ssl.SSLCertVerificationError, ca_files: Sequence[st
 
 
 def network_error(
-    method: str, url: str, error: Exception, *, known: bool = False, ca_files: Sequence[str] = ()
+    method: str, url: str, error: Exception, *, has_answered: bool = False, ca_files: Sequence[str] = ()
 ) -> NetworkError:
     """Convert an exception of requests or urllib3; the error is permanent if a retry is useless.
 
-    `known` says that this origin has responded before. Then its name is not misspelt and its scheme is right. A name
-    that does not resolve (a VPN that reconnects) or a plain response of a load balancer is then temporary. A
+    `has_answered` says that this origin has responded before. Then its name is not misspelt and its scheme is right. A
+    name that does not resolve (a VPN that reconnects) or a plain response of a load balancer is then temporary. A
     certificate that does not verify is always permanent. `ca_files` are the CAs that the user named for this host.
     """
     # http.client raises ValueError for a header that it cannot send.
-    permanent = isinstance(error, ValueError)
+    is_permanent = isinstance(error, ValueError)
     hint = None
     prefix = ""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            permanent, hint = True, _certificate_hint(cause, ca_files)
+            is_permanent, hint = True, _certificate_hint(cause, ca_files)
         elif isinstance(cause, ssl.SSLEOFError):
             hint = "if it happens again, the registry may require a client certificate (--client-cert)"
         elif isinstance(cause, ssl.SSLError) and (tls_hint := _tls_hint(cause)):
-            # A wrong or missing client certificate makes the first response fail, so `known` proves nothing here.
-            permanent, hint = not known or tls_hint == _CLIENT_CERTIFICATE_HINT, tls_hint
+            # A retry does not repair a wrong or missing client certificate, also if the origin has answered before.
+            is_permanent, hint = not has_answered or tls_hint == _CLIENT_CERTIFICATE_HINT, tls_hint
         elif isinstance(cause, socket.gaierror):
-            permanent = cause.errno in _NO_SUCH_NAME and not known
+            is_permanent = cause.errno in _NO_SUCH_NAME and not has_answered
             # The name may be that of the proxy.
             hint = hint if prefix else _NAME_HINTS.get(cause.errno, _RESOLVER_HINT)
         elif isinstance(cause, requests.exceptions.ProxyError):
             hint, prefix = _PROXY_HINT, "cannot connect to the proxy: "
         elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
-            permanent, hint = (
+            is_permanent, hint = (
                 True,
                 "add the user and password of the proxy: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT",
             )
         elif isinstance(cause, _MALFORMED):
-            permanent, hint = True, _PROXY_HINT
+            is_permanent, hint = True, _PROXY_HINT
     text = describe_cause(error)
     if hint is None:
-        hint = _TIMEOUT_HINT if text == _TIMED_OUT else _connection_hint(error, url, known=known)
-    kind = PermanentNetworkError if permanent else NetworkError
+        hint = _TIMEOUT_HINT if text == _TIMED_OUT else _connection_hint(error, url, has_answered=has_answered)
+    kind = PermanentNetworkError if is_permanent else NetworkError
     return kind(f"{method} {redact_url(url)}: {prefix}{text}", hint=hint)
 
 
-def _connection_hint(error: Exception, url: str, *, known: bool) -> str | None:
+def _connection_hint(error: Exception, url: str, *, has_answered: bool) -> str | None:
     """Return a hint for a host that does not respond, if the error itself has none."""
     for cause in _causes(error):
         if isinstance(cause, ConnectionRefusedError):
             return "check that the registry runs there, and its port"
         if isinstance(cause, OSError) and cause.errno in _UNREACHABLE:
             return "check the network of this machine and the route to the registry"
-        if isinstance(cause, http.client.RemoteDisconnected) and not known:
+        if isinstance(cause, http.client.RemoteDisconnected) and not has_answered:
             return _MAYBE_HTTPS_HINT if url.startswith("http:") else _NOT_A_REGISTRY_HINT
         if _is_not_http(cause):
             return "check the port: another service than a registry responds there"
@@ -286,44 +286,48 @@ def _not_found_hint(method: str, url: str, body: bytes) -> str | None:
     return None
 
 
-def response_error(registry: str, response: Response, *, elsewhere: bool) -> OcistreamError:
+def response_error(registry: str, response: Response, *, is_elsewhere: bool) -> OcistreamError:
     """Convert an error response of a registry into an exception with a message of one line without secrets.
 
-    `elsewhere` says that the response came from another host that the registry redirected to. A 401 or 403 from such a
-    host is the registry's failure (exit code 7, not 3), because a user cannot log in there.
+    `is_elsewhere` says that the response came from another host that the registry redirected to. A 401 or 403 from such
+    a host is the registry's failure (exit code 7, not 3), because a user cannot log in there.
     """
     method, url, status = response.method, response.url, response.status
     body, wait = response.drain(), response.retry_after
     codes, message = _parse_error_body(body)
     details = ": ".join(part for part in (" ".join(codes), message) if part)
     summary = f"{method} {redact_url(url)}: {status}" + (f" {details}" if details else "")
-    sender = printable(urlsplit(url).netloc.rpartition("@")[2]) if elsewhere else "the registry"
-    if elsewhere and status in _DENIED:
+    sender = printable(urlsplit(url).netloc.rpartition("@")[2]) if is_elsewhere else "the registry"
+    if is_elsewhere and status in _DENIED:
         # The next redirect may have another signature, so the hint suggests a retry.
-        hint = (
-            f"{registry} redirected the request to that host, and your credentials do not apply there: "
-            f"try again, or contact the administrator of {registry}"
+        return RegistryError(
+            f"{sender} refused: {summary}",
+            status=status,
+            codes=codes,
+            hint=f"{registry} redirected the request to that host, and your credentials do not apply there: "
+            f"try again, or contact the administrator of {registry}",
         )
-        return RegistryError(f"{sender} refused: {summary}", status=status, codes=codes, hint=hint)
     if status in _DENIED:
-        hint = f"check the name and your permissions; `ocistream login {registry}` stores a credential"
-        return AuthenticationError(f"{registry} refused: {summary}", hint=hint)
+        return AuthenticationError(
+            f"{registry} refused: {summary}",
+            hint=f"check the name and your permissions; `ocistream login {registry}` stores a credential",
+        )
     if status == HTTPStatus.NOT_FOUND:
         return NotFoundError(summary, codes=codes, hint=_not_found_hint(method, url, body))
-    length = f" {_format_duration(wait)}" if wait else ""
+    duration = f" {_format_duration(wait)}" if wait else ""
     # A server of files does not know POST.
     is_unknown_method = status == HTTPStatus.NOT_IMPLEMENTED
-    advice: str | None = f"{sender} asks to wait{length}" if wait else None
+    hint: str | None = f"{sender} asks to wait{duration}" if wait else None
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        advice = f"{sender} limits requests: wait{length}" + ("" if elsewhere else _LOGIN_LIMIT_HINT)
+        hint = f"{sender} limits requests: wait{duration}" + ("" if is_elsewhere else _LOGIN_LIMIT_HINT)
     if status == HTTPStatus.BAD_REQUEST:
-        advice = next((hint for words, hint in _HINTS_BY_BODY.items() if words in body), None)
+        hint = next((text for words, text in _HINTS_BY_BODY.items() if words in body), None)
         if method == "HEAD":
-            advice = _MAYBE_CLIENT_CERTIFICATE_HINT if url.startswith("https:") else _MAYBE_HTTPS_HINT
-    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and advice is None and not is_unknown_method:
-        advice = f"{sender} has problems: try again later; --retries sets the number of retries"
+            hint = _MAYBE_CLIENT_CERTIFICATE_HINT if url.startswith("https:") else _MAYBE_HTTPS_HINT
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and hint is None and not is_unknown_method:
+        hint = f"{sender} has problems: try again later; --retries sets the number of retries"
     elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        advice = "add the user and password of the proxy: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
-    if (status < HTTPStatus.INTERNAL_SERVER_ERROR or is_unknown_method) and advice is None and not codes:
-        advice = _NOT_A_REGISTRY_HINT if method in _EXPLAINED_METHODS else None
-    return RegistryError(summary, status=status, codes=codes, hint=advice, retry_after=wait)
+        hint = "add the user and password of the proxy: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
+    if (status < HTTPStatus.INTERNAL_SERVER_ERROR or is_unknown_method) and hint is None and not codes:
+        hint = _NOT_A_REGISTRY_HINT if method in _EXPLAINED_METHODS else None
+    return RegistryError(summary, status=status, codes=codes, hint=hint, retry_after=wait)

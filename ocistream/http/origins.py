@@ -93,8 +93,8 @@ def resolve_url(base: str, location: str) -> str:
         raise PermanentNetworkError(msg) from error
 
 
-def url_target(url: str) -> str:
-    """Return path and query of an http or https URL, byte for byte, for the request line."""
+def request_target(url: str) -> str:
+    """Return path and query of an http or https URL, byte for byte (RFC 9112, section 3.2.1)."""
     match = _TARGET.match(url)
     target = match[1] if match else ""
     return target if target.startswith("/") else f"/{target}"

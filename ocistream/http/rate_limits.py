@@ -25,7 +25,7 @@ _MIN_BUFFER: Final = 16 * limits.KIB
 _MAX_BUFFER: Final = 256 * limits.KIB
 
 
-#: Guards the times of all throttles: each is held for some additions only.
+#: Guards the times of all throttles and rate limits; it is held for a few additions only.
 _lock: Final = threading.Lock()
 
 
@@ -81,7 +81,8 @@ class RateLimits:
         #: By registry; None for all registries without a limit of their own.
         self._connections: dict[str | None, ConnectionLimits] = {}
         self._clock = clock
-        self._next: dict[Hashable, float] = {}
+        #: By host: the time of its next request, and the end of its pause.
+        self._next_request_at: dict[Hashable, float] = {}
         self._paused_until: dict[Hashable, float] = {}
 
     def pause(self, host: Hashable, seconds: float) -> None:
@@ -97,13 +98,16 @@ class RateLimits:
             now = self._clock()
             delay = self._paused_until.get(host, now) - now
             if per_second is not None:
-                reserved_at = max(self._next.get(host, now), now)
-                self._next[host] = reserved_at + 1.0 / per_second
+                reserved_at = max(self._next_request_at.get(host, now), now)
+                self._next_request_at[host] = reserved_at + 1.0 / per_second
                 delay = max(delay, reserved_at - now)
         return max(delay, 0.0)
 
     def connection_limits(self, registry: str, limit_rate: float | None) -> ConnectionLimits:
-        """Return the limits of the connections to a registry with a limit of its own, or None, in bytes per second."""
+        """Return the limits of the connections to a registry.
+
+        `limit_rate` is the registry's own limit in bytes per second; None if it has none.
+        """
         key = registry if limit_rate else None
         if (known := self._connections.get(key)) is not None:
             return known

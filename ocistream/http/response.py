@@ -62,7 +62,7 @@ class Response:
         self._raw = raw = cast("RawResponse", sent.raw)
         self._sent = sent
         self._adapter = adapter
-        self._throttle = route.limits.download
+        self._throttle = route.connection_limits.download
         #: Bytes of the body received so far.
         self._received = 0
         self._drained: bytes | None = None
@@ -185,8 +185,8 @@ class Response:
             msg = f"{self.method} {redact_url(self.url)}: the response was cut: {describe_cause(error)}"
             raise NetworkError(msg) from error
         if not filled and raw.length:
-            came = f"received {self._received} bytes, {raw.length} are missing"
-            msg = f"{self.method} {redact_url(self.url)}: the response was cut: {came}"
+            sizes = f"received {self._received} bytes, {raw.length} are missing"
+            msg = f"{self.method} {redact_url(self.url)}: the response was cut: {sizes}"
             raise NetworkError(msg)
         self._received += filled
         if self._throttle is not None and filled:
@@ -246,10 +246,10 @@ class RawResponse:
         """The file that http.client reads the head of a tunnel from."""
         return self
 
-    def arrives_early(self, timeout: float) -> bool:
-        """Wait until the request can be sent on; return whether the final response has started to arrive already.
+    def has_early_response(self, timeout: float) -> bool:
+        """Wait until more of the request can be sent, or data arrives; return whether the final response has started.
 
-        The server may still wait for the rest of the request, so the connection is not reused.
+        After that the server may still wait for the rest of the request, so the connection is not reused.
 
         Raises:
             TimeoutError: for `timeout` seconds nothing could be sent and nothing arrived.
@@ -455,18 +455,18 @@ class _Collector:
 
     def readinto(self, view: memoryview, left: int) -> int:
         """Read a piece of a body of which `left` bytes are still to come."""
-        self._await(min(limits.CHUNK_SIZE, left, len(view)) if self._is_fast else 1)
+        self._set_awaited(min(limits.CHUNK_SIZE, left, len(view)) if self._is_fast else 1)
         try:
             count = self._socket.recv_into(view)
         except TimeoutError:
             if self._awaited == 1:
                 raise
             self._is_fast = False
-            self._await(1)
+            self._set_awaited(1)
             count = self._socket.recv_into(view)
         if left - count < limits.MIN_READ:
             # Nothing may be read after this, and the connection may be reused.
-            self._await(1)
+            self._set_awaited(1)
         self._counted += count
         if self._counted >= limits.CHUNK_SIZE:
             now = time.monotonic()
@@ -474,7 +474,7 @@ class _Collector:
             self._counted, self._counted_since = 0, now
         return count
 
-    def _await(self, size: int) -> None:
+    def _set_awaited(self, size: int) -> None:
         """Set the number of bytes that end a wait, and how long one may take."""
         if size < limits.MIN_READ:
             size = 1

@@ -91,7 +91,7 @@ class HttpSettings:
     store_rate: float = 4.0 * limits.MIB
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     #: A file or directory of CA certificates in place of the system's.
-    ca_file: str | None = None
+    ca_bundle: str | None = None
     #: TLS settings of the command line. Its CAs apply to all hosts. Its client certificates and `insecure` apply only
     #: to registries that the command line names (`HttpClient.endpoint`).
     tls: TlsSettings = field(default_factory=TlsSettings)
@@ -104,10 +104,10 @@ class HttpSettings:
     #: has its own client with its own options.
     format_hint: Callable[[str], str] = str
 
-    def response_timeout(self, stored: float) -> float:
-        """Return how many seconds to wait for a response if the registry must store `stored` bytes first."""
+    def response_timeout(self, bytes_to_store: float) -> float:
+        """Return how many seconds to wait for a response if the registry must store so many bytes first."""
         longest = max(self.store_timeout, self.stall_timeout)
-        return min(longest, self.stall_timeout + stored / self.store_rate)
+        return min(longest, self.stall_timeout + bytes_to_store / self.store_rate)
 
     def shorten_timeouts(self) -> HttpSettings:
         """Return these settings with fewer attempts and shorter time-outs."""

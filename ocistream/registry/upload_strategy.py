@@ -155,7 +155,7 @@ class HostStrategy:
 
     def __init__(self, endpoint: Endpoint, explicit_method: UploadMethod | None, jobs: int) -> None:
         """Take the settings of the host, the method of the command line, and the number of simultaneous uploads."""
-        settings = endpoint.settings
+        settings = endpoint.host_settings
         self.explicit_method = explicit_method or (parse_upload_method(settings.upload) if settings.upload else None)
         self.profile = PROFILES_BY_NAME[settings.profile] if settings.profile else find_profile(endpoint.registry)
         self.method_used: UploadMethod | None = None

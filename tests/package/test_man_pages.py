@@ -14,7 +14,7 @@ import pytest
 from ocistream import errors
 from ocistream.cli import COMMANDS
 from ocistream.cli.entry_point import cli, load_command
-from ocistream.cli.settings import configurable_options, variable_name
+from ocistream.cli.settings import list_configurable_options, variable_name
 from tests.package.conftest import ROOT, run
 from tests.peers import need
 
@@ -87,7 +87,7 @@ def test_environment_variables_match_the_sources_and_the_documents() -> None:
     used = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', sources))
     beginnings = ("OCISTREAM_", "XDG_", "DOCKER_AUTH", "REGISTRY_AUTH", "SSL_", "SOURCE_DATE")
     # Another test checks the variables of options.
-    named |= {variable_name(key) for command in COMMANDS for key in configurable_options(load_command(command))}
+    named |= {variable_name(key) for command in COMMANDS for key in list_configurable_options(load_command(command))}
     assert {name for name in used if name.startswith(beginnings)} - {"OCISTREAM_SRC", "OCISTREAM_DEST"} <= named
     texts = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
     words = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b(?!\*)", texts))

@@ -15,8 +15,8 @@ from ocistream.cli.entry_point import COMMANDS, load_command
 from ocistream.cli.options import RunOptions, command, json_option, options_of
 from ocistream.cli.parameter_types import FilePath, empty_value_error, is_path
 from ocistream.cli.settings import (
-    configurable_options,
     find_credential_variables,
+    list_configurable_options,
     read_configuration_file,
     read_settings,
     warn_unused_variables,
@@ -176,7 +176,7 @@ def _build_document(table: TomlTable | None, command_name: str | None) -> dict[s
             host: {
                 "settings": {} if table is None or host not in rules else _host_settings(table, host, rules[host]),
                 "certificates": (directory := find_certs_directory(host, folders)) and str(directory),
-                "credentials": keychain.sources(host),
+                "credentials": keychain.list_places(host),
             }
             for host in _registry_hosts(rules, namespaces, folders)
         },
@@ -208,7 +208,7 @@ def _command_settings(table: TomlTable | None, name: str) -> dict[str, dict[str,
     loaded = load_command(name)
     settings = read_settings(name, loaded, table, os.environ)
     result: dict[str, dict[str, Any]] = {}
-    for key, option in configurable_options(loaded).items():
+    for key, option in list_configurable_options(loaded).items():
         if (setting := settings.get(key)) is not None:
             value = _convert_number(setting.value) if isinstance(option.type, _NUMBER_TYPES) else setting.value
             result[key] = {**dataclasses.asdict(setting), "value": value}

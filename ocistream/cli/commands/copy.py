@@ -10,7 +10,7 @@ import click
 from ocistream.api.copy_plan import plan_copy
 from ocistream.api.options import SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import (
-    MISSING,
+    MISSING_BLOBS,
     OmissionOptions,
     Option,
     RunOptions,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         ["--via"],
         metavar="COMMAND",
         not_configurable=SELECTS_CONTENT,
-        section=MISSING,
+        section=MISSING_BLOBS,
         help="Run ocistream through COMMAND (`ssh host`), write DST there, and send only missing blobs.",
     ),
     Option(
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         metavar="PROGRAM",
         default="ocistream",
         show_default=True,
-        section=MISSING,
+        section=MISSING_BLOBS,
         help="Program for --via to run: a name, a path, or `python3 -m ocistream`.",
     ),
     options_of(CopyOptions, "no_referrers", "require_signature"),

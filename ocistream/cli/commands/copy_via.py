@@ -94,9 +94,9 @@ def _check_options(context: CommandContext) -> None:
             ),
         ),
         "split": (context.copy_options.split, "omit the option: --via sends one stream"),
-        "have": (context.omission.have, _ASKED_REMOTELY),
-        "base": (context.omission.base, _ASKED_REMOTELY),
-        "only": (context.omission.only, _ASKED_REMOTELY),
+        "have": (context.omission_options.have, _ASKED_REMOTELY),
+        "base": (context.omission_options.base, _ASKED_REMOTELY),
+        "only": (context.omission_options.only, _ASKED_REMOTELY),
     }
     for name, (value, hint) in refused.items():
         if value:
@@ -207,7 +207,7 @@ class _RemoteOcistream:
         codes and messages of its own.
         """
         context, run = self._context, self._context.run_options
-        registry = context.registry_options("dest")
+        registry = context.options_for_side("dest")
         options = ["--plain-http"] if registry.plain_http else []
         options += ["--insecure"] if registry.insecure else []
         options += ["--retries", f"{run.retries}", "--connect-timeout", f"{run.connect_timeout:g}"]

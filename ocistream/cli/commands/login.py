@@ -54,7 +54,7 @@ def login(context: CommandContext, registry: str) -> None:
     host = parse_registry(registry)
     keychain = _open_keychain(context)
     option_password = context.credentials.read_password()
-    username = context.registry.username or os.environ.get("OCISTREAM_USERNAME") or _prompt("Username: ")
+    username = context.registry_options.username or os.environ.get("OCISTREAM_USERNAME") or _prompt("Username: ")
     secret = option_password or os.environ.get("OCISTREAM_PASSWORD") or _prompt("Password: ", secret=True)
     credential = Credential(username, secret, source="the given user name and password")
     is_checked = _check_credential(context, host, credential)
@@ -82,7 +82,7 @@ def _open_keychain(context: CommandContext) -> Keychain:
     """Return the keychain that stores credentials in the file of --authfile, or where Docker stores them."""
     from ocistream.auth.credentials import Keychain
 
-    path = context.registry.authfile
+    path = context.registry_options.authfile
     return Keychain(os.environ, home=find_home(os.environ), auth_file=(Path(path), "--authfile") if path else None)
 
 
@@ -99,7 +99,7 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
 
     options = replace(context.run_options, retries=_RETRIES)
     client = RegistryAccess(options, os.environ, context.access.configuration).create_client(
-        context.registry, find, cancelled=context.cancelled
+        context.registry_options, find, cancelled=context.cancelled
     )
     endpoint = client.endpoint(host)
     try:

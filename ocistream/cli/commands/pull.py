@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -34,9 +34,11 @@ from ocistream.streams import paths
 if TYPE_CHECKING:
     from ocistream.cli.context import CommandContext
 
-FORMATS = ("oci", "oci-archive", "docker-archive")
-_OUTPUT_HINT = "pull reads from registries; use -o PATH for the output file; `ocistream copy SRC DST` also reads files"
-_LIST_HINT = "write one image per line"
+_FORMATS: Final = ("oci", "oci-archive", "docker-archive")
+_IMAGE_HINT: Final = (
+    "pull reads from registries; use -o PATH for the output file; `ocistream copy SRC DST` also reads files"
+)
+_LIST_HINT: Final = "write one image per line"
 
 
 @command(
@@ -61,7 +63,7 @@ _LIST_HINT = "write one image per line"
     ),
     Option(
         ["--format", "kind"],
-        type=click.Choice(FORMATS),
+        type=click.Choice(_FORMATS),
         section=OUTPUT,
         help="Output format; oci is a layout.  [default: oci for a directory, else oci-archive]",
     ),
@@ -106,17 +108,17 @@ def pull(
     ssh host ocistream have oci:images | ocistream pull --have - -o n.tar nginx:2
     ocistream pull --split 4GiB -o 'app.%03d.tar' app:2
     """
-    images = [Location("docker", text, reference=parse_image(text, _OUTPUT_HINT)) for text in sources]
+    images = [Location("docker", text, reference=parse_image(text, _IMAGE_HINT)) for text in sources]
     if not images and not lists:
         msg = "Missing argument 'IMAGE...'."
         hint = describe_missing_key(context.copy_options.require_signature)
         raise UsageError(msg, hint=hint or "name images, or a list of images with --images FILE")
-    if [*lists, *context.omission.have].count("-") > 1:
+    if [*lists, *context.omission_options.have].count("-") > 1:
         msg = "only one list can come from stdin"
         raise UsageError(msg, hint="write the other one into a file")
     for path in lists:
         images += _read_image_list(context, path)
-    destination = parse_output(output, kind)
+    destination = _parse_output(output, kind)
     if destination.is_stream and destination.kind == "oci":
         msg = "cannot write a layout directory to stdout"
         raise UsageError(msg, hint="name a directory with -o")
@@ -124,13 +126,13 @@ def pull(
         if context.run_options.dry_run:
             msg = "--from-byte does not work with --dry-run, which writes no archive"
             raise UsageError(msg, hint="omit one of them")
-        check_from_byte(destination, context.copy_options.split)
+        _check_from_byte(destination, context.copy_options.split)
     context.check_result(destination)
     plan = plan_copy(images, destination, context.copy_options, only_this_platform=True)
     run_plan(context, plan, from_byte=from_byte or 0)
 
 
-def parse_output(output: str, kind: str | None) -> Location:
+def _parse_output(output: str, kind: str | None) -> Location:
     """Return the location of -o and --format, which overrides what a path looks like."""
     location = resolve_stdout(parse_local_location(output))
     _check_not_image(location)
@@ -154,7 +156,7 @@ def _check_not_image(location: Location) -> None:
             )
 
 
-def check_from_byte(location: Location, split: int) -> None:
+def _check_from_byte(location: Location, split: int) -> None:
     """Raise UsageError if the rest of an archive would be written to a file, where it looks like a complete one."""
     if split:
         msg = "--split does not work with --from-byte: the volumes depend on the sizes of all blobs"
@@ -199,6 +201,6 @@ def _parse_list_item(text: str, where: str) -> Location:
         msg = f"{where}: {printable(text)!r} is more than one image name"
         raise InvalidNameError(msg, hint=_LIST_HINT)
     try:
-        return Location("docker", text, reference=parse_image(text, _OUTPUT_HINT))
+        return Location("docker", text, reference=parse_image(text, _IMAGE_HINT))
     except InvalidNameError as error:
         raise InvalidNameError(f"{where}: {error.message}", hint=error.hint) from error

@@ -110,18 +110,18 @@ def push(context: CommandContext, arguments: tuple[str, ...], paths: tuple[str, 
 
 def _check_arguments(arguments: Sequence[str], paths: Sequence[str], prefix: str | None) -> None:
     """Raise UsageError, with the line to type, if an argument is a path or a second image."""
-    # One IMAGE is never a path. Of several arguments, an existing path is an archive.
+    # A single name is IMAGE, even if a file has this name. Of several names, that of a file is an archive.
     is_one_image = len(arguments) == 1 and prefix is None
     files = [text for text in arguments if is_path(text, may_exist=not is_one_image)]
     images = [text for text in arguments if text not in files]
     if files:
         targets = [*images[:1], *([] if prefix is None else ["--to", prefix])]
-        options = [word for path in (*paths, *files) for word in ("-i", shlex.quote(path))]
-        line = " ".join(["ocistream push", *options, *(map(shlex.quote, targets) if targets else ["IMAGE"])])
+        inputs = [f"-i {shlex.quote(path)}" for path in (*paths, *files)]
+        line = " ".join(["ocistream push", *inputs, *(map(shlex.quote, targets) if targets else ["IMAGE"])])
         hint = f"each archive follows -i: `{printable(line, 1024)}`"
         if set(files) <= set(paths) and not targets:
             hint = f"it is already an input: write the destination, `ocistream push -i {printable(files[0])} IMAGE`"
-        if len(options) > _MAX_ARCHIVES_IN_HINT * 2:
+        if len(inputs) > _MAX_ARCHIVES_IN_HINT:
             hint = "quote the glob, so that ocistream expands it: `ocistream push -i 'app.*.tar' IMAGE`"
         raise UsageError(describe_path(files[0]), hint=hint)
     if len(images) > 1:

@@ -196,7 +196,7 @@ def _build_basic_auth(context: CommandContext) -> BasicAuth | None:
     """Return the check of user and password, or None without --username; raise UsageError if one is missing."""
     from ocistream.serve import BasicAuth
 
-    options = context.registry
+    options = context.registry_options
     if options.username is None:
         option = "--password-stdin" if options.password_stdin else "--password-file"
         if options.password_stdin or options.password_file:
@@ -280,7 +280,7 @@ class AccessLog:
     def write(self, entry: AccessLogEntry) -> None:
         """Write the line of a request; a failure does not stop the request."""
         line = (_format_json_line(entry) if self._console.as_json else _format_common_line(entry)).encode() + b"\n"
-        with self._console.writing:
+        with self._console.write_lock:
             try:
                 while line:
                     line = line[os.write(self._descriptor, line) :]

@@ -157,7 +157,7 @@ def _build_open_contexts(context: CommandContext, plan: SyncPlan) -> dict[Login 
         login_registries = registries.setdefault(sync_location.login, set())
         if sync_location.location.reference is not None:
             login_registries.add(sync_location.location.reference.registry)
-    hint = build_sync_hint_translator(context.registry)
+    hint = build_sync_hint_translator(context.registry_options)
     # Secrets are read before any copy, so a variable that is not set is reported at once.
     return {
         login: context.build_open_context(

@@ -206,18 +206,23 @@ def test_sources_are_listed_without_running_a_helper(home: Home) -> None:
     helper = home.helper("pass")
     write(home.docker, {"auths": {"r.example": entry("docker")}, "credsStore": "pass"})
     write(home.podman, {"auths": {"r.example": entry("podman"), "x.example": entry("podman")}})
-    assert configured(home, "helper:pass").sources("r.example") == ["docker-credential-pass", "~/.docker/config.json"]
-    assert configured(home, "env:CI").sources("r.example") == ["~/.docker/config.json"]
+    assert configured(home, "helper:pass").list_places("r.example") == [
+        "docker-credential-pass",
+        "~/.docker/config.json",
+    ]
+    assert configured(home, "env:CI").list_places("r.example") == ["~/.docker/config.json"]
     env = {"CI_USERNAME": "variable", "CI_PASSWORD": "x"}
-    assert configured(home, "env:CI", **env).sources("r.example") == ["CI_USERNAME"]
-    assert configured(home, "env:CI").sources("x.example") == [
+    assert configured(home, "env:CI", **env).list_places("r.example") == ["CI_USERNAME"]
+    assert configured(home, "env:CI").list_places("x.example") == [
         "docker-credential-pass",
         "~/.config/containers/auth.json",
     ]
     write(home.docker, {"credHelpers": {"r.example": "pass"}})
-    assert home.keychain().sources("r.example") == ["docker-credential-pass", "~/.config/containers/auth.json"]
-    assert home.keychain().sources("nobody.example") == []
+    assert home.keychain().list_places("r.example") == ["docker-credential-pass", "~/.config/containers/auth.json"]
+    assert home.keychain().list_places("nobody.example") == []
     file = configured(home, f"file:{home.docker}")
-    assert file.sources("r.example") == ["docker-credential-pass", "~/.config/containers/auth.json"]
-    assert home.keychain(OCISTREAM_USERNAME="x", OCISTREAM_PASSWORD="x").sources("x.example") == ["OCISTREAM_USERNAME"]
+    assert file.list_places("r.example") == ["docker-credential-pass", "~/.config/containers/auth.json"]
+    assert home.keychain(OCISTREAM_USERNAME="x", OCISTREAM_PASSWORD="x").list_places("x.example") == [
+        "OCISTREAM_USERNAME"
+    ]
     assert not helper.with_name("docker-credential-pass.calls").exists()

@@ -270,28 +270,28 @@ def test_a_token_is_used_only_for_the_scopes_that_it_covers() -> None:
     auth = authenticator(server)
     assert auth.answer_challenge([BEARER], (PUSH[0], "repository:other/app:pull"), None) == "Bearer t1"
     for covered in (PUSH, PULL, ("repository:other/app:pull",), ()):
-        assert auth.authorization(covered) == "Bearer t1"
-    assert auth.authorization(("repository:other/app:pull,push",)) == "Bearer t2"
-    assert auth.authorization(("repository:org/app2:pull",)) == "Bearer t3"
-    assert auth.authorization(("registry:catalog:*",)) == "Bearer t4"
+        assert auth.find_header(covered) == "Bearer t1"
+    assert auth.find_header(("repository:other/app:pull,push",)) == "Bearer t2"
+    assert auth.find_header(("repository:org/app2:pull",)) == "Bearer t3"
+    assert auth.find_header(("registry:catalog:*",)) == "Bearer t4"
     assert len(server.requests) == 4
 
 
 def test_a_scope_of_an_unusual_form_covers_only_itself() -> None:
     auth = authenticator(Server())
     assert auth.answer_challenge([BEARER], ("odd",), None) == "Bearer t1"
-    assert auth.authorization(("odd",)) == "Bearer t1"
-    assert auth.authorization(("other",)) == "Bearer t2"
+    assert auth.find_header(("odd",)) == "Bearer t1"
+    assert auth.find_header(("other",)) == "Bearer t2"
 
 
 def test_a_token_for_exactly_these_scopes_is_preferred() -> None:
     auth = authenticator(Server())
     auth.answer_challenge([BEARER], PULL, None)
-    assert auth.authorization(PUSH) == "Bearer t2"
+    assert auth.find_header(PUSH) == "Bearer t2"
     assert auth.answer_challenge([BEARER], PULL, "Bearer t1") == "Bearer t2"
     assert auth.answer_challenge([BEARER], PULL, "Bearer t2") == "Bearer t3"
-    assert auth.authorization(PUSH) == "Bearer t4"
-    assert auth.authorization(PULL) == "Bearer t3"
+    assert auth.find_header(PUSH) == "Bearer t4"
+    assert auth.find_header(PULL) == "Bearer t3"
 
 
 @pytest.mark.parametrize(
@@ -325,9 +325,9 @@ def test_a_token_is_renewed_shortly_before_it_expires(expires_in: object, useful
     auth = authenticator(server, clock=clock)
     assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
     clock.now += useful * 0.999
-    assert auth.authorization(PULL) == "Bearer t1"
+    assert auth.find_header(PULL) == "Bearer t1"
     clock.now += useful * 0.002
-    assert auth.authorization(PULL) == "Bearer t2"
+    assert auth.find_header(PULL) == "Bearer t2"
 
 
 def test_the_lifetime_starts_at_the_answer_and_not_at_the_request() -> None:
@@ -340,7 +340,7 @@ def test_the_lifetime_starts_at_the_answer_and_not_at_the_request() -> None:
 
     auth = authenticator(Slow(), clock=clock)
     assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
-    assert auth.authorization(PULL) == "Bearer t1"
+    assert auth.find_header(PULL) == "Bearer t1"
 
 
 def test_a_refused_token_is_replaced_only_once() -> None:
@@ -350,7 +350,7 @@ def test_a_refused_token_is_replaced_only_once() -> None:
     assert auth.answer_challenge([BEARER], PULL, None) == "Bearer t1"
     assert auth.answer_challenge([BEARER], PULL, "Bearer t1") == "Bearer t2"
     assert auth.answer_challenge([BEARER], PULL, "Bearer t1") == "Bearer t2"
-    assert auth.authorization(PULL) == "Bearer t2"
+    assert auth.find_header(PULL) == "Bearer t2"
     assert len(server.requests) == 2
 
 
@@ -374,9 +374,9 @@ def test_a_credential_is_looked_up_once_for_each_repository() -> None:
     server = Server()
     auth = Authenticator("registry.example", find, server.send)
     auth.answer_challenge([BEARER], ("registry:catalog:*", "repository:a/b:pull,push", "repository:c:pull"), None)
-    auth.authorization(("repository:a/b:delete",))
-    auth.authorization(("repository:c:pull",))
-    auth.authorization(("registry:catalog:*",))
+    auth.find_header(("repository:a/b:delete",))
+    auth.find_header(("repository:c:pull",))
+    auth.find_header(("registry:catalog:*",))
     assert asked == ["a/b", "c", ""]
     assert [dict(server.query(number))["account"] for number in range(4)] == ["a/b", "a/b", "c", "nobody"]
 

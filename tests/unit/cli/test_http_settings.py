@@ -35,10 +35,10 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
         command="pull",
         console=Console(),
         run_options=RunOptions(limit_rate=1000.0, max_requests_per_second=3.0),
-        registry=none,
+        registry_options=none,
         sides={"src": none, "dest": none},
         copy_options=CopyOptions(),
-        omission=OmissionOptions(),
+        omission_options=OmissionOptions(),
     )
     with contextlib.ExitStack() as stack:
         sides = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocistream.cli.progress import Progress, ProgressSnapshot, TransferRate, human_duration, render_lines
+from ocistream.cli.progress import Progress, ProgressSnapshot, TransferRate, format_remaining_time, render_lines
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
 from ocistream.sizes import format_size
@@ -82,7 +82,7 @@ class TestSnapshots:
         state = account.snapshot()
         assert (state.moved, state.total, state.percent, state.seconds_left) == (40 * MIB, 40 * MIB, 100, 0)
         assert (state.done_count, state.blob_count, state.active_blobs) == (2, 2, [])
-        assert state.outcomes == {"copied": 1, "skipped": 1}
+        assert state.status_counts == {"copied": 1, "skipped": 1}
 
     def test_the_first_bytes_give_no_estimate_of_the_time_left(
         self, account: Progress, monkeypatch: pytest.MonkeyPatch
@@ -119,7 +119,7 @@ class TestSnapshots:
      (172_800, "2 days")],
 )  # fmt: skip
 def test_times_are_written_for_people(seconds: float, text: str) -> None:
-    assert human_duration(seconds) == text
+    assert format_remaining_time(seconds) == text
 
 
 SIZES = st.integers(0, 2**62)
@@ -130,7 +130,7 @@ STATES = st.builds(
     rate=st.floats(0, 1e15),
     seconds_left=st.none() | st.floats(0, 1e12),
     blob_count=st.none() | st.integers(0, 20_000),
-    outcomes=st.dictionaries(st.sampled_from(["copied", "skipped", "mounted", "omitted"]), st.integers(0, 20_000)),
+    status_counts=st.dictionaries(st.sampled_from(["copied", "skipped", "mounted", "omitted"]), st.integers(0, 20_000)),
     active_blobs=st.lists(
         st.tuples(st.sampled_from(["", BLOB.digest, OTHER.digest]), SIZES, SIZES, st.floats(0, 1e15)), max_size=20
     ),

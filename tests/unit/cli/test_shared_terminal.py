@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ocistream.cli.console import OtherPrograms, fresh_line_prefix
+from ocistream.cli.console import OtherPrograms, move_to_fresh_line
 from tests.cli.terminal import Screen
 
 
@@ -87,15 +87,15 @@ def test_a_line_begins_on_a_new_row_at_any_cursor_position(monkeypatch: pytest.M
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
     for length in range(columns + 1):
         prompt = "?" * length
-        screen = Screen(columns, f"{prompt}{fresh_line_prefix()}a line\r\n")
+        screen = Screen(columns, f"{prompt}{move_to_fresh_line()}a line\r\n")
         assert [line for line in screen.lines if line] == [*filter(None, [prompt]), "a line"]
     # At the beginning of a row the prefix is invisible.
-    assert Screen(columns, f"{fresh_line_prefix()}a line\r\n").lines == ["a line", ""]
+    assert Screen(columns, f"{move_to_fresh_line()}a line\r\n").lines == ["a line", ""]
 
 
 def test_a_terminal_of_unknown_width_gets_a_newline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((0, 0)))
-    assert fresh_line_prefix() == "\n"
+    assert move_to_fresh_line() == "\n"
 
 
 def test_a_pipe_gets_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,4 +103,4 @@ def test_a_pipe_gets_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(25, "not a terminal")
 
     monkeypatch.setattr(os, "get_terminal_size", refuse)
-    assert fresh_line_prefix() == ""
+    assert move_to_fresh_line() == ""

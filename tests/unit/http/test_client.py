@@ -112,7 +112,7 @@ class TestHostsThatAnsweredBefore:
     ) -> None:
         registry = faulty(Fault(Header("Connection", "close"), times=None), tls=certificate)
         host = under_test(registry)
-        transport = quick(ca_file=str(certificate.file))
+        transport = quick(ca_bundle=str(certificate.file))
         real, others = socket.getaddrinfo, iter([True])
         with RawServer(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n") as balancer:
 

@@ -130,7 +130,7 @@ class Refusal(Response):
 def explained(
     method: str, url: str, status: int, body: bytes = b"", wait: float | None = None, *, elsewhere: bool = False
 ) -> OcistreamError:
-    return response_error("registry.example", Refusal(method, url, status, body, wait), elsewhere=elsewhere)
+    return response_error("registry.example", Refusal(method, url, status, body, wait), is_elsewhere=elsewhere)
 
 
 def refused(status: int, body: bytes = b"", wait: float | None = None) -> Any:

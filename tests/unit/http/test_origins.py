@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ocistream.errors import PermanentNetworkError
-from ocistream.http.origins import Origin, is_loopback, is_proxy_bypassed, redact_url, resolve_url, url_target
+from ocistream.http.origins import Origin, is_loopback, is_proxy_bypassed, redact_url, request_target, resolve_url
 
 PUBLIC = Origin("https", "registry.example", 443)
 
@@ -184,4 +184,4 @@ class TestProxies:
     ],
 )
 def test_the_target_of_a_request_is_the_unchanged_path_and_query(url: str, target: str) -> None:
-    assert url_target(url) == target
+    assert request_target(url) == target
