@@ -201,7 +201,7 @@ class BlobDownload:
         raise IntegrityError(msg)
 
 
-def raise_corrupt_blob(repository: str, error: IntegrityError, again: bool = False) -> NoReturn:  # noqa: ARG001 - there is no second copy
+def raise_corrupt_blob(repository: str, error: IntegrityError, can_retry: bool = False) -> NoReturn:  # noqa: ARG001 - there is no second copy
     """Name the repository in the error of a corrupt blob or manifest, and say what to do.
 
     Raises:

@@ -95,8 +95,8 @@ class Blob:
 class RecoverableBlob(Blob):
     """A blob whose source can help if its bytes are wrong, or arrive slowly.
 
-    `on_corrupt(error, again)` is told that the bytes were wrong, and raises the error to report. If `again` is True, it
-    may instead return, and `open` then reads from another mirror.
+    `on_corrupt(error, can_retry)` is told that the bytes were wrong, and raises the error to report. If `can_retry` is
+    True, it may instead return, and `open` then reads from another mirror.
 
     `precheck()` is called before the first byte if the blob cannot be written again. The source can then verify its
     copy.

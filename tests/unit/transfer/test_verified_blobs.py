@@ -23,8 +23,8 @@ class Places:
         self.contents = list(contents)
         self.blob = RecoverableBlob(blob_of(RIGHT), lambda: iter([self.contents[0]]), on_corrupt=self.on_wrong)
 
-    def on_wrong(self, error: IntegrityError, again: bool) -> None:
-        if not again or len(self.contents) == 1:
+    def on_wrong(self, error: IntegrityError, can_retry: bool) -> None:
+        if not can_retry or len(self.contents) == 1:
             raise error
         del self.contents[0]
 
@@ -172,8 +172,8 @@ class TestResuming:
     def test_the_place_is_suspected_after_that(self) -> None:
         place = Resumable(b"worse")
 
-        def on_wrong(_: IntegrityError, again: bool) -> None:
-            assert again
+        def on_wrong(_: IntegrityError, can_retry: bool) -> None:
+            assert can_retry
             place.content = RIGHT
 
         blob = dataclasses.replace(place.blob, on_corrupt=on_wrong)
