@@ -163,14 +163,14 @@ class CopyPlan:
             if self.recompression is not None:
                 self._check_digest_stays(graph, self.recompression)
 
-        plain_layers = None
+        plain_layer_recompression = None
         if self.compresses_plain_layers(omits=omit is not None):
-            plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
-        check = None
+            plain_layer_recompression = _parse_recompression(self.options, self.options.compress or "gzip")
+        signature_check = None
         if self.signers or self.policy is not None:
             from ocistream.signatures.check import SignatureCheck
 
-            check = SignatureCheck(
+            signature_check = SignatureCheck(
                 self.signers, self._find_rules, self._find_names, is_local=self.local_source is not None
             )
         copy = Copy(
@@ -184,8 +184,8 @@ class CopyPlan:
             rename=self.rename or (lambda graph: graph),
             omit=omit,
             recompression=self.recompression,
-            plain_layers=plain_layers,
-            check=check,
+            plain_layer_recompression=plain_layer_recompression,
+            signature_check=signature_check,
         )
         report = copy.run(dry_run=dry_run)
         if self.target is None and (self.destination.kind == "docker" or self.destination.name is not None):

@@ -91,7 +91,7 @@ def plan_blobs(
     parsed = {blob.digest for blob in graph.blobs if blob.size <= limits.MAX_PARSED_CONFIG}
     assign(parsed.intersection(configs), Action.CHECK_JSON)
     if recompressor is not None:
-        if not recompressor.plain_only:
+        if not recompressor.is_plain_only:
             # If only plain layers change, the others are copied unchecked.
             assign(recompressor.find_unchanged_layers(graph), Action.CHECK_COMPRESSION)
         assign(recompressor.find_configs(graph), Action.READ)

@@ -73,16 +73,18 @@ class Copy:
     #: How to recompress image layers that use another format.
     recompression: RecompressionSettings | None = None
     #: The default for archives whose layers are never compressed (those of `docker save`).
-    plain_layers: RecompressionSettings | None = None
+    plain_layer_recompression: RecompressionSettings | None = None
     #: Checks the source's graph, before anything is written if possible, and before anything becomes visible.
-    check: SignatureCheck | None = None
+    signature_check: SignatureCheck | None = None
 
     def __post_init__(self) -> None:
         self._is_dry_run = False
         self._writer = BlobWriter(self.destination, self.observer, self.cancelled)
         self._results = self._writer.results
-        self._configs = ConfigChecker()
-        self._early_blobs = EarlyBlobWriter(self._writer, self._configs, self.recompression, self.plain_layers)
+        self._config_checker = ConfigChecker()
+        self._early_blobs = EarlyBlobWriter(
+            self._writer, self._config_checker, self.recompression, self.plain_layer_recompression
+        )
         #: None if no layers are recompressed. Known with the graph.
         self._recompressor: Recompressor | None = None
 
@@ -108,22 +110,24 @@ class Copy:
         started_at = time.monotonic()
         graph = self._select(self._resolve_graph())
         plan = self._plan(graph)
-        check = ExistenceCheck(
-            *(self.source, self.destination, self._results),
+        existence = ExistenceCheck(
+            self.source,
+            self.destination,
+            self._results,
             jobs=self.jobs,
             cancelled=self.cancelled,
             is_dry_run=self._is_dry_run,
         )
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
-        absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
+        absent, remaining = existence.split_absent(graph, plan.pending, plan.recompressed)
         if plan.recompressed:
             # The destination begins when the digests of the new layers are known (`_rewrite`).
             self._writer.new_blob_destination()
         elif not self._is_dry_run or self.destination.traits.begins_without_writing:
             # In a dry run only a registry begins: it checks the digest that the user gave, and writes nothing.
             self.destination.begin(graph)
-        missing = check.mount_absent(graph, absent)
-        wanted = self._place_existing(graph, plan, remaining, check)
+        missing = existence.mount_absent(graph, absent)
+        wanted = self._place_existing(graph, plan, remaining, existence)
         if self._is_dry_run:
             self._settle(graph, plan, (), missing)
             report = self._preview(graph, plan)
@@ -146,7 +150,7 @@ class Copy:
             graph = self._resolve_and_discard()
         else:
             graph = self.source.resolve(self._early_blobs)
-            self._start_check(
+            self._start_signature_check(
                 graph,
                 lambda blob: self._early_blobs.read_back(blob) if self._results.find(blob.digest) is not None else None,
             )
@@ -162,40 +166,42 @@ class Copy:
 
         with closing(DiscardedBlobs(self.cancelled, self.destination.traits.early_refusal)) as discarded:
             graph = self.source.resolve(discarded)
-            self._start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
+            self._start_signature_check(
+                graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None
+            )
             for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
                 if (error := discarded.discard(piped)) is not None:
                     raise error
         return graph
 
-    def _start_check(self, graph: Graph, read_early: Callable[[Descriptor], bytes | None]) -> None:
-        """Start the check of the graph, and finish it if the source need not be read in order.
+    def _start_signature_check(self, graph: Graph, read_early: Callable[[Descriptor], bytes | None]) -> None:
+        """Start the check of signatures, and finish it if the source need not be read in order.
 
         `read_early` returns a blob that came before the graph, or None.
         """
-        if self.check is None:
+        if self.signature_check is None:
             return
-        self.check.start(graph)
+        self.signature_check.start(graph)
         if self.source.concurrent:
             # Imported here, because few copies are checked.
             from ocistream.transfer.graph_check import read_pending
 
-            read_pending(self.check, self.source)
-        for blob in tuple(self.check.pending.values()):
+            read_pending(self.signature_check, self.source)
+        for blob in tuple(self.signature_check.pending.values()):
             if (content := read_early(blob)) is not None:
-                self.check.add(blob.digest, content)
-        if self.source.concurrent or not self.check.pending:
-            self.check.finish()
+                self.signature_check.add(blob.digest, content)
+        if self.source.concurrent or not self.signature_check.pending:
+            self.signature_check.finish()
 
     def _open_blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Open the wanted blobs, and pass on those that the check still needs."""
-        if self.check is None or not self.check.pending:
+        """Open the wanted blobs, and pass on those that the check of signatures still needs."""
+        if self.signature_check is None or not self.signature_check.pending:
             return self.source.blobs(wanted)
         from ocistream.transfer.graph_check import watch_pending
 
         digests = {blob.digest for blob in wanted}
-        checked = [blob for digest, blob in self.check.pending.items() if digest not in digests]
-        return watch_pending(self.check, self.source.blobs([*wanted, *checked]), digests)
+        checked = [blob for digest, blob in self.signature_check.pending.items() if digest not in digests]
+        return watch_pending(self.signature_check, self.source.blobs([*wanted, *checked]), digests)
 
     def _limit_graph(self, graph: Graph) -> Graph:
         """Omit platforms that neither side has."""
@@ -258,18 +264,18 @@ class Copy:
 
     def _plan(self, graph: Graph) -> BlobPlan:
         """Plan what happens to each blob, and check the configs that came before the graph."""
-        self._configs.find_configs(graph)
-        plan = plan_blobs(graph, self._configs.digests, self._recompressor, self._results)
+        self._config_checker.find_configs(graph)
+        plan = plan_blobs(graph, self._config_checker.digests, self._recompressor, self._results)
         pending = {blob.digest for blob in plan.pending}
         for blob in graph.blobs:
             if blob.digest not in pending and plan.actions[blob.digest] is not Action.OMIT:
-                self._configs.check_early(blob)
+                self._config_checker.check_early(blob)
         return plan
 
     # -- place -------------------------------------------------------------------------------------------
 
     def _place_existing(
-        self, graph: Graph, plan: BlobPlan, remaining: Sequence[Descriptor], check: ExistenceCheck
+        self, graph: Graph, plan: BlobPlan, remaining: Sequence[Descriptor], existence: ExistenceCheck
     ) -> list[Descriptor]:
         """Skip or mount existing blobs, write those that are in memory, and return those that the source must send."""
         for blob in graph.blobs:
@@ -277,7 +283,7 @@ class Copy:
                 self._results.add(blob, "omitted")
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
         unchanged = [blob for blob in remaining if plan.actions[blob.digest] is not Action.RECOMPRESS]
-        check.skip_or_mount(unchanged, self.destination.stored(unchanged, quick=True))
+        existence.skip_or_mount(unchanged, self.destination.stored(unchanged, quick=True))
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         wanted = [
             blob
@@ -293,9 +299,9 @@ class Copy:
 
     def _write(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         self._move(plan, wanted)
-        if self.check is not None:
+        if self.signature_check is not None:
             # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
-            self.check.finish()
+            self.signature_check.finish()
         self._skip_unsent(plan, wanted)
 
     def _move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
@@ -368,7 +374,7 @@ class Copy:
         elif recompressor is not None and action is Action.READ:
             content = self._writer.read(blob)
             recompressor.add_config(digest, content)
-            self._configs.report_platform(blob.descriptor, content)
+            self._config_checker.report_platform(blob.descriptor, content)
             if self._results.find(digest) is None:
                 self._writer.write(blob_from_bytes(blob.descriptor, content), concurrency=concurrency)
         elif recompressor is not None and digest in recompressor.result_digests:
@@ -377,8 +383,8 @@ class Copy:
         elif recompressor is not None and action is Action.CHECK_COMPRESSION:
             self._writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
         elif action is Action.CHECK_JSON:
-            with self._configs.take_turn(blob.descriptor, self.cancelled):
-                self._writer.write(blob, self._configs.with_check, concurrency=concurrency)
+            with self._config_checker.take_turn(blob.descriptor, self.cancelled):
+                self._writer.write(blob, self._config_checker.with_check, concurrency=concurrency)
         else:
             self._writer.write(blob, concurrency=concurrency)
 
