@@ -1,4 +1,4 @@
-"""Copy a source to a destination: resolve the graph, plan, begin, move the blobs, commit, report.
+"""Copy a source to a destination: the steps of one copy, in order (`Copy`).
 
 blob_plan.py decides what happens to each blob; blob_writer.py writes it.
 """
@@ -11,7 +11,7 @@ import time
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import (
@@ -44,14 +44,16 @@ if TYPE_CHECKING:
     from ocistream.transfer.recompress import RecompressionSettings, Recompressor
 
 #: How many layers are recompressed at once. Each one takes its own memory, and zstd runs two threads for it.
-_RECOMPRESS_JOBS = 2
+_RECOMPRESS_JOBS: Final = 2
 
 
 @dataclass
 class Copy:
-    """One copy, from top to bottom: resolve, select, plan, begin, move, settle, rewrite, commit.
+    """One copy. Both locations stay open.
 
-    Both locations stay open.
+    The steps, in order: resolve the graph; select what of it is copied; plan what happens to each blob; begin the
+    destination; place blobs that exist or are in memory; move the others; handle missing ones; rewrite manifests whose
+    layers were recompressed, and only then begin the destination; commit.
     """
 
     source: Source
@@ -129,11 +131,11 @@ class Copy:
         missing = existence.mount_absent(graph, absent)
         wanted = self._place_existing(graph, plan, remaining, existence)
         if self._is_dry_run:
-            self._settle(graph, plan, (), missing)
+            self._handle_missing(graph, plan, (), missing)
             report = self._preview(graph, plan)
         else:
-            self._write(plan, wanted)
-            graph = self._settle(graph, plan, wanted, missing)
+            self._move(plan, wanted)
+            graph = self._handle_missing(graph, plan, wanted, missing)
             report = self._rewrite(graph, plan)
             if self.cancelled.is_set():
                 # After an interruption nothing may become visible.
@@ -216,7 +218,7 @@ class Copy:
         """Return the digests of the absent manifests that the destination has."""
         if not self.destination.traits.keeps_blobs:
             return set()
-        # Only which manifests may come: referrers are expected when it is known which platforms are copied.
+        # Without referrers: which of them are copied is known only when it is known which platforms are copied.
         self.destination.expect(replace(graph, referrers={}))
         return self.destination.stored(absent)
 
@@ -292,19 +294,20 @@ class Copy:
         ]
         for blob in () if self._is_dry_run else wanted:
             if blob.digest in plan.contents:
-                self._transfer(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
+                self._move_blob(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
         return [blob for blob in wanted if blob.digest not in plan.contents]
 
     # -- move --------------------------------------------------------------------------------------------
 
-    def _write(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
-        self._move(plan, wanted)
+    def _move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
+        """Move the wanted blobs, and finish the check of signatures."""
+        self._move_wanted(plan, wanted)
         if self.signature_check is not None:
             # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
             self.signature_check.finish()
         self._skip_unsent(plan, wanted)
 
-    def _move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
+    def _move_wanted(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Move blobs, several at once where both sides allow it. If none is wanted, a pipe is still read to its end."""
         are_recompressed = bool(plan.recompressed)
         jobs = self.jobs if self.destination.traits.concurrent else 1
@@ -316,11 +319,12 @@ class Copy:
             self._move_from_pipe(plan, concurrency, blobs)
             return
         memory = self.prefetch_memory - self.destination.traits.buffer_size * concurrency
-        is_short = (
+        # The prefetcher would not end its first measurement, before which it prefetches nothing.
+        is_too_short = (
             len(wanted) < limits.PREFETCH_WINDOW_BLOBS
             and sum(blob.size for blob in wanted) < limits.PREFETCH_WINDOW_SIZE
         )
-        if memory <= 0 or self.jobs == 1 or are_recompressed or is_short:
+        if memory <= 0 or self.jobs == 1 or are_recompressed or is_too_short:
             self._move_each(plan, concurrency, blobs)
             return
         # Imported here, because small images are not prefetched.
@@ -340,7 +344,7 @@ class Copy:
 
         piped = PipedBlobs(
             blobs,
-            partial(self._transfer, plan),
+            partial(self._move_blob, plan),
             # Layers that are recompressed, and large configs that are read or checked, take memory of their own.
             is_exclusive=lambda blob: plan.actions[blob.descriptor.digest] is not Action.WRITE,
             cancelled=self.cancelled,
@@ -360,11 +364,11 @@ class Copy:
                 blobs = itertools.chain([blob], blobs)
                 break
             # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
-            self._transfer(plan, concurrency, blob)
-        run_each(move or partial(self._transfer, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
+            self._move_blob(plan, concurrency, blob)
+        run_each(move or partial(self._move_blob, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
 
-    def _transfer(self, plan: BlobPlan, concurrency: int, blob: Blob) -> None:
-        """Do with one blob what is planned; `concurrency` blobs move at once."""
+    def _move_blob(self, plan: BlobPlan, concurrency: int, blob: Blob) -> None:
+        """Do what is planned for one blob; `concurrency` blobs move at once."""
         digest = blob.descriptor.digest
         action, recompressor = plan.actions[digest], self._recompressor
         if action is not Action.WRITE:
@@ -404,12 +408,16 @@ class Copy:
             if blob.digest in stored:
                 self._results.add(blob, "skipped")
 
-    # -- settle ------------------------------------------------------------------------------------------
+    # -- handle missing blobs ----------------------------------------------------------------------------
 
-    def _settle(
+    def _handle_missing(
         self, graph: Graph, plan: BlobPlan, wanted: Sequence[Descriptor], missing: Sequence[Descriptor]
     ) -> Graph:
-        """Write the parts of blobs that continue in other volumes; return the graph without what is missing."""
+        """Write the parts of blobs that continue in other volumes; return the graph, without unavailable platforms.
+
+        `missing` are the blobs that neither the source nor the destination has, and that other volumes should have. A
+        source did not yield the wanted blobs without a result, although its graph lists them.
+        """
         needed = None
         if missing:
             needed = self._use_parts(graph, missing)
@@ -439,9 +447,10 @@ class Copy:
     def _drop_missing(
         self, graph: Graph, plan: BlobPlan, unavailable: Sequence[Descriptor], needed: NeededVolumes | None
     ) -> Graph:
-        """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
+        """Return the graph without platforms that a pipe did not have, if it lacks nothing else.
 
-        A destination that has already written the index cannot change it, so this is an error there.
+        `needed` are the volumes that have the missing blobs; None if no blob of other volumes is missing. A destination
+        that has already written the index cannot change it, so there every unavailable blob raises MissingBlobsError.
         """
         unavailable_digests = {blob.digest for blob in unavailable}
         if (
@@ -480,7 +489,7 @@ class Copy:
     # -- rewrite -----------------------------------------------------------------------------------------
 
     def _rewrite(self, graph: Graph, plan: BlobPlan) -> Report:
-        """Begin with the new layers and manifests if layers were recompressed; return the report of what is written."""
+        """Rewrite the manifests of recompressed layers and begin, if there are any; return the report."""
         if self._recompressor is None or not plan.recompressed:
             return Report(graph, graph, self._results.list_for(graph, {}))
         for blob in graph.blobs:
