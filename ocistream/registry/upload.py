@@ -285,7 +285,7 @@ class Upload:
             # The source of a complete blob is always read to its end, to verify it.
             if not self._content.is_part or end is None or self.acknowledged < end:
                 self._send()
-            if self._content.is_last and not self._is_closed:
+            if self._content.has_end and not self._is_closed:
                 self._close()
         except NetworkError as error:
             if self._request is not None:

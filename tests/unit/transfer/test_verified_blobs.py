@@ -106,9 +106,9 @@ def test_a_blob_is_complete_only_with_all_its_bytes() -> None:
     for part in (rest, beginning):
         with pytest.raises(UnsupportedError, match=blob.descriptor.digest):
             require_complete(dataclasses.replace(blob, range=part))
-    require_complete(dataclasses.replace(blob, range=rest), or_rest=True)
+    require_complete(dataclasses.replace(blob, range=rest), can_be_rest=True)
     with pytest.raises(UnsupportedError, match=blob.descriptor.digest):
-        require_complete(dataclasses.replace(blob, range=beginning), or_rest=True)
+        require_complete(dataclasses.replace(blob, range=beginning), can_be_rest=True)
 
 
 class Resumable:
