@@ -206,26 +206,27 @@ class RegistryDestination:
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
         return all(
-            pusher.mount(descriptor, self._mount_sources(descriptor, source, pusher))
+            pusher.mount(descriptor, self._list_mount_names(descriptor, source, pusher))
             for pusher in self._pushers_without(descriptor)
         )
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether a blob could be mounted. The other repositories are asked by HEAD, which opens no session."""
         return all(
-            pusher.can_mount(descriptor, self._mount_sources(descriptor, source, pusher))
+            pusher.can_mount(descriptor, self._list_mount_names(descriptor, source, pusher))
             for pusher in self._pushers_without(descriptor)
         )
 
-    def _mount_sources(self, descriptor: Descriptor, source: Source, target: BlobPusher) -> Sequence[str]:
-        """Return the repositories that a blob might be mounted from, the likeliest first.
+    def _list_mount_names(self, descriptor: Descriptor, source: Source, pusher: BlobPusher) -> Sequence[str]:
+        """Return the names of the repositories that a blob might be mounted from, the likeliest first.
 
-        The order is: the source repository, repositories that an archive names for an omitted blob, --mount-from.
+        The order is: the source repository, repositories that an archive names for an omitted blob, `mount_candidates`,
+        `mount_from`.
         """
         from ocistream.registry.source import RegistrySource
 
         location = source.find_repository(descriptor.digest) if isinstance(source, RegistrySource) else None
-        is_same_registry = location is not None and location[0] == target.repository.endpoint.registry
+        is_same_registry = location is not None and location[0] == pusher.repository.endpoint.registry
         reason = self._omitted.get(descriptor.digest)
         names = (
             *([location[1]] if location and is_same_registry else ()),
@@ -233,7 +234,7 @@ class RegistryDestination:
             *self._mount_candidates(descriptor.digest),
             *self._mount_from,
         )
-        return [name for name in dict.fromkeys(names) if name != target.repository.name]
+        return [name for name in dict.fromkeys(names) if name != pusher.repository.name]
 
     def write(self, blob: VerifiedBlob) -> int:
         """Upload a blob to the first repository that needs it, and mount it from there into the others.
