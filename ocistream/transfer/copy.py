@@ -309,10 +309,10 @@ class Copy:
 
     def _move_wanted(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Move blobs, several at once where both sides allow it. If none is wanted, a pipe is still read to its end."""
-        are_recompressed = bool(plan.recompressed)
+        is_recompressing = bool(plan.recompressed)
         jobs = self.jobs if self.destination.traits.concurrent else 1
         # Recompressing a layer takes memory of its own, and more than one core.
-        jobs = min(jobs, _RECOMPRESS_JOBS) if are_recompressed else jobs
+        jobs = min(jobs, _RECOMPRESS_JOBS) if is_recompressing else jobs
         concurrency = min(jobs, len(wanted))
         blobs = self._open_blobs(wanted)
         if not self.source.concurrent:
@@ -324,7 +324,7 @@ class Copy:
             len(wanted) < limits.PREFETCH_WINDOW_BLOBS
             and sum(blob.size for blob in wanted) < limits.PREFETCH_WINDOW_SIZE
         )
-        if memory <= 0 or self.jobs == 1 or are_recompressed or is_too_short:
+        if memory <= 0 or self.jobs == 1 or is_recompressing or is_too_short:
             self._move_each(plan, concurrency, blobs)
             return
         # Imported here, because small images are not prefetched.
