@@ -413,6 +413,7 @@ class RegistryDestination:
                 if not exists:
                     image.is_incomplete = True
 
+        # None is the manifest.
         checks = [partial(check, image, blob) for image in images.values() for blob in (None, *image.sample)]
         run_each(lambda check: check(), checks, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
         for image in images.values():

@@ -168,6 +168,7 @@ class ReplayBuffer:
         return piece
 
     def _store(self, piece: memoryview) -> None:
+        """Append bytes to the window; its first bytes make room for them."""
         if len(self._ring) < self.capacity:
             self._grow()
         size = len(self._ring)
@@ -207,6 +208,7 @@ class ReplayBuffer:
             ring[: len(piece) - first] = piece[first:]
 
     def _buffered(self, offset: int, stop: int) -> memoryview:
+        """Return buffered bytes from `offset` on, up to `stop`, the end of the ring or the largest piece."""
         position = offset % len(self._ring)
         count = min(stop - offset, len(self._ring) - position, _MAX_PIECE)
         return self._ring[position : position + count]

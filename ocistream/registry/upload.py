@@ -342,9 +342,10 @@ class Upload:
     def _next_request(self) -> _Request | None:
         """Return the next request, from the acknowledged offset on; None at the content's end.
 
-        Content of known size is streamed, up to the size limit, and its length is stated. Content of unknown size, or
-        whose requests must get a proper end, is streamed to its end in the chunked transfer coding, if the method is a
-        stream. Otherwise, or if the host refuses that coding, a body is buffered completely before it is sent.
+        Content of known size is streamed, up to the size limit. Its length is stated, unless the registry loses
+        interrupted uploads (`can_use_chunked_coding`). Content of unknown size, or whose requests must get a proper
+        end, is streamed to its end in the chunked transfer coding, if the method is a stream. Otherwise, or if the host
+        refuses that coding, a body is buffered completely before it is sent.
         """
         offset, end = self.acknowledged, self._content.end
         self._buffer.load(offset)

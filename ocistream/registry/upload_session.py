@@ -146,6 +146,7 @@ def _scopes_for_mount(repository: Repository, from_name: str) -> tuple[str, ...]
 
 
 def _request_once(repository: Repository, method: str, url: str) -> Response:
+    """Send a request without retries; raise RegistryError for a status that does not concern the session."""
     response = repository.client.request_once(repository.endpoint, method, url, scopes=repository.scopes)
     if response.status in _UNRELATED_STATUSES:
         msg = f"{method} {redact_url(url)}: answered {response.status}"
@@ -308,6 +309,10 @@ class UploadSession:
         body: StreamedBody | None,
         bytes_to_store: float,
     ) -> Response:
+        """Send a request of the session, and require that the complete body was sent.
+
+        If the source of the body failed, raise its error, not that of the request.
+        """
         try:
             response = self._repository.request(
                 method,

@@ -74,7 +74,7 @@ class Copy:
     omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None
     #: How to recompress image layers that use another format.
     recompression: RecompressionSettings | None = None
-    #: The default for archives whose layers are never compressed (those of `docker save`).
+    #: How to recompress the layers that `docker save` left uncompressed, if there is no `recompression`.
     plain_layer_recompression: RecompressionSettings | None = None
     #: Checks the source's graph, before anything is written if possible, and before anything becomes visible.
     signature_check: SignatureCheck | None = None
@@ -359,6 +359,7 @@ class Copy:
     def _move_each(
         self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob], move: Callable[[Blob], None] | None = None
     ) -> None:
+        """Move the configs that come first one by one, then the other blobs in several threads, each by `move`."""
         for blob in blobs:
             if plan.actions[blob.descriptor.digest] is not Action.READ:
                 blobs = itertools.chain([blob], blobs)

@@ -161,6 +161,7 @@ class FanOutDestination:
             return 0
         blob = self._count_reads(blob)
         if len(branches) == 1:
+            # Not shared, so that the destination can resume the blob, and no further thread is needed.
             failures: list[BaseException] = []
             watched = map_chunks(blob, lambda chunks: _record_failure(chunks, failures))
             resumed = 0

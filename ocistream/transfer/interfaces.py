@@ -98,8 +98,8 @@ class RecoverableBlob(Blob):
     `on_corrupt(error, can_retry)` is told that the bytes were wrong, and raises the error to report. If `can_retry` is
     True, it may instead return, and `open` then reads from another mirror.
 
-    `precheck()` is called before the first byte if the blob cannot be written again. The source can then verify its
-    copy.
+    `precheck()` is called before the first byte if the blob cannot be written again. A source with a cache then
+    verifies the cached bytes.
 
     `cache(chunks)` passes on the verified chunks of the complete blob, and stores them. It ignores failures to do so.
 
@@ -119,7 +119,7 @@ class VerifiedBlob(Blob):
     """A blob as a destination gets it: the last chunk comes only if size and digest are right.
 
     `open(offset, stored)` is for a destination that has the first `offset` bytes from an earlier run; `stored` are
-    these bytes, which are hashed first. A destination that cannot read them leaves `stored` out. Then only the size of
+    these bytes, which are hashed first. A destination that cannot read them omits `stored`. Then only the size of
     the blob is checked here. After an IntegrityError the destination must delete the stored bytes, since the blob may
     be written again. If `can_resume` is False, the blob must be read from its first byte: its `access` does not allow
     another one, the stored bytes were wrong, or the first bytes are needed.
