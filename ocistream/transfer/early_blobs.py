@@ -143,8 +143,8 @@ class EarlyBlobWriter:
         if graph.has_plain_layers or recompressor is None or readable is None:
             return
         for blob in graph.blobs:
-            if blob.digest in self._compressed and (result := recompressor.results.get(blob.digest)) is not None:
-                open_plain = functools.partial(_decompress_result, readable, result, recompressor)
+            if blob.digest in self._compressed and (layer := recompressor.results.get(blob.digest)) is not None:
+                open_plain = functools.partial(_decompress_result, readable, layer, recompressor)
                 if self._is_stored(blob):
                     self._writer.results.add(blob, "skipped")
                 else:
@@ -161,13 +161,13 @@ class EarlyBlobWriter:
 
 
 def _decompress_result(
-    destination: ReadableDestination, result: RecompressedLayer, recompressor: Recompressor, offset: int = 0
+    destination: ReadableDestination, layer: RecompressedLayer, recompressor: Recompressor, offset: int = 0
 ) -> Iterator[Chunk]:
     from ocistream.streams.compression import decompress
 
     # The plain size is known and the reader checks it, so it bounds the expansion.
-    chunks = destination.read(result.result)
-    return chunks_from(decompress(recompressor.settings.codec, chunks, max(result.source.size, 1)), offset)
+    chunks = destination.read(layer.result)
+    return chunks_from(decompress(recompressor.settings.codec, chunks, max(layer.source.size, 1)), offset)
 
 
 def _create_recompressor(settings: RecompressionSettings) -> Recompressor:
