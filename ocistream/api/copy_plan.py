@@ -174,14 +174,14 @@ class CopyPlan:
             if self.recompression is not None:
                 self._check_digest_stays(graph, self.recompression)
 
-        plain_layers = None
+        plain_layer_recompression = None
         if self.compresses_plain_layers(can_omit=find_omitted is not None):
-            plain_layers = _parse_recompression(self.options, self.options.compress or "gzip")
-        check = None
+            plain_layer_recompression = _parse_recompression(self.options, self.options.compress or "gzip")
+        signature_check = None
         if self.signers or self.policy is not None:
             from ocistream.signatures.check import SignatureCheck
 
-            check = SignatureCheck(
+            signature_check = SignatureCheck(
                 self.signers, self._find_rules, self._find_names, is_local=self.local_source is not None
             )
         copy = Copy(
@@ -195,8 +195,8 @@ class CopyPlan:
             rename=self.rename or (lambda graph: graph),
             omit=find_omitted,
             recompression=self.recompression,
-            plain_layers=plain_layers,
-            check=check,
+            plain_layer_recompression=plain_layer_recompression,
+            signature_check=signature_check,
         )
         report = copy.run(dry_run=dry_run)
         # Where the only image gets the name that the user gave, its own name may be unusable.

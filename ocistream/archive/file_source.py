@@ -120,7 +120,7 @@ class ArchiveFileSource(ArchiveSource):
         def opened(offset: int = 0) -> Iterator[Chunk]:
             return self._chunks(extent, max(0, offset - part.offset))
 
-        def raise_corrupt(error: IntegrityError, again: bool) -> None:  # noqa: ARG001 - there is no second copy
+        def raise_corrupt(error: IntegrityError, can_retry: bool) -> None:  # noqa: ARG001 - there is no second copy
             name = volume.template.format_name(part.volume)
             raise part_error(descriptor.digest, part.offset, name, error) from error
 

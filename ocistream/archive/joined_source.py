@@ -76,7 +76,7 @@ class _Input:
         """The volume that it is, once its index was read."""
         return self.source.volume if isinstance(self.source, ArchiveFileSource) else None
 
-    def raise_damaged(self, error: IntegrityError, again: bool) -> None:  # noqa: ARG002 - there is no second copy
+    def raise_damaged(self, error: IntegrityError, can_retry: bool) -> None:  # noqa: ARG002 - there is no second copy
         """Raise the error about wrong bytes of this input."""
         path = printable(self.text, 1024)
         hint = f"{path} is damaged, or changed during the run: check it with `ocistream verify {path}`"
@@ -219,11 +219,11 @@ class JoinedSource:
         parts = self.parts(descriptor)
         return parts if parts and all(part.blob for part in parts) else None
 
-    def _raise_damaged_part(self, parts: Sequence[BlobPart], error: IntegrityError, again: bool) -> None:
+    def _raise_damaged_part(self, parts: Sequence[BlobPart], error: IntegrityError, can_retry: bool) -> None:
         """Raise an error that names the volume with the damaged part of an assembled blob."""
         for part in parts:
             if part.blob is not None and _is_corrupt(part.blob):
-                self._volumes[part.volume].raise_damaged(error, again)
+                self._volumes[part.volume].raise_damaged(error, can_retry)
         raise error
 
     def _read(self, need: Need) -> bytes | None:

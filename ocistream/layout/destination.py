@@ -114,7 +114,7 @@ class LayoutDestination:
 
         A partial file of an earlier run is resumed; it must have the bytes before the first one of the source.
         """
-        require_complete(blob, or_rest=True)
+        require_complete(blob, can_be_rest=True)
         self._writer.prepare()
         self._layout.store_blob(blob)
         self._stored[blob.descriptor.digest] = blob.descriptor.size

@@ -68,13 +68,14 @@ class BlobPusher:
         self._strategy = (strategy or UploadStrategy()).host(repository.endpoint)
         self._records = records or UploadRecords(None)
         self._memory = memory
-        #: Digest -> whether the blob exists, from a request or from an upload.
+        #: Digest -> whether the repository has the blob, from a request or from an upload.
         self.exists: dict[str, bool] = {}
-        #: How many blobs in a row were missing. If two threads count at once, one more blob is asked for.
+        #: How many blobs in a row the repository lacked. If two threads count at once, one more blob is asked for.
         self.missing_count = 0
         #: Digest -> the session that the registry opened instead of a mount (status 202).
         self._sessions: dict[str, UploadSession] = {}
-        #: Repository -> number of missing blobs in a row. If two threads count at once, one more mount is tried.
+        #: Name of a repository to mount from -> how many blobs in a row it lacked. If two threads count at once, one
+        #: more mount is tried.
         self._mount_misses: Counter[str] = Counter()
 
     def has_blob(self, descriptor: Descriptor) -> bool:
@@ -85,7 +86,7 @@ class BlobPusher:
             self.missing_count = 0 if exists else self.missing_count + 1
         return self.exists[digest]
 
-    def mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
+    def mount(self, descriptor: Descriptor, from_names: Sequence[str]) -> bool:
         """Mount a blob from one of several repositories of the same registry, the likeliest first.
 
         The first repository is asked by a mount: a refused mount opens the session that the upload needs anyway. The
@@ -95,52 +96,51 @@ class BlobPusher:
         Raises:
             NetworkError: there was no answer, after all retries.
         """
-        usable = [name for name in sources if self._mount_misses[name] < _MAX_MOUNT_MISSES]
-        for position, source in enumerate(sorted(usable, key=self._mount_misses.__getitem__)):
-            if self.mount_from(descriptor, source, is_asked=position == 0):
-                self._mount_misses[source] = 0
+        usable = [name for name in from_names if self._mount_misses[name] < _MAX_MOUNT_MISSES]
+        for position, from_name in enumerate(sorted(usable, key=self._mount_misses.__getitem__)):
+            if self.mount_from(descriptor, from_name, with_head=position > 0):
+                self._mount_misses[from_name] = 0
                 return True
-            if self._mount_misses[source] == _MAX_MOUNT_MISSES:
+            if self._mount_misses[from_name] == _MAX_MOUNT_MISSES:
                 # It has just refused.
                 continue
-            self._mount_misses[source] += 1
-            if self._mount_misses[source] == _MAX_MOUNT_MISSES:
-                name = self._format_source(source)
+            self._mount_misses[from_name] += 1
+            if self._mount_misses[from_name] == _MAX_MOUNT_MISSES:
+                name = self._format_name(from_name)
                 notify(f"no longer trying to mount from {name}: it had none of the last {_MAX_MOUNT_MISSES}", level=1)
         return False
 
-    def mount_from(self, descriptor: Descriptor, source: str, *, is_asked: bool = True) -> bool:
-        """Mount a blob from one repository, even if it lacked others; unless `is_asked`, a HEAD comes first.
+    def mount_from(self, descriptor: Descriptor, from_name: str, *, with_head: bool = False) -> bool:
+        """Mount a blob from one repository, even if it lacked others.
+
+        `with_head` first asks the repository by HEAD whether it has the blob: this opens no session.
 
         Raises:
             NetworkError: there was no answer, after all retries.
         """
         try:
-            if not (is_asked or has_mountable_blob(self.repository, descriptor, source)):
+            if with_head and not has_mountable_blob(self.repository, descriptor, from_name):
                 return False
-            is_mounted, location = mount_blob(self.repository, descriptor.digest, source)
+            is_mounted, location = mount_blob(self.repository, descriptor.digest, from_name)
             if is_mounted or location is not None:
                 self._keep_session(descriptor, location)
         except _MOUNT_REFUSALS:
-            self._mount_misses[source] = _MAX_MOUNT_MISSES
-            notify(f"the registry refuses to mount blobs from {self._format_source(source)}: uploading them", level=1)
+            self._mount_misses[from_name] = _MAX_MOUNT_MISSES
+            notify(f"the registry refuses to mount blobs from {self._format_name(from_name)}: uploading them", level=1)
             return False
         if is_mounted:
             self.exists[descriptor.digest] = True
         return is_mounted
 
-    def _format_source(self, source: str) -> str:
-        return printable(f"{self.repository.endpoint.registry}/{source}")
-
-    def can_mount(self, descriptor: Descriptor, sources: Sequence[str]) -> bool:
+    def can_mount(self, descriptor: Descriptor, from_names: Sequence[str]) -> bool:
         """Return whether any of several repositories of the same registry has a blob; this opens no session.
 
         Raises:
             NetworkError: there was no answer, after all retries.
         """
-        for source in sources:
+        for from_name in from_names:
             with contextlib.suppress(*_MOUNT_REFUSALS):
-                if has_mountable_blob(self.repository, descriptor, source):
+                if has_mountable_blob(self.repository, descriptor, from_name):
                     return True
         return False
 
@@ -181,25 +181,6 @@ class BlobPusher:
         except OcistreamError:
             return 0
         return offset or 0
-
-    def _choose_session(self, blob: VerifiedBlob) -> UploadSession:
-        """Return the session for a blob, with a record if a later run may resume it; it may not be open yet."""
-        if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
-            # The upload is one short request, so there is nothing to resume: a record would cost more than it saves.
-            return UploadSession(self.repository)
-        return self._load_session(blob.descriptor)
-
-    def _load_session(self, descriptor: Descriptor | None) -> UploadSession:
-        """Return the session that an earlier run recorded, or one that is not open yet.
-
-        A new blob, whose digest is not known yet, cannot be resumed, but it is recorded so that a later run can delete
-        its session.
-        """
-        if not self._strategy.profile.can_resume:
-            # GAR and ECR cannot report an offset.
-            return UploadSession(self.repository)
-        digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
-        return UploadSession(self.repository, self._records.lock(self.repository, digest, size))
 
     def delete_abandoned_sessions(self, digests: Collection[str]) -> None:
         """Delete the sessions that earlier runs left of these blobs, which now exist, and all old ones.
@@ -250,3 +231,25 @@ class BlobPusher:
         else:
             session.replace(location)
         self._sessions[descriptor.digest] = session
+
+    def _choose_session(self, blob: VerifiedBlob) -> UploadSession:
+        """Return the session for a blob, with a record if a later run may resume it; it may not be open yet."""
+        if blob.range is None and blob.descriptor.size <= limits.MAX_BUFFERED_BLOB:
+            # The upload is one short request, so there is nothing to resume: a record would cost more than it saves.
+            return UploadSession(self.repository)
+        return self._load_session(blob.descriptor)
+
+    def _load_session(self, descriptor: Descriptor | None) -> UploadSession:
+        """Return the session that an earlier run recorded, or one that is not open yet.
+
+        A new blob, whose digest is not known yet, cannot be resumed, but it is recorded so that a later run can delete
+        its session.
+        """
+        if not self._strategy.profile.can_resume:
+            # GAR and ECR cannot report an offset.
+            return UploadSession(self.repository)
+        digest, size = (descriptor.digest, descriptor.size) if descriptor is not None else ("", 0)
+        return UploadSession(self.repository, self._records.lock(self.repository, digest, size))
+
+    def _format_name(self, name: str) -> str:
+        return printable(f"{self.repository.endpoint.registry}/{name}")

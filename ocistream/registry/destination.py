@@ -47,13 +47,17 @@ _CLEAN_UP_SECONDS: Final = 5.0
 
 @dataclass(slots=True)
 class _LargeImage:
-    """An image with more than `_MAX_BLOBS_CHECKED` blobs that a repository may have: their digests, and a sample."""
+    """An image with more than `_MAX_BLOBS_CHECKED` blobs that a repository may have.
+
+    `blobs` are the digests of its blobs, `sample` those that are asked for. If the repository lacks one of these, or
+    the manifest, the image `is_incomplete`.
+    """
 
     pusher: BlobPusher
     digest: str
     blobs: frozenset[str]
     sample: Sequence[Descriptor]
-    is_missing: bool = False
+    is_incomplete: bool = False
 
 
 def _sample_blobs(blobs: Sequence[Descriptor]) -> list[Descriptor]:
@@ -125,7 +129,7 @@ class RegistryDestination:
 
         Return the graph without referrers whose cosign tag has other content at the destination.
         """
-        self._find_targets(graph)
+        self._assign_digests(graph)
         return self._cosign_tags.skip_conflicting_referrers(graph) if graph.referrers else graph
 
     def begin(self, graph: Graph) -> None:
@@ -143,9 +147,10 @@ class RegistryDestination:
                 if is_narrowed_index:
                     hint = "the source has only some platforms of this index: omit the digest"
                 raise IntegrityError(msg, hint=hint)
-        self._find_targets(graph)
+        self._assign_digests(graph)
 
-    def _find_targets(self, graph: Graph) -> None:
+    def _assign_digests(self, graph: Graph) -> None:
+        """Note for each repository which digests of the graph it must have."""
         self._omitted = graph.omitted_from_source
         self._manifests |= {manifest.descriptor.digest for manifest in graph.manifests}
         self._manifests |= {manifest.digest for manifest in graph.absent}
@@ -206,26 +211,27 @@ class RegistryDestination:
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob from another repository of the same registry; return whether all repositories have it now."""
         return all(
-            pusher.mount(descriptor, self._mount_sources(descriptor, source, pusher))
+            pusher.mount(descriptor, self._list_mount_names(descriptor, source, pusher))
             for pusher in self._pushers_without(descriptor)
         )
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether a blob could be mounted. The other repositories are asked by HEAD, which opens no session."""
         return all(
-            pusher.can_mount(descriptor, self._mount_sources(descriptor, source, pusher))
+            pusher.can_mount(descriptor, self._list_mount_names(descriptor, source, pusher))
             for pusher in self._pushers_without(descriptor)
         )
 
-    def _mount_sources(self, descriptor: Descriptor, source: Source, target: BlobPusher) -> Sequence[str]:
-        """Return the repositories that a blob might be mounted from, the likeliest first.
+    def _list_mount_names(self, descriptor: Descriptor, source: Source, pusher: BlobPusher) -> Sequence[str]:
+        """Return the names of the repositories that a blob might be mounted from, the likeliest first.
 
-        The order is: the source repository, repositories that an archive names for an omitted blob, --mount-from.
+        The order is: the source repository, repositories that an archive names for an omitted blob, `mount_candidates`,
+        `mount_from`.
         """
         from ocistream.registry.source import RegistrySource
 
         location = source.find_repository(descriptor.digest) if isinstance(source, RegistrySource) else None
-        is_same_registry = location is not None and location[0] == target.repository.endpoint.registry
+        is_same_registry = location is not None and location[0] == pusher.repository.endpoint.registry
         reason = self._omitted.get(descriptor.digest)
         names = (
             *([location[1]] if location and is_same_registry else ()),
@@ -233,7 +239,7 @@ class RegistryDestination:
             *self._mount_candidates(descriptor.digest),
             *self._mount_from,
         )
-        return [name for name in dict.fromkeys(names) if name != target.repository.name]
+        return [name for name in dict.fromkeys(names) if name != pusher.repository.name]
 
     def write(self, blob: VerifiedBlob) -> int:
         """Upload a blob to the first repository that needs it, and mount it from there into the others.
@@ -352,8 +358,9 @@ class RegistryDestination:
     def _push_tag(self, reference: Reference, manifest: Manifest, *, is_signature: bool = False) -> None:
         """Move a tag, unless it already refers to the manifest: registries with immutable tags refuse a second write.
 
-        The registry chooses the digest of a manifest that is pushed by tag. If that is another algorithm, the tag still
-        returns the same bytes, and `commit` has stored them under their own digest as well.
+        The registry chooses the digest of a manifest that is pushed by tag. If it uses another algorithm, the tag still
+        returns the same bytes, and `commit` has stored them under their own digest as well. A registry that can set a
+        tag together with a digest keeps the digest.
 
         Raises:
             NetworkError: another client wrote the tag in the meantime, and its content must not be replaced.
@@ -367,7 +374,9 @@ class RegistryDestination:
                 msg = f"{reference.name}: another client changed this tag during the copy"
                 raise NetworkError(msg, hint="re-run the command to keep both versions, or use --no-referrers")
             notices.notify(f"{reference.name}: replacing {existing}", level=1)
-        if existing == digest or (not is_canonical_digest(digest) and repository.push_manifest_with_tag(tag, manifest)):
+        if existing == digest:
+            return
+        if not is_canonical_digest(digest) and repository.push_manifest_with_tag(tag, manifest):
             return
         if existing not in own_digests:
             repository.push_manifest(tag, manifest)
@@ -397,17 +406,18 @@ class RegistryDestination:
 
         def check(image: _LargeImage, blob: Descriptor | None) -> None:
             # After one failure the blobs are asked for one by one.
-            if not image.is_missing:
+            if not image.is_incomplete:
                 # The registry must report the same digest for the manifest.
                 find_digest = image.pusher.repository.find_digest
                 exists = image.pusher.has_blob(blob) if blob else find_digest(image.digest) == image.digest
                 if not exists:
-                    image.is_missing = True
+                    image.is_incomplete = True
 
+        # None is the manifest.
         checks = [partial(check, image, blob) for image in images.values() for blob in (None, *image.sample)]
         run_each(lambda check: check(), checks, jobs=self._jobs, cancelled=self._cancelled, sets_cancelled=False)
         for image in images.values():
-            if not image.is_missing:
+            if not image.is_incomplete:
                 for digest in image.blobs:
                     image.pusher.exists.setdefault(digest, True)
 

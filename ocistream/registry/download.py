@@ -60,9 +60,9 @@ class BlobDownload:
 
         The iterator ends after the first chunk beyond the blob's size, so that the caller sees an excess.
 
-        If the registry cannot start at `offset`, the blob is read from byte 0, however long the skipped part is. A
-        retry of a resumed run would not help there. With `strict` this fails, and inside one run at most `MAX_DISCARD`
-        bytes are skipped, because there a retry may help.
+        If the registry cannot start at `offset`, the blob is read from byte 0, and its first `offset` bytes are
+        dropped, however many they are: to run the command again would not help. After a failure inside this run, and
+        with `strict`, at most `MAX_DISCARD` more bytes are dropped, because a retry or another mirror may help.
 
         Raises:
             NotFoundError: the registry does not have the blob.
@@ -72,13 +72,13 @@ class BlobDownload:
         """
         repository = self._repository
         size, retries = self._descriptor.size, repository.client.start_retries(repository.endpoint)
-        discardable = 0 if self._strict else offset
+        resumed_size = 0 if self._strict else offset
         #: Where the body ended at the previous attempt.
         failed_at = -1
         while True:
             has_answered = False
             try:
-                chunks = self._request_chunks(offset, retries, discardable)
+                chunks = self._request_chunks(offset, retries, resumed_size)
                 has_answered = True
                 for chunk in chunks:
                     offset += len(chunk)
@@ -146,15 +146,15 @@ class BlobDownload:
         expected = (200, 206, 416) if offset else (200,)
         return self._repository.request("GET", self._url, headers=headers, expected=expected, retries=retries)
 
-    def _request_chunks(self, offset: int, retries: Retries, discardable: int) -> Iterator[Chunk]:
+    def _request_chunks(self, offset: int, retries: Retries, resumed_size: int) -> Iterator[Chunk]:
         """Request the bytes from `offset` on, and return them; none after status 416.
 
-        At most `discardable` bytes of the response, and `MAX_DISCARD` more, may be dropped.
+        At most the `resumed_size` bytes of an earlier run, and `MAX_DISCARD` more, may be read again and dropped.
         """
         response = self._request(offset, retries)
         # A server without ranges should ignore Range; some answer 416 instead.
-        restartable = discardable + (limits.MAX_DISCARD if response.status == 416 else 0)
-        if 0 < offset <= restartable and not _starts_at(response, offset):
+        max_offset = resumed_size + (limits.MAX_DISCARD if response.status == 416 else 0)
+        if 0 < offset <= max_offset and not _starts_at(response, offset):
             response.close()
             response = self._request(0, retries)
         if response.status == 416:
@@ -167,7 +167,7 @@ class BlobDownload:
                 problem = f"the server returned a wrong byte range instead of bytes from {offset} on: {found}"
                 raise _refuse(response, problem)
             return response.chunks()
-        if offset > discardable + limits.MAX_DISCARD:
+        if offset > resumed_size + limits.MAX_DISCARD:
             raise _refuse(response, f"cut after {offset} bytes, and this registry cannot resume")
         # Skip the bytes that are already known (container-libs#1114).
         return chunks_from(response.chunks(), offset) if offset else response.chunks()
@@ -201,7 +201,7 @@ class BlobDownload:
         raise IntegrityError(msg)
 
 
-def raise_corrupt_blob(repository: str, error: IntegrityError, again: bool = False) -> NoReturn:  # noqa: ARG001 - there is no second copy
+def raise_corrupt_blob(repository: str, error: IntegrityError, can_retry: bool = False) -> NoReturn:  # noqa: ARG001 - there is no second copy
     """Name the repository in the error of a corrupt blob or manifest, and say what to do.
 
     Raises:

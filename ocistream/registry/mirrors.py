@@ -306,7 +306,7 @@ class _MirroredDownload:
             self._served_by.append(candidate)
             candidate.has_served = True
 
-    def on_corrupt(self, error: IntegrityError, again: bool) -> None:
+    def on_corrupt(self, error: IntegrityError, can_retry: bool) -> None:
         """Disable the mirrors that served a part of a wrong blob; the registry itself is never suspected.
 
         The verification above the source calls this, because hashing here too would cost a second SHA-256 of each byte.
@@ -317,12 +317,12 @@ class _MirroredDownload:
         suspects = [candidate for candidate in self._served_by if candidate.mirror]
         self._served_by = []
         if not suspects:
-            raise_corrupt_blob(str(self._repository), error, again)
+            raise_corrupt_blob(str(self._repository), error, can_retry)
         names = " and ".join(f"the mirror {candidate.mirror}" for candidate in suspects)
         message = f"{error.message}, received from {names}"
         for candidate in suspects:
             candidate.is_excluded = True
-        if not again:
+        if not can_retry:
             hint = "re-run with --no-mirrors to use only the registry itself, or write to a file"
             raise IntegrityError(message, hint=hint) from error
         for candidate in suspects:

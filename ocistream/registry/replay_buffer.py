@@ -45,15 +45,20 @@ class ReplayBuffer:
         self.can_hold_all = size is not None and size <= self.capacity
         is_shared = self.capacity > limits.MIN_REPLAY_MEMORY and content.access is not Access.REPEATABLE
         self._memory = memory if is_shared else None
+        #: Whether this buffer has taken its capacity from the shared memory, or need not.
         self._has_memory = self._memory is None
-        #: A memoryview, because to assign bytes to a part of a bytearray copies them twice.
+        #: The byte at an offset has the index `offset % len(_ring)`. A memoryview, because to assign bytes to a part of
+        #: a bytearray copies them twice.
         self._ring = memoryview(b"")
         #: None until the source is open.
         self._chunks: Iterator[Chunk] | None = None
+        #: The rest of the source's last chunk.
         self._unread = memoryview(b"")
         self.start = self.end = content.start
+        #: Whether the source has no more chunks.
         self.is_exhausted = False
         self.has_source_failed = False
+        #: The error of a source that broke off in `fill_until_truncated`.
         self.truncation: TruncatedError | None = None
 
     def close(self) -> None:
@@ -92,7 +97,7 @@ class ReplayBuffer:
         return self._content.access is Access.REPEATABLE and offset >= self._content.start
 
     def load(self, offset: int) -> None:
-        """Make the bytes from `offset` on available, if `can_load` allows it; errors of the source pass through."""
+        """Move the window so that it has `offset`, if `can_load` allows it; errors of the source pass through."""
         if self.start <= offset <= self.end:
             return
         if offset < self.start:
@@ -163,6 +168,7 @@ class ReplayBuffer:
         return piece
 
     def _store(self, piece: memoryview) -> None:
+        """Append bytes to the window; its first bytes make room for them."""
         if len(self._ring) < self.capacity:
             self._grow()
         size = len(self._ring)
@@ -202,6 +208,7 @@ class ReplayBuffer:
             ring[: len(piece) - first] = piece[first:]
 
     def _buffered(self, offset: int, stop: int) -> memoryview:
+        """Return buffered bytes from `offset` on, up to `stop`, the end of the ring or the largest piece."""
         position = offset % len(self._ring)
         count = min(stop - offset, len(self._ring) - position, _MAX_PIECE)
         return self._ring[position : position + count]

@@ -223,6 +223,7 @@ class Repository:
         return tag in {name.strip() for name in (response.header("OCI-Tag") or "").split(",")}
 
     def _push_manifest(self, target: str, manifest: Manifest) -> Response:
+        """Push a manifest, and check the digest of what the registry says it stored."""
         with read_only_errors(self):
             headers = {"Content-Type": manifest.descriptor.media_type}
             url = self.url(f"manifests/{target}")

@@ -98,7 +98,7 @@ class RegistrySource(CompleteSource):
         # Created now: a credential that cannot be read is reported before the destination is opened.
         self._client = registries.client
         self._cancelled = cancelled or self._client.cancelled
-        #: Digest -> the first repository that was found to contain it.
+        #: Digest of a manifest or blob -> the first repository that was found to contain it.
         self._repositories: dict[str, ReadableRepository] = {}
         self._graph: Graph | None = None
 
@@ -224,6 +224,7 @@ class RegistrySource(CompleteSource):
             raise_corrupt_blob(str(repository), error)
 
     def _read(self, repository: ReadableRepository, known: Manifest, need: Need) -> bytes | None:
+        """Return a document that the walk needs, fetched unless it is `known`; None if it does not exist."""
         if need.digest == known.descriptor.digest:
             return known.raw
         first_repository = self._repositories.setdefault(need.digest, repository)
@@ -275,14 +276,18 @@ class _ReferrerSearch:
         self._digest_tags = digest_tags
         #: One object for each repository: it remembers whether its registry has the referrers API.
         self._repositories: dict[str, ReadableRepository] = {}
+        #: (Repository, digest) of the subjects that were asked for.
         self._queried: set[tuple[str, str]] = set()
+        #: (Subject, cosign tag) -> the digest that the graph has under this tag.
         self._digests_by_tag: dict[tuple[str, str], str] = {}
-        #: The queries of a level run in several threads, which only append here, and to `_skipped`.
+        #: Referrers that were found but are not in the graph yet. The queries of a level run in several threads, which
+        #: only append here, and to `_skipped`.
         self._found: list[tuple[_ReferrerQuery, Referrer, Manifest]] = []
+        #: The skipped referrers, each once.
+        self._skipped: dict[SkippedReferrer, None] = {}
         #: How many more referrers may be listed, and how many more bytes their manifests may have.
         self._free_referrers = Budget(limits.MAX_REFERRERS)
         self._free_bytes = Budget(limits.MAX_GRAPH_BYTES)
-        self._skipped: dict[SkippedReferrer, None] = {}
         #: By repository: the first query that its registry refused.
         self._refused_queries: dict[str, _ReferrerQuery] = {}
 
@@ -305,6 +310,7 @@ class _ReferrerSearch:
             self._walk.add_skipped_referrer(referrer)
 
     def _query_all(self, queries: Sequence[_ReferrerQuery]) -> None:
+        """Send the queries that were not sent yet, several at once."""
         by_location = {(str(query.repository), query.digest): query for query in queries}
         new = [query for location, query in by_location.items() if location not in self._queried]
         self._queried.update(by_location)

@@ -75,10 +75,12 @@ class _PartRefusedError(Exception):
 
 @dataclass(slots=True)
 class _Request:
-    """The body of one request. `span` is its range, or None if it is sent without one.
+    """One request with a body.
 
-    `size` is its size in bytes, 0 if it is unknown. `hides_known_size` says that it uses the chunked transfer coding
-    although its length is known. `is_resuming` says that it continues bytes of an earlier request.
+    `size` is the size of the body in bytes, 0 if it is unknown. `span` is the offset of its first byte and of the byte
+    after its last, if the request states them. `hides_known_size` says that it uses the chunked transfer coding
+    although its length is known. `is_resuming` says that it continues bytes of an earlier request. `has_failed` says
+    that the registry may have lost bytes that it confirmed before.
     """
 
     body: StreamedBody
@@ -92,7 +94,7 @@ class _Request:
 class Upload:
     """The upload of one blob, or of a part of one, to one repository. Sizes and offsets are in bytes of the blob.
 
-    `acknowledged` is how many bytes the registry has confirmed. `resumed_size` is how many bytes of the content an
+    `acknowledged` is the offset up to which the registry has confirmed the bytes. `resumed_size` is how many bytes an
     earlier run had uploaded.
 
     What `_recover` does after a failed request, the first line that applies:
@@ -140,14 +142,16 @@ class Upload:
         #: One PUT is for complete blobs only.
         self._tried_methods = {self._method, *([UploadMethod(PUT)] if content.is_part else [])}
         #: Whether every request must get a proper end even if the source fails: distribution 2.8 neither resumes nor
-        #: deletes an upload after a broken request. An ordinary pipe keeps a stated length, so that a proxy can refuse
-        #: a layer that is too large before its first byte.
+        #: deletes an upload after a broken request. Then a body states no length, or is buffered before it is sent.
+        #: This is for a connection that may break, and for a pipe if the user chose chunks. Another pipe keeps a stated
+        #: length, so that a proxy can refuse a layer that is too large before its first byte.
         self._must_end_requests = self._is_size_known and (
             content.access is Access.RESUMABLE
             or (strategy.explicit_method is not None and self._method.kind == CHUNK and content.access is Access.ONCE)
         )
         self.acknowledged = 0
         self.resumed_size = 0
+        #: Whether the session was closed with the digest: the registry has verified the complete blob.
         self._is_closed = False
         #: Confirmed bytes when the retry counter was last reset.
         self._progress_mark = 0
@@ -178,7 +182,7 @@ class Upload:
             OcistreamError: an error of the content's own chunks.
         """
         open_upload = OpenUpload(
-            self._registry, self._is_worth_resuming, stored_size=self._confirmed_size, can_end=self._can_end_request
+            self._registry, self._is_worth_resuming, stored_size=self._safe_size, can_end=self._can_end_request
         )
         try:
             with contextlib.closing(self._buffer):
@@ -241,11 +245,18 @@ class Upload:
             self._report("cannot resume the earlier upload of {blob}: sending all {size} again", content.end or 0)
 
     def _report(self, message: str, count: int) -> None:
-        """Report what happens to a complete blob; without -v only if `count` bytes are worth it."""
+        """Report what happens to a complete blob; without -v only if `count` bytes are worth it.
+
+        `message` has the placeholders `{blob}` and `{size}`.
+        """
         if self._is_size_known and not self._content.is_part:
             blob = self._content.descriptor
             text = message.format(blob=blob.digest, size=format_size(blob.size))
             notify(f"{self._registry}: {text}", level=0 if count >= _MIN_REPORTED else 1)
+
+    @property
+    def _can_resume(self) -> bool:
+        return self._strategy.profile.can_resume and self._method.kind != PUT and not self._is_resume_disabled
 
     # -- the state that other threads ask for ------------------------------------------------------------
 
@@ -260,7 +271,7 @@ class Upload:
         sent = max(self.acknowledged, self._buffer.end)
         return sent >= limits.MIN_PARTIAL_SIZE or self._session.is_from_earlier_run or self._content.is_part
 
-    def _confirmed_size(self) -> int:
+    def _safe_size(self) -> int:
         """Return how many bytes the registry has confirmed; 0 if the registry may lose them.
 
         Distribution 2.8 loses the upload if a body breaks off. A body that was not started, or was sent completely,
@@ -285,7 +296,7 @@ class Upload:
             # The source of a complete blob is always read to its end, to verify it.
             if not self._content.is_part or end is None or self.acknowledged < end:
                 self._send()
-            if self._content.is_last and not self._is_closed:
+            if self._content.has_end and not self._is_closed:
                 self._close()
         except NetworkError as error:
             if self._request is not None:
@@ -331,15 +342,17 @@ class Upload:
     def _next_request(self) -> _Request | None:
         """Return the next request, from the acknowledged offset on; None at the content's end.
 
-        Content of known size is streamed, up to the size limit, and its length is stated. Content of unknown size, or
-        whose requests must get a proper end, is streamed to its end in the chunked transfer coding, if the method is a
-        stream. Otherwise, or if the host refuses that coding, a body is buffered completely before it is sent.
+        Content of known size is streamed, up to the size limit. Its length is stated, unless the registry loses
+        interrupted uploads (`can_use_chunked_coding`). Content of unknown size, or whose requests must get a proper
+        end, is streamed to its end in the chunked transfer coding, if the method is a stream. Otherwise, or if the host
+        refuses that coding, a body is buffered completely before it is sent.
         """
         offset, end = self.acknowledged, self._content.end
         self._buffer.load(offset)
         if self._buffer.is_empty or (end is not None and offset >= end):
             return None
         max_size = self._max_body_size(offset)
+        # Whether one body may have all bytes of the blob.
         is_stream = max_size is None and not offset
         hides_known_size = False
         if end is not None and not self._must_end_requests:
@@ -375,6 +388,7 @@ class Upload:
         return max(self._method.chunk_size, min_chunk)
 
     def _patch(self, request: _Request) -> None:
+        """Send a request of a stream or a chunk, and note how far the registry has the bytes."""
         self._request = request
         try:
             stated = self._session.patch(
@@ -442,7 +456,7 @@ class Upload:
             self._strategy.has_refused_chunked_coding = True
             message = f"chunked transfer coding was answered with {status}; using Content-Length"
             notify(f"{self._registry}: {message}", level=1)
-            self._continue(failure, self._query_offset())
+            self._continue_or_restart(failure, self._query_offset())
             return
         if self._is_resume_refused(failure):
             self._is_resume_disabled = True
@@ -469,11 +483,12 @@ class Upload:
         self._resume(failure, offset)
 
     def _wait(self, failure: NetworkError) -> None:
-        """Wait for the next attempt; raise `failure` if there is none."""
+        """Wait for the next attempt, or give up if there is none."""
         if not self._retries.wait_for_retry(failure):
             self._give_up(failure)
 
     def _give_up(self, failure: NetworkError) -> NoReturn:
+        """Raise the failure; or, for a part that the registry refused, `_PartRefusedError`."""
         is_refused_body = self._request is not None and isinstance(failure, RegistryError)
         if self._content.is_part and is_refused_body and not _is_transient(failure):
             raise _PartRefusedError from failure
@@ -530,7 +545,7 @@ class Upload:
             offset = None
         elif offset is None:
             offset = self._query_offset()
-        self._continue(failure, offset)
+        self._continue_or_restart(failure, offset)
         resent = sent - self.acknowledged
         notify(
             f"{self._registry}: upload method {refused} was answered with {status}; using {method}"
@@ -539,24 +554,20 @@ class Upload:
         )
         return True
 
-    @property
-    def _can_resume(self) -> bool:
-        return self._strategy.profile.can_resume and self._method.kind != PUT and not self._is_resume_disabled
-
     def _resume(self, failure: NetworkError, offset: int | None) -> None:
-        """Continue at the registry's offset; without one, start again. Report this."""
+        """Continue at the registry's offset, or start again. Report which. If `offset` is None, ask the registry."""
         if not self._can_resume:
             offset = None
         elif offset is None and not _is_session_lost(failure):
             offset = self._query_offset()
         sent = self._sent
-        self._continue(failure, offset)
+        self._continue_or_restart(failure, offset)
         if offset is None:
             self._report(f"cannot resume the upload of {{blob}}: sending {format_size(sent)} of {{size}} again", sent)
         else:
             notify(f"{self._registry}: the upload resumes at byte {offset}", level=1)
 
-    def _continue(self, failure: NetworkError, offset: int | None) -> None:
+    def _continue_or_restart(self, failure: NetworkError, offset: int | None) -> None:
         """Continue at an offset of the registry; without one, start again in a new session."""
         if offset is None:
             self._restart(failure)

@@ -107,20 +107,28 @@ class LockedRecord:
     """
 
     def __init__(
-        self, repository: Repository, path: Path, descriptor: int, identity: _Fields, location: SessionLocation | None
+        self,
+        repository: Repository,
+        path: Path,
+        file_descriptor: int,
+        identity: _Fields,
+        location: SessionLocation | None,
     ) -> None:
-        """Take the open and locked file of the upload that `identity` names, and the session that it has."""
+        """Take the open and locked file of the upload that `identity` names, and the session that it has.
+
+        `identity` is empty for a record that is only read or removed.
+        """
         self._repository = repository
         self._path = path
-        self._descriptor = descriptor
+        self._file_descriptor = file_descriptor
         self._identity = identity
-        self._written_size = os.fstat(descriptor).st_size
+        self._written_size = os.fstat(file_descriptor).st_size
         self.location = location if location is not None and self._can_store(location) else None
 
     @property
     def is_locked(self) -> bool:
         """Whether this process still holds the lock."""
-        return self._descriptor >= 0
+        return self._file_descriptor >= 0
 
     def write(self, location: SessionLocation) -> None:
         """Store the session of the upload. If that fails, or its Location may have a secret, remove the file.
@@ -134,11 +142,11 @@ class LockedRecord:
             self.remove()
             return
         since = round(time.time())
-        document = {**self._identity, "location": location.url, "min_chunk": location.min_chunk, "since": since}
-        content = json.dumps(document).encode().ljust(self._written_size)
+        fields = {**self._identity, "location": location.url, "min_chunk": location.min_chunk, "since": since}
+        content = json.dumps(fields).encode().ljust(self._written_size)
         self._written_size = len(content)
         try:
-            if os.pwrite(self._descriptor, content, 0) != len(content):
+            if os.pwrite(self._file_descriptor, content, 0) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - handled as a failed write
         except OSError as error:
             self.remove()
@@ -148,7 +156,7 @@ class LockedRecord:
         return can_store_location(location.url, self._repository.endpoint.url, self._repository.name)
 
     def remove(self) -> None:
-        """Remove the file, because no session is left to resume."""
+        """Remove the file, because no session is left to resume; unlock it."""
         if self.is_locked:
             with contextlib.suppress(OSError):
                 self._path.unlink()
@@ -157,8 +165,8 @@ class LockedRecord:
     def release(self) -> None:
         """Unlock the file, for the next run."""
         if self.is_locked:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
+            file_descriptor, self._file_descriptor = self._file_descriptor, -1
+            os.close(file_descriptor)
 
 
 class UploadRecords:
@@ -185,23 +193,23 @@ class UploadRecords:
             return None
         identity = _identify(repository, digest, size)
         path = self._directory / _file_name(repository, digest)
-        location, descriptor = None, None
+        location, file_descriptor = None, None
         try:
             _ensure_private_directory(self._directory)
-            if (descriptor := _open_locked(path, os.O_CREAT)) is None:
+            if (file_descriptor := _open_locked(path, can_create=True)) is None:
                 return None
-            fields = _read_record(descriptor)
+            fields = _read_record(file_descriptor)
             if fields.items() >= identity.items() and not _is_too_old(fields["since"]):
                 location = SessionLocation(fields["location"], fields["min_chunk"])
-            elif os.fstat(descriptor).st_size:
+            elif os.fstat(file_descriptor).st_size:
                 # Not for a new file: ext4 would treat it as a replacement, and sync it when it is closed.
-                os.ftruncate(descriptor, 0)
+                os.ftruncate(file_descriptor, 0)
         except OSError as error:
-            if descriptor is not None:
-                os.close(descriptor)
+            if file_descriptor is not None:
+                os.close(file_descriptor)
             _warn(self._directory, error)
             return None
-        record = LockedRecord(repository, path, descriptor, identity, location)
+        record = LockedRecord(repository, path, file_descriptor, identity, location)
         self._locked.append(record)
         return record
 
@@ -249,15 +257,15 @@ class UploadRecords:
 
 def _lock_existing(path: Path, repository: Repository) -> LockedRecord | None:
     try:
-        descriptor = _open_locked(path, 0)
+        file_descriptor = _open_locked(path)
     except OSError:
         return None
-    if descriptor is None:
+    if file_descriptor is None:
         return None
-    fields, location = _read_record(descriptor), None
+    fields, location = _read_record(file_descriptor), None
     if (fields.get("registry"), fields.get("repository")) == (repository.endpoint.registry, repository.name):
         location = SessionLocation(fields["location"], fields["min_chunk"])
-    return LockedRecord(repository, path, descriptor, {}, location)
+    return LockedRecord(repository, path, file_descriptor, {}, location)
 
 
 def _identify(repository: Repository, digest: str, size: int) -> _Fields:
@@ -266,10 +274,10 @@ def _identify(repository: Repository, digest: str, size: int) -> _Fields:
     return {"version": _VERSION, **names, "size": size}
 
 
-def _read_record(descriptor: int) -> _Fields:
+def _read_record(file_descriptor: int) -> _Fields:
     """Return the fields of a file; none if it is empty or malformed."""
     try:
-        raw = os.pread(descriptor, limits.MAX_UPLOAD_RECORD + 1, 0)
+        raw = os.pread(file_descriptor, limits.MAX_UPLOAD_RECORD + 1, 0)
         fields = parse_json(raw, "the record", limits.MAX_UPLOAD_RECORD)
     except (OSError, OcistreamError):
         return {}
@@ -313,38 +321,38 @@ def _ensure_private_directory(directory: Path) -> None:
         directory.chmod(0o700)
 
 
-def _open_locked(path: Path, create: int) -> int | None:
+def _open_locked(path: Path, *, can_create: bool = False) -> int | None:
     """Open and lock a record file; return None if another process holds it. Remove any other file of this name."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | create
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if can_create else 0)
     for _ in range(_ATTEMPTS):
         try:
-            descriptor = os.open(path, flags, 0o600)
+            file_descriptor = os.open(path, flags, 0o600)
         except OSError as error:
             if error.errno not in {errno.ELOOP, errno.ENXIO, errno.EACCES}:
                 raise
             path.unlink()
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), path.lstat()):
-                if _is_our_file(descriptor):
-                    return descriptor
+            fcntl.flock(file_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file_descriptor), path.lstat()):
+                if _is_our_file(file_descriptor):
+                    return file_descriptor
                 path.unlink()
         except BlockingIOError:
-            os.close(descriptor)
+            os.close(file_descriptor)
             return None
         except FileNotFoundError:
             # The process that held the lock has removed the file.
             pass
         except BaseException:
-            os.close(descriptor)
+            os.close(file_descriptor)
             raise
-        os.close(descriptor)
+        os.close(file_descriptor)
     return None
 
 
-def _is_our_file(descriptor: int) -> bool:
+def _is_our_file(file_descriptor: int) -> bool:
     """Return whether it is a regular file of this user with one name and no rights for other users."""
-    status = os.fstat(descriptor)
+    status = os.fstat(file_descriptor)
     is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
     return is_plain and status.st_uid == os.geteuid() and not status.st_mode & 0o077

@@ -80,28 +80,28 @@ def open_session(repository: Repository, retries: Retries) -> SessionLocation:
     return _parse_session(response)
 
 
-def mount_blob(repository: Repository, digest: str, source: str) -> tuple[bool, SessionLocation | None]:
-    """Mount a blob from another repository; return whether it exists now, and the session opened instead.
+def mount_blob(repository: Repository, digest: str, from_name: str) -> tuple[bool, SessionLocation | None]:
+    """Mount a blob from the repository `from_name`; return whether it exists now, and the session opened instead.
 
     Raises:
         AuthenticationError, NotFoundError, RegistryError: the registry refused.
     """
-    url = repository.url(f"blobs/uploads/?mount={digest}&from={quote(source, safe='/')}")
-    response = repository.request("POST", url, scopes=_scopes_for_mount(repository, source), expected=(201, 202))
+    url = repository.url(f"blobs/uploads/?mount={digest}&from={quote(from_name, safe='/')}")
+    response = repository.request("POST", url, scopes=_scopes_for_mount(repository, from_name), expected=(201, 202))
     response.drain()
     if response.status == 201:
         return True, None
     return False, _parse_session(response) if response.header("Location") else None
 
 
-def has_mountable_blob(repository: Repository, descriptor: Descriptor, source: str) -> bool:
-    """Return whether another repository has a blob; use the same token as a mount.
+def has_mountable_blob(repository: Repository, descriptor: Descriptor, from_name: str) -> bool:
+    """Return whether the repository `from_name` has a blob; use the same token as a mount.
 
     Raises:
         AuthenticationError, RegistryError: the registry refused.
     """
-    url = f"{repository.endpoint.url}/v2/{source}/blobs/{descriptor.digest}"
-    response = repository.request("HEAD", url, scopes=_scopes_for_mount(repository, source), expected=(200, 404))
+    url = f"{repository.endpoint.url}/v2/{from_name}/blobs/{descriptor.digest}"
+    response = repository.request("HEAD", url, scopes=_scopes_for_mount(repository, from_name), expected=(200, 404))
     response.drain()
     return response.status == 200
 
@@ -140,12 +140,13 @@ def delete_session(repository: Repository, location: SessionLocation) -> None:
             _request_once(repository, "DELETE", current.url)
 
 
-def _scopes_for_mount(repository: Repository, source: str) -> tuple[str, ...]:
+def _scopes_for_mount(repository: Repository, from_name: str) -> tuple[str, ...]:
     # Push first: some token servers grant what the first scope asks for (ggcr, bearer.go).
-    return (*repository.scopes, repository_scope(source, "pull"))
+    return (*repository.scopes, repository_scope(from_name, "pull"))
 
 
 def _request_once(repository: Repository, method: str, url: str) -> Response:
+    """Send a request without retries; raise RegistryError for a status that does not concern the session."""
     response = repository.client.request_once(repository.endpoint, method, url, scopes=repository.scopes)
     if response.status in _UNRELATED_STATUSES:
         msg = f"{method} {redact_url(url)}: answered {response.status}"
@@ -234,8 +235,8 @@ class UploadSession:
         """Send bytes of the blob; return how many the registry says it has.
 
         `span` is the offset of the first byte and of the byte after the last, if the range must be stated.
-        `bytes_to_store` is infinite if the size is unknown. If a body that may end early failed, `body.failure` has
-        the error.
+        `bytes_to_store` is how many bytes the registry must store before it can respond, infinite if the size is
+        unknown. If a body that may end early failed, `body.failure` has the error.
 
         Raises:
             SessionLostError: the registry does not know the session.
@@ -308,6 +309,10 @@ class UploadSession:
         body: StreamedBody | None,
         bytes_to_store: float,
     ) -> Response:
+        """Send a request of the session, and require that the complete body was sent.
+
+        If the source of the body failed, raise its error, not that of the request.
+        """
         try:
             response = self._repository.request(
                 method,

@@ -23,6 +23,7 @@ from ocistream.registry.profiles import (
     find_profile_by_headers,
 )
 from ocistream.sizes import parse_size
+from ocistream.streams.workers import DEFAULT_JOBS
 from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
@@ -113,17 +114,13 @@ def parse_upload_method(text: str) -> UploadMethod | None:
     return UploadMethod(CHUNK, count)
 
 
-#: Default number of blobs that are uploaded at the same time.
-_DEFAULT_JOBS: Final = 4
-
-
 class UploadStrategy:
     """How this run uploads to each host. Safe for several threads.
 
     `explicit_method` is the user's choice, `jobs` the number of simultaneous uploads.
     """
 
-    def __init__(self, *, explicit_method: UploadMethod | None = None, jobs: int = _DEFAULT_JOBS) -> None:
+    def __init__(self, *, explicit_method: UploadMethod | None = None, jobs: int = DEFAULT_JOBS) -> None:
         """Take the user's choices."""
         self._explicit_method = explicit_method
         self._jobs = max(jobs, 1)
@@ -163,8 +160,8 @@ class HostStrategy:
         self.has_refused_chunked_coding = False
         self._can_learn_profile = not settings.profile
         self._jobs = jobs
-        #: Whether the size is known -> the method that this run found.
-        self._methods: dict[bool, UploadMethod] = {}
+        #: Whether the size is known -> the method that this run found after a refusal.
+        self._methods_found: dict[bool, UploadMethod] = {}
         #: Whether a proxy is before the registry: it may refuse a body that is too large only if its length is stated.
         self._is_behind_proxy = False
 
@@ -197,7 +194,7 @@ class HostStrategy:
         A small blob is complete before its upload begins, so it needs neither a stream nor an upload that can be
         resumed: one PUT saves a request.
         """
-        method = self._methods.get(is_size_known) or self._methods.get(True)
+        method = self._methods_found.get(is_size_known) or self._methods_found.get(True)
         if method is not None and (is_size_known or method.kind != PUT):
             return method
         if is_small and PUT in self.profile.methods:
@@ -223,7 +220,7 @@ class HostStrategy:
             method = UploadMethod(kind) if kind != CHUNK else self._chunk_method(refused, body_size)
             is_allowed = kind in self.profile.methods or kind == refused.kind
             if is_allowed and method is not None and method not in tried:
-                self._methods[is_size_known] = method
+                self._methods_found[is_size_known] = method
                 return method
         return None
 

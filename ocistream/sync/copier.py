@@ -77,7 +77,7 @@ class ImageCopier:
                             jobs=jobs,
                             prefetch_memory=memory,
                             cancelled=cancelled,
-                            check=self._build_check(comparison),
+                            signature_check=self._build_check(comparison),
                         ).run()
                         digest = _report_root(comparison.copy, report)
                 finally:
@@ -153,7 +153,7 @@ class ImageCopier:
                                 jobs=1,
                                 cancelled=cancelled,
                                 rename=_rename_roots(destination),
-                                check=self._build_check(comparison),
+                                signature_check=self._build_check(comparison),
                             ).run(dry_run=True)
                     except OcistreamError as error:
                         comparison.add_failure([destination], error)

@@ -88,10 +88,10 @@ def plan_blobs(
     def assign(digests: Collection[str], action: Action) -> None:
         actions.update((digest, action) for digest in digests if digest in actions)
 
-    parsed = {blob.digest for blob in graph.blobs if blob.size <= limits.MAX_PARSED_CONFIG}
-    assign(parsed.intersection(configs), Action.CHECK_JSON)
+    small = {blob.digest for blob in graph.blobs if blob.size <= limits.MAX_PARSED_CONFIG}
+    assign(small.intersection(configs), Action.CHECK_JSON)
     if recompressor is not None:
-        if not recompressor.plain_only:
+        if not recompressor.is_plain_only:
             # If only plain layers change, the others are copied unchecked.
             assign(recompressor.find_unchanged_layers(graph), Action.CHECK_COMPRESSION)
         assign(recompressor.find_configs(graph), Action.READ)
@@ -144,14 +144,17 @@ class ExistenceCheck:
         self._jobs = jobs
         self._cancelled = cancelled
         self._is_dry_run = is_dry_run
-        #: Manifests that neither side has, and digests of the absent blobs that the destination has.
+        #: Manifests that neither side has. `split_absent` finds them for `mount_absent`.
         self._missing_manifests: list[Descriptor] = []
-        self._stored: set[str] = set()
+        #: Digests of the absent blobs that the destination has.
+        self._stored_absent: set[str] = set()
 
     def split_absent(
-        self, graph: Graph, pending: Sequence[Descriptor], recompressed: Collection[str] = ()
+        self, graph: Graph, pending: Sequence[Descriptor], recompressed: Collection[str]
     ) -> tuple[list[Descriptor], list[Descriptor]]:
-        """Split `pending` into absent blobs, and blobs that the source may have. Change nothing.
+        """Split `pending` into absent blobs, and blobs that the source may have.
+
+        Ask the destination for the absent blobs, and change nothing there; `mount_absent` uses the answers.
 
         Raises:
             MissingBlobsError: neither side nor another volume has a blob.
@@ -168,8 +171,8 @@ class ExistenceCheck:
         # A name can only be given to a manifest whose bytes the source has.
         stored = self._destination.stored([manifest for manifest in graph.absent if manifest.digest not in named])
         self._missing_manifests = [manifest for manifest in graph.absent if manifest.digest not in stored]
-        self._stored = self._destination.stored(absent)
-        missing = self._list_unmountable([blob for blob in absent if blob.digest not in self._stored])
+        self._stored_absent = self._destination.stored(absent)
+        missing = self._list_unmountable([blob for blob in absent if blob.digest not in self._stored_absent])
         self._check_missing(graph, [*self._missing_manifests, *missing])
         for blob in absent:
             if blob.digest in recompressed and blob not in missing:
@@ -179,7 +182,7 @@ class ExistenceCheck:
 
     def mount_absent(self, graph: Graph, absent: Sequence[Descriptor]) -> list[Descriptor]:
         """Skip or mount the absent blobs; return those that only other volumes have."""
-        existing = self.skip_or_mount(absent, self._stored)
+        existing = self.skip_or_mount(absent, self._stored_absent)
         missing = [*self._missing_manifests, *(blob for blob in absent if blob.digest not in existing)]
         self._check_missing(graph, missing)
         return missing

@@ -38,20 +38,21 @@ class BlobWriter:
     def write(
         self,
         blob: Blob,
-        check: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
+        add_check: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
         *,
         concurrency: int = 1,
     ) -> None:
-        """Write a blob. Its chunks are verified, counted and cancellable, and then passed through `check`.
+        """Write a blob. Its chunks are verified, counted and cancellable.
 
-        `concurrency` is how many blobs move at once.
+        `add_check` returns the blob with another check of its chunks. `concurrency` is how many blobs move at once.
 
         Raises:
             OcistreamError: the blob is not what it should be, or the source or the destination failed.
         """
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
-        resumed = self._write(blob, progress, check, concurrency)
-        self.results.add(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size or resumed)
+        # A destination resumes a blob by opening it at an offset, or reads it all and does not send its first bytes.
+        not_sent = self._write(blob, progress, add_check, concurrency)
+        self.results.add(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size or not_sent)
 
     def write_parts(self, blob: Descriptor, parts: Sequence[Blob]) -> int:
         """Write some parts of a blob, in order; return how many bytes of the blob are stored then, from its first."""
@@ -118,13 +119,13 @@ class BlobWriter:
             )
 
         can_retry = self.destination.traits.can_retry
-        source = (
+        original = (
             use_verified(blob, convert, can_retry=can_retry, progress=progress)
             if is_known
             else convert(VerifiedBlob(blob.descriptor, lambda *_: progress.count(blob.open()), blob.access))
         )
-        self.results.add(source, "converted", progress.counted)
-        return source
+        self.results.add(original, "converted", progress.counted)
+        return original
 
     def new_blob_destination(self) -> NewBlobDestination:
         """Return the destination as one that accepts layers before their digests are known."""
@@ -137,13 +138,14 @@ class BlobWriter:
         self,
         blob: Blob,
         progress: BlobProgress,
-        check: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
+        add_check: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
         concurrency: int = 1,
     ) -> int:
+        """Write a blob, and return what `Destination.write` returns."""
         self.has_started = True
         return use_verified(
             blob,
-            lambda verified: self.destination.write(check(verified)),
+            lambda verified: self.destination.write(add_check(verified)),
             can_retry=self.destination.traits.can_retry,
             progress=progress,
             # Hash in a thread of its own only if cores are free: for blobs that move side by side it gains nothing.

@@ -1,4 +1,4 @@
-"""Copy a source to a destination: resolve the graph, plan, begin, move the blobs, commit, report.
+"""Copy a source to a destination: the steps of one copy, in order (`Copy`).
 
 blob_plan.py decides what happens to each blob; blob_writer.py writes it.
 """
@@ -11,7 +11,7 @@ import time
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import (
@@ -44,14 +44,16 @@ if TYPE_CHECKING:
     from ocistream.transfer.recompress import RecompressionSettings, Recompressor
 
 #: How many layers are recompressed at once. Each one takes its own memory, and zstd runs two threads for it.
-_RECOMPRESS_JOBS = 2
+_RECOMPRESS_JOBS: Final = 2
 
 
 @dataclass
 class Copy:
-    """One copy, from top to bottom: resolve, select, plan, begin, move, settle, rewrite, commit.
+    """One copy. Both locations stay open.
 
-    Both locations stay open.
+    The steps, in order: resolve the graph; select what of it is copied; plan what happens to each blob; begin the
+    destination; place blobs that exist or are in memory; move the others; handle missing ones; rewrite manifests whose
+    layers were recompressed, and only then begin the destination; commit.
     """
 
     source: Source
@@ -72,17 +74,19 @@ class Copy:
     omit: Callable[[Graph], Mapping[str, OmissionReason]] | None = None
     #: How to recompress image layers that use another format.
     recompression: RecompressionSettings | None = None
-    #: The default for archives whose layers are never compressed (those of `docker save`).
-    plain_layers: RecompressionSettings | None = None
+    #: How to recompress the layers that `docker save` left uncompressed, if there is no `recompression`.
+    plain_layer_recompression: RecompressionSettings | None = None
     #: Checks the source's graph, before anything is written if possible, and before anything becomes visible.
-    check: SignatureCheck | None = None
+    signature_check: SignatureCheck | None = None
 
     def __post_init__(self) -> None:
         self._is_dry_run = False
         self._writer = BlobWriter(self.destination, self.observer, self.cancelled)
         self._results = self._writer.results
-        self._configs = ConfigChecker()
-        self._early_blobs = EarlyBlobWriter(self._writer, self._configs, self.recompression, self.plain_layers)
+        self._config_checker = ConfigChecker()
+        self._early_blobs = EarlyBlobWriter(
+            self._writer, self._config_checker, self.recompression, self.plain_layer_recompression
+        )
         #: None if no layers are recompressed. Known with the graph.
         self._recompressor: Recompressor | None = None
 
@@ -108,28 +112,30 @@ class Copy:
         started_at = time.monotonic()
         graph = self._select(self._resolve_graph())
         plan = self._plan(graph)
-        check = ExistenceCheck(
-            *(self.source, self.destination, self._results),
+        existence = ExistenceCheck(
+            self.source,
+            self.destination,
+            self._results,
             jobs=self.jobs,
             cancelled=self.cancelled,
             is_dry_run=self._is_dry_run,
         )
         # Before anything else is written or mounted: a copy that cannot succeed changes nothing more.
-        absent, remaining = check.split_absent(graph, plan.pending, plan.recompressed)
+        absent, remaining = existence.split_absent(graph, plan.pending, plan.recompressed)
         if plan.recompressed:
             # The destination begins when the digests of the new layers are known (`_rewrite`).
             self._writer.new_blob_destination()
         elif not self._is_dry_run or self.destination.traits.begins_without_writing:
             # In a dry run only a registry begins: it checks the digest that the user gave, and writes nothing.
             self.destination.begin(graph)
-        missing = check.mount_absent(graph, absent)
-        wanted = self._place_existing(graph, plan, remaining, check)
+        missing = existence.mount_absent(graph, absent)
+        wanted = self._place_existing(graph, plan, remaining, existence)
         if self._is_dry_run:
-            self._settle(graph, plan, (), missing)
+            self._handle_missing(graph, plan, (), missing)
             report = self._preview(graph, plan)
         else:
-            self._write(plan, wanted)
-            graph = self._settle(graph, plan, wanted, missing)
+            self._move(plan, wanted)
+            graph = self._handle_missing(graph, plan, wanted, missing)
             report = self._rewrite(graph, plan)
             if self.cancelled.is_set():
                 # After an interruption nothing may become visible.
@@ -146,7 +152,7 @@ class Copy:
             graph = self._resolve_and_discard()
         else:
             graph = self.source.resolve(self._early_blobs)
-            self._start_check(
+            self._start_signature_check(
                 graph,
                 lambda blob: self._early_blobs.read_back(blob) if self._results.find(blob.digest) is not None else None,
             )
@@ -162,40 +168,42 @@ class Copy:
 
         with closing(DiscardedBlobs(self.cancelled, self.destination.traits.early_refusal)) as discarded:
             graph = self.source.resolve(discarded)
-            self._start_check(graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None)
+            self._start_signature_check(
+                graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None
+            )
             for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
                 if (error := discarded.discard(piped)) is not None:
                     raise error
         return graph
 
-    def _start_check(self, graph: Graph, read_early: Callable[[Descriptor], bytes | None]) -> None:
-        """Start the check of the graph, and finish it if the source need not be read in order.
+    def _start_signature_check(self, graph: Graph, read_early: Callable[[Descriptor], bytes | None]) -> None:
+        """Start the check of signatures, and finish it if the source need not be read in order.
 
         `read_early` returns a blob that came before the graph, or None.
         """
-        if self.check is None:
+        if self.signature_check is None:
             return
-        self.check.start(graph)
+        self.signature_check.start(graph)
         if self.source.concurrent:
             # Imported here, because few copies are checked.
             from ocistream.transfer.graph_check import read_pending
 
-            read_pending(self.check, self.source)
-        for blob in tuple(self.check.pending.values()):
+            read_pending(self.signature_check, self.source)
+        for blob in tuple(self.signature_check.pending.values()):
             if (content := read_early(blob)) is not None:
-                self.check.add(blob.digest, content)
-        if self.source.concurrent or not self.check.pending:
-            self.check.finish()
+                self.signature_check.add(blob.digest, content)
+        if self.source.concurrent or not self.signature_check.pending:
+            self.signature_check.finish()
 
     def _open_blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        """Open the wanted blobs, and pass on those that the check still needs."""
-        if self.check is None or not self.check.pending:
+        """Open the wanted blobs, and pass on those that the check of signatures still needs."""
+        if self.signature_check is None or not self.signature_check.pending:
             return self.source.blobs(wanted)
         from ocistream.transfer.graph_check import watch_pending
 
         digests = {blob.digest for blob in wanted}
-        checked = [blob for digest, blob in self.check.pending.items() if digest not in digests]
-        return watch_pending(self.check, self.source.blobs([*wanted, *checked]), digests)
+        checked = [blob for digest, blob in self.signature_check.pending.items() if digest not in digests]
+        return watch_pending(self.signature_check, self.source.blobs([*wanted, *checked]), digests)
 
     def _limit_graph(self, graph: Graph) -> Graph:
         """Omit platforms that neither side has."""
@@ -210,7 +218,7 @@ class Copy:
         """Return the digests of the absent manifests that the destination has."""
         if not self.destination.traits.keeps_blobs:
             return set()
-        # Only which manifests may come: referrers are expected when it is known which platforms are copied.
+        # Without referrers: which of them are copied is known only when it is known which platforms are copied.
         self.destination.expect(replace(graph, referrers={}))
         return self.destination.stored(absent)
 
@@ -258,18 +266,18 @@ class Copy:
 
     def _plan(self, graph: Graph) -> BlobPlan:
         """Plan what happens to each blob, and check the configs that came before the graph."""
-        self._configs.find_configs(graph)
-        plan = plan_blobs(graph, self._configs.digests, self._recompressor, self._results)
+        self._config_checker.find_configs(graph)
+        plan = plan_blobs(graph, self._config_checker.digests, self._recompressor, self._results)
         pending = {blob.digest for blob in plan.pending}
         for blob in graph.blobs:
             if blob.digest not in pending and plan.actions[blob.digest] is not Action.OMIT:
-                self._configs.check_early(blob)
+                self._config_checker.check_early(blob)
         return plan
 
     # -- place -------------------------------------------------------------------------------------------
 
     def _place_existing(
-        self, graph: Graph, plan: BlobPlan, remaining: Sequence[Descriptor], check: ExistenceCheck
+        self, graph: Graph, plan: BlobPlan, remaining: Sequence[Descriptor], existence: ExistenceCheck
     ) -> list[Descriptor]:
         """Skip or mount existing blobs, write those that are in memory, and return those that the source must send."""
         for blob in graph.blobs:
@@ -277,7 +285,7 @@ class Copy:
                 self._results.add(blob, "omitted")
         # The digest of a recompressed layer is not known yet, so the destination cannot be asked for it.
         unchanged = [blob for blob in remaining if plan.actions[blob.digest] is not Action.RECOMPRESS]
-        check.skip_or_mount(unchanged, self.destination.stored(unchanged, quick=True))
+        existence.skip_or_mount(unchanged, self.destination.stored(unchanged, quick=True))
         # Read a config even if the destination has it: its diff_ids are needed to check the recompressed layers.
         wanted = [
             blob
@@ -286,35 +294,37 @@ class Copy:
         ]
         for blob in () if self._is_dry_run else wanted:
             if blob.digest in plan.contents:
-                self._transfer(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
+                self._move_blob(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
         return [blob for blob in wanted if blob.digest not in plan.contents]
 
     # -- move --------------------------------------------------------------------------------------------
 
-    def _write(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
-        self._move(plan, wanted)
-        if self.check is not None:
+    def _move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
+        """Move the wanted blobs, and finish the check of signatures."""
+        self._move_wanted(plan, wanted)
+        if self.signature_check is not None:
             # It has finished already, unless blobs were not read to their end: nothing unchecked may be committed.
-            self.check.finish()
+            self.signature_check.finish()
         self._skip_unsent(plan, wanted)
 
-    def _move(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
+    def _move_wanted(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Move blobs, several at once where both sides allow it. If none is wanted, a pipe is still read to its end."""
-        are_recompressed = bool(plan.recompressed)
+        is_recompressing = bool(plan.recompressed)
         jobs = self.jobs if self.destination.traits.concurrent else 1
         # Recompressing a layer takes memory of its own, and more than one core.
-        jobs = min(jobs, _RECOMPRESS_JOBS) if are_recompressed else jobs
+        jobs = min(jobs, _RECOMPRESS_JOBS) if is_recompressing else jobs
         concurrency = min(jobs, len(wanted))
         blobs = self._open_blobs(wanted)
         if not self.source.concurrent:
             self._move_from_pipe(plan, concurrency, blobs)
             return
         memory = self.prefetch_memory - self.destination.traits.buffer_size * concurrency
-        is_short = (
+        # The prefetcher would not end its first measurement, before which it prefetches nothing.
+        is_too_short = (
             len(wanted) < limits.PREFETCH_WINDOW_BLOBS
             and sum(blob.size for blob in wanted) < limits.PREFETCH_WINDOW_SIZE
         )
-        if memory <= 0 or self.jobs == 1 or are_recompressed or is_short:
+        if memory <= 0 or self.jobs == 1 or is_recompressing or is_too_short:
             self._move_each(plan, concurrency, blobs)
             return
         # Imported here, because small images are not prefetched.
@@ -334,7 +344,7 @@ class Copy:
 
         piped = PipedBlobs(
             blobs,
-            partial(self._transfer, plan),
+            partial(self._move_blob, plan),
             # Layers that are recompressed, and large configs that are read or checked, take memory of their own.
             is_exclusive=lambda blob: plan.actions[blob.descriptor.digest] is not Action.WRITE,
             cancelled=self.cancelled,
@@ -349,16 +359,17 @@ class Copy:
     def _move_each(
         self, plan: BlobPlan, concurrency: int, blobs: Iterator[Blob], move: Callable[[Blob], None] | None = None
     ) -> None:
+        """Move the configs that come first one by one, then the other blobs in several threads, each by `move`."""
         for blob in blobs:
             if plan.actions[blob.descriptor.digest] is not Action.READ:
                 blobs = itertools.chain([blob], blobs)
                 break
             # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
-            self._transfer(plan, concurrency, blob)
-        run_each(move or partial(self._transfer, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
+            self._move_blob(plan, concurrency, blob)
+        run_each(move or partial(self._move_blob, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
 
-    def _transfer(self, plan: BlobPlan, concurrency: int, blob: Blob) -> None:
-        """Do with one blob what is planned; `concurrency` blobs move at once."""
+    def _move_blob(self, plan: BlobPlan, concurrency: int, blob: Blob) -> None:
+        """Do what is planned for one blob; `concurrency` blobs move at once."""
         digest = blob.descriptor.digest
         action, recompressor = plan.actions[digest], self._recompressor
         if action is not Action.WRITE:
@@ -368,7 +379,7 @@ class Copy:
         elif recompressor is not None and action is Action.READ:
             content = self._writer.read(blob)
             recompressor.add_config(digest, content)
-            self._configs.report_platform(blob.descriptor, content)
+            self._config_checker.report_platform(blob.descriptor, content)
             if self._results.find(digest) is None:
                 self._writer.write(blob_from_bytes(blob.descriptor, content), concurrency=concurrency)
         elif recompressor is not None and digest in recompressor.result_digests:
@@ -377,8 +388,8 @@ class Copy:
         elif recompressor is not None and action is Action.CHECK_COMPRESSION:
             self._writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
         elif action is Action.CHECK_JSON:
-            with self._configs.take_turn(blob.descriptor, self.cancelled):
-                self._writer.write(blob, self._configs.with_check, concurrency=concurrency)
+            with self._config_checker.take_turn(blob.descriptor, self.cancelled):
+                self._writer.write(blob, self._config_checker.with_check, concurrency=concurrency)
         else:
             self._writer.write(blob, concurrency=concurrency)
 
@@ -398,12 +409,16 @@ class Copy:
             if blob.digest in stored:
                 self._results.add(blob, "skipped")
 
-    # -- settle ------------------------------------------------------------------------------------------
+    # -- handle missing blobs ----------------------------------------------------------------------------
 
-    def _settle(
+    def _handle_missing(
         self, graph: Graph, plan: BlobPlan, wanted: Sequence[Descriptor], missing: Sequence[Descriptor]
     ) -> Graph:
-        """Write the parts of blobs that continue in other volumes; return the graph without what is missing."""
+        """Write the parts of blobs that continue in other volumes; return the graph, without unavailable platforms.
+
+        `missing` are the blobs that neither the source nor the destination has, and that other volumes should have. A
+        source did not yield the wanted blobs without a result, although its graph lists them.
+        """
         needed = None
         if missing:
             needed = self._use_parts(graph, missing)
@@ -433,9 +448,10 @@ class Copy:
     def _drop_missing(
         self, graph: Graph, plan: BlobPlan, unavailable: Sequence[Descriptor], needed: NeededVolumes | None
     ) -> Graph:
-        """Reduce the graph to what a pipe really had, if only platforms that were not exported are missing.
+        """Return the graph without platforms that a pipe did not have, if it lacks nothing else.
 
-        A destination that has already written the index cannot change it, so this is an error there.
+        `needed` are the volumes that have the missing blobs; None if no blob of other volumes is missing. A destination
+        that has already written the index cannot change it, so there every unavailable blob raises MissingBlobsError.
         """
         unavailable_digests = {blob.digest for blob in unavailable}
         if (
@@ -474,7 +490,7 @@ class Copy:
     # -- rewrite -----------------------------------------------------------------------------------------
 
     def _rewrite(self, graph: Graph, plan: BlobPlan) -> Report:
-        """Begin with the new layers and manifests if layers were recompressed; return the report of what is written."""
+        """Rewrite the manifests of recompressed layers and begin, if there are any; return the report."""
         if self._recompressor is None or not plan.recompressed:
             return Report(graph, graph, self._results.list_for(graph, {}))
         for blob in graph.blobs:

@@ -37,17 +37,20 @@ class EarlyBlobWriter:
     def __init__(
         self,
         writer: BlobWriter,
-        configs: ConfigChecker,
+        config_checker: ConfigChecker,
         recompression: RecompressionSettings | None,
-        plain_layers: RecompressionSettings | None,
+        plain_layer_recompression: RecompressionSettings | None,
     ) -> None:
-        """Recompress layers by `recompression`; without it, those that `docker save` left plain by `plain_layers`."""
+        """Recompress layers by `recompression`; without it, only those that `docker save` left uncompressed.
+
+        `plain_layer_recompression` says how; None to leave them as they are.
+        """
         self._destination = writer.destination
         self._readable = self._destination if isinstance(self._destination, ReadableDestination) else None
         self._writer = writer
-        self._configs = configs
+        self._config_checker = config_checker
         self._recompressor = _create_recompressor(recompression) if recompression is not None else None
-        self._plain_layers = plain_layers
+        self._plain_layer_recompression = plain_layer_recompression
         self._plain_recompressor: Recompressor | None = None
         #: Layers that were compressed before it was known whether `docker save` wrote the archive.
         self._compressed: set[str] = set()
@@ -60,7 +63,7 @@ class EarlyBlobWriter:
             if blob.access is Access.REPEATABLE:
                 # It is in memory. If its bytes are wrong, send no request for it: there may be thousands.
                 self._writer.read(blob)
-            self._write(self._configs.watch_early(blob), can_be_plain_layer=can_be_plain_layer)
+            self._write(self._config_checker.watch_early(blob), can_be_plain_layer=can_be_plain_layer)
         except IntegrityError as error:
             if not self._destination.traits.can_retry:
                 raise
@@ -120,14 +123,15 @@ class EarlyBlobWriter:
     def choose_recompressor(self, graph: Graph) -> Recompressor | None:
         """Return what recompresses layers of the graph; None if all stay as they are.
 
-        Layers that `docker save` left plain are compressed, unless another compression was requested. In an OCI archive
-        a stray file may look like such a layer.
+        Layers that `docker save` left plain are compressed, unless another compression was requested. The graph says
+        whether `docker save` wrote the archive: in an OCI archive, a file that no image needs may look like such a
+        layer.
         """
         if self._recompressor is not None or not graph.has_plain_layers:
             return self._recompressor
         if (recompressor := self._plain_layer_recompressor()) is not None:
             # An image with a manifest of its own keeps its compressed layers.
-            recompressor.plain_only = not all(root.descriptor.digest in graph.synthesized for root in graph.roots)
+            recompressor.is_plain_only = not all(root.descriptor.digest in graph.synthesized for root in graph.roots)
         return recompressor
 
     def restore_plain_layers(self, graph: Graph) -> None:
@@ -139,8 +143,8 @@ class EarlyBlobWriter:
         if graph.has_plain_layers or recompressor is None or readable is None:
             return
         for blob in graph.blobs:
-            if blob.digest in self._compressed and (result := recompressor.results.get(blob.digest)) is not None:
-                open_plain = functools.partial(_decompress_result, readable, result, recompressor)
+            if blob.digest in self._compressed and (layer := recompressor.results.get(blob.digest)) is not None:
+                open_plain = functools.partial(_decompress_result, readable, layer, recompressor)
                 if self._is_stored(blob):
                     self._writer.results.add(blob, "skipped")
                 else:
@@ -148,8 +152,8 @@ class EarlyBlobWriter:
                     self._writer.write(Blob(blob, open_plain))
 
     def _plain_layer_recompressor(self) -> Recompressor | None:
-        if self._plain_recompressor is None and self._plain_layers is not None:
-            self._plain_recompressor = _create_recompressor(self._plain_layers)
+        if self._plain_recompressor is None and self._plain_layer_recompression is not None:
+            self._plain_recompressor = _create_recompressor(self._plain_layer_recompression)
         return self._plain_recompressor
 
     def _is_stored(self, blob: Descriptor) -> bool:
@@ -157,13 +161,13 @@ class EarlyBlobWriter:
 
 
 def _decompress_result(
-    destination: ReadableDestination, result: RecompressedLayer, recompressor: Recompressor, offset: int = 0
+    destination: ReadableDestination, layer: RecompressedLayer, recompressor: Recompressor, offset: int = 0
 ) -> Iterator[Chunk]:
     from ocistream.streams.compression import decompress
 
     # The plain size is known and the reader checks it, so it bounds the expansion.
-    chunks = destination.read(result.result)
-    return chunks_from(decompress(recompressor.settings.codec, chunks, max(result.source.size, 1)), offset)
+    chunks = destination.read(layer.result)
+    return chunks_from(decompress(recompressor.settings.codec, chunks, max(layer.source.size, 1)), offset)
 
 
 def _create_recompressor(settings: RecompressionSettings) -> Recompressor:

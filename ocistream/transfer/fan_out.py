@@ -57,6 +57,15 @@ class FanOutBranch:
         manifests = (manifest.descriptor for manifest in graph.manifests)
         self.needed = frozenset(needed.digest for needed in (*graph.blobs, *graph.absent, *manifests))
 
+    def lacks(self, descriptor: Descriptor) -> bool:
+        """Return whether this destination needs a blob or manifest that it is not known to have."""
+        return descriptor.digest in self.needed and descriptor.digest not in self.stored
+
+    def add_written(self, descriptor: Descriptor) -> None:
+        """Note that a blob was written here."""
+        self.written[descriptor.digest] = descriptor.size
+        self.stored.add(descriptor.digest)
+
 
 class FanOutDestination:
     """Several destinations as one.
@@ -99,14 +108,14 @@ class FanOutDestination:
     def expect(self, graph: Graph) -> Graph:
         """Tell each destination what may come. What one cannot hold is still written to the others."""
         self._before_blobs(graph)
-        for branch in self._active():
+        for branch in self._active_branches():
             with self._failure_scope(branch):
                 branch.set_graph(branch.destination.expect(branch.rename(graph)))
         return graph
 
     def begin(self, graph: Graph) -> None:
         """Tell each destination what will come."""
-        for branch in self._active():
+        for branch in self._active_branches():
             with self._failure_scope(branch):
                 own = branch.rename(graph) if branch.graph is None else branch.graph
                 branch.set_graph(replace(own, omitted_from_output=graph.omitted_from_output))
@@ -114,11 +123,11 @@ class FanOutDestination:
 
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that all destinations have that need them."""
-        if not self._is_expecting():
+        if not self._has_all_graphs():
             return set()
         found = {blob.digest for blob in blobs}
-        for branch in self._active():
-            wanted = [blob for blob in blobs if self._lacks(branch, blob)]
+        for branch in self._active_branches():
+            wanted = [blob for blob in blobs if branch.lacks(blob)]
             with self._failure_scope(branch):
                 branch.stored |= branch.destination.stored(wanted, quick=quick)
                 found.difference_update(blob.digest for blob in wanted if blob.digest not in branch.stored)
@@ -130,57 +139,45 @@ class FanOutDestination:
 
     def mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Mount a blob at each destination that lacks it and can mount it; return whether all have it then."""
-        for branch in self._active_without(descriptor):
+        for branch in self._branches_without(descriptor):
             if self._ask_branch(branch, lambda mounting: mounting.mount(descriptor, source)):
                 branch.stored.add(descriptor.digest)
-        return not self._active_without(descriptor)
+        return not self._branches_without(descriptor)
 
     def can_mount(self, descriptor: Descriptor, source: Source) -> bool:
         """Return whether each destination has the blob or could mount it."""
         return all(
             self._ask_branch(branch, lambda mounting: mounting.can_mount(descriptor, source)) is not False
-            for branch in self._active_without(descriptor)
+            for branch in self._branches_without(descriptor)
         )
 
     def write(self, blob: VerifiedBlob) -> int:
         """Write a blob to all destinations that lack it."""
         require_complete(blob)
-        if not self._is_expecting():
+        if not self._has_all_graphs():
             raise _early_refusal()
-        branches = self._active_without(blob.descriptor)
+        branches = self._branches_without(blob.descriptor)
         if not branches:
             return 0
         blob = self._count_reads(blob)
         if len(branches) == 1:
+            # Not shared, so that the destination can resume the blob, and no further thread is needed.
             failures: list[BaseException] = []
             watched = map_chunks(blob, lambda chunks: _record_failure(chunks, failures))
             resumed = 0
             with self._failure_scope(branches[0], failures):
                 resumed = branches[0].destination.write(watched)
-                self._mark_stored(branches[0], blob.descriptor)
+                branches[0].add_written(blob.descriptor)
             return resumed
         shared = _Broadcast(blob, len(branches), self._cancelled)
         shared.run([partial(self._write_shared, shared, branch, number) for number, branch in enumerate(branches)])
-        if not self._active():
+        if not self._active_branches():
             raise next(branch.failure for branch in self.branches if branch.failure is not None)
         return 0
 
-    def _count_reads(self, blob: VerifiedBlob) -> VerifiedBlob:
-        """Count the bytes that are read of a blob, by any destination and at each restart."""
-
-        def counted(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-            count = [0]
-            self._read_counts.append(count)
-            with closing_chunks(chunks):
-                for chunk in chunks:
-                    count[0] += len(chunk)
-                    yield chunk
-
-        return map_chunks(blob, counted)
-
     def commit(self, graph: Graph) -> None:
         """Commit each destination in turn."""
-        for branch in self._active():
+        for branch in self._active_branches():
             with self._failure_scope(branch):
                 branch.destination.commit(branch.graph or graph)
 
@@ -196,23 +193,17 @@ class FanOutDestination:
 
     # -- the branches -----------------------------------------------------------------------------------
 
-    def _active(self) -> list[FanOutBranch]:
+    def _active_branches(self) -> list[FanOutBranch]:
+        """Return the branches that have not failed."""
         return [branch for branch in self.branches if branch.failure is None]
 
-    def _is_expecting(self) -> bool:
+    def _has_all_graphs(self) -> bool:
         """Return whether it is known which blobs each destination needs."""
-        return all(branch.graph is not None for branch in self._active())
+        return all(branch.graph is not None for branch in self._active_branches())
 
-    def _active_without(self, descriptor: Descriptor) -> list[FanOutBranch]:
-        return [branch for branch in self._active() if self._lacks(branch, descriptor)]
-
-    @staticmethod
-    def _lacks(branch: FanOutBranch, descriptor: Descriptor) -> bool:
-        return descriptor.digest in branch.needed and descriptor.digest not in branch.stored
-
-    def _mark_stored(self, branch: FanOutBranch, descriptor: Descriptor) -> None:
-        branch.written[descriptor.digest] = descriptor.size
-        branch.stored.add(descriptor.digest)
+    def _branches_without(self, descriptor: Descriptor) -> list[FanOutBranch]:
+        """Return the active branches that lack a blob."""
+        return [branch for branch in self._active_branches() if branch.lacks(descriptor)]
 
     def _ask_branch(self, branch: FanOutBranch, ask: Callable[[MountingDestination], bool]) -> bool | None:
         """Ask a destination that can mount. Return False for one that cannot, and None for one that fails."""
@@ -221,18 +212,32 @@ class FanOutDestination:
             answers.append(isinstance(branch.destination, MountingDestination) and ask(branch.destination))
         return answers[0] if answers else None
 
+    def _count_reads(self, blob: VerifiedBlob) -> VerifiedBlob:
+        """Count the bytes that are read of a blob, by any destination and at each restart."""
+
+        def counted(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+            count = [0]
+            self._read_counts.append(count)
+            with closing_chunks(chunks):
+                for chunk in chunks:
+                    count[0] += len(chunk)
+                    yield chunk
+
+        return map_chunks(blob, counted)
+
     def _write_shared(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> None:
-        with self._failure_scope(branch, shared.source_failures, last=False):
+        with self._failure_scope(branch, shared.source_failures, raises_last=False):
             branch.destination.write(shared.blob_for(number))
-            self._mark_stored(branch, shared.blob.descriptor)
+            branch.add_written(shared.blob.descriptor)
 
     @contextlib.contextmanager
     def _failure_scope(
-        self, branch: FanOutBranch, source_failures: Sequence[BaseException] = (), *, last: bool = True
+        self, branch: FanOutBranch, source_failures: Sequence[BaseException] = (), *, raises_last: bool = True
     ) -> Iterator[None]:
-        """Run a block in which a destination may fail. The last failure is raised if `last`.
+        """Run a block in which a destination may fail. Its failure is kept in the branch.
 
-        Errors of the source, and a cancelled transfer, are not the destination's failure and are raised.
+        With `raises_last`, the failure of the last active branch is raised too. Errors of the source, and a cancelled
+        transfer, are not the destination's failure and are always raised.
         """
         try:
             yield
@@ -242,7 +247,7 @@ class FanOutDestination:
             if any(error is other for other in source_failures):
                 raise
             branch.failure = branch.failure or error
-            if last and not self._active():
+            if raises_last and not self._active_branches():
                 raise
 
 
@@ -266,39 +271,39 @@ def _record_failure(chunks: Iterator[Chunk], failures: list[BaseException]) -> I
 
 
 class _Broadcast:
-    """One blob for several readers, in lockstep. The thread that calls `run` reads it and passes on each chunk."""
+    """One blob for several readers, in lockstep. The thread that calls `run` reads it and publishes each chunk."""
 
-    def __init__(self, blob: VerifiedBlob, readers: int, cancelled: threading.Event) -> None:
+    def __init__(self, blob: VerifiedBlob, reader_count: int, cancelled: threading.Event) -> None:
         self.blob = blob
         #: What ended the shared reading: a failure of the source, or a cancelled transfer.
         self.failures: list[BaseException] = []
         #: Those, and the failures of the source towards readers that have left the shared reading.
         self.source_failures: list[BaseException] = []
         self._cancelled = cancelled
-        #: Readers that read along or may start to. Only the thread that calls `run` uses it.
-        self._readers = set(range(readers))
+        #: Numbers of the readers that share the reading, or may start to. Only the thread that calls `run` uses it.
+        self._readers = set(range(reader_count))
         #: To each reader: chunks, and None at the end.
-        self._chunks: list[SimpleQueue[Chunk | None]] = [SimpleQueue() for _ in range(readers)]
+        self._chunks: list[SimpleQueue[Chunk | None]] = [SimpleQueue() for _ in range(reader_count)]
         #: From the readers: the number of each that is done with the current chunk, and whether it has left.
         self._done: SimpleQueue[tuple[int, bool]] = SimpleQueue()
         self._unexpected: list[BaseException] = []
 
     def run(self, tasks: list[Callable[[], None]]) -> None:
-        """Run the readers, each in a thread, until they end.
+        """Run the tasks of the readers, each in a thread, until they end, and publish the chunks to them.
 
         Raise the source's error, or an unexpected one of a reader.
         """
-        readers: list[Task[None]] = []
+        threads: list[Task[None]] = []
         try:
             for number, task in enumerate(tasks):
-                readers.append(start(partial(self._run_one, number, task)))
+                threads.append(start(partial(self._run_one, number, task)))
             self._publish_all()
-            for reader in readers:
-                while not reader.wait(_POLL_INTERVAL):
+            for thread in threads:
+                while not thread.wait(_POLL_INTERVAL):
                     self._check_cancelled()
         except BaseException as error:
             self._end(error)
-            wait_to_settle(readers)
+            wait_to_settle(threads)
             raise
         for failure in (*self._unexpected, *self.source_failures):
             raise failure
@@ -338,7 +343,7 @@ class _Broadcast:
         self._end(None)
 
     def _publish(self, chunk: Chunk) -> bool:
-        """Pass on a chunk and wait until all readers are done with it; return False if no readers are left."""
+        """Publish a chunk and wait until all readers are done with it; return False if no readers are left."""
         for number in self._readers:
             self._chunks[number].put(chunk)
         busy = set(self._readers)
@@ -356,6 +361,7 @@ class _Broadcast:
             raise CancelledError("stopped")
 
     def _read(self, number: int) -> Iterator[Chunk]:
+        """Yield the published chunks to a reader, in its thread."""
         chunks = self._chunks[number]
         try:
             while (chunk := chunks.get()) is not None and not self.failures:
@@ -367,9 +373,11 @@ class _Broadcast:
             self._leave(number)
 
     def _leave(self, number: int) -> None:
+        """Note that a reader wants no further published chunk. A reader may leave more than once."""
         self._done.put((number, True))
 
     def _end(self, error: BaseException | None) -> None:
+        """End the shared reading, at the end of the blob or because of an error."""
         if error is not None:
             self.failures.append(error)
             self.source_failures.append(error)

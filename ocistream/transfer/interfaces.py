@@ -73,14 +73,14 @@ class Blob:
         return self.range.end if self.range is not None else self.descriptor.size
 
     @property
-    def is_last(self) -> bool:
-        """Whether the bytes that the source has end where the blob ends."""
+    def has_end(self) -> bool:
+        """Whether the source has the last bytes of the blob."""
         return self.end == self.descriptor.size
 
     @property
     def is_part(self) -> bool:
         """Whether the source has only a part of the blob."""
-        return self.start > 0 or not self.is_last
+        return self.start > 0 or not self.has_end
 
     @property
     def range_descriptor(self) -> Descriptor | None:
@@ -95,11 +95,11 @@ class Blob:
 class RecoverableBlob(Blob):
     """A blob whose source can help if its bytes are wrong, or arrive slowly.
 
-    `on_corrupt(error, again)` is told that the bytes were wrong, and raises the error to report. If `again` is True, it
-    may instead return, and `open` then reads from another mirror.
+    `on_corrupt(error, can_retry)` is told that the bytes were wrong, and raises the error to report. If `can_retry` is
+    True, it may instead return, and `open` then reads from another mirror.
 
-    `precheck()` is called before the first byte if the blob cannot be written again. The source can then verify its
-    copy.
+    `precheck()` is called before the first byte if the blob cannot be written again. A source with a cache then
+    verifies the cached bytes.
 
     `cache(chunks)` passes on the verified chunks of the complete blob, and stores them. It ignores failures to do so.
 
@@ -119,7 +119,7 @@ class VerifiedBlob(Blob):
     """A blob as a destination gets it: the last chunk comes only if size and digest are right.
 
     `open(offset, stored)` is for a destination that has the first `offset` bytes from an earlier run; `stored` are
-    these bytes, which are hashed first. A destination that cannot read them leaves `stored` out. Then only the size of
+    these bytes, which are hashed first. A destination that cannot read them omits `stored`. Then only the size of
     the blob is checked here. After an IntegrityError the destination must delete the stored bytes, since the blob may
     be written again. If `can_resume` is False, the blob must be read from its first byte: its `access` does not allow
     another one, the stored bytes were wrong, or the first bytes are needed.
@@ -148,7 +148,7 @@ class NewBlob:
     access: Access = Access.REPEATABLE
     start: ClassVar[int] = 0
     end: ClassVar[None] = None
-    is_last: ClassVar[bool] = True
+    has_end: ClassVar[bool] = True
     is_part: ClassVar[bool] = False
 
     @property
@@ -309,18 +309,19 @@ class Destination(Protocol):
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that are stored completely.
 
-        With `quick`, which is for blobs that the source can send, a registry may omit a small one without asking for
-        it, since an upload takes hardly longer.
+        With `quick`, which is for blobs that the source can send, the answer may lack small blobs that a registry was
+        not asked for, since an upload takes hardly longer than the question.
         """
 
     def partial_size(self, blob: Descriptor, /) -> int:
-        """Return how many bytes are stored of a blob that `stored` does not return."""
+        """Return how many bytes are stored, from the first one on, of a blob that `stored` does not return."""
 
     def write(self, blob: VerifiedBlob) -> int:
         """Store a blob that is not stored yet, or the bytes of it that the source has, at their offset.
 
         If its iterator raises, nothing of the blob may become visible. The bytes before `blob.start` should be stored.
-        A part that ends before the blob does is kept for another run; `stored` tells how many bytes there are then.
+        A part that ends before the blob does is kept for another run; `partial_size` returns how many bytes are stored
+        then.
 
         Return how many bytes were not sent because an earlier run had sent them, if `blob` was read from its first byte
         all the same to verify it.
@@ -344,7 +345,7 @@ class Observer(Protocol):
     """Receives the progress of blobs, from any thread. Sizes are in bytes."""
 
     def planned(self, graph: Graph) -> None:
-        """The graph, and so the total, is known."""
+        """The graph that is copied, and so the total, is known."""
 
     def advance(self, size: int, descriptor: Descriptor | None = None) -> None:
         """`size` bytes have moved; negative if a blob restarts.

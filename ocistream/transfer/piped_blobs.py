@@ -30,30 +30,30 @@ class PipedBlobs:
 
     Small blobs are buffered, so that several of them move at once. Without this, a distant registry with many small
     layers costs several round trips for each, one after the other. A large blob is read by its own thread. The next
-    blob is handed out when the pipe has passed the large one, not only when the destination has stored it.
+    blob is handed out when the large one was read to its end, not only when the destination has stored it.
 
-    A failure of the pipe, or of a large blob that the pipe has not passed, ends the iterator and is in `failures`: the
-    small blobs that arrived before it still move, so that the next run need not send them again. A later failure stops
-    all threads at once, because one of them may wait for the pipe.
+    A failure of the pipe, or of a large blob that was not read to its end, ends the iterator and is in `failures`: the
+    small blobs that arrived before it still move, so that the next run need not send them again. Any other failure
+    stops all threads at once, because one of them may wait for the pipe.
     """
 
     def __init__(
         self,
         blobs: Iterator[Blob],
-        transfer: Callable[[int, Blob], None],
+        move_blob: Callable[[int, Blob], None],
         *,
         is_exclusive: Callable[[Blob], bool],
         cancelled: threading.Event,
     ) -> None:
-        """Take the blobs of the pipe. `transfer(concurrency, blob)` moves one; `concurrency` blobs move at once.
+        """Take the blobs of the pipe. `move_blob(concurrency, blob)` moves one; `concurrency` blobs move at once.
 
         A large blob that `is_exclusive` moves alone.
         """
         self._blobs = blobs
-        self._transfer = transfer
+        self._move_blob = move_blob
         self._is_exclusive = is_exclusive
         self._cancelled = cancelled
-        #: The large blobs that were yielded, by digest.
+        #: The large blobs that were yielded and that no thread has begun to move, by digest.
         self._large: dict[str, _LargeBlob] = {}
         self.failures: list[OcistreamError] = []
 
@@ -69,17 +69,17 @@ class PipedBlobs:
                 is_exclusive = self._is_exclusive(blob)
                 while len(moving) > (0 if is_exclusive else _MAX_LARGE - 1):
                     # The oldest one: its destination has had the most time.
-                    self._wait(moving.popleft().has_ended)
+                    self._wait(moving.popleft().ended)
                 if self.failures:
                     return
                 if is_exclusive:
                     # In this thread: the others wait for the next blob.
-                    self._transfer(1, blob)
+                    self._move_blob(1, blob)
                     continue
                 large = self._large[blob.descriptor.digest] = _LargeBlob(blob)
                 moving.append(large)
                 yield replace(blob, open=large.open)
-                self._wait(large.is_passed)
+                self._wait(large.fully_read)
                 if self.failures:
                     return
         except CancelledError:
@@ -89,24 +89,24 @@ class PipedBlobs:
             self.failures.append(error)
 
     def move(self, concurrency: int, blob: Blob) -> None:
-        """Transfer a blob that was yielded; `concurrency` blobs move at once."""
+        """Move a blob that was yielded; `concurrency` blobs move at once."""
         large = self._large.pop(blob.descriptor.digest, None)
         if large is None:
-            self._transfer(concurrency, blob)
+            self._move_blob(concurrency, blob)
             return
         try:
-            self._transfer(1, blob)
+            self._move_blob(1, blob)
         except CancelledError:
             raise
         except OcistreamError as error:
             self.failures.append(error)
-            if large.is_passed.is_set():
+            if large.fully_read.is_set():
                 # Another thread reads the next blob, and may wait for a long time.
                 raise
         finally:
-            large.has_ended.set()
+            large.ended.set()
         # After an unexpected exception the pipe is anywhere: it must not be read further.
-        large.is_passed.set()
+        large.fully_read.set()
 
     def _wait(self, event: threading.Event) -> None:
         while not event.wait(_POLL_INTERVAL):
@@ -116,18 +116,18 @@ class PipedBlobs:
 
 
 class _LargeBlob:
-    """A large blob that moves."""
+    """A large blob that moves, with an event for each of two moments."""
 
     def __init__(self, blob: Blob) -> None:
         self._blob = blob
-        #: Whether the pipe has passed it: the next blob can be read.
-        self.is_passed = threading.Event()
-        #: Whether its transfer has ended, also by a failure.
-        self.has_ended = threading.Event()
+        #: Set when the blob was read to its end: the next blob can be read from the pipe.
+        self.fully_read = threading.Event()
+        #: Set when the blob has moved, or failed to.
+        self.ended = threading.Event()
 
     def open(self, offset: int = 0) -> Iterator[Chunk]:
-        """Read the blob as its own `open` does, and note when its end was requested."""
+        """Read the blob as its own `open` does, and note when it was read to its end."""
         chunks = self._blob.open(offset)
         with closing_chunks(chunks):
             yield from chunks
-        self.is_passed.set()
+        self.fully_read.set()

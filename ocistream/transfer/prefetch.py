@@ -1,6 +1,7 @@
 """Prefetch blobs over parallel connections, and return their bytes in order.
 
-Uses one connection for each blob unless several are measurably faster; falls back to one on any failure.
+Each blob is read over one connection, *the one connection*, unless several are measurably faster. Then the blob is
+fetched in segments, over *the others*. After any failure the one connection is used again.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Blob
 
-#: One measurement takes at least this long (seconds), and the bytes or blobs of `limits`.
+#: Seconds of one measurement, its window, at least; it also takes the bytes or blobs of `limits`.
 _WINDOW: Final = 0.25
-#: The rate of one connection is the rate of its last seconds, this many. Servers that limit a connection often send the
-#: first seconds' bytes at once (nginx's limit_rate does).
+#: Seconds before the end of a window in which the rate of one connection is measured. Servers that limit a connection
+#: often send the first seconds' bytes at once (nginx's limit_rate does).
 _RECENT: Final = 0.1
 #: Others may help once a reader waits this share of its time for its one connection.
 _WAIT_SHARE: Final = 0.5
@@ -47,6 +48,8 @@ _STARTUP_WINDOWS: Final = 8
 #: A segment has this multiple of its share of the memory: on average less than half of it waits for the reader. A
 #: request costs a registry milliseconds (docker-registry 2.8 reads at least 4 MiB), so segments should be large.
 _SEGMENT_SHARES: Final = 2
+#: Seconds between two checks whether the transfer was cancelled.
+_POLL_INTERVAL: Final = 0.2
 
 
 class Prefetcher:
@@ -112,6 +115,7 @@ class _PrefetchQueue:
         self._blobs = blobs
         #: The blob that is read, and following blobs that were already taken from the iterator.
         self._queue: deque[Blob] = deque()
+        #: Segments that are fetched or wait for a connection, in the order in which they are read.
         self._planned: deque[tuple[Blob, Segment]] = deque()
         #: Digests of the blobs that are read through this queue.
         self._being_read: set[str] = set()
@@ -161,7 +165,9 @@ class _PrefetchQueue:
                         yield piece
                         if segment is None:
                             self._start_prefetch(blob, position)
-                        requested_at = self._record(piece_size, requested_at, arrived_at, is_ahead=segment is not None)
+                        requested_at = self._record(
+                            piece_size, requested_at, arrived_at, is_prefetched=segment is not None
+                        )
                         if takeover is not None:
                             break
                 if segment is None and position < size and not self._is_planned(blob):
@@ -208,7 +214,7 @@ class _PrefetchQueue:
         return None
 
     def _start_prefetch(self, blob: Blob, position: int) -> None:
-        """After each chunk of the one connection: start others, if they may help."""
+        """Start other connections if they may help; called after each chunk of the one connection."""
         with self._fetcher.changed:
             if self._meter.is_parallel and not self._planned:
                 # This connection continues until the others have sent something, and they get time for that.
@@ -282,11 +288,11 @@ class _PrefetchQueue:
         while self._planned:
             self._fetcher.discard(self._planned.popleft()[1])
 
-    def _record(self, size: int, requested_at: float, arrived_at: float, *, is_ahead: bool) -> float:
+    def _record(self, size: int, requested_at: float, arrived_at: float, *, is_prefetched: bool) -> float:
         """Record the time that was spent waiting for a chunk and using it; return the time now."""
         with self._fetcher.changed:
             now = self._meter.clock()
-            self._meter.record(size, arrived_at - requested_at, now - requested_at, is_ahead=is_ahead)
+            self._meter.record(size, arrived_at - requested_at, now - requested_at, is_prefetched=is_prefetched)
             return now
 
 
@@ -302,32 +308,35 @@ class _ThroughputMeter:
         self._round_bytes = round_bytes
         #: How many blobs are being read.
         self.readers = 0
+        #: Whether several connections are used for each blob.
         self.is_parallel = False
         #: Windows left to wait for the first prefetched bytes.
         self._startup = 0
-        #: Bytes a second over one connection each, when several were last tried.
+        #: Bytes a second over one connection for each blob, when several were last tried.
         self.single_rate = 0.0
-        #: Bytes a second over several, if that was not enough more. If one connection is slower later, try again.
+        #: Bytes a second over several connections, if they were too slow. They are tried again if one is slower later.
         self._parallel_rate = 0.0
+        #: The rate of the last `_RECENT` seconds, and what is measured for the next one.
         self._recent_rate = self._recent_since = 0.0
         self._recent_bytes = 0
-        self._next_pause = _RETRY_WINDOWS
+        #: Windows left until several connections are tried again, and their number after the next try that fails.
         self._pause = 0
-        self._restart()
+        self._next_pause = _RETRY_WINDOWS
+        self._restart_window()
 
     def start_blob(self) -> None:
         """Count one more blob that is being read, until its reader decrements `readers`."""
         self.readers += 1
         self._blobs += 1
 
-    def record(self, size: int, waited: float, spent: float, *, is_ahead: bool) -> None:
-        """Count bytes that a reader has waited for, within the time spent on them, and decide.
+    def record(self, size: int, waited: float, spent: float, *, is_prefetched: bool) -> None:
+        """Count `size` bytes that a reader got, and at the end of a window decide how many connections are used.
 
-        `is_ahead` means that the bytes were prefetched.
+        `waited` is how long the reader waited for the bytes, `spent` how long it waited for and used them.
         """
-        if is_ahead and self._startup:
+        if is_prefetched and self._startup:
             self._startup = 0
-            self._restart()
+            self._restart_window()
         self._bytes += size
         self._waited += waited
         self._spent += spent
@@ -355,7 +364,7 @@ class _ThroughputMeter:
         elif rate < _MIN_SPEEDUP * self.single_rate:
             self.stop_parallel()
             self._parallel_rate = rate
-        self._restart()
+        self._restart_window()
 
     def stop_parallel(self) -> None:
         """Return to one connection: others did not help, or the registry refused them."""
@@ -364,18 +373,14 @@ class _ThroughputMeter:
             self._pause = self._next_pause
             self._next_pause *= 2
             self._parallel_rate = 0.0
-        self._restart()
+        self._restart_window()
 
-    def _restart(self) -> None:
+    def _restart_window(self) -> None:
         self._began: float = self.clock()
         self._bytes = self._blobs = 0
         self._waited = self._spent = 0.0
         self._recent_since = self._began
         self._recent_bytes = 0
-
-
-#: Seconds between two checks whether the transfer was cancelled.
-_POLL_INTERVAL: Final = 0.2
 
 
 @dataclass(eq=False, slots=True)
@@ -394,9 +399,12 @@ class Segment:
     blocks: deque[memoryview] = field(default_factory=deque)
     #: Bytes in blocks that were released.
     released: int = 0
+    #: Bytes that were fetched.
     filled: int = 0
+    #: Whether no thread fetches it any more: it is complete, has failed, or was discarded before it began.
     is_done: bool = False
-    is_dropped: bool = False
+    #: Whether nothing will read it.
+    is_discarded: bool = False
 
 
 class SegmentFetcher:
@@ -422,8 +430,9 @@ class SegmentFetcher:
         #: How many blocks are free or not allocated yet.
         self._unused = blocks
         self._workers = 0
+        #: Segments that wait for a connection.
         self._waiting: list[Segment] = []
-        #: Segments that are not complete, also those that wait for a connection.
+        #: Segments that are not done, also those that wait for a connection.
         self._unfinished: list[Segment] = []
         self._is_closed = False
 
@@ -444,9 +453,9 @@ class SegmentFetcher:
 
     def discard(self, segment: Segment) -> None:
         """Discard a segment in any state, so that its memory is free for others."""
-        if segment.is_dropped:
+        if segment.is_discarded:
             return
-        segment.is_dropped = True
+        segment.is_discarded = True
         if segment in self._waiting:
             self._waiting.remove(segment)
             self._unfinished.remove(segment)
@@ -502,7 +511,7 @@ class SegmentFetcher:
     # -- the threads --------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (segment := self._next()) is not None:
+        while (segment := self._next_segment()) is not None:
             is_complete = False
             try:
                 self._fill(segment)
@@ -512,14 +521,14 @@ class SegmentFetcher:
             with self.changed:
                 segment.is_done = True
                 self._unfinished.remove(segment)
-                is_wanted = not segment.is_dropped
-                if segment.is_dropped:
+                is_wanted = not segment.is_discarded
+                if segment.is_discarded:
                     self._release_all(segment)
                 self.changed.notify_all()
             if is_wanted and not is_complete:
                 self._on_failure()
 
-    def _next(self) -> Segment | None:
+    def _next_segment(self) -> Segment | None:
         """Wait for a segment to fetch; return None once the fetcher is closed."""
         with self.changed:
             self.changed.wait_for(lambda: self._waiting or self._is_closed)
@@ -534,16 +543,16 @@ class SegmentFetcher:
                     segment.filled += count
                     self.changed.notify_all()
                 # `is_set` of a command's event also asks the kernel for signals; the reader does that for each chunk.
-                if segment.is_dropped or self._is_closed or self._cancelled.wait(0):
+                if segment.is_discarded or self._is_closed or self._cancelled.wait(0):
                     return
 
     def _take_blocks(self, segment: Segment) -> Iterator[memoryview]:
         """Yield blocks for a segment as they become free, until it is no longer wanted."""
         while True:
             with self.changed:
-                while segment.blocks and not (self._has_spare_block() or segment.is_dropped or self._is_closed):
+                while segment.blocks and not (self._has_spare_block() or segment.is_discarded or self._is_closed):
                     self.changed.wait()
-                if segment.is_dropped or self._is_closed:
+                if segment.is_discarded or self._is_closed:
                     return
                 self._unused -= 1
                 block = self._free.pop() if self._free else allocate_buffer(limits.CHUNK_SIZE)

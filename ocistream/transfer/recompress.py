@@ -85,7 +85,7 @@ class Recompressor:
         """Start without results."""
         self.settings = settings
         #: Whether only uncompressed layers are compressed; others stay as they are.
-        self.plain_only = False
+        self.is_plain_only = False
         #: The results, by the digests of the original layers, and the digests of the new layers.
         self.results: dict[str, RecompressedLayer] = {}
         self.result_digests: set[str] = set()
@@ -238,7 +238,7 @@ class Recompressor:
         return GraphRewriter(graph, results, self.settings.codec.name).rewrite()
 
     def _is_affected(self, codec: str) -> bool:
-        return codec != self.settings.codec.name and (codec == NONE.name or not self.plain_only)
+        return codec != self.settings.codec.name and (codec == NONE.name or not self.is_plain_only)
 
 
 #: OCI counterparts of Docker's media types. A manifest becomes OCI's if Docker has no type for a layer's compression.

@@ -37,7 +37,7 @@ def blob_from_bytes(descriptor: Descriptor, content: bytes) -> Blob:
 
 
 def peek(blob: Blob) -> tuple[Blob, bytes]:
-    """Return the blob, unread, and its first bytes, at most 1 KiB. Works for a blob that can be read only once."""
+    """Return the blob, and its first bytes, at most 1 KiB. The returned blob has all bytes and can be opened once."""
     first, chunks = peek_chunks(blob.open())
 
     def opened(offset: int = 0) -> Iterator[Chunk]:
@@ -56,13 +56,13 @@ def map_chunks(blob: VerifiedBlob, wrap: Callable[[Iterator[Chunk]], Iterator[Ch
     return replace(blob, open=opened)
 
 
-def require_complete(blob: Blob, *, or_rest: bool = False) -> None:
-    """Refuse a part of a blob; with `or_rest`, only a part after which the blob is not complete.
+def require_complete(blob: Blob, *, can_be_rest: bool = False) -> None:
+    """Refuse a part of a blob; with `can_be_rest`, only a part after which the blob is not complete.
 
     Raises:
         UnsupportedError: the source has only a part of the blob.
     """
-    if blob.range is not None and not (or_rest and blob.is_last):
+    if blob.range is not None and not (can_be_rest and blob.has_end):
         digest = blob.descriptor.digest
         msg = f"{digest}: the source has only a part of this blob; the complete blob is needed"
         raise UnsupportedError(msg)
@@ -85,7 +85,10 @@ class BlobProgress:
         self.resumed_size = 0
 
     def restart(self, offset: int, *, is_moved: bool) -> None:
-        """Subtract all bytes counted so far, and start at byte `offset`; `is_moved` counts the bytes before it."""
+        """Subtract all bytes counted so far, and start at byte `offset`; `is_moved` counts the bytes before it.
+
+        It is False if the stored bytes before `offset` are read and counted one by one, to hash them.
+        """
         self.resumed_size = offset
         self._advance(-self.counted)
         if is_moved:
@@ -190,6 +193,7 @@ class _Attempt:
         self._progress = progress
         self._hash_in_thread = hash_in_thread
         self.failures: list[IntegrityError] = []
+        #: Whether stored bytes were hashed with those of the source: either may be wrong.
         self.was_resumed = False
         self._opened: list[Generator[Chunk, None, None]] = []
 
@@ -197,10 +201,10 @@ class _Attempt:
         """Return verified chunks, as `VerifiedBlob.open` does."""
         blob = self._blob
         offset = max(offset, blob.start)
-        is_first = offset == blob.start
+        is_from_start = offset == blob.start
         # If all bytes are stored, nothing is requested.
-        chunks = blob.open() if is_first else blob.open(offset) if offset < blob.end else iter(())
-        expected = blob.range_descriptor if is_first else None
+        chunks = blob.open() if is_from_start else blob.open(offset) if offset < blob.end else iter(())
+        expected = blob.range_descriptor if is_from_start else None
         self.was_resumed = expected is None and stored is not None
         if expected is not None:
             chunks = verify_chunks(chunks, expected, hash_in_thread=self._hash_in_thread)

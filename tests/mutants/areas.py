@@ -50,7 +50,7 @@ SURVIVING_FOR_A_REASON: Final[tuple[tuple[str, str], ...]] = (
         "directories and devices have no content: manifest.json must not name them in either case",
     ),
     (
-        "self._methods.get  ->  (self._methods.get((host, is_size_known)))",
+        "or self._methods_found.get(True)  ->  (self._methods_found.get(is_size_known))",
         "saves a refused request while another upload still tries the method that it found",
     ),
     ("signal.SIG_DFL if handler is None else handler", "a process runs one command line and ends with it"),

@@ -124,7 +124,7 @@ def pushed(
     shelf = shelf or Shelf(folder)
     source = source_of(archive, how, folder, **options)
     try:
-        report = Copy(source, shelf, Watch(), recompression=want, plain_layers=GZIP).run()
+        report = Copy(source, shelf, Watch(), recompression=want, plain_layer_recompression=GZIP).run()
     finally:
         source.close()
     assert shelf.graph is report.graph

@@ -65,8 +65,8 @@ def test_wrong_bytes_for_a_reader_that_starts_again_are_reported_to_the_source()
         content = b"wrong half, wrong half." if len(opened) == 2 else CONTENT
         yield from (content[:11], content[11:])
 
-    def on_corrupt(_error: IntegrityError, again: bool) -> None:
-        told.append(again)
+    def on_corrupt(_error: IntegrityError, can_retry: bool) -> None:
+        told.append(can_retry)
 
     plain, restarting = Memory(0), Memory(1)
     fan = FanOutDestination([FanOutBranch(plain), FanOutBranch(restarting)], threading.Event())

@@ -429,17 +429,17 @@ def test_throughput_is_measured_over_the_segments_of_all_connections() -> None:
     meter = _ThroughputMeter(clock, CONNECTIONS * segment)
     meter.start_blob()
 
-    def receive(size: int, seconds: float, *, is_ahead: bool) -> None:
+    def receive(size: int, seconds: float, *, is_prefetched: bool) -> None:
         for _ in range(size // CHUNK):
             clock.pass_by(seconds * CHUNK / size)
-            meter.record(CHUNK, seconds * CHUNK / size, seconds * CHUNK / size, is_ahead=is_ahead)
+            meter.record(CHUNK, seconds * CHUNK / size, seconds * CHUNK / size, is_prefetched=is_prefetched)
 
-    receive(segment, 0.5, is_ahead=False)
+    receive(segment, 0.5, is_prefetched=False)
     assert meter.is_parallel
     for _ in range(10):
         # The first of four segments arrives as slowly as over one connection; the others have arrived by then.
-        receive(segment, 0.5, is_ahead=True)
-        receive(3 * segment, 0.001, is_ahead=True)
+        receive(segment, 0.5, is_prefetched=True)
+        receive(3 * segment, 0.001, is_prefetched=True)
         assert meter.is_parallel
 
 

@@ -23,8 +23,8 @@ class Places:
         self.contents = list(contents)
         self.blob = RecoverableBlob(blob_of(RIGHT), lambda: iter([self.contents[0]]), on_corrupt=self.on_wrong)
 
-    def on_wrong(self, error: IntegrityError, again: bool) -> None:
-        if not again or len(self.contents) == 1:
+    def on_wrong(self, error: IntegrityError, can_retry: bool) -> None:
+        if not can_retry or len(self.contents) == 1:
             raise error
         del self.contents[0]
 
@@ -106,9 +106,9 @@ def test_a_blob_is_complete_only_with_all_its_bytes() -> None:
     for part in (rest, beginning):
         with pytest.raises(UnsupportedError, match=blob.descriptor.digest):
             require_complete(dataclasses.replace(blob, range=part))
-    require_complete(dataclasses.replace(blob, range=rest), or_rest=True)
+    require_complete(dataclasses.replace(blob, range=rest), can_be_rest=True)
     with pytest.raises(UnsupportedError, match=blob.descriptor.digest):
-        require_complete(dataclasses.replace(blob, range=beginning), or_rest=True)
+        require_complete(dataclasses.replace(blob, range=beginning), can_be_rest=True)
 
 
 class Resumable:
@@ -172,8 +172,8 @@ class TestResuming:
     def test_the_place_is_suspected_after_that(self) -> None:
         place = Resumable(b"worse")
 
-        def on_wrong(_: IntegrityError, again: bool) -> None:
-            assert again
+        def on_wrong(_: IntegrityError, can_retry: bool) -> None:
+            assert can_retry
             place.content = RIGHT
 
         blob = dataclasses.replace(place.blob, on_corrupt=on_wrong)
