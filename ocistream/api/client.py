@@ -233,6 +233,9 @@ class Client:
         if (destination is None) == (to is None):
             msg = "use either a destination, or `to` for images that keep their names"
             raise UsageError(msg)
+        if to is not None and (name is not None or format is not None):
+            msg = "`name` and `format` are for a path, and `to` is a registry"
+            raise UsageError(msg, hint="omit them")
         targets = [] if destination is None else [LocationArgument(destination)]
         for target in targets:
             target.set_name_and_format(name, format)

@@ -159,6 +159,10 @@ def test_images_keep_their_names_and_tags_and_sources_can_be_combined(
             client.copy(tmp_path / "both.tar", f"{registry.host}/one:x")
         with pytest.raises(ocistream.UsageError, match="either a destination"):
             client.copy(tmp_path / "both.tar")
+        with pytest.raises(ocistream.UsageError, match="`to` is a registry"):
+            client.copy(tmp_path / "both.tar", to=f"{registry.host}/mirror", name="app:1")
+        with pytest.raises(ocistream.UsageError, match="`to` is a registry"):
+            client.copy(tmp_path / "both.tar", to=f"{registry.host}/mirror", format="oci")
 
 
 def test_volumes_are_written_and_pushed_together(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
