@@ -46,8 +46,9 @@ def test_a_push_outlives_its_token(
         _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert registry.tags("app") == {"v1": image["digest"]}
-    refused = [request for request in registry.requests() if request.startswith("PUT ") and request.endswith(" 401")]
-    assert len(refused) == 1
+    # The next blob's POST may come before the PUT that ends this one; both may have the old token.
+    uploads = [request for request in registry.requests() if request.startswith(("POST ", "PUT "))]
+    assert 1 <= len([request for request in uploads if request.endswith(" 401")]) <= 2, uploads
 
 
 def test_pull_and_push_outlive_the_tokens_of_both_registries(
