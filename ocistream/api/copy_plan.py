@@ -236,17 +236,16 @@ class CopyPlan:
         return () if name is None else (name,)
 
     def _find_rules(self, root: Root) -> Sequence[TrustRule]:
+        """Return the rules for the repository that the image is read from, the names that it has, and its new name."""
         if self.policy is None:
             return ()
-        digests = {root.descriptor.digest, root.chosen_platforms.index if root.chosen_platforms else None}
-        references = [
-            location.reference
-            for location in self.sources
-            # The name of an image in the graph may lack the registry, if a digest was requested.
-            if len(self.sources) == 1 or (location.reference is not None and location.reference.digest in digests)
-        ]
-        references.append(self.target(root) if self.target is not None else self.destination.reference)
-        return self.policy.find_for(root, image_names_of(root.descriptor), references)
+        digests = {root.descriptor.digest, root.chosen_platforms and root.chosen_platforms.index}
+        references = [location.reference for location in self.sources if location.reference is not None]
+        # The name of an image in the graph may lack the registry, if a digest was requested. If no source matches, the
+        # rules of all sources hold: a check too many is safe.
+        own = [item for item in references if item.name == root.name or (item.digest and item.digest in digests)]
+        target = self.target(root) if self.target is not None else self.destination.reference
+        return self.policy.find_for(root, image_names_of(root.descriptor), [*(own or references), target])
 
     def _check_digest_stays(self, graph: Graph, recompression: RecompressionSettings) -> None:
         """Refuse to recompress an image whose own digest the destination names, before a blob moves.

@@ -220,6 +220,15 @@ class TestNames:
         user.configure("[trust]", f'"{other.host}/x" = "reject"')
         assertions.success(user.run(*pull, "-o", user.home / "y.tar"))
 
+    def test_one_of_several_images_by_their_tags(self, user: User, trusted: Signer) -> None:
+        other = user.start()
+        registry_http.seed(user.layout, user.layout.image([5_000]), other.host, "app", "1")
+        pull = ("pull", f"{user.host}/team/app:1", f"{other.host}/app:1", "-o", user.home / "y.tar")
+        user.configure(f'[trust."{user.host}"]', f'keys = ["{trusted.path}"]')
+        assertions.success(user.run(*pull))
+        user.configure(f'[trust."{other.host}"]', f'keys = ["{trusted.path}"]')
+        refused(user.run(*pull), "it has no signature")
+
     def test_the_python_api_has_the_same_policy(
         self, user: User, trusted: Signer, stranger: Signer, tmp_path: Path
     ) -> None:
