@@ -21,6 +21,7 @@ from ocistream.oci.reference import printable
 from ocistream.oci.walk import run_walk
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors, file_state
+from ocistream.transfer.discarded_blobs import read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.referrers import SkippedReferrer
-    from ocistream.streams.chunks import Chunk
     from ocistream.streams.files import FileState
     from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs, Source
 
@@ -248,7 +248,7 @@ def resolve_graph(source: Source, location: Location) -> Graph:
         UnsupportedError: only `manifest.json` of a docker-archive lists the image.
         OcistreamError: the manifests cannot be read.
     """
-    graph = source.resolve(_NoEarlyBlobs())
+    graph = read_graph(source)
     if graph.synthesized:
         raise _docker_archive_error(location)
     return graph
@@ -259,18 +259,3 @@ def _docker_archive_error(location: Location) -> UnsupportedError:
     msg = f"{printable(location.text)} is a docker-archive: its digests are unknown before it is compressed"
     hint = "copy it into a layout first: ocistream copy docker-archive:FILE oci:DIR"
     return UnsupportedError(msg, hint=hint)
-
-
-class _NoEarlyBlobs:
-    """The `EarlyBlobs` of sources that can be read repeatedly: their blobs never come before the graph."""
-
-    accepts_early = False
-
-    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is written
-        raise UnsupportedError(f"{blob.descriptor.digest} comes before its image")
-
-    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:  # noqa: ARG002 - the signature of EarlyBlobs
-        raise UnsupportedError("a layer comes before its image")
-
-    def read_back(self, descriptor: Descriptor) -> bytes:
-        raise UnsupportedError(f"{descriptor.digest} was not buffered")
