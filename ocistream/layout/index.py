@@ -155,13 +155,7 @@ def build_entry(root: Root) -> Descriptor:
 
 def has_full_name(root: Root) -> bool:
     """Return whether an image's name tells its repository and its tag."""
-    # A bare tag, as in layouts, would be parsed as a repository on Docker Hub.
-    if root.name is None or not ({":", "/"} & set(root.name)):
-        return False
-    try:
-        return parse_reference(root.name).tag is not None
-    except (InvalidNameError, UnsupportedError):
-        return False
+    return root.name is not None and docker_tag(root.name) is not None
 
 
 def tag_of(name: str | None) -> str | None:
@@ -176,7 +170,7 @@ def tag_of(name: str | None) -> str | None:
 def docker_tag(name: str) -> str | None:
     """Return a name as Docker shows it, such as `nginx:1`, or None for a name without a repository."""
     if not {":", "/"} & set(name):
-        # A bare tag, as in layouts.
+        # A bare tag, as in layouts, would be parsed as a repository on Docker Hub.
         return None
     try:
         reference = parse_reference(name)
