@@ -131,7 +131,7 @@ def build_small_files(
         from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION, format_omitted
 
         index_annotations[OMITTED_ANNOTATION] = format_omitted(graph.omitted_from_output)
-    yield "index.json", build_index_json(entries, annotations=index_annotations or None)
+    yield "index.json", build_index_json(entries, annotations=index_annotations)
     # Docker cannot load an archive that lacks layers, so an archive with omitted blobs has no manifest.json.
     if not graph.omitted_from_output and (images := list_docker_images(graph)):
         yield "manifest.json", build_manifest_json(graph, images, blob_name)

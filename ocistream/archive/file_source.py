@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from functools import partial
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from ocistream.errors import IntegrityError
     from ocistream.layout.image_selection import Selection
+    from ocistream.layout.index import LayoutIndex
     from ocistream.oci.graph import Graph
     from ocistream.oci.volumes import Volume, VolumePart
     from ocistream.streams.chunks import Chunk
@@ -38,25 +40,22 @@ class ArchiveFileSource(ArchiveSource):
 
     concurrent = True
 
-    def __init__(
-        self, path: Path, selection: Selection = ALL_IMAGES, *, as_docker: bool = False, label: str | None = None
-    ) -> None:
-        """Open the file and read its headers. Messages call it by `label` instead of its path.
+    def __init__(self, path: Path, selection: Selection = ALL_IMAGES, *, as_docker: bool = False) -> None:
+        """Open the file and read its headers.
 
         Raises:
             NotFoundError: the file does not exist.
             LocalDiskError: the file cannot be read.
             ArchiveError: the archive, or one of its documents, is malformed or truncated.
         """
-        label = label or str(path)
-        super().__init__(label, selection, as_docker=as_docker)
-        self._what = f"cannot read {label}"
+        super().__init__(str(path), selection, as_docker=as_docker)
+        self._what = f"cannot read {path}"
         with files.disk_errors(self._what):
             #: The open archive. Callers read at offsets of their own and do not move its position.
             self.file = io.FileIO(path, "rb")
         try:
             with files.disk_errors(self._what):
-                reader = _SeekingTarReader(self.file, label)
+                reader = _SeekingTarReader(self.file, str(path))
                 for entry in reader:
                     self.contents.add(entry)
                 reader.drain()
@@ -69,6 +68,17 @@ class ArchiveFileSource(ArchiveSource):
         except BaseException:
             self.file.close()
             raise
+
+    def open_images(self, index: LayoutIndex, selection: Selection) -> ArchiveFileSource:
+        """Return a source of images of the archive, which is closed by itself.
+
+        `index` lists these images, and all that may be their referrers.
+        """
+        images = copy.copy(self)
+        images._chosen_index, images._selection = index, selection  # noqa: SLF001 - same class
+        with files.disk_errors(self._what):
+            images.file = io.FileIO(os.dup(self.file.fileno()))
+        return images
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - a file can be read in any order
         """Return the graph of the selected images. The manifests of a docker-archive are built here."""
@@ -88,7 +98,7 @@ class ArchiveFileSource(ArchiveSource):
             yield from self.other_blobs({descriptor.digest for descriptor in wanted})
 
     def check_duplicates(self) -> None:
-        """Verify every further entry of a digest.
+        """Verify every further entry of a digest, once.
 
         Raises:
             IntegrityError: an entry has other bytes.
@@ -97,6 +107,7 @@ class ArchiveFileSource(ArchiveSource):
             descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, extent.size)
             for _ in verify_chunks(self._chunks(extent), descriptor):
                 pass
+        self.contents.duplicate_blobs.clear()
 
     def blob(self, descriptor: Descriptor) -> Blob | None:
         """Return a blob, or None if the archive does not have it."""

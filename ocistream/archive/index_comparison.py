@@ -54,16 +54,16 @@ class IndexComparison(StreamedWalk[None]):
         #: The first manifest or index with wrong bytes. Its images are unknown, so no difference is a contradiction.
         self._damage: IntegrityError | None = None
         self._known: set[str] = set()
-        self._children: dict[str, tuple[str, ...]] = {}
-        #: By the digest of a manifest: the digest of its config. By that: the manifests that have this config, with the
-        #: positions of their foreign layers, and the hash of the other ones.
-        self._configs: dict[str, str] = {}
+        #: By the digest of an index or a manifest: the digests of its manifests, or of its config.
+        self._listed: dict[str, tuple[str, ...]] = {}
+        #: By the digest of a config: the manifests that have it, with the positions of their foreign layers, and the
+        #: hash of the other ones.
         self._manifests: dict[str, list[tuple[Descriptor, tuple[int, ...], str]]] = {}
         self._listed_count = 0
         self._steps = 0
-        #: The last answer of `may_list_more`, and the numbers of known and unanswered manifests at that time.
-        self._may_list_more = False
-        self._revision = -1, -1
+        #: How many of the first images of `manifest.json` were found, and the final answer of `may_list_more`.
+        self._found_count = 0
+        self._lists_more: bool | None = None
         for entry in entries:
             self._need(entry)
         super().__init__(self._run(), find)
@@ -86,7 +86,7 @@ class IndexComparison(StreamedWalk[None]):
     def _add_document(self, descriptor: Descriptor, document: Document) -> None:
         digest = descriptor.digest
         if document.config is not None:
-            self._configs[digest] = document.config.digest
+            self._listed[digest] = (document.config.digest,)
             bare = Descriptor(descriptor.media_type, digest, descriptor.size)
             foreign = tuple(position for position, layer in enumerate(document.layers) if layer.is_foreign)
             layers_hash = _hash_layers([layer.digest for layer in document.layers], foreign)
@@ -96,7 +96,7 @@ class IndexComparison(StreamedWalk[None]):
         if self._listed_count > limits.MAX_PLATFORM_CANDIDATES:
             msg = f"the indexes list more than {limits.MAX_PLATFORM_CANDIDATES} manifests to compare manifest.json with"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
-        self._children[digest] = tuple(child.digest for child in document.manifests)
+        self._listed[digest] = tuple(child.digest for child in document.manifests)
         for child in document.manifests:
             self._need(child)
 
@@ -138,7 +138,7 @@ class IndexComparison(StreamedWalk[None]):
                 raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
         if additional and self._damage is not None and not self._unanswered:
             raise self._damage
-        if additional and len(additional) == len(images) and self._configs and not self._unanswered:
+        if additional and len(additional) == len(images) and self._manifests and not self._unanswered:
             image_id = parse_blob_name(additional[0].config)
             msg = f"manifest.json and index.json list different images ({image_id} is only in manifest.json)"
             raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
@@ -146,11 +146,16 @@ class IndexComparison(StreamedWalk[None]):
 
     def may_list_more(self, images: Sequence[DockerImage]) -> bool:
         """Return whether `manifest.json` may list images that `index.json` does not, as far as is known now."""
-        revision = len(self._known), len(self._unanswered)
-        if self._revision != revision:
-            self._revision = revision
-            self._may_list_more = bool(self.find_only_in_manifest_json(images))
-        return self._may_list_more
+        # This is asked for each entry of an archive: to compare all images each time would take minutes.
+        if self._lists_more is None:
+            count = self._found_count
+            while count < len(images) and parse_blob_name(images[count].config) in self._manifests:
+                count += 1
+            self._found_count = count
+            if count < len(images) and self._unanswered:
+                return True
+            self._lists_more = bool(self.find_only_in_manifest_json(images))
+        return self._lists_more
 
     def _need(self, descriptor: Descriptor) -> None:
         """Add a need for a manifest or an index, unless it was seen before."""
@@ -193,23 +198,17 @@ class IndexComparison(StreamedWalk[None]):
 
     def _find_configs_below(self, digest: str) -> tuple[set[str], bool]:
         """Return the configs of all images below an entry, and whether all of its manifests were read."""
-        configs: set[str] = set()
-        is_known = True
-        seen = {digest}
+        found = {digest}
         pending = [digest]
         while pending:
-            current = pending.pop()
-            is_known = is_known and current not in self._unanswered
-            if current in self._configs:
-                configs.add(self._configs[current])
-            new = [child for child in self._children.get(current, ()) if child not in seen]
-            seen.update(new)
-            pending += new
+            new = set(self._listed.get(pending.pop(), ())) - found
+            found |= new
+            pending += new & self._listed.keys()
             self._steps += 1
         if self._steps > limits.MAX_REQUIRED_DESCRIPTORS:
             msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests, counted for each image"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
-        return configs, is_known
+        return found & self._manifests.keys(), found.isdisjoint(self._unanswered)
 
 
 def _hash_layers(digests: Sequence[str], foreign: Collection[int]) -> str:

@@ -89,6 +89,8 @@ class ArchiveSource(ABC):
         self._has_ended = False
         #: What `index.json` and `manifest.json` list, once they were read.
         self._index: LayoutIndex | None = None
+        #: The index of the images to read, if a caller has chosen from the complete one.
+        self._chosen_index: LayoutIndex | None = None
         self._images: Sequence[DockerImage] | None = None
         self.volume: Volume | None = None
         self.synthesized_manifests: dict[str, bytes] = {}
@@ -211,7 +213,7 @@ class ArchiveSource(ABC):
             ArchiveError: the archive is malformed, or its `index.json` and `manifest.json` contradict each other.
             NotFoundError, UsageError: the selection of images failed.
         """
-        index = self.read_complete_index()
+        index = self._chosen_index or self.read_complete_index()
         if self._as_docker and not self.contents.is_docker_archive:
             notices.notify("the archive has no manifest.json: reading the images of its index.json", level=1)
         if self._walk is None or index is not self._index:
@@ -272,7 +274,8 @@ class ArchiveSource(ABC):
             for root in graph.roots
         )
         plain = self._has_plain_layers or self.is_docker_save
-        graph = replace(graph, roots=roots, synthesized=self._synthesized, has_plain_layers=plain)
+        synthesized = self._synthesized.intersection(graph.documents)
+        graph = replace(graph, roots=roots, synthesized=synthesized, has_plain_layers=plain)
         report_duplicate_names(graph)
         return graph
 

@@ -406,8 +406,10 @@ class ArchiveStreamSource(ArchiveSource):
         if self.contents.index_json is None or self._as_docker or self._early_blobs is None:
             return False
         must_begin = not self._early_blobs.accepts_early
-        if self._may_list_more_images():
+        if self._images and self._comparison is not None and self._comparison.may_list_more(self._images):
             if must_begin:
+                # If the two files contradict each other, that is the error.
+                self._comparison.find_only_in_manifest_json(self._images)
                 msg = (
                     "manifest.json lists images that index.json does not list, so --to cannot read it from a pipe or a "
                     "compressed file"

@@ -87,12 +87,9 @@ class OmissionRules:
 
     def _ask(self, location: Location, graph: Graph) -> Mapping[str, OmissionReason]:
         from ocistream.remote.stored_blobs import open_stored_blobs
-        from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
-        with contextlib.closing(DiscardedBlobs(self._context.cancelled)) as discarded:
-            stored_blobs = open_stored_blobs(location, self._build_open_context(location), discarded)
-            stored = stored_blobs.stored(graph.blobs)
-        return dict.fromkeys(sorted(stored), OmissionReason(HAVE, stored_blobs.origin))
+        stored_blobs = open_stored_blobs(location, self._build_open_context(location))
+        return dict.fromkeys(sorted(stored_blobs.stored(graph.blobs)), OmissionReason(HAVE, stored_blobs.origin))
 
     def _read_graph(self, location: Location) -> Graph:
         from ocistream.transfer.discarded_blobs import read_graph

@@ -155,13 +155,7 @@ def build_entry(root: Root) -> Descriptor:
 
 def has_full_name(root: Root) -> bool:
     """Return whether an image's name tells its repository and its tag."""
-    # A bare tag, as in layouts, would be parsed as a repository on Docker Hub.
-    if root.name is None or not ({":", "/"} & set(root.name)):
-        return False
-    try:
-        return parse_reference(root.name).tag is not None
-    except (InvalidNameError, UnsupportedError):
-        return False
+    return root.name is not None and docker_tag(root.name) is not None
 
 
 def tag_of(name: str | None) -> str | None:
@@ -176,7 +170,7 @@ def tag_of(name: str | None) -> str | None:
 def docker_tag(name: str) -> str | None:
     """Return a name as Docker shows it, such as `nginx:1`, or None for a name without a repository."""
     if not {":", "/"} & set(name):
-        # A bare tag, as in layouts.
+        # A bare tag, as in layouts, would be parsed as a repository on Docker Hub.
         return None
     try:
         reference = parse_reference(name)
@@ -188,32 +182,21 @@ def docker_tag(name: str) -> str | None:
 def build_index_json(
     entries: Sequence[Descriptor], previous: ByteSource | None = None, *, annotations: Mapping[str, str] | None = None
 ) -> bytes:
-    """Return an `index.json`. Other fields of the `previous` file, such as its annotations, are kept.
-
-    `annotations` replace our annotations in the previous file. If None, these are kept.
-    """
+    """Return an `index.json` with the other fields of the `previous` file, or a new one with these annotations."""
+    fields = build_index_fields(previous)
+    if annotations:
+        fields["annotations"] = annotations
     lines = (canonical_json(entry.to_json()) for entry in entries)
-    return canonical_json_with_items(build_index_fields(previous, annotations=annotations), "manifests", lines)
+    return canonical_json_with_items(fields, "manifests", lines)
 
 
-def build_index_fields(previous: ByteSource | None, *, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the fields of an `index.json` without its entries, for `build_index_json`."""
-    fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
-    if previous:
-        fields = parse_json(previous, "index.json", convert={"manifests": discard_item})
-        # The entries are dropped, but their position among the fields is kept.
-        fields = {key: [] if key == "manifests" else value for key, value in fields.items()}
-    if annotations is not None:
-        existing = fields.get("annotations")
-        other_annotations = (
-            {k: v for k, v in existing.items() if not k.startswith(ANNOTATION_PREFIX)}
-            if isinstance(existing, dict)
-            else {}
-        )
-        fields["annotations"] = {**other_annotations, **annotations}
-        if not fields["annotations"]:
-            del fields["annotations"]
-    return fields
+def build_index_fields(previous: ByteSource | None) -> dict[str, Any]:
+    """Return the fields of an `index.json` without its entries."""
+    if not previous:
+        return {"schemaVersion": 2, "mediaType": OCI_INDEX}
+    fields = parse_json(previous, "index.json", convert={"manifests": discard_item})
+    # The entries are dropped, but their position among the fields is kept.
+    return {key: [] if key == "manifests" else value for key, value in fields.items()}
 
 
 def is_printable_name(name: str) -> bool:

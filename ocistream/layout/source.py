@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from functools import partial
 from typing import TYPE_CHECKING
@@ -41,6 +42,14 @@ class LayoutSource(CompleteSource):
         self.layout = LayoutDirectory(path)
         self.layout.check()
         self._selection = selection
+        #: The index, if a caller has read it.
+        self._index: LayoutIndex | None = None
+
+    def open_images(self, index: LayoutIndex, selection: Selection) -> LayoutSource:
+        """Return a source of images of the layout. `index` lists these images, and all that may be their referrers."""
+        images = copy.copy(self)
+        images._index, images._selection = index, selection  # noqa: SLF001 - same class
+        return images
 
     def read_index(self) -> LayoutIndex:
         """Return the contents of `index.json`."""
@@ -55,7 +64,7 @@ class LayoutSource(CompleteSource):
 
     def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
         """Read `index.json` and every manifest below the selected images."""
-        walk = IndexWalk(self.read_index(), self._selection)
+        walk = IndexWalk(self._index or self.read_index(), self._selection)
         graph = run_walk(walk.run(), self.read)
         report_duplicate_names(graph)
         return graph

@@ -18,6 +18,7 @@ from ocistream.layout.image_selection import Selection
 from ocistream.locations import is_directory, open_source, path_of
 from ocistream.oci.descriptor import UNKNOWN_SIZE
 from ocistream.streams.workers import run_each
+from ocistream.transfer.discarded_blobs import read_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ocistream.oci.reference import Reference
     from ocistream.registry.repository import Repository
     from ocistream.registry.upload_record import UploadRecords
-    from ocistream.transfer.interfaces import EarlyBlobs, Source
 
 #: Tags that are read together, by parallel requests.
 _TAGS_AT_ONCE: Final = 32
@@ -73,7 +73,6 @@ class StoredBlobs(Protocol):
 def open_stored_blobs(
     location: Location,
     context: OpenContext,
-    early_blobs: EarlyBlobs,
     *,
     selection: Selection | None = None,
     records: UploadRecords | None = None,
@@ -81,14 +80,13 @@ def open_stored_blobs(
 ) -> StoredBlobs:
     """Return the stored blobs of a repository, an image in it, a layout, an archive or a pipe.
 
-    `early_blobs` receives blobs of a pipe that come before its index. With `records`, which stores unfinished uploads,
-    a registry is asked with push rights, because a push follows. Blobs of the repositories in `context.mount_from`
-    count for `stored`. `warn` receives what is not listed.
+    With `records`, which stores unfinished uploads, a registry is asked with push rights, because a push follows. Blobs
+    of the repositories in `context.mount_from` count for `stored`. `warn` receives what is not listed.
     """
     if location.reference is not None:
-        return _RegistryBlobs(context, location.reference, location.is_repository, early_blobs, records, warn)
+        return _RegistryBlobs(context, location.reference, location.is_repository, records, warn)
     local_class = _LayoutBlobs if location.kind == "oci" or is_directory(location) else _ArchiveBlobs
-    return local_class(location, context, selection or Selection(), early_blobs)
+    return local_class(location, context, selection or Selection())
 
 
 def _select_resumable(partial_blobs: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -105,7 +103,6 @@ class _RegistryBlobs:
         context: OpenContext,
         reference: Reference,
         is_repository: bool,
-        early_blobs: EarlyBlobs,
         records: UploadRecords | None,
         warn: Callable[[str], None],
     ) -> None:
@@ -115,7 +112,6 @@ class _RegistryBlobs:
         self._client = context.registries().client
         self._mount_from = context.mount_from
         self._jobs = context.registries().rules.limit_jobs(context.jobs, [reference.registry])
-        self._early = early_blobs
         self._records = records
         self._warn = warn
 
@@ -198,7 +194,7 @@ class _RegistryBlobs:
 
         # Without mirrors and cache.
         registries = Registries(lambda: self._client)
-        return RegistrySource(registries, references, referrers="copy", jobs=self._jobs).resolve(self._early)
+        return read_graph(RegistrySource(registries, references, referrers="copy", jobs=self._jobs))
 
     def _repository(self, name: str, *, writes: bool = False) -> Repository:
         from ocistream.registry.repository import Repository
@@ -214,7 +210,7 @@ def _has_content(repository: Repository, blob: Descriptor) -> bool:
 class _LayoutBlobs:
     """A layout directory: its regular blob files, or those that one image needs."""
 
-    def __init__(self, location: Location, context: OpenContext, selection: Selection, early_blobs: EarlyBlobs) -> None:
+    def __init__(self, location: Location, context: OpenContext, selection: Selection) -> None:
         from ocistream.layout.directory import LayoutDirectory
 
         self.origin = location.text if location.kind == "oci" else f"oci:{location.text}"
@@ -222,12 +218,11 @@ class _LayoutBlobs:
         self._layout = LayoutDirectory(path_of(location))
         self._is_one_image = location.name is not None
         self._open = partial(open_source, location, context, selection)
-        self._early = early_blobs
 
     def list_digests(self) -> set[str]:
         source, layout = self._open(), self._layout
         stored = {digest for digest in layout.list_blobs() if layout.blob_size(digest) is not None}
-        return stored & _graph_digests(source.resolve(self._early)) if self._is_one_image else stored
+        return stored & _graph_digests(read_graph(source)) if self._is_one_image else stored
 
     def stored(self, blobs: Sequence[Descriptor]) -> set[str]:
         layout = self._layout
@@ -237,7 +232,7 @@ class _LayoutBlobs:
             if size is not None and _has_size(blob, size) and layout.has_blob(replace(blob, size=size)):
                 found.add(blob.digest)
         if self._is_one_image:
-            found &= _graph_digests(self._open().resolve(self._early))
+            found &= _graph_digests(read_graph(self._open()))
         return found
 
     def partial_sizes(self, digests: Iterable[str]) -> Mapping[str, int]:
@@ -250,11 +245,11 @@ class _ArchiveBlobs:
     A pipe or a compressed archive is read to its end.
     """
 
-    def __init__(self, location: Location, context: OpenContext, selection: Selection, early_blobs: EarlyBlobs) -> None:
+    def __init__(self, location: Location, context: OpenContext, selection: Selection) -> None:
         self.origin = location.text
         self._is_one_image = location.name is not None
         self._open = partial(open_source, location, context, selection)
-        self._early = early_blobs
+        self._cancelled = context.cancelled
 
     def list_digests(self) -> set[str]:
         return set(self._read_sizes())
@@ -268,23 +263,18 @@ class _ArchiveBlobs:
         return {}
 
     def _read_sizes(self) -> dict[str, int]:
-        with closing(self._open()) as source:
-            return self._read_sizes_of(source)
-
-    def _read_sizes_of(self, source: Source) -> dict[str, int]:
         from ocistream.archive.source import ArchiveSource
 
-        assert isinstance(source, ArchiveSource)  # noqa: S101 - only archives get here
-        # Resolve a file too, although its headers would suffice: the caller relies on an archive that can be read.
-        graph = source.resolve(self._early)
-        for _ in source.blobs(()):
-            pass
-        if source.contents.is_docker_archive:
-            # ocistream creates the manifests of a docker-archive, and its layers may have any names.
-            return {blob.digest: blob.size for blob in graph.blobs}
-        needed = _graph_digests(graph)
-        entries = source.contents.blobs.items()
-        return {digest: entry.size for digest, entry in entries if not self._is_one_image or digest in needed}
+        with closing(self._open()) as source:
+            assert isinstance(source, ArchiveSource)  # noqa: S101 - only archives get here
+            # Resolve a file too, although its headers would suffice: the caller relies on an archive that can be read.
+            graph = read_graph(source, self._cancelled)
+            if source.contents.is_docker_archive:
+                # ocistream creates the manifests of a docker-archive, and its layers may have any names.
+                return {blob.digest: blob.size for blob in graph.blobs}
+            needed = _graph_digests(graph)
+            entries = source.contents.blobs.items()
+            return {digest: entry.size for digest, entry in entries if not self._is_one_image or digest in needed}
 
 
 def _graph_digests(graph: Graph) -> set[str]:

@@ -10,7 +10,6 @@ import os
 from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ocistream import limits, notices
@@ -18,6 +17,7 @@ from ocistream.archive.decompression import is_compressed
 from ocistream.archive.file_source import ArchiveFileSource
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
 from ocistream.layout.directory import LayoutDirectory
+from ocistream.layout.image_selection import ALL_IMAGES
 from ocistream.layout.index import REF_NAME, build_index_fields, entry_name_of
 from ocistream.layout.index_file import IndexChange, IndexFile
 from ocistream.layout.source import LayoutSource
@@ -33,7 +33,9 @@ from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
+    from ocistream.layout.index import LayoutIndex
     from ocistream.transfer.interfaces import Source
 
 _EMPTY_BLOB_DIGESTS = frozenset({compute_digest(b"", "sha256"), compute_digest(b"", "sha512")})
@@ -226,13 +228,13 @@ class ArchiveStorage:
             )
         self._what = f"{path}"
         self.default_repository = repository_of_directory(path.name.removesuffix(".tar"))
-        self._as_docker = as_docker
         self._source = ArchiveFileSource(path, as_docker=as_docker)
         #: Synthesized manifests, by digest.
         self._synthesized: dict[str, bytes] = {}
         self._operator_notices: list[str] = []
         try:
-            self._index = ImageIndex(self._name_only_image(self._read_entries()), self.default_repository)
+            self._layout_index = self._read_index()
+            self._index = ImageIndex(self._name_only_image([*self._layout_index.entries]), self.default_repository)
         except BaseException:
             self._source.close()
             raise
@@ -251,8 +253,7 @@ class ArchiveStorage:
 
     def open_source(self) -> Source:
         """Return a source of all images, in the open file: another one may have its path now."""
-        path = Path(f"/proc/self/fd/{self._source.file.fileno()}")
-        return ArchiveFileSource(path, as_docker=self._as_docker, label=self._what)
+        return self._source.open_images(self._layout_index, ALL_IMAGES)
 
     def blob_size(self, digest: str) -> int | None:
         """Return a blob's size in bytes, or None."""
@@ -284,7 +285,7 @@ class ArchiveStorage:
     def check_not_corrupt(self, digest: str) -> None:
         """Do nothing: every read of an archive is verified, and no result is stored."""
 
-    def _read_entries(self) -> list[Descriptor]:
+    def _read_index(self) -> LayoutIndex:
         index = self._source.read_complete_index()
         self._synthesized = self._source.synthesized_manifests
         # A missing blob would be noticed only in the middle of a pull, so an incomplete archive is not served.
@@ -300,7 +301,7 @@ class ArchiveStorage:
         if reason:
             msg = f"{self._what} {reason}: the missing blobs could not be served"
             raise ArchiveError(msg, hint=hint)
-        return [*index.entries]
+        return index
 
     def _name_only_image(self, entries: list[Descriptor]) -> list[Descriptor]:
         """Return the entries; an only image without a name gets one, since clients could pull it by digest only.

@@ -5,6 +5,7 @@ A layout or an archive stays open and indexed for the complete run, because it m
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
@@ -14,30 +15,27 @@ from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.destination import LayoutWriter, ListedImages
 from ocistream.layout.image_lookup import ImageLookup
 from ocistream.layout.image_selection import Selection, select_named_images
-from ocistream.layout.index_walk import IndexWalk
 from ocistream.layout.source import LayoutSource
 from ocistream.locations import is_directory, open_source, path_of
 from ocistream.oci.reference import printable
-from ocistream.oci.walk import run_walk
 from ocistream.streams import paths
 from ocistream.streams.files import disk_errors, file_state
+from ocistream.transfer.discarded_blobs import read_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from ocistream.archive.file_source import ArchiveFileSource
     from ocistream.layout.index import LayoutIndex
     from ocistream.locations import Location, OpenContext
-    from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph, Root
     from ocistream.oci.referrers import SkippedReferrer
-    from ocistream.streams.chunks import Chunk
     from ocistream.streams.files import FileState
-    from ocistream.transfer.interfaces import Blob, BlobPart, EarlyBlobs, Source
+    from ocistream.transfer.interfaces import Source
 
-#: Layouts and archives that stay open; a sync file may name thousands.
-_MAX_OPEN: Final = 4
+#: Layouts and archives that stay open, beside the images that are read; a sync file may name thousands.
+_MAX_OPEN: Final = 3
 #: Guards the open layouts and archives. Indexes are read under it, one at a time, because each takes some megabytes.
 _lock: Final = threading.RLock()
 #: What a layout or an archive that does not exist lists.
@@ -62,13 +60,13 @@ class SyncSources:
         """
         if location.path is None:
             return open_source(location, context, selection)
-        images = self._acquire(location, context)
-        index = images.index
-        selection = replace(selection, where=location.description)
-        if location.name is not None:
-            index = images.lookup.find(location.name)
-            selection = replace(selection, select=select_named_images([location.name]))
-        return _LocalImage(images, index, selection, lambda: self._release(images))
+        with self._read(location, context) as images:
+            index = images.index
+            selection = replace(selection, where=location.description)
+            if location.name is not None:
+                index = images.lookup.find(location.name)
+                selection = replace(selection, select=select_named_images([location.name]))
+            return images.source.open_images(index, selection)
 
     def list_images(self, location: Location, context: OpenContext) -> tuple[Sequence[Root], list[SkippedReferrer]]:
         """Return the images of a layout or an archive, and the referrers whose subject it lacks.
@@ -76,19 +74,18 @@ class SyncSources:
         Raises:
             OcistreamError: as `open`.
         """
-        images = self._acquire(location, context)
-        try:
+        with self._read(location, context) as images:
             return images.lookup.list_images()
-        finally:
-            self._release(images)
 
     def close(self) -> None:
-        """Close the layouts and archives."""
+        """Close the layouts and archives. Images that were opened stay open."""
         with _lock:
-            for path in [*self._opened]:
-                self._drop(path)
+            while self._opened:
+                self._opened.popitem()[1].source.close()
 
-    def _acquire(self, location: Location, context: OpenContext) -> _LocalImages:
+    @contextlib.contextmanager
+    def _read(self, location: Location, context: OpenContext) -> Iterator[_LocalImages]:
+        """Open a layout or an archive, unless it is open, and keep it open within the block."""
         path = path_of(location)
         with _lock, disk_errors(f"cannot read {printable(location.text)}"):
             status = paths.status(path / "index.json" if is_directory(location) else path)
@@ -96,25 +93,15 @@ class SyncSources:
             images = self._opened.get(path)
             # A file is replaced, never overwritten: another entry of the sync file may write to this location.
             if images is None or images.state != state:
-                self._drop(path)
+                self._close(path)
                 images = self._opened[path] = _LocalImages(location, context, state)
                 for oldest in [*self._opened][:-_MAX_OPEN]:
-                    self._drop(oldest)
-            images.users += 1
-            return images
+                    self._close(oldest)
+            yield images
 
-    def _release(self, images: _LocalImages) -> None:
-        with _lock:
-            images.users -= 1
-            if images.is_dropped and not images.users:
-                images.source.close()
-
-    def _drop(self, path: Path) -> None:
-        """Close a layout or an archive as soon as none of its images is in use. The caller holds the lock."""
+    def _close(self, path: Path) -> None:
         if (images := self._opened.pop(path, None)) is not None:
-            images.is_dropped = True
-            if not images.users:
-                images.source.close()
+            images.source.close()
 
 
 class _LocalImages:
@@ -122,14 +109,13 @@ class _LocalImages:
 
     def __init__(self, location: Location, context: OpenContext, state: FileState | None) -> None:
         self.state = state
-        self.users = 0
-        self.is_dropped = False
-        self.source = _open_source(location, context)
+        self.source = source = _open_source(location, context)
         try:
-            self.index, self.synthesized = _read_index(self.source, location)
-            self.lookup = ImageLookup(self.index, self.source.read, image_digests=self.synthesized)
+            self.index = _read_index(source, location)
+            synthesized = () if isinstance(source, LayoutSource) else source.synthesized_manifests
+            self.lookup = ImageLookup(self.index, source.read, image_digests=synthesized)
         except BaseException:
-            self.source.close()
+            source.close()
             raise
 
 
@@ -146,51 +132,13 @@ def _open_source(location: Location, context: OpenContext) -> LayoutSource | Arc
     return cast("LayoutSource | ArchiveFileSource", open_source(replace(location, name=None), context, Selection()))
 
 
-def _read_index(source: LayoutSource | ArchiveFileSource, location: Location) -> tuple[LayoutIndex, frozenset[str]]:
-    """Return the index, and the digests of the images that only `manifest.json` lists."""
+def _read_index(source: LayoutSource | ArchiveFileSource, location: Location) -> LayoutIndex:
     if isinstance(source, LayoutSource):
-        return source.read_index(), frozenset()
+        return source.read_index()
     if source.contents.is_docker_archive:
         raise _docker_archive_error(location)
     source.check_duplicates()
-    return source.read_complete_index(), frozenset(source.synthesized_manifests)
-
-
-class _LocalImage:
-    """A source with one image of an open layout or archive."""
-
-    concurrent = True
-    may_lack_blobs = True
-
-    def __init__(
-        self, images: _LocalImages, index: LayoutIndex, selection: Selection, on_close: Callable[[], None]
-    ) -> None:
-        self._images = images
-        self._source = images.source
-        self._index = index
-        self._selection = selection
-        self._on_close = on_close
-
-    def resolve(self, early_blobs: EarlyBlobs) -> Graph:  # noqa: ARG002 - blobs can be read in any order
-        synthesized = self._images.synthesized
-        walk = IndexWalk(self._index, self._selection, image_digests=synthesized)
-        graph = run_walk(walk.run(), self._source.read)
-        return replace(graph, synthesized=synthesized.intersection(graph.documents))
-
-    def blobs(self, wanted: Sequence[Descriptor]) -> Iterator[Blob]:
-        return (blob for descriptor in wanted if (blob := self._source.blob(descriptor)) is not None)
-
-    def is_absent(self, descriptor: Descriptor) -> bool | None:
-        return self._source.is_absent(descriptor)
-
-    def parts(self, descriptor: Descriptor) -> Sequence[BlobPart]:
-        return self._source.parts(descriptor)
-
-    def stored_size(self, digest: str) -> int | None:
-        return self._source.stored_size(digest)
-
-    def close(self) -> None:
-        self._on_close()
+    return source.read_complete_index()
 
 
 class LayoutWriters:
@@ -248,7 +196,7 @@ def resolve_graph(source: Source, location: Location) -> Graph:
         UnsupportedError: only `manifest.json` of a docker-archive lists the image.
         OcistreamError: the manifests cannot be read.
     """
-    graph = source.resolve(_NoEarlyBlobs())
+    graph = read_graph(source)
     if graph.synthesized:
         raise _docker_archive_error(location)
     return graph
@@ -259,18 +207,3 @@ def _docker_archive_error(location: Location) -> UnsupportedError:
     msg = f"{printable(location.text)} is a docker-archive: its digests are unknown before it is compressed"
     hint = "copy it into a layout first: ocistream copy docker-archive:FILE oci:DIR"
     return UnsupportedError(msg, hint=hint)
-
-
-class _NoEarlyBlobs:
-    """The `EarlyBlobs` of sources that can be read repeatedly: their blobs never come before the graph."""
-
-    accepts_early = False
-
-    def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is written
-        raise UnsupportedError(f"{blob.descriptor.digest} comes before its image")
-
-    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:  # noqa: ARG002 - the signature of EarlyBlobs
-        raise UnsupportedError("a layer comes before its image")
-
-    def read_back(self, descriptor: Descriptor) -> bytes:
-        raise UnsupportedError(f"{descriptor.digest} was not buffered")

@@ -241,6 +241,17 @@ def test_to_pushes_every_image_to_its_own_repository(
     assert manifest_digest(served.host, f"{before}nginx", "2") == nginx
 
 
+def test_one_of_many_images_is_pushed_from_a_pipe(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
+    names = {f"a.example/app:{number}": layout.image([b"x"], config={"Cmd": [f"{number}"]}) for number in range(750)}
+    entries = [{**image, "annotations": {"io.containerd.image.name": name}} for name, image in names.items()]
+    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    # With a manifest.json, which is compared with all of the index.
+    archive = tmp_path / "many.tar"
+    assertions.success(ocistream("copy", f"oci:{layout.path}", archive))
+    assertions.success(ocistream("push", f"{served.host}/app:1", "--image", "a.example/app:5", stdin=archive))
+    assert manifest_digest(served.host, "app", "1") == names["a.example/app:5"]["digest"]
+
+
 def test_to_says_that_a_compressed_file_with_a_late_index_must_be_decompressed(
     served: FaultyRegistry, full_names: Images, layout: Layout, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from ocistream.locations import Location
     from ocistream.oci.descriptor import Descriptor
     from ocistream.remote.stored_blobs import StoredBlobs
-    from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
 
 @command(
@@ -58,7 +56,6 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     """
     from ocistream import __version__
     from ocistream.remote.have_lists import format_have_list
-    from ocistream.transfer.discarded_blobs import DiscardedBlobs
 
     parsed = [parse_location_argument(location) for location in locations]
     if sum(location.is_stream for location in parsed) + (among == "-") > 1:
@@ -68,22 +65,21 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
         msg = "--mount-from needs --among"
         raise UsageError(msg, hint="without --among, name the other repositories too: ocistream have REPO REPO")
     context.credentials.check_registries({location.reference.registry for location in parsed if location.reference})
-    with contextlib.closing(DiscardedBlobs(context.cancelled)) as discarded:
-        stores = [_open_store(context, location, discarded, writes=among is not None) for location in parsed]
-        partial_blobs: Mapping[str, int] = {}
-        if among is None:
-            # Nothing is hashed: a list proves nothing, and the receiver verifies the blobs that are pushed later.
-            digests = set[str]().union(*(store.list_digests() for store in stores))
-        else:
-            queried = _read_among_list(context, among)
-            digests, partial_blobs = _find_listed(stores, queried, context.console)
+    stores = [_open_store(context, location, writes=among is not None) for location in parsed]
+    partial_blobs: Mapping[str, int] = {}
+    if among is None:
+        # Nothing is hashed: a list proves nothing, and the receiver verifies the blobs that are pushed later.
+        digests = set[str]().union(*(store.list_digests() for store in stores))
+    else:
+        queried = _read_among_list(context, among)
+        digests, partial_blobs = _find_listed(stores, queried, context.console)
     # Nothing was written before, so a reader gets a complete list or none.
     origins = [store.origin for store in stores]
     for piece in format_have_list(origins, digests, version=__version__, partial_blobs=partial_blobs):
         click.echo(piece, nl=False)
 
 
-def _open_store(context: CommandContext, location: Location, discarded: DiscardedBlobs, *, writes: bool) -> StoredBlobs:
+def _open_store(context: CommandContext, location: Location, *, writes: bool) -> StoredBlobs:
     """Open a location; `writes` asks a registry with the right to push, and for uploads that can be resumed."""
     from ocistream.remote.stored_blobs import open_stored_blobs
 
@@ -93,7 +89,6 @@ def _open_store(context: CommandContext, location: Location, discarded: Discarde
     return open_stored_blobs(
         location,
         replace(open_context, mount_from=mounts),
-        discarded,
         selection=Selection(max_ratio=context.copy_options.max_ratio, referrers="list"),
         records=context.access.upload_records() if writes else None,
         warn=context.console.info,
