@@ -309,6 +309,17 @@ class TestSeveralDestinations:
         assert len(fetched(source)) == 4
         assert "2 images copied" in result.err
 
+    @pytest.mark.parametrize("options", [["--dry-run"], []])
+    def test_results_are_in_the_order_of_the_file(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path, options: list[str]
+    ) -> None:
+        image = f"{source.host}/app:1.0"
+        assertions.success(sync(tmp_path, entry(image, f"{other.host}/app")))
+        result = sync(tmp_path, entry(image, f"{target.host}/app", f"{other.host}/app", "oci:images"), *options)
+        assertions.success(result)
+        names = [line.split()[-1].partition("@")[0] for line in result.lines()]
+        assert names == [f"{target.host}/app:1.0", f"{other.host}/app:1.0", f"oci:{tmp_path}/images:{image}"]
+
     def test_neither_destination_is_asked_for_small_blobs_after_eight_missing_blobs(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
