@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @command(
-    click.Argument(["texts"], metavar="LOCATION [NAME]...", nargs=-1, required=True, type=FilePath()),
+    click.Argument(["texts"], metavar="{DIR NAME|TAG|DIGEST... | IMAGE...}", nargs=-1, required=True, type=FilePath()),
     Option(
         ["--by-digest"],
         is_flag=True,
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     network_options,
 )
 def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool) -> None:
-    """Remove images from a layout directory by name, or from registries.
+    """Remove images from the layout directory DIR, or from registries.
 
-    In a layout, NAME is a full name, its short form, a tag, or a digest; a digest removes all names of that image.
-    Referrers that lose their subject are removed too. Then run `ocistream gc DIR` to delete the blobs.
+    In a layout, NAME is a full name or its short form; a digest removes all names of that image. Referrers that lose
+    their subject are removed too. Then run `ocistream gc DIR` to delete the blobs.
 
-    In a registry, HOST/REPO:TAG deletes the tag, and HOST/REPO@DIGEST the manifest with all its tags. The registry
-    deletes the blobs later. If one image does not exist, nothing is removed. Removed images are printed as
-    NAME@sha256:...
+    In a registry, IMAGE is HOST/REPO:TAG, which deletes the tag, or HOST/REPO@DIGEST, which deletes the manifest with
+    all its tags. The registry deletes the blobs later. If one image does not exist, nothing is removed. Removed images
+    are printed as NAME@sha256:...
 
     \b
     ocistream rm images/ nginx:1 example.com/app:1 && ocistream gc images/
