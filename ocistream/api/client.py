@@ -248,7 +248,8 @@ class Client:
         source_context = self._build_open_context(sources, event)
         self._check_environment_credential(plan.source_registries | plan.destination_registries)
         opened_source, opened_destination = plan.open(
-            replace(source_context, is_dry_run=dry_run), replace(destination_context, is_dry_run=dry_run)
+            replace(source_context, is_dry_run=dry_run, max_ratio=max_ratio),
+            replace(destination_context, is_dry_run=dry_run),
         )
 
         def run() -> Report:
@@ -302,10 +303,10 @@ class Client:
         ).list_signers(list_paths("keys", keys))
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
-        context = self._build_open_context(sources, event)
+        context = replace(self._build_open_context(sources, event), max_ratio=max_ratio)
 
         def run() -> VerifyResult:
-            with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
+            with closing(open_locations(locations, context)) as opened:
                 return verify_source(
                     opened,
                     [location.text for location in locations],
@@ -339,7 +340,7 @@ class Client:
         location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(list_platforms("platforms", platforms))
         return run_in_thread(
-            lambda: to_plain_values(inspect_location(location, context, platforms=choice, max_ratio=max_ratio)),
+            lambda: to_plain_values(inspect_location(location, context, platforms=choice)),
             context.cancelled,
         )
 
@@ -365,7 +366,7 @@ class Client:
 
         location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(() if platform is None else list_platforms("platform", platform))
-        image = SingleImage(location=location, context=context, platforms=choice, max_ratio=max_ratio)
+        image = SingleImage(location=location, context=context, platforms=choice)
         return run_in_thread(image.find_digest, context.cancelled)
 
     def tags(
@@ -386,7 +387,7 @@ class Client:
         from ocistream.api.inspection import list_names
 
         location, context = self._begin_reading(source, max_ratio, cancelled)
-        listed = run_in_thread(lambda: list_names(location, context, max_ratio=max_ratio), context.cancelled)
+        listed = run_in_thread(lambda: list_names(location, context), context.cancelled)
         if listed.incomplete_reason:
             raise listed.incomplete_error()
         return listed.names
@@ -438,7 +439,7 @@ class Client:
         event = self._begin(cancelled)
         RATIO_RANGE.check("max-ratio", max_ratio)
         argument = LocationArgument(source)
-        return argument.location, self._build_open_context([argument], event)
+        return argument.location, replace(self._build_open_context([argument], event), max_ratio=max_ratio)
 
     def _build_open_context(
         self, arguments: Sequence[LocationArgument], cancelled: threading.Event, registries: Collection[str] = ()

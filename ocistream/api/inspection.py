@@ -9,7 +9,6 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, RegistryError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import Selection, select_single_image
 from ocistream.locations import open_source, reference_of
@@ -34,7 +33,6 @@ def inspect_location(
     context: OpenContext,
     *,
     platforms: PlatformChoice,
-    max_ratio: int,
     report: Callable[[str], None] = lambda _message: None,
 ) -> dict[str, Any]:
     """Return what `ocistream inspect` prints; `report` receives what a registry does not list.
@@ -57,9 +55,7 @@ def inspect_location(
     # Imported here, because a digest or a list of tags does not need it.
     from ocistream.transfer.inspection import inspect_source
 
-    with contextlib.closing(
-        open_source(location, context, Selection(platforms=platforms, max_ratio=max_ratio, referrers="list"))
-    ) as source:
+    with contextlib.closing(open_source(location, context, Selection(platforms=platforms, referrers="list"))) as source:
         if not location.reference:
             return {"location": location.text, **inspect_source(source, cancelled=context.cancelled, report=report)}
         inventory = inspect_source(
@@ -94,7 +90,7 @@ class NameList(NamedTuple):
         return UnsupportedError(f"{self.document['repository']} has further tags: {self.incomplete_reason}")
 
 
-def list_names(location: Location, context: OpenContext, *, max_ratio: int) -> NameList:
+def list_names(location: Location, context: OpenContext) -> NameList:
     """Return the tags of a repository in a registry, or the names of an archive or layout.
 
     Raises:
@@ -106,7 +102,7 @@ def list_names(location: Location, context: OpenContext, *, max_ratio: int) -> N
         raise UsageError(msg, hint=f"write {printable(location.text_without_image)}")
     if location.is_repository:
         return _list_tags(location, context)
-    with contextlib.closing(open_source(location, context, Selection(max_ratio=max_ratio, referrers="list"))) as source:
+    with contextlib.closing(open_source(location, context, Selection(referrers="list"))) as source:
         graph = read_graph(source, context.cancelled)
     names = tuple(dict.fromkeys(root.name for root in graph.roots if root.name))
     return NameList(names, {"location": location.text, "names": list(names)})
@@ -148,8 +144,6 @@ class SingleImage:
     location: Location
     context: OpenContext
     platforms: PlatformChoice = ALL_PLATFORMS
-    #: How much larger than itself a compressed archive may become.
-    max_ratio: int = limits.MAX_RATIO
 
     def find_digest(self) -> str:
         """Return the digest. A registry is asked by HEAD if that is enough.
@@ -221,7 +215,7 @@ class SingleImage:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[Source, Graph, Root, DiscardedBlobs]]:
-        selection = Selection(select_single_image, self.platforms, self.max_ratio, referrers="skip")
+        selection = Selection(select_single_image, self.platforms, referrers="skip")
         with contextlib.ExitStack() as stack:
             source = open_source(self.location, self.context, selection)
             stack.callback(source.close)

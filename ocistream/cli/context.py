@@ -135,7 +135,11 @@ class CommandContext:
 
         open_context = self.access.build_open_context(create_client, self.cancelled)
         return replace(
-            open_context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run_options.dry_run
+            open_context,
+            stdin=self.open_stdin,
+            output=self._open_stdout,
+            max_ratio=self.copy_options.max_ratio,
+            is_dry_run=self.run_options.dry_run,
         )
 
     def check_result(self, *locations: Location) -> None:

@@ -40,6 +40,5 @@ def digest(context: CommandContext, text: str) -> None:
         location=location,
         context=context.build_open_context(registries=location.registries),
         platforms=parse_platform_choice(context.copy_options.platforms),
-        max_ratio=context.copy_options.max_ratio,
     )
     click.echo(image.find_digest())

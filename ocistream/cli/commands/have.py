@@ -94,7 +94,7 @@ def _open_store(context: CommandContext, location: Location, discarded: Discarde
         location,
         replace(open_context, mount_from=mounts),
         discarded,
-        selection=Selection(max_ratio=context.copy_options.max_ratio, referrers="list"),
+        selection=Selection(referrers="list"),
         records=context.access.upload_records() if writes else None,
         warn=context.console.info,
     )

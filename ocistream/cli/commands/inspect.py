@@ -131,7 +131,6 @@ def inspect(
             location=parsed,
             context=open_context,
             platforms=platforms,
-            max_ratio=context.copy_options.max_ratio,
         )
         _write_raw(image.read_manifest().raw if raw else image.read_config())
         return
@@ -143,7 +142,6 @@ def inspect(
             parsed,
             open_context,
             platforms=platforms,
-            max_ratio=context.copy_options.max_ratio,
             report=context.console.info,
         )
     except IntegrityError as error:
