@@ -10,6 +10,7 @@ from ocistream.api.options import SELECTS_CONTENT
 from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options_of
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.cli.report import format_result_line
+from ocistream.cli.sides import check_registries
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.locations import layout_path_of, parse_location
 from ocistream.oci.reference import parse_reference, printable
@@ -108,7 +109,7 @@ def _remove_from_registries(context: CommandContext, references: Sequence[Refere
 
     dry_run = context.run_options.dry_run
     registries = {reference.registry for reference in references}
-    context.credentials.check_registries(registries)
+    check_registries(context.sides, registries)
     open_context = context.build_open_context(registries=registries)
     for image in delete_images(open_context.registries(), references, by_digest=by_digest, dry_run=dry_run):
         click.echo(format_result_line(image.reference.name, image.digest, None))

@@ -17,10 +17,10 @@ from ocistream.api.options import FOR_ONE_RUN, SELECTION, RegistryOptions
 from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint, describe_hub_destination
-from ocistream.cli.option_hints import build_sync_hint_translator
 from ocistream.cli.options import Option, RunOptions, command, options_of, transfer_options
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers, write_result_pieces
+from ocistream.cli.sides import OPTION_IN_HINT, SYNC_FILE_TABLE
 from ocistream.cli.standard_streams import read_password_file
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
@@ -30,7 +30,7 @@ from ocistream.streams.paths import real_path
 from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from ocistream.auth.credentials import Keychain
     from ocistream.cli.context import CommandContext
@@ -157,7 +157,7 @@ def _build_open_contexts(context: CommandContext, plan: SyncPlan) -> dict[Login 
         login_registries = registries.setdefault(sync_location.login, set())
         if sync_location.location.reference is not None:
             login_registries.add(sync_location.location.reference.registry)
-    hint = build_sync_hint_translator(context.registry_options)
+    hint = _build_hint_translator(context.registry_options)
     # Secrets are read before any copy, so a variable that is not set is reported at once.
     return {
         login: context.build_open_context(
@@ -168,6 +168,24 @@ def _build_open_contexts(context: CommandContext, plan: SyncPlan) -> dict[Login 
     }
 
 
+def _build_hint_translator(options: RegistryOptions) -> Callable[[str], str]:
+    """Return a function that replaces the options in a hint by the keys of a sync file's registry table."""
+
+    def named(hint: str) -> str:
+        if options.plain_http and "--plain-http" in hint:
+            return hint.replace("--plain-http", f"--plain-http (or set plain-http = false in {SYNC_FILE_TABLE})")
+        matches = list(OPTION_IN_HINT.finditer(hint))
+        if not matches:
+            return hint
+        # Insert the table after the last key and its value; the rest of the hint may name other ways.
+        end = matches[-1].end()
+        end += len(" FILE") if hint.startswith(" FILE", end) else 0
+        keys = OPTION_IN_HINT.sub(r"\1", hint[:end])
+        return f"{keys} ({'a key' if len(matches) == 1 else 'keys'} of {SYNC_FILE_TABLE}){hint[end:]}"
+
+    return named
+
+
 def _build_keychain(context: CommandContext, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
     """Build the keychain of a login: its credential is for the `registries` the file uses it with.
 
@@ -176,7 +194,7 @@ def _build_keychain(context: CommandContext, login: Login | None, secret: str, r
     from ocistream.auth.credentials import Keychain
     from ocistream.auth.docker_config import Credential, with_named_source
 
-    auth_file = context.credentials.find_auth_file("")
+    auth_file = context.sides[0].find_auth_file()
     credential: Credential | None = None
     # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
     named: Collection[str] = ()
