@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from ocistream.auth.credentials import parse_credential_source
 from ocistream.config import toml_files as toml
 from ocistream.config.toml_files import TomlTable, registry_host, registry_location
-from ocistream.errors import NotFoundError, UsageError
+from ocistream.errors import NotFoundError
 from ocistream.http.settings import HostSettings
 from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror
 from ocistream.registry.profiles import PROFILES_BY_NAME
@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 
 def read_credential_source(table: TomlTable, key: str, value: object) -> CredentialSource:
     """Read `env:PREFIX`, `helper:NAME` or `file:PATH`. Errors do not show the value: it may be a password."""
-    text = toml.text(table, key, value)
-    try:
-        source = parse_credential_source(text)
-    except UsageError as error:
-        raise table.key_error(key, error.message, error.hint) from error
+    source = toml.parsed(parse_credential_source)(table, key, value)
     if source.kind != "file":
         return source
     # The file need not exist until credentials are needed.
@@ -84,13 +80,9 @@ def _limit_rate(table: TomlTable, key: str, value: object) -> float:
     return float(size)
 
 
-def _upload(table: TomlTable, key: str, value: object) -> str:
-    method = toml.text(table, key, value)
-    try:
-        parse_upload_method(method)
-    except UsageError as error:
-        raise table.key_error(key, f"is refused: {error.message}", error.hint) from error
-    return method
+def _check_upload_method(text: str) -> str:
+    parse_upload_method(text)
+    return text
 
 
 class _MirrorTable(TomlTable):
@@ -149,7 +141,7 @@ class _HostTable(ConnectionTable):
     )
     mirrors = toml.optional(toml.list_of(_mirror))
     url = toml.optional(_base_url)
-    upload = toml.optional(_upload)
+    upload = toml.optional(toml.parsed(_check_upload_method, "is refused: {}"))
     profile = toml.optional(toml.choice(*sorted(PROFILES_BY_NAME)))
     credentials = toml.optional(read_credential_source)
 
