@@ -291,16 +291,14 @@ class Client:
             OcistreamError: reading cannot continue.
         """
         from ocistream.api.verification import open_locations, verify_source
+        from ocistream.signatures.signers import list_signers
 
         event = self._begin(cancelled, observer)
         check_texts(certificate_identity=certificate_identity, certificate_oidc_issuer=certificate_oidc_issuer)
         check_switches(deep=deep)
         RATIO_RANGE.check("max-ratio", max_ratio)
-        signers = CopyOptions(
-            certificate_identity=certificate_identity,
-            certificate_oidc_issuer=certificate_oidc_issuer,
-            trusted_root=optional_path("trusted_root", trusted_root),
-        ).list_signers(list_paths("keys", keys))
+        root = optional_path("trusted_root", trusted_root)
+        signers = list_signers(list_paths("keys", keys), certificate_identity, certificate_oidc_issuer, root)
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
         context = replace(self._build_open_context(sources, event), max_ratio=max_ratio)
