@@ -338,7 +338,7 @@ class Client:
         location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(list_platforms("platforms", platforms))
         return run_in_thread(
-            lambda: to_plain_values(inspect_location(location, context, platforms=choice)),
+            lambda: to_plain_values(inspect_location(location, context, choice)),
             context.cancelled,
         )
 
@@ -360,12 +360,11 @@ class Client:
             CancelledError: `cancelled` was set, or the client was closed.
             OcistreamError: the location cannot be read, or has several images.
         """
-        from ocistream.api.inspection import SingleImage
+        from ocistream.api.inspection import find_digest
 
         location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(() if platform is None else list_platforms("platform", platform))
-        image = SingleImage(location=location, context=context, platforms=choice)
-        return run_in_thread(image.find_digest, context.cancelled)
+        return run_in_thread(lambda: find_digest(location, context, choice), context.cancelled)
 
     def tags(
         self,

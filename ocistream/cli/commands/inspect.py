@@ -106,7 +106,7 @@ def inspect(
     ocistream inspect app.tar --format html > app.html
     ssh host cat app.tar | ocistream inspect - --json
     """
-    from ocistream.api.inspection import SingleImage, inspect_location
+    from ocistream.api.inspection import inspect_location, read_config, read_manifest
 
     if location is None:
         msg = "Missing argument 'LOCATION'."
@@ -127,23 +127,14 @@ def inspect(
         msg = "--raw prints one manifest or index, not several platforms"
         raise UsageError(msg, hint="choose one --platform, or all for the index")
     if raw or raw_config:
-        image = SingleImage(
-            location=parsed,
-            context=open_context,
-            platforms=platforms,
-        )
-        _write_raw(image.read_manifest().raw if raw else image.read_config())
+        image = parsed, open_context, platforms
+        _write_raw(read_manifest(*image).raw if raw else read_config(*image))
         return
     if template is not None and parsed.is_repository:
         # A line is for an image, not for a repository.
         parsed = replace(parsed, is_repository=False)
     try:
-        document = inspect_location(
-            parsed,
-            open_context,
-            platforms=platforms,
-            report=context.console.info,
-        )
+        document = inspect_location(parsed, open_context, platforms, report=context.console.info)
     except IntegrityError as error:
         from ocistream.cli.error_hints import add_damage_hint
 
