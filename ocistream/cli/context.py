@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocistream.api.registries import RegistryAccess, find_home, load_configuration
+from ocistream.api.registries import RegistryAccess, load_configuration
 from ocistream.cli.console import is_pipe
 from ocistream.cli.sides import format_option
 from ocistream.cli.standard_streams import (
@@ -31,11 +31,10 @@ from ocistream.streams.synchronization import once
 if TYPE_CHECKING:
     import io
     import threading
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from ocistream.api.options import CopyOptions, RegistryOptions
     from ocistream.archive.outputs import Output
-    from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console
     from ocistream.cli.options import OmissionOptions, RunOptions
     from ocistream.cli.sides import Side
@@ -84,35 +83,26 @@ class CommandContext:
         )
         self.cancelled: threading.Event = self.console.cancelled
 
-    def build_open_context(
-        self,
-        side: Side | None = None,
-        *,
-        registries: Collection[str] = (),
-        build_keychain: Callable[[], Keychain] | None = None,
-        translate_hint: Callable[[str], str] | None = None,
-    ) -> OpenContext:
+    def build_open_context(self, side: Side | None = None, *, registries: Collection[str] = ()) -> OpenContext:
         """Return what opening a location needs, at one side: by default the first, which may be the only one.
 
-        `registries` are the registries that the command line names: its user name is for them. `build_keychain`
-        replaces the credentials of the command line. `translate_hint` rewrites option names in hints.
+        `registries` are the registries that the user named: a user name without a registry is for them.
 
         Each side has an HTTP client of its own: a copy may reach one registry in two ways at once.
         """
-        # Created once: stdin can be read for a password only once.
         side = side or self.sides[0]
-        keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
-        translate = translate_hint or side.rename_options
+        # Created once: stdin can be read for a password only once.
+        keychain = once(functools.partial(side.build_keychain, self.access, registries))
 
         def format_hint(text: str) -> str:
-            translated = translate(text)
+            renamed = side.rename_options(text)
             if "ocistream login" not in text:
-                return translated
+                return renamed
             auth_file = keychain().auth_file
-            return side.add_login_options(translated, auth_file[0] if auth_file is not None else None)
+            return side.add_login_options(renamed, auth_file[0] if auth_file is not None else None)
 
         def create_client() -> HttpClient:
-            if build_keychain is not None or side.names_credentials:
+            if side.names_credentials:
                 # The error of an option does not depend on whether a registry asks for a credential.
                 keychain()
             return self.access.create_client(
@@ -197,21 +187,6 @@ class CommandContext:
             wants_more_output = self.run_options.progress not in {"auto", "none"} or self.console.verbosity > 0
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
-
-    def _build_keychain(self, side: Side, registries: Collection[str]) -> Keychain:
-        from ocistream.auth.credentials import Keychain
-
-        keychain = Keychain(
-            os.environ,
-            home=find_home(os.environ),
-            given=side.find_credential(),
-            prefix=side.variables,
-            named_registries=registries,
-            configured=self.access.rules().credentials,
-            auth_file=side.find_auth_file(),
-        )
-        keychain.check_auth_file()
-        return keychain
 
     def _report_retry(self, retry: RetryEvent) -> None:
         self.retry_count += 1

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ocistream.api.options import RegistryOptions
+from ocistream.api.registries import find_home
 from ocistream.cli.standard_streams import read_password, read_password_file
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import printable
@@ -22,6 +23,8 @@ from ocistream.streams.synchronization import once
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from ocistream.api.registries import RegistryAccess
+    from ocistream.auth.credentials import Keychain
     from ocistream.auth.docker_config import Credential
 
 #: The sides of `copy`: the prefix of their options, and their names.
@@ -48,16 +51,15 @@ class Side:
         self.shared = shared
         self._read_stdin = read_stdin
         self.variables = f"OCISTREAM_{name.upper()}" if name else "OCISTREAM"
-        #: The credential that options give; None without one. Those of this side override those for both sides. The
-        #: password for both sides belongs to the user name for both, and to no other.
-        self.find_credential = once(self._read_credential)
+        # Once: a password file may be a pipe.
+        self._credential = once(self._read_credential)
 
     @property
     def options(self) -> RegistryOptions:
         """The options for both sides, as those of this side override them.
 
         A client certificate comes with its own key: the key for both sides does not belong to it. Credentials are not
-        overridden here (`find_credential`).
+        overridden here (`_read_credential`).
 
         Raises:
             UsageError: a key has no certificate.
@@ -88,6 +90,27 @@ class Side:
     def names_credentials(self) -> bool:
         """Whether an option that holds for this side gives a credential, or names the file of credentials."""
         return any(_has_credential(group) or group.authfile is not None for _, group in self._groups())
+
+    def build_keychain(self, access: RegistryAccess, registries: Collection[str]) -> Keychain:
+        """Return the keychain for this side; its user name is for these `registries`.
+
+        Raises:
+            UsageError: an option or a variable of the credential is missing, or the file of credentials is malformed.
+            AuthenticationError, LocalDiskError: a file does not exist, or cannot be read.
+        """
+        from ocistream.auth.credentials import Keychain
+
+        keychain = Keychain(
+            os.environ,
+            home=find_home(os.environ),
+            given=self._credential(),
+            prefix=self.variables,
+            named_registries=registries,
+            configured=access.rules().credentials,
+            auth_file=self.find_auth_file(),
+        )
+        keychain.check_auth_file()
+        return keychain
 
     def find_auth_file(self) -> tuple[Path, str] | None:
         """Return the file that --authfile or its form for this side names, and the name of that option.
@@ -166,6 +189,11 @@ class Side:
         return read_password_file(group.password_file, option)
 
     def _read_credential(self) -> Credential | None:
+        """Return the credential that options give; None without one.
+
+        Options of this side override those for both sides. The password for both sides belongs to the user name for
+        both, and to no other.
+        """
         side, group = next((item for item in self._groups() if _has_credential(item[1])), ("", None))
         if group is None:
             return None

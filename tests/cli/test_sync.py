@@ -487,6 +487,16 @@ class TestCredentials:
         missing = sync(tmp_path, text, env={"ONE": None})
         assertions.failure(missing, 2, "password-env", "ONE", "not set")
 
+    def test_a_malformed_file_of_credentials_is_an_error_before_any_request(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        (tmp_path / "auth.json").write_text('{"auths": 1}')
+        text = f'[credentials.x]\nauthfile = "auth.json"\n[registry."{target.host}"]\ncredentials = "x"\n'
+        source.requests.clear()
+        result = sync(tmp_path, text + entry(f"{source.host}/app:1.0", f"{target.host}/app"))
+        assertions.failure(result, 2, "auth.json")
+        assert source.requests == target.requests == []
+
     def test_the_hint_for_wrong_credentials_names_their_source(
         self, source: FaultyRegistry, start: Start, tmp_path: Path
     ) -> None:
