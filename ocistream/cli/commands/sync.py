@@ -277,16 +277,20 @@ class _OutcomeReporter:
 
     def document(self, shard: Shard, *, is_complete: bool) -> Iterator[bytes]:
         """Return the document of --result in pieces; sizes in bytes. `complete` is false for a stopped run."""
-        head = {"complete": is_complete, "dryRun": self._dry_run, "shard": str(shard)}
-        tail = {
+        document = {
+            "complete": is_complete,
+            "dryRun": self._dry_run,
+            "shard": str(shard),
+            "images": [],
             "bytes": {"sent": self._size, "fetched": self._fetched},
             "retried": self._context.retry_count,
             "seconds": round(monotonic() - self._started_at, 3),
         }
-        yield json.dumps(head, indent=2).removesuffix("\n}").encode() + b',\n  "images": ['
+        head, tail = json.dumps(document, indent=2).encode().split(b"[]")
+        yield head + b"["
         if self._results is not None:
             yield from self._results.pieces()
-        yield b"\n  ],\n" + json.dumps(tail, indent=2).removeprefix("{\n").encode() + b"\n"
+        yield b"\n  ]" + tail + b"\n"
 
 
 class CompressedJsonList:
