@@ -172,7 +172,7 @@ class CommandContext:
         The console becomes terse if an archive comes by a pipe and stderr is not a terminal, unless the user asked for
         more output.
         """
-        for name, options in (("", self.registry_options), *((side.name, side.own) for side in self.sides)):
+        for name, options in (group for side in self.sides for group in side.groups):
             if options.password_stdin:
                 msg = f"stdin cannot be both the {what} and the password"
                 option = format_option(name, "password-file")

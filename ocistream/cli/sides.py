@@ -49,6 +49,8 @@ class Side:
         self.name = name
         self.own = own
         self.shared = shared
+        #: The options that hold for this side, each group after the name of its side.
+        self.groups = [(name, own), ("", shared)] if name else [("", shared)]
         self._read_stdin = read_stdin
         self.variables = f"OCISTREAM_{name.upper()}" if name else "OCISTREAM"
         # Once: a password file may be a pipe.
@@ -89,7 +91,7 @@ class Side:
     @property
     def names_credentials(self) -> bool:
         """Whether an option that holds for this side gives a credential, or names the file of credentials."""
-        return any(_has_credential(group) or group.authfile is not None for _, group in self._groups())
+        return any(_has_credential(group) or group.authfile is not None for _, group in self.groups)
 
     def build_keychain(self, access: RegistryAccess, registries: Collection[str]) -> Keychain:
         """Return the keychain for this side; its user name is for these `registries`.
@@ -117,7 +119,7 @@ class Side:
 
         No other credential file is read then, as in skopeo: a login found elsewhere would be a silent choice.
         """
-        for side, group in self._groups():
+        for side, group in self.groups:
             if group.authfile is not None:
                 option = format_option(side, "authfile")
                 if not exists(group.authfile):
@@ -175,10 +177,6 @@ class Side:
         shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         return f"{shown} {'has' if len(given) == 1 else 'have'} no effect: the {SIDES[self.name]} is not in a registry"
 
-    def _groups(self) -> list[tuple[str, RegistryOptions]]:
-        """Return the options that hold for this side, each group after the name of its side."""
-        return [(self.name, self.own), ("", self.shared)] if self.name else [("", self.shared)]
-
     def _read_password(self, side: str, group: RegistryOptions) -> str | None:
         option = format_option(side, "password-file")
         if group.password_file is None:
@@ -194,7 +192,7 @@ class Side:
         Options of this side override those for both sides. The password for both sides belongs to the user name for
         both, and to no other.
         """
-        side, group = next((item for item in self._groups() if _has_credential(item[1])), ("", None))
+        side, group = next((item for item in self.groups if _has_credential(item[1])), ("", None))
         if group is None:
             return None
         option, password_option = format_option(side, "username"), format_option(side, "password-file")

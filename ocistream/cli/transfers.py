@@ -54,9 +54,11 @@ def _check_registries(context: CommandContext, plan: CopyPlan, queried: set[str]
     """
     source = plan.source_registries
     destination = plan.destination_registries | (queried - source)
-    named = [source, destination] if len(context.sides) > 1 else [source | destination]
-    for side in context.sides:
-        side.check_options()
+    named = [source | destination]
+    if len(context.sides) > 1:
+        named = [source, destination]
+        for side in context.sides:
+            side.check_options()
     check_registries(context.sides, *named)
     for side, registries in zip(context.sides, named, strict=True):
         if not registries and (message := side.describe_unused_options()):
