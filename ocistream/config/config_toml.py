@@ -1,6 +1,6 @@
 """Read ocistream's own config.toml: settings, mirrors and credential sources of each registry host.
 
-Only the first existing file is read. The command line reads `[defaults]`.
+The command line reads `[defaults]`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from urllib.parse import urlsplit
 from ocistream.auth.credentials import parse_credential_source
 from ocistream.config import toml_files as toml
 from ocistream.config.toml_files import TomlTable, registry_host, registry_location
-from ocistream.errors import NotFoundError
 from ocistream.http.settings import HostSettings
 from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror
 from ocistream.registry.profiles import PROFILES_BY_NAME
 from ocistream.registry.upload_strategy import parse_upload_method
 from ocistream.signatures.policy import TrustPolicy, TrustRule, normalize_prefix
 from ocistream.sizes import parse_size
-from ocistream.streams.paths import SYSTEM_CONFIG_FILE, find_configuration_file
 from ocistream.streams.workers import MAX_JOBS
 
 if TYPE_CHECKING:
@@ -230,22 +228,14 @@ class _ConfigurationFile(TomlTable):
     defaults = toml.optional(TomlTable.read)
 
 
-def read_configuration(
-    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE
-) -> TomlTable | None:
-    """Read the first existing file; return None if there is none.
+def read_configuration(path: Path, home: Path) -> TomlTable | None:
+    """Read a configuration file; return None if it does not exist.
 
     Raises:
-        NotFoundError: the file that `named` names does not exist.
         UsageError: the file is not TOML, or has unknown tables.
         LocalDiskError: the file cannot be read.
     """
-    path = named or find_configuration_file(env, home, system=system)
-    table = None if path is None else toml.read_file(path, _ConfigurationFile, home)
-    if table is None and named is not None:
-        msg = f"--config {named}: no such file"
-        raise NotFoundError(msg, hint="check the path; relative paths start at the current directory")
-    return table
+    return toml.read_file(path, _ConfigurationFile, home)
 
 
 def parse_trust_policy(table: TomlTable) -> TrustPolicy:
