@@ -300,7 +300,7 @@ class TestRefusals:
         layout.image([bytes(2 * MIB)], name="1")
         archive = tmp_path / "app.tgz"
         archive.write_bytes(gzip.compress(tar_of(items_of(layout))))
-        argv = [verb, archive, *([tmp_path / "out.tar"] if verb == "copy" else [])]
+        argv: list[str | Path] = [verb, archive, *([tmp_path / "out.tar"] if verb == "copy" else [])]
         assertions.failure(ocistream(*argv, machine=low_expansion), 6, "expands to more than 200 times", "--max-ratio")
         assertions.success(ocistream(*argv, "--max-ratio", "2000", machine=low_expansion))
 
