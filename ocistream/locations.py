@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from ocistream import notices
+from ocistream import limits, notices
 from ocistream.errors import InvalidNameError, LocalDiskError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import select_named_images
 from ocistream.oci.reference import DEFAULT_REGISTRY, Reference, parse_reference, printable, without_password
@@ -311,6 +311,8 @@ class OpenContext:
     from_byte: int = 0
     #: The maximum size of a volume, in bytes; 0 writes one file.
     volume_size: int = 0
+    #: How much larger than itself a compressed archive may become.
+    max_ratio: int = limits.MAX_RATIO
     #: Concurrent requests; a registry may have a lower limit.
     jobs: int = DEFAULT_JOBS
     #: Cancels one transfer, while others with the same client continue.
@@ -564,7 +566,7 @@ def open_archive_source(location: Location, context: OpenContext, selection: Sel
         # A FIFO can be read only once, as stdin, and so can a compressed file.
         label = str(path)
         file = open_input_stream(path, context.cancelled)
-    file = decompress_input(file, label, selection.max_ratio)
+    file = decompress_input(file, label, context.max_ratio)
     return ArchiveStreamSource(file, selection, what=label, as_docker=as_docker)
 
 

@@ -248,7 +248,8 @@ class Client:
         source_context = self._build_open_context(sources, event)
         self._check_environment_credential(plan.source_registries | plan.destination_registries)
         opened_source, opened_destination = plan.open(
-            replace(source_context, is_dry_run=dry_run), replace(destination_context, is_dry_run=dry_run)
+            replace(source_context, is_dry_run=dry_run, max_ratio=max_ratio),
+            replace(destination_context, is_dry_run=dry_run),
         )
 
         def run() -> Report:
@@ -290,22 +291,20 @@ class Client:
             OcistreamError: reading cannot continue.
         """
         from ocistream.api.verification import open_locations, verify_source
+        from ocistream.signatures.signers import list_signers
 
         event = self._begin(cancelled, observer)
         check_texts(certificate_identity=certificate_identity, certificate_oidc_issuer=certificate_oidc_issuer)
         check_switches(deep=deep)
         RATIO_RANGE.check("max-ratio", max_ratio)
-        signers = CopyOptions(
-            certificate_identity=certificate_identity,
-            certificate_oidc_issuer=certificate_oidc_issuer,
-            trusted_root=optional_path("trusted_root", trusted_root),
-        ).list_signers(list_paths("keys", keys))
+        root = optional_path("trusted_root", trusted_root)
+        signers = list_signers(list_paths("keys", keys), certificate_identity, certificate_oidc_issuer, root)
         sources = list_locations(source, bare_is_path=True)
         locations = [argument.location for argument in sources]
-        context = self._build_open_context(sources, event)
+        context = replace(self._build_open_context(sources, event), max_ratio=max_ratio)
 
         def run() -> VerifyResult:
-            with closing(open_locations(locations, context, max_ratio=max_ratio)) as opened:
+            with closing(open_locations(locations, context)) as opened:
                 return verify_source(
                     opened,
                     [location.text for location in locations],
@@ -339,7 +338,7 @@ class Client:
         location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(list_platforms("platforms", platforms))
         return run_in_thread(
-            lambda: to_plain_values(inspect_location(location, context, platforms=choice, max_ratio=max_ratio)),
+            lambda: to_plain_values(inspect_location(location, context, choice)),
             context.cancelled,
         )
 
@@ -361,12 +360,11 @@ class Client:
             CancelledError: `cancelled` was set, or the client was closed.
             OcistreamError: the location cannot be read, or has several images.
         """
-        from ocistream.api.inspection import SingleImage
+        from ocistream.api.inspection import find_digest
 
         location, context = self._begin_reading(source, max_ratio, cancelled)
         choice = parse_platform_choice(() if platform is None else list_platforms("platform", platform))
-        image = SingleImage(location=location, context=context, platforms=choice, max_ratio=max_ratio)
-        return run_in_thread(image.find_digest, context.cancelled)
+        return run_in_thread(lambda: find_digest(location, context, choice), context.cancelled)
 
     def tags(
         self,
@@ -386,7 +384,7 @@ class Client:
         from ocistream.api.inspection import list_names
 
         location, context = self._begin_reading(source, max_ratio, cancelled)
-        listed = run_in_thread(lambda: list_names(location, context, max_ratio=max_ratio), context.cancelled)
+        listed = run_in_thread(lambda: list_names(location, context), context.cancelled)
         if listed.incomplete_reason:
             raise listed.incomplete_error()
         return listed.names
@@ -438,7 +436,7 @@ class Client:
         event = self._begin(cancelled)
         RATIO_RANGE.check("max-ratio", max_ratio)
         argument = LocationArgument(source)
-        return argument.location, self._build_open_context([argument], event)
+        return argument.location, replace(self._build_open_context([argument], event), max_ratio=max_ratio)
 
     def _build_open_context(
         self, arguments: Sequence[LocationArgument], cancelled: threading.Event, registries: Collection[str] = ()

@@ -378,7 +378,6 @@ def _build_selection(
     return Selection(
         select,
         parse_platform_choice(options.platforms, default_platform() if is_one_platform else None),
-        options.max_ratio,
         referrers="skip" if options.no_referrers else "copy",
         with_signatures=bool(options.list_signers()),
         tags=filter_tags,

@@ -6,14 +6,12 @@ No layer is fetched from a registry.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocistream import limits
 from ocistream.errors import ArchiveError, NotFoundError, OcistreamError, RegistryError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import Selection, select_single_image
 from ocistream.locations import open_source, reference_of
-from ocistream.oci.platforms import ALL_PLATFORMS, PlatformChoice, list_platforms
+from ocistream.oci.platforms import PlatformChoice, list_platforms
 from ocistream.oci.reference import is_digest, printable
 from ocistream.transfer.discarded_blobs import DiscardedBlobs, read_graph
 
@@ -32,9 +30,8 @@ _HEAD_UNSUPPORTED: Final = frozenset({400, 405, 501})
 def inspect_location(
     location: Location,
     context: OpenContext,
-    *,
     platforms: PlatformChoice,
-    max_ratio: int,
+    *,
     report: Callable[[str], None] = lambda _message: None,
 ) -> dict[str, Any]:
     """Return what `ocistream inspect` prints; `report` receives what a registry does not list.
@@ -57,9 +54,7 @@ def inspect_location(
     # Imported here, because a digest or a list of tags does not need it.
     from ocistream.transfer.inspection import inspect_source
 
-    with contextlib.closing(
-        open_source(location, context, Selection(platforms=platforms, max_ratio=max_ratio, referrers="list"))
-    ) as source:
+    with contextlib.closing(open_source(location, context, Selection(platforms=platforms, referrers="list"))) as source:
         if not location.reference:
             return {"location": location.text, **inspect_source(source, cancelled=context.cancelled, report=report)}
         inventory = inspect_source(
@@ -94,7 +89,7 @@ class NameList(NamedTuple):
         return UnsupportedError(f"{self.document['repository']} has further tags: {self.incomplete_reason}")
 
 
-def list_names(location: Location, context: OpenContext, *, max_ratio: int) -> NameList:
+def list_names(location: Location, context: OpenContext) -> NameList:
     """Return the tags of a repository in a registry, or the names of an archive or layout.
 
     Raises:
@@ -106,7 +101,7 @@ def list_names(location: Location, context: OpenContext, *, max_ratio: int) -> N
         raise UsageError(msg, hint=f"write {printable(location.text_without_image)}")
     if location.is_repository:
         return _list_tags(location, context)
-    with contextlib.closing(open_source(location, context, Selection(max_ratio=max_ratio, referrers="list"))) as source:
+    with contextlib.closing(open_source(location, context, Selection(referrers="list"))) as source:
         graph = read_graph(source, context.cancelled)
     names = tuple(dict.fromkeys(root.name for root in graph.roots if root.name))
     return NameList(names, {"location": location.text, "names": list(names)})
@@ -137,102 +132,102 @@ def _list_referrers(
     return {digest: result.descriptors for digest, result in referrers.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SingleImage:
-    """The only image of a location, or its manifest for one platform. Each method opens the location.
+# -- the only image of a location, or its manifest for one platform ----------------------------------------------------
 
-    The methods raise NotFoundError if the image or platform does not exist, UsageError if there are several images, and
-    an OcistreamError if the location cannot be read.
+
+def find_digest(location: Location, context: OpenContext, platforms: PlatformChoice) -> str:
+    """Return the digest of the only image. A registry is asked by HEAD if that is enough.
+
+    Raises:
+        NotFoundError: the image or the platform does not exist.
+        UsageError: there are several images, or several platforms are chosen.
+        UnsupportedError: the image is in a docker-archive, which has no digests.
+        OcistreamError: the location cannot be read.
     """
+    reference = location.reference
+    if len(platforms.platforms) > 1:
+        msg = "several platforms have several digests"
+        raise UsageError(msg, hint="choose one --platform")
+    if reference is not None and not platforms.platforms:
+        stated = None
+        try:
+            stated = context.registries().open_repository(reference).find_digest(reference.target)
+        except RegistryError as error:
+            if error.status not in _HEAD_UNSUPPORTED:
+                raise
+        # The registry may claim the digest that the user gave without having it. None and "" are not digests.
+        if stated is not None and is_digest(stated) and reference.digest in {None, stated}:
+            return stated
+    return read_manifest(location, context, platforms).descriptor.digest
 
-    location: Location
-    context: OpenContext
-    platforms: PlatformChoice = ALL_PLATFORMS
-    #: How much larger than itself a compressed archive may become.
-    max_ratio: int = limits.MAX_RATIO
 
-    def find_digest(self) -> str:
-        """Return the digest. A registry is asked by HEAD if that is enough.
+def read_manifest(location: Location, context: OpenContext, platforms: PlatformChoice) -> Manifest:
+    """Return the exact manifest or index of the only image.
 
-        Raises:
-            UnsupportedError: the image is in a docker-archive, which has no digests.
-        """
-        reference = self.location.reference
-        if len(self.platforms.platforms) > 1:
-            msg = "several platforms have several digests"
-            raise UsageError(msg, hint="choose one --platform")
-        if reference is not None and not self.platforms.platforms:
-            stated = None
-            try:
-                stated = self.context.registries().open_repository(reference).find_digest(reference.target)
-            except RegistryError as error:
-                if error.status not in _HEAD_UNSUPPORTED:
-                    raise
-            # The registry may claim the digest that the user gave without having it. None and "" are not digests.
-            if stated is not None and is_digest(stated) and reference.digest in {None, stated}:
-                return stated
-        return self.read_manifest().descriptor.digest
+    Raises:
+        UnsupportedError: the image is in a docker-archive, which has no manifests.
+        OcistreamError: as `find_digest`.
+    """
+    if location.reference is not None and not platforms.platforms:
+        from ocistream.registry.source import RegistrySource
 
-    def read_manifest(self) -> Manifest:
-        """Return the exact manifest or index.
+        return RegistrySource(context.registries(), [location.reference]).fetch_image_manifest()
+    with _open_image(location, context, platforms) as (source, graph, root, _):
+        for _blob in source.blobs(()):
+            # A pipe is read to its end: its writer must not fail.
+            pass
+        if root.is_synthesized:
+            msg = f"{_describe(location, root)} is in a docker-archive, which has no manifests and so no digests"
+            raise UnsupportedError(msg, hint=f"its image ID is {graph.image_id(root)}")
+        for manifest in graph.manifests:
+            if manifest.descriptor.digest == root.descriptor.digest:
+                return manifest
+        raise _missing_error(location, root.descriptor)
 
-        Raises:
-            UnsupportedError: the image is in a docker-archive, which has no manifests.
-        """
-        if self.location.reference is not None and not self.platforms.platforms:
-            from ocistream.registry.source import RegistrySource
 
-            return RegistrySource(self.context.registries(), [self.location.reference]).fetch_image_manifest()
-        with self._open() as (source, graph, root, _):
-            for _blob in source.blobs(()):
-                # A pipe is read to its end: its writer must not fail.
-                pass
-            if root.is_synthesized:
-                msg = f"{self._describe(root)} is in a docker-archive, which has no manifests and so no digests"
-                raise UnsupportedError(msg, hint=f"its image ID is {graph.image_id(root)}")
-            for manifest in graph.manifests:
-                if manifest.descriptor.digest == root.descriptor.digest:
-                    return manifest
-            raise self._missing_error(root.descriptor)
+def read_config(location: Location, context: OpenContext, platforms: PlatformChoice) -> bytes:
+    """Return the exact config of the only image.
 
-    def read_config(self) -> bytes:
-        """Return the exact config of the image.
+    Raises:
+        UsageError: the image is an index without a chosen platform.
+        OcistreamError: as `find_digest`.
+    """
+    with _open_image(location, context, platforms) as (source, graph, root, discarded):
+        document = graph.documents.get(root.descriptor.digest)
+        if document is None:
+            raise _missing_error(location, root.descriptor)
+        if document.config is None:
+            existing = [child for child in document.manifests if child.digest in graph.documents]
+            shown = ", ".join(map(printable, list_platforms(existing)))
+            msg = f"{_describe(location, root)} is an index: each of its platforms has a config"
+            raise UsageError(msg, hint=f"add --platform: {shown}" if shown else None)
+        if (content := graph.embedded.get(document.config.digest)) is not None:
+            return content
+        contents: list[bytes] = []
+        wanted = [document.config]
+        discarded.read_contents(source.blobs(wanted), wanted, lambda _, content: contents.append(content), jobs=1)
+        if not contents:
+            raise _missing_error(location, document.config)
+        return contents[0]
 
-        Raises:
-            UsageError: the image is an index without a chosen platform.
-        """
-        with self._open() as (source, graph, root, discarded):
-            document = graph.documents.get(root.descriptor.digest)
-            if document is None:
-                raise self._missing_error(root.descriptor)
-            if document.config is None:
-                existing = [child for child in document.manifests if child.digest in graph.documents]
-                platforms = ", ".join(map(printable, list_platforms(existing)))
-                msg = f"{self._describe(root)} is an index: each of its platforms has a config"
-                raise UsageError(msg, hint=f"add --platform: {platforms}" if platforms else None)
-            if (content := graph.embedded.get(document.config.digest)) is not None:
-                return content
-            contents: list[bytes] = []
-            wanted = [document.config]
-            discarded.read_contents(source.blobs(wanted), wanted, lambda _, content: contents.append(content), jobs=1)
-            if not contents:
-                raise self._missing_error(document.config)
-            return contents[0]
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[Source, Graph, Root, DiscardedBlobs]]:
-        selection = Selection(select_single_image, self.platforms, self.max_ratio, referrers="skip")
-        with contextlib.ExitStack() as stack:
-            source = open_source(self.location, self.context, selection)
-            stack.callback(source.close)
-            discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(self.context.cancelled)))
-            graph = source.resolve(discarded)
-            (root,) = graph.roots
-            yield source, graph, root, discarded
+@contextlib.contextmanager
+def _open_image(
+    location: Location, context: OpenContext, platforms: PlatformChoice
+) -> Iterator[tuple[Source, Graph, Root, DiscardedBlobs]]:
+    selection = Selection(select_single_image, platforms, referrers="skip")
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(contextlib.closing(open_source(location, context, selection)))
+        discarded = stack.enter_context(contextlib.closing(DiscardedBlobs(context.cancelled)))
+        graph = source.resolve(discarded)
+        (root,) = graph.roots
+        yield source, graph, root, discarded
 
-    def _describe(self, root: Root) -> str:
-        return printable(root.name or self.location.text, 1024)
 
-    def _missing_error(self, descriptor: Descriptor) -> OcistreamError:
-        msg = f"{printable(self.location.text, 1024)} lacks {descriptor.digest}"
-        return (NotFoundError if self.location.reference else ArchiveError)(msg)
+def _describe(location: Location, root: Root) -> str:
+    return printable(root.name or location.text, 1024)
+
+
+def _missing_error(location: Location, descriptor: Descriptor) -> OcistreamError:
+    msg = f"{printable(location.text, 1024)} lacks {descriptor.digest}"
+    return (NotFoundError if location.reference else ArchiveError)(msg)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -294,32 +294,6 @@ class RegistryOptions:
         section=TLS,
         help="Read *.crt, *.cert and *.key in DIR itself, not in a certs.d/HOST directory below /etc.",
     )
-
-    @property
-    def has_credential(self) -> bool:
-        """Whether an option gives a credential, or a part of one."""
-        return self.username is not None or self.password_stdin or self.password_file is not None
-
-    def for_side(self, side: str, own: RegistryOptions) -> RegistryOptions:
-        """Return these options, which are for both sides, as the side's `own` ones override them.
-
-        A client certificate comes with its own key: the key for both sides does not belong to it. Credentials are
-        not overridden here (`ExplicitCredentials`).
-        """
-        certificate = (self.client_cert, self.client_key)
-        if own.client_cert is not None:
-            certificate = (own.client_cert, own.client_key)
-        elif own.client_key is not None:
-            msg = f"--{side}-client-key needs --{side}-client-cert"
-            raise UsageError(msg, hint="name the certificate of that key too; --client-cert belongs to --client-key")
-        return replace(
-            self,
-            plain_http=self.plain_http or own.plain_http,
-            insecure=self.insecure or own.insecure,
-            ca_cert=self.ca_cert if own.ca_cert is None else own.ca_cert,
-            client_cert=certificate[0],
-            client_key=certificate[1],
-        )
 
     def load_tls_settings(self) -> TlsSettings:
         """Return the certificates that the options name, of which the key may be in the certificate's file.

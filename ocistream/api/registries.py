@@ -220,12 +220,16 @@ def load_configuration(config: Path | None, env: Mapping[str, str]) -> TomlTable
         NotFoundError, LocalDiskError, UsageError: the file cannot be read, or is malformed.
     """
     home = find_home(env)
-    if config is None and find_configuration_file(env, home) is None:
-        # The reader is not imported without a file.
+    if (path := config or find_configuration_file(env, home)) is None:
         return None
+    # Imported here, because few machines have such a file.
     from ocistream.config.config_toml import read_configuration
 
-    return read_configuration(config, env, home)
+    table = read_configuration(path, home)
+    if table is None and config is not None:
+        msg = f"--config {config}: no such file"
+        raise NotFoundError(msg, hint="check the path; relative paths start at the current directory")
+    return table
 
 
 def find_home(env: Mapping[str, str]) -> Path:

@@ -38,7 +38,7 @@ _LAYOUT: Final = "OCI layout"
 _REGISTRY: Final = "registry"
 
 
-def open_locations(locations: Sequence[Location], context: OpenContext, *, max_ratio: int) -> Source:
+def open_locations(locations: Sequence[Location], context: OpenContext) -> Source:
     """Open an archive or layout, or several that belong together, or images in registries, to verify everything in it.
 
     Raises:
@@ -46,7 +46,7 @@ def open_locations(locations: Sequence[Location], context: OpenContext, *, max_r
     """
     # A registry lists the referrers of an image; an archive lists images and referrers alike.
     mode: ReferrerMode = "copy" if any(location.kind == "docker" for location in locations) else "list"
-    return open_sources(locations, context, Selection(all_blobs=True, max_ratio=max_ratio, referrers=mode))
+    return open_sources(locations, context, Selection(all_blobs=True, referrers=mode))
 
 
 def verify_source(

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocistream.api.registries import RegistryAccess, find_home, load_configuration
+from ocistream.api.registries import RegistryAccess, load_configuration
 from ocistream.cli.console import is_pipe
-from ocistream.cli.credentials import ExplicitCredentials, variable_prefix
-from ocistream.cli.option_hints import add_login_options, build_hint_translator
+from ocistream.cli.sides import format_option
 from ocistream.cli.standard_streams import (
     is_visible_on_stdout,
     open_stdin,
@@ -32,13 +31,13 @@ from ocistream.streams.synchronization import once
 if TYPE_CHECKING:
     import io
     import threading
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Sequence
 
     from ocistream.api.options import CopyOptions, RegistryOptions
     from ocistream.archive.outputs import Output
-    from ocistream.auth.credentials import Keychain
     from ocistream.cli.console import Console
     from ocistream.cli.options import OmissionOptions, RunOptions
+    from ocistream.cli.sides import Side
     from ocistream.config.toml_files import TomlTable
     from ocistream.http.client import HttpClient
     from ocistream.http.retry import RetryEvent
@@ -63,8 +62,8 @@ class CommandContext:
     console: Console
     run_options: RunOptions
     registry_options: RegistryOptions
-    #: The options of `copy` for one side alone, by side: "src" and "dest". Empty for other commands.
-    sides: Mapping[str, RegistryOptions]
+    #: The source and the destination of `copy`; the only side of other commands.
+    sides: Sequence[Side]
     copy_options: CopyOptions
     omission_options: OmissionOptions
     #: The configuration file, if it was read for the defaults of the options.
@@ -83,50 +82,31 @@ class CommandContext:
             use_mirrors=not self.run_options.no_mirrors,
         )
         self.cancelled: threading.Event = self.console.cancelled
-        self.credentials = ExplicitCredentials({"": self.registry_options, **self.sides}, os.environ)
 
-    def options_for_side(self, side: str) -> RegistryOptions:
-        """Return the options that apply to one side: "src", "dest", or "" for a command without sides."""
-        return self.registry_options.for_side(side, self.sides[side]) if side else self.registry_options
+    def build_open_context(self, side: Side | None = None, *, registries: Collection[str] = ()) -> OpenContext:
+        """Return what opening a location needs, at one side: by default the first, which may be the only one.
 
-    def check_side_options(self, *sides: str) -> None:
-        """Raise UsageError if options of one side contradict each other."""
-        for side in sides:
-            self.options_for_side(side)
-
-    def build_open_context(
-        self,
-        side: str = "",
-        *,
-        registries: Collection[str] = (),
-        build_keychain: Callable[[], Keychain] | None = None,
-        translate_hint: Callable[[str], str] | None = None,
-    ) -> OpenContext:
-        """Return what opening a location needs; `side` is "src" or "dest" if the sides have separate options.
-
-        `registries` are the registries that the command line names: its user name is for them. `build_keychain`
-        replaces the credentials of the command line. `translate_hint` rewrites option names in hints.
+        `registries` are the registries that the user named: a user name without a registry is for them.
 
         Each side has an HTTP client of its own: a copy may reach one registry in two ways at once.
         """
+        side = side or self.sides[0]
         # Created once: stdin can be read for a password only once.
-        keychain = once(build_keychain or functools.partial(self._build_keychain, side, registries))
-        translate = translate_hint or build_hint_translator(self.registry_options, side)
+        keychain = once(functools.partial(side.build_keychain, self.access, registries))
 
         def format_hint(text: str) -> str:
-            translated = translate(text)
+            renamed = side.rename_options(text)
             if "ocistream login" not in text:
-                return translated
+                return renamed
             auth_file = keychain().auth_file
-            path = auth_file[0] if auth_file is not None else None
-            return add_login_options(translated, path, self.options_for_side(side))
+            return side.add_login_options(renamed, auth_file[0] if auth_file is not None else None)
 
         def create_client() -> HttpClient:
-            if build_keychain is not None or self.credentials.are_given(side):
+            if side.names_credentials:
                 # The error of an option does not depend on whether a registry asks for a credential.
                 keychain()
             return self.access.create_client(
-                self.options_for_side(side),
+                side.options,
                 lambda registry, repository: keychain().find(registry, repository),
                 format_hint=format_hint,
                 on_retry=self._report_retry,
@@ -135,7 +115,11 @@ class CommandContext:
 
         open_context = self.access.build_open_context(create_client, self.cancelled)
         return replace(
-            open_context, stdin=self.open_stdin, output=self._open_stdout, is_dry_run=self.run_options.dry_run
+            open_context,
+            stdin=self.open_stdin,
+            output=self._open_stdout,
+            max_ratio=self.copy_options.max_ratio,
+            is_dry_run=self.run_options.dry_run,
         )
 
     def check_result(self, *locations: Location) -> None:
@@ -188,10 +172,10 @@ class CommandContext:
         The console becomes terse if an archive comes by a pipe and stderr is not a terminal, unless the user asked for
         more output.
         """
-        for side, options in {"": self.registry_options, **self.sides}.items():
+        for name, options in (group for side in self.sides for group in side.groups):
             if options.password_stdin:
                 msg = f"stdin cannot be both the {what} and the password"
-                option = f"--{side}-password-file" if side else "--password-file"
+                option = format_option(name, "password-file")
                 raise UsageError(msg, hint=f"use {option}, or read the {what} from a file")
         if hint is None:
             usage = _INPUT_USAGES.get(self.command, f"{self.command} PATH")
@@ -203,21 +187,6 @@ class CommandContext:
             wants_more_output = self.run_options.progress not in {"auto", "none"} or self.console.verbosity > 0
             self.console.is_terse = is_pipe(file.fileno()) and not has_terminal and not wants_more_output
         return file
-
-    def _build_keychain(self, side: str, registries: Collection[str]) -> Keychain:
-        from ocistream.auth.credentials import Keychain
-
-        keychain = Keychain(
-            os.environ,
-            home=find_home(os.environ),
-            given=self.credentials.find_credential(side),
-            prefix=variable_prefix(side),
-            named_registries=registries,
-            configured=self.access.rules().credentials,
-            auth_file=self.credentials.find_auth_file(side),
-        )
-        keychain.check_auth_file()
-        return keychain
 
     def _report_retry(self, retry: RetryEvent) -> None:
         self.retry_count += 1

@@ -104,9 +104,8 @@ class OmissionRules:
         The sides of `copy` have separate credentials. A location in the source's registry uses those of the source; any
         other location belongs to the destination.
         """
-        side = ""
-        if self._context.sides:
-            side = "src" if location.registries & self._plan.sources[0].registries else "dest"
+        is_at_source = location.registries & self._plan.sources[0].registries
+        side = self._context.sides[0 if is_at_source else -1]
         return self._context.build_open_context(side, registries=location.registries)
 
     def _select_only(self, graph: Graph) -> Collection[str]:

@@ -36,8 +36,8 @@ from ocistream.api.options import (
     option,
 )
 from ocistream.cli.context import CommandContext
-from ocistream.cli.option_hints import SIDES
 from ocistream.cli.parameter_types import FilePath, PositiveNumber, ResultPath, WholeNumber, empty_value_error
+from ocistream.cli.sides import SIDES, build_sides
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.memory import return_large_blocks
@@ -313,17 +313,18 @@ def _build_context(name: str, console: Console, values: dict[str, Any]) -> Comma
         values["platforms"] = ("all", *given)
     run_options = _pop_group(RunOptions, values)
     _pop_group(MessageOptions, values).apply(console, run_options.progress)
+    registry_options = _pop_group(RegistryOptions, values)
+    own = {side: _pop_group(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values}
     context = CommandContext(
         command=name,
         console=console,
         run_options=run_options,
-        registry_options=_pop_group(RegistryOptions, values),
-        sides={side: _pop_group(RegistryOptions, values, side) for side in SIDES if f"{side}_username" in values},
+        registry_options=registry_options,
+        sides=build_sides(registry_options, own),
         copy_options=_pop_group(CopyOptions, values),
         omission_options=_pop_group(OmissionOptions, values),
         configuration=click.get_current_context().meta.get(CONFIGURATION),
     )
-    context.credentials.check_password_stdin()
     return_large_blocks()
     return context
 

@@ -171,8 +171,9 @@ class Progress:
 
     interval = 0.0
 
-    def __init__(self) -> None:
-        """Start at zero."""
+    def __init__(self, console: Console) -> None:
+        """Start at zero. A display prints to the console."""
+        self._console = console
         self._lock = threading.Lock()
         self._total: int | None = None
         self._blob_count: int | None = None
@@ -235,8 +236,9 @@ class Progress:
         seconds = time.monotonic() - active_blob.started_at if active_blob is not None else 0.0
         self.show_blob(descriptor, status, seconds)
 
-    def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:
-        """Show a finished blob, which was active for so many seconds."""
+    def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:  # noqa: ARG002 - a display shows it
+        """Print a line for a finished blob with -v; it was active for so many seconds."""
+        self._console.info(f"{_describe_status(status)} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
 
     def report_images(self, number: int, count: int) -> None:
         """Set how many images are done, and of how many."""
@@ -258,12 +260,12 @@ class Progress:
                 moved, total, rate, seconds_left, self._blob_count, counts, active_blobs, self._images
             )
 
-    def print_state(self, console: Console) -> None:
+    def print_state(self) -> None:
         """Print the current state as one line; before the first one, print the total."""
         state = self.snapshot()
         if state.total is not None and not self._has_printed_total:
             self._has_printed_total = True
-            console.info(f"{format_count(state.blob_count or 0, 'blob')}, {format_size(state.total)} in all")
+            self._console.info(f"{format_count(state.blob_count or 0, 'blob')}, {format_size(state.total)} in all")
         parts = [format_size(state.moved)]
         if state.total is not None:
             parts = [f"{parts[0]} of {format_size(state.total)}", f"{state.percent} %"]
@@ -273,7 +275,7 @@ class Progress:
         parts.append(f"{format_size(state.rate)}/s")
         if state.seconds_left:
             parts.append(f"{format_remaining_time(state.seconds_left)} left")
-        console.info(", ".join(parts), bytes=state.moved, total=state.total or 0)
+        self._console.info(", ".join(parts), bytes=state.moved, total=state.total or 0)
 
 
 class ProgressLines(Progress):
@@ -287,8 +289,7 @@ class ProgressLines(Progress):
 
     def __init__(self, console: Console) -> None:
         """Print to a console."""
-        super().__init__()
-        self._console = console
+        super().__init__(console)
         #: The beginning and end of a log section, or None.
         self._section: tuple[str, str] | None = None
         if console.verbosity >= 0 and not console.as_json:
@@ -300,16 +301,16 @@ class ProgressLines(Progress):
     def tick(self) -> None:
         """Print a line."""
         if self.has_started and not self._closed.is_set():
-            self.print_state(self._console)
+            self.print_state()
 
     def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:
         """Keep a line for the section, or print it with -v."""
-        text = f"{_describe_status(status)} {descriptor.digest} ({format_size(descriptor.size)}"
         if self._section is None:
-            self._console.info(f"{text})", level=1)
-        else:
-            rate = f", {seconds:.1f} s, {format_size(descriptor.size / seconds)}/s" if seconds > 0 else ""
-            self._blob_lines.append(f"{text}{rate})")
+            super().show_blob(descriptor, status, seconds)
+            return
+        rate = f", {seconds:.1f} s, {format_size(descriptor.size / seconds)}/s" if seconds > 0 else ""
+        shown = f"{_describe_status(status)} {descriptor.digest} ({format_size(descriptor.size)}{rate})"
+        self._blob_lines.append(shown)
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
@@ -333,8 +334,7 @@ class JsonProgress(Progress):
 
     def __init__(self, console: Console) -> None:
         """Report to a console."""
-        super().__init__()
-        self._console = console
+        super().__init__(console)
         #: The last event of `progress`: bytes and total.
         self._reported: tuple[int, int | None] = (0, None)
 
@@ -372,12 +372,11 @@ class ProgressBar(Progress):
 
     def __init__(self, console: Console, *, is_explicit: bool) -> None:
         """Draw nothing yet. Unless `is_explicit`, lines replace the bar while other programs may write."""
-        super().__init__()
-        self._console = console
+        super().__init__(console)
         self._is_explicit = is_explicit
-        #: When the next line is due (monotonic seconds), and how many bytes had moved by then.
+        #: When the next line is due (monotonic seconds), and how many bytes had moved at the last tick.
         self._next_line_at = time.monotonic() + _LINE_INTERVAL
-        self._moved_when_due: int | None = None
+        self._moved_before = 0
         #: Whether another program may write now; then nothing is drawn.
         self._is_suppressed = False
         self._ascii = not _can_encode_blocks()
@@ -398,15 +397,17 @@ class ProgressBar(Progress):
         super().add_total(size, blobs, roots)
         self._draw()
 
-    def show_blob(self, descriptor: Descriptor, status: str, seconds: float) -> None:  # noqa: ARG002 - a display's method
-        """Print a line for a finished blob with -v."""
-        self._console.info(f"{_describe_status(status)} {descriptor.digest} ({format_size(descriptor.size)})", level=1)
-
     def tick(self) -> None:
-        """Draw, or print a line where nothing may be drawn."""
+        """Draw; where nothing may be drawn, print a line every few seconds.
+
+        While nothing moves, no line is due: the other program may ask for a password.
+        """
         self._draw()
-        if self._is_line_due():
-            self.print_state(self._console)
+        now, moved = time.monotonic(), self._moved
+        is_moving, self._moved_before = moved != self._moved_before, moved
+        if self._is_suppressed and is_moving and now >= self._next_line_at:
+            self._next_line_at = now + _LINE_INTERVAL
+            self.print_state()
 
     def print_above(self, text: str) -> None:
         """Print lines that stay, and the bar below them."""
@@ -439,22 +440,6 @@ class ProgressBar(Progress):
             self._console.display = None
             self._erase()
             self._terminal_lock.release()
-
-    def _is_line_due(self) -> bool:
-        """Return whether to print a line now, and if so, set when the next one is due.
-
-        While nothing moves, no line is due: the other program may ask for a password.
-        """
-        now = time.monotonic()
-        if not self._is_suppressed or now < self._next_line_at:
-            return False
-        moved = self.snapshot().moved
-        if self._moved_when_due is None:
-            self._moved_when_due = moved
-        if moved == self._moved_when_due:
-            return False
-        self._next_line_at, self._moved_when_due = now + _LINE_INTERVAL, None
-        return True
 
     def _draw(self) -> None:
         with self._console.write_lock:

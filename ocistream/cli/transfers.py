@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ocistream.api.results import list_images
-from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.report import print_dry_run, print_results, report_copy, report_selected_platforms, write_result
+from ocistream.cli.sides import check_registries
 from ocistream.errors import OcistreamError
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ def run_plan(context: CommandContext, plan: CopyPlan, *, from_byte: int = 0) -> 
         rules = OmissionRules(context, plan)
     _check_registries(context, plan, rules.registries if rules else set())
     plan = plan.with_policy(context.access.load_trust_policy())
-    source_side, destination_side = list(context.sides) or ["", ""]
-    source_context = context.build_open_context(source_side, registries=plan.source_registries)
-    destination_context = context.build_open_context(destination_side, registries=plan.destination_registries)
+    source_context = context.build_open_context(context.sides[0], registries=plan.source_registries)
+    destination_context = context.build_open_context(context.sides[-1], registries=plan.destination_registries)
     source, destination = plan.open(source_context, replace(destination_context, from_byte=from_byte))
     run_transfer(context, plan, source, destination, find_omitted=rules)
 
@@ -55,14 +54,14 @@ def _check_registries(context: CommandContext, plan: CopyPlan, queried: set[str]
     """
     source = plan.source_registries
     destination = plan.destination_registries | (queried - source)
-    if not context.sides:
-        context.credentials.check_registries(source | destination)
-        return
-    registries = {"src": source, "dest": destination}
-    context.check_side_options(*registries)
-    context.credentials.check_sides(registries)
-    for side, names in registries.items():
-        if not names and (message := describe_unused_side_options(side)):
+    named = [source | destination]
+    if len(context.sides) > 1:
+        named = [source, destination]
+        for side in context.sides:
+            side.check_options()
+    check_registries(context.sides, *named)
+    for side, registries in zip(context.sides, named, strict=True):
+        if not registries and (message := side.describe_unused_options()):
             context.console.info(message)
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ocistream.cli.entry_point import COMMANDS, EXTRA_ARGUMENT, PROGRAM, LazyGroup, load_command
-from ocistream.cli.option_hints import SIDES, SYNC_FILE_TABLE
 from ocistream.cli.parameter_types import describe_missing_key
+from ocistream.cli.sides import SIDES, SYNC_FILE_TABLE
 from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:

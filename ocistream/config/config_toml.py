@@ -1,6 +1,6 @@
 """Read ocistream's own config.toml: settings, mirrors and credential sources of each registry host.
 
-Only the first existing file is read. The command line reads `[defaults]`.
+The command line reads `[defaults]`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from urllib.parse import urlsplit
 from ocistream.auth.credentials import parse_credential_source
 from ocistream.config import toml_files as toml
 from ocistream.config.toml_files import TomlTable, registry_host, registry_location
-from ocistream.errors import NotFoundError, UsageError
 from ocistream.http.settings import HostSettings
 from ocistream.registry.configuration import PULL_MODES, HostRule, Mirror
 from ocistream.registry.profiles import PROFILES_BY_NAME
 from ocistream.registry.upload_strategy import parse_upload_method
 from ocistream.signatures.policy import TrustPolicy, TrustRule, normalize_prefix
 from ocistream.sizes import parse_size
-from ocistream.streams.paths import SYSTEM_CONFIG_FILE, find_configuration_file
 from ocistream.streams.workers import MAX_JOBS
 
 if TYPE_CHECKING:
@@ -34,11 +32,7 @@ if TYPE_CHECKING:
 
 def read_credential_source(table: TomlTable, key: str, value: object) -> CredentialSource:
     """Read `env:PREFIX`, `helper:NAME` or `file:PATH`. Errors do not show the value: it may be a password."""
-    text = toml.text(table, key, value)
-    try:
-        source = parse_credential_source(text)
-    except UsageError as error:
-        raise table.key_error(key, error.message, error.hint) from error
+    source = toml.parsed(parse_credential_source)(table, key, value)
     if source.kind != "file":
         return source
     # The file need not exist until credentials are needed.
@@ -84,13 +78,9 @@ def _limit_rate(table: TomlTable, key: str, value: object) -> float:
     return float(size)
 
 
-def _upload(table: TomlTable, key: str, value: object) -> str:
-    method = toml.text(table, key, value)
-    try:
-        parse_upload_method(method)
-    except UsageError as error:
-        raise table.key_error(key, f"is refused: {error.message}", error.hint) from error
-    return method
+def _check_upload_method(text: str) -> str:
+    parse_upload_method(text)
+    return text
 
 
 class _MirrorTable(TomlTable):
@@ -149,7 +139,7 @@ class _HostTable(ConnectionTable):
     )
     mirrors = toml.optional(toml.list_of(_mirror))
     url = toml.optional(_base_url)
-    upload = toml.optional(_upload)
+    upload = toml.optional(toml.parsed(_check_upload_method, "is refused: {}"))
     profile = toml.optional(toml.choice(*sorted(PROFILES_BY_NAME)))
     credentials = toml.optional(read_credential_source)
 
@@ -238,22 +228,14 @@ class _ConfigurationFile(TomlTable):
     defaults = toml.optional(TomlTable.read)
 
 
-def read_configuration(
-    named: Path | None, env: Mapping[str, str], home: Path, *, system: Path = SYSTEM_CONFIG_FILE
-) -> TomlTable | None:
-    """Read the first existing file; return None if there is none.
+def read_configuration(path: Path, home: Path) -> TomlTable | None:
+    """Read a configuration file; return None if it does not exist.
 
     Raises:
-        NotFoundError: the file that `named` names does not exist.
         UsageError: the file is not TOML, or has unknown tables.
         LocalDiskError: the file cannot be read.
     """
-    path = named or find_configuration_file(env, home, system=system)
-    table = None if path is None else toml.read_file(path, _ConfigurationFile, home)
-    if table is None and named is not None:
-        msg = f"--config {named}: no such file"
-        raise NotFoundError(msg, hint="check the path; relative paths start at the current directory")
-    return table
+    return toml.read_file(path, _ConfigurationFile, home)
 
 
 def parse_trust_policy(table: TomlTable) -> TrustPolicy:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar, overload
 
 from ocistream import limits
-from ocistream.errors import InvalidNameError, UsageError
+from ocistream.errors import OcistreamError, UsageError
 from ocistream.oci.reference import parse_registry, printable
 from ocistream.registry.configuration import parse_registry_location
 from ocistream.streams.files import disk_errors
@@ -185,6 +185,19 @@ def text(table: TomlTable, key: str, value: object) -> str:
     return value
 
 
+def parsed(parse: Callable[[str], _T], problem: str = "{}") -> Reader[_T]:
+    """Return a reader of a string that a function parses. `problem` is what its error says; {} is the function's."""
+
+    def read(table: TomlTable, key: str, value: object) -> _T:
+        string = text(table, key, value)
+        try:
+            return parse(string)
+        except OcistreamError as error:
+            raise table.key_error(key, problem.format(error.message), error.hint) from error
+
+    return read
+
+
 def flag(table: TomlTable, key: str, value: object) -> bool:
     """Read a boolean."""
     if not isinstance(value, bool):
@@ -224,21 +237,11 @@ def resolve_path(folder: Path, path: str, home: Path) -> Path:
     return home / path[2:] if path.startswith("~/") else folder / path
 
 
-def registry_location(table: TomlTable, key: str, value: object) -> str:
-    """Read `HOST[:PORT][/PATH]`, in normal form."""
-    # Names of Docker Hub are full names (docker.io/...), as in containers' own parser.
-    try:
-        return parse_registry_location(text(table, key, value))
-    except InvalidNameError as error:
-        raise table.key_error(key, "is not HOST[:PORT][/PATH]", error.hint) from error
-
-
-def registry_host(table: TomlTable, key: str, value: object) -> str:
-    """Read `HOST[:PORT]`, in lower case."""
-    try:
-        return parse_registry(text(table, key, value).lower())
-    except InvalidNameError as error:
-        raise table.key_error(key, "is not a registry's HOST[:PORT]") from error
+#: Reads `HOST[:PORT][/PATH]`, in normal form. Names of Docker Hub are full names (docker.io/...), as in containers' own
+#: parser.
+registry_location: Final = parsed(parse_registry_location, "is not HOST[:PORT][/PATH]")
+#: Reads `HOST[:PORT]`, in lower case.
+registry_host: Final = parsed(lambda host: parse_registry(host.lower()), "is not a registry's HOST[:PORT]")
 
 
 def choice(*names: str) -> Reader[str]:

@@ -11,7 +11,6 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ocistream import limits
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.layout.index import REF_NAME, has_full_name, is_printable_name, tag_of
 from ocistream.notices import notify
@@ -50,8 +49,6 @@ class Selection:
 
     select: ImageSelector = field(default=select_every_image)
     platforms: PlatformChoice = ALL_PLATFORMS
-    #: How much larger than itself a compressed archive may become.
-    max_ratio: int = limits.MAX_RATIO
     #: Whether to include blobs that no image needs, to verify them.
     all_blobs: bool = False
     #: How to handle referrers: signatures, SBOMs and the like.

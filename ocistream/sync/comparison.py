@@ -69,7 +69,8 @@ class ImageComparison:
         """Start without results."""
         self.copy = copy
         self.pending: list[CopyDestination] = []
-        self.results: list[SyncResult] = []
+        #: By the name of the destination.
+        self._results: dict[str, SyncResult] = {}
         #: Set when the image was copied, or failed.
         self.is_copied = threading.Event()
         #: The opened source of the image; None if its manifests were too large to keep, or could not be read.
@@ -84,19 +85,23 @@ class ImageComparison:
         self.planned: dict[str, Report] = {}
 
     def list_results(self) -> list[SyncResult]:
-        """Return the results; the image failed where its layout's index could not be written."""
+        """Return the results in the order of the file; the image failed where its layout's index was not written."""
+        results = [self._results[place.name] for place in self.copy.destinations if place.name in self._results]
         return [
             replace(result, status="failed", digest=None, error=change.error)
             if (change := self.index_changes.get(result.destination)) is not None and change.error is not None
             else result
-            for result in self.results
+            for result in results
         ]
+
+    def add_result(self, result: SyncResult) -> None:
+        """Add the result of one destination."""
+        self._results[result.destination] = result
 
     def add_failure(self, destinations: Collection[CopyDestination], error: OcistreamError) -> None:
         """Add a failure for destinations whose state is unknown."""
-        self.results += [
-            SyncResult(self.copy.name, destination.name, "failed", error=error) for destination in destinations
-        ]
+        for destination in destinations:
+            self.add_result(SyncResult(self.copy.name, destination.name, "failed", error=error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,14 +177,14 @@ class ImageComparer:
                 comparison.add_failure([destination], error)
             else:
                 if is_same:
-                    comparison.results.append(SyncResult(copy.name, destination.name, "unchanged", digest))
+                    comparison.add_result(SyncResult(copy.name, destination.name, "unchanged", digest))
                 else:
                     comparison.pending.append(destination)
 
     def prepare(self, comparison: ImageComparison) -> None:
         """Read the graph of an image that must be copied, and keep it until then if memory allows."""
         copy = comparison.copy
-        if not comparison.pending or copy.source.reference is None:
+        if copy.source.reference is None:
             return
         try:
             with ExitStack() as stack:

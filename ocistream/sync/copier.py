@@ -91,7 +91,7 @@ class ImageCopier:
                 graph = branch.graph if branch is not None and failure is None else None
                 if graph is not None:
                     self._blobs.add(destination, graph.blobs)
-                comparison.results.append(
+                comparison.add_result(
                     SyncResult(
                         comparison.copy.name,
                         destination.name,
@@ -139,8 +139,6 @@ class ImageCopier:
 
     def plan(self, comparison: ImageComparison) -> None:
         """Find out what would be copied; write nothing. May be called in any thread."""
-        if not comparison.pending:
-            return
         copy, cancelled = comparison.copy, self._access.create_cancel_event()
         context = replace(self._access.context(copy.entry.source, cancelled), jobs=1)
         try:
@@ -162,12 +160,11 @@ class ImageCopier:
         except OcistreamError as error:
             comparison.add_failure(comparison.pending, error)
 
-    def list_planned(self, comparison: ImageComparison) -> list[SyncResult]:
-        """Return what would be copied of an image; blobs that earlier images bring along are not counted again.
+    def add_planned(self, comparison: ImageComparison) -> None:
+        """Add what would be copied of an image; blobs that earlier images bring along are not counted again.
 
         A run writes an image to all its destinations at once, so its blobs count for each, even in one registry.
         """
-        results = []
         read_digests: set[str] = set()
         planned = [destination for destination in comparison.pending if destination.name in comparison.planned]
         for destination in planned:
@@ -177,7 +174,7 @@ class ImageCopier:
             new = [blob for blob in copied if not self._blobs.has(destination, blob)]
             bytes_read = sum(blob.size for blob in new if blob.digest not in read_digests)
             read_digests.update(blob.digest for blob in new)
-            results.append(
+            comparison.add_result(
                 SyncResult(
                     *(comparison.copy.name, destination.name, "to copy", report.graph.roots[0].descriptor.digest),
                     size=sum(blob.size for blob in new),
@@ -187,7 +184,6 @@ class ImageCopier:
             )
         for destination in planned:
             self._blobs.add(destination, comparison.planned[destination.name].graph.blobs)
-        return results
 
     def _open_destination(self, copy_destination: CopyDestination, cancelled: threading.Event) -> Destination:
         location, reference = copy_destination.sync_location.location, copy_destination.reference

@@ -79,12 +79,15 @@ class SyncRun:
             done = 0
             while batch := list(itertools.islice(selected, _BATCH_SIZE)):
                 comparisons = [ImageComparison(copy) for copy in batch]
-                jobs = self._limit_jobs(batch)
-                for step in (self._comparer.compare, self._copier.plan if dry_run else self._comparer.prepare):
-                    run_each(step, comparisons, jobs=jobs, cancelled=self._access.create_cancel_event())
+                jobs, cancelled = self._limit_jobs(batch), self._access.create_cancel_event()
+                run_each(self._comparer.compare, comparisons, jobs=jobs, cancelled=cancelled)
+                pending = [comparison for comparison in comparisons if comparison.pending]
+                step = self._copier.plan if dry_run else self._comparer.prepare
+                run_each(step, pending, jobs=jobs, cancelled=cancelled)
                 if dry_run:
                     for comparison in comparisons:
-                        self._report([*comparison.results, *self._copier.list_planned(comparison)])
+                        self._copier.add_planned(comparison)
+                        self._report(comparison.list_results())
                 else:
                     self._copy_batch(comparisons, jobs, done, count)
                 if self._cancelled.is_set():

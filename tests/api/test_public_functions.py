@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import io
 import json
@@ -21,6 +22,8 @@ from typing import Any
 import pytest
 
 import ocistream
+from ocistream import limits
+from tests.archives import items_of, tar_of
 from tests.certificates import Certificate
 from tests.cli.commands import options
 from tests.fault_actions import Header, Reply, Stall, refusal
@@ -306,6 +309,21 @@ def test_inspect_returns_what_the_command_prints(layout: Layout, registry: Fault
     for location in (f"{registry.host}/app:1", f"{registry.host}/app", f"oci:{layout.path}"):
         assert ocistream.inspect(location) == json.loads(command("inspect", "--json", location).out)
     assert ocistream.inspect(ocistream.Reference(registry.host, "app"))["tags"] == ["1"]
+
+
+@pytest.mark.parametrize("name", ["copy", "verify", "inspect", "digest", "tags"])
+def test_a_compressed_archive_that_expands_too_much_is_refused(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(limits, "UNCHECKED_EXPANSION", 1 << 20)
+    layout.image([bytes(2 << 20)], name="1")
+    archive = tmp_path / "app.tgz"
+    archive.write_bytes(gzip.compress(tar_of(items_of(layout))))
+    call = getattr(ocistream, name)
+    arguments = [archive, *([tmp_path / "out.tar"] if name == "copy" else [])]
+    with pytest.raises(ocistream.ArchiveError, match="expands to more than 200 times"):
+        call(*arguments)
+    call(*arguments, max_ratio=2000)
 
 
 # -- credentials and settings -----------------------------------------------------------------------------

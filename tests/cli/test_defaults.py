@@ -236,6 +236,7 @@ def test_a_variable_names_the_configuration_file(user: User, tmp_path: Path) -> 
     assertions.failure(user.pull("--config", other), 2, str(other))
     assertions.failure(user.pull(f"--config={other}"), 2, str(other))
     assertions.failure(user.pull(OCISTREAM_CONFIG="/nowhere"), 4, "OCISTREAM_CONFIG: /nowhere: no such file")
+    assertions.failure(user.pull("--config=/nowhere"), 4, "--config /nowhere: no such file")
 
 
 def test_a_json_log_format_by_default_applies_to_usage_errors(user: User) -> None:

@@ -85,6 +85,18 @@ def test_pull_and_push_import_only_needed_modules(served: FaultyRegistry, layout
     assert sent >= PUSHING
 
 
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_sync_without_a_policy_imports_no_check_of_signatures(
+    served: FaultyRegistry, layout: Layout, tmp_path: Path, options: list[str]
+) -> None:
+    seed(layout, layout.image([b"layer"]), served.host, "app", "1")
+    file = tmp_path / "sync.toml"
+    file.write_text(f"[[sync]]\nfrom = '{served.host}/app:1'\nto = '{served.host}/copy'\n")
+    modules = imported("sync", str(file), *options)
+    assert "ocistream.sync.run" in modules
+    assert modules & {"ocistream.signatures.check", "cryptography"} == set()
+
+
 def test_a_configuration_file_with_defaults_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("OCISTREAM_JOBS", raising=False)

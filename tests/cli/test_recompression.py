@@ -293,6 +293,17 @@ class TestRefusals:
         result = ocistream(*argv, "--max-ratio", "2000", machine=low_expansion)
         assertions.failure(result, 5, "the config of its image says")
 
+    @pytest.mark.parametrize("verb", ["copy", "verify", "inspect", "digest", "tags", "have"])
+    def test_a_compressed_archive_that_expands_too_much_is_refused(
+        self, layout: Layout, tmp_path: Path, low_expansion: Path, verb: str
+    ) -> None:
+        layout.image([bytes(2 * MIB)], name="1")
+        archive = tmp_path / "app.tgz"
+        archive.write_bytes(gzip.compress(tar_of(items_of(layout))))
+        argv: list[str | Path] = [verb, archive, *([tmp_path / "out.tar"] if verb == "copy" else [])]
+        assertions.failure(ocistream(*argv, machine=low_expansion), 6, "expands to more than 200 times", "--max-ratio")
+        assertions.success(ocistream(*argv, "--max-ratio", "2000", machine=low_expansion))
+
 
 def uncovered() -> dict[str, str]:
     """Return the environment without coverage, which writes files."""

@@ -36,6 +36,11 @@ def images(layout: Layout) -> list[Descriptor]:
     ]
 
 
+def test_the_usage_line_names_what_a_layout_and_a_registry_take() -> None:
+    usage = ocistream("rm", "--help").lines()[0]
+    assert usage == "Usage: ocistream rm [OPTIONS] {DIR NAME|TAG|DIGEST... | IMAGE...}"
+
+
 @pytest.mark.parametrize("name", ["registry.example/a:1", None])
 def test_an_image_is_removed_by_name_or_digest(layout: Layout, images: list[Descriptor], name: str | None) -> None:
     digest = images[0]["digest"]

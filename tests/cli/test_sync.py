@@ -309,6 +309,17 @@ class TestSeveralDestinations:
         assert len(fetched(source)) == 4
         assert "2 images copied" in result.err
 
+    @pytest.mark.parametrize("options", [["--dry-run"], []])
+    def test_results_are_in_the_order_of_the_file(
+        self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path, options: list[str]
+    ) -> None:
+        image = f"{source.host}/app:1.0"
+        assertions.success(sync(tmp_path, entry(image, f"{other.host}/app")))
+        result = sync(tmp_path, entry(image, f"{target.host}/app", f"{other.host}/app", "oci:images"), *options)
+        assertions.success(result)
+        names = [line.split()[-1].partition("@")[0] for line in result.lines()]
+        assert names == [f"{target.host}/app:1.0", f"{other.host}/app:1.0", f"oci:{tmp_path}/images:{image}"]
+
     def test_neither_destination_is_asked_for_small_blobs_after_eight_missing_blobs(
         self, source: FaultyRegistry, target: FaultyRegistry, other: FaultyRegistry, tmp_path: Path
     ) -> None:
@@ -475,6 +486,16 @@ class TestCredentials:
         assert "1 unchanged" in result.err
         missing = sync(tmp_path, text, env={"ONE": None})
         assertions.failure(missing, 2, "password-env", "ONE", "not set")
+
+    def test_a_malformed_file_of_credentials_is_an_error_before_any_request(
+        self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
+    ) -> None:
+        (tmp_path / "auth.json").write_text('{"auths": 1}')
+        text = f'[credentials.x]\nauthfile = "auth.json"\n[registry."{target.host}"]\ncredentials = "x"\n'
+        source.requests.clear()
+        result = sync(tmp_path, text + entry(f"{source.host}/app:1.0", f"{target.host}/app"))
+        assertions.failure(result, 2, "auth.json")
+        assert source.requests == target.requests == []
 
     def test_the_hint_for_wrong_credentials_names_their_source(
         self, source: FaultyRegistry, start: Start, tmp_path: Path

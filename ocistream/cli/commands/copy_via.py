@@ -8,7 +8,6 @@ from ocistream import __version__, limits
 from ocistream.api.copy_plan import plan_copy
 from ocistream.archive.destination import ArchiveDestination
 from ocistream.archive.outputs import Output
-from ocistream.cli.option_hints import describe_unused_side_options
 from ocistream.cli.parameter_types import parse_location_argument
 from ocistream.cli.transfers import run_transfer
 from ocistream.errors import ArchiveError, IntegrityError, PartialBlobLostError, UsageError
@@ -46,11 +45,12 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
         msg = "--all-tags and --tags do not work with --via"
         raise UsageError(msg, hint="copy the images one by one")
     check_shell_safe(destination)
-    context.check_side_options("src")
+    source_side, _ = context.sides
+    source_side.check_options()
     source_location = parse_location_argument(source)
     remote_destination = parse_location_argument(destination, is_remote=True)
     context.check_result(source_location)
-    if source_location.reference is None and (message := describe_unused_side_options("src")):
+    if source_location.reference is None and (message := source_side.describe_unused_options()):
         context.console.info(message)
     plan = plan_copy([source_location], remote_destination, context.copy_options, is_remote=True)
     plan = plan.with_policy(context.access.load_trust_policy())
@@ -58,7 +58,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
     remote = _RemoteOcistream(context, plan.destination, via)
 
     def send() -> None:
-        open_context = context.build_open_context("src", registries=plan.source_registries)
+        open_context = context.build_open_context(source_side, registries=plan.source_registries)
         source = open_source(source_location, open_context, plan.selection)
         run_transfer(context, plan, source, remote.open_destination(), find_omitted=remote.find_omitted)
 
@@ -77,7 +77,7 @@ def copy_via(context: CommandContext, source: str, destination: str, via: tuple[
 
 def _check_options(context: CommandContext) -> None:
     """Raise UsageError for an option without a meaning, or with a misleading one, if the remote side writes."""
-    own = context.sides["dest"]
+    own = context.sides[-1].own
     refused: dict[str, tuple[object, str]] = {
         "dest-username": (own.username, _LOG_IN_REMOTELY),
         "dest-password-stdin": (own.password_stdin, _LOG_IN_REMOTELY),
@@ -207,7 +207,7 @@ class _RemoteOcistream:
         codes and messages of its own.
         """
         context, run = self._context, self._context.run_options
-        registry = context.options_for_side("dest")
+        registry = context.sides[-1].options
         options = ["--plain-http"] if registry.plain_http else []
         options += ["--insecure"] if registry.insecure else []
         options += ["--retries", f"{run.retries}", "--connect-timeout", f"{run.connect_timeout:g}"]

@@ -33,13 +33,8 @@ def digest(context: CommandContext, text: str) -> None:
     ocistream digest --platform linux/arm64 nginx:1
     ocistream digest oci:images:app
     """
-    from ocistream.api.inspection import SingleImage
+    from ocistream.api.inspection import find_digest
 
     location = parse_location_argument(text)
-    image = SingleImage(
-        location=location,
-        context=context.build_open_context(registries=location.registries),
-        platforms=parse_platform_choice(context.copy_options.platforms),
-        max_ratio=context.copy_options.max_ratio,
-    )
-    click.echo(image.find_digest())
+    open_context = context.build_open_context(registries=location.registries)
+    click.echo(find_digest(location, open_context, parse_platform_choice(context.copy_options.platforms)))

@@ -11,6 +11,7 @@ from ocistream.api.copy_plan import parse_mount_sources
 from ocistream.api.options import SELECTION, SELECTS_CONTENT, CopyOptions
 from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options_of
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
+from ocistream.cli.sides import check_registries
 from ocistream.errors import NotFoundError, UnsupportedError, UsageError
 from ocistream.layout.image_selection import Selection
 
@@ -64,7 +65,7 @@ def have(context: CommandContext, locations: tuple[str, ...], among: str | None)
     if context.copy_options.mount_from and among is None:
         msg = "--mount-from needs --among"
         raise UsageError(msg, hint="without --among, name the other repositories too: ocistream have REPO REPO")
-    context.credentials.check_registries({location.reference.registry for location in parsed if location.reference})
+    check_registries(context.sides, {location.reference.registry for location in parsed if location.reference})
     stores = [_open_store(context, location, writes=among is not None) for location in parsed]
     partial_blobs: Mapping[str, int] = {}
     if among is None:
@@ -89,7 +90,7 @@ def _open_store(context: CommandContext, location: Location, *, writes: bool) ->
     return open_stored_blobs(
         location,
         replace(open_context, mount_from=mounts),
-        selection=Selection(max_ratio=context.copy_options.max_ratio, referrers="list"),
+        selection=Selection(referrers="list"),
         records=context.access.upload_records() if writes else None,
         warn=context.console.info,
     )

@@ -6,10 +6,8 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -32,7 +30,7 @@ from ocistream.oci.reference import printable
 from ocistream.sizes import format_count, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ocistream.cli.context import CommandContext
 
@@ -42,9 +40,12 @@ FORMATS: Final = ("text", "json", "html")
 _MAX_SHOWN: Final = 200
 #: Pieces of JSON (a key, a value, a comma), or lines, per write.
 _PIECES_PER_WRITE: Final = 4096
-#: Returns the line of an image, or a part of it.
-_Part: TypeAlias = Callable[[Mapping[str, Any]], str]
-
+#: The fields of a template, by the names of the JSON document.
+_FIELDS: Final = ("name", "digest", "mediaType", "size", "bytes", "kind", "platform", "created", "imageId")
+#: Fields with a key.
+_MAPS: Final = ("labels", "annotations")
+#: Fields that belong to one platform.
+_PLATFORM_FIELDS: Final = frozenset({"created", "imageId", "labels"})
 #: A doubled brace, a field, or a single brace.
 _ITEM: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 #: A Go template, as skopeo and docker take it. Here `{{` is a literal brace.
@@ -106,7 +107,7 @@ def inspect(
     ocistream inspect app.tar --format html > app.html
     ssh host cat app.tar | ocistream inspect - --json
     """
-    from ocistream.api.inspection import SingleImage, inspect_location
+    from ocistream.api.inspection import inspect_location, read_config, read_manifest
 
     if location is None:
         msg = "Missing argument 'LOCATION'."
@@ -127,25 +128,14 @@ def inspect(
         msg = "--raw prints one manifest or index, not several platforms"
         raise UsageError(msg, hint="choose one --platform, or all for the index")
     if raw or raw_config:
-        image = SingleImage(
-            location=parsed,
-            context=open_context,
-            platforms=platforms,
-            max_ratio=context.copy_options.max_ratio,
-        )
-        _write_raw(image.read_manifest().raw if raw else image.read_config())
+        image = parsed, open_context, platforms
+        _write_raw(read_manifest(*image).raw if raw else read_config(*image))
         return
     if template is not None and parsed.is_repository:
         # A line is for an image, not for a repository.
         parsed = replace(parsed, is_repository=False)
     try:
-        document = inspect_location(
-            parsed,
-            open_context,
-            platforms=platforms,
-            max_ratio=context.copy_options.max_ratio,
-            report=context.console.info,
-        )
+        document = inspect_location(parsed, open_context, platforms, report=context.console.info)
     except IntegrityError as error:
         from ocistream.cli.error_hints import add_damage_hint
 
@@ -274,7 +264,7 @@ def _blob_line(layer: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _parse_template(text: str) -> _Part:
+def _parse_template(text: str) -> Callable[[Mapping[str, Any]], str]:
     """Return a function that returns the line of an image of the JSON document.
 
     A template is such as "{name} {labels.org.opencontainers.image.version}"; {{ and }} are literal braces. Labels and
@@ -289,32 +279,31 @@ def _parse_template(text: str) -> _Part:
     if _GO_TEMPLATE.search(text):
         msg = f"--format {shown!r}: Go templates are not supported"
         raise UsageError(msg, hint=f"write {{digest}} for {{{{.Digest}}}}; {_describe_fields()}")
-    fields = []
+    has_field = False
     for match in _ITEM.finditer(text):
         if match[0] in {"{", "}"}:
             msg = f"--format {shown!r} has a single {match[0]}"
             raise UsageError(msg, hint=f"write {match[0] * 2} for a literal {match[0]}; {_describe_fields()}")
         if match[1] is not None:
-            fields.append(_parse_field(match[1]))
-    if not fields:
+            _check_field(match[1])
+            has_field = True
+    if not has_field:
         msg = f"--format {shown!r} is not text, json or html, and a template needs a field"
         raise UsageError(msg, hint=_describe_fields())
 
     def fill_in(image: Mapping[str, Any]) -> str:
-        values = (field(image) for field in fields)
-        return sanitize_line(_ITEM.sub(lambda match: match[0][0] if match[1] is None else next(values), text))
+        return sanitize_line(
+            _ITEM.sub(lambda match: match[0][0] if match[1] is None else _read_field(match[1], image), text)
+        )
 
     return fill_in
 
 
-def _parse_field(text: str) -> _Part:
+def _check_field(text: str) -> None:
     name, dot, key = text.partition(".")
-    if name in _FIELDS and not dot:
-        return _FIELDS[name]
-    if name in _MAPS and key:
-        return partial(_read_entry, name, key)
-    msg = f"--format: {printable(text)!r} is not a field"
-    raise UsageError(msg, hint=_describe_fields())
+    if not (name in _MAPS and key) and (dot or name not in _FIELDS):
+        msg = f"--format: {printable(text)!r} is not a field"
+        raise UsageError(msg, hint=_describe_fields())
 
 
 def _describe_fields() -> str:
@@ -322,13 +311,26 @@ def _describe_fields() -> str:
     return f"the fields are {', '.join(f'{{{name}}}' for name in names)}"
 
 
-def _read_entry(name: str, key: str, image: Mapping[str, Any]) -> str:
+def _read_field(text: str, image: Mapping[str, Any]) -> str:
+    """Return the text of a field of an image; "" for a label, an annotation or a name that the image lacks."""
+    name, _, key = text.partition(".")
+    if name in _PLATFORM_FIELDS:
+        _require_one_image(image, text)
     if name == "annotations":
-        entries = {**image.get("indexAnnotations", {}), **image.get("annotations", {})}
-    else:
-        _require_one_image(image, f"{name}.{key}")
-        entries = image.get(name, {})
-    return str(entries.get(key, ""))
+        return str({**image.get("indexAnnotations", {}), **image.get("annotations", {})}.get(key, ""))
+    if name == "labels":
+        return str(image.get("labels", {}).get(key, ""))
+    if name == "bytes":
+        return str(_sum_blobs(image))
+    if name == "platform":
+        return ",".join(_list_platforms(image))
+    if name == "imageId":
+        return str(image["config"]["digest"]) if "config" in image else ""
+    if name in {"digest", "mediaType", "size"} and name not in image:
+        msg = f"{printable(image['name'] or 'the image')} has no {{{name}}}: a docker-archive has no manifests"
+        raise UnsupportedError(msg, hint=f"its image ID is {image.get('imageId')} ({{imageId}})")
+    value = image.get(name, "missing" if name == "kind" else "")
+    return "" if value is None else str(value)
 
 
 def _require_one_image(image: Mapping[str, Any], field: str) -> None:
@@ -363,42 +365,3 @@ def _sum_blobs(manifest: Mapping[str, Any]) -> int:
             blobs.append(current["config"])
         sizes.update((blob["digest"], blob["size"]) for blob in blobs if not blob.get("foreign"))
     return sum(sizes.values())
-
-
-def _of_manifest(key: str) -> _Part:
-    def read(image: Mapping[str, Any]) -> str:
-        if key not in image:
-            msg = f"{printable(image['name'] or 'the image')} has no {{{key}}}: a docker-archive has no manifests"
-            raise UnsupportedError(msg, hint=f"its image ID is {image.get('imageId')} ({{imageId}})")
-        return str(image[key])
-
-    return read
-
-
-def _of_config(key: str) -> _Part:
-    def read(image: Mapping[str, Any]) -> str:
-        _require_one_image(image, key)
-        return str(image.get(key, ""))
-
-    return read
-
-
-def _image_id(image: Mapping[str, Any]) -> str:
-    _require_one_image(image, "imageId")
-    return str(image["config"]["digest"]) if "config" in image else ""
-
-
-#: The fields, by the names of the JSON document, and how their text is found.
-_FIELDS: Final[dict[str, _Part]] = {
-    "name": lambda image: image["name"] or "",
-    "digest": _of_manifest("digest"),
-    "mediaType": _of_manifest("mediaType"),
-    "size": _of_manifest("size"),
-    "bytes": lambda image: str(_sum_blobs(image)),
-    "kind": lambda image: str(image.get("kind", "missing")),
-    "platform": lambda image: ",".join(_list_platforms(image)),
-    "created": _of_config("created"),
-    "imageId": _image_id,
-}
-#: Fields with a key.
-_MAPS: Final = ("labels", "annotations")

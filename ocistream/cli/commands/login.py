@@ -53,7 +53,7 @@ def login(context: CommandContext, registry: str) -> None:
 
     host = parse_registry(registry)
     keychain = _open_keychain(context)
-    option_password = context.credentials.read_password()
+    option_password = context.sides[0].read_password()
     username = context.registry_options.username or os.environ.get("OCISTREAM_USERNAME") or _prompt("Username: ")
     secret = option_password or os.environ.get("OCISTREAM_PASSWORD") or _prompt("Password: ", secret=True)
     credential = Credential(username, secret, source="the given user name and password")

@@ -10,6 +10,7 @@ from ocistream.api.options import SELECTS_CONTENT
 from ocistream.cli.options import Option, RunOptions, command, credential_options, network_options, options_of
 from ocistream.cli.parameter_types import FilePath, parse_location_argument
 from ocistream.cli.report import format_result_line
+from ocistream.cli.sides import check_registries
 from ocistream.errors import InvalidNameError, NotFoundError, UsageError
 from ocistream.locations import layout_path_of, parse_location
 from ocistream.oci.reference import parse_reference, printable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @command(
-    click.Argument(["texts"], metavar="LOCATION [NAME]...", nargs=-1, required=True, type=FilePath()),
+    click.Argument(["texts"], metavar="{DIR NAME|TAG|DIGEST... | IMAGE...}", nargs=-1, required=True, type=FilePath()),
     Option(
         ["--by-digest"],
         is_flag=True,
@@ -37,14 +38,14 @@ if TYPE_CHECKING:
     network_options,
 )
 def rm(context: CommandContext, texts: tuple[str, ...], *, by_digest: bool) -> None:
-    """Remove images from a layout directory by name, or from registries.
+    """Remove images from the layout directory DIR, or from registries.
 
-    In a layout, NAME is a full name, its short form, a tag, or a digest; a digest removes all names of that image.
-    Referrers that lose their subject are removed too. Then run `ocistream gc DIR` to delete the blobs.
+    In a layout, NAME is a full name or its short form; a digest removes all names of that image. Referrers that lose
+    their subject are removed too. Then run `ocistream gc DIR` to delete the blobs.
 
-    In a registry, HOST/REPO:TAG deletes the tag, and HOST/REPO@DIGEST the manifest with all its tags. The registry
-    deletes the blobs later. If one image does not exist, nothing is removed. Removed images are printed as
-    NAME@sha256:...
+    In a registry, IMAGE is HOST/REPO:TAG, which deletes the tag, or HOST/REPO@DIGEST, which deletes the manifest with
+    all its tags. The registry deletes the blobs later. If one image does not exist, nothing is removed. Removed images
+    are printed as NAME@sha256:...
 
     \b
     ocistream rm images/ nginx:1 example.com/app:1 && ocistream gc images/
@@ -108,7 +109,7 @@ def _remove_from_registries(context: CommandContext, references: Sequence[Refere
 
     dry_run = context.run_options.dry_run
     registries = {reference.registry for reference in references}
-    context.credentials.check_registries(registries)
+    check_registries(context.sides, registries)
     open_context = context.build_open_context(registries=registries)
     for image in delete_images(open_context.registries(), references, by_digest=by_digest, dry_run=dry_run):
         click.echo(format_result_line(image.reference.name, image.digest, None))

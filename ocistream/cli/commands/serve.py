@@ -203,7 +203,7 @@ def _build_basic_auth(context: CommandContext) -> BasicAuth | None:
             msg = f"{option} without --username"
             raise UsageError(msg, hint="name the user of that password")
         return None
-    password = context.credentials.read_password() or os.environ.get("OCISTREAM_PASSWORD")
+    password = context.sides[0].read_password() or os.environ.get("OCISTREAM_PASSWORD")
     if not password:
         msg = "--username needs a password"
         raise UsageError(msg, hint="use --password-stdin, --password-file or OCISTREAM_PASSWORD")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import zlib
@@ -17,11 +16,11 @@ from ocistream.api.options import FOR_ONE_RUN, SELECTION, RegistryOptions
 from ocistream.api.registries import find_home
 from ocistream.cli.console import escape_ci_commands
 from ocistream.cli.error_hints import add_sync_hint, describe_hub_destination
-from ocistream.cli.option_hints import build_sync_hint_translator
 from ocistream.cli.options import Option, RunOptions, command, options_of, transfer_options
 from ocistream.cli.parameter_types import FilePath
 from ocistream.cli.report import report_incomplete_indexes, report_skipped_referrers, write_result_pieces
-from ocistream.cli.standard_streams import read_password_file
+from ocistream.cli.sides import OPTION_IN_HINT, SYNC_FILE_TABLE, Side
+from ocistream.cli.standard_streams import read_password, read_password_file
 from ocistream.errors import UsageError
 from ocistream.oci.reference import printable
 from ocistream.process_exit import delayed_exit
@@ -30,9 +29,9 @@ from ocistream.streams.paths import real_path
 from ocistream.streams.workers import run_in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from ocistream.auth.credentials import Keychain
+    from ocistream.auth.docker_config import Credential
     from ocistream.cli.context import CommandContext
     from ocistream.locations import OpenContext
     from ocistream.sync.comparison import SyncResult
@@ -154,46 +153,54 @@ def _build_open_contexts(context: CommandContext, plan: SyncPlan) -> dict[Login 
     """Return the open context of each login of the file: one set of connections, which all images share."""
     registries: dict[Login | None, set[str]] = {}
     for sync_location in plan.sync_locations:
-        login_registries = registries.setdefault(sync_location.login, set())
-        if sync_location.location.reference is not None:
-            login_registries.add(sync_location.location.reference.registry)
-    hint = build_sync_hint_translator(context.registry_options)
-    # Secrets are read before any copy, so a variable that is not set is reported at once.
+        login, reference = sync_location.login, sync_location.location.reference
+        named = registries.setdefault(login, set())
+        # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
+        if reference is not None and login is not None and login.auth_file is None:
+            named.add(reference.registry)
     return {
-        login: context.build_open_context(
-            build_keychain=functools.partial(_build_keychain, context, login, _read_secret(login), named),
-            translate_hint=hint,
-        )
+        login: context.build_open_context(_LoginSide(context.registry_options, login), registries=named)
         for login, named in registries.items()
     }
 
 
-def _build_keychain(context: CommandContext, login: Login | None, secret: str, registries: Collection[str]) -> Keychain:
-    """Build the keychain of a login: its credential is for the `registries` the file uses it with.
+class _LoginSide(Side):
+    """The registries that the file uses one login with. A mirror of them gets its own credential, if it has one."""
 
-    A mirror of such a registry gets its own credential, if it has one.
-    """
-    from ocistream.auth.credentials import Keychain
-    from ocistream.auth.docker_config import Credential, with_named_source
+    #: The file names them.
+    names_credentials = True
 
-    auth_file = context.credentials.find_auth_file("")
-    credential: Credential | None = None
-    # A user name without a registry (OCISTREAM_USERNAME) is for none of the file's registries.
-    named: Collection[str] = ()
-    if login is not None and login.auth_file is not None:
-        auth_file = login.auth_file, _SYNC_FILE
-    elif login is not None:
-        source = login.password_env or str(login.password_file)
-        credential = with_named_source(Credential(login.username, secret, source=source), _SYNC_FILE)
-        named = registries
-    return Keychain(
-        dict(os.environ),
-        home=find_home(os.environ),
-        given=credential,
-        named_registries=named,
-        configured=context.access.rules().credentials,
-        auth_file=auth_file,
-    )
+    def __init__(self, options: RegistryOptions, login: Login | None) -> None:
+        super().__init__("", options, options, read_password)
+        self._login = login
+        # Read before any copy, so that a variable that is not set is reported at once.
+        self._secret = _read_secret(login)
+
+    def find_auth_file(self) -> tuple[Path, str] | None:
+        if self._login is not None and self._login.auth_file is not None:
+            return self._login.auth_file, _SYNC_FILE
+        return super().find_auth_file()
+
+    def rename_options(self, hint: str) -> str:
+        """Return a hint with the keys of a sync file's registry table in place of its options."""
+        if self.shared.plain_http and "--plain-http" in hint:
+            return hint.replace("--plain-http", f"--plain-http (or set plain-http = false in {SYNC_FILE_TABLE})")
+        matches = list(OPTION_IN_HINT.finditer(hint))
+        if not matches:
+            return hint
+        # Insert the table after the last key and its value; the rest of the hint may name other ways.
+        end = matches[-1].end()
+        end += len(" FILE") if hint.startswith(" FILE", end) else 0
+        keys = OPTION_IN_HINT.sub(r"\1", hint[:end])
+        return f"{keys} ({'a key' if len(matches) == 1 else 'keys'} of {SYNC_FILE_TABLE}){hint[end:]}"
+
+    def _read_credential(self) -> Credential | None:
+        from ocistream.auth.docker_config import Credential, with_named_source
+
+        if self._login is None or self._login.auth_file is not None:
+            return None
+        source = self._login.password_env or str(self._login.password_file)
+        return with_named_source(Credential(self._login.username, self._secret, source=source), _SYNC_FILE)
 
 
 def _read_secret(login: Login | None) -> str:
@@ -270,16 +277,20 @@ class _OutcomeReporter:
 
     def document(self, shard: Shard, *, is_complete: bool) -> Iterator[bytes]:
         """Return the document of --result in pieces; sizes in bytes. `complete` is false for a stopped run."""
-        head = {"complete": is_complete, "dryRun": self._dry_run, "shard": str(shard)}
-        tail = {
+        document = {
+            "complete": is_complete,
+            "dryRun": self._dry_run,
+            "shard": str(shard),
+            "images": [],
             "bytes": {"sent": self._size, "fetched": self._fetched},
             "retried": self._context.retry_count,
             "seconds": round(monotonic() - self._started_at, 3),
         }
-        yield json.dumps(head, indent=2).removesuffix("\n}").encode() + b',\n  "images": ['
+        head, tail = json.dumps(document, indent=2).encode().split(b"[]")
+        yield head + b"["
         if self._results is not None:
             yield from self._results.pieces()
-        yield b"\n  ],\n" + json.dumps(tail, indent=2).removeprefix("{\n").encode() + b"\n"
+        yield b"\n  ]" + tail + b"\n"
 
 
 class CompressedJsonList:

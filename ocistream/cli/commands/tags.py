@@ -38,7 +38,7 @@ def tags(context: CommandContext, text: str, *, as_json: bool) -> None:
 
     location = parse_location_argument(text)
     open_context = context.build_open_context(registries=location.registries)
-    listed = list_names(location, open_context, max_ratio=context.copy_options.max_ratio)
+    listed = list_names(location, open_context)
     if as_json:
         click.echo(escape_ci_commands(json.dumps(listed.document, indent=2)))
     else:

@@ -88,16 +88,13 @@ def verify(
 
     signers = context.copy_options.list_signers(keys)
     paths = paths or ("-",)
-    max_ratio = context.copy_options.max_ratio
     with contextlib.ExitStack() as stack:
         if as_json:
             stack.enter_context(_print_error_as_json(paths))
         locations = [_find(path) for path in paths]
         registries = set[str]().union(*(location.registries for location in locations))
         source = stack.enter_context(
-            contextlib.closing(
-                open_locations(locations, context.build_open_context(registries=registries), max_ratio=max_ratio)
-            )
+            contextlib.closing(open_locations(locations, context.build_open_context(registries=registries)))
         )
         # Opening stdin may silence the display.
         observer = stack.enter_context(context.console.show_progress(context.run_options.progress))
@@ -105,7 +102,7 @@ def verify(
             source,
             paths,
             deep=deep,
-            max_ratio=max_ratio,
+            max_ratio=context.copy_options.max_ratio,
             signers=signers,
             observer=observer,
             cancelled=context.cancelled,

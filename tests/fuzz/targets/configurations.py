@@ -121,7 +121,7 @@ def _ours(folder: Path) -> Iterator[Check]:
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
-        table = read_configuration(path, {}, folder)
+        table = read_configuration(path, folder)
         _used(RegistryRules({} if table is None else parse_host_rules(table)))
 
     yield check

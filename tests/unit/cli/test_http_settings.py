@@ -13,6 +13,7 @@ from ocistream.api.registries import RegistryAccess
 from ocistream.cli.console import Console
 from ocistream.cli.context import CommandContext
 from ocistream.cli.options import OmissionOptions, RunOptions
+from ocistream.cli.sides import build_sides
 
 
 @pytest.mark.parametrize(("stall", "longest"), [(30.0, 900.0), (3600.0, 3600.0)])
@@ -36,14 +37,14 @@ def test_both_sides_of_a_copy_share_the_limits() -> None:
         console=Console(),
         run_options=RunOptions(limit_rate=1000.0, max_requests_per_second=3.0),
         registry_options=none,
-        sides={"src": none, "dest": none},
+        sides=build_sides(none, {"src": none, "dest": none}),
         copy_options=CopyOptions(),
         omission_options=OmissionOptions(),
     )
     with contextlib.ExitStack() as stack:
         sides = [
             stack.enter_context(contextlib.closing(context.build_open_context(side).registries().client))
-            for side in ("src", "dest")
+            for side in context.sides
         ]
     source, target = (side._rate_limits for side in sides)  # noqa: SLF001 - only a test needs it
     assert source is target

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocistream.cli.console import Console
 from ocistream.cli.progress import Progress, ProgressSnapshot, TransferRate, format_remaining_time, render_lines
 from ocistream.oci.descriptor import Descriptor
 from ocistream.oci.graph import Graph
@@ -56,7 +57,7 @@ class TestTransferRate:
 class TestSnapshots:
     @pytest.fixture
     def account(self) -> Progress:
-        account = Progress()
+        account = Progress(Console())
         account.planned(Graph((), (), (BLOB, OTHER)))
         return account
 
@@ -99,13 +100,13 @@ class TestSnapshots:
             interval = 3600.0
 
         before = threading.enumerate()
-        with Rare():
+        with Rare(Console()):
             (thread,) = set(threading.enumerate()) - set(before)
         thread.join(60)
         assert not thread.is_alive()
 
     def test_a_layer_whose_digest_is_known_at_the_end_is_done_then(self) -> None:
-        account = Progress()
+        account = Progress(Console())
         account.advance(5, Descriptor("text/plain", "", 0))
         state = account.snapshot()
         assert (state.total, state.blob_count, state.active_blobs[0][:3]) == (None, None, ("", 0, 5))

@@ -9,9 +9,10 @@ import pytest
 from ocistream import limits
 from ocistream.auth.credentials import CredentialSource
 from ocistream.config.config_toml import parse_host_rules, read_configuration
-from ocistream.errors import NotFoundError, UsageError
+from ocistream.errors import UsageError
 from ocistream.http.settings import HostSettings
 from ocistream.registry.configuration import HostRule, Mirror
+from ocistream.streams.paths import find_configuration_file
 
 NOWHERE = Path("/nowhere/config.toml")
 
@@ -22,16 +23,19 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def read_host_rules(
-    named: Path | None, env: dict[str, str], home: Path, *, system: Path = NOWHERE
-) -> dict[str, HostRule]:
-    table = read_configuration(named, env, home, system=system)
-    return {} if table is None else parse_host_rules(table)
+def read_host_rules(env: dict[str, str], home: Path, system: Path = NOWHERE) -> dict[str, HostRule]:
+    path = find_configuration_file(env, home, system=system)
+    return {} if path is None else parse(path, home)
+
+
+def parse(path: Path, home: Path) -> dict[str, HostRule]:
+    table = read_configuration(path, home)
+    assert table is not None
+    return parse_host_rules(table)
 
 
 def read(tmp_path: Path, text: str) -> dict[str, HostRule]:
-    path = write(tmp_path / "conf/config.toml", text)
-    return read_host_rules(path, {}, tmp_path / "home", system=NOWHERE)
+    return parse(write(tmp_path / "conf/config.toml", text), tmp_path / "home")
 
 
 def of_a(tmp_path: Path, text: str) -> HostRule:
@@ -41,34 +45,25 @@ def of_a(tmp_path: Path, text: str) -> HostRule:
 class TestFileSelection:
     text = '[registry."{}"]'
 
-    def test_only_the_named_file_is_read(self, tmp_path: Path) -> None:
-        named = write(tmp_path / "named", self.text.format("named.example"))
-        write(tmp_path / ".config/ocistream/config.toml", self.text.format("user.example"))
-        assert list(read_host_rules(named, {}, tmp_path, system=named)) == ["named.example"]
-
     def test_the_users_file_precedes_the_systems(self, tmp_path: Path) -> None:
         system = write(tmp_path / "etc/config.toml", self.text.format("system.example"))
-        assert list(read_host_rules(None, {}, tmp_path, system=system)) == ["system.example"]
+        assert list(read_host_rules({}, tmp_path, system)) == ["system.example"]
         write(tmp_path / ".config/ocistream/config.toml", self.text.format("user.example"))
-        assert list(read_host_rules(None, {}, tmp_path, system=system)) == ["user.example"]
+        assert list(read_host_rules({}, tmp_path, system)) == ["user.example"]
         env = {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
-        assert list(read_host_rules(None, env, tmp_path, system=system)) == ["system.example"]
+        assert list(read_host_rules(env, tmp_path, system)) == ["system.example"]
         write(tmp_path / "xdg/ocistream/config.toml", self.text.format("xdg.example"))
-        assert list(read_host_rules(None, env, tmp_path, system=system)) == ["xdg.example"]
+        assert list(read_host_rules(env, tmp_path, system)) == ["xdg.example"]
 
     def test_a_relative_xdg_config_home_is_ignored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(tmp_path / "c/ocistream/config.toml", self.text.format("stranger.example"))
         write(tmp_path / "home/.config/ocistream/config.toml", self.text.format("user.example"))
         monkeypatch.chdir(tmp_path)
-        found = read_host_rules(None, {"XDG_CONFIG_HOME": "c"}, tmp_path / "home", system=NOWHERE)
+        found = read_host_rules({"XDG_CONFIG_HOME": "c"}, tmp_path / "home")
         assert list(found) == ["user.example"]
 
     def test_without_a_file_there_are_no_rules(self, tmp_path: Path) -> None:
-        assert read_host_rules(None, {}, tmp_path, system=NOWHERE) == {}
-
-    def test_a_named_file_must_exist(self, tmp_path: Path) -> None:
-        with pytest.raises(NotFoundError, match=r"--config .*nowhere"):
-            read_host_rules(NOWHERE, {}, tmp_path)
+        assert read_host_rules({}, tmp_path) == {}
 
 
 def test_all_keys_are_read(tmp_path: Path) -> None:
@@ -190,7 +185,7 @@ def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(b"# \xff\n")
     with pytest.raises(UsageError, match="byte 2 is not UTF-8"):
-        read_host_rules(path, {}, tmp_path)
+        parse(path, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["password", "username", "auth", "identity-token", "client_secret"])
