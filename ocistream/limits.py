@@ -246,6 +246,8 @@ CLIENT_IDLE_TIMEOUT: Final = 900.0
 #: rest of an unwanted body. A client without the password keeps a connection no longer than this, however slowly it
 #: sends and reads.
 REQUEST_TIMEOUT: Final = 60.0
+#: The first line of a request: a page of referrers has a digest and a media type in its URL.
+MAX_REQUEST_LINE: Final = 64 * KIB
 #: All headers of a request together: ours, Docker's and podman's have some hundred bytes.
 MAX_REQUEST_HEAD: Final = 32 * KIB
 #: Connections of `serve` at a time: each is a thread, and may have a buffer. For another one, `serve` closes the

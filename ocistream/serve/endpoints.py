@@ -69,19 +69,19 @@ class RegistryHandler(HTTPRequestHandler):
         if is_from_web_page(self.headers, has_password=auth is not None):
             raise RequestRejectedError(403, "DENIED", "this registry refuses web pages")
         if auth is not None:
-            self.entry.user = auth.authenticate(self.headers.get("Authorization"))
+            self.entry.user = auth.authenticate(self.headers.get("authorization"))
         self.mark_admitted()
-        segments, self.parameters = split_target(self.path)
+        segments, self.parameters = split_target(self.target)
         endpoints = self._endpoints(segments)
         place = "here"
         if self.registry.read_only:
             endpoints = {method: serve for method, serve in endpoints.items() if method == "GET"}
             place = "here: this registry is read-only"
         # The response to a HEAD is that to a GET without its body.
-        serve = endpoints.get("GET" if self.command == "HEAD" else self.command)
+        serve = endpoints.get("GET" if self.method == "HEAD" else self.method)
         if serve is None:
             allow = {"Allow": ", ".join(endpoints).replace("GET", "GET, HEAD")}
-            raise RequestRejectedError(405, "UNSUPPORTED", f"{self.command} is not possible {place}", headers=allow)
+            raise RequestRejectedError(405, "UNSUPPORTED", f"{self.method} is not possible {place}", headers=allow)
         serve()
 
     def _endpoints(self, segments: list[str]) -> Endpoints:
@@ -91,7 +91,7 @@ class RegistryHandler(HTTPRequestHandler):
             RequestRejectedError: the path is not part of the API (404), or a part of it is malformed (400).
         """
         match segments:
-            case ["", ""] if self.command in {"GET", "HEAD"} and accepts_html(self.headers.get("Accept", "")):
+            case ["", ""] if self.method in {"GET", "HEAD"} and accepts_html(self.headers.get("accept", "")):
                 return {"GET": self._get_page}
             case ["", "v2"] | ["", "v2", ""]:
                 return {"GET": self._get_base}
@@ -143,7 +143,7 @@ class RegistryHandler(HTTPRequestHandler):
         if not self.registry.page_slot.take(timeout=limits.PAGE_TIMEOUT):
             raise RequestRejectedError(429, "TOOMANYREQUESTS", "another client still reads this page")
         try:
-            host = self.headers.get("Host", "").strip() or self.registry.host
+            host = self.headers.get("host") or self.registry.host
             pieces = self._limit_time(render_image_page(self.registry.storage, host))
             self.respond(200, HEADERS, pieces)
         finally:
@@ -183,7 +183,7 @@ class RegistryHandler(HTTPRequestHandler):
             except (NotFoundError, ArchiveError) as error:
                 raise _unknown_blob_error(digest) from error
             except IntegrityError as error:
-                if self.command == "HEAD":
+                if self.method == "HEAD":
                     # 404, so that a client that pushes the blob sends it again.
                     raise _unknown_blob_error(digest) from error
                 raise
@@ -191,12 +191,12 @@ class RegistryHandler(HTTPRequestHandler):
 
     def _respond_content(self, headers: Mapping[str, str], section: FileSection) -> None:
         tag = headers["ETag"]
-        if _matches_etag(tag, self.headers.get("If-None-Match")):
+        if _matches_etag(tag, self.headers.get("if-none-match")):
             self.respond(304, headers)
             return
         # Only a GET may have a range, and only of the content that the client has started to read.
-        range_header = self.headers.get("Range") if self.command == "GET" else None
-        if self.headers.get("If-Range", tag).strip() != tag:
+        range_header = self.headers.get("range") if self.method == "GET" else None
+        if self.headers.get("if-range", tag) != tag:
             range_header = None
         byte_range = parse_range_header(range_header, section.size)
         if byte_range is None:
@@ -214,7 +214,7 @@ class RegistryHandler(HTTPRequestHandler):
 
     def _touch_blob(self, digest: str) -> None:
         """Protect a blob from `gc` if a client asks whether it exists before a push."""
-        if self.command != "GET" and not self.registry.read_only:
+        if self.method != "GET" and not self.registry.read_only:
             self.registry.layout.touch(digest)
 
     def _delete_blob(self, digest: str) -> None:
@@ -280,7 +280,7 @@ class RegistryHandler(HTTPRequestHandler):
         Raises:
             RequestRejectedError: the range starts elsewhere (416), is malformed, or is not the body's length (400).
         """
-        content_range = self.headers.get("Content-Range")
+        content_range = self.headers.get("content-range")
         if content_range is not None:
             start, count = parse_content_range(content_range)
             if start != upload.offset:
@@ -314,14 +314,14 @@ class RegistryHandler(HTTPRequestHandler):
         try:
             manifest = self.registry.repositories.find_manifest(repository, reference)
         except IntegrityError as error:
-            if self.command == "HEAD":
+            if self.method == "HEAD":
                 message = f"the manifest {reference} in {repository} is corrupt"
                 raise RequestRejectedError(404, "MANIFEST_UNKNOWN", message) from error
             raise
         digest = manifest.descriptor.digest
         tag = f'"{digest}"'
         headers = {"Content-Type": manifest.descriptor.media_type, "Docker-Content-Digest": digest, "ETag": tag}
-        if _matches_etag(tag, self.headers.get("If-None-Match")):
+        if _matches_etag(tag, self.headers.get("if-none-match")):
             self.respond(304, headers)
             return
         with contextlib.ExitStack() as stack:
@@ -349,8 +349,8 @@ class RegistryHandler(HTTPRequestHandler):
             self._push_manifest(repository, reference, raw)
 
     def _push_manifest(self, repository: str, reference: str, raw: bytes) -> None:
-        media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
-        hosts = (self.headers.get("Host", ""), self.registry.host)
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip()
+        hosts = (self.headers.get("host", ""), self.registry.host)
         # The tags of a push by digest refer to that digest, also if it is not sha256 (distribution-spec, "Pushing
         # Manifests").
         tags = tuple(dict.fromkeys(self.parameters.get("tag", []))) if is_digest(reference) else ()
