@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ocistream.oci.graph import IncompleteIndex
+    from ocistream.serve.archive_storage import Storage
+    from ocistream.serve.directory_storage import DirectoryStorage
     from ocistream.serve.image_index import ImageIndex
-    from ocistream.serve.storage import DirectoryStorage, Storage
 
 #: Cache sizes: indexes that are known to be complete, and smaller indexes that were built.
 _MAX_COMPLETE: Final = 1000

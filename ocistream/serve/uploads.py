@@ -26,7 +26,7 @@ from ocistream.streams.synchronization import Budget
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ocistream.serve.storage import DirectoryStorage
+    from ocistream.serve.directory_storage import DirectoryStorage
     from ocistream.streams.chunks import Hasher
 
 #: How long, in seconds, a request waits for another request of the same upload.
