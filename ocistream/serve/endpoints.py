@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from ocistream import limits
@@ -23,12 +23,13 @@ from ocistream.oci.strict_json import canonical_json
 from ocistream.serve.access_control import is_from_web_page
 from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler
 from ocistream.serve.request import RequestRejectedError, parse_content_range, parse_range_header, split_target
+from ocistream.streams.memory import allocate_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
-    from ocistream.serve.server import ConnectionServer, Registry
+    from ocistream.serve.server import Registry
     from ocistream.serve.uploads import Upload
 
     Endpoints: TypeAlias = Mapping[str, Callable[[], None]]
@@ -41,22 +42,15 @@ _NO_QUALITY: Final = re.compile(r"q=0(?:\.0{0,3})?\Z")
 class RegistryHandler(HTTPRequestHandler):
     """Serves one connection of a `Registry`. Tests subclass it to cause faults; it has no code for faults itself."""
 
-    # Docker's clients expect the version of the API in every response.
-    common_headers: ClassVar = {"Docker-Distribution-Api-Version": "registry/2.0"}
-
     @property
     def registry(self) -> Registry:
         """The registry of this connection."""
-        return cast("ConnectionServer", self.server).registry
+        return self.server.registry
 
     def log_access(self, entry: AccessLogEntry) -> None:
         """Pass the request to the registry's log."""
         if self.registry.log is not None:
             self.registry.log(entry)
-
-    def set_waiting(self, is_waiting: bool) -> None:
-        """Tell the server whether it may cut the connection if the client takes too long."""
-        cast("ConnectionServer", self.server).set_waiting(self.request, is_waiting)
 
     def dispatch(self) -> None:
         """Serve the endpoint of the path.
@@ -249,7 +243,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _upload_monolithic(self, upload: Upload, digest: str) -> None:
         with self.registry.uploads.lock(upload):
             try:
-                upload.receive(self.body.readinto, self.buffer)
+                upload.receive(self.body.readinto, allocate_buffer(self.server.buffer_size()))
                 upload.finish(digest)
             finally:
                 # The client does not know the session, so it cannot resume it.
@@ -289,7 +283,7 @@ class RegistryHandler(HTTPRequestHandler):
                 raise RequestRejectedError(416, "BLOB_UPLOAD_INVALID", message, headers=headers)
             if self.body.size != count:
                 raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not what Content-Range states")
-        upload.receive(self.body.readinto, self.buffer)
+        upload.receive(self.body.readinto, allocate_buffer(self.server.buffer_size()))
 
     def _respond_upload(self, status: int, upload: Upload) -> None:
         self.respond(status, self._upload_headers(upload))

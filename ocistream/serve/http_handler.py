@@ -6,9 +6,7 @@ Subclasses implement `dispatch`. This module knows nothing of registries.
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
-import ssl
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -34,13 +32,16 @@ from ocistream.streams.chunks import read_chunks, verify_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from io import FileIO
+    from io import BufferedReader, FileIO
 
+    from ocistream.serve.server import ConnectionServer
     from ocistream.streams.chunks import Chunk
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 #: Statuses whose responses have neither a body nor a Content-Length (RFC 9110, sections 8.6 and 15).
 _STATUSES_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+#: Docker's clients expect the version of the API in every response.
+_COMMON_HEADERS: Final = {"Server": "ocistream", "Docker-Distribution-Api-Version": "registry/2.0"}
 #: How long, in seconds, a rejected client may continue to send until its connection is cut.
 _LINGER: Final = 2.0
 
@@ -97,20 +98,20 @@ class HTTPRequestHandler(StreamRequestHandler, ABC):
     # The end of a response must not wait until the client acknowledges its beginning.
     disable_nagle_algorithm = True
     timeout: ClassVar[float | None] = limits.CLIENT_IDLE_TIMEOUT
-    #: Headers of all responses.
-    common_headers: ClassVar[Mapping[str, str]] = {}
+    server: ConnectionServer
+    rfile: BufferedReader
 
     def set_waiting(self, is_waiting: bool) -> None:
-        """Record whether the connection waits for its client: a server may close such a connection to accept others."""
-
-    @functools.cached_property
-    def buffer(self) -> memoryview:
-        """The connection's only buffer, into which bodies are read. It is allocated with the first body."""
-        return memoryview(bytearray(limits.CHUNK_SIZE))
+        """Tell the server whether the connection waits for its client, so that it may be closed to accept others."""
+        self.server.set_waiting(self.request, is_waiting)
 
     @abstractmethod
     def dispatch(self) -> None:
         """Serve the request and `respond`, or raise `RequestRejectedError`."""
+
+    @abstractmethod
+    def log_access(self, entry: AccessLogEntry) -> None:
+        """Log a request that has ended."""
 
     def mark_admitted(self) -> None:
         """Record that the request will be served. Until then the connection counts as waiting."""
@@ -227,7 +228,7 @@ class HTTPRequestHandler(StreamRequestHandler, ABC):
 
     def _write_head(self, status: int, headers: Mapping[str, str], size: int | None) -> None:
         """Write a response's status line and headers. `size` is that of its body, for HEAD too, if it is known."""
-        fields = {"Server": "ocistream", "Date": format_date_time(time.time()), **self.common_headers, **headers}
+        fields = {**_COMMON_HEADERS, "Date": format_date_time(time.time()), **headers}
         if size is None:
             if not self.closes_connection:
                 fields["Transfer-Encoding"] = "chunked"
@@ -245,7 +246,8 @@ class HTTPRequestHandler(StreamRequestHandler, ABC):
         process.
         """
         if isinstance(body, FileSection):
-            if body.digest is None and not isinstance(self.connection, ssl.SSLSocket):
+            # `ssl` takes 1 MiB and is imported only if it is used.
+            if body.digest is None and type(self.connection) is socket.socket:
                 self.entry.sent += self.connection.sendfile(body.file, body.offset, body.size)
             else:
                 self._write_pieces(body)
@@ -274,12 +276,13 @@ class HTTPRequestHandler(StreamRequestHandler, ABC):
         Raises:
             IntegrityError: the digest is wrong.
         """
-        chunks: Iterator[Chunk] = read_chunks(files.OffsetReader(section.file.fileno(), section.offset), section.size)
+
+        def read(offset: int, size: int) -> Iterator[Chunk]:
+            return read_chunks(files.OffsetReader(section.file.fileno(), offset), size, self.server.buffer_size())
+
+        chunks = read(section.offset, section.size)
         if section.digest is not None:
-            preceding_chunks = read_chunks(
-                files.OffsetReader(section.file.fileno(), section.offset - section.preceding_size),
-                section.preceding_size,
-            )
+            preceding_chunks = read(section.offset - section.preceding_size, section.preceding_size)
             chunks = verify_chunks(
                 chunks,
                 Descriptor(UNKNOWN_MEDIA_TYPE, section.digest, section.preceding_size + section.size),
@@ -290,9 +293,6 @@ class HTTPRequestHandler(StreamRequestHandler, ABC):
             self.entry.sent += len(chunk)
         if section.digest is not None and section.on_verified is not None:
             section.on_verified()
-
-    def log_access(self, entry: AccessLogEntry) -> None:
-        """Handle the log entry of a request that has ended."""
 
     def _send_continue(self) -> None:
         self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")

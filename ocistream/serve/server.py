@@ -296,6 +296,10 @@ class ConnectionServer(socketserver.ThreadingTCPServer):
                 self._waiting.pop(request, None)
                 self._admitted.add(request)
 
+    def buffer_size(self) -> int:
+        """Return the size of the buffer for a body: all connections share `limits.CLIENT_BUFFERS` bytes."""
+        return max(limits.DISCARD_BUFFER, min(limits.CHUNK_SIZE, limits.CLIENT_BUFFERS // len(self._connections)))
+
     def service_actions(self) -> None:
         """Close the connections that have waited too long. The accepting thread calls this regularly."""
         super().service_actions()
