@@ -440,14 +440,21 @@ _COUNT: Final = re.compile(r"[0-9]{1,9}\Z")
 _INDEX_OVERHEAD: Final = limits.KIB
 
 
+def _lexical_key(name: str) -> tuple[str, str]:
+    return name.lower(), name
+
+
 def _paginate_names(names: list[str], parameters: Mapping[str, list[str]]) -> tuple[list[str], str | None]:
-    """Return up to `n` of the sorted `names` after `last`, and the query of the next page or None.
+    """Return up to `n` of the `names` after `last`, and the query of the next page or None.
+
+    The order ignores case (distribution-spec, "Listing Tags").
 
     Raises:
         RequestRejectedError: `n` is not a number (400).
     """
     last, count = parameters.get("last", [""])[0], parameters.get("n", [""])[0]
-    remaining = names[bisect.bisect_right(names, last) :] if last else names
+    names = sorted(names, key=_lexical_key)
+    remaining = names[bisect.bisect_right(names, _lexical_key(last), key=_lexical_key) :] if last else names
     if not count:
         return remaining, None
     if not _COUNT.match(count):

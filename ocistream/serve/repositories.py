@@ -167,7 +167,7 @@ class Repositories:
         return lines
 
     def list_tags(self, repository: str) -> list[str]:
-        """Return a repository's tags in ASCII order.
+        """Return a repository's tags.
 
         Raises:
             RequestRejectedError: the repository does not exist (404).
