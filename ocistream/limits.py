@@ -240,6 +240,9 @@ MAX_UPLOAD_RECORD_AGE: Final = 7 * 86_400.0
 MAX_UPLOADS: Final = 500
 #: An upload without data for this many seconds counts as abandoned.
 UPLOAD_IDLE_TIMEOUT: Final = 3_600.0
+#: The same for an upload that has no bytes, if there are `MAX_UPLOADS`: otherwise clients that open uploads and leave
+#: could keep all others from pushing for an hour.
+EMPTY_UPLOAD_TIMEOUT: Final = 60.0
 #: A connection without data for this many seconds is closed; a slow pipe may well pause for minutes.
 CLIENT_IDLE_TIMEOUT: Final = 900.0
 #: Seconds that a client may take to send an admitted request after an answer or the connection's start, and to send the

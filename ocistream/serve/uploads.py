@@ -68,6 +68,16 @@ class Upload:
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock_holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    def is_abandoned(self, *, is_full: bool) -> bool:
+        """Return whether no request is expected any more. `is_full` says that there is no room for another upload.
+
+        A session that found the disk full ends at once: few clients resume it, and its bytes take space from others.
+        One without bytes has nothing to resume, and must not keep others from pushing.
+        """
+        is_dispensable = is_full and not self.offset
+        timeout = limits.EMPTY_UPLOAD_TIMEOUT if is_dispensable else limits.UPLOAD_IDLE_TIMEOUT
+        return self.is_out_of_space or self.last_used < time.monotonic() - timeout
+
     def expect_digest(self, digest: str) -> None:
         """Hash with the algorithm of this digest, if no byte was received yet."""
         if not self.offset:
@@ -165,7 +175,7 @@ class Uploads:
             LocalDiskError: the disk is full, or permission is denied.
         """
         with self._beginning:
-            self._discard_idle(idle_since=time.monotonic() - limits.UPLOAD_IDLE_TIMEOUT)
+            self._discard_idle()
             if len(self._uploads) >= limit_by_descriptors(limits.MAX_UPLOADS):
                 message = "too many uploads"
                 raise RequestRejectedError(429, "TOOMANYREQUESTS", message, headers={"Retry-After": "60"})
@@ -224,15 +234,13 @@ class Uploads:
         for upload in list(self._uploads.values()):
             upload.discard()
 
-    def _discard_idle(self, idle_since: float) -> None:
-        """End the sessions that no request uses and none has used since `idle_since`.
-
-        A session that found the disk full ends at once: few clients resume it, and its bytes take space from others.
-        """
+    def _discard_idle(self) -> None:
+        """End the sessions that no request uses and that are abandoned."""
+        is_full = len(self._uploads) >= limit_by_descriptors(limits.MAX_UPLOADS)
         for upload in list(self._uploads.values()):
-            if upload.turn.take():
+            if upload.is_abandoned(is_full=is_full) and upload.turn.take():
                 try:
-                    if upload.last_used < idle_since or upload.is_out_of_space:
+                    if upload.is_abandoned(is_full=is_full):
                         upload.discard()
                 finally:
                     self._unlock(upload)

@@ -122,6 +122,15 @@ class TestSessions:
         ask("DELETE", location)
         begin(ask)
 
+    def test_uploads_without_bytes_do_not_keep_others_from_pushing(self, ask: Client, set_limits: SetLimits) -> None:
+        set_limits(MAX_UPLOADS=2)
+        started, empty = begin(ask), begin(ask)
+        ask("PATCH", started, FIRST)
+        set_limits(EMPTY_UPLOAD_TIMEOUT=-1.0)
+        assert ask("POST", "/v2/app/blobs/uploads/").status == 202
+        assert ask("GET", empty).status == 404
+        assert closed(ask, started, body=SECOND) == 201
+
     def test_uploads_are_removed_when_the_registry_stops(self, ask: Client, served: Served) -> None:
         ask("PATCH", begin(ask), FIRST)
         begin(ask)
