@@ -76,7 +76,13 @@ class RegistryHandler(HTTPRequestHandler):
         if serve is None:
             allow = {"Allow": ", ".join(endpoints).replace("GET", "GET, HEAD")}
             raise RequestRejectedError(405, "UNSUPPORTED", f"{self.method} is not possible {place}", headers=allow)
-        serve()
+        try:
+            serve()
+        except IntegrityError as error:
+            if self.method != "HEAD":
+                raise
+            # So a client that pushes the corrupt blob or manifest sends it again.
+            raise RequestRejectedError(404, "BLOB_UNKNOWN", error.message) from error
 
     def _endpoints(self, segments: list[str]) -> Endpoints:
         """Return the functions for a path, by HTTP method.
@@ -176,11 +182,6 @@ class RegistryHandler(HTTPRequestHandler):
                 section = stack.enter_context(self.registry.storage.open_blob_section(digest))
             except (NotFoundError, ArchiveError) as error:
                 raise _unknown_blob_error(digest) from error
-            except IntegrityError as error:
-                if self.method == "HEAD":
-                    # 404, so that a client that pushes the blob sends it again.
-                    raise _unknown_blob_error(digest) from error
-                raise
             self._respond_content(headers, section)
 
     def _respond_content(self, headers: Mapping[str, str], section: FileSection) -> None:
@@ -229,9 +230,9 @@ class RegistryHandler(HTTPRequestHandler):
                 self._respond_created(repository, mounted)
                 return
         if digest:
-            _check_digest(digest)
-            upload = self.registry.uploads.begin(repository, parse_digest(digest).algorithm)
-            self._upload_monolithic(upload, digest)
+            upload = self.registry.uploads.begin(repository, parse_digest(_check_digest(digest)).algorithm)
+            # The client does not know the session.
+            self._finish_upload(upload, can_resume=False)
             return
         # If the blob cannot be mounted, start an upload (distribution-spec, "Mounting a blob from another repository").
         algorithm = self._parameter("digest-algorithm") or mounted.partition(":")[0]
@@ -240,24 +241,16 @@ class RegistryHandler(HTTPRequestHandler):
         upload = self.registry.uploads.begin(repository, algorithm or "sha256")
         self._respond_upload(202, upload)
 
-    def _upload_monolithic(self, upload: Upload, digest: str) -> None:
-        with self.registry.uploads.lock(upload):
-            try:
-                upload.receive(self.body.readinto, allocate_buffer(self.server.buffer_size()))
-                upload.finish(digest)
-            finally:
-                # The client does not know the session, so it cannot resume it.
-                upload.discard()
-        self._respond_created(upload.repository, digest)
-
     def _continue_upload(self, upload: Upload) -> None:
         with self.registry.uploads.lock(upload):
             self._receive_chunk(upload)
         self._respond_upload(202, upload)
 
-    def _finish_upload(self, upload: Upload) -> None:
+    def _finish_upload(self, upload: Upload, *, can_resume: bool = True) -> None:
         digest = _check_digest(self._parameter("digest"))
-        with self.registry.uploads.lock(upload):
+        with self.registry.uploads.lock(upload), contextlib.ExitStack() as stack:
+            if not can_resume:
+                stack.callback(upload.discard)
             upload.expect_digest(digest)
             self._receive_chunk(upload)
             upload.finish(digest)
@@ -305,13 +298,7 @@ class RegistryHandler(HTTPRequestHandler):
     def _get_manifest(self, repository: str, reference: str) -> None:
         if is_digest(reference):
             self._touch_blob(reference)
-        try:
-            manifest = self.registry.repositories.find_manifest(repository, reference)
-        except IntegrityError as error:
-            if self.method == "HEAD":
-                message = f"the manifest {reference} in {repository} is corrupt"
-                raise RequestRejectedError(404, "MANIFEST_UNKNOWN", message) from error
-            raise
+        manifest = self.registry.repositories.find_manifest(repository, reference)
         digest = manifest.descriptor.digest
         tag = f'"{digest}"'
         headers = {"Content-Type": manifest.descriptor.media_type, "Docker-Content-Digest": digest, "ETag": tag}
