@@ -8,6 +8,8 @@ import json
 import os
 import re
 import ssl
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -86,6 +88,17 @@ def test_the_page_of_thousands_of_images_needs_little_memory(layout: Layout) -> 
         assert peak(process.pid) < PROMISED
 
 
+def test_a_directory_is_served_without_modules_that_take_much_memory(tmp_path: Path) -> None:
+    code = """
+import pathlib, sys
+from ocistream.serve import Registry
+with Registry(pathlib.Path(sys.argv[1])):
+    print(*({"email", "http.client", "http.server", "ssl", "tarfile", "ocistream.archive.source"} & {*sys.modules}))
+"""
+    argv = [sys.executable, "-P", "-c", code, str(tmp_path / "store")]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "\n"
+
+
 def uncounted() -> dict[str, None]:
     """Return an environment without coverage, which takes memory."""
     return dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
@@ -102,7 +115,7 @@ def test_many_clients_that_push_beside_thousands_of_entries_need_little_memory(l
                 "org.opencontainers.image.ref.name": f"v{number}",
             },
         }
-        for number in range(9_000)
+        for number in range(7_000)
     ]
     (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
     together = Barrier(MANY_CLIENTS)
