@@ -240,12 +240,17 @@ MAX_UPLOAD_RECORD_AGE: Final = 7 * 86_400.0
 MAX_UPLOADS: Final = 500
 #: An upload without data for this many seconds counts as abandoned.
 UPLOAD_IDLE_TIMEOUT: Final = 3_600.0
+#: The same for an upload that has no bytes, if there are `MAX_UPLOADS`: otherwise clients that open uploads and leave
+#: could keep all others from pushing for an hour.
+EMPTY_UPLOAD_TIMEOUT: Final = 60.0
 #: A connection without data for this many seconds is closed; a slow pipe may well pause for minutes.
 CLIENT_IDLE_TIMEOUT: Final = 900.0
 #: Seconds that a client may take to send an admitted request after an answer or the connection's start, and to send the
 #: rest of an unwanted body. A client without the password keeps a connection no longer than this, however slowly it
 #: sends and reads.
 REQUEST_TIMEOUT: Final = 60.0
+#: The first line of a request: a page of referrers has a digest and a media type in its URL.
+MAX_REQUEST_LINE: Final = 64 * KIB
 #: All headers of a request together: ours, Docker's and podman's have some hundred bytes.
 MAX_REQUEST_HEAD: Final = 32 * KIB
 #: Connections of `serve` at a time: each is a thread, and may have a buffer. For another one, `serve` closes the
@@ -276,6 +281,9 @@ MAX_CACHED_BLOB_CHECKS: Final = MAX_LIST_ENTRIES
 #: For a range from some byte to the end of an archive's blob, up to this much before it is read to verify the blob. On
 #: a slow USB stick that takes seconds in which the client gets nothing.
 MAX_VERIFIED_BEFORE_RANGE: Final = 512 * MIB
+#: Buffers for the bodies of blobs of all connections together: 16 connections have one of `CHUNK_SIZE` each, more have
+#: smaller ones, and none is smaller than `DISCARD_BUFFER`.
+CLIENT_BUFFERS: Final = 4 * MIB
 #: Buffer for discarded request bodies: a client without access should cost little memory.
 DISCARD_BUFFER: Final = 16 * KIB
 #: File descriptors reserved for anything but connections and uploads.

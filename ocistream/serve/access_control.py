@@ -15,7 +15,7 @@ from ocistream.http.origins import is_loopback
 from ocistream.serve.request import RequestRejectedError
 
 if TYPE_CHECKING:
-    from email.message import Message
+    from collections.abc import Mapping
 
 _CHALLENGE: Final = 'Basic realm="ocistream", charset="UTF-8"'
 
@@ -67,23 +67,23 @@ class BasicAuth:
 _TRUSTED_FETCH_SITES: Final = frozenset({"none", "same-origin"})
 
 
-def is_from_web_page(headers: Message, *, has_password: bool) -> bool:
+def is_from_web_page(headers: Mapping[str, str], *, has_password: bool) -> bool:
     """Return whether a page of another site makes the request, or may do so: no page may push through a browser.
 
     A navigation from another site is refused too: people open the page about the images by its address. With a password
     the host name does not matter: a page under a rebound name does not know the password.
     """
-    if "Origin" in headers or headers.get("Sec-Fetch-Site", "none").strip().lower() not in _TRUSTED_FETCH_SITES:
+    if "origin" in headers or headers.get("sec-fetch-site", "none").lower() not in _TRUSTED_FETCH_SITES:
         return True
     return not has_password and _is_dns_rebinding(headers)
 
 
-def _is_dns_rebinding(headers: Message) -> bool:
+def _is_dns_rebinding(headers: Mapping[str, str]) -> bool:
     """Return whether a browser sends the request under a name that is not this machine's own (DNS rebinding).
 
     Such a page sends it to its own origin, so a GET has no `Origin` header. But every browser sends `Accept-Language`.
     """
-    if "Accept-Language" not in headers:
+    if "accept-language" not in headers:
         return False
-    host = re.sub(r":[0-9]*\Z", "", headers.get("Host", "").strip()).strip("[]")
+    host = re.sub(r":[0-9]*\Z", "", headers.get("host", "")).strip("[]")
     return not is_loopback(host.lower())

@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from ocistream import limits
@@ -23,12 +23,13 @@ from ocistream.oci.strict_json import canonical_json
 from ocistream.serve.access_control import is_from_web_page
 from ocistream.serve.http_handler import AccessLogEntry, FileSection, HTTPRequestHandler
 from ocistream.serve.request import RequestRejectedError, parse_content_range, parse_range_header, split_target
+from ocistream.streams.memory import allocate_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
-    from ocistream.serve.server import ConnectionServer, Registry
+    from ocistream.serve.server import Registry
     from ocistream.serve.uploads import Upload
 
     Endpoints: TypeAlias = Mapping[str, Callable[[], None]]
@@ -41,22 +42,15 @@ _NO_QUALITY: Final = re.compile(r"q=0(?:\.0{0,3})?\Z")
 class RegistryHandler(HTTPRequestHandler):
     """Serves one connection of a `Registry`. Tests subclass it to cause faults; it has no code for faults itself."""
 
-    # Docker's clients expect the version of the API in every response.
-    common_headers: ClassVar = {"Docker-Distribution-Api-Version": "registry/2.0"}
-
     @property
     def registry(self) -> Registry:
         """The registry of this connection."""
-        return cast("ConnectionServer", self.server).registry
+        return self.server.registry
 
     def log_access(self, entry: AccessLogEntry) -> None:
         """Pass the request to the registry's log."""
         if self.registry.log is not None:
             self.registry.log(entry)
-
-    def set_waiting(self, is_waiting: bool) -> None:
-        """Tell the server whether it may cut the connection if the client takes too long."""
-        cast("ConnectionServer", self.server).set_waiting(self.request, is_waiting)
 
     def dispatch(self) -> None:
         """Serve the endpoint of the path.
@@ -69,20 +63,26 @@ class RegistryHandler(HTTPRequestHandler):
         if is_from_web_page(self.headers, has_password=auth is not None):
             raise RequestRejectedError(403, "DENIED", "this registry refuses web pages")
         if auth is not None:
-            self.entry.user = auth.authenticate(self.headers.get("Authorization"))
+            self.entry.user = auth.authenticate(self.headers.get("authorization"))
         self.mark_admitted()
-        segments, self.parameters = split_target(self.path)
+        segments, self.parameters = split_target(self.target)
         endpoints = self._endpoints(segments)
         place = "here"
         if self.registry.read_only:
             endpoints = {method: serve for method, serve in endpoints.items() if method == "GET"}
             place = "here: this registry is read-only"
         # The response to a HEAD is that to a GET without its body.
-        serve = endpoints.get("GET" if self.command == "HEAD" else self.command)
+        serve = endpoints.get("GET" if self.method == "HEAD" else self.method)
         if serve is None:
             allow = {"Allow": ", ".join(endpoints).replace("GET", "GET, HEAD")}
-            raise RequestRejectedError(405, "UNSUPPORTED", f"{self.command} is not possible {place}", headers=allow)
-        serve()
+            raise RequestRejectedError(405, "UNSUPPORTED", f"{self.method} is not possible {place}", headers=allow)
+        try:
+            serve()
+        except IntegrityError as error:
+            if self.method != "HEAD":
+                raise
+            # So a client that pushes the corrupt blob or manifest sends it again.
+            raise RequestRejectedError(404, "BLOB_UNKNOWN", error.message) from error
 
     def _endpoints(self, segments: list[str]) -> Endpoints:
         """Return the functions for a path, by HTTP method.
@@ -91,7 +91,7 @@ class RegistryHandler(HTTPRequestHandler):
             RequestRejectedError: the path is not part of the API (404), or a part of it is malformed (400).
         """
         match segments:
-            case ["", ""] if self.command in {"GET", "HEAD"} and accepts_html(self.headers.get("Accept", "")):
+            case ["", ""] if self.method in {"GET", "HEAD"} and accepts_html(self.headers.get("accept", "")):
                 return {"GET": self._get_page}
             case ["", "v2"] | ["", "v2", ""]:
                 return {"GET": self._get_base}
@@ -143,7 +143,7 @@ class RegistryHandler(HTTPRequestHandler):
         if not self.registry.page_slot.take(timeout=limits.PAGE_TIMEOUT):
             raise RequestRejectedError(429, "TOOMANYREQUESTS", "another client still reads this page")
         try:
-            host = self.headers.get("Host", "").strip() or self.registry.host
+            host = self.headers.get("host") or self.registry.host
             pieces = self._limit_time(render_image_page(self.registry.storage, host))
             self.respond(200, HEADERS, pieces)
         finally:
@@ -182,21 +182,16 @@ class RegistryHandler(HTTPRequestHandler):
                 section = stack.enter_context(self.registry.storage.open_blob_section(digest))
             except (NotFoundError, ArchiveError) as error:
                 raise _unknown_blob_error(digest) from error
-            except IntegrityError as error:
-                if self.command == "HEAD":
-                    # 404, so that a client that pushes the blob sends it again.
-                    raise _unknown_blob_error(digest) from error
-                raise
             self._respond_content(headers, section)
 
     def _respond_content(self, headers: Mapping[str, str], section: FileSection) -> None:
         tag = headers["ETag"]
-        if _matches_etag(tag, self.headers.get("If-None-Match")):
+        if _matches_etag(tag, self.headers.get("if-none-match")):
             self.respond(304, headers)
             return
         # Only a GET may have a range, and only of the content that the client has started to read.
-        range_header = self.headers.get("Range") if self.command == "GET" else None
-        if self.headers.get("If-Range", tag).strip() != tag:
+        range_header = self.headers.get("range") if self.method == "GET" else None
+        if self.headers.get("if-range", tag) != tag:
             range_header = None
         byte_range = parse_range_header(range_header, section.size)
         if byte_range is None:
@@ -214,7 +209,7 @@ class RegistryHandler(HTTPRequestHandler):
 
     def _touch_blob(self, digest: str) -> None:
         """Protect a blob from `gc` if a client asks whether it exists before a push."""
-        if self.command != "GET" and not self.registry.read_only:
+        if self.method != "GET" and not self.registry.read_only:
             self.registry.layout.touch(digest)
 
     def _delete_blob(self, digest: str) -> None:
@@ -235,9 +230,9 @@ class RegistryHandler(HTTPRequestHandler):
                 self._respond_created(repository, mounted)
                 return
         if digest:
-            _check_digest(digest)
-            upload = self.registry.uploads.begin(repository, parse_digest(digest).algorithm)
-            self._upload_monolithic(upload, digest)
+            upload = self.registry.uploads.begin(repository, parse_digest(_check_digest(digest)).algorithm)
+            # The client does not know the session.
+            self._finish_upload(upload, can_resume=False)
             return
         # If the blob cannot be mounted, start an upload (distribution-spec, "Mounting a blob from another repository").
         algorithm = self._parameter("digest-algorithm") or mounted.partition(":")[0]
@@ -246,24 +241,16 @@ class RegistryHandler(HTTPRequestHandler):
         upload = self.registry.uploads.begin(repository, algorithm or "sha256")
         self._respond_upload(202, upload)
 
-    def _upload_monolithic(self, upload: Upload, digest: str) -> None:
-        with self.registry.uploads.lock(upload):
-            try:
-                upload.receive(self.body.readinto, self.buffer)
-                upload.finish(digest)
-            finally:
-                # The client does not know the session, so it cannot resume it.
-                upload.discard()
-        self._respond_created(upload.repository, digest)
-
     def _continue_upload(self, upload: Upload) -> None:
         with self.registry.uploads.lock(upload):
             self._receive_chunk(upload)
         self._respond_upload(202, upload)
 
-    def _finish_upload(self, upload: Upload) -> None:
+    def _finish_upload(self, upload: Upload, *, can_resume: bool = True) -> None:
         digest = _check_digest(self._parameter("digest"))
-        with self.registry.uploads.lock(upload):
+        with self.registry.uploads.lock(upload), contextlib.ExitStack() as stack:
+            if not can_resume:
+                stack.callback(upload.discard)
             upload.expect_digest(digest)
             self._receive_chunk(upload)
             upload.finish(digest)
@@ -280,7 +267,7 @@ class RegistryHandler(HTTPRequestHandler):
         Raises:
             RequestRejectedError: the range starts elsewhere (416), is malformed, or is not the body's length (400).
         """
-        content_range = self.headers.get("Content-Range")
+        content_range = self.headers.get("content-range")
         if content_range is not None:
             start, count = parse_content_range(content_range)
             if start != upload.offset:
@@ -289,7 +276,7 @@ class RegistryHandler(HTTPRequestHandler):
                 raise RequestRejectedError(416, "BLOB_UPLOAD_INVALID", message, headers=headers)
             if self.body.size != count:
                 raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not what Content-Range states")
-        upload.receive(self.body.readinto, self.buffer)
+        upload.receive(self.body.readinto, allocate_buffer(self.server.buffer_size()))
 
     def _respond_upload(self, status: int, upload: Upload) -> None:
         self.respond(status, self._upload_headers(upload))
@@ -311,17 +298,11 @@ class RegistryHandler(HTTPRequestHandler):
     def _get_manifest(self, repository: str, reference: str) -> None:
         if is_digest(reference):
             self._touch_blob(reference)
-        try:
-            manifest = self.registry.repositories.find_manifest(repository, reference)
-        except IntegrityError as error:
-            if self.command == "HEAD":
-                message = f"the manifest {reference} in {repository} is corrupt"
-                raise RequestRejectedError(404, "MANIFEST_UNKNOWN", message) from error
-            raise
+        manifest = self.registry.repositories.find_manifest(repository, reference)
         digest = manifest.descriptor.digest
         tag = f'"{digest}"'
         headers = {"Content-Type": manifest.descriptor.media_type, "Docker-Content-Digest": digest, "ETag": tag}
-        if _matches_etag(tag, self.headers.get("If-None-Match")):
+        if _matches_etag(tag, self.headers.get("if-none-match")):
             self.respond(304, headers)
             return
         with contextlib.ExitStack() as stack:
@@ -349,8 +330,8 @@ class RegistryHandler(HTTPRequestHandler):
             self._push_manifest(repository, reference, raw)
 
     def _push_manifest(self, repository: str, reference: str, raw: bytes) -> None:
-        media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
-        hosts = (self.headers.get("Host", ""), self.registry.host)
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip()
+        hosts = (self.headers.get("host", ""), self.registry.host)
         # The tags of a push by digest refer to that digest, also if it is not sha256 (distribution-spec, "Pushing
         # Manifests").
         tags = tuple(dict.fromkeys(self.parameters.get("tag", []))) if is_digest(reference) else ()
@@ -446,14 +427,21 @@ _COUNT: Final = re.compile(r"[0-9]{1,9}\Z")
 _INDEX_OVERHEAD: Final = limits.KIB
 
 
+def _lexical_key(name: str) -> tuple[str, str]:
+    return name.lower(), name
+
+
 def _paginate_names(names: list[str], parameters: Mapping[str, list[str]]) -> tuple[list[str], str | None]:
-    """Return up to `n` of the sorted `names` after `last`, and the query of the next page or None.
+    """Return up to `n` of the `names` after `last`, and the query of the next page or None.
+
+    The order ignores case (distribution-spec, "Listing Tags").
 
     Raises:
         RequestRejectedError: `n` is not a number (400).
     """
     last, count = parameters.get("last", [""])[0], parameters.get("n", [""])[0]
-    remaining = names[bisect.bisect_right(names, last) :] if last else names
+    names = sorted(names, key=_lexical_key)
+    remaining = names[bisect.bisect_right(names, _lexical_key(last), key=_lexical_key) :] if last else names
     if not count:
         return remaining, None
     if not _COUNT.match(count):

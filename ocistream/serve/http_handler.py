@@ -6,16 +6,15 @@ Subclasses implement `dispatch`. This module knows nothing of registries.
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
-import ssl
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from io import BytesIO
+from socketserver import StreamRequestHandler
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
+from wsgiref.handlers import format_date_time
 
 from ocistream import limits
 from ocistream.errors import OcistreamError
@@ -25,20 +24,24 @@ from ocistream.serve.request import (
     RequestRejectedError,
     check_host,
     open_request_body,
-    parse_request_line,
     read_headers,
+    read_request_line,
 )
 from ocistream.streams import files
 from ocistream.streams.chunks import read_chunks, verify_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from io import FileIO
+    from io import BufferedReader, FileIO
 
+    from ocistream.serve.server import ConnectionServer
     from ocistream.streams.chunks import Chunk
 
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 #: Statuses whose responses have neither a body nor a Content-Length (RFC 9110, sections 8.6 and 15).
 _STATUSES_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+#: Docker's clients expect the version of the API in every response.
+_COMMON_HEADERS: Final = {"Server": "ocistream", "Docker-Distribution-Api-Version": "registry/2.0"}
 #: How long, in seconds, a rejected client may continue to send until its connection is cut.
 _LINGER: Final = 2.0
 
@@ -86,83 +89,64 @@ class AccessLogEntry:
     is_server_fault: bool = False
 
 
-class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
-    """Serves the requests of one connection."""
+class HTTPRequestHandler(StreamRequestHandler, ABC):
+    """Serves the requests of one connection.
 
-    protocol_version = "HTTP/1.1"
-    server_version = "ocistream"
+    Not http.server's class: it parses heads less strictly than `request`, and takes more memory and time.
+    """
+
     # The end of a response must not wait until the client acknowledges its beginning.
     disable_nagle_algorithm = True
     timeout: ClassVar[float | None] = limits.CLIENT_IDLE_TIMEOUT
-    #: Headers of all responses.
-    common_headers: ClassVar[Mapping[str, str]] = {}
-    # The base class sets these; a request that is rejected before it is parsed needs defaults.
-    command = ""
-    path = ""
-    raw_requestline = b""
-
-    def _reset(self) -> None:
-        # Until the headers were read, the end of the body is unknown.
-        self.body = RequestBody(self.rfile, None)
-        self.started = time.monotonic()
-        self.entry = AccessLogEntry(str(self.client_address[0]), timestamp=time.time())
-        self.is_admitted = False
+    server: ConnectionServer
+    rfile: BufferedReader
 
     def set_waiting(self, is_waiting: bool) -> None:
-        """Record whether the connection waits for its client: a server may close such a connection to accept others."""
-
-    def handle_one_request(self) -> None:
-        """Wait for a request and serve it."""
-        self.command = self.path = ""
-        self.set_waiting(True)
-        super().handle_one_request()
-
-    def parse_request(self) -> bool:
-        """Read a request's head. If the head is malformed, send the error and return False."""
-        try:
-            self.command, path, self.request_version = parse_request_line(self.raw_requestline)
-            # Clients whose base URL ends with a slash send two; as http.server, take them as one.
-            self.path = f"/{path.lstrip('/')}" if path.startswith("//") else path
-            self.headers = read_headers(self.rfile)
-            check_host(self.headers, self.path, self.request_version)
-        except RequestRejectedError as refused:
-            self.send_error(refused.status or HTTPStatus.BAD_REQUEST, refused.message)
-            return False
-        self.close_connection = "close" in self.headers.get("Connection", "").lower()
-        return True
-
-    @functools.cached_property
-    def buffer(self) -> memoryview:
-        """The connection's only buffer, into which bodies are read. It is allocated with the first body."""
-        return memoryview(bytearray(limits.CHUNK_SIZE))
+        """Tell the server whether the connection waits for its client, so that it may be closed to accept others."""
+        self.server.set_waiting(self.request, is_waiting)
 
     @abstractmethod
     def dispatch(self) -> None:
         """Serve the request and `respond`, or raise `RequestRejectedError`."""
+
+    @abstractmethod
+    def log_access(self, entry: AccessLogEntry) -> None:
+        """Log a request that has ended."""
 
     def mark_admitted(self) -> None:
         """Record that the request will be served. Until then the connection counts as waiting."""
         self.is_admitted = True
         self.set_waiting(False)
 
-    def serve_request(self) -> None:
-        """Serve one request whose headers were read. No failure sends a traceback to the client."""
-        self._reset()
+    def handle(self) -> None:
+        """Serve requests until the client or the last response closes the connection."""
+        self.closes_connection = False
+        while not self.closes_connection:
+            self.set_waiting(True)
+            if not self.rfile.peek(1):
+                return
+            self._serve_request()
+
+    def _serve_request(self) -> None:
+        """Read and serve one request. No failure sends a traceback to the client."""
+        started = time.monotonic()
+        self.entry = AccessLogEntry(str(self.client_address[0]), timestamp=time.time())
+        self.is_admitted = False
+        # Until the head was read, the end of the request is unknown.
+        self.method, self.body, self.closes_connection = "", RequestBody(self.rfile, None), True
         try:
-            self._dispatch_request()
+            self._respond_to_request()
         except OSError as error:
             # The connection broke, or the client left or stopped sending: no response is possible.
             self._record_problem(f"the connection failed: {error}")
-            self.close_connection = True
+            self.closes_connection = True
         finally:
-            self._log_request()
+            self.entry.received, self.entry.seconds = self.body.received, time.monotonic() - started
+            self.log_access(self.entry)
 
-    # The names that `http.server` calls. The response to a HEAD is sent without its body.
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = serve_request
-
-    def _dispatch_request(self) -> None:
+    def _respond_to_request(self) -> None:
         try:
-            self.body = open_request_body(self.headers, self.rfile, self._send_continue, self.request_version)
+            self._read_head()
             self.dispatch()
         except RequestRejectedError as refused:
             self._record_problem(refused.message)
@@ -171,6 +155,17 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             # Our disk or its contents failed. The text has paths in it, so it is for the log only.
             self._record_problem(error.message, is_server_fault=True)
             self.respond_error(RequestRejectedError(500, "UNKNOWN", "the registry cannot read or write its storage"))
+
+    def _read_head(self) -> None:
+        entry = self.entry
+        entry.method, entry.target, entry.version = read_request_line(self.rfile)
+        self.method, self.target = entry.method, entry.target
+        if self.method not in _METHODS:
+            raise RequestRejectedError(501, "UNSUPPORTED", f"no endpoint has the method {self.method}")
+        self.headers = read_headers(self.rfile)
+        check_host(self.headers, self.target, entry.version)
+        self.body = open_request_body(self.headers, self.rfile, self._send_continue, entry.version)
+        self.closes_connection = entry.version != "HTTP/1.1" or "close" in self.headers.get("connection", "").lower()
 
     def read_small_body(self, limit: int, on_large: Callable[[], object] = lambda: None) -> bytes | None:
         """Read a body to its end, or return None as soon as its size is known to exceed `limit` bytes.
@@ -196,7 +191,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             if deadline is None:
                 raise
             # A connection cannot be read after a timeout.
-            self.close_connection = True
+            self.closes_connection = True
             raise RequestRejectedError(408, "SIZE_INVALID", "the body took too long") from error
         finally:
             self.set_deadline(None)
@@ -218,7 +213,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         if isinstance(body, FileSection):
             size = body.size
         self._write_head(status, headers or {}, size)
-        if self.command != "HEAD" and size != 0:
+        if self.method != "HEAD" and size != 0:
             self._write_body(body)
         if not self.body.is_finished:
             self._linger()
@@ -226,26 +221,23 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
     def respond_error(self, refused: RequestRejectedError) -> None:
         """Send an error response. If a response was sent in part already, only cut the connection."""
         if self.entry.status:
-            self.close_connection = True
+            self.closes_connection = True
             return
         headers = {"Content-Type": "application/json", **refused.headers}
         self.respond(refused.status, headers, refused.body())
 
     def _write_head(self, status: int, headers: Mapping[str, str], size: int | None) -> None:
         """Write a response's status line and headers. `size` is that of its body, for HEAD too, if it is known."""
-        self.send_response_only(status)
-        self.send_header("Server", self.server_version)
-        self.send_header("Date", self.date_time_string())
-        for name, value in {**self.common_headers, **headers}.items():
-            self.send_header(name, value)
+        fields = {**_COMMON_HEADERS, "Date": format_date_time(time.time()), **headers}
         if size is None:
-            if not self.close_connection:
-                self.send_header("Transfer-Encoding", "chunked")
+            if not self.closes_connection:
+                fields["Transfer-Encoding"] = "chunked"
         elif status not in _STATUSES_WITHOUT_BODY:
-            self.send_header("Content-Length", str(size))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
+            fields["Content-Length"] = str(size)
+        if self.closes_connection:
+            fields["Connection"] = "close"
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {fields[name]}" for name in fields)]
+        self.wfile.write("".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1"))
 
     def _write_body(self, body: Body) -> None:
         """Write a response's body. If its file has become shorter meanwhile, the connection ends.
@@ -254,13 +246,14 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         process.
         """
         if isinstance(body, FileSection):
-            if body.digest is None and not isinstance(self.connection, ssl.SSLSocket):
+            # `ssl` takes 1 MiB and is imported only if it is used.
+            if body.digest is None and type(self.connection) is socket.socket:
                 self.entry.sent += self.connection.sendfile(body.file, body.offset, body.size)
             else:
                 self._write_pieces(body)
             if self.entry.sent < body.size:
                 self._record_problem("a file became shorter while it was sent", is_server_fault=True)
-                self.close_connection = True
+                self.closes_connection = True
         elif isinstance(body, bytes):
             self.wfile.write(body)
             self.entry.sent += len(body)
@@ -269,7 +262,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     def _write_chunked(self, pieces: Iterator[bytes]) -> None:
         """Write a body of unknown size in the chunked coding, or up to the end of the connection."""
-        is_chunked = not self.close_connection
+        is_chunked = not self.closes_connection
         # An empty chunk would be the end.
         for piece in filter(None, pieces):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
@@ -283,12 +276,13 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         Raises:
             IntegrityError: the digest is wrong.
         """
-        chunks: Iterator[Chunk] = read_chunks(files.OffsetReader(section.file.fileno(), section.offset), section.size)
+
+        def read(offset: int, size: int) -> Iterator[Chunk]:
+            return read_chunks(files.OffsetReader(section.file.fileno(), offset), size, self.server.buffer_size())
+
+        chunks = read(section.offset, section.size)
         if section.digest is not None:
-            preceding_chunks = read_chunks(
-                files.OffsetReader(section.file.fileno(), section.offset - section.preceding_size),
-                section.preceding_size,
-            )
+            preceding_chunks = read(section.offset - section.preceding_size, section.preceding_size)
             chunks = verify_chunks(
                 chunks,
                 Descriptor(UNKNOWN_MEDIA_TYPE, section.digest, section.preceding_size + section.size),
@@ -300,43 +294,19 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
         if section.digest is not None and section.on_verified is not None:
             section.on_verified()
 
-    def log_access(self, entry: AccessLogEntry) -> None:
-        """Handle the log entry of a request that has ended."""
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Respond to a request that http.server rejects, such as a malformed one or one with an unknown method."""
-        del explain
-        self._reset()
-        self.close_connection = True
-        # Otherwise http.server would respond to an unparsed request as HTTP/0.9, without a status.
-        self.request_version = self.protocol_version
-        text = message or HTTPStatus(code).phrase
-        self._record_problem(text)
-        try:
-            self.respond_error(RequestRejectedError(int(code), "UNSUPPORTED", text))
-        except OSError as error:
-            self._record_problem(f"the connection failed: {error}")
-        self._log_request()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class named it
-        """Do nothing: `log_access` is the log."""
-
     def _send_continue(self) -> None:
-        self.send_response_only(HTTPStatus.CONTINUE)
-        self.end_headers()
+        self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _drain_or_close(self) -> None:
         """Read the rest of the body, or mark the connection for closing.
 
         The connection stays open only if the start of the next request is certain.
         """
-        if self.request_version != "HTTP/1.1":
-            self.close_connection = True
-        if self.body.is_finished or self.close_connection:
+        if self.body.is_finished or self.closes_connection:
             return
         remaining = self.body.remaining
         if self.body.expects_continue or remaining is None or remaining > limits.MAX_DRAINED:
-            self.close_connection = True
+            self.closes_connection = True
             return
         self.set_waiting(True)
         scratch = memoryview(bytearray(limits.DISCARD_BUFFER))
@@ -344,7 +314,7 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
             while self.body.readinto(scratch):
                 pass
         except RequestRejectedError:
-            self.close_connection = True
+            self.closes_connection = True
         if self.is_admitted:
             self.set_waiting(False)
 
@@ -363,10 +333,3 @@ class HTTPRequestHandler(BaseHTTPRequestHandler, ABC):
 
     def _record_problem(self, problem: str, *, is_server_fault: bool = False) -> None:
         self.entry.problem, self.entry.is_server_fault = problem, is_server_fault
-
-    def _log_request(self) -> None:
-        entry = self.entry
-        entry.method, entry.target = self.command or "-", self.path or "-"
-        entry.version = self.request_version or self.protocol_version
-        entry.received, entry.seconds = self.body.received, time.monotonic() - self.started
-        self.log_access(entry)

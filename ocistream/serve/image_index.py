@@ -104,9 +104,9 @@ class ImageIndex:
         """Return the number of entries."""
         return len(self._entries)
 
-    def pieces(self) -> list[bytes]:
+    def pieces(self) -> Iterable[bytes]:
         """Return the file's content in canonical form."""
-        return [*canonical_json_pieces(self._fields, "manifests", self._json_lines())]
+        return canonical_json_pieces(self._fields, "manifests", self._json_lines())
 
     def _json_lines(self) -> Iterable[bytes]:
         # Entries are added at the end only, so the first ones have their lines.

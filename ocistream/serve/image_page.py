@@ -14,8 +14,8 @@ from ocistream.transfer.inventory_page import CONTENT_SECURITY_POLICY, render_pa
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from ocistream.serve.archive_storage import Storage
     from ocistream.serve.image_index import ImageIndex
-    from ocistream.serve.storage import Storage
 
 HEADERS: Final = {
     "Content-Type": "text/html; charset=utf-8",

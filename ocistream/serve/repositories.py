@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ocistream.oci.graph import IncompleteIndex
+    from ocistream.serve.archive_storage import Storage
+    from ocistream.serve.directory_storage import DirectoryStorage
     from ocistream.serve.image_index import ImageIndex
-    from ocistream.serve.storage import DirectoryStorage, Storage
 
 #: Cache sizes: indexes that are known to be complete, and smaller indexes that were built.
 _MAX_COMPLETE: Final = 1000
@@ -125,6 +126,10 @@ class _ManifestReferences:
     manifest_types: Mapping[str, str] | None = field(default_factory=dict)
 
 
+#: Shared by the manifests that refer to nothing but blobs: nearly all of thousands of images.
+_NO_REFERENCES: Final = _ManifestReferences()
+
+
 class Repositories:
     """The repositories of one layout. Safe for several threads."""
 
@@ -162,7 +167,7 @@ class Repositories:
         return lines
 
     def list_tags(self, repository: str) -> list[str]:
-        """Return a repository's tags in ASCII order.
+        """Return a repository's tags.
 
         Raises:
             RequestRejectedError: the repository does not exist (404).
@@ -424,7 +429,7 @@ class Repositories:
                 document = parse_document(Descriptor(media_type, digest, len(raw)), raw)
             except OcistreamError:
                 # Missing, malformed or damaged: it has no references. This must not stop the others from being served.
-                return _ManifestReferences()
+                return _NO_REFERENCES
             references = self._remember_references(digest, document)
         return references
 
@@ -432,7 +437,7 @@ class Repositories:
         subject = document.subject.digest if document.subject else None
         has_room = self._reference_count + len(document.manifests) <= limits.MAX_CACHED_INDEX_ENTRIES
         manifests = {child.digest: child.media_type for child in document.manifests}
-        references = _ManifestReferences(subject, manifests)
+        references = _ManifestReferences(subject, manifests) if subject or manifests else _NO_REFERENCES
         self._reference_count += len(manifests) if has_room else 0
         self._references[digest] = references if has_room else _ManifestReferences(subject, None)
         return references

@@ -7,7 +7,6 @@ the error response of the distribution-spec.
 from __future__ import annotations
 
 import re
-from email.parser import HeaderParser
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote
 
@@ -17,7 +16,6 @@ from ocistream.oci.strict_json import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from email.message import Message
     from io import BufferedIOBase
 
 
@@ -59,48 +57,53 @@ _MAX_HEADERS: Final = 100
 #: Headers that decide what a request means. If one were repeated, two readers could use different lines.
 _UNREPEATABLE_HEADERS: Final = frozenset(
     {
-        b"authorization",
-        b"content-length",
-        b"content-range",
-        b"content-type",
-        b"expect",
-        b"host",
-        b"if-range",
-        b"range",
-        b"sec-fetch-site",
+        "authorization",
+        "content-length",
+        "content-range",
+        "content-type",
+        "expect",
+        "host",
+        "if-range",
+        "range",
+        "sec-fetch-site",
     }
 )
 
 
-def parse_request_line(line: bytes) -> tuple[str, str, str]:
+def read_request_line(stream: BufferedIOBase) -> tuple[str, str, str]:
     """Return method, target and version, such as HTTP/1.1.
 
+    Clients whose base URL ends with a slash send a target with two at its beginning: these are returned as one.
+
     Raises:
-        RequestRejectedError: the line is malformed (400), or its version is not 1.x (505).
+        RequestRejectedError: the line is malformed (400) or too long (414), or its version is not 1.x (505).
     """
+    line = stream.readline(limits.MAX_REQUEST_LINE + 1)
+    if len(line) > limits.MAX_REQUEST_LINE:
+        raise RequestRejectedError(414, "UNSUPPORTED", f"the URL has more than {limits.MAX_REQUEST_LINE} bytes")
     match = _REQUEST_LINE.match(line.decode("latin-1"))
     if match is None:
         raise RequestRejectedError(400, "UNSUPPORTED", "the request's first line is malformed")
     method, target, version, major = match.groups()
     if major != "1":
         raise RequestRejectedError(505, "UNSUPPORTED", "this version of HTTP is not supported")
-    return method, target, version
+    return method, f"/{target.lstrip('/')}" if target.startswith("//") else target, version
 
 
-def read_headers(stream: BufferedIOBase) -> Message:
-    """Read the header lines, up to the empty line after them.
+def read_headers(stream: BufferedIOBase) -> dict[str, str]:
+    """Read the header lines, up to the empty line after them. Return the values by the name in lower case.
+
+    The values of a repeated header are joined by commas (RFC 9110, section 5.2).
 
     Raises:
         RequestRejectedError: a line is not a header, or repeats one that must be unique; the head ends early (400); or
             it is too long (431).
     """
-    head = b""
-    seen: set[bytes] = set()
-    line = b""
-    while line != b"\r\n":
-        line = stream.readline(limits.MAX_REQUEST_HEAD - len(head) + 1)
-        head += line
-        if len(head) > limits.MAX_REQUEST_HEAD or head.count(b"\n") > _MAX_HEADERS:
+    headers: dict[str, str] = {}
+    remaining, lines = limits.MAX_REQUEST_HEAD, 0
+    while (line := stream.readline(remaining + 1)) != b"\r\n":
+        remaining, lines = remaining - len(line), lines + 1
+        if remaining < 0 or lines > _MAX_HEADERS:
             message = f"the headers have more than {limits.MAX_REQUEST_HEAD} bytes or {_MAX_HEADERS} lines"
             raise RequestRejectedError(431, "UNSUPPORTED", message)
         if not line.endswith(b"\n"):
@@ -108,14 +111,14 @@ def read_headers(stream: BufferedIOBase) -> Message:
         # Other readers do not end a line at LF alone, so they would read it together with the next line.
         if not line.endswith(b"\r\n"):
             raise RequestRejectedError(400, "UNSUPPORTED", "a line among the headers does not end with CRLF")
-        if line != b"\r\n" and not _HEADER_LINE.match(line[:-2]):
+        if not _HEADER_LINE.match(line[:-2]):
             raise RequestRejectedError(400, "UNSUPPORTED", "malformed header line")
-        name = line.partition(b":")[0].lower()
-        if name in seen:
-            raise RequestRejectedError(400, "UNSUPPORTED", f"the header {name.decode()} is given twice")
-        if name in _UNREPEATABLE_HEADERS:
-            seen.add(name)
-    return HeaderParser().parsestr(head.decode("latin-1"))
+        name, _, value = line.decode("latin-1").partition(":")
+        name, value = name.lower(), value.strip(" \t\r\n")
+        if name in headers and name in _UNREPEATABLE_HEADERS:
+            raise RequestRejectedError(400, "UNSUPPORTED", f"the header {name} is given twice")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 _MAX_PARAMETERS: Final = 32
@@ -146,7 +149,7 @@ def split_target(target: str) -> tuple[list[str], dict[str, list[str]]]:
     return [unquote(segment) for segment in path.split("/")], parameters
 
 
-def check_host(headers: Message, target: str, version: str) -> None:
+def check_host(headers: Mapping[str, str], target: str, version: str) -> None:
     """Check that a request names one host: in the header `Host`, and in the target if that is a complete URL.
 
     `version` is the request's, such as HTTP/1.1. `read_headers` rejects a second header `Host`.
@@ -154,10 +157,10 @@ def check_host(headers: Message, target: str, version: str) -> None:
     Raises:
         RequestRejectedError: the host is missing or malformed, or header and target differ (400).
     """
-    host, origin = headers.get("Host"), _ABSOLUTE_TARGET.match(target)
+    host, origin = headers.get("host"), _ABSOLUTE_TARGET.match(target)
     if host is None and version != "HTTP/1.0":
         raise RequestRejectedError(400, "UNSUPPORTED", "the header Host is missing")
-    host = None if host is None else host.strip().lower()
+    host = None if host is None else host.lower()
     if host is not None and not _AUTHORITY.match(host):
         raise RequestRejectedError(400, "UNSUPPORTED", "the header Host is malformed")
     if origin is None:
@@ -307,7 +310,7 @@ def _malformed_body_error() -> RequestRejectedError:
 
 
 def open_request_body(
-    headers: Message, stream: BufferedIOBase, send_continue: Callable[[], None], version: str
+    headers: Mapping[str, str], stream: BufferedIOBase, send_continue: Callable[[], None], version: str
 ) -> RequestBody:
     """Return the body that a request's headers announce, or an empty one.
 
@@ -317,19 +320,17 @@ def open_request_body(
     Raises:
         RequestRejectedError: the end of the body is ambiguous (400), or its coding is unknown (501).
     """
-    lengths = [value.strip() for value in headers.get_all("Content-Length", [])]
-    codings = [value.strip().lower() for value in headers.get_all("Transfer-Encoding", [])]
-    expects_continue = headers.get("Expect", "").strip().lower() == "100-continue"
-    callback = send_continue if expects_continue else None
-    if codings:
-        if lengths:
+    length, coding = headers.get("content-length"), headers.get("transfer-encoding")
+    callback = send_continue if headers.get("expect", "").lower() == "100-continue" else None
+    if coding is not None:
+        if length is not None:
             raise RequestRejectedError(400, "SIZE_INVALID", "both Content-Length and Transfer-Encoding are given")
         if version == "HTTP/1.0":
             # HTTP/1.0 has no transfer codings: a proxy may have read the chunks as the body (RFC 9112, section 6.1).
             raise RequestRejectedError(400, "SIZE_INVALID", "HTTP/1.0 has no Transfer-Encoding")
-        if codings != ["chunked"]:
+        if coding.lower() != "chunked":
             raise RequestRejectedError(501, "UNSUPPORTED", "the only supported transfer coding is chunked")
         return RequestBody(stream, None, callback)
-    if len(lengths) > 1 or not all(_CONTENT_LENGTH.match(length) for length in lengths):
+    if length is not None and not _CONTENT_LENGTH.match(length):
         raise RequestRejectedError(400, "SIZE_INVALID", "Content-Length is not one number")
-    return RequestBody(stream, int(lengths[0]) if lengths else 0, callback)
+    return RequestBody(stream, int(length or 0), callback)

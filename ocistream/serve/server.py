@@ -21,9 +21,9 @@ from ocistream import limits
 from ocistream.errors import NetworkError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.serve.capacity import limit_by_descriptors
+from ocistream.serve.directory_storage import DirectoryStorage
 from ocistream.serve.endpoints import RegistryHandler
 from ocistream.serve.repositories import Repositories
-from ocistream.serve.storage import ArchiveStorage, DirectoryStorage
 from ocistream.serve.uploads import Uploads
 from ocistream.streams import paths
 from ocistream.streams.synchronization import Budget
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeAlias
 
     from ocistream.serve.access_control import BasicAuth
+    from ocistream.serve.archive_storage import Storage
     from ocistream.serve.http_handler import AccessLogEntry
-    from ocistream.serve.storage import Storage
     from ocistream.streams.workers import Task
 
     #: The type in socketserver's methods; its datagram servers use a tuple.
@@ -118,6 +118,8 @@ class Registry:
     def _open_storage(self, path: Path, *, read_only: bool, as_docker: bool) -> None:
         directory: DirectoryStorage | None = None
         if paths.is_file(path):
+            from ocistream.serve.archive_storage import ArchiveStorage
+
             self.storage = archive = ArchiveStorage(path, as_docker=as_docker)
             self._resources.callback(archive.close)
         else:
@@ -293,6 +295,10 @@ class ConnectionServer(socketserver.ThreadingTCPServer):
             else:
                 self._waiting.pop(request, None)
                 self._admitted.add(request)
+
+    def buffer_size(self) -> int:
+        """Return the size of the buffer for a body: all connections share `limits.CLIENT_BUFFERS` bytes."""
+        return max(limits.DISCARD_BUFFER, min(limits.CHUNK_SIZE, limits.CLIENT_BUFFERS // len(self._connections)))
 
     def service_actions(self) -> None:
         """Close the connections that have waited too long. The accepting thread calls this regularly."""

@@ -61,6 +61,10 @@ REFUSED: Final = {
     "a length with an underscore": (400, post(b"Content-Length: 1_0")),
     "a length that is empty": (400, post(b"Content-Length:")),
     "a length in digits that are not ASCII": (400, post("Content-Length: \u0665".encode())),
+    # U+00A0 and U+0085 in Latin-1, which Python's str.strip() removes.
+    "a length after a no-break space": (400, post(b"Content-Length: \xa05")),
+    "a length before a next line": (400, post(b"Content-Length: 5\x85")),
+    "chunks after a no-break space": (501, post(b"Transfer-Encoding: \xa0chunked")),
     "a length in letters": (400, post(b"Content-Length: five")),
     "a length below zero": (400, post(b"Content-Length: -5")),
     "a length of 30 digits": (400, post(b"Content-Length: " + b"9" * 30)),

@@ -138,9 +138,9 @@ class TestTags:
     def ask(self, serve: Serve) -> Client:
         return serve(*({FULL: f"quay.io/app:{tag}"} for tag in ("v2", "v10", "V1", "latest", "v1")))
 
-    def test_tags_are_listed_in_order(self, ask: Client) -> None:
+    def test_tags_are_listed_in_the_order_of_the_specification_which_ignores_case(self, ask: Client) -> None:
         answer = ask("GET", "/v2/app/tags/list")
-        assert answer.json() == {"name": "app", "tags": ["V1", "latest", "v1", "v10", "v2"]}
+        assert answer.json() == {"name": "app", "tags": ["latest", "V1", "v1", "v10", "v2"]}
         assert answer.headers["Content-Type"] == "application/json"
         assert "Link" not in answer.headers
 
@@ -151,15 +151,16 @@ class TestTags:
     @pytest.mark.parametrize(
         ("query", "tags", "link"),
         [
-            ("?n=2", ["V1", "latest"], "?n=2&last=latest"),
-            ("?n=2&last=latest", ["v1", "v10"], "?n=2&last=v10"),
+            ("?n=2", ["latest", "V1"], "?n=2&last=V1"),
+            ("?n=2&last=V1", ["v1", "v10"], "?n=2&last=v10"),
             ("?n=2&last=v10", ["v2"], None),
-            ("?n=5", ["V1", "latest", "v1", "v10", "v2"], None),
+            ("?n=5", ["latest", "V1", "v1", "v10", "v2"], None),
             ("?n=0", [], None),
             ("?last=v1", ["v10", "v2"], None),
-            ("?last=nothing", ["v1", "v10", "v2"], None),
+            ("?last=nothing", ["V1", "v1", "v10", "v2"], None),
+            ("?last=LATEST", ["latest", "V1", "v1", "v10", "v2"], None),
             ("?last=zzz&n=3", [], None),
-            ("?n=", ["V1", "latest", "v1", "v10", "v2"], None),
+            ("?n=", ["latest", "V1", "v1", "v10", "v2"], None),
         ],
     )
     def test_pages_are_limited_and_linked(self, ask: Client, query: str, tags: list[str], link: str | None) -> None:

@@ -122,6 +122,15 @@ class TestSessions:
         ask("DELETE", location)
         begin(ask)
 
+    def test_uploads_without_bytes_do_not_keep_others_from_pushing(self, ask: Client, set_limits: SetLimits) -> None:
+        set_limits(MAX_UPLOADS=2)
+        started, empty = begin(ask), begin(ask)
+        ask("PATCH", started, FIRST)
+        set_limits(EMPTY_UPLOAD_TIMEOUT=-1.0)
+        assert ask("POST", "/v2/app/blobs/uploads/").status == 202
+        assert ask("GET", empty).status == 404
+        assert closed(ask, started, body=SECOND) == 201
+
     def test_uploads_are_removed_when_the_registry_stops(self, ask: Client, served: Served) -> None:
         ask("PATCH", begin(ask), FIRST)
         begin(ask)
@@ -133,7 +142,7 @@ class TestSessions:
         """A file that another process is still writing stays: that process holds its lock."""
         ask("PATCH", begin(ask), FIRST)
         (alive,) = blobs(served.path)
-        for name in (".dead.upload.partial", ".other.partial"):
+        for name in (".dead.upload.0123456789ab.partial", ".other.partial"):
             (served.path / "blobs/sha256" / name).write_bytes(FIRST)
         with Served(served.path):
             assert blobs(served.path) == sorted([alive, ".other.partial"])
@@ -154,7 +163,7 @@ class TestSessions:
         folder = tmp_path / "layout/blobs/sha256"
         folder.mkdir(parents=True)
         (tmp_path / "layout/oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-        old, new = folder / ".old.upload.partial", folder / ".new.upload.partial"
+        old, new = folder / ".old.upload.0123456789ab.partial", folder / ".new.upload.0123456789ab.partial"
         for path in (old, new):
             path.write_bytes(FIRST)
         os.utime(old, (time.time() - 7200,) * 2)

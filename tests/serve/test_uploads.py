@@ -173,6 +173,15 @@ class TestBrokenBodies:
         assert ask("HEAD", f"/v2/app/blobs/{DIGEST}").status == 404
         assert closed(ask, location, body=SECOND) == 201
 
+    @pytest.mark.parametrize(("stated", "status"), [("1-5", 416), ("0-5", 400), ("bytes 0-4/5", 400)])
+    def test_a_single_post_with_another_range_leaves_nothing(
+        self, ask: Client, served: Served, stated: str, status: int
+    ) -> None:
+        headers = {"Content-Range": stated}
+        answer = ask("POST", f"/v2/app/blobs/uploads/?digest={digest_of(b'layer')}", b"layer", headers)
+        assert answer.status == status
+        assert blobs(served.path) == []
+
     def test_a_single_post_that_ends_early_leaves_nothing(self, served: Served) -> None:
         head = f"POST /v2/app/blobs/uploads/?digest={DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000"
         assert self.send(served, head, FIRST).startswith(b"HTTP/1.1 400 ")

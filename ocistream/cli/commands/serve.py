@@ -252,7 +252,6 @@ _MAX_TARGET: Final = 2000
 _PUBLIC_PARAMETERS: Final = frozenset(
     {"artifactType", "digest", "digest-algorithm", "from", "last", "mount", "n", "tag"}
 )
-_MONTHS: Final = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
 class AccessLog:
@@ -297,8 +296,7 @@ class AccessLog:
 def _format_common_line(entry: AccessLogEntry) -> str:
     """Return the common log format: host, identity (unknown), user, time, request, status, body bytes."""
     when = dt.datetime.fromtimestamp(entry.timestamp, dt.UTC).astimezone()
-    # The format has English months in every locale.
-    stamp = f"{when:%d}/{_MONTHS[when.month - 1]}/{when:%Y:%H:%M:%S %z}"
+    stamp = f"{when:%d/%b/%Y:%H:%M:%S %z}"
     request = _escape_quotes(f"{entry.method} {redact_target(entry.target)} {entry.version}")
     user = quote(entry.user, safe="@+") if entry.user else "-"
     return f'{printable(entry.client)} - {user} [{stamp}] "{request}" {entry.status or "-"} {entry.sent or "-"}'

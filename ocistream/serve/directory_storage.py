@@ -1,4 +1,4 @@
-"""Storage of the embedded registry: a layout directory, which can change, or an archive, which is read-only.
+"""A layout directory as the storage of the embedded registry. Clients and other processes may change it.
 
 Blobs are verified while they are sent. The result is remembered as long as the file does not change.
 """
@@ -8,37 +8,29 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import OrderedDict
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocistream import limits, notices
-from ocistream.archive.decompression import is_compressed
-from ocistream.archive.file_source import ArchiveFileSource
-from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UnsupportedError
+from ocistream.errors import IntegrityError
 from ocistream.layout.directory import LayoutDirectory
-from ocistream.layout.image_selection import ALL_IMAGES
-from ocistream.layout.index import REF_NAME, build_index_fields, entry_name_of
+from ocistream.layout.index import build_index_fields
 from ocistream.layout.index_file import IndexChange, IndexFile
-from ocistream.layout.source import LayoutSource
 from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor, compute_digest
-from ocistream.oci.omitted_blobs import OMITTED_ANNOTATION
-from ocistream.oci.volumes import VOLUME_ANNOTATION
 from ocistream.serve.capacity import remember
 from ocistream.serve.http_handler import FileSection
 from ocistream.serve.image_index import ImageIndex, repository_of_directory
 from ocistream.streams import files
-from ocistream.streams.chunks import read_all, read_chunks, verify_chunks
+from ocistream.streams.chunks import read_chunks, verify_chunks
 from ocistream.streams.paths import real_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from ocistream.layout.index import LayoutIndex
     from ocistream.transfer.interfaces import Source
 
-_EMPTY_BLOB_DIGESTS = frozenset({compute_digest(b"", "sha256"), compute_digest(b"", "sha512")})
+_EMPTY_BLOB_DIGESTS: Final = frozenset({compute_digest(b"", "sha256"), compute_digest(b"", "sha512")})
 
 
 class _BlobCheck(NamedTuple):
@@ -52,10 +44,6 @@ class _BlobCheck(NamedTuple):
 def is_unexpectedly_empty(digest: str, size: int) -> bool:
     """Return whether a file of this size is empty and its blob is not, as after a power failure."""
     return not size and digest not in _EMPTY_BLOB_DIGESTS
-
-
-#: The tag of an archive's only image, if it has no name.
-_DEFAULT_TAG = "latest"
 
 
 class DirectoryStorage(LayoutDirectory):
@@ -82,6 +70,9 @@ class DirectoryStorage(LayoutDirectory):
 
     def open_source(self) -> Source:
         """Return a source of all images."""
+        # Only the page for browsers needs it.
+        from ocistream.layout.source import LayoutSource
+
         return LayoutSource(self.path)
 
     def _parse(self, raw: files.FilePart | None) -> ImageIndex:
@@ -203,126 +194,3 @@ class DirectoryStorage(LayoutDirectory):
         message = f"the blob {digest} in {self.path} is corrupt"
         notices.notify(f"{message}: it is not served; push an image that contains it to replace it")
         return IntegrityError(message)
-
-
-class ArchiveStorage:
-    """An archive in a regular file, whose blobs are read in place. The file stays open, so it may be moved or replaced.
-
-    Manifests are hashed whenever they are read, and blobs whenever they are sent. The manifests of a docker-archive,
-    which has none, are synthesized when it is opened.
-    """
-
-    def __init__(self, path: Path, *, as_docker: bool) -> None:
-        """Read the headers and the index; with `as_docker`, that of a docker-archive.
-
-        Raises:
-            NotFoundError: the file does not exist, or has no image.
-            LocalDiskError: it cannot be read.
-            UnsupportedError: it is compressed, so no part can be read without all bytes before it.
-            ArchiveError: it is malformed or truncated, or only a part of an archive.
-        """
-        if is_compressed(path):
-            msg = f"{path} is compressed: its blobs cannot be read in any order"
-            raise UnsupportedError(
-                msg, hint=f"decompress it first (`gunzip`, `unzstd`), or run `ocistream copy {path} oci:DIR`"
-            )
-        self._what = f"{path}"
-        self.default_repository = repository_of_directory(path.name.removesuffix(".tar"))
-        self._source = ArchiveFileSource(path, as_docker=as_docker)
-        #: Synthesized manifests, by digest.
-        self._synthesized: dict[str, bytes] = {}
-        self._operator_notices: list[str] = []
-        try:
-            self._layout_index = self._read_index()
-            self._index = ImageIndex(self._name_only_image([*self._layout_index.entries]), self.default_repository)
-        except BaseException:
-            self._source.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._source.close()
-
-    def operator_notices(self) -> list[str]:
-        """Return the line about an image that got its name here."""
-        return self._operator_notices
-
-    def index(self) -> ImageIndex:
-        """Return the entries of the archive."""
-        return self._index
-
-    def open_source(self) -> Source:
-        """Return a source of all images, in the open file: another one may have its path now."""
-        return self._source.open_images(self._layout_index, ALL_IMAGES)
-
-    def blob_size(self, digest: str) -> int | None:
-        """Return a blob's size in bytes, or None."""
-        if (synthesized := self._synthesized.get(digest)) is not None:
-            return len(synthesized)
-        extent = self._source.contents.blobs.get(digest)
-        return extent.size if extent else None
-
-    @contextlib.contextmanager
-    def open_blob_section(self, digest: str) -> Iterator[FileSection]:
-        """Return the section of the archive with the blob, which is verified while it is sent."""
-        extent = self._source.contents.blobs.get(digest)
-        if extent is None:
-            raise self._blob_not_found_error(digest)
-        if is_unexpectedly_empty(digest, extent.size):
-            msg = f"the blob {digest} in {self._what} is corrupt"
-            raise IntegrityError(msg)
-        yield FileSection(self._source.file, extent.offset, extent.size, digest)
-
-    def read_blob(self, descriptor: Descriptor) -> bytes:
-        """Return a small blob, verified."""
-        if (synthesized := self._synthesized.get(descriptor.digest)) is not None:
-            return synthesized
-        blob = self._source.blob(descriptor)
-        if blob is None:
-            raise self._blob_not_found_error(descriptor.digest)
-        return read_all(verify_chunks(blob.open(), descriptor))
-
-    def check_not_corrupt(self, digest: str) -> None:
-        """Do nothing: every read of an archive is verified, and no result is stored."""
-
-    def _read_index(self) -> LayoutIndex:
-        index = self._source.read_complete_index()
-        self._synthesized = self._source.synthesized_manifests
-        # A missing blob would be noticed only in the middle of a pull, so an incomplete archive is not served.
-        reason = hint = ""
-        if VOLUME_ANNOTATION in index.annotations:
-            reason = "is one of several volumes"
-            hint = (
-                "start `ocistream serve DIR` for a new DIR, and push all volumes there: -i 'GLOB' --to localhost:5000"
-            )
-        elif OMITTED_ANNOTATION in index.annotations:
-            reason = "was made without some of its blobs"
-            hint = "push it to a registry that has the missing blobs, such as `ocistream serve DIR`"
-        if reason:
-            msg = f"{self._what} {reason}: the missing blobs could not be served"
-            raise ArchiveError(msg, hint=hint)
-        return index
-
-    def _name_only_image(self, entries: list[Descriptor]) -> list[Descriptor]:
-        """Return the entries; an only image without a name gets one, since clients could pull it by digest only.
-
-        Raises:
-            NotFoundError: the archive has no image.
-        """
-        if not entries:
-            # An archive without images is useless: nothing can be pushed to it either.
-            raise NotFoundError(f"{self._what} has no images", hint="serve an archive with an image, or a directory")
-        if len(entries) != 1 or entry_name_of(entries[0]) is not None:
-            return entries
-        image = entries[0]
-        self._operator_notices.append(
-            f"the image has no name: it is served as {self.default_repository}:{_DEFAULT_TAG}"
-        )
-        return [replace(image, annotations={**image.annotations, REF_NAME: _DEFAULT_TAG})]
-
-    def _blob_not_found_error(self, digest: str) -> NotFoundError:
-        return NotFoundError(f"no blob {digest} in {self._what}")
-
-
-#: What a registry serves. Both classes are safe for several threads.
-Storage: TypeAlias = DirectoryStorage | ArchiveStorage
