@@ -7,25 +7,23 @@ destination that runs ahead would need copies. A destination that fails is skipp
 from __future__ import annotations
 
 import contextlib
+import threading
 from dataclasses import dataclass, field, replace
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.streams.chunks import closing_chunks
-from ocistream.streams.workers import start, wait_to_settle
+from ocistream.streams.workers import run_each
 from ocistream.transfer.interfaces import MountingDestination, Traits
 from ocistream.transfer.verified_blobs import map_chunks, require_complete
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
-    from ocistream.streams.workers import Task
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
 
 #: Seconds between two checks whether the transfer was cancelled.
@@ -86,8 +84,9 @@ class FanOutDestination:
         self.branches = branches
         self._before_blobs = before_blobs
         self._cancelled = cancelled
-        #: For each reading of a blob: how many bytes it has read. Only the thread that reads changes its count.
-        self._read_counts: list[list[int]] = []
+        #: How many bytes of blobs were read from the source for all destinations.
+        self.bytes_read = 0
+        self._count_lock = threading.Lock()
         traits = [branch.destination.traits for branch in branches]
         self.traits = Traits(
             concurrent=all(each.concurrent for each in traits),
@@ -99,11 +98,6 @@ class FanOutDestination:
             begins_without_writing=all(each.begins_without_writing for each in traits),
             buffer_size=sum(each.buffer_size for each in traits),
         )
-
-    @property
-    def bytes_read(self) -> int:
-        """How many bytes of blobs were read from the source for all destinations."""
-        return sum(count for (count,) in self._read_counts)
 
     def expect(self, graph: Graph) -> Graph:
         """Tell each destination what may come. What one cannot hold is still written to the others."""
@@ -169,8 +163,16 @@ class FanOutDestination:
                 resumed = branches[0].destination.write(watched)
                 branches[0].add_written(blob.descriptor)
             return resumed
-        shared = _Broadcast(blob, len(branches), self._cancelled)
-        shared.run([partial(self._write_shared, shared, branch, number) for number, branch in enumerate(branches)])
+        shared = _Broadcast(blob, branches, self._cancelled)
+        run_each(
+            partial(self._write_shared, shared, blob.descriptor),
+            branches,
+            jobs=len(branches),
+            cancelled=self._cancelled,
+            sets_cancelled=False,
+        )
+        if shared.failures:
+            raise shared.failures[0]
         if not self._active_branches():
             raise next(branch.failure for branch in self.branches if branch.failure is not None)
         return 0
@@ -216,19 +218,24 @@ class FanOutDestination:
         """Count the bytes that are read of a blob, by any destination and at each restart."""
 
         def counted(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-            count = [0]
-            self._read_counts.append(count)
             with closing_chunks(chunks):
                 for chunk in chunks:
-                    count[0] += len(chunk)
+                    with self._count_lock:
+                        self.bytes_read += len(chunk)
                     yield chunk
 
         return map_chunks(blob, counted)
 
-    def _write_shared(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> None:
-        with self._failure_scope(branch, shared.source_failures, raises_last=False):
-            branch.destination.write(shared.blob_for(number))
-            branch.add_written(shared.blob.descriptor)
+    def _write_shared(self, shared: _Broadcast, descriptor: Descriptor, branch: FanOutBranch) -> None:
+        try:
+            with self._failure_scope(branch, shared.failures, raises_last=False):
+                branch.destination.write(shared.blob_for(branch))
+                branch.add_written(descriptor)
+        except BaseException as error:
+            shared.failures.append(error)
+            raise
+        finally:
+            shared.leave(branch)
 
     @contextlib.contextmanager
     def _failure_scope(
@@ -271,44 +278,22 @@ def _record_failure(chunks: Iterator[Chunk], failures: list[BaseException]) -> I
 
 
 class _Broadcast:
-    """One blob for several readers, in lockstep. The thread that calls `run` reads it and publishes each chunk."""
+    """One blob for several destinations, its readers, in lockstep: the last one to request a chunk reads it for all."""
 
-    def __init__(self, blob: VerifiedBlob, reader_count: int, cancelled: threading.Event) -> None:
-        self.blob = blob
-        #: What ended the shared reading: a failure of the source, or a cancelled transfer.
-        self.failures: list[BaseException] = []
-        #: Those, and the failures of the source towards readers that have left the shared reading.
-        self.source_failures: list[BaseException] = []
+    def __init__(self, blob: VerifiedBlob, readers: Iterable[FanOutBranch], cancelled: threading.Event) -> None:
+        self._blob = blob
+        self._chunks = blob.open()
         self._cancelled = cancelled
-        #: Numbers of the readers that share the reading, or may start to. Only the thread that calls `run` uses it.
-        self._readers = set(range(reader_count))
-        #: To each reader: chunks, and None at the end.
-        self._chunks: list[SimpleQueue[Chunk | None]] = [SimpleQueue() for _ in range(reader_count)]
-        #: From the readers: the number of each that is done with the current chunk, and whether it has left.
-        self._done: SimpleQueue[tuple[int, bool]] = SimpleQueue()
-        self._unexpected: list[BaseException] = []
+        self._changed = threading.Condition()
+        #: The readers that share the reading, or may start to, and those of them that wait for the next chunk.
+        self._readers = set(readers)
+        self._waiting: set[FanOutBranch] = set()
+        #: The last chunk that was read; None at the end of the blob.
+        self._chunk: Chunk | None = None
+        #: Failures of the source, also towards readers that have left the shared reading, and all that ends the write.
+        self.failures: list[BaseException] = []
 
-    def run(self, tasks: list[Callable[[], None]]) -> None:
-        """Run the tasks of the readers, each in a thread, until they end, and publish the chunks to them.
-
-        Raise the source's error, or an unexpected one of a reader.
-        """
-        threads: list[Task[None]] = []
-        try:
-            for number, task in enumerate(tasks):
-                threads.append(start(partial(self._run_one, number, task)))
-            self._publish_all()
-            for thread in threads:
-                while not thread.wait(_POLL_INTERVAL):
-                    self._check_cancelled()
-        except BaseException as error:
-            self._end(error)
-            wait_to_settle(threads)
-            raise
-        for failure in (*self._unexpected, *self.source_failures):
-            raise failure
-
-    def blob_for(self, number: int) -> VerifiedBlob:
+    def blob_for(self, reader: FanOutBranch) -> VerifiedBlob:
         """Return the blob for one of the readers. Only its first `open` shares the reading with the others.
 
         The shared chunks cannot go back. A reader that restarts, or starts in the middle, leaves them and reads for
@@ -319,67 +304,44 @@ class _Broadcast:
         def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
             nonlocal is_open
             if is_open or offset:
-                self._leave(number)
-                return _record_failure(self.blob.open(offset, stored), self.source_failures)
+                self.leave(reader)
+                return _record_failure(self._blob.open(offset, stored), self.failures)
             is_open = True
-            return self._read(number)
+            return self._read(reader)
 
-        return replace(self.blob, open=opened, can_resume=False)
+        return replace(self._blob, open=opened, can_resume=False)
 
-    def _run_one(self, number: int, task: Callable[[], None]) -> None:
-        try:
-            task()
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
-            if error not in self.source_failures:
-                self._unexpected.append(error)
-        finally:
-            self._leave(number)
+    def leave(self, reader: FanOutBranch) -> None:
+        """Let the others continue without a reader. A reader may leave more than once."""
+        with self._changed:
+            self._readers.discard(reader)
+            self._waiting.discard(reader)
+            self._advance()
+            self._changed.notify_all()
 
-    def _publish_all(self) -> None:
-        with closing_chunks(chunks := self.blob.open()):
-            for chunk in chunks:
-                if not self._publish(chunk):
-                    break
-        self._end(None)
+    def _read(self, reader: FanOutBranch) -> Iterator[Chunk]:
+        """Yield the shared chunks to a reader, in its thread."""
+        while True:
+            with self._changed:
+                self._waiting.add(reader)
+                self._advance()
+                while reader in self._waiting and not self.failures:
+                    if self._cancelled.is_set():
+                        raise CancelledError("stopped")
+                    self._changed.wait(_POLL_INTERVAL)
+                if self.failures:
+                    raise self.failures[0]
+                chunk = self._chunk
+            if chunk is None:
+                return
+            yield chunk
 
-    def _publish(self, chunk: Chunk) -> bool:
-        """Publish a chunk and wait until all readers are done with it; return False if no readers are left."""
-        for number in self._readers:
-            self._chunks[number].put(chunk)
-        busy = set(self._readers)
-        while busy:
-            self._check_cancelled()
-            with contextlib.suppress(Empty):
-                number, has_left = self._done.get(timeout=_POLL_INTERVAL)
-                busy.discard(number)
-                if has_left:
-                    self._readers.discard(number)
-        return bool(self._readers)
-
-    def _check_cancelled(self) -> None:
-        if self._cancelled.is_set():
-            raise CancelledError("stopped")
-
-    def _read(self, number: int) -> Iterator[Chunk]:
-        """Yield the published chunks to a reader, in its thread."""
-        chunks = self._chunks[number]
-        try:
-            while (chunk := chunks.get()) is not None and not self.failures:
-                yield chunk
-                self._done.put((number, False))
-            for failure in self.failures:
-                raise failure if isinstance(failure, Exception) else CancelledError("stopped")
-        finally:
-            self._leave(number)
-
-    def _leave(self, number: int) -> None:
-        """Note that a reader wants no further published chunk. A reader may leave more than once."""
-        self._done.put((number, True))
-
-    def _end(self, error: BaseException | None) -> None:
-        """End the shared reading, at the end of the blob or because of an error."""
-        if error is not None:
-            self.failures.append(error)
-            self.source_failures.append(error)
-        for chunks in self._chunks:
-            chunks.put(None)
+    def _advance(self) -> None:
+        """Read the next chunk, if all readers wait for it."""
+        if self._readers and self._readers == self._waiting and not self.failures:
+            try:
+                self._chunk = next(self._chunks, None)
+            except BaseException as error:  # noqa: BLE001 - each reader raises it
+                self.failures.append(error)
+            self._waiting.clear()
+            self._changed.notify_all()
