@@ -465,6 +465,7 @@ class Copy:
 
             exported = limit_to_exported(graph, lambda blob: blob.digest in unavailable_digests)
             if unavailable_digests.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
+                exported = self.destination.expect(exported)
                 self.destination.begin(exported)
                 return exported
         error = MissingBlobsError if needed is None else MissingVolumesError

@@ -93,9 +93,7 @@ class FanOutDestination:
             keeps_blobs=all(each.keeps_blobs for each in traits),
             # Before the graph is known, it is unknown which destination needs a blob.
             early_refusal=_early_refusal,
-            can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),
-            begins_without_writing=all(each.begins_without_writing for each in traits),
             buffer_size=sum(each.buffer_size for each in traits),
         )
 
@@ -107,12 +105,10 @@ class FanOutDestination:
                 branch.set_graph(branch.destination.expect(branch.rename(graph)))
         return graph
 
-    def begin(self, graph: Graph) -> None:
-        """Tell each destination what will come."""
+    def begin(self, _graph: Graph, /) -> None:
+        """Tell each destination what will come: what it accepted of the last graph that `expect` got."""
         for branch in self._active_branches():
             with self._failure_scope(branch):
-                own = branch.rename(graph) if branch.graph is None else branch.graph
-                branch.set_graph(replace(own, omitted_from_output=graph.omitted_from_output))
                 branch.destination.begin(cast("Graph", branch.graph))
 
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
@@ -177,11 +173,11 @@ class FanOutDestination:
             raise next(branch.failure for branch in self.branches if branch.failure is not None)
         return 0
 
-    def commit(self, graph: Graph) -> None:
+    def commit(self, _graph: Graph, /) -> None:
         """Commit each destination in turn."""
         for branch in self._active_branches():
             with self._failure_scope(branch):
-                branch.destination.commit(branch.graph or graph)
+                branch.destination.commit(cast("Graph", branch.graph))
 
     def discard(self) -> None:
         """Delete unfinished content at each destination."""

@@ -282,9 +282,9 @@ class Traits:
 class Destination(Protocol):
     """Where images go: `expect`, then `begin`, then blobs, then `commit`, and `close` in any case.
 
-    `expect` and `begin` may be called again, with the same graph or with less of it, before the first blob or after the
-    last one: what the destination has decides which platforms are copied. Blobs may come before `begin`, from a source
-    that does not know its graph yet (`Traits.accepts_early`), and blobs whose digest is not known yet
+    `expect` may be called again, and then `begin`, with the same graph or with less of it, before the first blob or
+    after the last one: what the destination has decides which platforms are copied. Blobs may come before `begin`, from
+    a source that does not know its graph yet (`Traits.accepts_early`), and blobs whose digest is not known yet
     (`NewBlobDestination`).
     """
 
