@@ -10,10 +10,11 @@ import contextlib
 import threading
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.streams.chunks import closing_chunks
+from ocistream.streams.synchronization import wait_until
 from ocistream.streams.workers import run_each
 from ocistream.transfer.interfaces import MountingDestination, Traits
 from ocistream.transfer.verified_blobs import map_chunks, require_complete
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
-
-#: Seconds between two checks whether the transfer was cancelled.
-_POLL_INTERVAL: Final = 0.2
 
 
 @dataclass(eq=False)
@@ -321,16 +319,19 @@ class _Broadcast:
             with self._changed:
                 self._waiting.add(reader)
                 self._advance()
-                while reader in self._waiting and not self.failures:
-                    if self._cancelled.is_set():
-                        raise CancelledError("stopped")
-                    self._changed.wait(_POLL_INTERVAL)
+                wait_until(
+                    lambda seconds: self._changed.wait_for(lambda: self._is_served(reader), seconds), self._cancelled
+                )
                 if self.failures:
                     raise self.failures[0]
                 chunk = self._chunk
             if chunk is None:
                 return
             yield chunk
+
+    def _is_served(self, reader: FanOutBranch) -> bool:
+        """Return whether a reader need not wait any longer."""
+        return reader not in self._waiting or bool(self.failures)
 
     def _advance(self) -> None:
         """Read the next chunk, if all readers wait for it."""

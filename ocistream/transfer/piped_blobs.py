@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import CancelledError, OcistreamError
 from ocistream.streams.chunks import check_chunks_size, closing_chunks, read_all
+from ocistream.streams.synchronization import wait_until
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 #: Large blobs that move at once: one is read, and the destination still commits the others. A fourth one costs memory,
 #: and saves nothing at a round trip of 100 ms.
 _MAX_LARGE: Final = 3
-#: Seconds between two checks whether the transfer was cancelled.
-_POLL_INTERVAL: Final = 0.1
 
 
 class PipedBlobs:
@@ -69,7 +68,7 @@ class PipedBlobs:
                 is_exclusive = self._is_exclusive(blob)
                 while len(moving) > (0 if is_exclusive else _MAX_LARGE - 1):
                     # The oldest one: its destination has had the most time.
-                    self._wait(moving.popleft().ended)
+                    wait_until(moving.popleft().ended.wait, self._cancelled)
                 if self.failures:
                     return
                 if is_exclusive:
@@ -79,7 +78,7 @@ class PipedBlobs:
                 large = self._large[blob.descriptor.digest] = _LargeBlob(blob)
                 moving.append(large)
                 yield replace(blob, open=large.open)
-                self._wait(large.fully_read)
+                wait_until(large.fully_read.wait, self._cancelled)
                 if self.failures:
                     return
         except CancelledError:
@@ -107,12 +106,6 @@ class PipedBlobs:
             large.ended.set()
         # After an unexpected exception the pipe is anywhere: it must not be read further.
         large.fully_read.set()
-
-    def _wait(self, event: threading.Event) -> None:
-        while not event.wait(_POLL_INTERVAL):
-            if self._cancelled.is_set():
-                msg = "cancelled"
-                raise CancelledError(msg)
 
 
 class _LargeBlob:
