@@ -24,8 +24,7 @@ from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_checksum_line, parse_part_name, part_error, part_name
 from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, chunks_from, peek_chunks, read_all, verify_chunks
-from ocistream.streams.compression import NONE, Codec, detect_codec
-from ocistream.streams.layer_media_types import describe_layer, is_probably_json, is_probably_layer
+from ocistream.streams.compression import NONE, Codec, describe_layer, detect_codec, is_probably_json, is_probably_layer
 from ocistream.transfer.interfaces import Access, Blob, ByteRange
 from ocistream.transfer.verified_blobs import blob_from_bytes
 

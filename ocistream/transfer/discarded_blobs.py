@@ -10,10 +10,16 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
-from ocistream.streams import files, layer_media_types
+from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, peek_chunks, verify_chunks
-from ocistream.streams.compression import DecompressionError, decompress_layer, detect_codec
-from ocistream.streams.layer_media_types import is_probably_layer
+from ocistream.streams.compression import (
+    OCI_LAYER,
+    DecompressionError,
+    decompress_layer,
+    describe_layer,
+    detect_codec,
+    is_probably_layer,
+)
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import can_be_json_object
 from ocistream.transfer.interfaces import NullObserver
@@ -84,10 +90,10 @@ class BlobChecker:
         error: OcistreamError | None = None
         plain: PlainLayer | None = None
         try:
-            plain = self.read_complete(raw, Descriptor(layer_media_types.OCI_LAYER, "", 0), unpack=self._deep)
+            plain = self.read_complete(raw, Descriptor(OCI_LAYER, "", 0), unpack=self._deep)
         except DecompressionError as found:
             error = found.error
-        descriptor = layer_media_types.describe_layer(raw.digest, raw.size, detect_codec(beginning))
+        descriptor = describe_layer(raw.digest, raw.size, detect_codec(beginning))
         self.unnamed_layers.add(descriptor.digest)
         self._add_result(descriptor, error, plain)
         return descriptor

@@ -95,16 +95,15 @@ class EarlyBlobWriter:
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Copy a layer of unknown digest at once, recompressed if that is requested."""
-        from ocistream.streams import layer_media_types
-        from ocistream.streams.compression import detect_codec
+        from ocistream.streams.compression import OCI_LAYER, detect_codec, layer_media_type
 
         recompressor = self._recompressor or self._plain_layer_recompressor()
-        unknown = Descriptor(layer_media_types.OCI_LAYER, "", 0)
+        unknown = Descriptor(OCI_LAYER, "", 0)
         blob, beginning = peek(Blob(unknown, lambda: chunks, Access.ONCE))
         if recompressor is not None and recompressor.layer_needs_recompression(beginning):
             return self._writer.recompress(blob, recompressor, is_known=False)
         codec = detect_codec(beginning).name
-        return self._writer.write_new(blob, layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec))
+        return self._writer.write_new(blob, layer_media_type(OCI_LAYER, codec))
 
     def read_back(self, descriptor: Descriptor) -> bytes:
         """Read small content back from the destination."""
