@@ -49,9 +49,10 @@ class EarlyBlobWriter:
         self._readable = self._destination if isinstance(self._destination, ReadableDestination) else None
         self._writer = writer
         self._config_checker = config_checker
-        self._recompressor = _create_recompressor(recompression) if recompression is not None else None
-        self._plain_layer_recompression = plain_layer_recompression
-        self._plain_recompressor: Recompressor | None = None
+        #: Whether all layers are recompressed, not only plain ones of `docker save`.
+        self._is_requested = recompression is not None
+        self._settings = recompression or plain_layer_recompression
+        self._known_recompressor: Recompressor | None = None
         #: Layers that were compressed before it was known whether `docker save` wrote the archive.
         self._compressed: set[str] = set()
 
@@ -71,20 +72,13 @@ class EarlyBlobWriter:
         return None
 
     def _write(self, blob: Blob, *, can_be_plain_layer: bool) -> None:
-        if self._recompressor is not None:
-            blob, beginning = peek(blob)
-            if self._recompressor.needs_recompression(beginning):
-                self._writer.recompress(blob, self._recompressor)
-                return
-        elif (
-            can_be_plain_layer
-            and self._readable is not None
-            and (recompressor := self._plain_layer_recompressor()) is not None
-        ):
+        is_candidate = self._is_requested or (can_be_plain_layer and self._readable is not None)
+        if is_candidate and (recompressor := self._recompressor()) is not None:
             from ocistream.streams.compression import NONE, detect_codec
 
             blob, beginning = peek(blob)
-            if recompressor.needs_recompression(beginning) and detect_codec(beginning) is NONE:
+            is_affected = self._is_requested or detect_codec(beginning) is NONE
+            if is_affected and recompressor.needs_recompression(beginning):
                 self._compressed.add(blob.descriptor.digest)
                 self._writer.recompress(blob, recompressor)
                 return
@@ -97,7 +91,7 @@ class EarlyBlobWriter:
         """Copy a layer of unknown digest at once, recompressed if that is requested."""
         from ocistream.streams.compression import OCI_LAYER, detect_codec, layer_media_type
 
-        recompressor = self._recompressor or self._plain_layer_recompressor()
+        recompressor = self._recompressor()
         unknown = Descriptor(OCI_LAYER, "", 0)
         blob, beginning = peek(Blob(unknown, lambda: chunks, Access.ONCE))
         if recompressor is not None and recompressor.layer_needs_recompression(beginning):
@@ -126,9 +120,9 @@ class EarlyBlobWriter:
         whether `docker save` wrote the archive: in an OCI archive, a file that no image needs may look like such a
         layer.
         """
-        if self._recompressor is not None or not graph.has_plain_layers:
-            return self._recompressor
-        if (recompressor := self._plain_layer_recompressor()) is not None:
+        if not self._is_requested and not graph.has_plain_layers:
+            return None
+        if (recompressor := self._recompressor()) is not None and not self._is_requested:
             # An image with a manifest of its own keeps its compressed layers.
             recompressor.is_plain_only = not all(root.descriptor.digest in graph.synthesized for root in graph.roots)
         return recompressor
@@ -138,8 +132,8 @@ class EarlyBlobWriter:
 
         The destination has only the compressed layers, so they are read back from it and decompressed.
         """
-        recompressor, readable = self._plain_recompressor, self._readable
-        if graph.has_plain_layers or recompressor is None or readable is None:
+        recompressor, readable = self._known_recompressor, self._readable
+        if self._is_requested or graph.has_plain_layers or recompressor is None or readable is None:
             return
         for blob in graph.blobs:
             if blob.digest in self._compressed and (layer := recompressor.results.get(blob.digest)) is not None:
@@ -150,10 +144,14 @@ class EarlyBlobWriter:
                     notices.notify(_SENT_TWICE_NOTICE)
                     self._writer.write(Blob(blob, open_plain))
 
-    def _plain_layer_recompressor(self) -> Recompressor | None:
-        if self._plain_recompressor is None and self._plain_layer_recompression is not None:
-            self._plain_recompressor = _create_recompressor(self._plain_layer_recompression)
-        return self._plain_recompressor
+    def _recompressor(self) -> Recompressor | None:
+        """Return what recompresses layers, if any are recompressed; created when it is needed."""
+        if self._known_recompressor is None and self._settings is not None:
+            # Imported here because few transfers recompress, and all would pay for the import.
+            from ocistream.transfer.recompress import Recompressor
+
+            self._known_recompressor = Recompressor(self._settings)
+        return self._known_recompressor
 
     def _is_stored(self, blob: Descriptor) -> bool:
         return bool(self._destination.stored([blob], quick=True))
@@ -167,10 +165,3 @@ def _decompress_result(
     # The plain size is known and the reader checks it, so it bounds the expansion.
     chunks = destination.read(layer.result)
     return chunks_from(decompress(recompressor.settings.codec, chunks, max(layer.source.size, 1)), offset)
-
-
-def _create_recompressor(settings: RecompressionSettings) -> Recompressor:
-    # Imported here because few transfers recompress, and all would pay for the import.
-    from ocistream.transfer.recompress import Recompressor
-
-    return Recompressor(settings)

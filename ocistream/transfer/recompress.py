@@ -22,7 +22,7 @@ from ocistream.oci.descriptor import (
     Manifest,
     compute_digest,
 )
-from ocistream.oci.documents import Document, parse_diff_ids, parse_document
+from ocistream.oci.documents import Document, parse_diff_ids, parse_document, parse_entry
 from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
@@ -292,7 +292,10 @@ class GraphRewriter:
         blobs = [by_digest[self._results.get(blob.digest, blob).digest] for blob in self._graph.blobs]
         graph = replace(
             self._graph,
-            roots=tuple(replace(root, descriptor=self._rewrite_root(root.descriptor)) for root in self._graph.roots),
+            roots=tuple(
+                replace(root, descriptor=parse_entry(self._rewrite_entry(root.descriptor.to_json())))
+                for root in self._graph.roots
+            ),
             manifests=tuple({m.descriptor.digest: m for m in manifests}.values()),
             blobs=tuple({blob.digest: blob for blob in blobs}.values()),
             documents=documents,
@@ -333,23 +336,6 @@ class GraphRewriter:
         known = self._graph.documents.get(manifest.descriptor.digest)
         return known or parse_document(manifest.descriptor, manifest.raw)
 
-    def _updated(self, descriptor: Descriptor) -> Descriptor:
-        new = self._new.get(descriptor.digest)
-        if new is None:
-            return descriptor
-        own = new.descriptor
-        return replace(descriptor, media_type=own.media_type, digest=own.digest, size=own.size)
-
-    def _rewrite_root(self, descriptor: Descriptor) -> Descriptor:
-        """Rewrite an entry of `index.json`."""
-        new = self._updated(descriptor)
-        if (attested := self._new.get(new.annotations.get(_ATTESTED_DIGEST, ""))) is not None:
-            new = replace(new, annotations={**new.annotations, _ATTESTED_DIGEST: attested.descriptor.digest})
-        if new.digest != descriptor.digest and new.extra_json:
-            fields = parse_json(new.extra_json, "index.json")
-            new = replace(new, extra_json=canonical_json({k: v for k, v in fields.items() if k not in _CONTENT_FIELDS}))
-        return new
-
     def _rewrite_manifest(self, manifest: Manifest) -> Manifest:
         """Return the manifest with new descriptors."""
         old = manifest.descriptor
@@ -386,7 +372,10 @@ class GraphRewriter:
             becomes_oci = self._codec not in DOCKER_CODECS
         else:
             # A Docker manifest list must not refer to an OCI manifest.
-            becomes_oci = any(self._updated(child).media_type != child.media_type for child in document.manifests)
+            becomes_oci = any(
+                child.digest in self._new and self._new[child.digest].descriptor.media_type != child.media_type
+                for child in document.manifests
+            )
         return _OCI_FOR.get(media_type, media_type) if becomes_oci else media_type
 
     def _rewrite_layer(self, layer: dict[str, Any], *, leaves_docker: bool) -> dict[str, Any]:
@@ -407,7 +396,7 @@ class GraphRewriter:
         return new
 
     def _rewrite_entry(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Rewrite the descriptor of a manifest, in an index or as a subject."""
+        """Rewrite the descriptor of a manifest, in an index, in `index.json` or as a subject."""
         annotations = entry.get("annotations") or {}
         if (attested := self._new.get(annotations.get(_ATTESTED_DIGEST, ""))) is not None:
             entry = entry | {"annotations": annotations | {_ATTESTED_DIGEST: attested.descriptor.digest}}
