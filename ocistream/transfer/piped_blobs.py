@@ -39,15 +39,12 @@ class PipedBlobs:
     def __init__(
         self,
         blobs: Iterator[Blob],
-        move_blob: Callable[[int, Blob], None],
+        move_blob: Callable[[Blob], None],
         *,
         is_exclusive: Callable[[Blob], bool],
         cancelled: threading.Event,
     ) -> None:
-        """Take the blobs of the pipe. `move_blob(concurrency, blob)` moves one; `concurrency` blobs move at once.
-
-        A large blob that `is_exclusive` moves alone.
-        """
+        """Take the blobs of the pipe. `move_blob` moves one. A large blob that `is_exclusive` moves alone."""
         self._blobs = blobs
         self._move_blob = move_blob
         self._is_exclusive = is_exclusive
@@ -73,7 +70,7 @@ class PipedBlobs:
                     return
                 if is_exclusive:
                     # In this thread: the others wait for the next blob.
-                    self._move_blob(1, blob)
+                    self._move_blob(blob)
                     continue
                 large = self._large[blob.descriptor.digest] = _LargeBlob(blob)
                 moving.append(large)
@@ -87,14 +84,14 @@ class PipedBlobs:
         except OcistreamError as error:
             self.failures.append(error)
 
-    def move(self, concurrency: int, blob: Blob) -> None:
-        """Move a blob that was yielded; `concurrency` blobs move at once."""
+    def move(self, blob: Blob) -> None:
+        """Move a blob that was yielded."""
         large = self._large.pop(blob.descriptor.digest, None)
         if large is None:
-            self._move_blob(concurrency, blob)
+            self._move_blob(blob)
             return
         try:
-            self._move_blob(1, blob)
+            self._move_blob(blob)
         except CancelledError:
             raise
         except OcistreamError as error:
