@@ -264,7 +264,9 @@ def _docker_archive_error(location: Location) -> UnsupportedError:
 class _NoEarlyBlobs:
     """The `EarlyBlobs` of sources that can be read repeatedly: their blobs never come before the graph."""
 
-    accepts_early = False
+    @staticmethod
+    def early_refusal() -> UnsupportedError:
+        return UnsupportedError("a blob comes before its image")
 
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - nothing is written
         raise UnsupportedError(f"{blob.descriptor.digest} comes before its image")

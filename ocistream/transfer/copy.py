@@ -172,7 +172,7 @@ class Copy:
                 graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None
             )
             for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
-                if (error := discarded.discard(piped)) is not None:
+                if (error := discarded.write(piped)) is not None:
                     raise error
         return graph
 

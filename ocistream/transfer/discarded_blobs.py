@@ -48,7 +48,7 @@ class BlobChecker:
     decompressed.
     """
 
-    accepts_early = True
+    early_refusal: Callable[[], UnsupportedError] | None = None
 
     def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event | None) -> None:
         """With `deep`, decompress layers, up to `max_ratio` times their size. Setting `cancelled` stops it."""
@@ -193,23 +193,10 @@ class DiscardedBlobs(BlobChecker):
     ) -> None:
         """Setting `cancelled` stops the reading. `refusal` returns the error for a blob before the graph, if any."""
         super().__init__(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
-        self._refusal = refusal
-        self.accepts_early = refusal is None
+        self.early_refusal = refusal
 
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
         """Read and verify a blob; return the error if it does not match its digest."""
-        if self._refusal is not None:
-            raise self._refusal()
-        return self.discard(blob, can_be_plain_layer=can_be_plain_layer)
-
-    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
-        """Read a layer of unknown digest."""
-        if self._refusal is not None:
-            raise self._refusal()
-        return super().write_new(chunks)
-
-    def discard(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
-        """Read and verify a blob of a known graph; return the error if it does not match its digest."""
         super().write(blob, can_be_plain_layer=can_be_plain_layer)
         error = self.errors.get(blob.descriptor.digest)
         return error if isinstance(error, IntegrityError) else None

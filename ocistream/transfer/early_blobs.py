@@ -17,7 +17,7 @@ from ocistream.transfer.interfaces import Access, Blob, ReadableDestination
 from ocistream.transfer.verified_blobs import peek
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
@@ -107,9 +107,9 @@ class EarlyBlobWriter:
         return read_all(verify_chunks(self._readable.read(descriptor), descriptor))
 
     @property
-    def accepts_early(self) -> bool:
-        """Whether the destination accepts blobs before the graph is known."""
-        return self._destination.traits.accepts_early
+    def early_refusal(self) -> Callable[[], UnsupportedError] | None:
+        """Returns the error of a destination that accepts no blobs before the graph is known."""
+        return self._destination.traits.early_refusal
 
     # -- after the graph is known ----------------------------------------------------------------------------
 

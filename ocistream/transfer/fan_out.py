@@ -111,8 +111,6 @@ class FanOutDestination:
 
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that all destinations have that need them."""
-        if not self._has_all_graphs():
-            return set()
         found = {blob.digest for blob in blobs}
         for branch in self._active_branches():
             wanted = [blob for blob in blobs if branch.lacks(blob)]
@@ -142,8 +140,6 @@ class FanOutDestination:
     def write(self, blob: VerifiedBlob) -> int:
         """Write a blob to all destinations that lack it."""
         require_complete(blob)
-        if not self._has_all_graphs():
-            raise _early_refusal()
         branches = self._branches_without(blob.descriptor)
         if not branches:
             return 0
@@ -192,10 +188,6 @@ class FanOutDestination:
     def _active_branches(self) -> list[FanOutBranch]:
         """Return the branches that have not failed."""
         return [branch for branch in self.branches if branch.failure is None]
-
-    def _has_all_graphs(self) -> bool:
-        """Return whether it is known which blobs each destination needs."""
-        return all(branch.graph is not None for branch in self._active_branches())
 
     def _branches_without(self, descriptor: Descriptor) -> list[FanOutBranch]:
         """Return the active branches that lack a blob."""
