@@ -300,26 +300,33 @@ class _Broadcast:
     def leave(self, reader: FanOutBranch) -> None:
         """Let the others continue without a reader. A reader may leave more than once."""
         with self._changed:
-            self._readers.discard(reader)
-            self._waiting.discard(reader)
-            self._advance()
+            # Not twice: the garbage collector may close an old iterator while another thread reads the next chunk.
+            if reader in self._readers:
+                self._readers.discard(reader)
+                self._waiting.discard(reader)
+                self._advance()
             self._changed.notify_all()
 
     def _read(self, reader: FanOutBranch) -> Iterator[Chunk]:
         """Yield the shared chunks to a reader, in its thread."""
-        while True:
-            with self._changed:
-                self._waiting.add(reader)
-                self._advance()
-                wait_until(
-                    lambda seconds: self._changed.wait_for(lambda: self._is_served(reader), seconds), self._cancelled
-                )
-                if self.failures:
-                    raise self.failures[0]
-                chunk = self._chunk
-            if chunk is None:
-                return
-            yield chunk
+        try:
+            while (chunk := self._next_chunk(reader)) is not None:
+                yield chunk
+        finally:
+            # A destination that starts again may wait before it does.
+            self.leave(reader)
+
+    def _next_chunk(self, reader: FanOutBranch) -> Chunk | None:
+        """Wait until all readers want the next chunk, and return it."""
+        with self._changed:
+            self._waiting.add(reader)
+            self._advance()
+            wait_until(
+                lambda seconds: self._changed.wait_for(lambda: self._is_served(reader), seconds), self._cancelled
+            )
+            if self.failures:
+                raise self.failures[0]
+            return self._chunk
 
     def _is_served(self, reader: FanOutBranch) -> bool:
         """Return whether a reader need not wait any longer."""
