@@ -14,7 +14,7 @@ from ocistream.transfer.interfaces import Blob
 class NothingEarly:
     """For sources that know their graph before any blob: fails if a blob is written."""
 
-    accepts_early = True
+    early_refusal = None
 
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> None:  # noqa: ARG002 - it fails in any case
         raise AssertionError(blob)

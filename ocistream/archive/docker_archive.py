@@ -19,7 +19,7 @@ from ocistream.oci.documents import parse_diff_ids, parse_document
 from ocistream.oci.graph import Root
 from ocistream.oci.reference import parse_reference, printable
 from ocistream.oci.strict_json import canonical_json, check_keys, parse_json
-from ocistream.streams import layer_media_types
+from ocistream.streams.compression import codec_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -204,7 +204,7 @@ class ManifestSynthesizer:
 
 
 def _check_layer(name: str, descriptor: Descriptor, diff_id: str) -> Descriptor:
-    if layer_media_types.codec_name(descriptor.media_type) == "none" and descriptor.digest != diff_id:
+    if codec_name(descriptor.media_type) == "none" and descriptor.digest != diff_id:
         msg = (
             f"the layer {printable(name)} has the digest {descriptor.digest}, but the config of its "
             f"image says {diff_id}"

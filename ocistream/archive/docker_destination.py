@@ -16,9 +16,8 @@ from ocistream.oci.descriptor import CONFIG_TYPES
 from ocistream.oci.graph import is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.referrers import NOT_IN_DOCKER_ARCHIVE, PLATFORM_FILTERED, RECOMPRESSED
-from ocistream.streams import layer_media_types
 from ocistream.streams.chunks import peek_chunks
-from ocistream.streams.layer_media_types import is_probably_json
+from ocistream.streams.compression import codec_name, is_probably_json
 from ocistream.transfer.interfaces import Traits
 from ocistream.transfer.report import MissingBlobsError
 from ocistream.transfer.verified_blobs import require_complete
@@ -111,7 +110,7 @@ def _file_name(digest: str, suffix: str) -> str:
 
 def _check_layers(document: Document) -> None:
     for layer in document.layers:
-        if layer_media_types.codec_name(layer.media_type) != "none":
+        if codec_name(layer.media_type) != "none":
             msg = f"the layer {layer.digest} is {layer.media_type}, which a docker-archive cannot contain"
             raise UnsupportedError(msg, hint="write an oci-archive: `docker load` reads it too")
 

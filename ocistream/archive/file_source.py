@@ -17,8 +17,7 @@ from ocistream.oci.descriptor import UNKNOWN_MEDIA_TYPE, Descriptor
 from ocistream.oci.volumes import parse_checksum_line, part_error, part_name
 from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, read_all, read_chunks, verify_chunks
-from ocistream.streams.compression import NONE, detect_codec
-from ocistream.streams.layer_media_types import describe_layer, is_probably_json
+from ocistream.streams.compression import NONE, describe_layer, detect_codec, is_probably_json
 from ocistream.transfer.interfaces import Blob, ByteRange, RecoverableBlob
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from ocistream.oci.reference import printable
 from ocistream.oci.volumes import parse_checksum_line, parse_part_name, part_error, part_name
 from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, chunks_from, peek_chunks, read_all, verify_chunks
-from ocistream.streams.compression import NONE, Codec, detect_codec
-from ocistream.streams.layer_media_types import describe_layer, is_probably_json, is_probably_layer
+from ocistream.streams.compression import NONE, Codec, describe_layer, detect_codec, is_probably_json, is_probably_layer
 from ocistream.transfer.interfaces import Access, Blob, ByteRange
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
@@ -308,6 +307,7 @@ class ArchiveStreamSource(ArchiveSource):
         if self._docker_file_count > limits.MAX_LIST_ENTRIES:
             msg = f"more than {limits.MAX_LIST_ENTRIES} layers come before the archive's manifest.json"
             raise UnsupportedError(msg, hint=_PLAIN_FILE_HINT)
+        _require_accepted(early_blobs)
         written = early_blobs.write_new(content)
         self._early_entries[entry.offset] = (
             _Json(Descriptor(UNKNOWN_MEDIA_TYPE, written.digest, entry.size)) if is_json else written
@@ -353,6 +353,8 @@ class ArchiveStreamSource(ArchiveSource):
         if self._can_finish_early():
             self._started_blob = entry, digest, chunks
             return
+        assert self._early_blobs is not None  # noqa: S101 - `resolve` has set it
+        _require_accepted(self._early_blobs)
         if (codec := detect_codec(first_chunk[: limits.KIB])) is not NONE:
             self._early_entries[entry.offset] = codec
         blob = Blob(descriptor, partial(_skip_to, chunks), self._access)
@@ -405,7 +407,7 @@ class ArchiveStreamSource(ArchiveSource):
         """
         if self.contents.index_json is None or self._as_docker or self._early_blobs is None:
             return False
-        must_begin = not self._early_blobs.accepts_early
+        must_begin = self._early_blobs.early_refusal is not None
         if self._images and self._comparison is not None and self._comparison.may_list_more(self._images):
             if must_begin:
                 # If the two files contradict each other, that is the error.
@@ -507,6 +509,16 @@ def open_input_stream(path: Path, cancelled: threading.Event) -> InputStream:
         msg = f"{path} is a terminal: archives are not read from terminals"
         raise UsageError(msg)
     return file
+
+
+def _require_accepted(early_blobs: EarlyBlobs) -> None:
+    """Check that blobs are accepted before the graph is known.
+
+    Raises:
+        UnsupportedError: the destination accepts none.
+    """
+    if early_blobs.early_refusal is not None:
+        raise early_blobs.early_refusal()
 
 
 def _skip_to(chunks: Iterator[Chunk], offset: int = 0) -> Iterator[Chunk]:

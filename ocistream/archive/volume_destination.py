@@ -302,14 +302,8 @@ class VolumeSetDestination(TarDestination):
         self._open_volume(0)
 
     def write(self, blob: VerifiedBlob) -> int:
-        """Append a blob to its volume, or its parts to their volumes.
-
-        Raises:
-            UnsupportedError: the blob arrives before the graph.
-        """
+        """Append a blob to its volume, or its parts to their volumes."""
         require_complete(blob)
-        if self._graph is None:
-            raise _early_refusal()
         digest = blob.descriptor.digest
         pieces = self._plan.parts[digest] if self._plan else ()
         if len(pieces) > 1:
@@ -339,7 +333,7 @@ class VolumeSetDestination(TarDestination):
     def _open_volume(self, number: int) -> _OpenVolume:
         """Return a volume. A new volume gets all small files first."""
         if number not in self._volumes:
-            assert self._graph is not None, "it was begun"  # noqa: S101 - `write` and `commit` check it
+            assert self._graph is not None, "it was begun"  # noqa: S101 - it refuses early blobs
             output = open_file_output(self._directory / self._template.format_name(number))
             self._outputs.append(output)
             writer = TarWriter(output, self._mtime)

@@ -264,7 +264,7 @@ def _report_plain_layers(console: Console, report: Report, *, is_saved: bool, mu
     if not (report.graph.has_plain_layers or is_saved):
         return
     # Not at the top: most transfers need no codecs.
-    from ocistream.streams.layer_media_types import codec_name
+    from ocistream.streams.compression import codec_name
 
     plain = {
         layer.digest

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.errors import CancelledError, TruncatedError
+from ocistream.errors import TruncatedError
+from ocistream.streams.synchronization import wait_until
 from ocistream.transfer.interfaces import Access
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from ocistream.streams.synchronization import Budget
     from ocistream.transfer.interfaces import NewBlob, VerifiedBlob
 
-#: Seconds between two checks whether the upload was cancelled.
-_POLL_INTERVAL: Final = 0.1
 #: Largest piece, in bytes, in which buffered bytes are sent again.
 _MAX_PIECE: Final = limits.CHUNK_SIZE
 
@@ -76,9 +75,7 @@ class ReplayBuffer:
         Raises:
             CancelledError: `cancelled` was set during the wait.
         """
-        while not self._take_memory(timeout=_POLL_INTERVAL):
-            if cancelled.is_set():
-                raise CancelledError("cancelled")
+        wait_until(self._take_memory, cancelled)
 
     @property
     def is_empty(self) -> bool:

@@ -16,10 +16,11 @@ from ocistream.limits import CHUNK_SIZE, MIN_THREADED_HASH
 from ocistream.oci.descriptor import digest_error, size_error
 from ocistream.oci.reference import parse_digest
 from ocistream.streams.memory import is_double_buffered
-from ocistream.streams.workers import start
+from ocistream.streams.synchronization import Budget, once
+from ocistream.streams.workers import count_processors, start
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 Chunk: TypeAlias = "bytes | memoryview"
 #: Maximum number of chunks that wait to be hashed: 1 MiB, so that the reader rarely waits.
 _MAX_QUEUED: Final = 4
+#: The threads that may hash: each needs a processor, and the thread that it hashes for another one.
+_hash_threads: Final = once(lambda: Budget(count_processors() // 2))
 
 
 class Hasher(Protocol):
@@ -55,13 +58,15 @@ def verify_chunks(
     So a corrupt blob is never completed anywhere, not even in a pipe or a request body: it stays short, and the other
     side fails too. `stored` is the beginning of the blob that exists already: it is hashed first and not yielded, and
     `chunks` then are the rest. Both are closed at the end if they can be, so that no socket or file waits for the
-    garbage collector. With `hash_in_thread` a thread hashes each chunk while the caller uses it.
+    garbage collector. With `hash_in_thread` a thread hashes each chunk while the caller uses it, if a processor is free
+    for that: for many blobs that move side by side it gains nothing.
 
     Raises:
         IntegrityError: the bytes do not have the size (in bytes) or digest of `descriptor`.
     """
     hasher = new_hash(descriptor.digest)
-    thread = ThreadedHasher(hasher) if hash_in_thread and descriptor.size >= MIN_THREADED_HASH else None
+    has_thread = hash_in_thread and descriptor.size >= MIN_THREADED_HASH and _hash_threads().take()
+    thread = ThreadedHasher(hasher, on_exit=_hash_threads().give_back) if has_thread else None
     update = (thread or hasher).update
     size = 0
     with closing_chunks(chunks), thread or nullcontext():
@@ -152,12 +157,13 @@ class ThreadedHasher:
     """Computes a hash in a separate thread. It is a context manager: the thread ends with the block.
 
     SHA-256 is more than half of the CPU time of a pull to a pipe; the thread hashes while the pull reads and writes.
-    For parallel blobs it gains nothing. The bytes passed to `update` must not change until `wait` returns.
+    The bytes passed to `update` must not change until `wait` returns.
     """
 
-    def __init__(self, hasher: Hasher) -> None:
-        """Update `hasher`; the thread starts with the block."""
+    def __init__(self, hasher: Hasher, on_exit: Callable[[], object] = lambda: None) -> None:
+        """Update `hasher`; the thread starts with the block, and `on_exit` is called at its end."""
         self._hasher = hasher
+        self._on_exit = on_exit
         #: From the reader to the thread: chunks, and None at the end.
         self._chunks: SimpleQueue[Chunk | None] = SimpleQueue()
         #: From the thread to the reader: an item for each hashed chunk.
@@ -175,6 +181,7 @@ class ThreadedHasher:
         """End the thread, without hashing the chunks that still wait."""
         self._is_closed = True
         self._chunks.put(None)
+        self._on_exit()
 
     def update(self, data: Chunk, /) -> None:
         """Queue bytes; wait first while the queue is full."""

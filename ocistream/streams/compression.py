@@ -1,4 +1,4 @@
-"""The table of codecs (gzip, zstd, none): compress, decompress and detect.
+"""The table of codecs (gzip, zstd, none): compress, decompress and detect; the media types of layers for each.
 
 To add a codec, add one entry to `CODECS`. Other modules decide what is compressed.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, OcistreamError, UnsupportedError
+from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import peek_chunks
 from ocistream.streams.synchronization import Budget
 
@@ -398,3 +399,65 @@ def _decompress_checked(codec: Codec, raw: Iterator[Chunk], max_ratio: int) -> I
         for _ in chunks:
             pass
         raise DecompressionError(error) from error
+
+
+#: The two families: prefixes of their layers' media types (image-spec, layer.md; Docker's schema 2).
+OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+
+#: What is between a family and the name of a codec. Docker does not define zstd, but some builders write it.
+_SEPARATORS: Final = {OCI_LAYER: "+", DOCKER_LAYER: "."}
+#: Docker's media types of layers that are distributed elsewhere, and OCI's.
+_FOREIGN: Final = {
+    "application/vnd.docker.image.rootfs.foreign.diff.tar": "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": (
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+    ),
+}
+#: The codecs that Docker's media types define.
+DOCKER_CODECS: Final = frozenset({"none", "gzip"})
+
+_TAR_MAGIC: Final = slice(257, 262)
+
+
+def media_type_family(kind: str) -> str | None:
+    """Return the family of an image layer's media type, or None for any other media type."""
+    return _FAMILY_AND_CODEC[kind][0] if kind in _FAMILY_AND_CODEC else None
+
+
+def codec_name(kind: str) -> str | None:
+    """Return the codec name of an image layer's media type, or None for any other media type."""
+    return _FAMILY_AND_CODEC[kind][1] if kind in _FAMILY_AND_CODEC else None
+
+
+def layer_media_type(family: str, codec: str) -> str:
+    """Return the media type of a layer of a family, compressed with a codec."""
+    return family if codec == NONE.name else f"{family}{_SEPARATORS[family]}{codec}"
+
+
+_FAMILY_AND_CODEC: Final = {layer_media_type(family, name): (family, name) for family in _SEPARATORS for name in CODECS}
+
+
+def describe_layer(digest: str, size: int, codec: Codec) -> Descriptor:
+    """Return the descriptor of an OCI layer that is compressed with `codec`."""
+    return Descriptor(layer_media_type(OCI_LAYER, codec.name), digest, size)
+
+
+def to_oci_media_type(kind: str) -> str:
+    """Return the OCI media type for a layer's media type; other media types stay the same."""
+    if kind in _FAMILY_AND_CODEC:
+        return layer_media_type(OCI_LAYER, _FAMILY_AND_CODEC[kind][1])
+    return _FOREIGN.get(kind, kind)
+
+
+def is_probably_layer(beginning: bytes) -> bool:
+    """Return whether a blob may be a layer, judged by its first bytes: it is compressed, or a tar."""
+    return detect_codec(beginning) is not NONE or beginning[_TAR_MAGIC] == b"ustar" or beginning[:512] == bytes(512)
+
+
+def is_probably_json(beginning: bytes) -> bool:
+    """Return whether a file is JSON and therefore not a layer, judged by its first bytes.
+
+    A tar starts with the name of its first entry, which may start with a brace.
+    """
+    return beginning[: limits.KIB].lstrip()[:1] == b"{" and not is_probably_layer(beginning)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from ocistream import limits, notices
 from ocistream.errors import (
     ArchiveError,
-    CancelledError,
     IntegrityError,
     LocalDiskError,
     NotFoundError,
@@ -28,6 +27,7 @@ from ocistream.errors import (
 )
 from ocistream.streams import partial_files
 from ocistream.streams.partial_files import DEFAULT_MODE
+from ocistream.streams.synchronization import wait_until
 
 if TYPE_CHECKING:
     import threading
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 #: Identifies one version of a file that is replaced, and never overwritten: device, inode, size and mtime.
 FileState: TypeAlias = tuple[int, int, int, int]
-#: Milliseconds between two checks for cancellation, while no input arrives.
-_POLL_INTERVAL: Final = 100
 #: Seconds between two attempts to get a lock, which is usually held for a moment.
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.1
@@ -409,8 +407,5 @@ class CancellableInput(FileIO):
         Raises:
             CancelledError: the transfer is cancelled.
         """
-        while not self._poll.poll(_POLL_INTERVAL):
-            if self._cancelled.is_set():
-                msg = "cancelled"
-                raise CancelledError(msg)
+        wait_until(lambda seconds: self._poll.poll(seconds * 1000), self._cancelled)
         return super().readinto(buffer)

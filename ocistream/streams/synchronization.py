@@ -1,4 +1,7 @@
-"""What threads share: values that are created once, locks by key, limits such as memory or turns, linked events."""
+"""What threads share: values that are created once, locks by key, limits such as memory or turns, linked events.
+
+Also the wait that ends when the work is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,19 @@ if TYPE_CHECKING:
 _Key = TypeVar("_Key", bound="Hashable")
 _Value = TypeVar("_Value")
 
-#: Seconds between two checks of an event on which no thread waits.
+#: Seconds between two checks whether the work was cancelled: its event wakes no other wait.
 _POLL_INTERVAL: Final = 0.1
+
+
+def wait_until(wait: Callable[[float], object], cancelled: threading.Event) -> None:
+    """Wait until `wait` returns something true. It waits for up to the seconds that it gets, and is called again.
+
+    Raises:
+        CancelledError: `cancelled` was set during the wait.
+    """
+    while not wait(_POLL_INTERVAL):
+        if cancelled.is_set():
+            raise CancelledError("cancelled")
 
 
 class KeyedLocks(dict[_Key, threading.Lock]):
@@ -85,9 +99,10 @@ class Budget:
         Raises:
             CancelledError: `cancelled` was set during the wait.
         """
-        while not self.take(count, timeout=None if cancelled is None else _POLL_INTERVAL):
-            if cancelled is not None and cancelled.is_set():
-                raise CancelledError("cancelled")
+        if cancelled is None:
+            self.take(count, timeout=None)
+        else:
+            wait_until(lambda seconds: self.take(count, timeout=seconds), cancelled)
         try:
             yield
         finally:

@@ -7,15 +7,16 @@ import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ocistream import limits
-from ocistream.errors import CancelledError, OcistreamError
+from ocistream.errors import OcistreamError
 from ocistream.layout.destination import LayoutDestination
 from ocistream.layout.index import image_names_of
 from ocistream.locations import is_layout_destination, open_destination
 from ocistream.notices import notify
 from ocistream.oci.reference import printable
+from ocistream.streams.synchronization import wait_until
 from ocistream.sync.comparison import ImageComparison, SyncResult
 from ocistream.transfer.copy import Copy
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from ocistream.sync.plan import CopyDestination, ImageCopy
     from ocistream.transfer.interfaces import Destination, RunObserver
     from ocistream.transfer.report import Report
-
-#: Seconds between two checks whether the run was cancelled.
-_POLL_INTERVAL: Final = 0.2
 
 
 class ImageCopier:
@@ -257,13 +255,14 @@ class _CopiedBlobs:
 
         def claim(graph: Graph) -> None:
             needed = {hash((store, blob.digest)) for store in stores for blob in graph.blobs}
+
+            def is_free() -> bool:
+                return self._claimed.isdisjoint(needed.difference(self._copied))
+
             with self._changed:
                 # All at once: two images that each wait for a blob of the other one would wait forever.
                 release()
-                while not self._claimed.isdisjoint(needed.difference(self._copied)):
-                    if cancelled.is_set():
-                        raise CancelledError("cancelled")
-                    self._changed.wait(_POLL_INTERVAL)
+                wait_until(lambda seconds: self._changed.wait_for(is_free, seconds), cancelled)
                 own.update(needed.difference(self._copied))
                 self._claimed |= own
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ocistream.errors import UnsupportedError
 from ocistream.oci.descriptor import Descriptor
 from ocistream.streams.chunks import HashedChunks
-from ocistream.streams.workers import count_processors
 from ocistream.transfer.interfaces import NewBlob, NewBlobDestination, NullObserver, VerifiedBlob
 from ocistream.transfer.report import BlobResults
 from ocistream.transfer.verified_blobs import BlobProgress, read_verified, use_verified
@@ -39,19 +38,17 @@ class BlobWriter:
         self,
         blob: Blob,
         add_check: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
-        *,
-        concurrency: int = 1,
     ) -> None:
         """Write a blob. Its chunks are verified, counted and cancellable.
 
-        `add_check` returns the blob with another check of its chunks. `concurrency` is how many blobs move at once.
+        `add_check` returns the blob with another check of its chunks.
 
         Raises:
             OcistreamError: the blob is not what it should be, or the source or the destination failed.
         """
         progress = BlobProgress(self._observer, blob.descriptor, self._cancelled)
         # A destination resumes a blob by opening it at an offset, or reads it all and does not send its first bytes.
-        not_sent = self._write(blob, progress, add_check, concurrency)
+        not_sent = self._write(blob, progress, add_check)
         self.results.add(blob.descriptor, "copied", progress.counted, resumed=progress.resumed_size or not_sent)
 
     def write_parts(self, blob: Descriptor, parts: Sequence[Blob]) -> int:
@@ -139,7 +136,6 @@ class BlobWriter:
         blob: Blob,
         progress: BlobProgress,
         add_check: Callable[[VerifiedBlob], VerifiedBlob] = lambda verified: verified,
-        concurrency: int = 1,
     ) -> int:
         """Write a blob, and return what `Destination.write` returns."""
         self.has_started = True
@@ -148,6 +144,4 @@ class BlobWriter:
             lambda verified: self.destination.write(add_check(verified)),
             can_retry=self.destination.traits.can_retry,
             progress=progress,
-            # Hash in a thread of its own only if cores are free: for blobs that move side by side it gains nothing.
-            hash_in_thread=concurrency < count_processors(),
         )

@@ -172,7 +172,7 @@ class Copy:
                 graph, lambda blob: discarded.read_back(blob) if discarded.can_read_back(blob) else None
             )
             for piped in () if self.source.concurrent else self._open_blobs(graph.blobs):
-                if (error := discarded.discard(piped)) is not None:
+                if (error := discarded.write(piped)) is not None:
                     raise error
         return graph
 
@@ -294,7 +294,7 @@ class Copy:
         ]
         for blob in () if self._is_dry_run else wanted:
             if blob.digest in plan.contents:
-                self._move_blob(plan, 1, blob_from_bytes(blob, plan.contents[blob.digest]))
+                self._move_blob(plan, blob_from_bytes(blob, plan.contents[blob.digest]))
         return [blob for blob in wanted if blob.digest not in plan.contents]
 
     # -- move --------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ class Copy:
             cancelled=self.cancelled,
         )
         try:
-            self._move_each(plan, concurrency, iter(piped), partial(piped.move, concurrency))
+            self._move_each(plan, concurrency, iter(piped), piped.move)
         except OcistreamError as error:
             raise (piped.failures or [error])[0] from None
         if piped.failures:
@@ -365,11 +365,11 @@ class Copy:
                 blobs = itertools.chain([blob], blobs)
                 break
             # Configs come first where blobs are read concurrently. Each is buffered completely and may have megabytes.
-            self._move_blob(plan, concurrency, blob)
-        run_each(move or partial(self._move_blob, plan, concurrency), blobs, jobs=concurrency, cancelled=self.cancelled)
+            self._move_blob(plan, blob)
+        run_each(move or partial(self._move_blob, plan), blobs, jobs=concurrency, cancelled=self.cancelled)
 
-    def _move_blob(self, plan: BlobPlan, concurrency: int, blob: Blob) -> None:
-        """Do what is planned for one blob; `concurrency` blobs move at once."""
+    def _move_blob(self, plan: BlobPlan, blob: Blob) -> None:
+        """Do what is planned for one blob."""
         digest = blob.descriptor.digest
         action, recompressor = plan.actions[digest], self._recompressor
         if action is not Action.WRITE:
@@ -381,17 +381,17 @@ class Copy:
             recompressor.add_config(digest, content)
             self._config_checker.report_platform(blob.descriptor, content)
             if self._results.find(digest) is None:
-                self._writer.write(blob_from_bytes(blob.descriptor, content), concurrency=concurrency)
+                self._writer.write(blob_from_bytes(blob.descriptor, content))
         elif recompressor is not None and digest in recompressor.result_digests:
             # A layer was recompressed into this blob after the destination was asked for it.
             self._writer.verify_stored(blob)
         elif recompressor is not None and action is Action.CHECK_COMPRESSION:
-            self._writer.write(blob, recompressor.with_compression_check, concurrency=concurrency)
+            self._writer.write(blob, recompressor.with_compression_check)
         elif action is Action.CHECK_JSON:
             with self._config_checker.take_turn(blob.descriptor, self.cancelled):
-                self._writer.write(blob, self._config_checker.with_check, concurrency=concurrency)
+                self._writer.write(blob, self._config_checker.with_check)
         else:
-            self._writer.write(blob, concurrency=concurrency)
+            self._writer.write(blob)
 
     def _skip_unsent(self, plan: BlobPlan, wanted: Sequence[Descriptor]) -> None:
         """Skip the blobs that a pipe has not sent and the destination has, unless their bytes are needed.
@@ -465,6 +465,7 @@ class Copy:
 
             exported = limit_to_exported(graph, lambda blob: blob.digest in unavailable_digests)
             if unavailable_digests.isdisjoint(blob.digest for blob in (*exported.blobs, *exported.absent)):
+                exported = self.destination.expect(exported)
                 self.destination.begin(exported)
                 return exported
         error = MissingBlobsError if needed is None else MissingVolumesError

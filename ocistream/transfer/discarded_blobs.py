@@ -10,10 +10,16 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, OcistreamError, UnsupportedError
 from ocistream.oci.descriptor import Descriptor
-from ocistream.streams import files, layer_media_types
+from ocistream.streams import files
 from ocistream.streams.chunks import HashedChunks, peek_chunks, verify_chunks
-from ocistream.streams.compression import DecompressionError, decompress_layer, detect_codec
-from ocistream.streams.layer_media_types import is_probably_layer
+from ocistream.streams.compression import (
+    OCI_LAYER,
+    DecompressionError,
+    decompress_layer,
+    describe_layer,
+    detect_codec,
+    is_probably_layer,
+)
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import can_be_json_object
 from ocistream.transfer.interfaces import NullObserver
@@ -42,7 +48,7 @@ class BlobChecker:
     decompressed.
     """
 
-    accepts_early = True
+    early_refusal: Callable[[], UnsupportedError] | None = None
 
     def __init__(self, observer: Observer, *, deep: bool, max_ratio: int, cancelled: threading.Event | None) -> None:
         """With `deep`, decompress layers, up to `max_ratio` times their size. Setting `cancelled` stops it."""
@@ -84,10 +90,10 @@ class BlobChecker:
         error: OcistreamError | None = None
         plain: PlainLayer | None = None
         try:
-            plain = self.read_complete(raw, Descriptor(layer_media_types.OCI_LAYER, "", 0), unpack=self._deep)
+            plain = self.read_complete(raw, Descriptor(OCI_LAYER, "", 0), unpack=self._deep)
         except DecompressionError as found:
             error = found.error
-        descriptor = layer_media_types.describe_layer(raw.digest, raw.size, detect_codec(beginning))
+        descriptor = describe_layer(raw.digest, raw.size, detect_codec(beginning))
         self.unnamed_layers.add(descriptor.digest)
         self._add_result(descriptor, error, plain)
         return descriptor
@@ -187,23 +193,10 @@ class DiscardedBlobs(BlobChecker):
     ) -> None:
         """Setting `cancelled` stops the reading. `refusal` returns the error for a blob before the graph, if any."""
         super().__init__(NullObserver(), deep=False, max_ratio=limits.MAX_RATIO, cancelled=cancelled)
-        self._refusal = refusal
-        self.accepts_early = refusal is None
+        self.early_refusal = refusal
 
     def write(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
         """Read and verify a blob; return the error if it does not match its digest."""
-        if self._refusal is not None:
-            raise self._refusal()
-        return self.discard(blob, can_be_plain_layer=can_be_plain_layer)
-
-    def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
-        """Read a layer of unknown digest."""
-        if self._refusal is not None:
-            raise self._refusal()
-        return super().write_new(chunks)
-
-    def discard(self, blob: Blob, *, can_be_plain_layer: bool = False) -> IntegrityError | None:
-        """Read and verify a blob of a known graph; return the error if it does not match its digest."""
         super().write(blob, can_be_plain_layer=can_be_plain_layer)
         error = self.errors.get(blob.descriptor.digest)
         return error if isinstance(error, IntegrityError) else None

@@ -17,7 +17,7 @@ from ocistream.transfer.interfaces import Access, Blob, ReadableDestination
 from ocistream.transfer.verified_blobs import peek
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
@@ -49,9 +49,10 @@ class EarlyBlobWriter:
         self._readable = self._destination if isinstance(self._destination, ReadableDestination) else None
         self._writer = writer
         self._config_checker = config_checker
-        self._recompressor = _create_recompressor(recompression) if recompression is not None else None
-        self._plain_layer_recompression = plain_layer_recompression
-        self._plain_recompressor: Recompressor | None = None
+        #: Whether all layers are recompressed, not only plain ones of `docker save`.
+        self._is_requested = recompression is not None
+        self._settings = recompression or plain_layer_recompression
+        self._known_recompressor: Recompressor | None = None
         #: Layers that were compressed before it was known whether `docker save` wrote the archive.
         self._compressed: set[str] = set()
 
@@ -71,20 +72,13 @@ class EarlyBlobWriter:
         return None
 
     def _write(self, blob: Blob, *, can_be_plain_layer: bool) -> None:
-        if self._recompressor is not None:
-            blob, beginning = peek(blob)
-            if self._recompressor.needs_recompression(beginning):
-                self._writer.recompress(blob, self._recompressor)
-                return
-        elif (
-            can_be_plain_layer
-            and self._readable is not None
-            and (recompressor := self._plain_layer_recompressor()) is not None
-        ):
+        is_candidate = self._is_requested or (can_be_plain_layer and self._readable is not None)
+        if is_candidate and (recompressor := self._recompressor()) is not None:
             from ocistream.streams.compression import NONE, detect_codec
 
             blob, beginning = peek(blob)
-            if recompressor.needs_recompression(beginning) and detect_codec(beginning) is NONE:
+            is_affected = self._is_requested or detect_codec(beginning) is NONE
+            if is_affected and recompressor.needs_recompression(beginning):
                 self._compressed.add(blob.descriptor.digest)
                 self._writer.recompress(blob, recompressor)
                 return
@@ -95,16 +89,15 @@ class EarlyBlobWriter:
 
     def write_new(self, chunks: Iterator[Chunk]) -> Descriptor:
         """Copy a layer of unknown digest at once, recompressed if that is requested."""
-        from ocistream.streams import layer_media_types
-        from ocistream.streams.compression import detect_codec
+        from ocistream.streams.compression import OCI_LAYER, detect_codec, layer_media_type
 
-        recompressor = self._recompressor or self._plain_layer_recompressor()
-        unknown = Descriptor(layer_media_types.OCI_LAYER, "", 0)
+        recompressor = self._recompressor()
+        unknown = Descriptor(OCI_LAYER, "", 0)
         blob, beginning = peek(Blob(unknown, lambda: chunks, Access.ONCE))
         if recompressor is not None and recompressor.layer_needs_recompression(beginning):
             return self._writer.recompress(blob, recompressor, is_known=False)
         codec = detect_codec(beginning).name
-        return self._writer.write_new(blob, layer_media_types.layer_media_type(layer_media_types.OCI_LAYER, codec))
+        return self._writer.write_new(blob, layer_media_type(OCI_LAYER, codec))
 
     def read_back(self, descriptor: Descriptor) -> bytes:
         """Read small content back from the destination."""
@@ -114,9 +107,9 @@ class EarlyBlobWriter:
         return read_all(verify_chunks(self._readable.read(descriptor), descriptor))
 
     @property
-    def accepts_early(self) -> bool:
-        """Whether the destination accepts blobs before the graph is known."""
-        return self._destination.traits.accepts_early
+    def early_refusal(self) -> Callable[[], UnsupportedError] | None:
+        """Returns the error of a destination that accepts no blobs before the graph is known."""
+        return self._destination.traits.early_refusal
 
     # -- after the graph is known ----------------------------------------------------------------------------
 
@@ -127,9 +120,9 @@ class EarlyBlobWriter:
         whether `docker save` wrote the archive: in an OCI archive, a file that no image needs may look like such a
         layer.
         """
-        if self._recompressor is not None or not graph.has_plain_layers:
-            return self._recompressor
-        if (recompressor := self._plain_layer_recompressor()) is not None:
+        if not self._is_requested and not graph.has_plain_layers:
+            return None
+        if (recompressor := self._recompressor()) is not None and not self._is_requested:
             # An image with a manifest of its own keeps its compressed layers.
             recompressor.is_plain_only = not all(root.descriptor.digest in graph.synthesized for root in graph.roots)
         return recompressor
@@ -139,8 +132,8 @@ class EarlyBlobWriter:
 
         The destination has only the compressed layers, so they are read back from it and decompressed.
         """
-        recompressor, readable = self._plain_recompressor, self._readable
-        if graph.has_plain_layers or recompressor is None or readable is None:
+        recompressor, readable = self._known_recompressor, self._readable
+        if self._is_requested or graph.has_plain_layers or recompressor is None or readable is None:
             return
         for blob in graph.blobs:
             if blob.digest in self._compressed and (layer := recompressor.results.get(blob.digest)) is not None:
@@ -151,10 +144,14 @@ class EarlyBlobWriter:
                     notices.notify(_SENT_TWICE_NOTICE)
                     self._writer.write(Blob(blob, open_plain))
 
-    def _plain_layer_recompressor(self) -> Recompressor | None:
-        if self._plain_recompressor is None and self._plain_layer_recompression is not None:
-            self._plain_recompressor = _create_recompressor(self._plain_layer_recompression)
-        return self._plain_recompressor
+    def _recompressor(self) -> Recompressor | None:
+        """Return what recompresses layers, if any are recompressed; created when it is needed."""
+        if self._known_recompressor is None and self._settings is not None:
+            # Imported here because few transfers recompress, and all would pay for the import.
+            from ocistream.transfer.recompress import Recompressor
+
+            self._known_recompressor = Recompressor(self._settings)
+        return self._known_recompressor
 
     def _is_stored(self, blob: Descriptor) -> bool:
         return bool(self._destination.stored([blob], quick=True))
@@ -168,10 +165,3 @@ def _decompress_result(
     # The plain size is known and the reader checks it, so it bounds the expansion.
     chunks = destination.read(layer.result)
     return chunks_from(decompress(recompressor.settings.codec, chunks, max(layer.source.size, 1)), offset)
-
-
-def _create_recompressor(settings: RecompressionSettings) -> Recompressor:
-    # Imported here because few transfers recompress, and all would pay for the import.
-    from ocistream.transfer.recompress import Recompressor
-
-    return Recompressor(settings)

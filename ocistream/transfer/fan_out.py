@@ -7,29 +7,25 @@ destination that runs ahead would need copies. A destination that fails is skipp
 from __future__ import annotations
 
 import contextlib
+import threading
 from dataclasses import dataclass, field, replace
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from ocistream.errors import CancelledError, OcistreamError, UnsupportedError
 from ocistream.streams.chunks import closing_chunks
-from ocistream.streams.workers import start, wait_to_settle
+from ocistream.streams.synchronization import wait_until
+from ocistream.streams.workers import run_each
 from ocistream.transfer.interfaces import MountingDestination, Traits
 from ocistream.transfer.verified_blobs import map_chunks, require_complete
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ocistream.oci.descriptor import Descriptor
     from ocistream.oci.graph import Graph
     from ocistream.streams.chunks import Chunk
-    from ocistream.streams.workers import Task
     from ocistream.transfer.interfaces import Destination, Source, VerifiedBlob
-
-#: Seconds between two checks whether the transfer was cancelled.
-_POLL_INTERVAL: Final = 0.2
 
 
 @dataclass(eq=False)
@@ -86,24 +82,18 @@ class FanOutDestination:
         self.branches = branches
         self._before_blobs = before_blobs
         self._cancelled = cancelled
-        #: For each reading of a blob: how many bytes it has read. Only the thread that reads changes its count.
-        self._read_counts: list[list[int]] = []
+        #: How many bytes of blobs were read from the source for all destinations.
+        self.bytes_read = 0
+        self._count_lock = threading.Lock()
         traits = [branch.destination.traits for branch in branches]
         self.traits = Traits(
             concurrent=all(each.concurrent for each in traits),
             keeps_blobs=all(each.keeps_blobs for each in traits),
             # Before the graph is known, it is unknown which destination needs a blob.
             early_refusal=_early_refusal,
-            can_omit=all(each.can_omit for each in traits),
             can_retry=all(each.can_retry for each in traits),
-            begins_without_writing=all(each.begins_without_writing for each in traits),
             buffer_size=sum(each.buffer_size for each in traits),
         )
-
-    @property
-    def bytes_read(self) -> int:
-        """How many bytes of blobs were read from the source for all destinations."""
-        return sum(count for (count,) in self._read_counts)
 
     def expect(self, graph: Graph) -> Graph:
         """Tell each destination what may come. What one cannot hold is still written to the others."""
@@ -113,18 +103,14 @@ class FanOutDestination:
                 branch.set_graph(branch.destination.expect(branch.rename(graph)))
         return graph
 
-    def begin(self, graph: Graph) -> None:
-        """Tell each destination what will come."""
+    def begin(self, _graph: Graph, /) -> None:
+        """Tell each destination what will come: what it accepted of the last graph that `expect` got."""
         for branch in self._active_branches():
             with self._failure_scope(branch):
-                own = branch.rename(graph) if branch.graph is None else branch.graph
-                branch.set_graph(replace(own, omitted_from_output=graph.omitted_from_output))
                 branch.destination.begin(cast("Graph", branch.graph))
 
     def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:
         """Return the digests of the blobs and manifests that all destinations have that need them."""
-        if not self._has_all_graphs():
-            return set()
         found = {blob.digest for blob in blobs}
         for branch in self._active_branches():
             wanted = [blob for blob in blobs if branch.lacks(blob)]
@@ -154,8 +140,6 @@ class FanOutDestination:
     def write(self, blob: VerifiedBlob) -> int:
         """Write a blob to all destinations that lack it."""
         require_complete(blob)
-        if not self._has_all_graphs():
-            raise _early_refusal()
         branches = self._branches_without(blob.descriptor)
         if not branches:
             return 0
@@ -169,17 +153,25 @@ class FanOutDestination:
                 resumed = branches[0].destination.write(watched)
                 branches[0].add_written(blob.descriptor)
             return resumed
-        shared = _Broadcast(blob, len(branches), self._cancelled)
-        shared.run([partial(self._write_shared, shared, branch, number) for number, branch in enumerate(branches)])
+        shared = _Broadcast(blob, branches, self._cancelled)
+        run_each(
+            partial(self._write_shared, shared, blob.descriptor),
+            branches,
+            jobs=len(branches),
+            cancelled=self._cancelled,
+            sets_cancelled=False,
+        )
+        if shared.failures:
+            raise shared.failures[0]
         if not self._active_branches():
             raise next(branch.failure for branch in self.branches if branch.failure is not None)
         return 0
 
-    def commit(self, graph: Graph) -> None:
+    def commit(self, _graph: Graph, /) -> None:
         """Commit each destination in turn."""
         for branch in self._active_branches():
             with self._failure_scope(branch):
-                branch.destination.commit(branch.graph or graph)
+                branch.destination.commit(cast("Graph", branch.graph))
 
     def discard(self) -> None:
         """Delete unfinished content at each destination."""
@@ -197,10 +189,6 @@ class FanOutDestination:
         """Return the branches that have not failed."""
         return [branch for branch in self.branches if branch.failure is None]
 
-    def _has_all_graphs(self) -> bool:
-        """Return whether it is known which blobs each destination needs."""
-        return all(branch.graph is not None for branch in self._active_branches())
-
     def _branches_without(self, descriptor: Descriptor) -> list[FanOutBranch]:
         """Return the active branches that lack a blob."""
         return [branch for branch in self._active_branches() if branch.lacks(descriptor)]
@@ -216,19 +204,24 @@ class FanOutDestination:
         """Count the bytes that are read of a blob, by any destination and at each restart."""
 
         def counted(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-            count = [0]
-            self._read_counts.append(count)
             with closing_chunks(chunks):
                 for chunk in chunks:
-                    count[0] += len(chunk)
+                    with self._count_lock:
+                        self.bytes_read += len(chunk)
                     yield chunk
 
         return map_chunks(blob, counted)
 
-    def _write_shared(self, shared: _Broadcast, branch: FanOutBranch, number: int) -> None:
-        with self._failure_scope(branch, shared.source_failures, raises_last=False):
-            branch.destination.write(shared.blob_for(number))
-            branch.add_written(shared.blob.descriptor)
+    def _write_shared(self, shared: _Broadcast, descriptor: Descriptor, branch: FanOutBranch) -> None:
+        try:
+            with self._failure_scope(branch, shared.failures, raises_last=False):
+                branch.destination.write(shared.blob_for(branch))
+                branch.add_written(descriptor)
+        except BaseException as error:
+            shared.failures.append(error)
+            raise
+        finally:
+            shared.leave(branch)
 
     @contextlib.contextmanager
     def _failure_scope(
@@ -271,44 +264,22 @@ def _record_failure(chunks: Iterator[Chunk], failures: list[BaseException]) -> I
 
 
 class _Broadcast:
-    """One blob for several readers, in lockstep. The thread that calls `run` reads it and publishes each chunk."""
+    """One blob for several destinations, its readers, in lockstep: the last one to request a chunk reads it for all."""
 
-    def __init__(self, blob: VerifiedBlob, reader_count: int, cancelled: threading.Event) -> None:
-        self.blob = blob
-        #: What ended the shared reading: a failure of the source, or a cancelled transfer.
-        self.failures: list[BaseException] = []
-        #: Those, and the failures of the source towards readers that have left the shared reading.
-        self.source_failures: list[BaseException] = []
+    def __init__(self, blob: VerifiedBlob, readers: Iterable[FanOutBranch], cancelled: threading.Event) -> None:
+        self._blob = blob
+        self._chunks = blob.open()
         self._cancelled = cancelled
-        #: Numbers of the readers that share the reading, or may start to. Only the thread that calls `run` uses it.
-        self._readers = set(range(reader_count))
-        #: To each reader: chunks, and None at the end.
-        self._chunks: list[SimpleQueue[Chunk | None]] = [SimpleQueue() for _ in range(reader_count)]
-        #: From the readers: the number of each that is done with the current chunk, and whether it has left.
-        self._done: SimpleQueue[tuple[int, bool]] = SimpleQueue()
-        self._unexpected: list[BaseException] = []
+        self._changed = threading.Condition()
+        #: The readers that share the reading, or may start to, and those of them that wait for the next chunk.
+        self._readers = set(readers)
+        self._waiting: set[FanOutBranch] = set()
+        #: The last chunk that was read; None at the end of the blob.
+        self._chunk: Chunk | None = None
+        #: Failures of the source, also towards readers that have left the shared reading, and all that ends the write.
+        self.failures: list[BaseException] = []
 
-    def run(self, tasks: list[Callable[[], None]]) -> None:
-        """Run the tasks of the readers, each in a thread, until they end, and publish the chunks to them.
-
-        Raise the source's error, or an unexpected one of a reader.
-        """
-        threads: list[Task[None]] = []
-        try:
-            for number, task in enumerate(tasks):
-                threads.append(start(partial(self._run_one, number, task)))
-            self._publish_all()
-            for thread in threads:
-                while not thread.wait(_POLL_INTERVAL):
-                    self._check_cancelled()
-        except BaseException as error:
-            self._end(error)
-            wait_to_settle(threads)
-            raise
-        for failure in (*self._unexpected, *self.source_failures):
-            raise failure
-
-    def blob_for(self, number: int) -> VerifiedBlob:
+    def blob_for(self, reader: FanOutBranch) -> VerifiedBlob:
         """Return the blob for one of the readers. Only its first `open` shares the reading with the others.
 
         The shared chunks cannot go back. A reader that restarts, or starts in the middle, leaves them and reads for
@@ -319,67 +290,54 @@ class _Broadcast:
         def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
             nonlocal is_open
             if is_open or offset:
-                self._leave(number)
-                return _record_failure(self.blob.open(offset, stored), self.source_failures)
+                self.leave(reader)
+                return _record_failure(self._blob.open(offset, stored), self.failures)
             is_open = True
-            return self._read(number)
+            return self._read(reader)
 
-        return replace(self.blob, open=opened, can_resume=False)
+        return replace(self._blob, open=opened, can_resume=False)
 
-    def _run_one(self, number: int, task: Callable[[], None]) -> None:
+    def leave(self, reader: FanOutBranch) -> None:
+        """Let the others continue without a reader. A reader may leave more than once."""
+        with self._changed:
+            # Not twice: the garbage collector may close an old iterator while another thread reads the next chunk.
+            if reader in self._readers:
+                self._readers.discard(reader)
+                self._waiting.discard(reader)
+                self._advance()
+            self._changed.notify_all()
+
+    def _read(self, reader: FanOutBranch) -> Iterator[Chunk]:
+        """Yield the shared chunks to a reader, in its thread."""
         try:
-            task()
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
-            if error not in self.source_failures:
-                self._unexpected.append(error)
-        finally:
-            self._leave(number)
-
-    def _publish_all(self) -> None:
-        with closing_chunks(chunks := self.blob.open()):
-            for chunk in chunks:
-                if not self._publish(chunk):
-                    break
-        self._end(None)
-
-    def _publish(self, chunk: Chunk) -> bool:
-        """Publish a chunk and wait until all readers are done with it; return False if no readers are left."""
-        for number in self._readers:
-            self._chunks[number].put(chunk)
-        busy = set(self._readers)
-        while busy:
-            self._check_cancelled()
-            with contextlib.suppress(Empty):
-                number, has_left = self._done.get(timeout=_POLL_INTERVAL)
-                busy.discard(number)
-                if has_left:
-                    self._readers.discard(number)
-        return bool(self._readers)
-
-    def _check_cancelled(self) -> None:
-        if self._cancelled.is_set():
-            raise CancelledError("stopped")
-
-    def _read(self, number: int) -> Iterator[Chunk]:
-        """Yield the published chunks to a reader, in its thread."""
-        chunks = self._chunks[number]
-        try:
-            while (chunk := chunks.get()) is not None and not self.failures:
+            while (chunk := self._next_chunk(reader)) is not None:
                 yield chunk
-                self._done.put((number, False))
-            for failure in self.failures:
-                raise failure if isinstance(failure, Exception) else CancelledError("stopped")
         finally:
-            self._leave(number)
+            # A destination that starts again may wait before it does.
+            self.leave(reader)
 
-    def _leave(self, number: int) -> None:
-        """Note that a reader wants no further published chunk. A reader may leave more than once."""
-        self._done.put((number, True))
+    def _next_chunk(self, reader: FanOutBranch) -> Chunk | None:
+        """Wait until all readers want the next chunk, and return it."""
+        with self._changed:
+            self._waiting.add(reader)
+            self._advance()
+            wait_until(
+                lambda seconds: self._changed.wait_for(lambda: self._is_served(reader), seconds), self._cancelled
+            )
+            if self.failures:
+                raise self.failures[0]
+            return self._chunk
 
-    def _end(self, error: BaseException | None) -> None:
-        """End the shared reading, at the end of the blob or because of an error."""
-        if error is not None:
-            self.failures.append(error)
-            self.source_failures.append(error)
-        for chunks in self._chunks:
-            chunks.put(None)
+    def _is_served(self, reader: FanOutBranch) -> bool:
+        """Return whether a reader need not wait any longer."""
+        return reader not in self._waiting or bool(self.failures)
+
+    def _advance(self) -> None:
+        """Read the next chunk, if all readers wait for it."""
+        if self._readers and self._readers == self._waiting and not self.failures:
+            try:
+                self._chunk = next(self._chunks, None)
+            except BaseException as error:  # noqa: BLE001 - each reader raises it
+                self.failures.append(error)
+            self._waiting.clear()
+            self._changed.notify_all()

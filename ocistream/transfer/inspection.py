@@ -18,7 +18,7 @@ from ocistream.oci.graph import is_image
 from ocistream.oci.referrers import REFERRER_NAME, cosign_subject
 from ocistream.oci.strict_json import parse_json
 from ocistream.sizes import format_count
-from ocistream.streams import layer_media_types
+from ocistream.streams.compression import codec_name
 from ocistream.streams.synchronization import Budget
 from ocistream.transfer.config_checks import find_configs
 from ocistream.transfer.discarded_blobs import DiscardedBlobs
@@ -290,7 +290,7 @@ def _keep_annotations(_place: int, value: object) -> object:
 
 def _describe_layer(layer: Descriptor, annotations: object) -> dict[str, Any]:
     description: dict[str, Any] = {}
-    if (codec := layer_media_types.codec_name(layer.media_type)) is not None:
+    if (codec := codec_name(layer.media_type)) is not None:
         description["compression"] = codec
     if layer.is_foreign:
         description["foreign"] = True

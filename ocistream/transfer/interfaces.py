@@ -193,8 +193,11 @@ class EarlyBlobs(Protocol):
         """Return small content that was written, for a manifest that could not be told from other JSON."""
 
     @property
-    def accepts_early(self) -> bool:
-        """Whether blobs are accepted; if not, `write` raises UnsupportedError."""
+    def early_refusal(self) -> Callable[[], UnsupportedError] | None:
+        """Returns the error that the source raises instead of passing a blob; None if blobs are accepted.
+
+        A source may still pass a blob that it knows to be corrupt: nothing of it is written.
+        """
 
 
 class Source(Protocol):
@@ -273,18 +276,13 @@ class Traits:
     begins_without_writing: bool = False
     buffer_size: int = 0
 
-    @property
-    def accepts_early(self) -> bool:
-        """Whether blobs may be written before the graph is known."""
-        return self.early_refusal is None
-
 
 class Destination(Protocol):
     """Where images go: `expect`, then `begin`, then blobs, then `commit`, and `close` in any case.
 
-    `expect` and `begin` may be called again, with the same graph or with less of it, before the first blob or after the
-    last one: what the destination has decides which platforms are copied. Blobs may come before `begin`, from a source
-    that does not know its graph yet (`Traits.accepts_early`), and blobs whose digest is not known yet
+    `expect` may be called again, and then `begin`, with the same graph or with less of it, before the first blob or
+    after the last one: what the destination has decides which platforms are copied. Blobs may come before `begin`, from
+    a source that does not know its graph yet (`Traits.early_refusal`), and blobs whose digest is not known yet
     (`NewBlobDestination`).
     """
 

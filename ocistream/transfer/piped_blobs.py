@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ocistream import limits
 from ocistream.errors import CancelledError, OcistreamError
 from ocistream.streams.chunks import check_chunks_size, closing_chunks, read_all
+from ocistream.streams.synchronization import wait_until
 from ocistream.transfer.verified_blobs import blob_from_bytes
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 #: Large blobs that move at once: one is read, and the destination still commits the others. A fourth one costs memory,
 #: and saves nothing at a round trip of 100 ms.
 _MAX_LARGE: Final = 3
-#: Seconds between two checks whether the transfer was cancelled.
-_POLL_INTERVAL: Final = 0.1
 
 
 class PipedBlobs:
@@ -40,15 +39,12 @@ class PipedBlobs:
     def __init__(
         self,
         blobs: Iterator[Blob],
-        move_blob: Callable[[int, Blob], None],
+        move_blob: Callable[[Blob], None],
         *,
         is_exclusive: Callable[[Blob], bool],
         cancelled: threading.Event,
     ) -> None:
-        """Take the blobs of the pipe. `move_blob(concurrency, blob)` moves one; `concurrency` blobs move at once.
-
-        A large blob that `is_exclusive` moves alone.
-        """
+        """Take the blobs of the pipe. `move_blob` moves one. A large blob that `is_exclusive` moves alone."""
         self._blobs = blobs
         self._move_blob = move_blob
         self._is_exclusive = is_exclusive
@@ -69,17 +65,17 @@ class PipedBlobs:
                 is_exclusive = self._is_exclusive(blob)
                 while len(moving) > (0 if is_exclusive else _MAX_LARGE - 1):
                     # The oldest one: its destination has had the most time.
-                    self._wait(moving.popleft().ended)
+                    wait_until(moving.popleft().ended.wait, self._cancelled)
                 if self.failures:
                     return
                 if is_exclusive:
                     # In this thread: the others wait for the next blob.
-                    self._move_blob(1, blob)
+                    self._move_blob(blob)
                     continue
                 large = self._large[blob.descriptor.digest] = _LargeBlob(blob)
                 moving.append(large)
                 yield replace(blob, open=large.open)
-                self._wait(large.fully_read)
+                wait_until(large.fully_read.wait, self._cancelled)
                 if self.failures:
                     return
         except CancelledError:
@@ -88,14 +84,14 @@ class PipedBlobs:
         except OcistreamError as error:
             self.failures.append(error)
 
-    def move(self, concurrency: int, blob: Blob) -> None:
-        """Move a blob that was yielded; `concurrency` blobs move at once."""
+    def move(self, blob: Blob) -> None:
+        """Move a blob that was yielded."""
         large = self._large.pop(blob.descriptor.digest, None)
         if large is None:
-            self._move_blob(concurrency, blob)
+            self._move_blob(blob)
             return
         try:
-            self._move_blob(1, blob)
+            self._move_blob(blob)
         except CancelledError:
             raise
         except OcistreamError as error:
@@ -107,12 +103,6 @@ class PipedBlobs:
             large.ended.set()
         # After an unexpected exception the pipe is anywhere: it must not be read further.
         large.fully_read.set()
-
-    def _wait(self, event: threading.Event) -> None:
-        while not event.wait(_POLL_INTERVAL):
-            if self._cancelled.is_set():
-                msg = "cancelled"
-                raise CancelledError(msg)
 
 
 class _LargeBlob:

@@ -15,9 +15,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
-from ocistream.errors import CancelledError
 from ocistream.streams.chunks import closing_chunks
 from ocistream.streams.memory import allocate_buffer
+from ocistream.streams.synchronization import wait_until
 from ocistream.streams.workers import start
 from ocistream.transfer.interfaces import RecoverableBlob
 
@@ -48,8 +48,6 @@ _STARTUP_WINDOWS: Final = 8
 #: A segment has this multiple of its share of the memory: on average less than half of it waits for the reader. A
 #: request costs a registry milliseconds (docker-registry 2.8 reads at least 4 MiB), so segments should be large.
 _SEGMENT_SHARES: Final = 2
-#: Seconds between two checks whether the transfer was cancelled.
-_POLL_INTERVAL: Final = 0.2
 
 
 class Prefetcher:
@@ -492,11 +490,10 @@ class SegmentFetcher:
                 self._release_first(segment)
                 segment.released = taken
                 self.changed.notify_all()
-            while segment.filled == taken and not segment.is_done:
-                if self._cancelled.is_set():
-                    msg = "cancelled"
-                    raise CancelledError(msg)
-                self.changed.wait(_POLL_INTERVAL)
+            wait_until(
+                lambda seconds: self.changed.wait_for(lambda: segment.filled != taken or segment.is_done, seconds),
+                self._cancelled,
+            )
             if segment.filled == taken or not segment.blocks:
                 return None
             return segment.blocks[0][taken - segment.released : segment.filled - segment.released]

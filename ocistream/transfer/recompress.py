@@ -22,13 +22,28 @@ from ocistream.oci.descriptor import (
     Manifest,
     compute_digest,
 )
-from ocistream.oci.documents import Document, parse_diff_ids, parse_document
+from ocistream.oci.documents import Document, parse_diff_ids, parse_document, parse_entry
 from ocistream.oci.graph import Graph, is_image
 from ocistream.oci.reference import printable
 from ocistream.oci.strict_json import canonical_json, canonical_json_with_items, parse_json
-from ocistream.streams import layer_media_types
 from ocistream.streams.chunks import HashedChunks, peek_chunks
-from ocistream.streams.compression import CODECS, NONE, Codec, DecompressionError, decompress_layer, detect_codec
+from ocistream.streams.compression import (
+    CODECS,
+    DOCKER_CODECS,
+    NONE,
+    OCI_LAYER,
+    Codec,
+    DecompressionError,
+    codec_name,
+    decompress_layer,
+    describe_layer,
+    detect_codec,
+    is_probably_json,
+    is_probably_layer,
+    layer_media_type,
+    media_type_family,
+    to_oci_media_type,
+)
 from ocistream.transfer.config_checks import find_diff_id_errors, media_type_error
 from ocistream.transfer.interfaces import NewBlob
 
@@ -108,7 +123,7 @@ class Recompressor:
         for _, document in graph.images():
             if is_image(document):
                 for layer in document.layers:
-                    codec = layer_media_types.codec_name(layer.media_type)
+                    codec = codec_name(layer.media_type)
                     if codec is None and not layer.is_foreign:
                         message = (
                             f"{layer.digest} is not recompressed: layers of the type {printable(layer.media_type)}"
@@ -142,10 +157,7 @@ class Recompressor:
         images = (document for _, document in graph.images() if is_image(document))
         wanted = self.settings.codec.name
         return {
-            layer.digest
-            for document in images
-            for layer in document.layers
-            if layer_media_types.codec_name(layer.media_type) == wanted
+            layer.digest for document in images for layer in document.layers if codec_name(layer.media_type) == wanted
         }
 
     def with_compression_check(self, blob: VerifiedBlob) -> VerifiedBlob:
@@ -167,11 +179,11 @@ class Recompressor:
 
     def needs_recompression(self, beginning: bytes) -> bool:
         """Return whether a blob with these first bytes must be recompressed."""
-        return layer_media_types.is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
+        return is_probably_layer(beginning) and self._is_affected(detect_codec(beginning).name)
 
     def layer_needs_recompression(self, beginning: bytes) -> bool:
         """Return whether a layer or config with these first bytes must be recompressed."""
-        return not layer_media_types.is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
+        return not is_probably_json(beginning) and self._is_affected(detect_codec(beginning).name)
 
     def add_config(self, digest: str, content: bytes) -> None:
         """Store the diff_ids of a config."""
@@ -208,8 +220,8 @@ class Recompressor:
                 raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
             # Docker's media type is set when its manifest is rewritten.
             layer = RecompressedLayer(
-                source or layer_media_types.describe_layer(hashed_source.digest, hashed_source.size, codec),
-                layer_media_types.describe_layer(result.digest, result.size, self.settings.codec),
+                source or describe_layer(hashed_source.digest, hashed_source.size, codec),
+                describe_layer(result.digest, result.size, self.settings.codec),
                 plain.digest,
             )
             self.results[layer.source.digest] = layer
@@ -280,7 +292,10 @@ class GraphRewriter:
         blobs = [by_digest[self._results.get(blob.digest, blob).digest] for blob in self._graph.blobs]
         graph = replace(
             self._graph,
-            roots=tuple(replace(root, descriptor=self._rewrite_root(root.descriptor)) for root in self._graph.roots),
+            roots=tuple(
+                replace(root, descriptor=parse_entry(self._rewrite_entry(root.descriptor.to_json())))
+                for root in self._graph.roots
+            ),
             manifests=tuple({m.descriptor.digest: m for m in manifests}.values()),
             blobs=tuple({blob.digest: blob for blob in blobs}.values()),
             documents=documents,
@@ -321,23 +336,6 @@ class GraphRewriter:
         known = self._graph.documents.get(manifest.descriptor.digest)
         return known or parse_document(manifest.descriptor, manifest.raw)
 
-    def _updated(self, descriptor: Descriptor) -> Descriptor:
-        new = self._new.get(descriptor.digest)
-        if new is None:
-            return descriptor
-        own = new.descriptor
-        return replace(descriptor, media_type=own.media_type, digest=own.digest, size=own.size)
-
-    def _rewrite_root(self, descriptor: Descriptor) -> Descriptor:
-        """Rewrite an entry of `index.json`."""
-        new = self._updated(descriptor)
-        if (attested := self._new.get(new.annotations.get(_ATTESTED_DIGEST, ""))) is not None:
-            new = replace(new, annotations={**new.annotations, _ATTESTED_DIGEST: attested.descriptor.digest})
-        if new.digest != descriptor.digest and new.extra_json:
-            fields = parse_json(new.extra_json, "index.json")
-            new = replace(new, extra_json=canonical_json({k: v for k, v in fields.items() if k not in _CONTENT_FIELDS}))
-        return new
-
     def _rewrite_manifest(self, manifest: Manifest) -> Manifest:
         """Return the manifest with new descriptors."""
         old = manifest.descriptor
@@ -371,26 +369,21 @@ class GraphRewriter:
         media_type = descriptor.media_type
         if media_type == DOCKER_MANIFEST:
             # Docker has no media types for layers of this compression.
-            becomes_oci = self._codec not in layer_media_types.DOCKER_CODECS
+            becomes_oci = self._codec not in DOCKER_CODECS
         else:
             # A Docker manifest list must not refer to an OCI manifest.
-            becomes_oci = any(self._updated(child).media_type != child.media_type for child in document.manifests)
+            becomes_oci = any(
+                child.digest in self._new and self._new[child.digest].descriptor.media_type != child.media_type
+                for child in document.manifests
+            )
         return _OCI_FOR.get(media_type, media_type) if becomes_oci else media_type
 
     def _rewrite_layer(self, layer: dict[str, Any], *, leaves_docker: bool) -> dict[str, Any]:
         result = self._results.get(layer["digest"])
         if result is None:
-            return (
-                layer | {"mediaType": layer_media_types.to_oci_media_type(layer["mediaType"])}
-                if leaves_docker
-                else layer
-            )
-        family = (
-            layer_media_types.OCI_LAYER
-            if self._codec not in layer_media_types.DOCKER_CODECS
-            else layer_media_types.media_type_family(layer["mediaType"])
-        )
-        media_type = layer_media_types.layer_media_type(family or layer_media_types.OCI_LAYER, self._codec)
+            return layer | {"mediaType": to_oci_media_type(layer["mediaType"])} if leaves_docker else layer
+        family = OCI_LAYER if self._codec not in DOCKER_CODECS else media_type_family(layer["mediaType"])
+        media_type = layer_media_type(family or OCI_LAYER, self._codec)
         new = layer | {"mediaType": media_type, "digest": result.digest, "size": result.size}
         for key in _CONTENT_FIELDS:
             new.pop(key, None)
@@ -403,7 +396,7 @@ class GraphRewriter:
         return new
 
     def _rewrite_entry(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Rewrite the descriptor of a manifest, in an index or as a subject."""
+        """Rewrite the descriptor of a manifest, in an index, in `index.json` or as a subject."""
         annotations = entry.get("annotations") or {}
         if (attested := self._new.get(annotations.get(_ATTESTED_DIGEST, ""))) is not None:
             entry = entry | {"annotations": annotations | {_ATTESTED_DIGEST: attested.descriptor.digest}}

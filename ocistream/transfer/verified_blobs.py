@@ -135,7 +135,6 @@ def use_verified(
     *,
     can_retry: bool,
     progress: BlobProgress | None = None,
-    hash_in_thread: bool = False,
 ) -> _T:
     """Pass the blob to `use` with verified chunks, counted by `progress`, and return the result of `use`.
 
@@ -146,8 +145,7 @@ def use_verified(
     cost a second SHA-256 of every byte.
 
     `can_retry` is False if `use` cannot be repeated, as with a pipe. `RecoverableBlob.precheck` then checks beforehand
-    what can be checked. `hash_in_thread` hashes in another thread while the chunks are used
-    (`streams.chunks.verify_chunks`).
+    what can be checked.
 
     Raises:
         IntegrityError: the bytes are wrong, and no other source has the blob.
@@ -163,7 +161,7 @@ def use_verified(
     if not can_retry and recoverable.precheck is not None:
         recoverable.precheck()
     while True:
-        attempt = _Attempt(recoverable, progress, hash_in_thread=hash_in_thread)
+        attempt = _Attempt(recoverable, progress)
         verified = VerifiedBlob(blob.descriptor, attempt.open, blob.access, blob.range, can_resume)
         try:
             return use(verified)
@@ -188,10 +186,9 @@ def use_verified(
 class _Attempt:
     """One use of a blob, and the failures found in its bytes."""
 
-    def __init__(self, blob: RecoverableBlob, progress: BlobProgress, *, hash_in_thread: bool) -> None:
+    def __init__(self, blob: RecoverableBlob, progress: BlobProgress) -> None:
         self._blob = blob
         self._progress = progress
-        self._hash_in_thread = hash_in_thread
         self.failures: list[IntegrityError] = []
         #: Whether stored bytes were hashed with those of the source: either may be wrong.
         self.was_resumed = False
@@ -207,10 +204,10 @@ class _Attempt:
         expected = blob.range_descriptor if is_from_start else None
         self.was_resumed = expected is None and stored is not None
         if expected is not None:
-            chunks = verify_chunks(chunks, expected, hash_in_thread=self._hash_in_thread)
+            chunks = verify_chunks(chunks, expected, hash_in_thread=True)
         elif stored is not None:
             counted = self._progress.count(stored)
-            chunks = verify_chunks(chunks, blob.descriptor, counted, hash_in_thread=self._hash_in_thread)
+            chunks = verify_chunks(chunks, blob.descriptor, counted, hash_in_thread=True)
         else:
             chunks = check_chunks_size(chunks, replace(blob.descriptor, size=blob.end), offset)
         if blob.cache is not None and not offset:

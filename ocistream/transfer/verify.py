@@ -16,7 +16,7 @@ from ocistream.oci.documents import check_config, parse_diff_ids
 from ocistream.oci.graph import is_image
 from ocistream.oci.volumes import part_error
 from ocistream.streams.chunks import verify_chunks
-from ocistream.streams.layer_media_types import codec_name
+from ocistream.streams.compression import codec_name
 from ocistream.streams.workers import run_each
 from ocistream.transfer.config_checks import (
     ConfigChecker,

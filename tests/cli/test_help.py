@@ -34,7 +34,6 @@ RARE = {
     "ocistream.streams.compression",
     "ocistream.transfer.recompress",
     "ocistream.auth.credential_helpers",
-    "ocistream.streams.layer_media_types",
     "ocistream.transfer.discarded_blobs",
     "ocistream.transfer.verify",
     "ocistream.serve",

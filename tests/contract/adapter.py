@@ -155,7 +155,7 @@ class Destination:
     @property
     def accepts_early(self) -> bool:
         """Whether blobs can be written before the images are known."""
-        return self.native.traits.accepts_early
+        return self.native.traits.early_refusal is None
 
     @property
     def keeps_blobs(self) -> bool:
@@ -408,7 +408,7 @@ class _Progress:
 class _Early:
     """Takes blobs that come before a source knows its images, verified as a copy verifies them."""
 
-    accepts_early = True
+    early_refusal = None
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -213,3 +214,18 @@ def test_a_pipe_arrives_complete_or_not_at_all(
     for name in ("0", "1"):
         assert (tmp_path / name / "index.json").exists() == (order is small_first)
         assert order is items_of or is_complete(tmp_path / name, layout)
+
+
+def test_each_destination_gets_only_the_platforms_that_a_pipe_has(
+    layout: Layout, out: list[Destination], tmp_path: Path
+) -> None:
+    """The pipe lists two platforms, and has the config of one: that is known after its last byte."""
+    images = [layout.image([platform.encode() * 9], platform=platform) for platform in ("linux/amd64", "linux/arm64")]
+    layout.index(images, name="v1")
+    lost = blob_name(layout.read(images[1]["digest"])["config"]["digest"])
+    items = [item for item in small_first(layout) if item[0] != lost]
+    with contextlib.ExitStack() as stack:
+        copy(stack.enter_context(pipe_source(Pipe(stack).opened_to_read(tar_of(items)))), FanOut(out))
+    for name in ("0", "1"):
+        (entry,) = json.loads((tmp_path / name / "index.json").read_bytes())["manifests"]
+        assert entry["digest"] == images[0]["digest"]

@@ -29,7 +29,7 @@ from tests.contract.adapter import Source, archive_destination, copy, layout_des
 from tests.contract.adapter_types import EVERYTHING, Listing, Wanted
 from tests.contract.image_shapes import nested_index, parts_of, with_attestation
 from tests.docker_archives import archive_of, of_docker, of_docker_25, saved
-from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
+from tests.images import OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
 
 
 class Pipe(io.RawIOBase):
@@ -400,6 +400,24 @@ class TestChanged:
                     (content + b"x", ArchiveError),
                 ):
                     refused(tar_of([*items[:at], (name, wrong), *items[at:]]), out, error)
+
+    @pytest.mark.parametrize(
+        ("order", "content"),
+        [(items_of, b'{"not": "a manifest"}'), (small_first, b'{"not": "a manifest"}'), (items_of, b"no JSON")],
+    )
+    def test_a_layer_that_the_index_lists_like_a_manifest_arrives(
+        self, layout: Layout, order: Callable[[Layout], list[Item]], content: bytes
+    ) -> None:
+        """An entry without a name may be a referrer. This one is only a layer of the image."""
+        image = layout.image([content], name="v1")
+        (layer,) = layout.read(image["digest"])["layers"]
+        index = json.loads((layout.path / "index.json").read_bytes())
+        index["manifests"].append({**layer, "mediaType": OCI_MANIFEST})
+        (layout.path / "index.json").write_bytes(json.dumps(index).encode())
+        wanted = Wanted(images=("v1",), referrers="copy")
+        found = found_in(tar_of(order(layout)), wanted)
+        assert found.blobs[layer["digest"]] == content
+        assert found.has_all_of(layout, wanted)
 
     def test_missing_blobs_are_noticed(self, small: Layout, tmp_path: Path) -> None:
         for place, order in enumerate((items_of(small), small_first(small))):

@@ -18,7 +18,7 @@ _AREAS: Final = {
     "remote command": r"/remote/",
     "cache and gc": r"/layout/(cache|cached_repository|gc|removal)",
     "volumes": r"/archive/(volume|joined)|/oci/volumes",
-    "recompression": r"/transfer/(recompress)|/streams/(compression|layer_media_types)",
+    "recompression": r"/transfer/(recompress)|/streams/compression",
     "archives and layouts": r"/(archive|layout)/",
     "transfer and documents": "",
 }

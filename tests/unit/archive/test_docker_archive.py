@@ -30,8 +30,7 @@ from ocistream.oci.descriptor import Descriptor, parse_platform
 from ocistream.oci.graph import Graph
 from ocistream.oci.platforms import PlatformChoice
 from ocistream.streams.chunks import Chunk
-from ocistream.streams.compression import CODECS
-from ocistream.streams.layer_media_types import is_probably_json
+from ocistream.streams.compression import CODECS, is_probably_json
 from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Source, Traits
 from ocistream.transfer.recompress import RecompressionSettings

@@ -32,7 +32,6 @@ from ocistream.oci.volumes import (
     parse_volume,
     volume_annotations,
 )
-from ocistream.transfer.interfaces import VerifiedBlob
 from tests.images import Layout, digest_of
 from tests.observers import NothingEarly
 
@@ -320,8 +319,6 @@ class TestPlans:
 class TestDestination:
     def test_a_blob_before_the_graph_is_refused(self, tmp_path: Path) -> None:
         sink = VolumeSetDestination(tmp_path / "app.%d.tar", 1000)
-        descriptor = Descriptor("x", digest_of(b"x"), 1)
-        assert not sink.traits.accepts_early
-        with pytest.raises(UnsupportedError, match="lists its images only at its end, so --split"):
-            sink.write(VerifiedBlob(descriptor, lambda: iter([b"x"])))
+        assert sink.traits.early_refusal is not None
+        assert "lists its images only at its end, so --split" in sink.traits.early_refusal().message
         sink.close()

@@ -86,3 +86,28 @@ def test_the_only_destination_that_lacks_a_blob_says_how_much_of_it_was_resumed(
     fan.stored([BLOB])
     blob = RecoverableBlob(BLOB, lambda _offset=0: iter([CONTENT]))
     assert use_verified(blob, fan.write, can_retry=True) == 11
+
+
+def test_a_destination_that_stops_reading_delays_no_other_one() -> None:
+    is_written = threading.Event()
+
+    class Signalling(Memory):
+        def write(self, blob: VerifiedBlob) -> int:
+            super().write(blob)
+            is_written.set()
+            return 0
+
+    class Pausing(Memory):
+        def write(self, blob: VerifiedBlob) -> int:
+            chunks = blob.open()
+            next(chunks)
+            del chunks
+            assert is_written.wait(10)
+            return super().write(blob)
+
+    signalling, pausing = Signalling(0), Pausing(0)
+    fan = FanOutDestination([FanOutBranch(signalling), FanOutBranch(pausing)], threading.Event())
+    fan.begin(fan.expect(GRAPH))
+    blob = RecoverableBlob(BLOB, lambda _offset=0: iter([CONTENT[:11], CONTENT[11:]]))
+    use_verified(blob, fan.write, can_retry=True)
+    assert [signalling.content, pausing.content] == [CONTENT, CONTENT]
