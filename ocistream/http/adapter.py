@@ -1,4 +1,4 @@
-"""The transport adapter below requests: urllib3's connections, kept open, and bodies that are produced while sent.
+"""The transport below the client: urllib3's connections, kept open, and bodies that are produced while sent.
 
 - The address of a connection is checked before a byte is sent (DNS rebinding).
 - Each host has its own TLS settings.
@@ -14,8 +14,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, cast
 
-import requests
-import requests.adapters
+import requests.exceptions
 import requests.utils
 import urllib3.exceptions
 import urllib3.util
@@ -33,7 +32,7 @@ from ocistream.http.origins import (
     request_target,
 )
 from ocistream.http.rate_limits import ConnectionLimits
-from ocistream.http.response import EndlessResponseError, RawResponse
+from ocistream.http.response import EndlessResponseError, RawResponse, Response
 from ocistream.http.settings import TlsSettings
 from ocistream.http.tls import create_client_context
 from ocistream.oci.reference import printable
@@ -71,12 +70,11 @@ class Route(NamedTuple):
     connection_limits: ConnectionLimits = ConnectionLimits()
 
 
-class Adapter(requests.adapters.BaseAdapter):
-    """Send requests over connections that are kept open. Safe for several threads. Times are in seconds."""
+class Adapter:
+    """Sends requests over connections that are kept open. Safe for several threads. Times are in seconds."""
 
     def __init__(self, settings: HttpSettings, sleep: Callable[[float], None]) -> None:
         """Open no connection yet. `sleep` waits where the rate is limited, and raises CancelledError."""
-        super().__init__()
         self.stall_timeout = settings.stall_timeout
         self.sleep = sleep
         self._proxies = {scheme: proxy for scheme, proxy in settings.proxies.items() if scheme != "no_proxy"}
@@ -99,61 +97,45 @@ class Adapter(requests.adapters.BaseAdapter):
         self._idle: list[_Connection] = []
         self._is_closed = False
 
-    def send(  # type: ignore[override] # the base class has no route
+    def send(
         self,
-        request: requests.PreparedRequest,
-        stream: bool = True,  # noqa: ARG002 - the body of a response is always read later
-        timeout: tuple[float, float] | None = None,
-        verify: object = True,  # noqa: ARG002 - the route has the TLS settings
-        cert: object = None,  # noqa: ARG002 - the same
-        proxies: Mapping[str, str] | None = None,  # noqa: ARG002 - the settings have the proxies
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body,
         *,
+        timeout: tuple[float, float],
         route: Route,
-    ) -> requests.Response:
+    ) -> Response:
         """Send a request and read the head of its response.
 
         `timeout` is the time to connect, and the time to wait for data of the response.
 
         Raises:
-            NetworkError: no response arrived.
+            NetworkError: no response arrived. If the chunks of the body failed, `StreamedBody.failure` has their error.
             PermanentNetworkError: the host has an address that is not allowed, or a retry is useless for another
                 reason.
             UnsupportedError: the proxy is of an unsupported kind.
-            Exception: exceptions of a `FixedLengthBody`'s chunks are raised unchanged. A body that can end early keeps
-                them in `failure`.
         """
-        connect_timeout, read_timeout = cast("tuple[float, float]", timeout)
-        method, url = request.method or "", request.url or ""
+        connect_timeout, read_timeout = timeout
         try:
             connection = self._take_idle(route) or self._connect(route, connect_timeout)
             try:
-                raw = connection.exchange(request, read_timeout)
+                raw = connection.exchange(method, url, headers, body, read_timeout)
             except BaseException:
                 connection.close()
                 raise
-        except _BodyError as error:
-            raise cast("Exception", error.__cause__) from None
         except EndlessResponseError as error:
             msg = f"{method} {redact_url(url)}: {error}"
             raise PermanentNetworkError(msg) from None
         except _FAILURES as error:
             raise self._convert_error(method, url, error, route.tls.ca_files) from error
         self._answered.add(route.origin)
-        response = requests.Response()
-        response.status_code, response.raw = raw.status, raw
-        response.request, response.url = request, url
-        # For `release`; requests stores its adapter in this attribute.
-        response.connection = cast("Any", connection)
-        return response
+        return Response(method, url, raw, connection)
 
-    def release(self, response: requests.Response) -> None:
+    def release(self, connection: _Connection, *, is_reusable: bool) -> None:
         """Keep the connection of a response whose body was read to its end; close any other connection."""
-        raw, connection = cast("RawResponse", response.raw), cast("_Connection | None", response.connection)
-        response.connection = cast("Any", None)
-        if connection is None:
-            # It was released before.
-            return
-        if raw.is_last or not raw.is_complete:
+        if not is_reusable:
             connection.close()
             return
         self._idle.append(connection)
@@ -299,17 +281,16 @@ class _Connection(HTTPConnection):
     #: Tells the kernel to send a few bytes together with those that follow.
     more_flag: int = getattr(socket, "MSG_MORE", 0)
 
-    def exchange(self, request: requests.PreparedRequest, timeout: float) -> RawResponse:
+    def exchange(self, method: str, url: str, headers: Mapping[str, str], body: Body, timeout: float) -> RawResponse:
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
-        url, headers = request.url or "", cast("dict[str, str]", request.headers)
         if self.forward_headers is None:
             target = request_target(url)
         else:
-            target, headers = requests.utils.urldefragauth(url), headers | self.forward_headers
-        response = RawResponse(self.sock, method=request.method)
+            target, headers = requests.utils.urldefragauth(url), {**headers, **self.forward_headers}
+        response = RawResponse(self.sock, method=method)
         # If the server has closed the connection, it may have sent a response before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._send_request(request.method or "", target, headers, cast("Body", request.body), response)
+            self._send_request(method, target, headers, body, response)
         self._response = None
         self.sock.settimeout(timeout)
         self.response_class = lambda *_, **__: response  # type: ignore[assignment]
@@ -446,15 +427,12 @@ class StreamedBody:
         try:
             yield from self._chunks
             self.is_finished = True
-        except OcistreamError as error:
+        except (OcistreamError, OSError, ValueError) as error:
             self.failure = error
-            if not self.can_end_early:
-                raise
-        except (OSError, ValueError) as error:
-            self.failure = error
-            # Otherwise it would be treated as a failure of the network.
-            if not self.can_end_early:
-                raise _BodyError from error
+        # Not in the handler: the failure would be in a cycle with this error, whose frames have the body.
+        if self.failure is not None and not self.can_end_early:
+            msg = "the source of the request body failed"
+            raise http.client.HTTPException(msg)
 
 
 class FixedLengthBody(StreamedBody):
@@ -474,7 +452,3 @@ class FixedLengthBody(StreamedBody):
     def __len__(self) -> int:
         """Return the length in bytes, which becomes the Content-Length."""
         return self._length
-
-
-class _BodyError(Exception):
-    """Carries an exception of a body's chunks through the libraries."""

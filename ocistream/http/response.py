@@ -17,7 +17,7 @@ import select
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError
@@ -29,9 +29,7 @@ from ocistream.oci.reference import printable
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
-    import requests
-
-    from ocistream.http.adapter import Adapter, Route
+    from ocistream.http.adapter import _Connection
     from ocistream.streams.chunks import Chunk
 
 #: Maximum number of interim responses (RFC 9110, section 15.2); few servers send even one.
@@ -57,21 +55,21 @@ _STATUSES_WITHOUT_BODY: Final = frozenset({101, 204, 304})
 class Response:
     """A response whose body has not been read yet."""
 
-    def __init__(self, sent: requests.Response, route: Route, adapter: Adapter) -> None:
-        """Read the body of what `adapter` returned for a request on `route`."""
-        self._raw = raw = cast("RawResponse", sent.raw)
-        self._sent = sent
-        self._adapter = adapter
-        self._throttle = route.connection_limits.download
+    def __init__(self, method: str, url: str, raw: RawResponse, connection: _Connection) -> None:
+        """Read the body of the response to a request on `connection`, whose head was read."""
+        self._raw = raw
+        self._adapter = connection.adapter
+        #: None after the end of the response.
+        self._connection: _Connection | None = connection
+        self._throttle = connection.route.connection_limits.download
         #: Bytes of the body received so far.
         self._received = 0
-        self._drained: bytes | None = None
-        self.method = sent.request.method or ""
-        self.url = sent.url
+        self.method = method
+        self.url = url
         #: The origin of the URL.
-        self.origin = route.origin
+        self.origin = connection.route.origin
         self.status = raw.status
-        #: The body, after `read`.
+        #: The body, after `read` or `drain`; its beginning if it broke off.
         self.content = b""
         #: How many redirects were followed to get this response.
         self.hops = 0
@@ -137,9 +135,15 @@ class Response:
         Raises:
             NetworkError: the body broke off.
         """
-        content = bytearray()
-        self._append_to(content, limit)
-        self.content = bytes(content[: limit + 1])
+        length, content = self._raw.length, bytearray()
+        size = min(limit if length is None else length, limit, limits.MIN_READ - 1) + 1
+        with contextlib.closing(self):
+            try:
+                buffer = memoryview(bytearray(size))
+                while len(content) <= limit and (count := self._fill(buffer)):
+                    content += buffer[:count]
+            finally:
+                self.content = bytes(content[: limit + 1])
         return self.content
 
     def drain(self) -> bytes:
@@ -147,27 +151,17 @@ class Response:
 
         The status counts even if the body breaks off.
         """
-        if self._drained is None:
-            content = bytearray()
+        if self._connection is not None:
             # A wait for the rate limit ends when the transfer is cancelled.
             with contextlib.suppress(NetworkError, CancelledError):
-                self._append_to(content, limits.MAX_ERROR_BODY)
-            self._drained = bytes(content[: limits.MAX_ERROR_BODY])
-        return self._drained
+                self.read(limits.MAX_ERROR_BODY)
+        return self.content
 
     def close(self) -> None:
         """Keep the connection for other requests if the body was read to its end; else close it."""
-        self._adapter.release(self._sent)
-
-    def _append_to(self, content: bytearray, limit: int) -> None:
-        length = self._raw.length
-        size = min(limit if length is None else length, limit, limits.MIN_READ - 1) + 1
-        with contextlib.closing(self):
-            if length == 0:
-                return
-            buffer = memoryview(bytearray(size))
-            while len(content) <= limit and (count := self._fill(buffer)):
-                content += buffer[:count]
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._adapter.release(connection, is_reusable=self._raw.is_complete and not self._raw.is_last)
 
     def _fill(self, view: memoryview) -> int:
         """Read a piece of the body into the beginning of `view` and return its size in bytes; 0 at the end."""
