@@ -44,7 +44,7 @@ _LINE_BYTES_PER_BODY_BYTE: Final = 16
 _STATUS_LINE: Final = re.compile(r"(HTTP/\S+)\s+([1-9][0-9]{2})(?:\s(.*))?\Z", re.DOTALL)
 #: The length of `HTTP/1.1 413`: these bytes tell a final response from an interim one (RFC 9112, section 4).
 _STATUS_LENGTH: Final = 12
-_FIRST_DIGIT: Final = slice(9, 10)
+_STATUS: Final = slice(9, 12)
 #: A valid Content-Length.
 _LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
 #: A chunk size in a form that `int` reads. A negative one is refused by itself.
@@ -216,6 +216,7 @@ class RawResponse:
         #: Bytes that were received and not read yet.
         self._buffer = bytearray()
         self._line_bytes_left = _MAX_LINE_BYTES
+        self._interim_left = _MAX_INTERIM
         #: The time at which the head must be complete, infinite until its first byte; None for a body.
         self._deadline: float | None = math.inf
         self._collector: _Collector | None = None
@@ -248,9 +249,8 @@ class RawResponse:
         Raises:
             TimeoutError: for `timeout` seconds nothing could be sent and nothing arrived.
         """
-        missing = _STATUS_LENGTH - len(self._buffer)
-        if missing <= 0:
-            return self.is_last
+        if self.is_last:
+            return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLOUT)
         ready = poll.poll(timeout * 1000)
@@ -261,28 +261,25 @@ class RawResponse:
             self._socket.settimeout(0)
             try:
                 # The bytes are read, not peeked at, because TLS cannot peek.
-                self._buffer += self._socket.recv(missing)
+                self._buffer += self._socket.recv(_STATUS_LENGTH - len(self._buffer))
             except OSError:
                 # No data arrived yet (in TLS, only a session ticket), or the connection broke: the next send fails.
                 pass
             finally:
                 self._socket.settimeout(timeout)
-            # An interim response says nothing about the body.
-            self.is_last = len(self._buffer) == _STATUS_LENGTH and self._buffer[_FIRST_DIGIT] != b"1"
+            while len(self._buffer) >= _STATUS_LENGTH and not self.is_last:
+                status = bytes(self._buffer[_STATUS])
+                self.is_last = status[:1] != b"1" or status == b"101"
+                if not self.is_last:
+                    # An interim response says nothing about the body.
+                    self._read_head()
         return self.is_last
 
     def begin(self) -> None:
         """Read the head of the final response, and find out where its body ends (RFC 9112, section 6.3)."""
-        for _ in range(_MAX_INTERIM + 1):
-            # The final response may take its time to start after an interim one.
-            self._deadline = math.inf
-            version, self.status, _reason = self._read_status()
-            self.fields = self._read_fields()
-            if not 100 <= self.status < 200 or self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-                break
-        else:
-            msg = f"more than {_MAX_INTERIM} interim responses"
-            raise EndlessResponseError(msg)
+        version = self._read_head()
+        while 100 <= self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+            version = self._read_head()
         if not version.startswith("HTTP/1."):
             raise http.client.UnknownProtocol(version)
         self._deadline = None
@@ -302,6 +299,18 @@ class RawResponse:
             self.min_read, self.max_read = limits.MIN_READ, limits.READ_BUFFER
             if self.length and sys.platform == "linux":
                 self._collector = _Collector(self._socket)
+
+    def _read_head(self) -> str:
+        """Read the head of one response, which may be an interim one, and return its version of HTTP."""
+        if self._interim_left < 0:
+            msg = f"more than {_MAX_INTERIM} interim responses"
+            raise EndlessResponseError(msg)
+        self._interim_left -= 1
+        # The final response may take its time to start after an interim one.
+        self._deadline = math.inf
+        version, self.status, _reason = self._read_status()
+        self.fields = self._read_fields()
+        return version
 
     def readinto(self, view: memoryview) -> int:
         """Read a piece of the body into `view`; return its size, 0 at the end, also if the connection closed early.
