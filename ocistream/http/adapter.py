@@ -118,10 +118,13 @@ class Adapter:
             UnsupportedError: the proxy is of an unsupported kind.
         """
         connect_timeout, read_timeout = timeout
+        idle = self._take_idle(route)
+        raw: RawResponse | None = None
         try:
-            connection = self._take_idle(route) or self._connect(route, connect_timeout)
+            connection = idle or self._connect(route, connect_timeout)
+            raw = RawResponse(connection.sock, method=method)
             try:
-                raw = connection.exchange(method, url, headers, body, read_timeout)
+                connection.exchange(method, url, headers, body, raw, read_timeout)
             except BaseException:
                 connection.close()
                 raise
@@ -129,7 +132,15 @@ class Adapter:
             msg = f"{method} {redact_url(url)}: {error}"
             raise PermanentNetworkError(msg) from None
         except _FAILURES as error:
-            raise self._convert_error(method, url, error, route.tls.ca_files) from error
+            is_unread = raw is not None and not (raw.has_begun or (isinstance(body, StreamedBody) and body.is_started))
+            has_lost_idle = idle is not None and is_unread and isinstance(error, ConnectionResetError)
+            if has_lost_idle:
+                # The next attempt must not take another one that the server has closed too.
+                self._close_idle(keep=0)
+            # Not in a local variable: the error would be in a cycle with this frame, which has the body.
+            raise self._convert_error(
+                method, url, error, route.tls.ca_files, has_lost_idle_connection=has_lost_idle
+            ) from error
         self._answered.add(route.origin)
         return Response(method, url, raw, connection)
 
@@ -161,9 +172,18 @@ class Adapter:
         except _FAILURES as error:
             raise self._convert_error("TLS with", url, error) from error
 
-    def _convert_error(self, method: str, url: str, error: Exception, ca_files: Sequence[str] = ()) -> NetworkError:
+    def _convert_error(
+        self,
+        method: str,
+        url: str,
+        error: Exception,
+        ca_files: Sequence[str] = (),
+        *,
+        has_lost_idle_connection: bool = False,
+    ) -> NetworkError:
         has_answered = Origin.from_url(url) in self._answered
         converted = network_error(method, url, error, has_answered=has_answered, ca_files=ca_files)
+        converted.has_lost_idle_connection = has_lost_idle_connection
         converted.hint = converted.hint and self._format_hint(converted.hint)
         return converted
 
@@ -281,13 +301,20 @@ class _Connection(HTTPConnection):
     #: Tells the kernel to send a few bytes together with those that follow.
     more_flag: int = getattr(socket, "MSG_MORE", 0)
 
-    def exchange(self, method: str, url: str, headers: Mapping[str, str], body: Body, timeout: float) -> RawResponse:
+    def exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body,
+        response: RawResponse,
+        timeout: float,
+    ) -> None:
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
         if self.forward_headers is None:
             target = request_target(url)
         else:
             target, headers = requests.utils.urldefragauth(url), {**headers, **self.forward_headers}
-        response = RawResponse(self.sock, method=method)
         # If the server has closed the connection, it may have sent a response before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._send_request(method, target, headers, body, response)
@@ -295,7 +322,7 @@ class _Connection(HTTPConnection):
         self.sock.settimeout(timeout)
         self.response_class = lambda *_, **__: response  # type: ignore[assignment]
         # http.client's method: the response of urllib3 creates an object for each chunk of the body.
-        return cast("RawResponse", cast("object", http.client.HTTPConnection.getresponse(self)))
+        http.client.HTTPConnection.getresponse(self)
 
     def _send_request(
         self, method: str, target: str, headers: Mapping[str, str], body: Body, response: RawResponse

@@ -241,6 +241,11 @@ class RawResponse:
         """The file that http.client reads the head of a tunnel from."""
         return self
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a byte of the response has arrived."""
+        return bool(self._buffer) or self._line_bytes_left < _MAX_LINE_BYTES
+
     def has_early_response(self, timeout: float) -> bool:
         """Wait until more of the request can be sent, or data arrives; return whether the final response has started.
 
