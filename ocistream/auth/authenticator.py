@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 RENEWAL_SECONDS: Final = 10.0
 #: How many scopes a registry's challenges may add to those of the caller; real registries add one at most.
 MAX_ADDED_SCOPES: Final = 16
+#: Statuses of a token server that may work again later.
+_SERVER_ERRORS: Final = frozenset({500, 502, 503, 504})
 #: How many schemes of a registry an error names.
 _MAX_NAMED_SCHEMES: Final = 4
 
@@ -310,13 +312,15 @@ class Authenticator:
         where = f"the answer of the token server {server} of {self._registry}"
         if not 200 <= response.status < 300:
             msg = f"the token server {server} of {self._registry} answered {response.status}"
-            raise RegistryError(msg, status=response.status)
+            # The caller must not take the status for the registry's own, such as that of a missing API. Only a server
+            # error may pass.
+            raise RegistryError(msg, status=503 if response.status in _SERVER_ERRORS else 401)
         try:
             fields = parse_json(response.body, where, limits.MAX_TOKEN_RESPONSE)
             token = parse_token(fields, where)
         except ArchiveError as error:
             # Without its cause, which contains the response with the token.
-            raise RegistryError(error.message, status=response.status) from None
+            raise RegistryError(error.message, status=401) from None
         lifetime = parse_lifetime(fields.get("expires_in"))
         margin = min(max(RENEWAL_SECONDS, lifetime / 10), lifetime / 2)
         return _Token(f"Bearer {token}", wanted, credential, self._clock() + lifetime - margin)

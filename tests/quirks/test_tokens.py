@@ -269,6 +269,19 @@ def test_a_failing_token_server_gets_as_many_attempts_as_any_server(
 
 
 @quirk(46)
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+@pytest.mark.parametrize(("command", "image"), [("digest", "app:v1"), ("tags", "app"), ("inspect", "app:v1")])
+def test_a_refusal_by_the_token_server_is_not_taken_for_one_by_the_registry(
+    command: str, image: str, status: int, start: Start, mover: Move
+) -> None:
+    # Registries without HEAD, pages of tags or referrers are asked in another way, and would be given the same token.
+    registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
+    registry.faults = [Fault(refusal(status), path="^/token", times=None)]
+    mover().run(command, f"{registry.host}/{image}", code=7, says=f"answered {status}")
+    assert [request.status for request in registry.requests] == [401, status]
+
+
+@quirk(46)
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_password_that_was_refused_for_one_image_is_not_sent_for_the_next(
     status: int, start: Start, mover: Move, tmp_path: Path
