@@ -368,6 +368,39 @@ def test_an_unconfirmed_password_is_sent_by_one_thread_at_a_time(
 
 
 @quirk(44)
+def test_a_password_that_one_repository_refuses_is_sent_to_another(
+    start: Start, mover: Move, layout: Layout, tmp_path: Path
+) -> None:
+    # Some registries answer 401 instead of 403 to a user without rights.
+    registry = start(auth=Basic(USER, PASSWORD))
+    seed(layout, small_image(layout), registry.host, "app", "v1", headers={"Authorization": basic(USER, PASSWORD)})
+    denied = refusal(401, WWW_Authenticate='Basic realm="registry"')
+    registry.faults = [Fault(denied, path="^/v2/denied", times=None)]
+    names = ["denied1", "denied2", "app"]
+    plan = tmp_path / "images.toml"
+    plan.write_text(
+        "".join(f'[[sync]]\nfrom = "{registry.host}/{name}:v1"\nto = "oci:{tmp_path}/{name}"\n' for name in names)
+    )
+    login = docker_config(tmp_path, {registry.host: Login(USER, PASSWORD)})
+    result = run("sync", plan, "--jobs", "1", env=mover(env=login).env)
+    assert result.code == 3, result.err
+    assert (tmp_path / "app" / "index.json").exists(), result.err
+
+
+@quirk(44)
+def test_a_password_that_no_repository_accepts_is_sent_to_few(start: Start, mover: Move, tmp_path: Path) -> None:
+    # Repeated wrong passwords lock accounts.
+    registry = start(auth=Basic(USER, "another"))
+    plan = tmp_path / "images.toml"
+    plan.write_text(
+        "".join(f'[[sync]]\nfrom = "{registry.host}/app{n}:v1"\nto = "oci:{tmp_path}/{n}"\n' for n in range(9))
+    )
+    login = docker_config(tmp_path, {registry.host: Login(USER, PASSWORD)})
+    assert run("sync", plan, "--jobs", "1", env=mover(env=login).env).code == 3
+    assert len([request for request in registry.requests if request.headers["Authorization"]]) == 3
+
+
+@quirk(44)
 def test_a_command_fails_if_the_registry_refuses_a_second_token(start: Start, mover: Move) -> None:
     auth = Bearer({USER: PASSWORD}, anonymous=(), uses=0)
     registry = start(auth=auth)
