@@ -25,6 +25,7 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.http.adapter import FixedLengthBody, StreamedBody
+from ocistream.http.errors import TOO_LARGE_HINT
 from ocistream.notices import notify
 from ocistream.process_exit import OpenUpload
 from ocistream.registry.profiles import CHUNK, PUT
@@ -62,10 +63,6 @@ _INTERRUPTIONS: Final = (
 _PIPE_HINT: Final = (
     "a pipe cannot be read again: push from a file, or use --upload chunk=8MiB, which buffers "
     "each chunk until the registry has it"
-)
-_TOO_LARGE_HINT: Final = (
-    "the registry or a proxy limits the size of a request (nginx: client_max_body_size): raise "
-    "the limit, or use smaller requests with --upload chunk=SIZE"
 )
 
 
@@ -469,13 +466,15 @@ class Upload:
         if self._is_method_refused(failure, status, offset):
             # Without its frames, which have this object and its buffer: the upload may still succeed.
             self._refusal = failure.without_frames()
-            if self._strategy.explicit_method is not None:
-                failure.hint = f"--upload {self._method} was requested; --upload auto finds what the registry accepts"
-                self._give_up(failure)
-            if self._change_method(failure, status, offset):
+            is_explicit = self._strategy.explicit_method is not None
+            if not is_explicit and self._change_method(failure, status, offset):
                 return
-            if status == 413:
-                failure.hint = _TOO_LARGE_HINT
+            if status == 413 and (not is_explicit or 0 < self._method.chunk_size <= limits.MIN_UPLOAD_CHUNK):
+                # `auto` would not try smaller chunks than these.
+                failure.hint = f"{TOO_LARGE_HINT}, or use smaller requests with --upload chunk=SIZE"
+                self._give_up(failure)
+            if is_explicit:
+                failure.hint = f"--upload {self._method} was requested; --upload auto finds what the registry accepts"
                 self._give_up(failure)
         if not _is_transient(failure):
             self._give_up(failure)
