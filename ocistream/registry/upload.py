@@ -453,7 +453,7 @@ class Upload:
             self._strategy.has_refused_chunked_coding = True
             message = f"chunked transfer coding was answered with {status}; using Content-Length"
             notify(f"{self._registry}: {message}", level=1)
-            self._continue_or_restart(failure, self._query_offset())
+            self._continue_or_restart(failure, self._query_offset(failure))
             return
         if self._is_resume_refused(failure):
             self._is_resume_disabled = True
@@ -462,7 +462,7 @@ class Upload:
             return
         offset: int | None = None
         if status in {404, 416} and request is not None and not is_session_lost:
-            offset = self._query_offset()
+            offset = self._query_offset(failure)
         if self._is_method_refused(failure, status, offset):
             # Without its frames, which have this object and its buffer: the upload may still succeed.
             self._refusal = failure.without_frames()
@@ -543,7 +543,7 @@ class Upload:
         if PUT in {refused.kind, method.kind}:
             offset = None
         elif offset is None:
-            offset = self._query_offset()
+            offset = self._query_offset(failure)
         self._continue_or_restart(failure, offset)
         resent = sent - self.acknowledged
         notify(
@@ -558,7 +558,7 @@ class Upload:
         if not self._can_resume:
             offset = None
         elif offset is None and not _is_session_lost(failure):
-            offset = self._query_offset()
+            offset = self._query_offset(failure)
         sent = self._sent
         self._continue_or_restart(failure, offset)
         if offset is None:
@@ -575,12 +575,15 @@ class Upload:
         self._has_continued = self._has_continued or offset > 0
         self._acknowledge(offset)
 
-    def _query_offset(self) -> int | None:
-        """Ask the registry for the offset; return None if it is unknown, impossible, or cannot be sent from.
+    def _query_offset(self, failure: NetworkError | None = None) -> int | None:
+        """Ask the registry for the offset; return None if it is unknown or impossible.
 
         An offset is accepted only between the bytes that were acknowledged and those that were sent; in a session of an
         earlier run, up to the blob's size. Some registries report an offset that never changes or goes backwards; then
         the session counts as lost.
+
+        Raises:
+            NetworkError: `failure`, if this run cannot read the bytes from the offset on again; a later run can.
         """
         offset = self._session.query_offset(self._retries)
         is_from_earlier_run = self._session.is_from_earlier_run
@@ -588,8 +591,14 @@ class Upload:
         if offset is None or not self.acknowledged <= offset <= max_offset:
             return None
         # An offset before the content is a gap between two parts.
-        is_readable = offset > self._buffer.end or offset < self._content.start or self._buffer.can_load(offset)
-        return offset if is_readable else None
+        if offset > self._buffer.end or offset < self._content.start or self._buffer.can_load(offset):
+            return offset
+        if failure is not None and offset:
+            # Without the request, the end of this process reports the offset.
+            self._request = None
+            self._acknowledge(offset)
+            raise NetworkError(failure.message, hint=_PIPE_HINT) from failure
+        return None
 
     def _restart(self, failure: NetworkError) -> None:
         """Start again with a new session, or raise if the beginning of the content cannot be sent again."""
