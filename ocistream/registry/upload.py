@@ -221,6 +221,9 @@ class Upload:
         while (failure := self._attempt()) is not None:
             self._recover(failure)
             self._request = None
+        if self._content.is_part and not self._is_closed and not self._session.is_recorded:
+            # A later Location cannot be stored: the next part would not find the session.
+            raise _PartRefusedError
 
     def _begin(self) -> None:
         """Resume the session of an earlier run; open another one if the registry does not have it or its offset.
