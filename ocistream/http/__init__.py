@@ -1,4 +1,4 @@
 """The HTTP client for registries: authorization, redirects, retries, rate limits, TLS and proxies.
 
-No other package imports urllib3.
+No other package imports requests or urllib3.
 """

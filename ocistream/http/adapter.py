@@ -13,8 +13,9 @@ import http.client
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, cast
-from urllib.parse import unquote
 
+import requests.exceptions
+import requests.utils
 import urllib3.exceptions
 import urllib3.util
 from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
@@ -80,8 +81,9 @@ class Adapter:
         self._no_proxy = settings.proxies.get("no_proxy", "")
         # A proxy never gets a registry's client certificate.
         self._proxy_tls = TlsSettings(settings.tls.ca_files)
+        fallback = requests.utils.DEFAULT_CA_BUNDLE_PATH
         self._load_context = OncePerKey[TlsSettings, ssl.SSLContext](
-            lambda tls: create_client_context(tls, settings.ca_bundle)
+            lambda tls: create_client_context(tls, settings.ca_bundle, fallback)
         )
         #: Host in lower case -> whether its address is external (`is_internal_address`). A host without a connection so
         #: far, or only through a proxy, is missing.
@@ -227,9 +229,8 @@ class Adapter:
         connection.adapter, connection.route = self, route
         connection.response_class = RawResponse  # type: ignore[assignment] # what a connection calls of it
         if proxy is not None:
-            user, colon, password = (proxy.auth or "").partition(":")
-            login = f"{unquote(user)}:{unquote(password)}" if user and colon else None
-            headers = dict(urllib3.util.make_headers(proxy_basic_auth=login))
+            user, password = requests.utils.get_auth_from_url(proxy.url)
+            headers = dict(urllib3.util.make_headers(proxy_basic_auth=f"{user}:{password}")) if user else {}
             if is_encrypted:
                 connection.set_tunnel(origin.host, origin.port, headers, cast("str", proxy.scheme))
             else:
@@ -242,8 +243,7 @@ class Adapter:
             is_proxy_at_fault = proxy is not None and not connection.has_connected_to_proxy
             connection.close()
             if is_proxy_at_fault and isinstance(error, OSError | urllib3.exceptions.HTTPError):
-                msg = "cannot connect"
-                raise urllib3.exceptions.ProxyError(msg, error) from error
+                raise requests.exceptions.ProxyError(error) from error
             raise
         return connection
 
@@ -256,7 +256,7 @@ class Adapter:
     def _find_proxy(self, origin: Origin) -> urllib3.util.Url | None:
         if not self._proxies or is_proxy_bypassed(str(origin), self._no_proxy):
             return None
-        proxy = self._proxies.get(origin.scheme) or self._proxies.get("all")
+        proxy = requests.utils.select_proxy(str(origin), self._proxies)
         if not proxy:
             return None
         scheme = proxy.partition("://")[0].lower()
@@ -268,7 +268,7 @@ class Adapter:
         parsed = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             msg = "the URL of a proxy is malformed"
-            raise urllib3.exceptions.LocationValueError(msg)
+            raise requests.exceptions.InvalidProxyURL(msg)
         return parsed
 
 
@@ -311,9 +311,10 @@ class _Connection(HTTPConnection):
         timeout: float,
     ) -> None:
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
-        target = request_target(url)
-        if self.forward_headers is not None:
-            target, headers = f"{self.route.origin}{target}", {**headers, **self.forward_headers}
+        if self.forward_headers is None:
+            target = request_target(url)
+        else:
+            target, headers = requests.utils.urldefragauth(url), {**headers, **self.forward_headers}
         # If the server has closed the connection, it may have sent a response before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._send_request(method, target, headers, body, response)

@@ -1,4 +1,4 @@
-"""Convert exceptions of urllib3 and http.client, and error responses of registries, into ocistream's errors."""
+"""Convert exceptions of requests and urllib3, and error responses of registries, into ocistream's errors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+import requests
 import urllib3.exceptions
 
 from ocistream import limits
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 #: The messages of these exceptions contain the complete URL, with any password or signature in it.
 _MALFORMED: Final = (
+    requests.exceptions.InvalidURL,
     urllib3.exceptions.LocationValueError,
     http.client.InvalidURL,
 )
@@ -113,7 +115,7 @@ _MAYBE_HTTPS_HINT: Final = "if the registry uses HTTPS here, omit --plain-http, 
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and the exceptions that it wraps: urllib3 hides the real reason."""
+    """Yield an exception and the exceptions that it wraps: requests and urllib3 hide the real reason."""
     seen: set[int] = set()
     pending: list[BaseException] = [error]
     while pending:
@@ -182,7 +184,7 @@ def _certificate_hint(cause: ssl.SSLCertVerificationError, ca_files: Sequence[st
 def network_error(
     method: str, url: str, error: Exception, *, has_answered: bool = False, ca_files: Sequence[str] = ()
 ) -> NetworkError:
-    """Convert an exception of urllib3 or http.client; the error is permanent if a retry is useless.
+    """Convert an exception of requests or urllib3; the error is permanent if a retry is useless.
 
     `has_answered` says that this origin has responded before. Then its name is not misspelt and its scheme is right. A
     name that does not resolve (a VPN that reconnects) or a plain response of a load balancer is then temporary. A
@@ -204,7 +206,7 @@ def network_error(
             is_permanent = cause.errno in _NO_SUCH_NAME and not has_answered
             # The name may be that of the proxy.
             hint = hint if prefix else _NAME_HINTS.get(cause.errno, _RESOLVER_HINT)
-        elif isinstance(cause, urllib3.exceptions.ProxyError):
+        elif isinstance(cause, requests.exceptions.ProxyError):
             hint, prefix = _PROXY_HINT, "cannot connect to the proxy: "
         elif isinstance(cause, OSError) and "407 Proxy Authentication Required" in str(cause):
             is_permanent, hint = (

@@ -48,11 +48,11 @@ def create_server_context(certificate: str, key: str | None = None) -> ssl.SSLCo
     return context
 
 
-def create_client_context(settings: TlsSettings, bundle: str | None) -> ssl.SSLContext:
+def create_client_context(settings: TlsSettings, bundle: str | None, fallback: str) -> ssl.SSLContext:
     """Return the context of a client.
 
-    It trusts `bundle`, a file or directory, instead of the system's CAs. Loading a bundle takes some 20 ms and 2 MB, so
-    connections with equal settings share a context.
+    It trusts `bundle`, a file or directory, instead of the system's CAs, and `fallback` if there are none. Loading a
+    bundle takes some 20 ms and 2 MB, so connections with equal settings share a context.
 
     Raises:
         NotFoundError, LocalDiskError, UsageError: as `check_tls_files`.
@@ -67,14 +67,14 @@ def create_client_context(settings: TlsSettings, bundle: str | None) -> ssl.SSLC
         # are made for.
         context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
         if bundle is None:
-            _trust_system_cas(context)
+            _trust_system_cas(context, fallback)
         else:
             _load_authorities(context, bundle)
     _load(context, settings)
     return context
 
 
-def _trust_system_cas(context: ssl.SSLContext) -> None:
+def _trust_system_cas(context: ssl.SSLContext, fallback: str) -> None:
     context.load_default_certs()
     folder = ssl.get_default_verify_paths().capath
     # OpenSSL loads certificates from a folder on demand, so the count is 0 although the folder has some.
@@ -83,9 +83,7 @@ def _trust_system_cas(context: ssl.SSLContext) -> None:
     if (path := next((path for path in _BUNDLES if paths.exists(path)), None)) is not None:
         notices.notify(f"no CA certificates where OpenSSL searches: using those in {path}", level=1)
     else:
-        import certifi
-
-        path = certifi.where()
+        path = fallback
         notices.notify(f"the system has no CA certificates: using those of the Python package certifi, {path}", level=1)
     _load_authorities(context, path)
 

@@ -19,7 +19,7 @@ from tests.images import Layout
 from tests.registry_http import seed
 from tests.runner import ocistream
 
-HEAVY = {"urllib3", "tqdm", "zstandard", "http.client", "ssl", "ocistream.http.client", "ocistream.serve"}
+HEAVY = {"requests", "urllib3", "tqdm", "zstandard", "http.client", "ssl", "ocistream.http.client", "ocistream.serve"}
 #: Modules of the standard library that --version does not need.
 SLOW = {"hashlib", "ipaddress", "json", "secrets", "tempfile", "pathlib", "traceback"}
 #: Modules that neither a plain pull nor a plain push needs.

@@ -46,7 +46,7 @@ def test_the_zipapp_has_no_compiled_extension(zipapp: Path) -> None:
     names = zipfile.ZipFile(zipapp).namelist()
     assert {name.rpartition(".")[2] for name in names if "/" in name and ".dist-info/" not in name} <= {"py", "pyc"}
     packages = {name.partition("/")[0] for name in names if "/" in name and ".dist-info/" not in name}
-    assert packages == {"click", "idna", "ocistream", "tqdm", "urllib3"}
+    assert packages == {"charset_normalizer", "click", "idna", "ocistream", "requests", "tqdm", "urllib3"}
     licenses = {name.partition("-")[0] for name in names if "/licenses/" in name}
     assert licenses == packages
 

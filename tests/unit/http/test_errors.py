@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import requests
 import urllib3.exceptions
 
 from ocistream.errors import (
@@ -38,7 +39,7 @@ class TestTls:
     def told(said: str) -> NetworkError:
         error = ssl.SSLError(1, "text")
         error.reason = said
-        return TestTls.caused_by(urllib3.exceptions.SSLError(error))
+        return TestTls.caused_by(requests.exceptions.SSLError(error))
 
     @staticmethod
     def caused_by(error: Exception) -> NetworkError:
@@ -72,7 +73,7 @@ class TestTls:
         assert has_tls_peer(error) is False
 
     def test_a_closed_connection_hints_at_a_certificate_and_is_retried(self) -> None:
-        error = self.caused_by(urllib3.exceptions.SSLError(ssl.SSLEOFError(8, "EOF")))
+        error = self.caused_by(requests.exceptions.SSLError(ssl.SSLEOFError(8, "EOF")))
         assert not is_final(error)
         assert "--client-cert" in str(error.hint)
         assert has_tls_peer(error) is False
@@ -80,14 +81,14 @@ class TestTls:
 
 class TestCauses:
     def test_an_invalid_header_is_a_permanent_error(self) -> None:
-        error = network_error("GET", "http://h/", ValueError("Invalid header value"))
+        error = network_error("GET", "http://h/", requests.exceptions.InvalidHeader("Invalid return character"))
         assert is_final(error)
 
     def test_a_nested_cause_is_found_even_in_a_cycle(self) -> None:
         inner = OSError(errno.EIO, "Input/output error")
         outer = urllib3.exceptions.ProtocolError("Connection aborted.", RuntimeError(inner))
         inner.__cause__ = outer
-        assert describe_cause(urllib3.exceptions.HTTPError(outer)) == "input/output error"
+        assert describe_cause(requests.exceptions.ConnectionError(outer)) == "input/output error"
 
     @pytest.mark.parametrize(
         ("error", "said"),
@@ -97,8 +98,8 @@ class TestCauses:
         ],
     )
     def test_a_tls_error_without_a_reason_has_a_message(self, error: ssl.SSLError, said: str) -> None:
-        assert describe_cause(urllib3.exceptions.SSLError(error)) == said
-        assert network_error("GET", "https://h/", urllib3.exceptions.SSLError(error)).message.endswith(said)
+        assert describe_cause(requests.exceptions.SSLError(error)) == said
+        assert network_error("GET", "https://h/", requests.exceptions.SSLError(error)).message.endswith(said)
 
     def test_an_exception_without_a_message_is_named(self) -> None:
         assert describe_cause(urllib3.exceptions.HTTPError()) == "HTTPError"
