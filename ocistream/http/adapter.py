@@ -1,4 +1,4 @@
-"""The transport below the client: urllib3's connections, kept open, and bodies that are produced while sent.
+"""The transport adapter below requests: urllib3's connections, kept open, and bodies that are produced while sent.
 
 - The address of a connection is checked before a byte is sent (DNS rebinding).
 - Each host has its own TLS settings.
@@ -14,7 +14,8 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, cast
 
-import requests.exceptions
+import requests
+import requests.adapters
 import requests.utils
 import urllib3.exceptions
 import urllib3.util
@@ -32,7 +33,7 @@ from ocistream.http.origins import (
     request_target,
 )
 from ocistream.http.rate_limits import ConnectionLimits
-from ocistream.http.response import EndlessResponseError, RawResponse, Response
+from ocistream.http.response import EndlessResponseError, RawResponse
 from ocistream.http.settings import TlsSettings
 from ocistream.http.tls import create_client_context
 from ocistream.oci.reference import printable
@@ -70,11 +71,12 @@ class Route(NamedTuple):
     connection_limits: ConnectionLimits = ConnectionLimits()
 
 
-class Adapter:
-    """Sends requests over connections that are kept open. Safe for several threads. Times are in seconds."""
+class Adapter(requests.adapters.BaseAdapter):
+    """Send requests over connections that are kept open. Safe for several threads. Times are in seconds."""
 
     def __init__(self, settings: HttpSettings, sleep: Callable[[float], None]) -> None:
         """Open no connection yet. `sleep` waits where the rate is limited, and raises CancelledError."""
+        super().__init__()
         self.stall_timeout = settings.stall_timeout
         self.sleep = sleep
         self._proxies = {scheme: proxy for scheme, proxy in settings.proxies.items() if scheme != "no_proxy"}
@@ -97,16 +99,17 @@ class Adapter:
         self._idle: list[_Connection] = []
         self._is_closed = False
 
-    def send(
+    def send(  # type: ignore[override] # the base class has no route
         self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: Body,
+        request: requests.PreparedRequest,
+        stream: bool = True,  # noqa: ARG002 - the body of a response is always read later
+        timeout: tuple[float, float] | None = None,
+        verify: object = True,  # noqa: ARG002 - the route has the TLS settings
+        cert: object = None,  # noqa: ARG002 - the same
+        proxies: Mapping[str, str] | None = None,  # noqa: ARG002 - the settings have the proxies
         *,
-        timeout: tuple[float, float],
         route: Route,
-    ) -> Response:
+    ) -> requests.Response:
         """Send a request and read the head of its response.
 
         `timeout` is the time to connect, and the time to wait for data of the response.
@@ -117,14 +120,15 @@ class Adapter:
                 reason.
             UnsupportedError: the proxy is of an unsupported kind.
         """
-        connect_timeout, read_timeout = timeout
+        connect_timeout, read_timeout = cast("tuple[float, float]", timeout)
+        method, url, body = request.method or "", request.url or "", cast("Body", request.body)
         idle = self._take_idle(route)
         raw: RawResponse | None = None
         try:
             connection = idle or self._connect(route, connect_timeout)
             raw = RawResponse(connection.sock, method=method)
             try:
-                connection.exchange(method, url, headers, body, raw, read_timeout)
+                connection.exchange(request, raw, read_timeout)
             except BaseException:
                 connection.close()
                 raise
@@ -142,7 +146,12 @@ class Adapter:
                 method, url, error, route.tls.ca_files, has_lost_idle_connection=has_lost_idle
             ) from error
         self._answered.add(route.origin)
-        return Response(method, url, raw, connection)
+        response = requests.Response()
+        response.status_code, response.raw = raw.status, raw
+        response.request, response.url = request, url
+        # requests stores its adapter in this attribute.
+        response.connection = cast("Any", connection)
+        return response
 
     def release(self, connection: _Connection, *, is_reusable: bool) -> None:
         """Keep the connection of a response whose body was read to its end; close any other connection."""
@@ -301,23 +310,16 @@ class _Connection(HTTPConnection):
     #: Tells the kernel to send a few bytes together with those that follow.
     more_flag: int = getattr(socket, "MSG_MORE", 0)
 
-    def exchange(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: Body,
-        response: RawResponse,
-        timeout: float,
-    ) -> None:
+    def exchange(self, request: requests.PreparedRequest, response: RawResponse, timeout: float) -> None:
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
+        url, headers = request.url or "", cast("dict[str, str]", request.headers)
         if self.forward_headers is None:
             target = request_target(url)
         else:
-            target, headers = requests.utils.urldefragauth(url), {**headers, **self.forward_headers}
+            target, headers = requests.utils.urldefragauth(url), headers | self.forward_headers
         # If the server has closed the connection, it may have sent a response before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._send_request(method, target, headers, body, response)
+            self._send_request(request.method or "", target, headers, cast("Body", request.body), response)
         self._response = None
         self.sock.settimeout(timeout)
         self.response_class = lambda *_, **__: response  # type: ignore[assignment]

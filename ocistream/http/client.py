@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+import requests
+
 from ocistream import limits
 from ocistream.auth.authenticator import Authenticator
 from ocistream.auth.tokens import TokenRequest, TokenResponse
@@ -77,7 +79,7 @@ class HttpClient:
         rate_limits: RateLimits | None = None,
         header_observers: Sequence[Callable[[Endpoint, Callable[[str], str | None]], None]] = (),
     ) -> None:
-        """Set up the client; no connection is made yet.
+        """Set up the session; no connection is made yet.
 
         `find_credential(registry, repository)` looks up a credential, `find_host_settings(registry, repository)` the
         settings of a host. The repository is "" for requests that concern no repository. `on_retry` is called before
@@ -97,12 +99,17 @@ class HttpClient:
         self._endpoints = OncePerKey(self._create_endpoint)
         self._check_tls_files(settings.tls)
         self._adapter = Adapter(settings, self.wait)
+        self._session = requests.Session()
+        # Without the environment no netrc replaces a Bearer header. Proxies are in the settings.
+        self._session.trust_env = False
+        self._session.mount("https://", self._adapter)
+        self._session.mount("http://", self._adapter)
         # A CDN that gzips a blob breaks its length and digest (quay#1310).
         self._default_headers = {"User-Agent": settings.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
 
     def close(self) -> None:
         """Close all idle connections. No connection stays open after its response."""
-        self._adapter.close()
+        self._session.close()
 
     def for_transfer(self, cancelled: threading.Event) -> HttpClient:
         """Return a client for one transfer, whose retries and requests end when `cancelled` is set.
@@ -286,13 +293,21 @@ class HttpClient:
         `redirected_by` is the origin that named this URL; None if the request has never left the endpoint's own origin.
         """
         method, body = request.method, request.body
+        # `prepare` would decode and encode the URL, which may be signed, and look for cookies and a netrc.
+        prepared = requests.PreparedRequest()
+        prepared.method, prepared.url, prepared.body = method, url, body or None  # type: ignore[assignment]
         headers = {**self._default_headers, **request.headers}
         if authorization is not None:
             headers["Authorization"] = authorization
         if isinstance(body, bytes | FixedLengthBody) or (body is None and method not in {"GET", "HEAD"}):
             headers["Content-Length"] = str(len(body)) if body is not None else "0"
+        prepared.headers = headers  # type: ignore[assignment] # no header has two spellings here
         route = self._find_route(request.endpoint, url, redirected_by)
-        response = self._adapter.send(method, url, headers, body, timeout=request.timeout, route=route)
+        response = Response(
+            self._session.send(
+                prepared, stream=True, timeout=request.timeout, proxies={}, allow_redirects=False, route=route
+            )
+        )
         if method == "GET" and response.header("Content-Encoding") is not None:
             # Not an error: storage may call the compression of a layer its coding, and send the layer as it is.
             cause = f"{printable(route.origin.host)} sent a Content-Encoding, which changes blobs"

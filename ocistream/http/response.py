@@ -17,7 +17,7 @@ import select
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from ocistream import limits
 from ocistream.errors import CancelledError, NetworkError, PermanentNetworkError
@@ -28,6 +28,8 @@ from ocistream.oci.reference import printable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
+
+    import requests
 
     from ocistream.http.adapter import _Connection
     from ocistream.streams.chunks import Chunk
@@ -55,17 +57,18 @@ _STATUSES_WITHOUT_BODY: Final = frozenset({101, 204, 304})
 class Response:
     """A response whose body has not been read yet."""
 
-    def __init__(self, method: str, url: str, raw: RawResponse, connection: _Connection) -> None:
-        """Read the body of the response to a request on `connection`, whose head was read."""
-        self._raw = raw
+    def __init__(self, sent: requests.Response) -> None:
+        """Read the body of what the adapter returned, whose head was read."""
+        self._raw = raw = cast("RawResponse", sent.raw)
+        connection = cast("_Connection", sent.connection)
         self._adapter = connection.adapter
         #: None after the end of the response.
         self._connection: _Connection | None = connection
         self._throttle = connection.route.connection_limits.download
         #: Bytes of the body received so far.
         self._received = 0
-        self.method = method
-        self.url = url
+        self.method = sent.request.method or ""
+        self.url = sent.url
         #: The origin of the URL.
         self.origin = connection.route.origin
         self.status = raw.status
