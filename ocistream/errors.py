@@ -137,6 +137,9 @@ class NetworkError(OcistreamError):
     exit_code = 7
     #: The pause in seconds that a registry asks for; None without a response (`RegistryError`).
     retry_after: float | None = None
+    #: Whether the server closed a connection that was idle before, without a byte of a response: it has most likely not
+    #: read the request. False if the body of the request cannot be sent again.
+    has_lost_idle_connection: bool = False
 
 
 class PermanentNetworkError(NetworkError):

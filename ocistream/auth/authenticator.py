@@ -7,6 +7,7 @@ The HTTP client sends the requests and decides which origin may see a header.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
 RENEWAL_SECONDS: Final = 10.0
 #: How many scopes a registry's challenges may add to those of the caller; real registries add one at most.
 MAX_ADDED_SCOPES: Final = 16
+#: Statuses of a token server that may work again later.
+_SERVER_ERRORS: Final = frozenset({500, 502, 503, 504})
+#: A secret that so many repositories have refused, and none has accepted, is not sent to others: accounts are locked
+#: after a few wrong passwords.
+_MAX_REFUSALS: Final = 3
 #: How many schemes of a registry an error names.
 _MAX_NAMED_SCHEMES: Final = 4
 
@@ -93,9 +99,9 @@ class Authenticator:
         #: All scopes of a token request -> its token, or the message of its refusal.
         self._tokens: dict[tuple[str, ...], _Token] = {}
         self._token_refusals: dict[tuple[str, ...], str] = {}
-        #: Headers with a secret that the registry has accepted, and others that it has refused.
+        #: Headers with a secret that the registry has accepted; others, with the repositories that have refused them.
         self._accepted: set[str] = set()
-        self._refused: set[str] = set()
+        self._refused: defaultdict[str, set[str]] = defaultdict(set)
 
     @property
     def has_challenge(self) -> bool:
@@ -189,11 +195,15 @@ class Authenticator:
         if header is None or header in self._accepted or not self._is_only_credential(header, scopes):
             return (yield header)
         with self._locks[header]:
-            if header in self._refused:
+            # Some registries answer 401 instead of 403 if the user has no rights in this repository.
+            refused_by, repository = self._refused[header], _find_repository(scopes)
+            if repository in refused_by or len(refused_by) >= _MAX_REFUSALS:
                 raise self._refused_error(self._find_credential(scopes))
             challenges = yield header
-            if header not in self._accepted:
-                (self._accepted if challenges is None else self._refused).add(header)
+            if challenges is None:
+                self._accepted.add(header)
+            elif header not in self._accepted:
+                refused_by.add(repository)
             return challenges
 
     def _is_only_credential(self, header: str, scopes: tuple[str, ...]) -> bool:
@@ -218,10 +228,7 @@ class Authenticator:
         return None
 
     def _find_credential(self, scopes: tuple[str, ...]) -> Credential | None:
-        """Return the credential for the first repository in `scopes`: for a mount, the one that is pushed to."""
-        resources = (split_scope(scope)[0] for scope in scopes)
-        names = (name.removeprefix("repository:") for name in resources if name.startswith("repository:"))
-        return self._credentials(next(names, ""))
+        return self._credentials(_find_repository(scopes))
 
     def _load_credential(self, repository: str) -> Credential | None:
         credential = self._look_up_credential(repository)
@@ -310,13 +317,15 @@ class Authenticator:
         where = f"the answer of the token server {server} of {self._registry}"
         if not 200 <= response.status < 300:
             msg = f"the token server {server} of {self._registry} answered {response.status}"
-            raise RegistryError(msg, status=response.status)
+            # The caller must not take the status for the registry's own, such as that of a missing API. Only a server
+            # error may pass.
+            raise RegistryError(msg, status=503 if response.status in _SERVER_ERRORS else 401)
         try:
             fields = parse_json(response.body, where, limits.MAX_TOKEN_RESPONSE)
             token = parse_token(fields, where)
         except ArchiveError as error:
             # Without its cause, which contains the response with the token.
-            raise RegistryError(error.message, status=response.status) from None
+            raise RegistryError(error.message, status=401) from None
         lifetime = parse_lifetime(fields.get("expires_in"))
         margin = min(max(RENEWAL_SECONDS, lifetime / 10), lifetime / 2)
         return _Token(f"Bearer {token}", wanted, credential, self._clock() + lifetime - margin)
@@ -335,6 +344,12 @@ class Authenticator:
             msg = f"the realm that {self._registry} names for its tokens is not an absolute http(s) URL"
             raise RegistryError(msg, status=401)
         return realm.partition("#")[0], printable(host)
+
+
+def _find_repository(scopes: tuple[str, ...]) -> str:
+    """Return the first repository in `scopes`, for a mount the one that is pushed to; "" if there is none."""
+    resources = (split_scope(scope)[0] for scope in scopes)
+    return next((name.removeprefix("repository:") for name in resources if name.startswith("repository:")), "")
 
 
 def _is_token_expired(challenges: Sequence[str]) -> bool:

@@ -115,45 +115,47 @@ class Adapter(requests.adapters.BaseAdapter):
         `timeout` is the time to connect, and the time to wait for data of the response.
 
         Raises:
-            NetworkError: no response arrived.
+            NetworkError: no response arrived. If the chunks of the body failed, `StreamedBody.failure` has their error.
             PermanentNetworkError: the host has an address that is not allowed, or a retry is useless for another
                 reason.
             UnsupportedError: the proxy is of an unsupported kind.
-            Exception: exceptions of a `FixedLengthBody`'s chunks are raised unchanged. A body that can end early keeps
-                them in `failure`.
         """
         connect_timeout, read_timeout = cast("tuple[float, float]", timeout)
-        method, url = request.method or "", request.url or ""
+        method, url, body = request.method or "", request.url or "", cast("Body", request.body)
+        idle = self._take_idle(route)
+        raw: RawResponse | None = None
         try:
-            connection = self._take_idle(route) or self._connect(route, connect_timeout)
+            connection = idle or self._connect(route, connect_timeout)
+            raw = RawResponse(connection.sock, method=method)
             try:
-                raw = connection.exchange(request, read_timeout)
+                connection.exchange(request, raw, read_timeout)
             except BaseException:
                 connection.close()
                 raise
-        except _BodyError as error:
-            raise cast("Exception", error.__cause__) from None
         except EndlessResponseError as error:
             msg = f"{method} {redact_url(url)}: {error}"
             raise PermanentNetworkError(msg) from None
         except _FAILURES as error:
-            raise self._convert_error(method, url, error, route.tls.ca_files) from error
+            is_unread = raw is not None and not (raw.has_begun or (isinstance(body, StreamedBody) and body.is_started))
+            has_lost_idle = idle is not None and is_unread and isinstance(error, ConnectionResetError)
+            if has_lost_idle:
+                # The next attempt must not take another one that the server has closed too.
+                self._close_idle(keep=0)
+            # Not in a local variable: the error would be in a cycle with this frame, which has the body.
+            raise self._convert_error(
+                method, url, error, route.tls.ca_files, has_lost_idle_connection=has_lost_idle
+            ) from error
         self._answered.add(route.origin)
         response = requests.Response()
         response.status_code, response.raw = raw.status, raw
         response.request, response.url = request, url
-        # For `release`; requests stores its adapter in this attribute.
+        # requests stores its adapter in this attribute.
         response.connection = cast("Any", connection)
         return response
 
-    def release(self, response: requests.Response) -> None:
+    def release(self, connection: _Connection, *, is_reusable: bool) -> None:
         """Keep the connection of a response whose body was read to its end; close any other connection."""
-        raw, connection = cast("RawResponse", response.raw), cast("_Connection | None", response.connection)
-        response.connection = cast("Any", None)
-        if connection is None:
-            # It was released before.
-            return
-        if raw.is_last or not raw.is_complete:
+        if not is_reusable:
             connection.close()
             return
         self._idle.append(connection)
@@ -179,9 +181,18 @@ class Adapter(requests.adapters.BaseAdapter):
         except _FAILURES as error:
             raise self._convert_error("TLS with", url, error) from error
 
-    def _convert_error(self, method: str, url: str, error: Exception, ca_files: Sequence[str] = ()) -> NetworkError:
+    def _convert_error(
+        self,
+        method: str,
+        url: str,
+        error: Exception,
+        ca_files: Sequence[str] = (),
+        *,
+        has_lost_idle_connection: bool = False,
+    ) -> NetworkError:
         has_answered = Origin.from_url(url) in self._answered
         converted = network_error(method, url, error, has_answered=has_answered, ca_files=ca_files)
+        converted.has_lost_idle_connection = has_lost_idle_connection
         converted.hint = converted.hint and self._format_hint(converted.hint)
         return converted
 
@@ -299,14 +310,13 @@ class _Connection(HTTPConnection):
     #: Tells the kernel to send a few bytes together with those that follow.
     more_flag: int = getattr(socket, "MSG_MORE", 0)
 
-    def exchange(self, request: requests.PreparedRequest, timeout: float) -> RawResponse:
+    def exchange(self, request: requests.PreparedRequest, response: RawResponse, timeout: float) -> None:
         """Send a request and read the head of its response, waiting for data for at most `timeout` seconds."""
         url, headers = request.url or "", cast("dict[str, str]", request.headers)
         if self.forward_headers is None:
             target = request_target(url)
         else:
             target, headers = requests.utils.urldefragauth(url), headers | self.forward_headers
-        response = RawResponse(self.sock, method=request.method)
         # If the server has closed the connection, it may have sent a response before.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._send_request(request.method or "", target, headers, cast("Body", request.body), response)
@@ -314,7 +324,7 @@ class _Connection(HTTPConnection):
         self.sock.settimeout(timeout)
         self.response_class = lambda *_, **__: response  # type: ignore[assignment]
         # http.client's method: the response of urllib3 creates an object for each chunk of the body.
-        return cast("RawResponse", cast("object", http.client.HTTPConnection.getresponse(self)))
+        http.client.HTTPConnection.getresponse(self)
 
     def _send_request(
         self, method: str, target: str, headers: Mapping[str, str], body: Body, response: RawResponse
@@ -446,15 +456,12 @@ class StreamedBody:
         try:
             yield from self._chunks
             self.is_finished = True
-        except OcistreamError as error:
+        except (OcistreamError, OSError, ValueError) as error:
             self.failure = error
-            if not self.can_end_early:
-                raise
-        except (OSError, ValueError) as error:
-            self.failure = error
-            # Otherwise it would be treated as a failure of the network.
-            if not self.can_end_early:
-                raise _BodyError from error
+        # Not in the handler: the failure would be in a cycle with this error, whose frames have the body.
+        if self.failure is not None and not self.can_end_early:
+            msg = "the source of the request body failed"
+            raise http.client.HTTPException(msg)
 
 
 class FixedLengthBody(StreamedBody):
@@ -474,7 +481,3 @@ class FixedLengthBody(StreamedBody):
     def __len__(self) -> int:
         """Return the length in bytes, which becomes the Content-Length."""
         return self._length
-
-
-class _BodyError(Exception):
-    """Carries an exception of a body's chunks through the libraries."""

@@ -166,15 +166,15 @@ class HttpClient:
         expected: Container[int] = (200,),
         retries: Retries | None = None,
         bytes_to_store: float = 0,
-        read: Callable[[Response], object] | None = None,
+        read: Callable[[Response], object] | None = Response.drain,
     ) -> Response:
         """Send a request, with retries, and return a response with one of the `expected` statuses.
 
         Authorization is sent to the endpoint's own origin only, and not at all if `scopes` is None. A `StreamedBody`
         that has started is never sent again by this method: the caller must decide from which byte to continue.
         `retries` counts the attempts of the work that this request is a part of. `bytes_to_store` is how many bytes the
-        registry must move or hash before it can respond. `read` reads the body of the response: the request is sent
-        again if the body breaks off.
+        registry must move or hash before it can respond. `read` reads the body of the response; if it raises
+        NetworkError, the request is sent again. None leaves the body to the caller, who must read or close it.
 
         Raises:
             AuthenticationError: 401 of the registry, after a fresh token was tried; or 403.
@@ -303,10 +303,11 @@ class HttpClient:
             headers["Content-Length"] = str(len(body)) if body is not None else "0"
         prepared.headers = headers  # type: ignore[assignment] # no header has two spellings here
         route = self._find_route(request.endpoint, url, redirected_by)
-        sent = self._session.send(
-            prepared, stream=True, timeout=request.timeout, proxies={}, allow_redirects=False, route=route
+        response = Response(
+            self._session.send(
+                prepared, stream=True, timeout=request.timeout, proxies={}, allow_redirects=False, route=route
+            )
         )
-        response = Response(sent, route, self._adapter)
         if method == "GET" and response.header("Content-Encoding") is not None:
             # Not an error: storage may call the compression of a layer its coding, and send the layer as it is.
             cause = f"{printable(route.origin.host)} sent a Content-Encoding, which changes blobs"

@@ -90,6 +90,15 @@ _DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _LOST_BLOB_HINT: Final = (
     "the registry has lost this blob: push the image again, or contact the administrator of the registry"
 )
+#: For a 413; an upload has more advice.
+TOO_LARGE_HINT: Final = (
+    "the registry or a proxy limits the size of a request (nginx: client_max_body_size): raise the limit"
+)
+_HINTS_BY_STATUS: Final[dict[int, str]] = {
+    HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: "add the user and password of the proxy: "
+    "HTTP_PROXY=http://USER:PASSWORD@HOST:PORT",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TOO_LARGE_HINT,
+}
 _LOGIN_LIMIT_HINT: Final = ", or log in for a higher limit"
 #: Units of time, their length in seconds, and the limit in seconds up to which each is used.
 _UNITS: Final = (("s", 1, 600), ("min", 60, 7_200), ("h", 3_600, 172_800), ("days", 86_400, limits.MAX_RETRY_AFTER))
@@ -326,8 +335,8 @@ def response_error(registry: str, response: Response, *, is_elsewhere: bool) -> 
             hint = _MAYBE_CLIENT_CERTIFICATE_HINT if url.startswith("https:") else _MAYBE_HTTPS_HINT
     elif status >= HTTPStatus.INTERNAL_SERVER_ERROR and hint is None and not is_unknown_method:
         hint = f"{sender} has problems: try again later; --retries sets the number of retries"
-    elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        hint = "add the user and password of the proxy: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
+    elif status in _HINTS_BY_STATUS:
+        hint = _HINTS_BY_STATUS[status]
     if (status < HTTPStatus.INTERNAL_SERVER_ERROR or is_unknown_method) and hint is None and not codes:
         hint = _NOT_A_REGISTRY_HINT if method in _EXPLAINED_METHODS else None
     return RegistryError(summary, status=status, codes=codes, hint=hint, retry_after=wait)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from ocistream.http.adapter import Adapter, Route
+    from ocistream.http.adapter import _Connection
     from ocistream.streams.chunks import Chunk
 
 #: Maximum number of interim responses (RFC 9110, section 15.2); few servers send even one.
@@ -46,7 +46,7 @@ _LINE_BYTES_PER_BODY_BYTE: Final = 16
 _STATUS_LINE: Final = re.compile(r"(HTTP/\S+)\s+([1-9][0-9]{2})(?:\s(.*))?\Z", re.DOTALL)
 #: The length of `HTTP/1.1 413`: these bytes tell a final response from an interim one (RFC 9112, section 4).
 _STATUS_LENGTH: Final = 12
-_FIRST_DIGIT: Final = slice(9, 10)
+_STATUS: Final = slice(9, 12)
 #: A valid Content-Length.
 _LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
 #: A chunk size in a form that `int` reads. A negative one is refused by itself.
@@ -57,21 +57,22 @@ _STATUSES_WITHOUT_BODY: Final = frozenset({101, 204, 304})
 class Response:
     """A response whose body has not been read yet."""
 
-    def __init__(self, sent: requests.Response, route: Route, adapter: Adapter) -> None:
-        """Read the body of what `adapter` returned for a request on `route`."""
+    def __init__(self, sent: requests.Response) -> None:
+        """Read the body of what the adapter returned, whose head was read."""
         self._raw = raw = cast("RawResponse", sent.raw)
-        self._sent = sent
-        self._adapter = adapter
-        self._throttle = route.connection_limits.download
+        connection = cast("_Connection", sent.connection)
+        self._adapter = connection.adapter
+        #: None after the end of the response.
+        self._connection: _Connection | None = connection
+        self._throttle = connection.route.connection_limits.download
         #: Bytes of the body received so far.
         self._received = 0
-        self._drained: bytes | None = None
         self.method = sent.request.method or ""
         self.url = sent.url
         #: The origin of the URL.
-        self.origin = route.origin
+        self.origin = connection.route.origin
         self.status = raw.status
-        #: The body, after `read`.
+        #: The body, after `read` or `drain`; its beginning if it broke off.
         self.content = b""
         #: How many redirects were followed to get this response.
         self.hops = 0
@@ -137,9 +138,15 @@ class Response:
         Raises:
             NetworkError: the body broke off.
         """
-        content = bytearray()
-        self._append_to(content, limit)
-        self.content = bytes(content[: limit + 1])
+        length, content = self._raw.length, bytearray()
+        size = min(limit if length is None else length, limit, limits.MIN_READ - 1) + 1
+        with contextlib.closing(self):
+            try:
+                buffer = memoryview(bytearray(size))
+                while len(content) <= limit and (count := self._fill(buffer)):
+                    content += buffer[:count]
+            finally:
+                self.content = bytes(content[: limit + 1])
         return self.content
 
     def drain(self) -> bytes:
@@ -147,27 +154,17 @@ class Response:
 
         The status counts even if the body breaks off.
         """
-        if self._drained is None:
-            content = bytearray()
+        if self._connection is not None:
             # A wait for the rate limit ends when the transfer is cancelled.
             with contextlib.suppress(NetworkError, CancelledError):
-                self._append_to(content, limits.MAX_ERROR_BODY)
-            self._drained = bytes(content[: limits.MAX_ERROR_BODY])
-        return self._drained
+                self.read(limits.MAX_ERROR_BODY)
+        return self.content
 
     def close(self) -> None:
         """Keep the connection for other requests if the body was read to its end; else close it."""
-        self._adapter.release(self._sent)
-
-    def _append_to(self, content: bytearray, limit: int) -> None:
-        length = self._raw.length
-        size = min(limit if length is None else length, limit, limits.MIN_READ - 1) + 1
-        with contextlib.closing(self):
-            if length == 0:
-                return
-            buffer = memoryview(bytearray(size))
-            while len(content) <= limit and (count := self._fill(buffer)):
-                content += buffer[:count]
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._adapter.release(connection, is_reusable=self._raw.is_complete and not self._raw.is_last)
 
     def _fill(self, view: memoryview) -> int:
         """Read a piece of the body into the beginning of `view` and return its size in bytes; 0 at the end."""
@@ -222,6 +219,7 @@ class RawResponse:
         #: Bytes that were received and not read yet.
         self._buffer = bytearray()
         self._line_bytes_left = _MAX_LINE_BYTES
+        self._interim_left = _MAX_INTERIM
         #: The time at which the head must be complete, infinite until its first byte; None for a body.
         self._deadline: float | None = math.inf
         self._collector: _Collector | None = None
@@ -246,6 +244,11 @@ class RawResponse:
         """The file that http.client reads the head of a tunnel from."""
         return self
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a byte of the response has arrived."""
+        return bool(self._buffer) or self._line_bytes_left < _MAX_LINE_BYTES
+
     def has_early_response(self, timeout: float) -> bool:
         """Wait until more of the request can be sent, or data arrives; return whether the final response has started.
 
@@ -254,9 +257,8 @@ class RawResponse:
         Raises:
             TimeoutError: for `timeout` seconds nothing could be sent and nothing arrived.
         """
-        missing = _STATUS_LENGTH - len(self._buffer)
-        if missing <= 0:
-            return self.is_last
+        if self.is_last:
+            return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLOUT)
         ready = poll.poll(timeout * 1000)
@@ -267,28 +269,25 @@ class RawResponse:
             self._socket.settimeout(0)
             try:
                 # The bytes are read, not peeked at, because TLS cannot peek.
-                self._buffer += self._socket.recv(missing)
+                self._buffer += self._socket.recv(_STATUS_LENGTH - len(self._buffer))
             except OSError:
                 # No data arrived yet (in TLS, only a session ticket), or the connection broke: the next send fails.
                 pass
             finally:
                 self._socket.settimeout(timeout)
-            # An interim response says nothing about the body.
-            self.is_last = len(self._buffer) == _STATUS_LENGTH and self._buffer[_FIRST_DIGIT] != b"1"
+            while len(self._buffer) >= _STATUS_LENGTH and not self.is_last:
+                status = bytes(self._buffer[_STATUS])
+                self.is_last = status[:1] != b"1" or status == b"101"
+                if not self.is_last:
+                    # An interim response says nothing about the body.
+                    self._read_head()
         return self.is_last
 
     def begin(self) -> None:
         """Read the head of the final response, and find out where its body ends (RFC 9112, section 6.3)."""
-        for _ in range(_MAX_INTERIM + 1):
-            # The final response may take its time to start after an interim one.
-            self._deadline = math.inf
-            version, self.status, _reason = self._read_status()
-            self.fields = self._read_fields()
-            if not 100 <= self.status < 200 or self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-                break
-        else:
-            msg = f"more than {_MAX_INTERIM} interim responses"
-            raise EndlessResponseError(msg)
+        version = self._read_head()
+        while 100 <= self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+            version = self._read_head()
         if not version.startswith("HTTP/1."):
             raise http.client.UnknownProtocol(version)
         self._deadline = None
@@ -308,6 +307,18 @@ class RawResponse:
             self.min_read, self.max_read = limits.MIN_READ, limits.READ_BUFFER
             if self.length and sys.platform == "linux":
                 self._collector = _Collector(self._socket)
+
+    def _read_head(self) -> str:
+        """Read the head of one response, which may be an interim one, and return its version of HTTP."""
+        if self._interim_left < 0:
+            msg = f"more than {_MAX_INTERIM} interim responses"
+            raise EndlessResponseError(msg)
+        self._interim_left -= 1
+        # The final response may take its time to start after an interim one.
+        self._deadline = math.inf
+        version, self.status, _reason = self._read_status()
+        self.fields = self._read_fields()
+        return version
 
     def readinto(self, view: memoryview) -> int:
         """Read a piece of the body into `view`; return its size, 0 at the end, also if the connection closed early.

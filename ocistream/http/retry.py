@@ -62,17 +62,20 @@ class Retries:
             return False
         # The backoff is the minimum: a server that always sends "Retry-After: 0" must not use up all attempts at once.
         wait = max(retry_after or 0.0, self._backoff())
+        attempts = self._attempts
         if isinstance(failure, NetworkError):
             message = failure.message
+            # One more: servers close idle connections at any time, which is not a failure of the request.
+            attempts += failure.has_lost_idle_connection
         else:
             failure.drain()
             message = f"{redact_url(failure.url)}: answered {failure.status}"
             if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
                 # Other work must not ask the host either, also if this work has no attempts left.
                 self._client.pause_host(failure.url, wait)
-        if self._used >= self._attempts:
+        if self._used >= attempts:
             return False
-        self._client.on_retry(RetryEvent(message, wait, self._used, self._attempts - 1))
+        self._client.on_retry(RetryEvent(message, wait, self._used, attempts - 1))
         self._client.wait(wait)
         return True
 

@@ -126,6 +126,7 @@ class BlobDownload:
             "GET",
             headers={} if is_complete else {"Range": f"bytes={start}-{end - 1}"},
             expected=(200,) if is_complete else (200, 206),
+            read=None,
         )
         endpoint, client = self._repository.endpoint, self._repository.client
         if (url := self._range_url) is not None:
@@ -144,7 +145,9 @@ class BlobDownload:
     def _request(self, offset: int, retries: Retries) -> Response:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         expected = (200, 206, 416) if offset else (200,)
-        return self._repository.request("GET", self._url, headers=headers, expected=expected, retries=retries)
+        return self._repository.request(
+            "GET", self._url, headers=headers, expected=expected, retries=retries, read=None
+        )
 
     def _request_chunks(self, offset: int, retries: Retries, resumed_size: int) -> Iterator[Chunk]:
         """Request the bytes from `offset` on, and return them; none after status 416.

@@ -109,7 +109,9 @@ class Repository:
         """Return the URL of a path in this repository, such as `blobs/uploads/`."""
         return f"{self.endpoint.url}/v2/{self.name}/{path}"
 
-    def fetch_document(self, url: str, accept: str, size: int = UNKNOWN_SIZE) -> tuple[Response, bytes]:
+    def fetch_document(
+        self, url: str, accept: str, size: int = UNKNOWN_SIZE, *, retries: Retries | None = None
+    ) -> tuple[Response, bytes]:
         """Fetch a complete document of this repository, with retries; `size` is its expected size in bytes.
 
         If the document is larger than `MAX_MANIFEST`, return one byte more than that, so that the caller notices.
@@ -133,7 +135,7 @@ class Repository:
                 raise IntegrityError(msg)
             response.read(limits.MAX_MANIFEST)
 
-        response = self.request("GET", url, headers={"Accept": accept}, read=read)
+        response = self.request("GET", url, headers={"Accept": accept}, retries=retries, read=read)
         return response, response.content
 
     # -- manifests --------------------------------------------------------------------------------------
@@ -182,7 +184,6 @@ class Repository:
         headers = {"Accept": ", ".join(ACCEPTED_TYPES)}
         url = self.url(f"manifests/{target}")
         response = self.request("HEAD", url, headers=headers, expected=self._head_statuses)
-        response.drain()
         return (response.header("Docker-Content-Digest") or "") if response.status == 200 else None
 
     def push_manifest(self, target: str, manifest: Manifest) -> str:
@@ -228,7 +229,6 @@ class Repository:
             headers = {"Content-Type": manifest.descriptor.media_type}
             url = self.url(f"manifests/{target}")
             response = self.request("PUT", url, headers=headers, body=manifest.raw, expected=_PUSHED_STATUSES)
-        response.drain()
         stored = response.header("Docker-Content-Digest") or ""
         # The registry may use another digest algorithm, but it must have stored the same bytes.
         if is_digest(stored) and stored != compute_digest(manifest.raw, _algorithm(stored)):
@@ -245,13 +245,11 @@ class Repository:
             RegistryError: the registry does not support the deletion.
         """
         try:
-            response = self.request("DELETE", self.url(f"manifests/{target}"), expected=_DELETED_STATUSES)
+            self.request("DELETE", self.url(f"manifests/{target}"), expected=_DELETED_STATUSES)
         except NotFoundError:
             # The answer to an earlier attempt may have been lost.
             if self.has_manifest(target):
                 raise
-            return
-        response.drain()
 
     def _unsupported_algorithm_error(self, digest: str, reason: str) -> UnsupportedError:
         algorithm = _algorithm(digest)
@@ -290,7 +288,6 @@ class Repository:
         """
         url = self.url(f"blobs/{descriptor.digest}")
         response = self.request("HEAD", url, expected=self._head_statuses, retries=retries)
-        response.drain()
         length = response.header("Content-Length")
         # Some registries omit the length in answers to HEAD (distribution#4895).
         fits = length is None or descriptor.size == UNKNOWN_SIZE or length == str(descriptor.size)

@@ -79,8 +79,7 @@ def suggest_tags(repository: Repository, tag: str) -> str | None:
     url = f"{repository.url('tags/list')}?n={_PAGE_SIZE}"
     retries = repository.client.start_retries(repository.endpoint, 1)
     try:
-        response = repository.request("GET", url, headers={"Accept": _ACCEPT}, retries=retries)
-        names = _parse_names(response.read(limits.MAX_MANIFEST), repository)
+        names = _parse_names(repository.fetch_document(url, _ACCEPT, retries=retries)[1], repository)
     except NotFoundError as error:
         return (
             error.hint

@@ -25,6 +25,7 @@ from ocistream.errors import (
     UnsupportedError,
 )
 from ocistream.http.adapter import FixedLengthBody, StreamedBody
+from ocistream.http.errors import TOO_LARGE_HINT
 from ocistream.notices import notify
 from ocistream.process_exit import OpenUpload
 from ocistream.registry.profiles import CHUNK, PUT
@@ -62,10 +63,6 @@ _INTERRUPTIONS: Final = (
 _PIPE_HINT: Final = (
     "a pipe cannot be read again: push from a file, or use --upload chunk=8MiB, which buffers "
     "each chunk until the registry has it"
-)
-_TOO_LARGE_HINT: Final = (
-    "the registry or a proxy limits the size of a request (nginx: client_max_body_size): raise "
-    "the limit, or use smaller requests with --upload chunk=SIZE"
 )
 
 
@@ -224,6 +221,9 @@ class Upload:
         while (failure := self._attempt()) is not None:
             self._recover(failure)
             self._request = None
+        if self._content.is_part and not self._is_closed and not self._session.is_recorded:
+            # A later Location cannot be stored: the next part would not find the session.
+            raise _PartRefusedError
 
     def _begin(self) -> None:
         """Resume the session of an earlier run; open another one if the registry does not have it or its offset.
@@ -456,7 +456,7 @@ class Upload:
             self._strategy.has_refused_chunked_coding = True
             message = f"chunked transfer coding was answered with {status}; using Content-Length"
             notify(f"{self._registry}: {message}", level=1)
-            self._continue_or_restart(failure, self._query_offset())
+            self._continue_or_restart(failure, self._query_offset(failure))
             return
         if self._is_resume_refused(failure):
             self._is_resume_disabled = True
@@ -465,17 +465,19 @@ class Upload:
             return
         offset: int | None = None
         if status in {404, 416} and request is not None and not is_session_lost:
-            offset = self._query_offset()
+            offset = self._query_offset(failure)
         if self._is_method_refused(failure, status, offset):
             # Without its frames, which have this object and its buffer: the upload may still succeed.
             self._refusal = failure.without_frames()
-            if self._strategy.explicit_method is not None:
-                failure.hint = f"--upload {self._method} was requested; --upload auto finds what the registry accepts"
-                self._give_up(failure)
-            if self._change_method(failure, status, offset):
+            is_explicit = self._strategy.explicit_method is not None
+            if not is_explicit and self._change_method(failure, status, offset):
                 return
-            if status == 413:
-                failure.hint = _TOO_LARGE_HINT
+            if status == 413 and (not is_explicit or 0 < self._method.chunk_size <= limits.MIN_UPLOAD_CHUNK):
+                # `auto` would not try smaller chunks than these.
+                failure.hint = f"{TOO_LARGE_HINT}, or use smaller requests with --upload chunk=SIZE"
+                self._give_up(failure)
+            if is_explicit:
+                failure.hint = f"--upload {self._method} was requested; --upload auto finds what the registry accepts"
                 self._give_up(failure)
         if not _is_transient(failure):
             self._give_up(failure)
@@ -544,7 +546,7 @@ class Upload:
         if PUT in {refused.kind, method.kind}:
             offset = None
         elif offset is None:
-            offset = self._query_offset()
+            offset = self._query_offset(failure)
         self._continue_or_restart(failure, offset)
         resent = sent - self.acknowledged
         notify(
@@ -559,7 +561,7 @@ class Upload:
         if not self._can_resume:
             offset = None
         elif offset is None and not _is_session_lost(failure):
-            offset = self._query_offset()
+            offset = self._query_offset(failure)
         sent = self._sent
         self._continue_or_restart(failure, offset)
         if offset is None:
@@ -576,12 +578,15 @@ class Upload:
         self._has_continued = self._has_continued or offset > 0
         self._acknowledge(offset)
 
-    def _query_offset(self) -> int | None:
-        """Ask the registry for the offset; return None if it is unknown, impossible, or cannot be sent from.
+    def _query_offset(self, failure: NetworkError | None = None) -> int | None:
+        """Ask the registry for the offset; return None if it is unknown or impossible.
 
         An offset is accepted only between the bytes that were acknowledged and those that were sent; in a session of an
         earlier run, up to the blob's size. Some registries report an offset that never changes or goes backwards; then
         the session counts as lost.
+
+        Raises:
+            NetworkError: `failure`, if this run cannot read the bytes from the offset on again; a later run can.
         """
         offset = self._session.query_offset(self._retries)
         is_from_earlier_run = self._session.is_from_earlier_run
@@ -589,8 +594,14 @@ class Upload:
         if offset is None or not self.acknowledged <= offset <= max_offset:
             return None
         # An offset before the content is a gap between two parts.
-        is_readable = offset > self._buffer.end or offset < self._content.start or self._buffer.can_load(offset)
-        return offset if is_readable else None
+        if offset > self._buffer.end or offset < self._content.start or self._buffer.can_load(offset):
+            return offset
+        if failure is not None and offset:
+            # Without the request, the end of this process reports the offset.
+            self._request = None
+            self._acknowledge(offset)
+            raise NetworkError(failure.message, hint=_PIPE_HINT) from failure
+        return None
 
     def _restart(self, failure: NetworkError) -> None:
         """Start again with a new session, or raise if the beginning of the content cannot be sent again."""

@@ -76,7 +76,6 @@ def open_session(repository: Repository, retries: Retries) -> SessionLocation:
     except NotFoundError as error:
         hint = "create the repository first: some registries do not create it on the first push"
         raise NotFoundError(error.message, codes=error.codes, hint=hint) from error
-    response.drain()
     return _parse_session(response)
 
 
@@ -88,7 +87,6 @@ def mount_blob(repository: Repository, digest: str, from_name: str) -> tuple[boo
     """
     url = repository.url(f"blobs/uploads/?mount={digest}&from={quote(from_name, safe='/')}")
     response = repository.request("POST", url, scopes=_scopes_for_mount(repository, from_name), expected=(201, 202))
-    response.drain()
     if response.status == 201:
         return True, None
     return False, _parse_session(response) if response.header("Location") else None
@@ -102,7 +100,6 @@ def has_mountable_blob(repository: Repository, descriptor: Descriptor, from_name
     """
     url = f"{repository.endpoint.url}/v2/{from_name}/blobs/{descriptor.digest}"
     response = repository.request("HEAD", url, scopes=_scopes_for_mount(repository, from_name), expected=(200, 404))
-    response.drain()
     return response.status == 200
 
 
@@ -124,7 +121,6 @@ def query_session(
         if error.status in _UNRELATED_STATUSES:
             raise
         return location, None
-    response.drain()
     return _next_location(location, response), _parse_stored_size(response)
 
 
@@ -323,7 +319,6 @@ class UploadSession:
                 retries=retries,
                 bytes_to_store=bytes_to_store,
             )
-            response.drain()
         except OcistreamError as error:
             if body is not None and body.failure is not None:
                 # The source of the body failed; the error of the request is a consequence.

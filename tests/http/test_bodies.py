@@ -21,6 +21,7 @@ ACCEPTED: Final = answer(status="202 Accepted", Location="/v2/app/blobs/uploads/
 REFUSED: Final = answer(
     b'{"errors": [{"code": "DENIED", "message": "too early"}]}', "403 Forbidden", Content_Type="application/json"
 )
+PROCESSING: Final = b"HTTP/1.1 102 Processing\r\nX-Progress: 1\r\n\r\n"
 #: With these options the size of a layer is known or unknown before it is sent.
 SIZES: Final = {"known": (), "unknown": ("--compress=zstd",)}
 
@@ -143,15 +144,16 @@ def test_the_response_to_a_large_body_may_take_longer_than_the_stall_timeout(
 
 
 @pytest.mark.parametrize("reads", [False, True], ids=["reads nothing", "reads on"])
+@pytest.mark.parametrize("interim", [b"", PROCESSING * 2], ids=["at once", "after interim responses"])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_response_before_the_end_of_a_body_stops_the_body(
-    empty: RawRegistry, run: Run, layout: Layout, size: str, reads: bool
+    empty: RawRegistry, run: Run, layout: Layout, size: str, interim: bytes, reads: bool
 ) -> None:
     large(layout)
     ended, waited = threading.Event(), list[bool]()
 
     def refuse(connection: socket.socket, heard: Heard) -> None:
-        connection.sendall(REFUSED)
+        connection.sendall(interim + REFUSED)
         if reads:
             connection.shutdown(socket.SHUT_WR)
             read_body(connection, heard)
@@ -174,7 +176,7 @@ def test_a_response_before_the_end_of_a_body_stops_the_body(
     assert [request.method for request in empty.requests if request.connection == refused][-1] == "PATCH"
 
 
-@pytest.mark.parametrize("interim", [b"HTTP/1.1 102 Processing\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+@pytest.mark.parametrize("interim", [PROCESSING, b"HTTP/1.1 100 Continue\r\n\r\n"])
 def test_an_interim_response_does_not_stop_a_body(empty: RawRegistry, run: Run, layout: Layout, interim: bytes) -> None:
     file = large(layout)
     received = bytearray()

@@ -54,6 +54,37 @@ def test_a_reused_connection_that_the_server_has_closed_is_replaced_without_a_re
     assert raw.accepted == 2
 
 
+def break_off(*_: object) -> None:
+    """Close the connection after the head of a request, without a response."""
+
+
+def test_a_request_on_an_idle_connection_that_is_closed_meanwhile_is_sent_on_a_new_one(
+    raw: RawRegistry, run: Run
+) -> None:
+    raw.says("", break_off, method="HEAD|PUT", times=1)
+    raw.says("/referrers/", break_off, times=1)
+    raw.says("/blobs/", answer(status="404 Not Found"), method="HEAD")
+    raw.says(MANIFESTS, answer(status="404 Not Found"), method="HEAD")
+    assert run("pull", raw.image, "-o", "app.tar", "--jobs=1", *ONCE).code == 0
+    assert run("push", raw.image, "-i", "app.tar", "--jobs=1", *ONCE).code == 0
+    assert len(raw.asked("GET", "/referrers/")) == 2
+
+
+def test_a_request_on_a_new_connection_that_is_closed_is_not_repeated(raw: RawRegistry, run: Run) -> None:
+    raw.says("/manifests/1$", break_off)
+    assert run("inspect", raw.image, *ONCE).code == 7
+    assert len(raw.asked("GET", "/manifests/1$")) == 1
+
+
+def test_a_response_that_has_begun_on_an_idle_connection_is_not_requested_again(raw: RawRegistry, run: Run) -> None:
+    def begin(connection: socket.socket, _: Heard) -> None:
+        connection.sendall(b"HTTP/1.1 200 O")
+
+    raw.says("/referrers/", begin)
+    assert run("inspect", raw.image, *ONCE).code == 7
+    assert len(raw.asked("GET", "/referrers/")) == 1
+
+
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_there_are_no_more_connections_than_jobs(raw: RawRegistry, run: Run, layout: Layout, jobs: int) -> None:
     layers = [layout.random_layer(4000, seed=number)[0] for number in range(20)]

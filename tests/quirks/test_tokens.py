@@ -269,6 +269,19 @@ def test_a_failing_token_server_gets_as_many_attempts_as_any_server(
 
 
 @quirk(46)
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+@pytest.mark.parametrize(("command", "image"), [("digest", "app:v1"), ("tags", "app"), ("inspect", "app:v1")])
+def test_a_refusal_by_the_token_server_is_not_taken_for_one_by_the_registry(
+    command: str, image: str, status: int, start: Start, mover: Move
+) -> None:
+    # Registries without HEAD, pages of tags or referrers are asked in another way, and would be given the same token.
+    registry = start(auth=Bearer({USER: PASSWORD}, anonymous=()))
+    registry.faults = [Fault(refusal(status), path="^/token", times=None)]
+    mover().run(command, f"{registry.host}/{image}", code=7, says=f"answered {status}")
+    assert [request.status for request in registry.requests] == [401, status]
+
+
+@quirk(46)
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_password_that_was_refused_for_one_image_is_not_sent_for_the_next(
     status: int, start: Start, mover: Move, tmp_path: Path
@@ -352,6 +365,39 @@ def test_an_unconfirmed_password_is_sent_by_one_thread_at_a_time(
     mover("--jobs", "8").push(archive, f"{registry.host}/app:v1", code=0 if good else 3, says=words)
     shown = [request for request in registry.requests if request.headers["Authorization"]]
     assert len(shown) > 8 if good else len(shown) == 1
+
+
+@quirk(44)
+def test_a_password_that_one_repository_refuses_is_sent_to_another(
+    start: Start, mover: Move, layout: Layout, tmp_path: Path
+) -> None:
+    # Some registries answer 401 instead of 403 to a user without rights.
+    registry = start(auth=Basic(USER, PASSWORD))
+    seed(layout, small_image(layout), registry.host, "app", "v1", headers={"Authorization": basic(USER, PASSWORD)})
+    denied = refusal(401, WWW_Authenticate='Basic realm="registry"')
+    registry.faults = [Fault(denied, path="^/v2/denied", times=None)]
+    names = ["denied1", "denied2", "app"]
+    plan = tmp_path / "images.toml"
+    plan.write_text(
+        "".join(f'[[sync]]\nfrom = "{registry.host}/{name}:v1"\nto = "oci:{tmp_path}/{name}"\n' for name in names)
+    )
+    login = docker_config(tmp_path, {registry.host: Login(USER, PASSWORD)})
+    result = run("sync", plan, "--jobs", "1", env=mover(env=login).env)
+    assert result.code == 3, result.err
+    assert (tmp_path / "app" / "index.json").exists(), result.err
+
+
+@quirk(44)
+def test_a_password_that_no_repository_accepts_is_sent_to_few(start: Start, mover: Move, tmp_path: Path) -> None:
+    # Repeated wrong passwords lock accounts.
+    registry = start(auth=Basic(USER, "another"))
+    plan = tmp_path / "images.toml"
+    plan.write_text(
+        "".join(f'[[sync]]\nfrom = "{registry.host}/app{n}:v1"\nto = "oci:{tmp_path}/{n}"\n' for n in range(9))
+    )
+    login = docker_config(tmp_path, {registry.host: Login(USER, PASSWORD)})
+    assert run("sync", plan, "--jobs", "1", env=mover(env=login).env).code == 3
+    assert len([request for request in registry.requests if request.headers["Authorization"]]) == 3
 
 
 @quirk(44)

@@ -181,6 +181,26 @@ def test_after_413_the_chunk_size_is_halved_until_the_registry_accepts_it(how: H
 
 
 @quirk(9, 60)
+@pytest.mark.parametrize(("chunk", "advice"), [("64KiB", "use smaller requests"), ("1MiB", "--upload auto")])
+def test_a_refused_chunk_size_of_the_user_gets_advice_that_can_help(
+    chunk: str, advice: str, pushes: MakePushes
+) -> None:
+    # `auto` does not try chunks of less than 256 KiB.
+    used = pushes()
+    used.registry.faults = [Fault(refusal(413), "PATCH", times=None)]
+    used.push("file", "--upload", f"chunk={chunk}", code=7, says=("413", advice))
+
+
+@quirk(9)
+def test_a_manifest_that_is_too_large_gets_advice(pushes: MakePushes) -> None:
+    used = pushes()
+    used.registry.faults = [Fault(refusal(413), "PUT", "/manifests/", times=None)]
+    result = used.push(code=7, says=("413", "client_max_body_size"))
+    # No method of uploads can help.
+    assert "--upload" not in result.err
+
+
+@quirk(9, 60)
 def test_a_push_fails_with_a_hint_if_even_small_chunks_are_too_large(pushes: MakePushes) -> None:
     used = pushes()
     used.registry.faults = [Fault(refusal(413), "PATCH", larger_than=0, times=None)]

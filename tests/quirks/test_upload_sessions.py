@@ -264,6 +264,20 @@ def test_a_lost_session_of_a_pipe_is_an_error_that_suggests_a_file(how: How, pus
         assert used.is_complete()
 
 
+@quirk(49, 50)
+def test_a_session_whose_offset_a_pipe_has_passed_is_resumed_by_the_next_run(pushes: MakePushes) -> None:
+    used = pushes(size=12 * MIB)
+    behind = Fault(Header("Range", f"0-{2 * MIB - 1}"), "GET", "uploads")
+    used.registry.faults = [Fault(StopReading(11 * MIB), "PATCH"), behind]
+    stored = f"{used.registry.host} has stored 2.1 MB of 1 unfinished blob: re-run the same command to resume"
+    used.push("pipe", code=7, says=("a pipe cannot be read again: push from a file", stored))
+    assert used.methods() == ["POST", "PATCH", "GET"]
+    used.push("pipe")
+    assert used.uploads("POST")[1:] == used.uploads("DELETE") == []
+    assert used.received() == used.size
+    assert used.is_complete()
+
+
 @quirk(30, 49)
 def test_the_number_of_sessions_lost_at_the_close_is_limited(pushes: MakePushes) -> None:
     used = pushes()

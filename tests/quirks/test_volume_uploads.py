@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faulty_registry import Fault, refusal
+from tests.faulty_registry import Fault, Header, refusal
 from tests.images import Descriptor, Layout
 from tests.quirks.command_runner import Mover
 from tests.quirks.fixture_types import Start
@@ -69,6 +69,17 @@ def test_the_session_of_a_refused_part_is_deleted(status: int, volumes: Volumes)
     volumes.push(0, 10, "still needed")
     assert [request.method for request in volumes.registry.asked("PATCH|DELETE")][-1] == "DELETE"
     assert volumes.records() == []
+    volumes.push_all()
+
+
+def test_a_part_whose_later_location_cannot_be_stored_is_deleted(volumes: Volumes) -> None:
+    # Without its record the next volume cannot continue the session.
+    signed = Header("Location", lambda path: f"{path}?sig=0")
+    volumes.registry.faults = [Fault(signed, "PATCH", times=None)]
+    volumes.push(0, 10, "still needed")
+    assert [request.method for request in volumes.registry.asked("PATCH|DELETE")] == ["PATCH", "DELETE"]
+    assert volumes.records() == []
+    volumes.registry.faults = []
     volumes.push_all()
 
 

@@ -103,7 +103,7 @@ def _check_credential(context: CommandContext, host: str, credential: Credential
     )
     endpoint = client.endpoint(host)
     try:
-        client.request(endpoint, "GET", f"{endpoint.url}/v2/").drain()
+        client.request(endpoint, "GET", f"{endpoint.url}/v2/")
     except AuthenticationError as error:
         msg = f"{host} refused the user name or the password"
         hint = "check the user name and password; many registries expect an access token instead of the password"

@@ -39,16 +39,7 @@ TAGS = "/v2/app/tags/list"
 def ask(
     transport: QuickTransport, registry: CountingRegistry | RawServer | str, target: str = "/v2/", **options: Any
 ) -> Response:
-    """Send a request to a path or a URL, by default a GET, and drain the response; registries are given by host."""
-    answer = send(transport, registry, target, **options)
-    answer.drain()
-    return answer
-
-
-def send(
-    transport: QuickTransport, registry: CountingRegistry | RawServer | str, target: str = "/v2/", **options: Any
-) -> Response:
-    """Send a request as `ask` does, but leave the body of the response to the caller."""
+    """Send a request to a path or a URL, by default a GET; registries are given by host."""
     endpoint = transport.endpoint(registry if isinstance(registry, str) else registry.host)
     method = options.pop("method", "GET")
     url = target if "://" in target else f"{endpoint.url}{target}"
@@ -206,7 +197,7 @@ def test_closing_closes_the_connections(faulty: Faulty, quick: Quick) -> None:
 def test_a_connection_in_use_is_closed_after_its_response(faulty: Faulty, quick: Quick) -> None:
     registry = faulty()
     transport = quick()
-    answer = send(transport, registry)
+    answer = ask(transport, registry, read=None)
     transport.close()
     assert answer.read(1 << 20) is not None
     eventually(lambda: registry.open_connections == 0)
