@@ -172,9 +172,7 @@ def test_our_archive_has_the_manifest_json_that_docker_load_needs(
 
 def named(layout: Layout, image: Descriptor, *entries: dict[str, str]) -> None:
     """Add an image to index.json, once for each of these annotations."""
-    index = json.loads((layout.path / "index.json").read_bytes())
-    index["manifests"] += [{**image, "annotations": annotations} for annotations in entries]
-    (layout.path / "index.json").write_text(json.dumps(index))
+    layout.enter(*({**image, "annotations": annotations} for annotations in entries))
 
 
 @quirk(36)

@@ -30,9 +30,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         def start(*annotations: dict[str, str], directory: str = "images") -> Client:
             layout = Layout(tmp_path / directory)
             image = small_image(layout)
-            manifests = [{**image, "annotations": each} for each in annotations]
-            index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
-            (layout.path / "index.json").write_text(json.dumps(index))
+            layout.enter(*({**image, "annotations": each} for each in annotations))
             registry = stack.enter_context(Registry(layout.path, read_only=True))
             return stack.enter_context(Client(registry.host))
 

@@ -29,7 +29,7 @@ def app(setting: Setting) -> str:
 @pytest.fixture
 def index(setting: Setting) -> Descriptor:
     """Return an index of two platforms, app:2 in the registry and the only image in the layout."""
-    (setting.layout.path / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
+    setting.layout.clear()
     made = two_platforms(setting.layout, name="app:2")
     setting.push(made, "2")
     return made
