@@ -16,7 +16,6 @@ from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, Ocistr
 from tests.contract.adapter import (
     Blob,
     Chunk,
-    Source,
     archive_source,
     bytes_source,
     copy,
@@ -33,6 +32,7 @@ from tests.contract.stores import (
     SOURCES,
     LayoutStore,
     Store,
+    fetched,
     opened,
     store_fixture,
 )
@@ -56,17 +56,6 @@ LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 class BrokenError(Exception):
     """Raised by the chunks of a blob."""
-
-
-def fetched(source: Source, step: int = 1) -> dict[str, bytes]:
-    """Read every `step`-th blob, including the early ones."""
-    listing = source.list()
-    wanted = listing.blobs[::step]
-    found = {piece.digest: listing.early[piece.digest] for piece in wanted if piece.digest in listing.early}
-    for blob in source.blobs([piece for piece in wanted if piece.digest not in found]):
-        assert blob.digest not in found, "a blob was delivered twice"
-        found[blob.digest] = blob.content()
-    return found
 
 
 def images_of(layout: Layout) -> dict[str, Saved]:

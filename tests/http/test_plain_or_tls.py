@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Fault, FaultyRegistry, redirect
 from tests.http.fixture_types import Result, Run
@@ -16,7 +16,6 @@ from tests.images import Layout
 from tests.raw_server import RawServer, names
 from tests.registry_http import basic
 
-Start = Callable[..., FaultyRegistry]
 SPEAKS_TLS = b"Client sent an HTTP request to an HTTPS server.\n"
 
 
