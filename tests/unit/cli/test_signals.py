@@ -1,4 +1,4 @@
-"""The first signal cancels the command, and the main thread does not wait for a blocked one: with real signals."""
+"""After the first signal, the main thread waits for a command that ends, or that delays the exit: with real signals."""
 
 from __future__ import annotations
 
