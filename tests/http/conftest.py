@@ -11,9 +11,10 @@ import pytest
 
 from ocistream.cli import main
 from tests.cli.conftest import start
-from tests.http.fixture_types import Result, Run
+from tests.http.fixture_types import Run
 from tests.http.raw_registry import RawRegistry
 from tests.http.tls_identities import Identities
+from tests.runner import Result
 
 __all__ = ["start"]
 
@@ -29,9 +30,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def command(*argv: object) -> Result:
         capsys.readouterr()
-        code = main([str(word) for word in argv])
+        words = [str(word) for word in argv]
+        code = main(words)
         captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
+        return Result(words, code, captured.out.encode(), captured.err)
 
     yield command
     sys.unraisablehook = hook

@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from tests.cli import assertions
 from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, redirect
 from tests.images import Layout
@@ -17,8 +18,7 @@ SIZE: Final = 300_000
 
 
 def waits_of(*argv: object) -> list[float]:
-    result = ocistream(*map(str, argv), "--jobs=1", "-q", no_waits=True)
-    assert result.code == 0, result.err
+    result = assertions.success(ocistream(*map(str, argv), "--jobs=1", "-q", no_waits=True))
     return [wait for wait in result.waits if wait]
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, redirect
-from tests.http.fixture_types import Result, Run
+from tests.http.fixture_types import Run
 from tests.http.tls_identities import REACHED, Identities, configuration
 from tests.raw_server import RawServer
+from tests.runner import Result
 
 
 def inspect(run: Run, registry: FaultyRegistry | str, *options: object, repository: str = "app") -> Result:

@@ -77,8 +77,7 @@ class TestPull:
 
     def test_a_copy_includes_the_referrers(self, archive: Path, image: Descriptor, tmp_path: Path) -> None:
         with serving(archive) as host:
-            copied = ocistream("copy", f"{host}/team/app:v1", f"oci:{tmp_path / 'back'}:v1")
-            assertions.success(copied)
+            assertions.success(ocistream("copy", f"{host}/team/app:v1", f"oci:{tmp_path / 'back'}:v1"))
         index = json.loads((tmp_path / "back/index.json").read_bytes())
         assert len(index["manifests"]) == 2
         assert index["manifests"][0]["digest"] == image["digest"]

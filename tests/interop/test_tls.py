@@ -53,8 +53,7 @@ def test_pull_from_a_plain_registry_and_push_to_one_with_its_own_ca(
     for result in pipe(["pull", source], ["push", target, ids.ca]):
         assertions.success(result)
     assert encrypted.tags("app") == {"1": image["digest"]}
-    back = ocistream("copy", target, f"{registry.host}/back:1", ids.ca)
-    assertions.success(back)
+    assertions.success(ocistream("copy", target, f"{registry.host}/back:1", ids.ca))
     assert registry.tags("back") == {"1": image["digest"]}
 
 
@@ -92,8 +91,7 @@ def test_nginx_that_requires_a_client_certificate(
     folder.mkdir(parents=True)
     for name, file in (("ca.crt", ids.authority.file), ("me.cert", ids.client.file), ("me.key", ids.client.key_file)):
         (folder / name).write_bytes(file.read_bytes())
-    back = ocistream("copy", target, f"{registry.host}/back:1", env={"HOME": str(tmp_path)})
-    assertions.success(back)
+    assertions.success(ocistream("copy", target, f"{registry.host}/back:1", env={"HOME": str(tmp_path)}))
     assert registry.tags("back") == {"1": image["digest"]}
 
 
