@@ -189,9 +189,16 @@ class Layout:
 
     def name(self, descriptor: Descriptor, *names: str) -> None:
         """Add `descriptor` to index.json, once under each of `names`."""
+        self.enter(*({**descriptor, "annotations": {"org.opencontainers.image.ref.name": name}} for name in names))
+
+    def enter(self, *entries: Descriptor) -> None:
+        """Add entries to index.json as they are, without a name or with their own annotations."""
         index = json.loads((self.path / "index.json").read_bytes())
-        entries = [{**descriptor, "annotations": {"org.opencontainers.image.ref.name": name}} for name in names]
         self._write_index([*index["manifests"], *entries])
+
+    def clear(self) -> None:
+        """Remove all entries from index.json."""
+        self._write_index([])
 
     def _write_index(self, manifests: Sequence[Descriptor]) -> None:
         document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
@@ -260,7 +267,7 @@ def thousands_of_images(layout: Layout) -> None:
         }
         for number in range(4_000)
     ]
-    (layout.path / "index.json").write_bytes(_json({"schemaVersion": 2, "manifests": entries}))
+    layout.enter(*entries)
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

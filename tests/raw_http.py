@@ -33,6 +33,11 @@ class Response:
         """The codes of a distribution-spec error body."""
         return [error["code"] for error in self.json()["errors"]]
 
+    @property
+    def refusal(self) -> tuple[int, list[str]]:
+        """The status and the codes of a refused request."""
+        return self.status, self.codes
+
 
 class Client:
     """One kept-alive connection to a server at HOST:PORT."""

@@ -52,11 +52,7 @@ class Signed:
         """Add the image and its referrers to index.json, as an archive lists them."""
         entries = [{**self.image, **({"annotations": {REF_NAME: name}} if name else {})}]
         entries += [self.listed(layout, referrer) for referrer in self.referrers]
-        entries.append({**self.cosign, "annotations": {REF_NAME: self.cosign_tag}})
-        path = layout.path / "index.json"
-        document = json.loads(path.read_bytes())
-        document["manifests"] += entries
-        path.write_text(json.dumps(document))
+        layout.enter(*entries, {**self.cosign, "annotations": {REF_NAME: self.cosign_tag}})
 
     @staticmethod
     def listed(layout: Layout, referrer: Descriptor) -> Descriptor:

@@ -185,13 +185,10 @@ def bundle_referrer(layout: Layout, image: Descriptor, content: bytes) -> Descri
 
 def enter(layout: Layout, found: Descriptor, name: str | None = None) -> None:
     """Add an entry to index.json."""
-    path = layout.path / "index.json"
-    document = json.loads(path.read_bytes())
     entry = {key: found[key] for key in ("mediaType", "digest", "size")}
     if name is not None:
         entry["annotations"] = {"org.opencontainers.image.ref.name": name}
-    document["manifests"].append(entry)
-    path.write_text(json.dumps(document))
+    layout.enter(entry)
 
 
 def manifest_of(layout: Layout, image: Descriptor) -> bytes:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tests.benchmarks.measurement import MIB
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["Image", "made"]
-
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
+from tests.images import OCI_LAYER, Descriptor, Layout
 
 
 @dataclass(frozen=True)
@@ -33,55 +24,21 @@ class Image:
 
 def made(cache: Path, name: str, sizes: list[int]) -> Image:
     """Return an image with incompressible layers of these sizes, in bytes; create it if it does not exist."""
-    layout = cache / f"{name}-{len(sizes)}x{sizes[0]}"
-    if not (layout / "index.json").exists():
-        shutil.rmtree(layout, ignore_errors=True)
-        _make(layout, sizes)
-    manifest = json.loads(_blob(layout, json.loads((layout / "index.json").read_bytes())["manifests"][0]["digest"]))
-    layers = [layer["digest"] for layer in manifest["layers"]]
-    return Image(name, layout, tuple(layers), sum(sizes))
+    path = cache / f"{name}-{len(sizes)}x{sizes[0]}"
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        layout = Layout(unfinished)
+        layout.image([_layer(layout, size) for size in sizes], name="v1")
+        unfinished.rename(path)
+    (entry,) = json.loads((path / "index.json").read_bytes())["manifests"]
+    layers = [layer["digest"] for layer in Layout(path).read(entry["digest"])["layers"]]
+    return Image(name, path, tuple(layers), sum(sizes))
 
 
-def _blob(layout: Path, digest: str) -> bytes:
-    return (layout / "blobs" / digest.replace(":", "/")).read_bytes()
-
-
-def _make(layout: Path, sizes: list[int]) -> None:
-    blobs = layout / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-
-    def put(content: bytes, kind: str) -> dict[str, object]:
-        digest = hashlib.sha256(content).hexdigest()
-        (blobs / digest).write_bytes(content)
-        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}
-
-    layers = [_layer(blobs, size) for size in sizes]
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": _MANIFEST,
-        "config": put(json.dumps(config).encode(), _CONFIG),
-        "layers": layers,
-    }
-    entry = put(json.dumps(manifest).encode(), _MANIFEST)
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "v1"}
-    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-
-
-def _layer(blobs: Path, size: int) -> dict[str, object]:
-    hasher = hashlib.sha256()
-    path = blobs / "unfinished"
+def _layer(layout: Layout, size: int) -> Descriptor:
+    path = layout.path / "layer"
     with path.open("wb") as file:
-        left = size
-        while left:
-            chunk = os.urandom(min(left, MIB))
-            hasher.update(chunk)
-            file.write(chunk)
-            left -= len(chunk)
-    path.rename(blobs / hasher.hexdigest())
-    return {"mediaType": _LAYER, "digest": f"sha256:{hasher.hexdigest()}", "size": size}
+        for start in range(0, size, MIB):
+            file.write(os.urandom(min(size - start, MIB)))
+    return layout.adopt(path, OCI_LAYER)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tests.benchmarks.servers import Servers
     from tests.benchmarks.tools import Ocistream
 
-__all__ = ["missing"]
-
 #: Bytes per second of the connection: 100 Mbit/s.
 LINE = 12_500_000
 #: Bytes that are new in the second release.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tests.benchmarks.measurement import Work
     from tests.benchmarks.servers import Servers
 
-__all__ = ["BASELINES", "MEMORY", "OURS", "Job", "Place", "jobs"]
-
 OURS = "ocistream"
 _PYTHON = "python -c pass"
 _BY_FILE = "ocistream, through a file"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import tarfile
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.measurement import MIB, Command, measured
+from tests.images import Layout
 from tests.peers import docker_registry
 
 if TYPE_CHECKING:
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 
     from tests.benchmarks.measurement import Run
     from tests.benchmarks.tools import Ocistream
-
-__all__ = ["many_images"]
-
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 def many_images(ours: Ocistream, folder: Path, counts: tuple[int, ...], only: str = "") -> Iterator[str]:
@@ -78,29 +72,13 @@ def _measure(
 
 def _write_layout(path: Path, count: int) -> None:
     """Write images that each have their own layer, config and manifest."""
-    blobs = path / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-
-    def put(content: bytes, media_type: str) -> dict[str, object]:
-        digest = hashlib.sha256(content).hexdigest()
-        (blobs / digest).write_bytes(content)
-        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
-
-    entries = []
-    for number in range(count):
-        layer = put(b"layer %d" % number, _LAYER)
-        config = {
-            "architecture": "amd64",
-            "os": "linux",
-            "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
+    layout = Layout(path)
+    entries = [
+        {
+            **layout.image([b"layer %d" % number]),
+            "annotations": {"org.opencontainers.image.ref.name": f"v{number}"},
         }
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": _MANIFEST,
-            "config": put(json.dumps(config).encode(), _CONFIG),
-            "layers": [layer],
-        }
-        entry = put(json.dumps(manifest).encode(), _MANIFEST)
-        entries.append({**entry, "annotations": {"org.opencontainers.image.ref.name": f"v{number}"}})
-    (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        for number in range(count)
+    ]
+    # One write for all names.
     (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))

@@ -12,8 +12,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["MIB", "Command", "FailedError", "Run", "Work", "hash_rate", "measured", "median"]
-
 MIB = 1 << 20
 _LAUNCH = Path(__file__).with_name("launch.py")
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from tests.benchmarks.report import Line
 
-__all__ = ["bar_chart", "memory_chart", "write_plots"]
-
 #: The bound that README.md promises for every copy, in MiB.
 MEMORY_BOUND = 48.0
 _WIDTH, _LEFT, _RIGHT = 1040, 370, 310

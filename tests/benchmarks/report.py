@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from tests.benchmarks.jobs import Job
     from tests.benchmarks.measurement import Run
 
-__all__ = ["Line", "breakdown", "line_of", "table"]
-
 _COLUMNS = ("job", "ratio", "goal", "compared with", "times of others", "MiB/s", "CPU s", "CPU s of others", "peak MiB")
 _PLACES = (
     "missed job",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["RATE", "ROUND_TRIP", "Servers", "running"]
-
 #: The rate of the limited server for each connection, in bytes per second.
 RATE = 50_000_000
 #: The round-trip time to the distant registries, in seconds.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tests.benchmarks.data import Image
     from tests.benchmarks.measurement import Work
 
-__all__ = ["Crane", "Curl", "Ocistream", "Oras", "Regctl", "Skopeo", "Tool", "peers", "versions"]
-
 
 def one(*argv: str, stdout: Path | None = None, env: dict[str, str] | None = None) -> Work:
     """Return the work of one process."""

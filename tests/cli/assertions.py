@@ -20,9 +20,10 @@ _PATIENCE: Final = 60.0
 _BESIDE: Final = re.compile(r"ocistream: (warning:|.* blobs?, .* in all$|.* of .*, \d+ %)")
 
 
-def success(result: Result) -> None:
-    """Assert that a run succeeded."""
+def success(result: Result) -> Result:
+    """Assert that a run succeeded, and return its result."""
     assert result.code == 0, (result.argv, result.code, result.err)
+    return result
 
 
 def failure(result: Result, code: int, *words: str) -> None:

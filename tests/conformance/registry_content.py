@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -91,9 +90,7 @@ def archived(folder: Path, stack: contextlib.ExitStack) -> World:
     layout, images, referrers, missing = _made(folder)
     layout.name(images[0], *(f"registry.example/{REPOSITORY}:{tag}" for tag in TAGS[:1]))
     layout.name(images[1], *(f"registry.example/{REPOSITORY}:{tag}" for tag in TAGS[1:]))
-    index = json.loads((layout.path / "index.json").read_bytes())
-    index["manifests"] += referrers
-    (layout.path / "index.json").write_text(json.dumps(index))
+    layout.enter(*referrers)
     path = folder / "app.tar"
     path.write_bytes(tar_of(small_first(layout)))
     registry = stack.enter_context(serve.Registry(path))

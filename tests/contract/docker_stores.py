@@ -7,17 +7,18 @@ layer while it lists the images.
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
-from tests.archives import files_in
+from tests.archives import END, files_in
 from tests.contract import adapter
 from tests.contract.adapter import Destination, Source
 from tests.contract.adapter_types import Wanted
 from tests.contract.pipes import Pipe
 from tests.contract.stores import REF_NAME, REPOSITORY, Store
 from tests.docker_archives import Saved, archive_of, hex_of, images_in, of_docker, plain_manifest, saved
-from tests.images import Layout, digest_of
+from tests.images import Layout, digest_of, tar_layer
 
 
 class DockerArchiveFileStore(Store):
@@ -97,3 +98,16 @@ DOCKER_ARCHIVES: dict[str, type[Store]] = {
     "docker-archive-file": DockerArchiveFileStore,
     "docker-archive-pipe": DockerArchivePipeStore,
 }
+
+
+def several_images(layout: Layout) -> list[Saved]:
+    """Make images with shared and repeated layers, an empty layer, or no layers; with several names, one or none."""
+    shared = tar_layer({"etc/motd": b"shared\n"})
+    first = layout.image([shared, tar_layer({"a": b"first " * 500}), shared])
+    second = layout.image([shared, gzip.compress(END), tar_layer({"{{name}}/b": b"second"})], platform="linux/arm64/v8")
+    third = layout.image([], config={"Cmd": ["nothing"]})
+    return [
+        saved(layout, first, "app:1", "registry.example:5000/team/app:2"),
+        saved(layout, second, "docker.io/library/other:latest"),
+        saved(layout, third),
+    ]

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from ocistream import limits
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, OcistreamError, UnsupportedError
-from tests.contract.adapter import Blob, Chunk, Source, copy, layout_source
-from tests.contract.adapter_types import Listing, Piece, Wanted
-from tests.contract.docker_stores import DOCKER_ARCHIVES, DockerArchiveFileStore
+from tests.contract.adapter import (
+    Blob,
+    Chunk,
+    archive_source,
+    bytes_source,
+    copy,
+    layout_destination,
+    layout_source,
+)
+from tests.contract.adapter_types import EVERYTHING, Listing, Piece, Wanted
+from tests.contract.docker_stores import DOCKER_ARCHIVES, DockerArchiveFileStore, several_images
 from tests.contract.image_shapes import SHAPES
 from tests.contract.stores import (
     DESTINATIONS,
@@ -22,10 +32,21 @@ from tests.contract.stores import (
     SOURCES,
     LayoutStore,
     Store,
+    fetched,
     opened,
     store_fixture,
 )
-from tests.docker_archives import Saved, plain_manifest, saved
+from tests.docker_archives import (
+    DIALECTS,
+    Entry,
+    Link,
+    Saved,
+    archive_of,
+    of_bazel,
+    of_docker,
+    plain_manifest,
+    saved,
+)
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 
 #: The shapes that fit into a docker-archive.
@@ -35,17 +56,6 @@ LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 class BrokenError(Exception):
     """Raised by the chunks of a blob."""
-
-
-def fetched(source: Source, step: int = 1) -> dict[str, bytes]:
-    """Read every `step`-th blob, including the early ones."""
-    listing = source.list()
-    wanted = listing.blobs[::step]
-    found = {piece.digest: listing.early[piece.digest] for piece in wanted if piece.digest in listing.early}
-    for blob in source.blobs([piece for piece in wanted if piece.digest not in found]):
-        assert blob.digest not in found, "a blob was delivered twice"
-        found[blob.digest] = blob.content()
-    return found
 
 
 def images_of(layout: Layout) -> dict[str, Saved]:
@@ -340,3 +350,132 @@ def test_the_plain_layouts_of_these_tests_have_the_correct_blobs(layout: Layout,
         store.fill(plainly(layout, tmp_path / "plain"))
         listing = store.source().list()
         assert {blob.digest for blob in listing.blobs} == set(blobs_of(images))
+
+
+def stored(
+    entries: Sequence[Entry], how: str, folder: Path, wanted: Wanted = EVERYTHING, compress: str | None = None
+) -> Layout:
+    """Copy an archive, from a file or a pipe, into a layout; an error must not have made an image visible."""
+    out = Path(tempfile.mkdtemp(dir=folder))
+    archive = archive_of(entries)
+    (folder / "given.tar").write_bytes(archive)
+    destination = layout_destination(out)
+    try:
+        with archive_source(folder / "given.tar", wanted) if how == "file" else bytes_source(archive, wanted) as source:
+            copy(source, destination, compress=compress)
+    except OcistreamError:
+        assert not (out / "index.json").exists()
+        raise
+    finally:
+        destination.close()
+    return Layout(out)
+
+
+def names_in(layout: Layout) -> dict[str, str]:
+    """Return the digests in an index.json by name."""
+    entries = json.loads((layout.path / "index.json").read_bytes())["manifests"]
+    return {entry.get("annotations", {}).get("io.containerd.image.name"): entry["digest"] for entry in entries}
+
+
+@pytest.fixture
+def several(layout: Layout) -> list[Saved]:
+    return several_images(layout)
+
+
+@pytest.fixture(params=["file", "pipe"])
+def how(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class TestLimits:
+    def test_the_names_and_number_of_other_entries_are_limited(
+        self, several: list[Saved], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        entries = of_docker(several[:1])
+        others: list[Entry] = [(f"{number:0100}", b"") for number in range(20)]
+        monkeypatch.setattr(limits, "MAX_NAME_BYTES", 2000)
+        assert names_in(stored([*entries, *others], how, tmp_path))
+        with pytest.raises(ArchiveError, match="2000 bytes of names"):
+            stored([*others, *entries], how, tmp_path)
+        monkeypatch.undo()
+        monkeypatch.setattr(limits, "MAX_BLOBS", 10)
+        with pytest.raises(ArchiveError, match="more than 10 other entries"):
+            stored([*others, *entries], how, tmp_path)
+
+    def test_names_that_no_manifest_needs_do_not_count(
+        self, several: list[Saved], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        entries = of_docker(several[:1])
+        kept = sum(
+            len(name) + (len(content.target) if isinstance(content, Link) else 0)
+            for name, content in entries
+            if content and name[-4:] in {"json", ".tar"} and name[-5:] != "/json"
+        )
+        monkeypatch.setattr(limits, "MAX_NAME_BYTES", kept)
+        assert names_in(stored(entries, how, tmp_path))
+
+    def test_the_total_size_of_manifests_is_limited(
+        self, several: list[Saved], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_GRAPH_BYTES", 1500)
+        assert names_in(stored(of_docker(several[:1]), how, tmp_path))
+        with pytest.raises(ArchiveError, match="more than 1500 bytes in total"):
+            stored(of_docker(several), how, tmp_path)
+
+
+class TestBudget:
+    """A pipe buffers JSON up to a total limit; the rest is written, and read back if it is a config."""
+
+    @pytest.mark.parametrize("dialect", ["docker", "crane", "bazel"])
+    @pytest.mark.parametrize("compress", [None, "none", "gzip"])
+    def test_configs_beyond_the_limit_are_read_back(
+        self, dialect: str, compress: str | None, several: list[Saved], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def is_json(entry: Entry) -> bool:
+            return isinstance(entry[1], bytes) and entry[1].startswith((b"{", b"["))
+
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 1000)
+        entries = sorted(DIALECTS[dialect](several), key=is_json, reverse=True)
+        filled: list[Entry] = [("stray.json", b'{"x":"%b"}' % (b"y" * 900)), *entries]
+        expected = names_in(stored(entries, "file", tmp_path, compress=compress))
+        assert names_in(stored(filled, "pipe", tmp_path, compress=compress)) == expected
+
+    def test_their_platforms_are_known(
+        self, several: list[Saved], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 10)
+        entries = of_docker(several[:2])
+        assert names_in(stored(entries, "pipe", tmp_path, Wanted(("linux/arm64",), images=("other",))))
+        with pytest.raises(NotFoundError, match="arm64"):
+            stored(entries, "pipe", tmp_path, Wanted(("linux/arm64",), images=("app:1",)))
+
+    @pytest.mark.parametrize("dialect", [of_docker, of_bazel])
+    def test_json_is_not_a_layer(
+        self,
+        dialect: Callable[[list[Saved]], list[Entry]],
+        several: list[Saved],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 10)
+        files = dict(dialect(several[:1]))
+        (listed,) = json.loads(files["manifest.json"])  # type: ignore[arg-type]
+        listed["Layers"][0] = listed["Config"]
+        files["manifest.json"] = json.dumps([listed]).encode()
+        with pytest.raises(ArchiveError, match="is not a layer"):
+            stored([*files.items()], "pipe", tmp_path)
+
+    def test_no_more_is_buffered(self, several: list[Saved], tmp_path: Path) -> None:
+        content = b'{"x":"%b"' % (b"y" * limits.MIB)
+        strays: list[Entry] = [(f"{number}.json", content + b',"n":%d}' % number) for number in range(10)]
+        layout = stored([*strays, *of_docker(several[:1])], "pipe", tmp_path)
+        written = [path.read_bytes() for path in layout.path.glob("blobs/sha256/*")]
+        assert sum(content.startswith(b'{"x"') for content in written) == 5
+
+    def test_diff_ids_of_a_config_with_a_long_history_are_read(
+        self, several: list[Saved], how: str, tmp_path: Path
+    ) -> None:
+        document = {**json.loads(several[0].config), "history": [{"created_by": "x" * 3000}] * 1500}
+        image = dataclasses.replace(several[0], config=json.dumps(document).encode())
+        layout = stored(of_docker([image]), how, tmp_path, compress="none")
+        assert [layout.read(digest) for digest in set(names_in(layout).values())] == [plain_manifest(image)]

@@ -5,12 +5,10 @@ A pipe gives the same result in any order; see `piped`.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -32,15 +30,6 @@ from tests.signed_image import REF_NAME, cosign_signature, cosign_tag, referrer,
 
 ONLY = Wanted(referrers="copy", images="only")
 IMAGES = Wanted(referrers="copy", images="images")
-
-
-def enter(layout: Layout, *entries: Descriptor, name: str | None = None) -> None:
-    """Add entries to index.json, with or without a name."""
-    path = layout.path / "index.json"
-    document = json.loads(path.read_bytes())
-    named: dict[str, Any] = {"annotations": {REF_NAME: name}} if name else {}
-    document["manifests"] += [{**entry, **named} for entry in entries]
-    path.write_text(json.dumps(document))
 
 
 def named(*names: str) -> Wanted:
@@ -75,19 +64,19 @@ def referrers(listing: Listing) -> set[str]:
 class TestImages:
     def test_without_names_the_image_is_the_entry_without_a_subject(self, layout: Layout) -> None:
         found = signed(layout)
-        enter(layout, found.attestation, found.sbom, found.image, found.signature)
+        layout.enter(found.attestation, found.sbom, found.image, found.signature)
         listing = listing_of(layout)
         assert images(listing) == [found.image["digest"]]
         assert referrers(listing) == {one["digest"] for one in found.referrers}
 
     def test_two_images_without_names_are_ambiguous(self, layout: Layout) -> None:
-        enter(layout, small_image(layout), layout.image([b""]))
+        layout.enter(small_image(layout), layout.image([b""]))
         with pytest.raises(UsageError, match="the archive or layout has 2 images"):
             listing_of(layout)
 
     def test_an_image_without_a_name_counts_as_an_image(self, layout: Layout) -> None:
         first, nameless = small_image(layout, name="v1"), layout.image([b""])
-        enter(layout, nameless)
+        layout.enter(nameless)
         assert images(listing_of(layout, IMAGES)) == [first["digest"], nameless["digest"]]
         with pytest.raises(UsageError, match="the archive or layout has 2 images") as caught:
             listing_of(layout)
@@ -98,7 +87,7 @@ class TestImages:
     def test_a_child_of_the_image_is_not_a_second_image(self, layout: Layout, platforms: tuple[str, ...]) -> None:
         children = [layout.image([b""], platform=f"linux/{cpu}") for cpu in ("amd64", "arm64")]
         index = layout.index(children, name="v1")
-        enter(layout, *children)
+        layout.enter(*children)
         listing = listing_of(layout, Wanted(platforms, referrers="copy", images="only"))
         assert images(listing) == [(children[1] if platforms else index)["digest"]]
         assert listing.skipped == ()
@@ -106,7 +95,7 @@ class TestImages:
     def test_a_referrer_without_its_subject_is_skipped_beside_an_image(self, layout: Layout) -> None:
         image, elsewhere = small_image(layout, name="v1"), layout.image([b"elsewhere"])
         lost = referrer(layout, elsewhere, "a/sbom", b"lost")
-        enter(layout, lost)
+        layout.enter(lost)
         signature = cosign_signature(layout, elsewhere)
         layout.name(signature, cosign_tag(elsewhere))
         listing = listing_of(layout)
@@ -122,7 +111,7 @@ class TestImages:
 
     def test_a_missing_manifest_without_a_name_is_skipped(self, layout: Layout) -> None:
         image, missing = small_image(layout, name="v1"), layout.image([b""])
-        enter(layout, missing)
+        layout.enter(missing)
         layout.file(missing["digest"]).unlink()
         listing = listing_of(layout)
         assert images(listing) == [image["digest"]]
@@ -132,7 +121,7 @@ class TestImages:
 
     def test_a_referrer_alone_is_an_image(self, layout: Layout) -> None:
         lost = referrer(layout, layout.image([b"elsewhere"]), "a/b", b"lost")
-        enter(layout, lost)
+        layout.enter(lost)
         assert images(listing_of(layout)) == [lost["digest"]]
         small_image(layout, name="v1")
         assert lost["digest"] in images(listing_of(layout, IMAGES))
@@ -156,7 +145,7 @@ class TestImages:
 
     def test_an_unreadable_entry_without_a_name_matters_only_if_it_is_selected(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
-        enter(layout, layout.blob(b"{no json", OCI_INDEX))
+        layout.enter(layout.blob(b"{no json", OCI_INDEX))
         assert images(listing_of(layout)) == [image["digest"]]
         with pytest.raises(ArchiveError, match="JSON"):
             listing_of(layout, IMAGES)
@@ -172,7 +161,7 @@ class TestNames:
             {**image, "annotations": {REF_NAME: name.rpartition(":")[2], "io.containerd.image.name": name}}
             for image, name in zip(made, names, strict=True)
         ]
-        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+        layout.enter(*entries)
         return made
 
     @pytest.mark.parametrize(
@@ -232,7 +221,7 @@ class TestReferrers:
 
     def test_an_entry_that_is_a_child_of_an_index_is_not_lost_in_a_pipe(self, layout: Layout) -> None:
         children = [layout.image([tar_layer({"a": b"b"})], platform=f"linux/{cpu}") for cpu in ("amd64", "arm64")]
-        enter(layout, *children)
+        layout.enter(*children)
         index = layout.index(children, name="v1")
         listing = piped(layout, ONLY, [*(child["digest"] for child in children), index["digest"]])
         assert images(listing) == [index["digest"]]
@@ -279,7 +268,7 @@ class TestCorrupt:
     def test_an_entry_that_is_not_a_manifest_is_not_read(self, layout: Layout) -> None:
         image = small_image(layout, name="v1")
         other = layout.blob(b"neither a manifest nor an index", "text/plain")
-        enter(layout, other)
+        layout.enter(other)
         layout.file(other["digest"]).write_bytes(b"damaged")
         assert images(listing_of(layout)) == [image["digest"]]
 
@@ -288,7 +277,7 @@ class TestCorrupt:
         image = small_image(layout, name="v1")
         elsewhere = layout.image([b""])
         entry = referrer(layout, image if subject else elsewhere, "a/b", b"one")
-        enter(layout, entry)
+        layout.enter(entry)
         file = layout.file(entry["digest"])
         file.chmod(0o644)
         file.write_bytes(file.read_bytes().replace(b"a/b", b"a/c"))
@@ -309,7 +298,7 @@ class TestLimits:
     def test_manifests_that_may_be_images_are_not_kept(self, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
         small_image(layout, name="v1")
         more = [layout.image([bytes([number])]) for number in range(3)]
-        enter(layout, *more)
+        layout.enter(*more)
         # A layout reads a manifest again if it is an image. A pipe buffers manifests like other JSON.
         monkeypatch.setattr(limits, "MAX_BUFFERED_JSON", 0)
         assert len(listing_of(layout, IMAGES).images) == 4
@@ -320,7 +309,7 @@ class TestLimits:
     ) -> None:
         image = small_image(layout, name="v1")
         large = referrer(layout, image, "a/sbom", b"sbom", note="x" * 3000)
-        enter(layout, large)
+        layout.enter(large)
         monkeypatch.setattr(limits, "MAX_MANIFEST", large["size"])
         assert referrers(listing_of(layout)) == {large["digest"]}
         monkeypatch.setattr(limits, "MAX_MANIFEST", large["size"] - 1)
@@ -365,7 +354,7 @@ class TestLimits:
         image = small_image(layout, name="v1")
         calls = []
         for number in range(2):
-            enter(layout, *(referrer(layout, image, "a/b", b"%d.%d" % (number, one)) for one in range(100)))
+            layout.enter(*(referrer(layout, image, "a/b", b"%d.%d" % (number, one)) for one in range(100)))
             calls.append(calls_of(lambda: listing_of(layout, Wanted(referrers=choice, images="only"))))
         assert calls[1] < 2.2 * calls[0]
 
@@ -386,7 +375,7 @@ def chain(layout: Layout, subject: Descriptor, length: int) -> Descriptor:
     made: list[Descriptor] = []
     for number in range(length):
         made.append(referrer(layout, made[-1] if made else subject, "a/b", b"%d" % number))
-    enter(layout, *made)
+    layout.enter(*made)
     return made[-1]
 
 

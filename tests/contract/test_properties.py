@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import tarfile
 from pathlib import Path
@@ -13,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocistream.errors import OcistreamError
-from tests.archives import END, Item, files_in, index_in, items_of, small_first, tar_of
+from tests.archives import Item, files_in, index_in, items_of, small_first, tar_of
 from tests.contract.adapter import Source, archive_destination, archive_source, copy, layout_destination, layout_source
+from tests.contract.docker_stores import several_images
 from tests.contract.stores import REF_NAME
 from tests.contract.test_pipes import Pipe, piped
-from tests.docker_archives import DIALECTS, Saved, archive_of, saved
+from tests.docker_archives import DIALECTS, Saved, archive_of
 from tests.images import Layout, small_image, tar_layer
 
 FULL_NAME: Final = "io.containerd.image.name"
@@ -91,17 +91,7 @@ def test_a_file_and_a_pipe_give_the_same_answer(
 
 @pytest.fixture(scope="module")
 def docker_images(tmp_path_factory: pytest.TempPathFactory) -> list[Saved]:
-    """Return images with shared and repeated layers, an empty layer, or no layers; with one or several names."""
-    layout = Layout(tmp_path_factory.mktemp("docker") / "layout")
-    shared = tar_layer({"etc/motd": b"shared\n"})
-    first = layout.image([shared, tar_layer({"a": b"first " * 500}), shared])
-    second = layout.image([shared, gzip.compress(END), tar_layer({"{{name}}/b": b"second"})], platform="linux/arm64/v8")
-    third = layout.image([], config={"Cmd": ["nothing"]})
-    return [
-        saved(layout, first, "app:1", "registry.example:5000/team/app:2"),
-        saved(layout, second, "docker.io/library/other:latest"),
-        saved(layout, third, "nothing:1"),
-    ]
+    return several_images(Layout(tmp_path_factory.mktemp("docker") / "layout"))
 
 
 @settings(max_examples=30, deadline=None)

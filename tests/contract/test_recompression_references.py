@@ -35,13 +35,10 @@ class TestReferences:
         assert vouching["digest"] == before["digest"]
 
     def test_an_attestation_in_index_json_refers_to_the_new_image(self, layout: Layout, tmp_path: Path) -> None:
-        image = small_image(layout, name="v1")
+        image = small_image(layout)
         vouching = layout.artifact(b"{}", kind="application/vnd.in-toto+json")
-        index = json.loads((layout.path / "index.json").read_bytes())
-        index["manifests"][0]["data"] = "AAAA"
-        index["manifests"][0]["mine"] = "stays"
-        index["manifests"].append({**vouching, "annotations": {VOUCHES_FOR: image["digest"], "a": "b"}, "mine": 1})
-        (layout.path / "index.json").write_text(json.dumps(index))
+        annotations = {VOUCHES_FOR: image["digest"], "a": "b"}
+        layout.enter({**image, "data": "AAAA", "mine": "stays"}, {**vouching, "annotations": annotations, "mine": 1})
         copied(layout, tmp_path / "out", "zstd")
         first, second = json.loads((tmp_path / "out" / "index.json").read_bytes())["manifests"]
         assert "data" not in first

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from ocistream.errors import IntegrityError, NetworkError, NotFoundError
-from tests.contract.adapter import Blob, Source
+from tests.contract.adapter import Blob
 from tests.contract.adapter_types import Listing, Piece
 from tests.contract.image_shapes import SHAPES, attestation, named_in, nested_index, parts_of
-from tests.contract.stores import REF_NAME, SOURCES, IndexLastPipeStore, RegistryStore, Store, opened, store_fixture
+from tests.contract.stores import (
+    REF_NAME,
+    SOURCES,
+    IndexLastPipeStore,
+    RegistryStore,
+    Store,
+    fetched,
+    opened,
+    store_fixture,
+)
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
-
-
-def everything(blobs: Sequence[Piece]) -> Sequence[Piece]:
-    return blobs
-
-
-def fetched(source: Source, choose: Callable[[Sequence[Piece]], Sequence[Piece]] = everything) -> dict[str, bytes]:
-    """Read the blobs that `choose` selects, including early ones."""
-    listing = source.list()
-    assert not listing.unnamed
-    wanted = choose(listing.blobs)
-    found = {piece.digest: listing.early[piece.digest] for piece in wanted if piece.digest in listing.early}
-    for blob in source.blobs([piece for piece in wanted if piece.digest not in found]):
-        assert blob.digest not in found, "a blob was delivered twice"
-        found[blob.digest] = blob.content()
-    return found
 
 
 def late(listing: Listing) -> list[Piece]:
@@ -181,18 +173,14 @@ class TestBlobs:
         SHAPES[shape](layout, "v1")
         store.fill(layout)
         assert fetched(store.source()) == parts_of(layout).blobs
+        assert not store.source().list().unnamed
 
     def test_only_requested_blobs_are_delivered(self, store: Store, layout: Layout) -> None:
         SHAPES["many-layers"](layout, "v1")
         store.fill(layout)
-        parts = parts_of(layout)
-        asked: list[str] = []
-
-        def every_third(blobs: Sequence[Piece]) -> Sequence[Piece]:
-            asked.extend(blob.digest for blob in blobs[::3])
-            return blobs[::3]
-
-        assert fetched(store.source(), every_third) == {digest: parts.blobs[digest] for digest in asked}
+        blobs = parts_of(layout).blobs
+        wanted = [piece.digest for piece in store.source().list().blobs[::3]]
+        assert fetched(store.source(), 3) == {digest: blobs[digest] for digest in wanted}
 
     def test_nothing_is_delivered_if_nothing_is_requested(self, store: Store, layout: Layout) -> None:
         small_image(layout, name="v1")

@@ -119,7 +119,7 @@ class TestComplete:
     ) -> None:
         paths = [tmp_path / name for name in ("one.tar", "other.tar")]
         paths[0].write_bytes(tar_of(items_of(layout)))
-        (layout.path / "index.json").write_bytes(b'{"schemaVersion": 2, "manifests": []}')
+        layout.clear()
         layout.name(image, "v2")
         paths[1].write_bytes(tar_of(items_of(layout)))
         assert opened(*paths).list().images == (("v1", image["digest"]),)

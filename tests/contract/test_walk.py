@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any
 
@@ -20,7 +19,7 @@ AMD = Wanted(("linux/amd64",))
 
 def enter(layout: Layout, *images: Descriptor) -> None:
     """Write an index.json with exactly these images, each under its own name."""
-    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": []}))
+    layout.clear()
     for number, image in enumerate(images):
         layout.name(image, f"v{number + 1}")
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from tests.cli import assertions
 from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.http.fixture_types import ONCE, Run
 from tests.http.raw_registry import MANIFESTS, Answer, RawRegistry, answer, read_body
@@ -128,9 +129,7 @@ def test_a_server_that_does_not_read_times_out(empty: RawRegistry, run: Run, lay
 
     empty.limit_receive_buffers(128 << 10)
     empty.says("/uploads/", for_layers(silent), method="PATCH")
-    result = run("push", empty.image, "-i", layout.path, "--stall-timeout=0.3", *ONCE)
-    assert result.code == 7
-    assert "timed out" in result.err
+    assertions.failure(run("push", empty.image, "-i", layout.path, "--stall-timeout=0.3", *ONCE), 7, "timed out")
 
 
 def test_the_response_to_a_large_body_may_take_longer_than_the_stall_timeout(
@@ -164,8 +163,7 @@ def test_a_response_before_the_end_of_a_body_stops_the_body(
     empty.limit_receive_buffers(128 << 10)
     empty.says("/uploads/", for_layers(refuse), method="PATCH")
     result = run("push", empty.image, "-i", layout.path, *SIZES[size], "--jobs=1", *ONCE)
-    assert result.code == 3
-    assert "DENIED: too early" in result.err
+    assertions.failure(result, 3, "DENIED: too early")
     ended.set()
     if not reads:
         # The response ended the command, long before the stall timeout.

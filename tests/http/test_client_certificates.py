@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.cli.fixture_types import Start
 from tests.cli.proxy import tunnelling_to
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, Reply, redirect
-from tests.http.fixture_types import Result, Run
+from tests.http.fixture_types import Run
 from tests.http.tls_identities import REACHED, Identities, client_settings, configuration, der
 from tests.images import Layout, small_image
-
-Start = Callable[..., FaultyRegistry]
+from tests.runner import Result
 
 
 def inspect(run: Run, host: str, *options: object) -> Result:

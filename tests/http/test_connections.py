@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from tests.http.fixture_types import ONCE, Run
-from tests.http.raw_registry import MANIFEST, MANIFESTS, RawRegistry, answer, manifest, read_body
+from tests.http.raw_registry import LAYERS, MANIFEST, MANIFESTS, RawRegistry, answer, manifest, read_body
 from tests.images import OCI_MANIFEST, Layout
 from tests.raw_server import Heard, eventually
 
@@ -18,9 +18,11 @@ MIB: Final = 1 << 20
 
 
 def test_a_connection_is_reused_after_its_response_was_read(raw: RawRegistry, run: Run) -> None:
-    # This includes refusals with a body, and responses to HEAD and to an empty POST.
+    # This includes refusals with a body, also before a retry, and responses to HEAD and to an empty POST.
     raw.says("/referrers/", answer(b"x" * 1000, "404 Not Found"))
-    assert run("pull", raw.image, "-o", "app.tar", "--jobs=1", *ONCE).code == 0
+    raw.says(LAYERS, answer(b"x" * 1000, "503 Service Unavailable"), times=1)
+    assert run("pull", raw.image, "-o", "app.tar", "--jobs=1", *ONCE, "--retries=1").code == 0
+    assert len(raw.asked(path=LAYERS)) == 2
     assert raw.accepted == 1
     raw.says("/blobs/", answer(status="404 Not Found"), method="HEAD")
     raw.says(MANIFESTS, answer(status="404 Not Found"), method="HEAD")

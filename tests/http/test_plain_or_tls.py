@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.cli import assertions
+from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Fault, FaultyRegistry, redirect
-from tests.http.fixture_types import Result, Run
+from tests.http.fixture_types import Run
 from tests.http.raw_registry import MANIFESTS, RawRegistry, answer
 from tests.http.tls_identities import REACHED, Identities, client_settings, configuration
 from tests.images import Layout
 from tests.raw_server import RawServer, names
 from tests.registry_http import basic
+from tests.runner import Result
 
-Start = Callable[..., FaultyRegistry]
 SPEAKS_TLS = b"Client sent an HTTP request to an HTTPS server.\n"
 
 
@@ -55,9 +56,7 @@ def test_tls_is_tried_if_the_response_suggests_it(raw: RawRegistry, run: Run, wo
 def test_a_failing_plain_registry_is_not_mistaken_for_one_with_tls(raw: RawRegistry, run: Run) -> None:
     raw.says(MANIFESTS, lambda *_: None, times=1)
     raw.says(MANIFESTS, answer(status="400 Bad Request"))
-    result = run("inspect", raw.image, "--retries=1")
-    assert result.code == 7
-    assert "400" in result.err
+    assertions.failure(run("inspect", raw.image, "--retries=1"), 7, "400")
     # TLS was tried once; from then on the registry is known to be plain.
     assert raw.accepted == 3
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, redirect
-from tests.http.fixture_types import Result, Run
+from tests.http.fixture_types import Run
 from tests.http.tls_identities import REACHED, Identities, configuration
 from tests.raw_server import RawServer
-
-Start = Callable[..., FaultyRegistry]
+from tests.runner import Result
 
 
 def inspect(run: Run, registry: FaultyRegistry | str, *options: object, repository: str = "app") -> Result:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Certificate
+from tests.cli import assertions
 from tests.debian_image import DebianImage
 from tests.interop.foreign_writers import Bench
 from tests.interop.long_push import Lasted, push_for_long
@@ -51,8 +52,7 @@ def debian_name(debian_registry: DockerRegistry) -> str:
 def debian_archive(debian_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the archive of the Debian image that `ocistream pull` wrote."""
     archive = tmp_path_factory.mktemp("debian-archive") / "debian.tar"
-    pulled = ocistream("pull", debian_name, "-o", archive)
-    assert pulled.code == 0, pulled.err
+    assertions.success(ocistream("pull", debian_name, "-o", archive))
     return archive
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from tests.cli import assertions
 from tests.images import Descriptor, Layout
 from tests.interop.image_contents import (
     Contents,
@@ -55,8 +56,7 @@ def pulled(
     def pull(kind: str) -> tuple[Path, str]:
         archive, name = folder / f"{kind}.tar", f"{seeded[2]}:{kind}"
         if not archive.exists():
-            result = ocistream("pull", *KINDS[kind], name, "-o", archive)
-            assert result.code == 0, result.err
+            assertions.success(ocistream("pull", *KINDS[kind], name, "-o", archive))
         return archive, name
 
     return pull
@@ -202,14 +202,12 @@ def test_umoci_does_not_unpack_zstd_layers_until_they_are_recompressed(
     refused = tools.run("umoci", "unpack", "--image", f"{layout}:v1", tmp_path / "bundle", check=False)
     assert refused.returncode != 0
     assert "not correct mediatype" in refused.stderr + refused.stdout
-    result = ocistream("copy", "--compress=gzip", f"oci:{layout}:v1", f"oci:{tmp_path / 'gzip'}:v1")
-    assert result.code == 0, result.err
+    assertions.success(ocistream("copy", "--compress=gzip", f"oci:{layout}:v1", f"oci:{tmp_path / 'gzip'}:v1"))
     tools.run("umoci", "unpack", "--image", f"{tmp_path / 'gzip'}:v1", tmp_path / "bundle")
     assert (tmp_path / "bundle/rootfs/etc/motd").read_text() == GREETING
 
 
 def layout_of(kind: str, pulled: Pulled, folder: Path) -> Path:
     archive, _ = pulled(kind)
-    result = ocistream("copy", f"{transport(kind)}:{archive}", f"oci:{folder / 'layout'}:v1")
-    assert result.code == 0, result.err
+    assertions.success(ocistream("copy", f"{transport(kind)}:{archive}", f"oci:{folder / 'layout'}:v1"))
     return folder / "layout"

@@ -16,6 +16,7 @@ from typing import Final
 import pytest
 import zstandard
 
+from tests.cli import assertions
 from tests.hostile.corpus import CORPUS
 from tests.images import Layout, tar_layer, two_platforms
 from tests.interop.foreign_writers import APP, DOCKER_WRITERS, OCI_WRITERS, WEB, WRITERS_OF_BOTH, Bench, written
@@ -117,8 +118,7 @@ def test_a_compressed_archive_is_pushed(
 
 
 def test_a_layout_of_skopeo_keeps_its_manifest(bench: Bench, shared_registry: DockerRegistry, tmp_path: Path) -> None:
-    result = ocistream("push", f"{shared_registry.host}/{tmp_path.name}:v1", "-i", bench.copied)
-    assert result.code == 0, result.err
+    assertions.success(ocistream("push", f"{shared_registry.host}/{tmp_path.name}:v1", "-i", bench.copied))
     pushed = in_registry(shared_registry, tmp_path.name, "v1")
     assert pushed == in_layout(bench.copied)
     assert pushed.diff_ids == in_layout(bench.app[0].path).diff_ids
@@ -176,8 +176,7 @@ def test_image_selects_one_of_several_images_by_its_name(
     writer: str, wanted: str, bench: Bench, shared_registry: DockerRegistry, tmp_path: Path
 ) -> None:
     name = f"{shared_registry.host}/{tmp_path.name}:pipe"
-    result = ocistream("push", f"--image={wanted}", name, stdin=written(bench, writer).read_bytes())
-    assert result.code == 0, result.err
+    assertions.success(ocistream("push", f"--image={wanted}", name, stdin=written(bench, writer).read_bytes()))
     made = in_layout((bench.app if wanted == APP else bench.web)[0].path)
     pushed = in_registry(shared_registry, tmp_path.name, "pipe")
     assert (pushed.config, pushed.diff_ids) == (made.config, made.diff_ids)
@@ -185,8 +184,7 @@ def test_image_selects_one_of_several_images_by_its_name(
 
 @pytest.mark.parametrize("writer", WRITERS_OF_BOTH)
 def test_several_images_are_pushed_under_their_full_names(writer: str, bench: Bench, registry: DockerRegistry) -> None:
-    result = ocistream("push", "-i", written(bench, writer), "--to", f"{registry.host}/mirror")
-    assert result.code == 0, result.err
+    result = assertions.success(ocistream("push", "-i", written(bench, writer), "--to", f"{registry.host}/mirror"))
     for (layout, _), name in ((bench.app, "org/app:v1"), (bench.web, "org/web:v2")):
         repository, _, tag = f"mirror/{name}".partition(":")
         (digest,) = registry.tags(repository).values()

@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from tests.cli import assertions
 from tests.images import Layout
 from tests.interop.image_contents import Contents, compression_of, in_archive, in_docker_archive, in_layout
 from tests.interop.program_image import program_image
@@ -81,8 +82,7 @@ def convert(source: str, folder: Path, target: str, into: Path) -> None:
     stdin = path_of(source, folder).read_bytes() if source != kind else None
     stdout = path_of(target, into) if target.endswith("pipe") else None
     ends = ENDS[source].format(folder=folder), ENDS[target].format(folder=into)
-    result = ocistream("copy", *ends, stdin=stdin, stdout=stdout)
-    assert result.code == 0, result.err
+    assertions.success(ocistream("copy", *ends, stdin=stdin, stdout=stdout))
 
 
 def path_of(kind: str, folder: Path) -> Path:

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 from ocistream.serve import Registry
+from tests.cli import assertions
 from tests.images import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -22,9 +23,7 @@ from tests.runner import Result, ocistream, pipe
 
 
 def copied(*argv: str | Path) -> Result:
-    result = ocistream("copy", *argv)
-    assert result.code == 0, result.err
-    return result
+    return assertions.success(ocistream("copy", *argv))
 
 
 def requests_to(registry: DockerRegistry, method: str) -> list[str]:

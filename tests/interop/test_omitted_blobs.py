@@ -49,8 +49,7 @@ def far(registry: DockerRegistry, other_registry: DockerRegistry, layout: Layout
 
 
 def test_a_delta_has_only_the_new_blobs_and_the_destination_completes_the_image(far: Far, tmp_path: Path) -> None:
-    listed = ocistream("have", f"{far.registry.host}/app")
-    assertions.success(listed)
+    listed = assertions.success(ocistream("have", f"{far.registry.host}/app"))
     (tmp_path / "have.txt").write_bytes(listed.out)
     assertions.success(far.pull(tmp_path / "full.tar"))
     assertions.success(far.pull(tmp_path / "delta.tar", "--have", tmp_path / "have.txt"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import assertions
 from tests.images import Layout, digest_of, small_image, two_platforms
 from tests.peers import Dockerd, DockerRegistry, Tools
 from tests.registry_http import seed
@@ -16,8 +17,7 @@ from tests.schemas import validate_layout
 
 
 def pulled(*images: str, to: Path, options: tuple[str, ...] = ()) -> Path:
-    result = ocistream("pull", *options, *images, "-o", to)
-    assert result.code == 0, result.err
+    assertions.success(ocistream("pull", *options, *images, "-o", to))
     return to
 
 
@@ -41,8 +41,7 @@ def test_an_archive_unpacked_by_tar_is_a_valid_layout_and_can_be_pushed(
     assert validate_layout(folder) == 7
     blobs = {path.name: path.read_bytes() for path in (folder / "blobs/sha256").iterdir()}
     assert blobs == {path.name: path.read_bytes() for path in (layout.path / "blobs/sha256").iterdir()}
-    pushed = ocistream("push", f"{registry.host}/again:v1", "-i", folder)
-    assert pushed.code == 0, pushed.err
+    assertions.success(ocistream("push", f"{registry.host}/again:v1", "-i", folder))
     assert registry.tags("again") == {"v1": index["digest"]}
 
 

@@ -55,8 +55,7 @@ def test_a_push_resumes_after_a_truncated_stream(
     assert broken.code == 6
     assert "truncated" in broken.err
     assert len(records(env)) == len(registry.uploads("team/app")) == 1
-    whole = ocistream(*push, stdin=archive.read_bytes(), env=env)
-    assertions.success(whole)
+    whole = assertions.success(ocistream(*push, stdin=archive.read_bytes(), env=env))
     assert re.search(r"resumed [23]\.\d MB of 5\.2 MB of sha256:", whole.err)
     assert manifest_digest(registry.host, "team/app", "1") == image["digest"]
     assert registry.uploads("team/app") == []

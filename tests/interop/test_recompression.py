@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import assertions
 from tests.debian_image import DebianImage
 from tests.images import Layout
 from tests.interop.image_contents import compression_of, in_layout
@@ -23,8 +24,7 @@ def test_skopeo_reads_and_podman_runs_an_image_in_zstd(
     # tests/cli/test_recompression.py tests every codec, source and destination, and measures the memory.
     seed(layout, program_image(layout, name="v1"), registry.host, "program/gzip", "v1")
     name = f"{registry.host}/program/zstd:v1"
-    result = ocistream("copy", "--compress=zstd", f"{registry.host}/program/gzip:v1", name)
-    assert result.code == 0, result.err
+    result = assertions.success(ocistream("copy", "--compress=zstd", f"{registry.host}/program/gzip:v1", name))
     digest = manifest_digest(registry.host, "program/zstd", "v1")
     assert result.lines() == [f"{name}@{digest}"]
     tools.run("skopeo", "copy", f"docker://{name}", f"oci:{tmp_path / 'pulled'}:v1")

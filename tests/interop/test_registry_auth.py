@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from tests.certificates import Certificate
+from tests.cli import assertions
 from tests.images import Descriptor, Layout, small_image
 from tests.peers import Dockerd, DockerRegistry, Tools, docker_registry
 from tests.registry_http import basic, seed
@@ -52,8 +53,7 @@ def guarded(
         auth = {USER: PASSWORD} if request.param == "Basic" else tokens
         with docker_registry(folder / "registry", auth=auth) as registry:
             guarded = Guarded(request.param, registry, archive, image)
-            pushed = ocistream("push", guarded.name, "-i", archive, env=by_environment(PASSWORD))
-            assert pushed.code == 0, pushed.err
+            assertions.success(ocistream("push", guarded.name, "-i", archive, env=by_environment(PASSWORD)))
             yield guarded
 
 
@@ -107,8 +107,7 @@ def test_a_login_is_checked_and_kept_until_logout(guarded: Guarded, tmp_path: Pa
     login = ("login", host, "-u", USER, "--password-stdin")
     assert_refused(ocistream(*login, stdin=WRONG.encode(), env=env), WRONG)
     assert not (tmp_path / ".docker").exists()
-    kept = ocistream(*login, stdin=PASSWORD.encode(), env=env)
-    assert kept.code == 0, kept.err
+    kept = assertions.success(ocistream(*login, stdin=PASSWORD.encode(), env=env))
     assert_silent_about(kept, PASSWORD)
     pull = ("pull", guarded.name, "-o", tmp_path / "pulled.tar")
     assert ocistream(*pull, env=env).code == 0
@@ -140,12 +139,10 @@ def test_the_logins_of_docker_and_skopeo_are_used(
     (tmp_path / "password").write_text(PASSWORD)
     login = ("login", "--username", USER, "--password-stdin", host)
     dataclasses.replace(docker_daemon, config=folder).docker(*login, stdin=tmp_path / "password")
-    pulled = ocistream("pull", guarded.name, "-o", tmp_path / "1.tar", env={"DOCKER_CONFIG": str(folder)})
-    assert pulled.code == 0, pulled.err
+    assertions.success(ocistream("pull", guarded.name, "-o", tmp_path / "1.tar", env={"DOCKER_CONFIG": str(folder)}))
     file = tmp_path / "auth.json"
     tools.run("skopeo", "login", f"--authfile={file}", "--username", USER, "--password", PASSWORD, host)
-    pulled = ocistream("pull", guarded.name, "-o", tmp_path / "2.tar", env={"REGISTRY_AUTH_FILE": str(file)})
-    assert pulled.code == 0, pulled.err
+    assertions.success(ocistream("pull", guarded.name, "-o", tmp_path / "2.tar", env={"REGISTRY_AUTH_FILE": str(file)}))
 
 
 # -- rights and tokens ------------------------------------------------------------------------------------
@@ -185,6 +182,5 @@ def test_copy_sends_each_registry_its_own_password(start_registry: Start, layout
         "OCISTREAM_DEST_USERNAME": "grace",
         "OCISTREAM_DEST_PASSWORD": "hopper",
     }
-    copied = ocistream("copy", f"{source.host}/app:v1", f"{target.host}/copy:v1", env=env)
-    assert copied.code == 0, copied.err
+    assertions.success(ocistream("copy", f"{source.host}/app:v1", f"{target.host}/copy:v1", env=env))
     assert target.tags("copy") == {"v1": image["digest"]}

@@ -52,7 +52,8 @@ def test_every_tool_finds_the_same_images(which: str, layout: Layout, tools: Too
         {**image, "annotations": {FULL_NAME: f"{REPOSITORY}:{tag}", "org.opencontainers.image.ref.name": tag}}
         for tag, image in made.items()
     ]
-    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    layout.clear()
+    layout.enter(*entries)
     archive = tmp_path / "x.tar"
     assertions.success(ocistream("copy", "--all-tags", f"oci:{layout.path}", f"oci-archive:{archive}"))
 

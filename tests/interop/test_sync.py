@@ -72,12 +72,10 @@ def test_a_sync_copies_all_images_and_a_second_one_reports_them_unchanged(
     source: DockerRegistry, target: DockerRegistry, tmp_path: Path
 ) -> None:
     file = sync_file(tmp_path, source, target)
-    result = ocistream("sync", file)
-    assertions.success(result)
+    result = assertions.success(ocistream("sync", file))
     assert len(result.lines()) == IMAGES
     assert_same(source, target)
-    again = ocistream("sync", file)
-    assertions.success(again)
+    again = assertions.success(ocistream("sync", file))
     assert sorted(again.lines()) == sorted(result.lines())
     assert f"{IMAGES} unchanged" in again.err
 
@@ -145,8 +143,7 @@ def test_a_sync_to_several_destinations_stays_within_the_memory_budget(tmp_path:
         seed(layout, layout.image([(13 << 20) + number for number in range(4)]), source.host, "app", "1")
         file = tmp_path / "sync.toml"
         file.write_text(f'[[sync]]\nfrom = "{source.host}/app"\nto = ["{one.host}/app", "{two.host}/app"]\n')
-        result = measured("sync", file)
-        assertions.success(result)
+        result = assertions.success(measured("sync", file))
         assert one.tags("app") == two.tags("app") == source.tags("app")
         assert result.peak is not None
         assert result.peak < 48 << 20

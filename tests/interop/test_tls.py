@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.certificates import Certificate, make_certificate
+from tests.certificates import make_certificate
 from tests.cli import assertions
+from tests.http.tls_identities import Identities
 from tests.images import Descriptor, Layout, small_image
 from tests.peers import DockerRegistry, Nginx, docker_registry, nginx
 from tests.registry_http import seed
@@ -18,20 +18,9 @@ from tests.runner import ocistream, pipe
 Start = Callable[..., DockerRegistry]
 
 
-@dataclasses.dataclass(frozen=True)
-class Ids:
-    """An unknown certificate authority, and the certificates that it issued to a registry and a client."""
-
-    authority: Certificate
-    server: Certificate
-    client: Certificate
-
-
 @pytest.fixture(scope="module")
-def ids(tmp_path_factory: pytest.TempPathFactory) -> Ids:
-    folder = tmp_path_factory.mktemp("ids")
-    authority = make_certificate(folder / "authority", "an authority")
-    return Ids(authority, authority.issue(folder / "server"), authority.issue(folder / "client", common_name="me"))
+def ids(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    return Identities.make(tmp_path_factory.mktemp("ids"))
 
 
 @pytest.fixture
@@ -43,13 +32,13 @@ def image(layout: Layout, registry: DockerRegistry) -> Descriptor:
 
 
 @pytest.fixture
-def encrypted(start_registry: Start, ids: Ids) -> DockerRegistry:
+def encrypted(start_registry: Start, ids: Identities) -> DockerRegistry:
     """Return an empty docker-registry with TLS."""
     return start_registry(tls=ids.server)
 
 
 @pytest.fixture
-def guard(ids: Ids, tmp_path: Path) -> Iterator[Nginx]:
+def guard(ids: Identities, tmp_path: Path) -> Iterator[Nginx]:
     """Return an nginx that requires a client certificate, with an empty docker-registry behind it."""
     with docker_registry(tmp_path / "behind", settings={"REGISTRY_HTTP_RELATIVEURLS": "true"}) as behind:
         server = f"client_max_body_size 0; location / {{ proxy_pass {behind.url}; proxy_set_header Host $http_host; }}"
@@ -58,15 +47,13 @@ def guard(ids: Ids, tmp_path: Path) -> Iterator[Nginx]:
 
 
 def test_pull_from_a_plain_registry_and_push_to_one_with_its_own_ca(
-    registry: DockerRegistry, encrypted: DockerRegistry, image: Descriptor, ids: Ids
+    registry: DockerRegistry, encrypted: DockerRegistry, image: Descriptor, ids: Identities
 ) -> None:
-    trust = f"--ca-cert={ids.authority.file}"
     source, target = f"{registry.host}/app:1", f"{encrypted.host}/app:1"
-    for result in pipe(["pull", source], ["push", target, trust]):
+    for result in pipe(["pull", source], ["push", target, ids.ca]):
         assertions.success(result)
     assert encrypted.tags("app") == {"1": image["digest"]}
-    back = ocistream("copy", target, f"{registry.host}/back:1", trust)
-    assertions.success(back)
+    assertions.success(ocistream("copy", target, f"{registry.host}/back:1", ids.ca))
     assert registry.tags("back") == {"1": image["digest"]}
 
 
@@ -84,39 +71,36 @@ def test_a_registry_with_an_unknown_ca_needs_ca_cert_or_insecure(
 
 
 def test_nginx_that_requires_a_client_certificate(
-    registry: DockerRegistry, guard: Nginx, image: Descriptor, ids: Ids, tmp_path: Path
+    registry: DockerRegistry, guard: Nginx, image: Descriptor, ids: Identities, tmp_path: Path
 ) -> None:
     source, target = f"{registry.host}/app:1", f"{guard.host}/app:1"
-    trust = f"--ca-cert={ids.authority.file}"
-    refused = ocistream("copy", source, target, trust)
+    refused = ocistream("copy", source, target, ids.ca)
     assertions.failure(refused, 7, "400", "--dest-client-cert")
     # The error of a pull names the option too.
-    refused = ocistream("copy", target, f"{registry.host}/x:1", trust)
+    refused = ocistream("copy", target, f"{registry.host}/x:1", ids.ca)
     assertions.failure(refused, 7, "400", "the registry requires a client certificate", "--src-client-cert")
     # The server refuses a certificate of an unknown authority.
     (tmp_path / "stranger").mkdir()
     stranger = make_certificate(tmp_path / "stranger")
     another = [f"--client-cert={stranger.file}", f"--client-key={stranger.key_file}"]
-    assertions.failure(ocistream("copy", source, target, trust, *another), 7, "400")
-    shown = [f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"]
-    for result in pipe(["pull", source], ["push", target, trust, *shown]):
+    assertions.failure(ocistream("copy", source, target, ids.ca, *another), 7, "400")
+    for result in pipe(["pull", source], ["push", target, ids.ca, *ids.shown]):
         assertions.success(result)
     # The same from certs.d, as Docker and podman read it.
     folder = tmp_path / ".config/containers/certs.d" / guard.host
     folder.mkdir(parents=True)
     for name, file in (("ca.crt", ids.authority.file), ("me.cert", ids.client.file), ("me.key", ids.client.key_file)):
         (folder / name).write_bytes(file.read_bytes())
-    back = ocistream("copy", target, f"{registry.host}/back:1", env={"HOME": str(tmp_path)})
-    assertions.success(back)
+    assertions.success(ocistream("copy", target, f"{registry.host}/back:1", env={"HOME": str(tmp_path)}))
     assert registry.tags("back") == {"1": image["digest"]}
 
 
 def test_a_docker_registry_that_requires_a_client_certificate(
-    start_registry: Start, image: Descriptor, layout: Layout, ids: Ids
+    start_registry: Start, image: Descriptor, layout: Layout, ids: Identities
 ) -> None:
     del image
     authority = f"[{ids.authority.file}]"
     registry = start_registry(tls=ids.server, settings={"REGISTRY_HTTP_TLS_CLIENTCAS": authority})
-    push = ["push", "-i", str(layout.path), f"{registry.host}/app:1", f"--ca-cert={ids.authority.file}"]
+    push = ["push", "-i", str(layout.path), f"{registry.host}/app:1", ids.ca]
     assertions.failure(ocistream(*push), 7, "--client-cert")
-    assertions.success(ocistream(*push, f"--client-cert={ids.client.file}", f"--client-key={ids.client.key_file}"))
+    assertions.success(ocistream(*push, *ids.shown))

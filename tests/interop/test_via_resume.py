@@ -30,8 +30,7 @@ def test_bytes_that_arrived_before_a_connection_broke_are_not_sent_again(
         assert ocistream(*command).code == 7
         sent += line.sent()
         assert len(line.records()) == 1
-    result = ocistream(*command)
-    assertions.success(result)
+    result = assertions.success(ocistream(*command))
     assert "resumes at byte" in result.err
     sent += line.sent()
     assert sent <= LAYER + 3 * SMALL

@@ -8,8 +8,17 @@ from typing import Any, Final
 
 import pytest
 
-from tests.archives import blob_name, items_of, small_first, tar_of
-from tests.docker_archives import Entry, archive_of, hex_of, of_docker, of_stripped_oci, plain, saved
+from tests.archives import END, blob_name, items_of, small_first, tar_of, with_checksum
+from tests.docker_archives import (
+    Entry,
+    archive_of,
+    hex_of,
+    of_docker,
+    of_stripped_oci,
+    plain,
+    plain_manifest,
+    saved,
+)
 from tests.http_doubles import RawServer
 from tests.images import (
     DOCKER_LAYER,
@@ -78,6 +87,36 @@ def test_an_archive_of_an_older_docker_save_is_pushed_unchanged(
     assert {layer["mediaType"] for layer in document["layers"]} == {OCI_LAYER + "+gzip"}
 
 
+#: Layers that are empty, are not a tar, or begin as JSON does.
+UNUSUAL: Final = {
+    "nothing": b"",
+    "empty": END,
+    "empty with blocks": bytes(10240),
+    "a brace": tar_layer({"{": b"begins as JSON does"}, compression=""),
+    "a space": tar_layer({" {": b"so does this"}, compression=""),
+    "v7": with_checksum(tar_layer({"v7": b"knows no magic"}, compression="")[:257] + bytes(255)) + END,
+    "text": b"no tar at all",
+}
+
+
+@quirk(33)
+@both_ways
+@pytest.mark.parametrize("what", UNUSUAL)
+def test_an_unusual_layer_of_docker_save_is_compressed_or_stays_as_it_is(
+    what: str, how: How, start: Start, mover: Move, layout: Layout
+) -> None:
+    registry = start()
+    image = saved(layout, layout.image([UNUSUAL[what], tar_layer({"a": b"b"})]), "team/app:v1")
+    archive = archive_of(of_docker([image]))
+    mover().push(archive, f"{registry.host}/app:v1", how)
+    layers = pushed(registry)["layers"]
+    assert {layer["mediaType"] for layer in layers} == {OCI_LAYER + "+gzip"}
+    found = [get(registry.host, f"/v2/app/blobs/{layer['digest']}")[1] for layer in layers]
+    assert [plain(layer) for layer in found] == list(image.layers)
+    mover().push(archive, f"{registry.host}/app:v2", how, "--compress", "none")
+    assert pushed(registry, "v2") == plain_manifest(image)
+
+
 def with_layer_sources(entries: list[Entry], layers: list[bytes], *, kind: str) -> list[Entry]:
     """Add the LayerSources of Docker 25 to a manifest.json."""
     (content,) = [content for name, content in entries if name == "manifest.json"]
@@ -133,9 +172,7 @@ def test_our_archive_has_the_manifest_json_that_docker_load_needs(
 
 def named(layout: Layout, image: Descriptor, *entries: dict[str, str]) -> None:
     """Add an image to index.json, once for each of these annotations."""
-    index = json.loads((layout.path / "index.json").read_bytes())
-    index["manifests"] += [{**image, "annotations": annotations} for annotations in entries]
-    (layout.path / "index.json").write_text(json.dumps(index))
+    layout.enter(*({**image, "annotations": annotations} for annotations in entries))
 
 
 @quirk(36)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.archives import small_first, tar_of
 from tests.cli.assertions import json_lines
-from tests.faulty_registry import Fault, Reset, StopReading, refusal, too_many_requests
+from tests.faulty_registry import Fault, Reset, StopReading, redirect, refusal, too_many_requests
 from tests.images import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -28,9 +28,8 @@ from tests.quirks.small_images import MIB, is_stored, layer_of, one_layer
 from tests.quirks.statements import quirk
 from tests.registry_http import manifest, manifest_digest, seed
 
-#: A wait in seconds that is longer than any backoff, and within the limit.
-LONG: Final = 120.0
-#: A wait in seconds beyond the limit.
+#: The longest Retry-After that is obeyed, in seconds.
+LONG: Final = 300.0
 TOO_LONG: Final = 301
 
 
@@ -84,15 +83,22 @@ def test_any_request_is_retried_after_429(form: Any, start: Start, mover: Move, 
 
 
 @quirk(29)
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["at the same registry", "at another one"])
-def test_after_429_all_requests_to_the_registry_wait(
-    elsewhere: bool, start: Start, mover: Move, layout: Layout
+@pytest.mark.parametrize(
+    ("status", "at", "waits"),
+    [(429, "the same registry", [LONG]), (503, "the same registry", []), (429, "another", []), (429, "storage", [])],
+)
+def test_after_429_all_requests_to_the_host_wait(
+    status: int, at: str, waits: list[float], start: Start, mover: Move, layout: Layout
 ) -> None:
     first, target = start(), start()
-    second = start() if elsewhere else first
+    second = start() if at == "another" else first
     for registry, tag in ((first, "1"), (second, "2")):
         seed(layout, small_image(layout), registry.host, "app", tag)
-    first.faults = [Fault(too_many_requests(LONG), "GET|HEAD", "/manifests/1")]
+    refused = Fault(refusal(status, Retry_After=f"{LONG:g}"), "GET|HEAD", "/manifests/1")
+    if at == "storage":
+        storage = start(Quirk("busy", (refused,)))
+        refused = Fault(redirect(f"{storage.url}/v2/app/manifests/1"), "GET|HEAD", "/manifests/1")
+    first.faults = [refused]
     used = mover(env={})
     plan = used.folder / "images.toml"
     entries = ((first, "1"), (second, "2"))
@@ -105,15 +111,16 @@ def test_after_429_all_requests_to_the_registry_wait(
     # --retries 0: the refused request is not retried, so that a wait is of another request.
     result = run("sync", plan, "--jobs", "1", "--retries", "0", env=used.env)
     assert result.code == 7, result.err
-    assert [round(wait, -1) for wait in result.waits] == ([] if elsewhere else [LONG])
+    assert [round(wait, -1) for wait in result.waits] == waits
     assert manifest_digest(target.host, "app", "2") is not None
 
 
 @quirk(29)
-def test_a_retry_after_beyond_the_limit_is_an_error(start: Start, mover: Move, layout: Layout) -> None:
-    registry = start(Quirk("enough", (Fault(too_many_requests(TOO_LONG), "HEAD", times=None),)))
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_retry_after_beyond_the_limit_is_an_error(status: int, start: Start, mover: Move, layout: Layout) -> None:
+    registry = start(Quirk("enough", (Fault(refusal(status, Retry_After=str(TOO_LONG)), "HEAD", times=None),)))
     _, archive = one_layer(layout)
-    mover("--jobs", "1").push(archive, f"{registry.host}/app:v1", code=7, says=("429", f"{TOO_LONG} s"))
+    mover("--jobs", "1").push(archive, f"{registry.host}/app:v1", code=7, says=(str(status), f"{TOO_LONG} s"))
     assert len(registry.requests) == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 
@@ -121,12 +120,7 @@ def test_a_wrong_digest_in_the_destination_is_refused_before_anything_is_sent(
 
 def named(layout: Layout, image: Descriptor, *names: str) -> None:
     """Add an image to index.json under full names, as containerd does."""
-    path = layout.path / "index.json"
-    document = json.loads(path.read_text())
-    document["manifests"] += [
-        {**image, "annotations": {"io.containerd.image.name": f"old.example/{name}"}} for name in names
-    ]
-    path.write_text(json.dumps(document))
+    layout.enter(*({**image, "annotations": {"io.containerd.image.name": f"old.example/{name}"}} for name in names))
 
 
 @quirk(17, 64)

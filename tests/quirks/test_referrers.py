@@ -64,8 +64,7 @@ def move(route: str, source: QuirkyRegistry, target: QuirkyRegistry, folder: Pat
     if route == "copy":
         assertions.success(run("copy", one, other, env=env))
     elif route == "a pipe":
-        pulled = run("pull", one, env=env)
-        assertions.success(pulled)
+        pulled = assertions.success(run("pull", one, env=env))
         assertions.success(run("push", other, stdin=pulled.out, env=env))
     else:
         assertions.success(run("pull", one, "-o", path, env=env))

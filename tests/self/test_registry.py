@@ -122,13 +122,6 @@ def test_lists_are_paginated(ask: Client, registry: Registry, layout: Layout) ->
         assert pages == [expected[:2], expected[2:4], expected[4:]]
 
 
-def test_a_body_with_chunked_encoding(ask: Client) -> None:
-    location = ask("POST", "/v2/app/blobs/uploads/").headers["Location"]
-    assert ask("PATCH", location, iter([CONTENT[:5], CONTENT[5:]])).headers["Range"] == "0-255"
-    assert ask("PUT", f"{location}?digest={DIGEST}").status == 201
-    assert ask("GET", BLOB).body == CONTENT
-
-
 def test_expect_100_continue(registry: Registry) -> None:
     head = "Host: x\r\nContent-Length: 256\r\nExpect: 100-continue\r\n\r\n"
     with connect(registry.host) as connection:
@@ -142,7 +135,7 @@ def test_expect_100_continue(registry: Registry) -> None:
 
 def test_a_refusal_arrives_even_if_the_body_was_not_read(ask: Client, registry: Registry) -> None:
     answer = ask("PATCH", "/v2/app/blobs/uploads/none", bytes(3 << 20))
-    assert (answer.status, answer.codes) == (404, ["BLOB_UPLOAD_UNKNOWN"])
+    assert answer.refusal == (404, ["BLOB_UPLOAD_UNKNOWN"])
     assert answer.headers["Connection"] == "close"
     with Client(registry.host) as other:
         assert other("PATCH", "/v2/app/blobs/uploads/none", bytes(1000)).headers["Connection"] is None

@@ -173,8 +173,7 @@ class TestDescriptors:
         set_limits(RESERVED_FILE_DESCRIPTORS=1020)
         with soft_limit(resource.RLIMIT_NOFILE, 1024), Client(served.host) as ask:
             begin(ask)
-            answer = ask("POST", "/v2/app/blobs/uploads/")
-            assert (answer.status, answer.codes) == (429, ["TOOMANYREQUESTS"])
+            assert ask("POST", "/v2/app/blobs/uploads/").refusal == (429, ["TOOMANYREQUESTS"])
             # The only connection makes room as soon as it is idle.
             get_in(served.host)
             with pytest.raises(ConnectionError):

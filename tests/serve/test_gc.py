@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import assertions
 from tests.http_push import entries
 from tests.images import OCI_CONFIG, OCI_MANIFEST, digest_of
 from tests.raw_http import Client, connect, read_all
@@ -29,8 +30,7 @@ def age(file: Path) -> Path:
 
 def collect(path: Path, *options: str) -> list[str]:
     """Run `gc` and return the digests that it deleted."""
-    result = ocistream("gc", path, *options)
-    assert result.code == 0, result.err
+    result = assertions.success(ocistream("gc", path, *options))
     return result.lines()
 
 

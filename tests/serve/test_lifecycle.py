@@ -113,7 +113,7 @@ class TestReadOnly:
     def test_every_write_is_refused(self, ask: Client, layout: Layout, method: str, target: str, allowed: str) -> None:
         before = sorted(layout.path.rglob("*"))
         answer = ask(method, target, b"{}")
-        assert (answer.status, answer.codes) == (405, ["UNSUPPORTED"])
+        assert answer.refusal == (405, ["UNSUPPORTED"])
         assert answer.headers["Allow"] == allowed
         assert sorted(layout.path.rglob("*")) == before
         assert ask("GET", "/v2/app/manifests/v1").status == 200
@@ -183,7 +183,7 @@ class TestFailures:
         del served
         (tmp_path / "served/index.json").write_text("{")
         answer = ask("GET", "/v2/app/tags/list")
-        assert (answer.status, answer.codes) == (500, ["UNKNOWN"])
+        assert answer.refusal == (500, ["UNKNOWN"])
         assert str(tmp_path).encode() not in answer.body
         assert ask("GET", "/v2/").status == 200
         assert "index.json" in str(access_log[0].problem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,8 +37,8 @@ def archived(tmp_path: Path) -> Callable[[Layout], Path]:
 
 def list_images(layout: Layout, *named: tuple[Descriptor, str | None]) -> None:
     """Write an index.json that lists images by these names; a name may occur twice."""
-    manifests = [{**image, "annotations": {NAME: name}} if name else image for image, name in named]
-    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": manifests}))
+    layout.clear()
+    layout.enter(*({**image, "annotations": {NAME: name}} if name else image for image, name in named))
 
 
 def two(layout: Layout) -> tuple[Descriptor, Descriptor]:

@@ -58,7 +58,7 @@ class TestPassword:
         ):
             for method, target in (("GET", "/v2/"), ("GET", "/v2/_catalog"), ("POST", "/v2/app/blobs/uploads/")):
                 answer = guarded(method, target, headers={} if shown is None else {"Authorization": shown})
-                assert (answer.status, answer.codes) == (401, ["UNAUTHORIZED"]), (shown, target)
+                assert answer.refusal == (401, ["UNAUTHORIZED"]), (shown, target)
                 assert answer.headers["WWW-Authenticate"].startswith('Basic realm="')
         assert {entry.user for entry in log} == {None}
 

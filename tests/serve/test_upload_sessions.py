@@ -40,8 +40,7 @@ class TestSessions:
             assert ask(method, f"{location}?digest={DIGEST}", b"x").status == 404
 
     def test_an_unknown_upload_is_an_error(self, ask: Client) -> None:
-        answer = ask("PATCH", "/v2/app/blobs/uploads/nothing", FIRST)
-        assert (answer.status, answer.codes) == (404, ["BLOB_UPLOAD_UNKNOWN"])
+        assert ask("PATCH", "/v2/app/blobs/uploads/nothing", FIRST).refusal == (404, ["BLOB_UPLOAD_UNKNOWN"])
 
     def test_an_upload_belongs_to_its_repository(self, ask: Client) -> None:
         assert ask("PATCH", begin(ask).replace("/app/", "/other/"), FIRST).status == 404
@@ -117,8 +116,7 @@ class TestSessions:
         set_limits(MAX_UPLOADS=2)
         location = begin(ask)
         begin(ask)
-        answer = ask("POST", "/v2/app/blobs/uploads/")
-        assert (answer.status, answer.codes) == (429, ["TOOMANYREQUESTS"])
+        assert ask("POST", "/v2/app/blobs/uploads/").refusal == (429, ["TOOMANYREQUESTS"])
         ask("DELETE", location)
         begin(ask)
 
@@ -195,7 +193,7 @@ class TestDisk:
         ask("PATCH", location, FIRST)
         with largest_file(1700):
             answer = ask("PATCH", location, SECOND)
-        assert (answer.status, answer.codes) == (500, ["UNKNOWN"])
+        assert answer.refusal == (500, ["UNKNOWN"])
         assert ask("GET", location).headers["Range"] == "0-999"
         short = CONTENT[:1500]
         assert closed(ask, location, digest_of(short), short[1000:]) == 201

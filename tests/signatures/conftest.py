@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import registry_http
+from tests.cli.conftest import start
+from tests.cli.fixture_types import Start
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.signatures.fake_sigstore import FakeSigstore
 from tests.signed_image import cosign_tag
 from tests.signing import Form, Signer, sign, signer
+
+__all__ = ["start"]
 
 
 @pytest.fixture
@@ -40,19 +41,6 @@ def stranger(tmp_path: Path) -> Signer:
 def sigstore(tmp_path_factory: pytest.TempPathFactory) -> FakeSigstore:
     """Return the Sigstore whose trusted root the user has."""
     return FakeSigstore(tmp_path_factory.mktemp("sigstore"))
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
-    """Return a function that starts a registry with the arguments of `FaultyRegistry`."""
-    with contextlib.ExitStack() as stack:
-        started: list[FaultyRegistry] = []
-
-        def start_one(**options: Any) -> FaultyRegistry:
-            started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", **options))
-            return stack.enter_context(started[-1])
-
-        yield start_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +73,7 @@ def setting(
     image: Descriptor,
     trusted: Signer,
     stranger: Signer,
-    start: Callable[..., FaultyRegistry],
+    start: Start,
     request: pytest.FixtureRequest,
 ) -> Setting:
     """Return a setting; the parameter is the form of its signatures."""

@@ -58,11 +58,6 @@ def subject_of(image: Descriptor) -> Descriptor:
     return {key: image[key] for key in ("mediaType", "digest", "size")}
 
 
-def clear_index(layout: Layout) -> None:
-    """Remove all entries from index.json."""
-    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": []}))
-
-
 def sign_payload(layout: Layout, image: Descriptor, content: bytes, signature: bytes) -> None:
     """Add a signature of an image with this payload to index.json."""
     enter(layout, tag_signature(layout, [(content, signature)]), cosign_tag(image))
@@ -71,8 +66,8 @@ def sign_payload(layout: Layout, image: Descriptor, content: bytes, signature: b
 class TestStripping:
     def test_an_image_whose_signature_was_removed(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
         sign_with_tag(layout, image, trusted)
-        index = json.loads((layout.path / "index.json").read_bytes())
-        (layout.path / "index.json").write_text(json.dumps({**index, "manifests": index["manifests"][:1]}))
+        layout.clear()
+        layout.name(image, "app:1")
         refused(verify(layout, trusted), "it has no signature")
 
     def test_a_payload_that_was_removed(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
@@ -192,7 +187,7 @@ class TestImagesDisguisedAsReferrers:
     @pytest.mark.parametrize("disguised", [None, "application/octet-stream", SIMPLE_SIGNING, FOREIGN], indirect=True)
     @pytest.mark.parametrize("name", ["app:2", "tag of a signature", None])
     def test_a_name_needs_a_signature(self, setting: Setting, disguised: Descriptor, name: str | None) -> None:
-        clear_index(setting.layout)
+        setting.layout.clear()
         enter(setting.layout, disguised, cosign_tag(setting.image) if name == "tag of a signature" else name)
         push = ("push", "--require-signature", setting.trusted.path, "-i", setting.layout.path)
         refused(ocistream(*push, f"{setting.other.host}/app:2"), disguised["digest"])
@@ -236,7 +231,7 @@ class TestImagesDisguisedAsReferrers:
                 "subject": subject_of(setting.image),
             }
         )
-        clear_index(layout)
+        layout.clear()
         enter(layout, index, name)
         require = ("--require-signature", setting.trusted.path)
         refused(ocistream("push", *require, f"{setting.served.host}/app:2", "-i", layout.path), index["digest"])
@@ -244,7 +239,7 @@ class TestImagesDisguisedAsReferrers:
         refused(ocistream("copy", *require, layout.path, f"oci:{tmp_path / 'x'}"), index["digest"])
 
     def test_a_layout_without_an_image_is_refused(self, layout: Layout, image: Descriptor, trusted: Signer) -> None:
-        clear_index(layout)
+        layout.clear()
         refused(verify(layout, trusted), "there is no image")
         sign_with_tag(layout, image, trusted)
         refused(verify(layout, trusted), "there is no image")

@@ -69,23 +69,20 @@ class TestAccepted:
         sign(layout, images["new-issuer:1"], sigstore, has_old_issuer=False)
         images["sha512:1"] = layout.image([7_000], name="sha512:1", algorithm="sha512")
         sign(layout, images["sha512:1"], sigstore)
-        result = ocistream("verify", *by(sigstore), "--json", layout.path)
-        assertions.success(result)
+        result = assertions.success(ocistream("verify", *by(sigstore), "--json", layout.path))
         signed = {"keys": [], "identities": [{"identity": IDENTITY, "issuer": ISSUER}], "names": []}
         assert signature_of(result) == dict.fromkeys(images, signed)
 
     def test_from_a_pipe_by_a_workflow(self, layout: Layout, image: Descriptor, sigstore: FakeSigstore) -> None:
         sign(layout, image, sigstore, identity=WORKFLOW)
-        result = ocistream("verify", *by(sigstore, WORKFLOW), stdin=tar_of(items_of(layout)))
-        assertions.success(result)
+        result = assertions.success(ocistream("verify", *by(sigstore, WORKFLOW), stdin=tar_of(items_of(layout))))
         assert f"signed: app:1 by {WORKFLOW} ({ISSUER})" in result.out.decode()
 
     def test_a_key_or_an_identity_is_enough(self, layout: Layout, trusted: Signer, sigstore: FakeSigstore) -> None:
         first, second = layout.image([4_000], name="first:1"), layout.image([5_000], name="second:1")
         sign_with_tag(layout, first, trusted)
         sign(layout, second, sigstore)
-        result = ocistream("verify", "--key", trusted.path, *by(sigstore), "--json", layout.path)
-        assertions.success(result)
+        result = assertions.success(ocistream("verify", "--key", trusted.path, *by(sigstore), "--json", layout.path))
         assert {
             name: bool(found["keys"]) for name, found in signature_of(result).items() if "problem" not in found
         } == {

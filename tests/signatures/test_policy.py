@@ -132,8 +132,7 @@ class TestRules:
     @pytest.mark.parametrize("name", ["REGISTRY.example.com/app:1", "registry.example.com:443/app:1"])
     def test_another_spelling_of_the_host_does_not_escape_a_rule(self, user: User, prefix: str, name: str) -> None:
         user.configure("[trust]", f'"{prefix}" = "reject"')
-        shown = user.run("config", "show", name)
-        assertions.success(shown)
+        shown = assertions.success(user.run("config", "show", name))
         assert '"registry.example.com" = "reject"' in shown.out.decode()
 
     @pytest.mark.parametrize("name", ["[2001:db8::1]:5000/app:1", "[2001:DB8:0:0::0001]:5000/app:1"])
@@ -141,8 +140,7 @@ class TestRules:
         enter(layout, layout.image([5_000]), name)
         user.configure("[trust]", '"[2001:0db8::1]:5000" = "reject"')
         rejected(user.run("copy", layout.path, f"oci:{user.home / 'x'}"), "[2001:db8::1]:5000")
-        shown = user.run("config", "show", name)
-        assertions.success(shown)
+        shown = assertions.success(user.run("config", "show", name))
         assert '"[2001:db8::1]:5000" = "reject"' in shown.out.decode()
 
     @pytest.mark.parametrize("name", ["index.docker.io/team/app:1", "registry-1.docker.io:443/team/app", "team/app"])
@@ -296,8 +294,7 @@ class TestConfigCommand:
         )
 
         def shown(image: str) -> str:
-            result = user.run("config", "show", image)
-            assertions.success(result)
+            result = assertions.success(user.run("config", "show", image))
             return result.out.decode()
 
         assert shown(f"{ELSEWHERE}/app:1") == f'[trust."{ELSEWHERE}/app"]\nkeys = ["{trusted.path}"]\n'
@@ -309,8 +306,7 @@ class TestConfigCommand:
     def test_show_reads_the_file_that_the_variable_names(self, user: User, tmp_path: Path) -> None:
         other = tmp_path / "other.toml"
         other.write_text(f'[trust]\n"{ELSEWHERE}" = "reject"\n')
-        result = user.run("config", "show", f"{ELSEWHERE}/app:1", OCISTREAM_CONFIG=str(other))
-        assertions.success(result)
+        result = assertions.success(user.run("config", "show", f"{ELSEWHERE}/app:1", OCISTREAM_CONFIG=str(other)))
         assert result.out == other.read_bytes()
 
     def test_show_prints_the_policy_as_a_configuration_file(

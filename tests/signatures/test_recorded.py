@@ -39,8 +39,7 @@ class TestSkopeo:
     PROGRAM: Final = "skopeo"
 
     def test_the_signatures_of_an_index_and_its_platforms_are_valid(self, layout: Layout, key: Path) -> None:
-        result = ocistream("verify", "--key", key, layout.path)
-        assertions.success(result)
+        result = assertions.success(ocistream("verify", "--key", key, layout.path))
         assert f"signed: 1 by {key} as registry.example.com/team/app:1" in result.out.decode()
 
     def test_all_are_copied_through_an_archive_byte_for_byte(

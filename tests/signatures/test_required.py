@@ -29,7 +29,7 @@ def app(setting: Setting) -> str:
 @pytest.fixture
 def index(setting: Setting) -> Descriptor:
     """Return an index of two platforms, app:2 in the registry and the only image in the layout."""
-    (setting.layout.path / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
+    setting.layout.clear()
     made = two_platforms(setting.layout, name="app:2")
     setting.push(made, "2")
     return made
@@ -88,8 +88,7 @@ class TestSignaturesThatAreNotCopied:
         route = ("--no-referrers", app, f"{setting.other.host}/app:1")
         refused(ocistream("copy", *required(setting.stranger), *route), "by another key")
         assert uploads(setting.other) == []
-        result = ocistream("copy", *required(setting.trusted), *route)
-        assertions.success(result)
+        result = assertions.success(ocistream("copy", *required(setting.trusted), *route))
         assert "not copied: 1 signature; --no-referrers" in result.err
         assert registry_http.manifest_digest(setting.other.host, "app", cosign_tag(setting.image)) is None
 
@@ -118,8 +117,7 @@ class TestSignaturesThatAreNotCopied:
         pull = ("pull", *required(setting.trusted), "--platform", "linux/arm64", f"{setting.served.host}/app:2")
         refused(ocistream(*pull, "-o", tmp_path / "x.tar"), "it has no signature")
         setting.sign(index, setting.trusted)
-        result = ocistream(*pull, "-o", tmp_path / "x.tar")
-        assertions.success(result)
+        result = assertions.success(ocistream(*pull, "-o", tmp_path / "x.tar"))
         assert "not copied: 1 signature; only some platforms" in result.err
 
     @in_each_form
@@ -228,8 +226,7 @@ class TestArchives:
     def test_a_docker_archive_has_no_signatures(self, setting: Setting, tmp_path: Path) -> None:
         sign_with_tag(setting.layout, setting.image, setting.trusted)
         archive, option = tmp_path / "app.tar", required(setting.trusted)
-        result = ocistream("copy", *option, setting.layout.path, f"docker-archive:{archive}")
-        assertions.success(result)
+        result = assertions.success(ocistream("copy", *option, setting.layout.path, f"docker-archive:{archive}"))
         assert "not copied: 1 signature" in result.err
         push = ("push", *option, f"{setting.other.host}/app:1")
         reason = "app:1: no valid signature: a docker-archive has no manifest"

@@ -102,8 +102,7 @@ class TestAccepted:
     def test_in_a_registry(self, setting: Setting) -> None:
         name = setting.push(setting.image, "1")
         setting.sign(setting.image, setting.trusted)
-        result = ocistream("verify", *keys(setting.trusted), name)
-        assertions.success(result)
+        result = assertions.success(ocistream("verify", *keys(setting.trusted), name))
         assert result.lines()[0] == f"{name}@{setting.image['digest']}"
         refused = ocistream("verify", *keys(setting.stranger), name)
         unsigned(refused, "by another key")

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from ocistream import limits
 from ocistream.archive.tar_reader import TarEntry, TarReader, parse_header
 from ocistream.archive.tar_writer import build_header, padding
-from ocistream.errors import ArchiveError, UnsupportedError
+from ocistream.errors import ArchiveError
 from tests.archives import BLOCK, END, Kind, files_in, member, padded, pax_header, tar_of, with_checksum
+from tests.hostile.corpus import CORPUS
 from tests.peers import need
 
 GIB = 1 << 30
@@ -51,13 +52,6 @@ def file_header(name: str = "a", size: int = 0) -> bytes:
 
 
 class TestReading:
-    @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-    def test_every_dialect_is_read(self, kind: Kind) -> None:
-        items = {"a": b"", "b/c": b"x" * 512, "d/" + "e" * 90 + "/f": b"y" * 513, "ä": b"z"}
-        if kind != tarfile.USTAR_FORMAT:
-            items[LONG] = b"long"
-        assert contents_of(tar_of(items.items(), kind=kind)) == items
-
     @pytest.mark.parametrize("dialect", ["ustar", "gnu", "oldgnu", "pax", "v7"])
     def test_archives_of_gnu_tar_are_read(self, tmp_path: Path, dialect: str) -> None:
         (tmp_path / "blobs").mkdir()
@@ -89,6 +83,9 @@ class TestReading:
             expected = {"a": b"12345", LONG: b"x" * 600, "c": b"6"}[entry.name]
             assert archive[entry.offset : entry.offset + entry.size] == expected
 
+    def test_a_field_of_nuls_and_a_space_is_zero(self) -> None:
+        assert entries_of(changed(file_header(), 124, b"\0" * 11 + b" ") + END)[0].size == 0
+
     def test_unread_content_is_skipped(self) -> None:
         archive = tar_of([("a", b"x" * 3000), ("b", b"y" * 3000), ("c", b"z")])
         reader = TarReader(io.BytesIO(archive))
@@ -98,36 +95,6 @@ class TestReading:
             if entry.name == "b":
                 next(reader.read_chunks())
         assert seen == ["a", "b", "c"]
-
-    def test_data_after_the_end_is_not_read(self) -> None:
-        archive = tar_of([("a", b"1")])
-        assert [entry.name for entry in entries_of(archive + b"garbage" * 1000)] == ["a"]
-
-    def test_draining_reads_to_the_end_of_the_file(self) -> None:
-        file = io.BytesIO(tar_of([("a", b"1")]) + bytes(5 << 20))
-        reader = TarReader(file)
-        assert len(list(reader)) == 1
-        reader.drain()
-        assert file.read() == b""
-
-    @pytest.mark.parametrize(
-        ("kind", "expected"),
-        [
-            (tarfile.REGTYPE, "file"),
-            (tarfile.AREGTYPE, "file"),
-            (tarfile.CONTTYPE, "other"),
-            (tarfile.DIRTYPE, "directory"),
-            (tarfile.SYMTYPE, "link"),
-            (tarfile.LNKTYPE, "link"),
-            (tarfile.FIFOTYPE, "other"),
-            (tarfile.CHRTYPE, "other"),
-            (tarfile.BLKTYPE, "other"),
-            (b"V", "other"),
-        ],
-    )
-    def test_each_type_has_a_kind(self, kind: bytes, expected: str) -> None:
-        (entry,) = entries_of(member("a", kind, target="b") + END)
-        assert (entry.kind, entry.target) == (expected, "b")
 
     @pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
     def test_a_header_that_only_some_tools_apply_may_have_a_comment(self, kind: bytes) -> None:
@@ -140,14 +107,6 @@ class TestReading:
         first, second = entries_of(archive)
         assert (first.name, first.target, first.size) == ("bcd", "ef", 3)
         assert second.name == "y"
-
-    def test_the_shortest_record_and_the_largest_headers_are_read(self) -> None:
-        assert entries_of(pax_header(b"5 a=\n") + file_header() + END)[0].name == "a"
-        largest = _record("comment", limits.MAX_PAX_HEADER)
-        assert entries_of(pax_header(largest) + file_header() + END)[0].name == "a"
-        name = "n" * limits.MAX_LONG_NAME
-        long = member("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=len(name)) + padded(name.encode())
-        assert entries_of(long + file_header() + END)[0].name == name
 
     def test_names_that_are_not_utf_8_stay_distinct(self) -> None:
         names = [
@@ -162,11 +121,6 @@ class TestReading:
 
 
 class TestReadingSmallEntries:
-    def test_an_entry_is_read_completely(self) -> None:
-        reader = TarReader(io.BytesIO(tar_of([("a", b"12345")])))
-        (data,) = [reader.read(entry, 5) for entry in reader]
-        assert data == b"12345"
-
     def test_an_entry_that_is_too_large_is_refused_before_it_is_read(self) -> None:
         reader = TarReader(io.BytesIO(file_header("a\x1bb", 6)))
         with pytest.raises(ArchiveError, match=r"'a\?b' in the archive is larger than 5 bytes"):
@@ -180,13 +134,66 @@ class TestRefusing:
         assert caught.value.exit_code == 6
         assert caught.value.message.isprintable()
 
-    @pytest.mark.parametrize("content", [b"", b"x", b"x" * 512, b"x" * 1000])
-    def test_an_archive_that_ends_anywhere_before_its_end_is_truncated(self, content: bytes) -> None:
-        archive = tar_of([("a", content), (LONG, content)])
-        self.refused(b"", "is empty")
-        for length in range(7, len(archive), 7):
-            self.refused(archive[:length], "truncated")
-        self.refused(archive[:-1], "without an end-of-archive mark")
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("empty", "is empty"),
+            ("no-tar", "no tar header at byte 0"),
+            ("checksum-wrong", "no tar header at byte 1024"),
+            ("cut-in-header", "truncated"),
+            ("cut-before-end", "without an end-of-archive mark"),
+            ("zeros-within", "has data after a block of zeros"),
+            ("entries-60,000", "more than .* entries"),
+            ("size-negative", "negative size"),
+            ("size-no-number", "no tar header"),
+            ("size-tebibyte", "truncated"),
+            ("pax-size-float", "malformed size"),
+            ("pax-size-digits", "malformed size"),
+            ("pax-size-20-digits", "malformed size"),
+            ("differ-size-nul", "no tar header"),
+            ("differ-size-pax", "'innocent' in the archive has two sizes, 0 and 1024"),
+            ("differ-size-pax-0", "two sizes, 1024 and 0"),
+            ("name-trailing-slash", "'index.json/' in the archive is a file to"),
+            ("differ-prefix-v7", "a name prefix that only some tools read"),
+            ("differ-prefix-gnu", "a name prefix that only some tools read"),
+            ("differ-prefix-star", "a name prefix that only some tools read"),
+            ("pax-global-path", "names an entry for some tools only"),
+            ("pax-solaris-size", "names an entry for some tools only"),
+            ("differ-pax-long", "give the path of one entry twice"),
+            ("differ-long-twice", "give the path of one entry twice"),
+            ("pax-path-twice", "give the path of one entry twice"),
+            ("name-nul", "the path in a pax header in the archive has a NUL in it"),
+            ("name-nul-of-link", "the linkpath in a pax header in the archive has a NUL in it"),
+            ("pax-in-rows", "more than 16 headers"),
+            ("sparse-old", "is a sparse file"),
+            ("sparse-1.0", "is a sparse file"),
+        ],
+    )
+    def test_the_error_names_the_defect_of_a_hostile_archive(self, name: str, said: str) -> None:
+        self.refused(CORPUS[name].make(), said)
+
+    @pytest.mark.parametrize(
+        "kind",
+        [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, b"V"],
+    )
+    def test_a_size_of_an_entry_that_is_not_a_file_is_refused(self, kind: bytes) -> None:
+        archive = changed(member("a", kind), 124, b"00000000001") + padded(b"x") + END
+        self.refused(archive, "'a' in the archive has a size, though it is not a file")
+
+    @pytest.mark.parametrize(
+        ("kind", "limit"),
+        [
+            (tarfile.XHDTYPE, limits.MAX_PAX_HEADER),
+            (tarfile.XGLTYPE, limits.MAX_PAX_HEADER),
+            (tarfile.GNUTYPE_LONGNAME, limits.MAX_LONG_NAME),
+            (tarfile.GNUTYPE_LONGLINK, limits.MAX_LONG_NAME),
+        ],
+    )
+    def test_a_huge_header_is_refused_before_it_is_read(self, kind: bytes, limit: int) -> None:
+        self.refused(member("x", kind, size=limit + 1), f"in the archive is larger than {limit} bytes")
+
+    def test_only_the_first_bytes_of_an_archive_tell_a_compression(self) -> None:
+        self.refused(tar_of([("a", b"1")], end=False) + b"\x1f\x8b\x08" + bytes(BLOCK), "no tar header")
 
     def test_the_error_says_where_the_archive_ends(self) -> None:
         archive = tar_of([("a", b"x" * 1000)])
@@ -194,48 +201,6 @@ class TestRefusing:
         with pytest.raises(ArchiveError, match="ends at byte 700, in the middle of an entry"):
             entries_of(archive[:700])
         self.refused(pax_header(b"9 size=3\n")[:515], "ends at byte 515, in the middle of a header")
-
-    def test_a_single_block_of_zeros_is_not_the_end(self) -> None:
-        self.refused(bytes(BLOCK) + file_header() + END, "has data after a block of zeros")
-
-    @pytest.mark.parametrize("at", [0, 100, 124, 148, 156, 257, 345])
-    def test_a_changed_header_is_refused(self, at: int) -> None:
-        block = bytearray(file_header("abc", 3))
-        block[at] ^= 1
-        self.refused(bytes(block) + padded(b"123") + END, "no tar header at byte 0")
-
-    def test_a_file_that_is_not_a_tar_archive_is_refused(self) -> None:
-        self.refused(b"<html>" * 1000, "no tar header at byte 0")
-        self.refused(tar_of([("a", b"1")], end=False) + b"x" * BLOCK, "no tar header at byte 1024")
-
-    @pytest.mark.parametrize(
-        ("magic", "name"),
-        [(b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"BZh9", "bzip2")],
-    )
-    def test_a_compressed_archive_is_recognized(self, magic: bytes, name: str) -> None:
-        with pytest.raises(UnsupportedError, match=f"compressed (twice: )?with {name}") as caught:
-            entries_of(magic + bytes(BLOCK))
-        assert f"{name} -dc" in (caught.value.hint or "")
-        # At any later position it is garbage.
-        self.refused(tar_of([("a", b"1")], end=False) + magic + bytes(BLOCK), "no tar header")
-
-    @pytest.mark.parametrize("size", [b"-0000000001\0", b"\xff" * 12])
-    def test_a_negative_size_is_refused(self, size: bytes) -> None:
-        self.refused(changed(file_header(), 124, size) + END, "negative size|no tar header")
-
-    def test_a_size_that_is_not_a_number_is_refused(self) -> None:
-        self.refused(changed(file_header(), 124, b"nonsense\0\0\0\0") + END, "no tar header")
-
-    def test_an_enormous_size_is_truncated_and_not_allocated(self) -> None:
-        self.refused(changed(file_header(), 124, b"\x80" + b"\xff" * 11) + END, "truncated")
-        self.refused(pax_header(b"28 size=9223372036854775807\n") + file_header() + END, "truncated")
-
-    @pytest.mark.parametrize("size", ["", "-1", "+1", "1.5", "0x10", "1 ", "99999999999999999999", "\u0661"])
-    def test_a_malformed_size_in_a_pax_header_is_refused(self, size: str) -> None:
-        value = f" size={size}\n".encode()
-        records = f"{len(value) + 1 + (len(value) > 8)}".encode() + value
-        assert int(records.split(b" ")[0]) == len(records)
-        self.refused(pax_header(records) + file_header() + END, "malformed size")
 
     @pytest.mark.parametrize(
         "records",
@@ -262,36 +227,6 @@ class TestRefusing:
             pax_header(records) + file_header() + padded(b"123") + END, "pax header in the archive is malformed"
         )
 
-    @pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
-    @pytest.mark.parametrize(
-        "records", [b"15 path=hidden\n", b"19 linkpath=hidden\n", b"9 size=3\n", b"22 GNU.sparse.major=1\n"]
-    )
-    def test_a_header_that_only_some_tools_apply_may_not_have_other_records(self, kind: bytes, records: bytes) -> None:
-        archive = pax_header(records, kind=kind) + file_header() + END
-        self.refused(archive, "names an entry for some tools only")
-
-    @pytest.mark.parametrize("kind", [tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
-    def test_gnu_tar_applies_such_a_header_to_the_next_entry(self, kind: bytes, tmp_path: Path) -> None:
-        archive = pax_header(b"15 path=hidden\n", kind=kind) + file_header() + END
-        (tmp_path / "x.tar").write_bytes(archive)
-        assert gnu_tar("-t", "-f", tmp_path / "x.tar") == b"hidden\n"
-
-    @pytest.mark.parametrize(
-        "headers",
-        [
-            pax_header(b"10 path=a\n10 path=b\n"),
-            pax_header(b"10 path=a\n") * 2,
-            pax_header(b"10 path=a\n") + LONG_NAME,
-            LONG_NAME + pax_header(b"10 path=a\n"),
-            LONG_NAME * 2,
-            pax_header(b"14 linkpath=a\n") + LONG_LINK,
-            LONG_LINK * 2,
-            pax_header(b"9 size=3\n") * 2,
-        ],
-    )
-    def test_two_headers_for_one_field_are_refused(self, headers: bytes) -> None:
-        self.refused(headers + file_header("x", 3) + padded(b"123") + END, "of one entry twice: tools use different")
-
     def test_a_pax_header_and_a_long_name_may_set_different_fields(self) -> None:
         (entry,) = entries_of(pax_header(b"14 linkpath=z\n") + LONG_NAME + file_header("x") + END)
         assert (entry.name, entry.target) == ("long", "z")
@@ -314,11 +249,6 @@ class TestRefusing:
         assert len(entries_of(pax_header(_record(key, at_most)) + file_header("x") + END)) == 1
         self.refused(pax_header(_record(key, at_most + 1)) + file_header("x") + END, f"the {key} in .* is larger than")
 
-    @pytest.mark.parametrize("size", [0, 700])
-    def test_two_sizes_of_one_entry_are_refused(self, size: int) -> None:
-        archive = pax_header(b"9 size=3\n") + file_header("x", size) + padded(b"x" * 700) + END
-        self.refused(archive, f"'x' in the archive has two sizes, {size} and 3")
-
     @pytest.mark.parametrize("in_header", [0, 8 * GIB - 1, 8 * GIB])
     def test_a_size_beyond_octal_digits_may_be_only_in_a_pax_header(self, in_header: int) -> None:
         block = changed(file_header(), 124, b"\x80" + in_header.to_bytes(11, "big"))
@@ -326,46 +256,12 @@ class TestRefusing:
         assert entry.size == 8 * GIB
         self.refused(pax_header(b"19 size=8589934591\n") + file_header() + END, "two sizes")
 
-    @pytest.mark.parametrize(
-        "kind",
-        [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, b"V"],
-    )
-    def test_a_size_of_an_entry_that_is_not_a_file_is_refused(self, kind: bytes) -> None:
-        hidden = file_header("hidden", 1) + padded(b"x")
-        block = changed(member("a", kind), 124, f"{len(hidden):011o}".encode())
-        self.refused(block + hidden + END, "'a' in the archive has a size, though it is not a file")
-        self.refused(pax_header(b"11 size=17\n") + block + END, "two sizes")
-
-    @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.AREGTYPE])
-    def test_a_file_whose_name_ends_with_a_slash_is_refused(self, kind: bytes) -> None:
-        self.refused(pax_header(b"15 path=a/b/c/\n") + member("x", kind) + END, "'a/b/c/' in the archive is a file to")
-        (entry,) = entries_of(pax_header(b"15 path=a/b/c/\n") + member("x", tarfile.DIRTYPE) + END)
-        assert entry.kind == "directory"
-
-    @pytest.mark.parametrize("magic", [bytes(8), b"ustar  \0", b"ustar \x0000", b"USTAR\x0000"])
-    def test_a_name_prefix_without_the_posix_magic_is_refused(self, magic: bytes) -> None:
-        block = changed(changed(file_header("a"), 257, magic), 345, b"d")
-        self.refused(block + END, "a name prefix that only some tools read")
-
     def test_a_name_prefix_is_read_with_the_posix_magic(self) -> None:
         prefixed = changed(file_header("a"), 345, b"d" * 131)
         starred = changed(prefixed, 508, b"tar\0")
         for block in (prefixed, changed(prefixed, 263, b"xx"), starred, changed(prefixed, 345, b"d" * 155)):
             assert entries_of(block + END)[0].name.removeprefix("d" * 131).lstrip("d") == "/a"
         self.refused(changed(starred, 345, b"d" * 132) + END, "a name prefix that only some tools read")
-
-    @pytest.mark.parametrize("size", [b"\0" + b"0000000001\0", b" \0000000001\0", b"\0\0\0\0\0\0\0\0\0\0001"])
-    def test_digits_after_a_nul_are_refused(self, size: bytes) -> None:
-        self.refused(changed(file_header(), 124, size) + padded(b"x") + END, "no tar header at byte 0")
-        assert entries_of(changed(file_header(), 124, b"\0" * 11 + b" ") + END)[0].size == 0
-
-    @pytest.mark.parametrize("key", ["path", "linkpath"])
-    def test_a_nul_in_a_name_is_refused_because_it_ends_the_name_for_some_tools(self, key: str, tmp_path: Path) -> None:
-        record = f" {key}=index.json\0x\n".encode()
-        archive = pax_header(b"%d%b" % (len(record) + 2, record)) + member("x", tarfile.SYMTYPE, target="y") + END
-        self.refused(archive, f"the {key} in a pax header in the archive has a NUL in it")
-        (tmp_path / "x.tar").write_bytes(archive)
-        assert b"index.json" in gnu_tar("-t", "-v", "-f", tmp_path / "x.tar").split()
 
     @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
     def test_the_records_of_a_pax_header_are_limited(self, kind: bytes) -> None:
@@ -383,23 +279,11 @@ class TestRefusing:
         for one in (three, empty, long):
             self.refused(three * 3 + one + END, "more than 9 headers and records of pax headers")
 
-    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
-    def test_a_huge_pax_header_is_refused_before_it_is_read(self, kind: bytes) -> None:
-        self.refused(member("pax", kind, size=limits.MAX_PAX_HEADER + 1), "pax header in the archive is larger")
-
-    @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
-    def test_a_huge_long_name_is_refused_before_it_is_read(self, kind: bytes) -> None:
-        self.refused(member("././@LongLink", kind, size=limits.MAX_LONG_NAME + 1), "long name in the archive is larger")
-
     def test_a_long_link_belongs_to_the_next_entry(self) -> None:
         archive = tarfile.TarInfo("a")
         archive.type, archive.linkname = tarfile.SYMTYPE, "b" * 300
         (entry,) = entries_of(archive.tobuf(tarfile.GNU_FORMAT) + END)
         assert entry.target == "b" * 300
-
-    def test_sparse_files_are_refused(self) -> None:
-        self.refused(member("a", tarfile.GNUTYPE_SPARSE) + END, "'a' in the archive is a sparse file")
-        self.refused(pax_header(b"22 GNU.sparse.major=1\n") + file_header() + END, "sparse file")
 
     def test_a_sparse_file_of_gnu_tar_is_refused(self, tmp_path: Path) -> None:
         with (tmp_path / "hole").open("wb") as file:
@@ -407,17 +291,6 @@ class TestRefusing:
         for dialect in ("gnu", "pax"):
             archive = gnu_tar("--sparse", f"--format={dialect}", "-C", tmp_path, "-c", "hole")
             self.refused(archive, "sparse file")
-
-    def test_the_number_of_entries_is_limited(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(limits, "MAX_ENTRIES", 3)
-        assert len(entries_of(tar_of([(name, b"") for name in "ab"]))) == 2
-        self.refused(tar_of([(name, b"") for name in "abc"]), "more than 3 entries")
-
-    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
-    def test_the_headers_of_one_entry_are_limited(self, kind: bytes) -> None:
-        one = pax_header(b"12 comment=\n", kind=kind)
-        assert len(entries_of(one * limits.MAX_EXTENSION_HEADERS + file_header() + END)) == 1
-        self.refused(one * (limits.MAX_EXTENSION_HEADERS + 1) + file_header() + END, "more than 16 headers")
 
     def test_only_known_records_of_a_pax_header_are_stored(self) -> None:
         records = b"".join(b"1000 %03d=%0990d\n" % (number, number) for number in range(limits.MAX_PAX_RECORDS - 1))
@@ -452,12 +325,6 @@ class TestRefusing:
             theirs.name, theirs.type, theirs.size, theirs.linkname,
         )  # fmt: skip
 
-    def test_a_checksum_of_signed_bytes_is_valid(self) -> None:
-        block = bytearray(changed(file_header(), 0, "\u00e9".encode()))
-        signed = sum(byte - 256 * (byte > 127) for byte in block[:148] + block[156:]) + 256
-        block[148:156] = f"{signed:06o}\0 ".encode()
-        assert entries_of(bytes(block) + END)[0].name == "\u00e9"
-
 
 class TestWriting:
     def test_a_header_is_read_by_gnu_tar(self, tmp_path: Path) -> None:
@@ -489,11 +356,6 @@ class TestWriting:
             file.write(build_header("after", 0) + END)
         lines = gnu_tar("-tvf", path).decode().splitlines()
         assert [(line.split()[2], line.split()[-1]) for line in lines] == [(str(size), "big"), ("0", "after")]
-
-    def test_a_header_has_no_owner_and_no_time(self) -> None:
-        info = tarfile.TarInfo.frombuf(build_header("a", 1), "utf-8", "strict")
-        assert (info.uid, info.gid, info.uname, info.gname, info.mtime, info.mode) == (0, 0, "", "", 0, 0o644)
-        assert build_header("a", 1) == build_header("a", 1)
 
     @pytest.mark.parametrize("size", [0, 1, 511, 512, 513])
     def test_padding_fills_the_last_block(self, size: int) -> None:
@@ -530,24 +392,6 @@ def test_short_reads_do_not_end_the_archive() -> None:
 
 
 class TestAfterTheEnd:
-    @pytest.mark.parametrize("rest", [b"", bytes(8192), bytes(1 << 20)])
-    def test_zeros_may_follow(self, rest: bytes) -> None:
-        reader = TarReader(io.BytesIO(tar_of([("a", b"x")]) + rest))
-        assert [entry.name for entry in reader] == ["a"]
-        reader.drain()
-
-    @pytest.mark.parametrize(
-        "rest", [b"x", bytes(8192) + b"x", tar_of([("b", b"y")]), bytes(1 << 20) + b"x" + bytes(9)], ids=len
-    )
-    def test_other_data_may_not_follow(self, rest: bytes) -> None:
-        file = io.BytesIO(tar_of([("a", b"x")]) + rest)
-        reader = TarReader(file, "x.tar")
-        list(reader)
-        with pytest.raises(ArchiveError, match=r"x\.tar has data after its end"):
-            reader.drain()
-        # The process that writes the archive must not get a broken pipe.
-        assert file.read() == b""
-
     @pytest.mark.parametrize(("first", "said"), [(b"\0", "more than 5000 bytes of zeros"), (b"x", "after its end")])
     def test_trailing_data_is_read_only_up_to_a_limit(
         self, first: bytes, said: str, monkeypatch: pytest.MonkeyPatch

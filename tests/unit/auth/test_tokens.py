@@ -175,16 +175,6 @@ def test_a_credential_that_is_not_text_is_refused_without_being_shown(bad: Crede
     assert server.requests == []
 
 
-def test_an_identity_token_is_the_password_for_basic() -> None:
-    assert authenticator(Server(), IDENTITY).answer_challenge(["Basic"], (), None) == basic(
-        "<token>", "identity-of-alice"
-    )
-    nobody = Credential("", "", "identity-of-alice")
-    assert authenticator(Server(), nobody).answer_challenge(["Basic"], (), None) == basic(
-        "<token>", "identity-of-alice"
-    )
-
-
 def test_a_token_that_a_header_cannot_contain_is_refused() -> None:
     auth = authenticator(Server(), Credential("", "", source="config.json", registry_token="a\r\nX: y"))
     with pytest.raises(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +18,8 @@ from ocistream.http.response import Response
 from tests.certificates import Certificate
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import (
-    EndTokens,
     Fault,
     Header,
-    redirect,
-    too_many_requests,
 )
 from tests.http_doubles import CountingRegistry, QuickTransport, RawServer, eventually, names
 
@@ -53,28 +49,6 @@ def under_test(registry: CountingRegistry) -> str:
 
 def statuses(registry: CountingRegistry) -> list[int | None]:
     return [request.status for request in registry.requests]
-
-
-class TestRetryAfter:
-    def test_only_the_host_of_the_answer_is_paused(self, faulty: Faulty, quick: Quick) -> None:
-        storage = faulty(Fault(too_many_requests(100)))
-        registry = faulty(Fault(redirect(f"{storage.url}/v2/"), path="tags", times=None))
-        transport = quick()
-        ask(transport, registry, TAGS)
-        transport.waits.clear()
-        ask(transport, registry)
-        assert transport.waits == []
-        ask(transport, registry, TAGS)
-        assert len(transport.waits) == 1
-
-    def test_an_expired_pause_delays_no_request(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(too_many_requests()))
-        transport = quick()
-        ask(transport, registry)
-        transport.waits.clear()
-        time.sleep(0.01)
-        ask(transport, registry)
-        assert transport.waits == []
 
 
 class TestHostsThatAnsweredBefore:
@@ -122,21 +96,6 @@ class TestHostsThatAnsweredBefore:
 
 
 class TestOrigins:
-    @pytest.mark.parametrize(
-        ("registry", "plain_http", "url"),
-        [
-            ("docker.io", False, "https://registry-1.docker.io"),
-            ("registry.example", False, "https://registry.example"),
-            ("registry.example:5000", True, "http://registry.example:5000"),
-            ("localhost:5000", False, "http://localhost:5000"),
-            ("[::1]:5000", False, "http://[::1]:5000"),
-        ],
-    )
-    def test_a_registry_has_one_url(self, quick: Quick, registry: str, plain_http: bool, url: str) -> None:
-        transport = quick(plain_http=plain_http)
-        assert transport.endpoint(registry).url == url
-        assert transport.endpoint(registry) is transport.endpoint(registry)
-
     def test_an_internal_url_from_a_public_registry_is_refused(
         self, faulty: Faulty, quick: Quick, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -152,12 +111,6 @@ class TestOrigins:
 
 
 class TestBearer:
-    def test_a_first_token_that_expires_before_its_use_is_replaced(self, faulty: Faulty, quick: Quick) -> None:
-        registry = faulty(Fault(EndTokens(), path="tags", skip=1, before_auth=True), auth=Bearer())
-        # The repository does not exist, which only an authenticated client is told.
-        assert ask(quick(), registry, TAGS, scopes=PULL, expected=(404,)).status == 404
-        assert statuses(registry) == [401, 200, 401, 200, 404]
-
     def test_a_401_after_a_streamed_body_makes_the_caller_retry(self, faulty: Faulty, quick: Quick) -> None:
         auth = Bearer()
         registry = faulty(auth=auth)
@@ -183,24 +136,6 @@ class TestBearer:
         ask(transport, registry, TAGS, scopes=PUSH, expected=(404,))
         transport.request_once(endpoint, "DELETE", url, scopes=PUSH)
         assert registry.requests[-1].headers["Authorization"].startswith("Bearer ")
-
-
-def test_closing_closes_the_connections(faulty: Faulty, quick: Quick) -> None:
-    registry = faulty()
-    transport = quick()
-    ask(transport, registry)
-    assert registry.open_connections == 1
-    transport.close()
-    eventually(lambda: registry.open_connections == 0)
-
-
-def test_a_connection_in_use_is_closed_after_its_response(faulty: Faulty, quick: Quick) -> None:
-    registry = faulty()
-    transport = quick()
-    answer = ask(transport, registry, read=None)
-    transport.close()
-    assert answer.read(1 << 20) is not None
-    eventually(lambda: registry.open_connections == 0)
 
 
 def test_a_closed_client_opens_no_connection(faulty: Faulty, quick: Quick) -> None:

@@ -16,8 +16,8 @@ from ocistream.errors import CancelledError, NotFoundError
 from ocistream.http.adapter import FixedLengthBody
 from ocistream.http.client import HttpClient
 from ocistream.http.rate_limits import RateLimits, Throttle
-from ocistream.http.settings import HostSettings, HttpSettings
-from tests.faulty_registry import Fault, Reply, redirect
+from ocistream.http.settings import HttpSettings
+from tests.faulty_registry import Fault, Reply
 from tests.http_doubles import CountingRegistry, QuickTransport, RawServer
 
 Faulty = Callable[..., CountingRegistry]
@@ -91,51 +91,7 @@ class TestRequestSlots:
         assert [turns.reserve("a", None) for _ in range(100)] == [0.0] * 100
 
 
-def get(transport: QuickTransport, registry: CountingRegistry, target: str = "/v2/") -> bytes:
-    endpoint = transport.endpoint(registry.host)
-    answer = transport.request(endpoint, "GET", f"{endpoint.url}{target}", read=None)
-    return b"".join(answer.chunks())
-
-
-class TestRequests:
-    def test_a_redirected_request_waits_for_the_other_host(self, faulty: Faulty, quick: Quick) -> None:
-        storage = faulty()
-        registry = faulty(Fault(redirect(f"{storage.url}/v2/"), path="away"))
-        transport = quick(requests_per_second=0.01)
-        get(transport, registry)
-        assert transport.waits == []
-        get(transport, registry)
-        # No time really passed, so the delays add up.
-        get(transport, registry, "/v2/?away")
-        assert transport.waits == pytest.approx([100, 200], abs=30)
-        get(transport, registry)
-        assert transport.waits[2:] == pytest.approx([300], abs=30)
-
-    def test_the_limit_of_a_host_takes_precedence(self, faulty: Faulty, quick: Quick) -> None:
-        registry, other = faulty(), faulty()
-        transport = quick(requests_per_second=0.01, hosts={registry.host: HostSettings(requests_per_second=0.001)})
-        for _ in range(2):
-            get(transport, registry)
-            get(transport, other)
-        assert transport.waits == [pytest.approx(1000, abs=30), pytest.approx(100, abs=30)]
-
-    def test_clients_of_one_run_share_the_limit(self, faulty: Faulty, quick: Quick) -> None:
-        registry, pace = faulty(), RateLimits()
-        get(quick(requests_per_second=0.01, pace=pace), registry)
-        second = quick(requests_per_second=0.01, pace=pace)
-        get(second, registry)
-        assert second.waits == [pytest.approx(100, abs=30)]
-
-
 class TestRates:
-    def test_a_download_is_limited(self, faulty: Faulty, quick: Quick) -> None:
-        size = 300_000
-        registry = faulty(Fault(Reply(200, {}, b"x" * size)))
-        transport = quick(pace=RateLimits(1000.0))
-        assert get(transport, registry) == b"x" * size
-        assert transport.waits[-1] == pytest.approx(size / 1000, rel=0.1)
-        assert len(transport.waits) == -(-size // 512)
-
     def test_the_wait_for_a_request_head_follows_its_answer(self, faulty: Faulty, quick: Quick) -> None:
         registry = faulty()
         transport = quick(pace=RateLimits(10.0))
@@ -147,19 +103,6 @@ class TestRates:
             transport.request(endpoint, "PATCH", url, body=FixedLengthBody(iter([b"x"]), 1))
         # Both heads have several hundred bytes.
         assert transport.waits[0] > 10
-
-    def test_an_upload_is_limited_whatever_the_size_of_its_chunks(self, faulty: Faulty, quick: Quick) -> None:
-        size = 300_000
-        registry = faulty()
-        transport = quick(pace=RateLimits(10_000.0))
-        endpoint = transport.endpoint(registry.host)
-        location = transport.request(endpoint, "POST", f"{endpoint.url}/v2/a/blobs/uploads/", expected=(202,))
-        body = FixedLengthBody(iter([memoryview(bytes(size))]), size)
-        url = f"{endpoint.url}{location.header('Location')}"
-        answer = transport.request(endpoint, "PATCH", url, body=body, expected=(202,))
-        assert answer.header("Range") == f"0-{size - 1}"
-        assert transport.waits[-1] == pytest.approx(size / 10_000, rel=0.1)
-        assert len(transport.waits) >= size / 625
 
     def test_each_direction_has_a_separate_limit(self) -> None:
         pace = RateLimits(1000.0)

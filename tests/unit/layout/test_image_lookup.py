@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,11 @@ from ocistream.layout.source import LayoutSource
 from ocistream.oci.graph import Graph
 from ocistream.oci.referrers import SUBJECT_MISSING, UNREADABLE, ReferrerMode, fallback_tag
 from ocistream.oci.walk import Need, run_walk
-from tests.images import Descriptor, Layout, small_image, two_platforms
+from tests.images import Layout, small_image, two_platforms
 from tests.signed_image import signed
 
 #: Each name, and the number of referrers that are copied with its image.
 REFERRERS = {"signed": 4, "two": 1, "docker.io/library/app:1": 0, "app:1": 0, "listed": 1}
-
-
-def enter(layout: Layout, *descriptors: Descriptor) -> None:
-    """Enter manifests into index.json without names."""
-    path = layout.path / "index.json"
-    document = json.loads(path.read_bytes())
-    document["manifests"] += descriptors
-    path.write_text(json.dumps(document))
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ def layout(tmp_path: Path) -> Layout:
     listed = small_image(layout, annotations={"image": "listed"})
     layout.name(listed, "listed")
     layout.index([layout.artifact(b"in a list", subject=listed)], name=fallback_tag(listed["digest"]))
-    enter(layout, child, layout.artifact(b"of a child", subject=child))
+    layout.enter(child, layout.artifact(b"of a child", subject=child))
     return layout
 
 
@@ -93,7 +84,7 @@ def test_the_listing_has_images_and_referrers_without_a_subject(layout: Layout) 
     orphan = layout.artifact(b"of nothing", subject=subject)
     unnamed = small_image(layout, annotations={"image": "unnamed"})
     missing = {**unnamed, "digest": f"sha256:{'1' * 64}"}
-    enter(layout, orphan, unnamed, missing)
+    layout.enter(orphan, unnamed, missing)
     roots, skipped = lookup_of(layout)[0].list_images()
     images = [root.name or root.descriptor.digest for root in roots if not root.is_stray]
     assert images == ["signed", "two", "docker.io/library/app:1", "listed", unnamed["digest"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,52 +47,47 @@ def left(folder: Path) -> Path:
     return file
 
 
-class TestReplacedRecords:
-    def check(self, folder: Path) -> None:
-        claim = claimed(folder)
-        assert claim.location is None
-        claim.write(RECORD)
-        claim.release()
-        assert claimed(folder).location == RECORD
+def before_the_first_lock(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
+    """Have another process act between our opening and our locking of a record."""
+    really, went = fcntl.flock, list[int]()
 
-    def test_a_record_replaced_while_it_is_locked_belongs_to_the_other_process(
-        self, folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # The owner deletes the record between our opening and our locking of it, and another process creates a new one.
-        really = fcntl.flock
-        others: list[LockedRecord] = []
-        went: list[int] = []
+    def flock(descriptor: int, operation: int) -> None:
+        if not went:
+            went.append(descriptor)
+            happen()
+        really(descriptor, operation)
 
-        def flock(descriptor: int, operation: int) -> None:
-            if not went:
-                went.append(descriptor)
-                left.unlink()
-                others.append(claimed(folder))
-            really(descriptor, operation)
+    monkeypatch.setattr(fcntl, "flock", flock)
 
-        monkeypatch.setattr(fcntl, "flock", flock)
-        assert UploadRecords(folder).lock(REPOSITORY, DIGEST, SIZE) is None
-        (other,) = others
-        other.write(RECORD)
-        other.release()
-        again = claimed(folder)
-        assert again.location == RECORD
-        again.release()
 
-    def test_a_record_deleted_while_it_is_locked_is_created_again(
-        self, folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        really = fcntl.flock
-        went: list[int] = []
+def test_a_record_replaced_while_it_is_locked_belongs_to_the_other_process(
+    folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[LockedRecord] = []
 
-        def flock(descriptor: int, operation: int) -> None:
-            if not went:
-                went.append(descriptor)
-                left.unlink()
-            really(descriptor, operation)
+    def replace() -> None:
+        left.unlink()
+        others.append(claimed(folder))
 
-        monkeypatch.setattr(fcntl, "flock", flock)
-        self.check(folder)
+    before_the_first_lock(monkeypatch, replace)
+    assert UploadRecords(folder).lock(REPOSITORY, DIGEST, SIZE) is None
+    (other,) = others
+    other.write(RECORD)
+    other.release()
+    again = claimed(folder)
+    assert again.location == RECORD
+    again.release()
+
+
+def test_a_record_deleted_while_it_is_locked_is_created_again(
+    folder: Path, left: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_the_first_lock(monkeypatch, left.unlink)
+    claim = claimed(folder)
+    assert claim.location is None
+    claim.write(RECORD)
+    claim.release()
+    assert claimed(folder).location == RECORD
 
 
 def test_the_number_of_open_records_is_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

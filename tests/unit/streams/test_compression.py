@@ -117,10 +117,6 @@ class TestRoundTrip:
         assert len(packed) < len(CONTENT)
 
     @codecs
-    def test_output_of_other_libraries_is_read(self, codec: Codec) -> None:
-        assert plain(codec, by_others(codec, CONTENT)) == CONTENT
-
-    @codecs
     def test_output_depends_on_the_level_but_not_on_the_chunking(self, codec: Codec) -> None:
         content = CONTENT * 4
         first = compressed(codec, content)

@@ -17,42 +17,7 @@ from ocistream.transfer.copy import Copy
 from ocistream.transfer.interfaces import Blob, CompleteSource, EarlyBlobs, Traits, VerifiedBlob
 from tests.images import Layout
 from tests.observers import Watch
-
-
-class Memory:
-    """A destination that stores blobs in memory."""
-
-    traits = Traits(concurrent=True)
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-        self.threads: set[int] = set()
-
-    def expect(self, graph: Graph) -> Graph:
-        return graph
-
-    def begin(self, graph: Graph) -> None:
-        """Do nothing."""
-
-    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
-        return {blob.digest for blob in blobs if blob.digest in self.blobs}
-
-    def partial_size(self, _blob: Descriptor, /) -> int:
-        return 0
-
-    def write(self, blob: VerifiedBlob) -> int:
-        self.threads.add(threading.get_ident())
-        self.blobs[blob.descriptor.digest] = b"".join(bytes(chunk) for chunk in blob.open())
-        return 0
-
-    def commit(self, graph: Graph) -> None:
-        """Do nothing."""
-
-    def discard(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
+from tests.unit.transfer.memory_destination import Memory
 
 
 class Wrapped(CompleteSource):
@@ -124,7 +89,14 @@ class TestConcurrency:
         self, layout: Layout, source: bool, sink: bool, jobs: int
     ) -> None:
         several_layers(layout)
-        into = Memory()
-        into.traits = Traits(concurrent=sink)
-        Copy(Wrapped(layout.path, parallel=source), into, Watch(), jobs=jobs).run()
-        assert into.threads == {threading.get_ident()}
+        threads: set[int] = set()
+
+        class Noting(Memory):
+            traits = Traits(concurrent=sink)
+
+            def write(self, blob: VerifiedBlob) -> int:
+                threads.add(threading.get_ident())
+                return super().write(blob)
+
+        Copy(Wrapped(layout.path, parallel=source), Noting(), Watch(), jobs=jobs).run()
+        assert threads == {threading.get_ident()}

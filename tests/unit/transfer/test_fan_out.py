@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ocistream.errors import IntegrityError
 from ocistream.oci.descriptor import Descriptor, compute_digest
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk
 from ocistream.transfer.fan_out import FanOutBranch, FanOutDestination
-from ocistream.transfer.interfaces import RecoverableBlob, Traits, VerifiedBlob
+from ocistream.transfer.interfaces import RecoverableBlob, VerifiedBlob
 from ocistream.transfer.verified_blobs import use_verified
+from tests.unit.transfer.memory_destination import Memory
 
 CONTENT = b"first half, second half"
 BLOB = Descriptor("application/octet-stream", compute_digest(CONTENT), len(CONTENT))
 GRAPH = Graph((), (), (BLOB,))
 
 
-class Memory:
-    """A destination in memory that reads the first chunk of a blob `restarts` times before the complete blob."""
+class Restarting(Memory):
+    """A destination that reads the first chunk of a blob `restarts` times before a complete blob."""
 
-    traits = Traits(concurrent=True)
-
-    def __init__(self, restarts: int, resumed: int = 0) -> None:
+    def __init__(self, restarts: int = 0, resumed: int = 0) -> None:
+        super().__init__()
         self.restarts = restarts
         self.resumed = resumed
-        self.content = b""
-
-    def expect(self, graph: Graph) -> Graph:
-        return graph
-
-    def begin(self, graph: Graph) -> None: ...
-
-    def stored(self, blobs: Sequence[Descriptor], *, quick: bool = False) -> set[str]:  # noqa: ARG002 - a double
-        return {blob.digest for blob in blobs if self.content}
-
-    def partial_size(self, _blob: Descriptor, /) -> int:
-        return 0
 
     def write(self, blob: VerifiedBlob) -> int:
         assert blob.range is None
         while self.restarts:
             self.restarts -= 1
             next(blob.open())
-        self.content = b"".join(map(bytes, blob.open()))
+        super().write(blob)
         return self.resumed
-
-    def commit(self, graph: Graph) -> None: ...
-
-    def discard(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def test_wrong_bytes_for_a_reader_that_starts_again_are_reported_to_the_source() -> None:
@@ -68,19 +50,19 @@ def test_wrong_bytes_for_a_reader_that_starts_again_are_reported_to_the_source()
     def on_corrupt(_error: IntegrityError, can_retry: bool) -> None:
         told.append(can_retry)
 
-    plain, restarting = Memory(0), Memory(1)
+    plain, restarting = Restarting(), Restarting(1)
     fan = FanOutDestination([FanOutBranch(plain), FanOutBranch(restarting)], threading.Event())
     fan.begin(fan.expect(GRAPH))
     use_verified(RecoverableBlob(BLOB, chunks, on_corrupt=on_corrupt), fan.write, can_retry=True)
     assert told == [True]
     assert [branch.failure for branch in fan.branches] == [None, None]
-    assert [plain.content, restarting.content] == [CONTENT, CONTENT]
+    assert plain.blobs == restarting.blobs == {BLOB.digest: CONTENT}
     assert len(opened) == 3
 
 
 def test_the_only_destination_that_lacks_a_blob_says_how_much_of_it_was_resumed() -> None:
-    complete, lacking = Memory(0), Memory(0, resumed=11)
-    complete.content = CONTENT
+    complete, lacking = Restarting(), Restarting(resumed=11)
+    complete.blobs[BLOB.digest] = CONTENT
     fan = FanOutDestination([FanOutBranch(complete), FanOutBranch(lacking)], threading.Event())
     fan.begin(fan.expect(GRAPH))
     fan.stored([BLOB])

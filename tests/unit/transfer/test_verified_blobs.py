@@ -16,47 +16,13 @@ from tests.http_doubles import blob_of
 RIGHT = b"right"
 
 
-class Places:
-    """Several places for one blob; wrong bytes make the next place the first."""
-
-    def __init__(self, *contents: bytes) -> None:
-        self.contents = list(contents)
-        self.blob = RecoverableBlob(blob_of(RIGHT), lambda: iter([self.contents[0]]), on_corrupt=self.on_wrong)
-
-    def on_wrong(self, error: IntegrityError, can_retry: bool) -> None:
-        if not can_retry or len(self.contents) == 1:
-            raise error
-        del self.contents[0]
-
-
 def read(checked: VerifiedBlob) -> bytes:
     return read_all(checked.open())
 
 
-def test_a_valid_blob_is_used_once() -> None:
-    assert use_verified(Places(RIGHT).blob, read, can_retry=True) == RIGHT
-
-
-def test_a_wrong_blob_is_read_from_the_next_place() -> None:
-    places = Places(b"wrong", b"too long", b"short", RIGHT)
-    assert use_verified(places.blob, read, can_retry=True) == RIGHT
-    assert places.contents == [RIGHT]
-
-
-def test_the_source_is_told_that_the_work_cannot_be_repeated() -> None:
-    places = Places(b"wrong", RIGHT)
-    with pytest.raises(IntegrityError):
-        use_verified(places.blob, read, can_retry=False)
-    assert places.contents == [b"wrong", RIGHT]
-
-
-def test_a_wrong_blob_of_a_single_place_is_an_error() -> None:
-    with pytest.raises(IntegrityError):
-        use_verified(Blob(blob_of(RIGHT), lambda: iter([b"wrong"])), read, can_retry=True)
-
-
 def test_an_error_of_the_user_does_not_change_the_place() -> None:
-    places = Places(RIGHT, b"another")
+    told: list[IntegrityError] = []
+    blob = RecoverableBlob(blob_of(RIGHT), lambda: iter([RIGHT]), on_corrupt=lambda error, _: told.append(error))
 
     def use(checked: VerifiedBlob) -> None:
         read(checked)
@@ -64,8 +30,8 @@ def test_an_error_of_the_user_does_not_change_the_place() -> None:
         raise IntegrityError(msg)
 
     with pytest.raises(IntegrityError, match="not what its config says"):
-        use_verified(places.blob, use, can_retry=True)
-    assert places.contents == [RIGHT, b"another"]
+        use_verified(blob, use, can_retry=True)
+    assert told == []
 
 
 def test_a_stored_error_does_not_keep_the_chunks_open() -> None:
@@ -138,57 +104,14 @@ def resumed(held: bytes) -> Callable[[VerifiedBlob], bytes]:
 
 
 class TestResuming:
-    @pytest.mark.parametrize("size", [0, 1, 4])
-    def test_only_the_missing_bytes_are_requested(self, size: int) -> None:
-        place = Resumable()
-        assert use_verified(place.blob, resumed(RIGHT[:size]), can_retry=True) == RIGHT
-        assert place.asked == [size]
-
     def test_nothing_is_requested_of_a_complete_blob(self) -> None:
         place = Resumable()
         assert use_verified(place.blob, resumed(RIGHT), can_retry=True) == RIGHT
         assert place.asked == []
 
-    @pytest.mark.parametrize("held", [b"R", b"wrong", b"too long"])
-    def test_a_wrong_result_is_read_again_once(self, held: bytes) -> None:
-        place = Resumable()
-        assert use_verified(place.blob, resumed(held), can_retry=True) == RIGHT
-        assert place.asked[-1:] == [0]
-        assert len(place.asked) <= 2
-
-    def test_a_second_wrong_result_is_an_error(self) -> None:
-        place = Resumable(b"worse")
-        with pytest.raises(IntegrityError):
-            use_verified(place.blob, resumed(b"R"), can_retry=True)
-        assert place.asked == [1, 0]
-
-    def test_stored_bytes_are_suspected_before_the_place(self) -> None:
-        place = Resumable()
-        told: list[IntegrityError] = []
-        blob = dataclasses.replace(place.blob, on_corrupt=lambda error, _: told.append(error))
-        assert use_verified(blob, resumed(b"R"), can_retry=True) == RIGHT
-        assert told == []
-
-    def test_the_place_is_suspected_after_that(self) -> None:
-        place = Resumable(b"worse")
-
-        def on_wrong(_: IntegrityError, can_retry: bool) -> None:
-            assert can_retry
-            place.content = RIGHT
-
-        blob = dataclasses.replace(place.blob, on_corrupt=on_wrong)
-        assert use_verified(blob, resumed(RIGHT[:1]), can_retry=True) == RIGHT
-        assert place.asked == [1, 0, 0]
-
     def test_a_blob_that_can_be_read_only_once_cannot_be_resumed(self) -> None:
         pipe = Blob(blob_of(RIGHT), lambda: iter([RIGHT]), access=Access.ONCE)
         assert not use_verified(pipe, lambda checked: checked.can_resume, can_retry=True)
-
-    def test_a_resumable_blob_can_be_resumed_although_it_is_read_once(self) -> None:
-        place = Resumable()
-        line = Blob(place.blob.descriptor, place.chunks, Access.RESUMABLE)
-        assert use_verified(line, resumed(b"ri"), can_retry=True) == RIGHT
-        assert place.asked == [2]
 
     def test_a_wrong_resumable_blob_cannot_be_read_again(self) -> None:
         place = Resumable()
