@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.registry import Registry
-from tests.runner import Result
+from tests.runner import Argument, Result, ocistream
 from tests.schemas import validate_ours
 
 #: Seconds to wait for an event; every event takes much less.
@@ -20,9 +20,15 @@ _PATIENCE: Final = 60.0
 _BESIDE: Final = re.compile(r"ocistream: (warning:|.* blobs?, .* in all$|.* of .*, \d+ %)")
 
 
-def success(result: Result) -> None:
-    """Assert that a run succeeded."""
+def success(result: Result) -> Result:
+    """Assert that a run succeeded, and return its result."""
     assert result.code == 0, (result.argv, result.code, result.err)
+    return result
+
+
+def succeed(*argv: Argument, **options: Any) -> Result:
+    """Run ocistream with the options of `runner.ocistream`, assert that it succeeds, and return its result."""
+    return success(ocistream(*argv, **options))
 
 
 def failure(result: Result, code: int, *words: str) -> None:

@@ -38,8 +38,7 @@ class User:
         return ocistream("config", *argv, env={"HOME": str(self.home), "XDG_CONFIG_HOME": None, **env})
 
     def show(self, *argv: str, **env: str) -> str:
-        result = self.run("show", *argv, **env)
-        assertions.success(result)
+        result = assertions.success(self.run("show", *argv, **env))
         return result.out.decode()
 
     def document(self, *argv: str, **env: str) -> Any:
@@ -232,8 +231,7 @@ def test_check_finds_too_deep_nesting(user: User) -> None:
 def test_check_names_the_valid_file(user: User) -> None:
     assert "no configuration file found" in user.run("check").err
     user.configure("[defaults]", "jobs = 8")
-    result = user.run("check")
-    assertions.success(result)
+    result = assertions.success(user.run("check"))
     assert f"{user.file} is valid" in result.err
     assertions.failure(user.run("check", "nowhere.toml"), 4, "nowhere.toml: no such file")
     assertions.failure(user.run("check", user.file, "--config", user.file), 2, "FILE and --config both name the file")

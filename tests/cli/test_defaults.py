@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.commands import commands, options
 from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
@@ -146,7 +147,7 @@ def test_a_default_is_parsed_as_the_option(user: User) -> None:
     assertions.success(user.push("--jobs=1"))
     assert all("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
     user.registry.requests.clear()
-    assertions.success(ocistream("push", "-i", user.layout, f"{user.registry.host}/other:1"))
+    succeed("push", "-i", user.layout, f"{user.registry.host}/other:1")
     assert not any("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
 
 
@@ -184,8 +185,7 @@ def test_a_dry_run_that_is_a_default_changes_nothing(user: User, argv: list[str]
         return files, (user.layout / "index.json").read_bytes(), changes
 
     before = state()
-    given = user.run(*words, **({"OCISTREAM_DRY_RUN": "1"} if is_variable else {}))
-    assertions.success(given)
+    given = assertions.success(user.run(*words, **({"OCISTREAM_DRY_RUN": "1"} if is_variable else {})))
     assert given.out == user.run(*words, "--dry-run").out != b""
     assert "has no effect" not in given.err
     assert state() == before
@@ -319,8 +319,7 @@ def test_a_default_of_an_option_without_defaults_is_refused_with_the_reason(user
 
 def test_variables_of_options_without_defaults_are_reported(user: User) -> None:
     refused = {variable_of(name): "nonsense" for name in REASONS if not name.endswith("username") and name != "config"}
-    result = user.pull("--progress=none", **refused)
-    assertions.success(result)
+    result = assertions.success(user.pull("--progress=none", **refused))
     for name, value in refused.items():
         assert result.err.count(f"the variable {name} has no effect: ") == 1
         assert value not in result.err
@@ -329,8 +328,7 @@ def test_variables_of_options_without_defaults_are_reported(user: User) -> None:
 
 def test_the_format_of_pull_is_not_that_of_inspect(user: User) -> None:
     user.configure("[defaults]", 'format = "docker-archive"')
-    result = user.run("inspect", user.layout, OCISTREAM_FORMAT="docker-archive")
-    assertions.success(result)
+    result = assertions.success(user.run("inspect", user.layout, OCISTREAM_FORMAT="docker-archive"))
     assert result.out.startswith(b"app  image")
     assert UNUSED not in result.err
 
@@ -355,8 +353,7 @@ def test_an_unused_variable_is_reported_as_other_lines_are(user: User) -> None:
     lines = assertions.json_lines(user.pull("--log-format=json", OCISTREAM_JBOS="3").err)
     assert UNUSED in lines[0]["message"]
     for argv in (["config", "check"], ["config", "show"], ["verify", str(user.layout)]):
-        result = user.run(*argv, OCISTREAM_JBOS="3")
-        assertions.success(result)
+        result = assertions.success(user.run(*argv, OCISTREAM_JBOS="3"))
         assert result.err.count(UNUSED) == 1
 
 
@@ -395,8 +392,7 @@ def test_help_works_with_an_invalid_file(user: User) -> None:
 def test_shell_completion_reads_no_file(user: User) -> None:
     user.configure("[defaults")
     line = {"COMP_WORDS": "ocistream pull --plat", "COMP_CWORD": "2"}
-    result = user.run(_OCISTREAM_COMPLETE="bash_complete", **line)
-    assertions.success(result)
+    result = assertions.success(user.run(_OCISTREAM_COMPLETE="bash_complete", **line))
     assert (result.lines(), result.err) == (["plain,--platform"], "")
 
 
@@ -411,8 +407,7 @@ def test_the_configuration_names_the_source_of_a_password(start: Start, layout: 
     assertions.failure(user.run(*argv, **env), 3)
     assert f"{guarded.host}: asking anonymously: no credentials were found" in user.run(*argv, "-v", **env).err
     user.configure(f'[registry."{guarded.host}"]', 'credentials = "env:CI"')
-    result = user.run(*argv, "-v", **env)
-    assertions.success(result)
+    result = assertions.success(user.run(*argv, "-v", **env))
     assert "CI_USERNAME, which the configuration names" in result.err
     # Without the variables, other sources are used, and this is reported.
     lacking = f"{guarded.host}: env:CI of the configuration has no credential for it"

@@ -12,6 +12,7 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.test_serve import serving
 from tests.docker_archives import (
     Entry,
@@ -108,8 +109,7 @@ ORDERS: Final = [(), ("manifest.json",), ("manifest.json", "index.json"), ("inde
 @both
 def test_an_image_that_only_manifest_json_lists_is_included(how: str, images: list[Saved], give: Give) -> None:
     for first in ORDERS:
-        result = give(archive_of(ordered(of_docker_25(images), *first)), how, "verify", "{}")
-        assertions.success(result)
+        result = assertions.success(give(archive_of(ordered(of_docker_25(images), *first)), how, "verify", "{}"))
         # Both manifests are in the archive, byte for byte: their digests exist there.
         assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
         assert "ok: OCI archive, 2 images, 2 manifests, 5 blobs," in result.lines()[2]
@@ -139,8 +139,7 @@ def test_images_without_tags_of_docker_25_0_are_found_in_manifest_json(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     archive = archive_of(of_docker_25(images[1:], null=True))
-    result = give(archive, how, "verify", "{}")
-    assertions.success(result)
+    result = assertions.success(give(archive, how, "verify", "{}"))
     assert result.lines()[0] == f"-@{digest(images[1])}"
     assertions.success(give(archive, how, "push", f"{served.host}/app:1"))
     assert_pushed(served.host, "app", "1", images[1])
@@ -175,8 +174,7 @@ def test_inspect_copy_and_have_include_an_image_of_manifest_json(
     assert digest(images[1]) in listed.lines()
     assert _ALSO in shown.err
     assert _ALSO in listed.err
-    copied = give(archive, how, "copy", "{}", f"oci:{tmp_path / 'out'}")
-    assertions.success(copied)
+    copied = assertions.success(give(archive, how, "copy", "{}", f"oci:{tmp_path / 'out'}"))
     entries = assertions.index_of(tmp_path / "out")
     # Its layers were compressed: only the destination has an image with this digest.
     assert copied.lines()[1] == f"oci:{tmp_path / 'out'}@{entries[1]['digest']}"
@@ -232,8 +230,7 @@ def test_as_a_docker_archive_only_manifest_json_counts(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     entries = of_docker_25(images, index=[])
-    shown = give(archive_of(entries), how, "verify", "{}", prefix="docker-archive:")
-    assertions.success(shown)
+    shown = assertions.success(give(archive_of(entries), how, "verify", "{}", prefix="docker-archive:"))
     assert shown.lines()[:2] == [
         f"docker.io/library/app:1 image ID {image_id(images[0])}",
         f"- image ID {image_id(images[1])}",
@@ -264,8 +261,7 @@ def test_as_a_docker_archive_only_manifest_json_counts(
 @both
 def test_as_a_docker_archive_without_manifest_json_it_is_read_as_oci(how: str, images: list[Saved], give: Give) -> None:
     entries = [entry for entry in of_docker_25(images[:1]) if entry[0] not in {"manifest.json", "repositories"}]
-    result = give(archive_of(entries), how, "verify", "{}", "-v", prefix="docker-archive:")
-    assertions.success(result)
+    result = assertions.success(give(archive_of(entries), how, "verify", "{}", "-v", prefix="docker-archive:"))
     assert result.lines()[0] == f"docker.io/library/app:1@{digest(images[0])}"
     assert "no manifest.json" in result.err
 
@@ -343,8 +339,7 @@ def test_plain_layers_of_docker_save_are_compressed_and_the_new_digest_is_report
 ) -> None:
     archive = archive_of(of_docker_25(images[:1], sources=sources))
     for how in ("file", "pipe"):
-        result = give(archive, how, "push", f"{served.host}/app:{how}")
-        assertions.success(result)
+        result = assertions.success(give(archive, how, "push", f"{served.host}/app:{how}"))
         assert_pushed(served.host, "app", how, images[0])
         assert f"the digest {digest(images[0])} became {manifest_digest(served.host, 'app', how)}" in result.err
     assert manifest_digest(served.host, "app", "file") == manifest_digest(served.host, "app", "pipe")
@@ -365,8 +360,7 @@ def test_a_copy_compresses_layers_too(
     how: str, to: str, images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
 ) -> None:
     archive = archive_of(of_docker_25(images[:1]))
-    result = give(archive, how, "copy", "{}", to.format(out=tmp_path / "out", host=served.host))
-    assertions.success(result)
+    result = assertions.success(give(archive, how, "copy", "{}", to.format(out=tmp_path / "out", host=served.host)))
     assert "became" in result.err
     if to.startswith("oci:"):
         (entry,) = assertions.index_of(tmp_path / "out")
@@ -381,8 +375,7 @@ def test_layers_stay_uncompressed_from_a_pipe_into_an_archive_and_this_is_report
     images: list[Saved], give: Give, tmp_path: Path
 ) -> None:
     archive = archive_of(of_docker_25(images[:1]))
-    result = give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}")
-    assertions.success(result)
+    result = assertions.success(give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"))
     assert "2 layers were copied uncompressed, because they came before manifest.json in the pipe" in result.err
     assert assertions.index_of(tmp_path / "out.tar")[0]["digest"] == digest(images[0])
     assertions.success(give(archive, "file", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"))
@@ -412,12 +405,10 @@ def test_layers_that_stay_uncompressed_because_manifest_json_is_late_are_counted
     stay = (
         "2 layers were copied uncompressed, because they came before manifest.json in the pipe; to compress them, add"
     )
-    result = give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}")
-    assertions.success(result)
+    result = assertions.success(give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"))
     assert result.err.count(stay) == result.err.count("uncompressed") == 1
     for argv in (["push", f"{served.host}/app:1", "--compress", "gzip"], ["verify", "{}"]):
-        result = give(archive, "pipe", *argv)
-        assertions.success(result)
+        result = assertions.success(give(archive, "pipe", *argv))
         assert "uncompressed" not in result.err
     assert_pushed(served.host, "app", "1", images[0])
 
@@ -429,12 +420,10 @@ def test_layers_of_several_archives_are_compressed_too(
     for path in paths:
         path.write_bytes(archive_of(of_docker_25(images[:1])))
     given = [word for path in paths for word in ("-i", path)]
-    result = ocistream("push", "--to", served.host, *given)
-    assertions.success(result)
+    result = succeed("push", "--to", served.host, *given)
     assert f"{digest(images[0])} became" in result.err
     assert_pushed(served.host, "app", "1", images[0])
-    result = ocistream("push", f"{served.host}/app:plain", *given, "--compress", "none")
-    assertions.success(result)
+    result = succeed("push", f"{served.host}/app:plain", *given, "--compress", "none")
     assert manifest_digest(served.host, "app", "plain") == digest(images[0])
 
 
@@ -445,15 +434,14 @@ def test_plain_layers_of_other_tools_stay_unchanged(
 ) -> None:
     # BuildKit's `compression=uncompressed` has neither LayerSources nor a file named repositories.
     entries = [entry for entry in of_docker_25(images[:1], sources=False) if entry[0] != "repositories"]
-    result = give(archive_of(entries), how, "push", f"{served.host}/app:1")
-    assertions.success(result)
+    result = assertions.success(give(archive_of(entries), how, "push", f"{served.host}/app:1"))
     assert manifest_digest(served.host, "app", "1") == digest(images[0])
     assert_pushed(served.host, "app", "1", images[0], "")
     twice = "layers were sent compressed and then again uncompressed: this archive is not from `docker save`"
     assert result.err.count("docker save") == result.err.count(twice) == (how == "pipe")
     assertions.success(give(archive_of(entries), how, "copy", "{}", f"oci:{tmp_path / 'out'}"))
     assert assertions.index_of(tmp_path / "out")[0]["digest"] == digest(images[0])
-    assertions.success(ocistream("verify", tmp_path / "out", "--deep"))
+    succeed("verify", tmp_path / "out", "--deep")
 
 
 @pytest.mark.parametrize(("how", "compression"), [("file", "gzip"), ("pipe", "zstd")])
@@ -472,13 +460,11 @@ def test_compressed_layers_of_docker_save_stay_byte_for_byte(
         }
     ]
     archive = tar_of([*items_of(layout), ("manifest.json", json.dumps(listed).encode())])
-    result = give(archive, how, "push", f"{served.host}/app:1")
-    assertions.success(result)
+    result = assertions.success(give(archive, how, "push", f"{served.host}/app:1"))
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert "docker save" not in result.err
     # The existing manifest is used, too, if manifest.json lists the images.
-    result = give(archive, how, "push", f"{served.host}/app:2", prefix="docker-archive:")
-    assertions.success(result)
+    result = assertions.success(give(archive, how, "push", f"{served.host}/app:2", prefix="docker-archive:"))
     assert manifest_digest(served.host, "app", "2") == image["digest"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.archives import check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Flip, refusal
 from tests.images import Descriptor, Layout, small_image
@@ -139,7 +140,7 @@ def test_5_for_a_corrupt_unreferenced_blob_that_was_already_written_to_a_pipe(
     (folder / "cut.tar").write_bytes(result.out)
     assert ocistream("verify", folder / "cut.tar").code == 6
     # A file can be rewound, so it does not keep the blob.
-    assertions.success(ocistream("copy", "-", folder / "app.tar", stdin=piped))
+    succeed("copy", "-", folder / "app.tar", stdin=piped)
     files = files_in((folder / "app.tar").read_bytes())
     assert stray not in check_blobs(files)
     assert [entry["digest"] for entry in index_in(files)] == [image["digest"]]
@@ -233,7 +234,7 @@ def test_8_for_an_archive_that_is_compressed_twice(
     ):
         result = ocistream(*argv, stdin=stdin, cwd=tmp_path)
         assertions.failure(result, 8, "is compressed twice: with gzip", "gzip -dc ")
-    assertions.success(ocistream("verify", stdin=gzip.decompress(twice)))
+    succeed("verify", stdin=gzip.decompress(twice))
 
 
 # 9 -----------------------------------------------------------------------------------------------------------

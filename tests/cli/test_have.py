@@ -15,6 +15,7 @@ import ocistream as package
 from ocistream import limits
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
@@ -130,7 +131,7 @@ class TestRegistries:
     def test_no_blob_is_fetched(self, layout: Layout, served: FaultyRegistry) -> None:
         seed(layout, small_image(layout), served.host, "app", "v1")
         served.requests.clear()
-        assertions.success(ocistream("have", f"{served.host}/app"))
+        succeed("have", f"{served.host}/app")
         methods = {request.method for request in served.requests if "/blobs/" in request.path}
         assert methods == {"HEAD"}
 
@@ -166,8 +167,7 @@ class TestRegistries:
         assert listed(result, f"{served.host}/{end}") == set()
 
     def test_verbose_reports_a_missing_repository(self, served: FaultyRegistry) -> None:
-        result = ocistream("have", "-v", "--among", "-", f"{served.host}/app:v1", stdin=f"{OTHER}\n".encode())
-        assertions.success(result)
+        result = succeed("have", "-v", "--among", "-", f"{served.host}/app:v1", stdin=f"{OTHER}\n".encode())
         assert "app:v1" in result.err
         assert "it has none of these blobs" in result.err
 
@@ -322,8 +322,7 @@ def test_memory_stays_within_the_bound(count: int, layout: Layout, start: Start,
         [f"oci:{layout.path}", "--among", tmp_path / "list"],
         [f"{start().host}/app", "--jobs", "8"],
     ):
-        result = measured("have", *line)
-        assertions.success(result)
+        result = assertions.success(measured("have", *line))
         assert len(result.lines()) > count
         assert result.peak is not None
         assert result.peak < 48 << 20, line

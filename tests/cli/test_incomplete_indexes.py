@@ -16,6 +16,7 @@ import pytest
 
 from tests.archives import files_in, index_in, items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
 from tests.registry_http import get, manifest, manifest_digest, seed
@@ -117,8 +118,7 @@ class TestOnePlatform:
     ) -> None:
         made.remove("linux/arm64", keep_manifests=True)
         made.remove("linux/s390x")
-        result = push("--result", tmp_path / "result.json")
-        assertions.success(result)
+        result = assertions.success(push("--result", tmp_path / "result.json"))
         image = made.images["linux/amd64"]["digest"]
         assert result.lines() == [f"{served.host}/app:1@{image}"]
         assert manifest(served.host, "app", "1") == made.layout.file(image).read_bytes()
@@ -152,8 +152,7 @@ class TestOnePlatform:
     ) -> None:
         made = Made(layout, subjects=False)
         made.remove("linux/arm64", "linux/s390x")
-        result = push()
-        assertions.success(result)
+        result = assertions.success(push())
         assert "not copied: 1 attestation; the source has only some platforms of their index" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
@@ -170,14 +169,12 @@ class TestSeveralPlatforms:
     def test_they_become_the_same_index_as_with_platform_options(
         self, made: Made, push: Push, served: FaultyRegistry
     ) -> None:
-        chosen = ocistream(
+        succeed(
             *("push", f"{served.host}/chosen:1", "-i", made.layout.path),
             *("--platform", "linux/amd64", "--platform", "linux/s390x"),
         )
-        assertions.success(chosen)
         made.remove("linux/arm64")
-        result = push()
-        assertions.success(result)
+        result = assertions.success(push())
         assert "the source has only linux/amd64, linux/s390x of this index, not linux/arm64: copied as" in result.err
         assert manifest(served.host, "app", "1") == manifest(served.host, "chosen", "1")
         index = json.loads(manifest(served.host, "app", "1") or b"")
@@ -195,14 +192,12 @@ class TestAttestations:
     ) -> None:
         for descriptor in made.attestations.values():
             made.layout.file(descriptor["digest"]).unlink()
-        result = push()
-        assertions.success(result)
+        result = assertions.success(push())
         missing = ", ".join(f"attestation of {platform}" for platform in PLATFORMS)
         assert f"the source has only {', '.join(PLATFORMS)} of this index, not {missing}: copied as" in result.err
         index = json.loads(manifest(served.host, "app", "1") or b"")
         assert [one["digest"] for one in index["manifests"]] == [one["digest"] for one in made.images.values()]
-        verified = ocistream("verify", made.layout.path)
-        assert verified.code == 0
+        verified = succeed("verify", made.layout.path)
         assert f"not exported: attestation of linux/amd64 of {NAME}" in verified.lines()
 
 
@@ -250,8 +245,7 @@ class TestPlatformsAtTheDestination:
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "before")
         made.remove("linux/arm64", "linux/s390x")
-        result = push()
-        assertions.success(result)
+        result = assertions.success(push())
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
         assert "of this index, not" not in result.err
 
@@ -261,8 +255,7 @@ class TestOtherCommands:
         made.remove("linux/arm64", keep_manifests=True)
         made.remove("linux/s390x")
         given = source()
-        result = ocistream("verify", given["path"], stdin=given.get("stdin"))
-        assert result.code == 0, result.err
+        result = succeed("verify", given["path"], stdin=given.get("stdin"))
         lines = result.lines()
         assert lines[0] == f"{NAME}@{made.index['digest']}"
         assert lines[1:3] == [f"not exported: linux/arm64 of {NAME}", f"not exported: linux/s390x of {NAME}"]
@@ -303,8 +296,7 @@ class TestOtherCommands:
         given = source()
         is_pipe = "stdin" in given
         argv = ["copy", f"oci-archive:{given['path']}" if is_pipe else given["path"]]
-        result = ocistream(*argv, f"docker-archive:{tmp_path / 'a.tar'}:app:1", **_stdin(given))
-        assertions.success(result)
+        result = succeed(*argv, f"docker-archive:{tmp_path / 'a.tar'}:app:1", **_stdin(given))
         (entry,) = json.loads(files_in((tmp_path / "a.tar").read_bytes())["manifest.json"])
         config = made.layout.read(made.images["linux/amd64"]["digest"])["config"]["digest"]
         assert config.partition(":")[2] in entry["Config"]
@@ -318,8 +310,7 @@ class TestOtherCommands:
     def test_a_docker_archive_gets_one_of_two_exported_platforms(self, layout: Layout, tmp_path: Path) -> None:
         made = Made(layout, subjects=False)
         made.remove("linux/s390x")
-        result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
-        assertions.success(result)
+        result = succeed("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
         which = (
             "only linux/amd64 of the 2 platforms that the source has; the index lists 3; choose another with --platform"
         )
@@ -336,8 +327,7 @@ class TestOtherCommands:
         if is_file:
             given.write_bytes(tar_of(items_of(made.layout)))
         target = tmp_path / "y.tar"
-        result = ocistream("copy", given, f"docker-archive:{target}:app:1", "--platform", "all")
-        assertions.success(result)
+        result = succeed("copy", given, f"docker-archive:{target}:app:1", "--platform", "all")
         said = f"ocistream: {NAME}: the source has only linux/amd64 of this index, not linux/arm64, linux/s390x: "
         (line,) = [line for line in result.err.splitlines() if line.startswith(said)]
         assert line.endswith(made.index["digest"])
@@ -350,8 +340,7 @@ class TestOtherCommands:
         self, layout: Layout, served: FaultyRegistry, made: Made
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--compress", "zstd")
-        assertions.success(result)
+        result = succeed("push", f"{served.host}/app:1", "-i", layout.path, "--compress", "zstd")
         digest = manifest_digest(served.host, "app", "1")
         assert f"copied as {digest} instead of {made.index['digest']}" in result.err
 
@@ -360,8 +349,7 @@ class TestOtherCommands:
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
         for options in ([], ["--platform", "linux/amd64"]):
-            result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--no-referrers", *options)
-            assertions.success(result)
+            result = succeed("push", f"{served.host}/app:1", "-i", layout.path, "--no-referrers", *options)
             assert "not copied: 1 attestation; --no-referrers" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
@@ -385,18 +373,15 @@ class TestSync:
         made.remove("linux/arm64", "linux/s390x")
         image = made.images["linux/amd64"]["digest"]
         (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
-        planned = ocistream("sync", tmp_path / "s.toml", "--dry-run")
-        assertions.success(planned)
-        first = ocistream("sync", tmp_path / "s.toml", "--result", tmp_path / "result.json")
-        assertions.success(first)
+        planned = succeed("sync", tmp_path / "s.toml", "--dry-run")
+        first = succeed("sync", tmp_path / "s.toml", "--result", tmp_path / "result.json")
         for result in (planned, first):
             assert f"{served.host}/app:1@{image}" in result.out.decode()
             assert "the source has only linux/amd64 of this index, not linux/arm64, linux/s390x" in result.err
         document = json.loads((tmp_path / "result.json").read_bytes())
         validate_ours(document, "sync-result")
         assert document["images"][0]["missingPlatforms"] == ["linux/arm64", "linux/s390x"]
-        again = ocistream("sync", tmp_path / "s.toml")
-        assertions.success(again)
+        again = succeed("sync", tmp_path / "s.toml")
         assert "0 images copied, 0 B; 1 unchanged" in again.err
 
     def test_an_index_with_attestations_in_a_layout_is_unchanged(
@@ -404,9 +389,8 @@ class TestSync:
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "1")
         (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "{served.host}/app:1"\nto = "oci:{tmp_path / "to"}"\n')
-        assertions.success(ocistream("sync", tmp_path / "s.toml"))
-        again = ocistream("sync", tmp_path / "s.toml")
-        assertions.success(again)
+        succeed("sync", tmp_path / "s.toml")
+        again = succeed("sync", tmp_path / "s.toml")
         assert "1 unchanged" in again.err
 
     def test_a_destination_with_the_complete_index_is_unchanged(
@@ -415,8 +399,7 @@ class TestSync:
         seed(made.layout, made.index, served.host, "app", "1")
         made.remove("linux/arm64", "linux/s390x")
         (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
-        result = ocistream("sync", tmp_path / "s.toml")
-        assertions.success(result)
+        result = succeed("sync", tmp_path / "s.toml")
         assert "1 unchanged" in result.err
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
 
@@ -427,8 +410,7 @@ class TestSync:
         made.remove("linux/arm64", "linux/s390x")
         (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
         for options in (["--dry-run"], []):
-            result = ocistream("sync", tmp_path / "s.toml", *options)
-            assertions.success(result)
+            result = succeed("sync", tmp_path / "s.toml", *options)
             assert f"{served.host}/app:1@{made.index['digest']}" in result.out.decode()
 
 
@@ -457,8 +439,7 @@ class TestServed:
         made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
         host = serve()
         assert manifest_digest(host, "app", "1") == made.images["linux/amd64"]["digest"]
-        result = ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar")
-        assertions.success(result)
+        succeed("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar")
         _, listed = get(host, f"/v2/app/referrers/{made.images['linux/amd64']['digest']}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
             made.attestations["linux/amd64"]["digest"]
@@ -473,7 +454,7 @@ class TestServed:
         children = [one["digest"] for one in json.loads(smaller)["manifests"]]
         assert made.images["linux/arm64"]["digest"] not in children
         assert manifest(host, "app", digest_of(smaller)) == smaller
-        assertions.success(ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar"))
+        succeed("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar")
 
     def test_an_incomplete_index_is_reported_once(self, made: Made, layout: Layout) -> None:
         made.remove("linux/arm64", "linux/s390x")
@@ -498,8 +479,7 @@ class TestServed:
 class TestSelectedPlatform:
     @from_sorted_pipe
     def test_its_attestation_is_copied(self, made: Made, push: Push, served: FaultyRegistry) -> None:
-        result = push("--platform", "linux/arm64")
-        assertions.success(result)
+        assertions.success(push("--platform", "linux/arm64"))
         _, listed = get(served.host, f"/v2/app/referrers/{made.images['linux/arm64']['digest']}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
             made.attestations["linux/arm64"]["digest"]
@@ -508,8 +488,7 @@ class TestSelectedPlatform:
     @from_file
     def test_an_attestation_without_a_subject_is_reported(self, layout: Layout, push: Push) -> None:
         Made(layout, subjects=False)
-        result = push("--platform", "linux/arm64")
-        assertions.success(result)
+        result = assertions.success(push("--platform", "linux/arm64"))
         assert "not copied: 1 attestation; only some platforms of the index were copied" in result.err
 
     def test_an_attestation_without_a_subject_is_reported_for_a_registry(
@@ -517,8 +496,7 @@ class TestSelectedPlatform:
     ) -> None:
         made = Made(layout, subjects=False)
         seed(layout, made.index, served.host, "app", "1")
-        result = ocistream("pull", f"{served.host}/app:1", "--platform", "linux/arm64", "-o", tmp_path / "a.tar")
-        assertions.success(result)
+        result = succeed("pull", f"{served.host}/app:1", "--platform", "linux/arm64", "-o", tmp_path / "a.tar")
         assert "not copied: 1 attestation" in result.err
         (entry,) = index_in(files_in((tmp_path / "a.tar").read_bytes()))
         assert entry["digest"] == made.images["linux/arm64"]["digest"]
@@ -547,25 +525,21 @@ class TestBlobsInAnIndex:
         for child in layout.read(cache["digest"])["manifests"]:
             status, blob = get(served.host, f"/v2/app/blobs/{child['digest']}")
             assert (status, digest_of(blob)) == (200, child["digest"])
-        pulled = ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "cache.tar")
-        assertions.success(pulled)
-        verified = ocistream("verify", tmp_path / "cache.tar")
-        assert verified.code == 0, verified.err
+        succeed("pull", f"{served.host}/app:1", "-o", tmp_path / "cache.tar")
+        succeed("verify", tmp_path / "cache.tar")
 
     def test_a_registry_with_such_an_index_can_be_verified_inspected_and_cleaned(
         self, cache: Descriptor, layout: Layout, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         layout.image([b"of its own"], name="registry.example.com/other:1")
-        assertions.success(ocistream("push", "-i", layout.path, "--to", served.host))
+        succeed("push", "-i", layout.path, "--to", served.host)
         folder = served.layout.path
-        verified = ocistream("verify", folder)
-        assert verified.code == 0, verified.err
-        inspected = ocistream("inspect", folder)
-        assertions.success(inspected)
+        succeed("verify", folder)
+        inspected = succeed("inspect", folder)
         assert "application/vnd.buildkit.cacheconfig.v0" in inspected.out.decode()
         assert "-" not in inspected.lines()[-2].partition("(")[2]
-        assertions.success(ocistream("gc", folder, "--older-than", "0s"))
-        assertions.success(ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "again.tar"))
+        succeed("gc", folder, "--older-than", "0s")
+        succeed("pull", f"{served.host}/app:1", "-o", tmp_path / "again.tar")
         del cache
 
 

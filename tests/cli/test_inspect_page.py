@@ -13,11 +13,12 @@ from typing import Any, Final
 import pytest
 
 from tests.archives import items_of, tar_of
+from tests.cli.assertions import succeed
 from tests.faulty_registry import FaultyRegistry
 from tests.html_page import Page
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Descriptor, Layout, small_image, thousands_of_images, two_platforms
 from tests.registry_http import seed
-from tests.runner import measured, ocistream
+from tests.runner import measured
 
 #: Text that would be markup, an attribute, the end of the style sheet, or a command of CI if it were not escaped.
 HOSTILE: Final = (
@@ -37,8 +38,7 @@ def page_of(*arguments: str | Path, stdin: bytes | None = None) -> Page:
 
 
 def html_of(*arguments: str | Path, stdin: bytes | None = None) -> str:
-    result = ocistream("inspect", *arguments, "--format", "html", stdin=stdin)
-    assert result.code == 0, result.err
+    result = succeed("inspect", *arguments, "--format", "html", stdin=stdin)
     return result.out.decode()
 
 
@@ -68,7 +68,7 @@ def test_each_kind_of_location_has_a_page(
         page = page_of("-", stdin=archive.read_bytes())
     elif kind == "docker-archive":
         saved = tmp_path / "saved.tar"
-        assert ocistream("copy", archive, f"docker-archive:{saved}:example.com/app:v1").code == 0
+        succeed("copy", archive, f"docker-archive:{saved}:example.com/app:v1")
         page = page_of(f"docker-archive:{saved}")
     else:
         seed(layout, image, registry.host, "app", "v1")

@@ -23,11 +23,12 @@ import zstandard
 from ocistream import limits
 from tests.archives import blob_name, items_of, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.test_via import remote
 from tests.docker_archives import Entry, Saved, archive_of, listed_in, of_docker, of_podman, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layout, tar_layer
-from tests.runner import Argument, Result, command, measured, measured_pipe, ocistream, run
+from tests.runner import Argument, Result, command, measured, measured_pipe, run
 from tests.zero_layer_registry import MIB, Endless, Image
 
 #: The maximum peak memory of a process with default settings, in bytes.
@@ -425,7 +426,7 @@ def test_a_manifest_of_megabytes_is_pulled_within_the_budget(
     raw = manifest([{**layer, "mediaType": kind} for layer in absent(9000)])
     assert len(raw) > limits.MIB
     name = f"{served.host}/app:1"
-    assertions.success(ocistream("push", name, stdin=archive(raw, OCI_MANIFEST, b"{}")))
+    succeed("push", name, stdin=archive(raw, OCI_MANIFEST, b"{}"))
     result = measured("pull", name, "-o", "out.tar", cwd=tmp_path)
     # Requests to registries need more code than a copy between files.
     assert peak(result) < usual + ALLOWED + 10 * limits.MIB
@@ -445,8 +446,7 @@ def test_layers_with_large_windows_are_verified_within_the_budget_of_decompressi
     compress = zstandard.ZstdCompressor(compression_params=parameters).compress
     content = [random.Random(number).randbytes(9 << 20) for number in range(5)]
     layout.image([compress(tar_layer({"noise": noise}, compression="")) for noise in content], name="v1")
-    result = measured("verify", "--deep", layout.path)
-    assertions.success(result)
+    result = assertions.success(measured("verify", "--deep", layout.path))
     assert result.peak is not None
     # Two threads have a window of 8 MiB each, and sometimes a third window is not freed yet. README promises 72 MiB for
     # decompression.

@@ -94,8 +94,7 @@ def out(tmp_path: Path) -> Path:
 
 def test_an_image_comes_from_the_mirror_and_keeps_its_name(machine: Machine, out: Path) -> None:
     machine.configure()
-    pulled = machine.run("pull", machine.name, "-o", out / "app.tar")
-    assertions.success(pulled)
+    pulled = assertions.success(machine.run("pull", machine.name, "-o", out / "app.tar"))
     assert machine.asked_for() == []
     assert pulled.lines() == [f"{machine.name}@{machine.image['digest']}"]
     (entry,) = assertions.index_of(out / "app.tar")
@@ -129,8 +128,7 @@ def test_mirrors_in_config_toml_take_precedence(machine: Machine, out: Path) -> 
 
 def test_an_image_from_another_location_keeps_its_name(machine: Machine, out: Path) -> None:
     machine.move(f"{machine.registry.host}/team")
-    pulled = machine.run("pull", "-v", "apps.example/app:1", "-o", out / "app.tar")
-    assertions.success(pulled)
+    pulled = assertions.success(machine.run("pull", "-v", "apps.example/app:1", "-o", out / "app.tar"))
     assert pulled.lines() == [f"apps.example/app:1@{machine.image['digest']}"]
     assert f"apps.example/app is read from {machine.registry.host}/team/app, its location in " in pulled.err
 
@@ -167,8 +165,7 @@ def test_nothing_is_pushed_to_a_mirror(machine: Machine, out: Path) -> None:
 def test_verbose_reports_that_a_mirror_lacks_an_image(machine: Machine, out: Path) -> None:
     machine.configure(machine.own(f'mirrors = ["{machine.mirror.host}/empty"]'))
     for number, (options, told) in enumerate({(): False, ("-v",): True}.items()):
-        pulled = machine.run("pull", *options, machine.name, "-o", out / f"{number}.tar")
-        assertions.success(pulled)
+        pulled = assertions.success(machine.run("pull", *options, machine.name, "-o", out / f"{number}.tar"))
         assert (f"the mirror {machine.mirror.host}/empty/team/app: " in pulled.err) == told
 
 
@@ -225,8 +222,7 @@ def test_a_blocked_mirror_is_not_asked_and_verbose_reports_it(machine: Machine, 
         *("[[registry.mirror]]", f'location = "{machine.mirror.host}/hub"'),
         *("[[registry]]", f'location = "{machine.mirror.host}"', "blocked = true"),
     )
-    pulled = machine.run("pull", "-v", machine.name, "-o", out / "app.tar")
-    assertions.success(pulled)
+    pulled = assertions.success(machine.run("pull", "-v", machine.name, "-o", out / "app.tar"))
     assert machine.mirror.requests == []
     assert f"the mirror {machine.mirror.host}/hub/team/app is not used: {path} blocks it" in pulled.err
 

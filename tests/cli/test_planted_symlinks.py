@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import get
@@ -117,7 +118,7 @@ def test_the_users_own_link_is_followed_and_stays(line: str, words: Words, share
     between, link = tmp_path / "folder" / "between", shared / "link.tar"
     between.symlink_to("../target")
     link.symlink_to(between)
-    assertions.success(ocistream(*words(line, link)))
+    succeed(*words(line, link))
     assert link.is_symlink()
     assert between.is_symlink()
     assert (tmp_path / "target").stat().st_size > 0
@@ -130,6 +131,6 @@ def test_the_result_is_written_to_a_pipe_that_is_named_by_a_link(layout: Layout,
     with os.fdopen(reading, "rb") as got:
         os.set_inheritable(writing, True)
         named = f"/proc/{os.getpid()}/fd/{writing}"
-        assertions.success(ocistream("copy", layout.path, tmp_path / "out.tar", "--result", named))
+        succeed("copy", layout.path, tmp_path / "out.tar", "--result", named)
         os.close(writing)
         assert json.loads(got.read())["images"]

@@ -20,6 +20,7 @@ import pytest
 from tests import schemas
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.fault_actions import Refuse, Stall, StopReading, WithholdAnswer
@@ -76,7 +77,7 @@ def test_one_image_is_in_a_registry_even_if_a_path_of_that_name_exists(
 ) -> None:
     small_image(layout, name="app")
     (tmp_path / served.host / "app").mkdir(parents=True)
-    assertions.success(ocistream("push", f"{served.host}/app", "-i", layout.path, cwd=tmp_path))
+    succeed("push", f"{served.host}/app", "-i", layout.path, cwd=tmp_path)
     refused = ocistream("push", f"{served.host}/app", "--to", served.host, cwd=tmp_path)
     assertions.failure(refused, 2, "is a path", f"-i {served.host}/app --to {served.host}")
 
@@ -89,8 +90,7 @@ def test_foreign_entries_of_an_archive_are_reported(
     archive = tar_of([*items_of(layout), ("blobs/sha256/abc", b"x"), ("README", b"x")])
     (tmp_path / "a.tar").write_bytes(archive)
     given: list[str | Path] = ["-i", tmp_path / "a.tar"] if source == "file" else []
-    result = ocistream("push", "-v", f"{served.host}/app:1", *given, stdin=archive if source == "pipe" else None)
-    assertions.success(result)
+    result = succeed("push", "-v", f"{served.host}/app:1", *given, stdin=archive if source == "pipe" else None)
     assert "not used: 1 entry of the archive, such as 'blobs/sha256/abc'" in result.err
     assert "not used: 1 other file of the archive" in result.err
 
@@ -98,8 +98,7 @@ def test_foreign_entries_of_an_archive_are_reported(
 def test_no_request_is_sent_for_corrupt_json_in_a_pipe(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
     corrupt = [(f"blobs/sha256/{number:064x}", b'{"number": %d}' % number) for number in range(20)]
-    result = ocistream("push", f"{served.host}/app:1", stdin=tar_of([*corrupt, *items_of(layout)]))
-    assertions.success(result)
+    succeed("push", f"{served.host}/app:1", stdin=tar_of([*corrupt, *items_of(layout)]))
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert served.asked(path="sha256(:|%3A)0{60}") == []
 
@@ -148,7 +147,7 @@ def test_nothing_is_sent_if_the_index_lists_several_images(served: FaultyRegistr
 def test_an_unnamed_referrer_beside_an_image_requires_no_choice(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
     enter(layout, layout.artifact(b"signature", subject=image))
-    assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path))
+    succeed("push", f"{served.host}/app:1", "-i", layout.path)
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
 
@@ -159,21 +158,18 @@ def test_verbose_reports_the_previous_digest_of_a_moved_tag(served: FaultyRegist
     new = other.image([b"new"], name="v1")
     said = f"{served.host}/app:1: replacing {images[0]['digest']}"
     for folder, expected in (("a", False), ("b", False), ("c", True)):
-        result = ocistream("push", "-v", f"{served.host}/app:1", "-i", tmp_path / folder)
-        assertions.success(result)
+        result = succeed("push", "-v", f"{served.host}/app:1", "-i", tmp_path / folder)
         assert (said in result.err) == expected
     assert manifest_digest(served.host, "app", "1") == new["digest"]
     for folder, expected in (("a", False), ("b", False), ("c", True)):
-        result = ocistream("copy", "-v", f"oci:{tmp_path / folder}", f"oci:{tmp_path}/to:name")
-        assertions.success(result)
+        result = succeed("copy", "-v", f"oci:{tmp_path / folder}", f"oci:{tmp_path}/to:name")
         assert (f"name in {tmp_path}/to: replacing {images[0]['digest']}" in result.err) == expected
 
 
 def test_a_different_name_in_a_second_archive_is_reported(served: FaultyRegistry, tmp_path: Path) -> None:
     for name in ("one", "two"):
         small_image(Layout(tmp_path / name), name=f"r.example/app:{name}")
-    result = ocistream("push", "--to", served.host, "-i", tmp_path / "one", "-i", tmp_path / "two")
-    assertions.success(result)
+    result = succeed("push", "--to", served.host, "-i", tmp_path / "one", "-i", tmp_path / "two")
     assert tags(served.host, "app") == ["one"]
     digest = result.lines()[0].partition("@")[2]
     assert (
@@ -222,8 +218,7 @@ def test_an_image_can_be_chosen_by_its_name_or_digest(
     given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
     stdin = archive.read_bytes() if how == "pipe" else None
     argv = ["push", f"{served.host}/app:1", "--image", chosen.replace("DIGEST", digest)]
-    result = ocistream(*argv, *given, stdin=stdin)
-    assertions.success(result)
+    result = succeed(*argv, *given, stdin=stdin)
     assert result.lines() == [f"{served.host}/app:1@{digest}"]
     assert manifest_digest(served.host, "app", "1") == digest
     assert tags(served.host, "app") == ["1"]
@@ -234,8 +229,7 @@ def test_to_pushes_every_image_to_its_own_repository(
     served: FaultyRegistry, full_names: Images, layout: Layout, prefix: str, before: str
 ) -> None:
     app, nginx = (descriptor["digest"] for descriptor in full_names.values())
-    result = ocistream("push", "--to", f"{served.host}{prefix}", "-i", layout.path)
-    assertions.success(result)
+    result = succeed("push", "--to", f"{served.host}{prefix}", "-i", layout.path)
     assert result.lines() == [f"{served.host}/{before}team/app:1@{app}", f"{served.host}/{before}nginx:2@{nginx}"]
     assert manifest_digest(served.host, f"{before}team/app", "1") == app
     assert manifest_digest(served.host, f"{before}nginx", "2") == nginx
@@ -263,7 +257,7 @@ def test_to_refuses_a_pipe_with_a_late_index_before_it_sends(
     assertions.failure(result, 8, "lists its images only at its end", "--to", "nothing was sent", "-i FILE", "--image")
     assert served.requests == []
     # Both commands that the hint suggests work.
-    assertions.success(ocistream("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive))
+    succeed("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive)
     assert manifest_digest(served.host, "one", "1") == app
     assert len(ocistream("push", "--to", served.host, "-i", archive).lines()) == 2
 
@@ -286,12 +280,12 @@ def test_to_sends_nothing_if_an_image_has_no_full_name(
     )
     assert served.requests == []
     line = result.err.partition("`ocistream ")[2].partition("`")[0].replace("REPOSITORY:TAG", "pasted:1")
-    assertions.success(ocistream(*shlex.split(line.replace("FILE", str(archive)))))
+    succeed(*shlex.split(line.replace("FILE", str(archive))))
     # The command that the hint suggests works.
     chosen = ["--image", "a.example/team/app:1", "--image", named["docker.io/library/nginx:2"]["digest"]]
     result = ocistream("push", "--to", served.host, *chosen, *given, stdin=archive if how == "pipe" else None)
     assert len(result.lines()) == 2, result.err
-    assertions.success(ocistream("push", f"{served.host}/nameless:1", "--image", nameless["digest"], "-i", archive))
+    succeed("push", f"{served.host}/nameless:1", "--image", nameless["digest"], "-i", archive)
 
 
 def test_to_pushes_signatures_and_reports_those_without_an_image(
@@ -301,8 +295,7 @@ def test_to_pushes_signatures_and_reports_those_without_an_image(
     signature = layout.artifact(b"signature", kind="application/vnd.example.signature", subject=app)
     lost = layout.artifact(b"lost", kind="application/spdx+json", subject=layout.image([b"elsewhere"]))
     enter(layout, signature, lost)
-    result = ocistream("push", "--to", served.host, "-i", layout.path, "--result", tmp_path / "result.json")
-    assertions.success(result)
+    result = succeed("push", "--to", served.host, "-i", layout.path, "--result", tmp_path / "result.json")
     assert len(result.lines()) == 2
     assert "not copied: 1 SBOM; subject not in the source" in result.err
     document = json.loads((tmp_path / "result.json").read_text())
@@ -376,7 +369,7 @@ class TestSmallBlobsAfterMissingBlobs:
             layout.image(layers, name=name)
             served.requests.clear()
             argv = ["push", f"{served.host}/app:1", "-i", str(layout.path), "--image", name, "--jobs=1"]
-            assertions.success(ocistream(*argv))
+            succeed(*argv)
             return [request.path.rpartition("/")[2] for request in served.asked("HEAD", "/blobs/")]
 
         return push_layers
@@ -420,7 +413,7 @@ class TestSmallBlobsAfterMissingBlobs:
         (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
         items = [item for item in small_first(layout) if item[0] != blob_name(small["digest"])]
         served.requests.clear()
-        assertions.success(ocistream("push", f"{served.host}/app:1", "--jobs=1", stdin=tar_of(items)))
+        succeed("push", f"{served.host}/app:1", "--jobs=1", stdin=tar_of(items))
         assert len(served.asked("HEAD", "/blobs/")) == 9
 
     def test_all_blobs_that_the_source_lacks_are_asked_for(
@@ -430,21 +423,21 @@ class TestSmallBlobsAfterMissingBlobs:
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(10)]
         push(layers[9:])
         layout.image(layers[:9], name="base")
-        assertions.success(ocistream("push", f"{served.host}/base:1", "-i", str(layout.path), "--image", "base"))
+        succeed("push", f"{served.host}/base:1", "-i", str(layout.path), "--image", "base")
         image = layout.image(layers)
         (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
         omitted = {blob_name(layer["digest"]) for layer in layers}
         archive = tar_of(item for item in small_first(layout) if item[0] not in omitted)
         (layout.path.parent / "app.tar").write_bytes(archive)
         argv = ["-i", str(layout.path.parent / "app.tar"), "--mount-from", "base", "--jobs=1"]
-        assertions.success(ocistream("push", f"{served.host}/app:1", *argv))
+        succeed("push", f"{served.host}/app:1", *argv)
 
 
 def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
     amd64 = layout.read(index["digest"])["manifests"][0]
     argv = ["push", f"{served.host}/app:1", "-i", str(layout.path), "--platform"]
-    assertions.success(ocistream(*argv, "linux/amd64"))
+    succeed(*argv, "linux/amd64")
     assert manifest_digest(served.host, "app", "1") == amd64["digest"]
     assert len(served.asked("PUT", "/manifests/")) == 1
     assertions.failure(ocistream(*argv, "linux/s390x"), 4, "linux/s390x", "linux/arm64")
@@ -453,7 +446,7 @@ def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout
 def test_without_platform_all_platforms_are_pushed(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
     for argv in ([], ["--platform=all"]):
-        assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path, *argv))
+        succeed("push", f"{served.host}/app:1", "-i", layout.path, *argv)
         assert manifest_digest(served.host, "app", "1") == index["digest"]
 
 
@@ -470,7 +463,7 @@ def test_blobs_come_before_manifests_children_before_parents_and_tags_last(
     path = tmp_path / "nested.tar"
     path.write_bytes(tar_of(items_of(layout) if how == "foreign" else small_first(layout)))
     given = ["-i", str(path)] if how == "file" else []
-    assertions.success(ocistream("push", f"{served.host}/app:1", *given, stdin=path))
+    succeed("push", f"{served.host}/app:1", *given, stdin=path)
     writes = [f"{request.method} {request.path}" for request in served.asked("POST|PATCH|PUT")]
     first_manifest = next(number for number, write in enumerate(writes) if "/manifests/" in write)
     assert all("/blobs/" in write for write in writes[:first_manifest])
@@ -487,7 +480,7 @@ def test_no_tag_appears_before_all_images_are_complete(
     served: FaultyRegistry, full_names: Images, layout: Layout
 ) -> None:
     del full_names
-    assertions.success(ocistream("push", "--to", served.host, "-i", layout.path))
+    succeed("push", "--to", served.host, "-i", layout.path)
     writes = [request.path for request in served.asked("PUT|PATCH|POST")]
     assert writes[-2:] == ["/v2/team/app/manifests/1", "/v2/nginx/manifests/2"]
 
@@ -594,7 +587,7 @@ def test_the_first_failure_is_reported_and_not_the_cancellation_that_it_causes(
 ) -> None:
     layout.image([2 * MIB], name="app")
     archive = tmp_path / "app.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    succeed("copy", f"oci:{layout.path}:app", archive)
     served.faults = [
         # The config comes first. Its upload opens only after the layer's upload began, and is then refused.
         Fault(WithholdAnswer(), "POST", "uploads"),
@@ -619,7 +612,7 @@ def three_layers(layout: Layout, tmp_path: Path) -> Path:
     """An archive with three layers of 2 MiB, which are not buffered, and no small one after them."""
     layout.image([2 * MIB, 2 * MIB + 1, 2 * MIB + 2], name="app")
     archive = tmp_path / "app.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    succeed("copy", f"oci:{layout.path}:app", archive)
     return archive
 
 
@@ -666,7 +659,7 @@ def test_a_layer_of_a_pipe_is_sent_again_from_its_first_byte_also_after_another_
     """Both layers fit into the memory for that (8 MiB), or only one of them."""
     layout.image([2 * MIB, second * MIB], name="app")
     archive = tmp_path / "app.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    succeed("copy", f"oci:{layout.path}:app", archive)
     served.faults = [
         Fault(WithholdAnswer(), "PATCH"),
         Fault(StopReading(4 * MIB), "PATCH"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, WithholdAnswer
@@ -54,7 +55,7 @@ def source(request: pytest.FixtureRequest, layout: Layout, image: Descriptor, tm
     if getattr(request, "param", "layout") == "layout":
         return layout.path
     path = tmp_path / "image.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", path))
+    succeed("copy", f"oci:{layout.path}:v1", path)
     return path
 
 
@@ -146,8 +147,7 @@ def test_stored_bytes_are_not_sent_again(
     assertions.no_image(served)
     assert len(records(state)) == 1
     before = received(served)
-    again = ocistream(*push(served, source, "--upload", way, "-v"))
-    assertions.success(again)
+    again = succeed(*push(served, source, "--upload", way, "-v"))
     assert f"{served.host}: resumed " in again.err
     sizes = [blob["size"] for blob in [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]]
     assert HALF <= before < LAYER
@@ -180,7 +180,7 @@ def test_a_push_that_is_stopped_while_its_pipe_is_silent_completes_its_request(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path, kind: str
 ) -> None:
     archive, configuration = tmp_path / "image.tar", tmp_path / "config.toml"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    succeed("copy", f"oci:{layout.path}:v1", archive)
     configuration.write_text(f'[registry."{served.host}"]\nprofile = "distribution"\n')
     arguments: list[Argument] = ["push", f"{served.host}/app:1", "--config", configuration]
     fifo = tmp_path / "fifo"
@@ -203,8 +203,7 @@ def test_a_push_that_is_stopped_while_its_pipe_is_silent_completes_its_request(
     )
     before = received(served)
     assert [patch.status for patch in served.asked("PATCH")][-1] == 202
-    again = ocistream("push", f"{served.host}/app:1", stdin=archive)
-    assertions.success(again)
+    again = succeed("push", f"{served.host}/app:1", stdin=archive)
     assert f"{served.host}: resumed {hint.split()[3]} MB of 16.8 MB of sha256:" in again.err
     assert received(served) == sum(layout.file(blob["digest"]).stat().st_size for blob in blobs(layout, image))
     assert before > 3 * MIB
@@ -215,7 +214,7 @@ def test_a_push_from_a_truncated_pipe_is_resumed(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path
 ) -> None:
     archive = tmp_path / "image.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    succeed("copy", f"oci:{layout.path}:v1", archive)
     arguments = ["push", f"{served.host}/app:1", "--upload", "chunk=1MiB"]
     broken = ocistream(*arguments, stdin=archive.read_bytes()[: HALF + 100])
     # The chunk is complete, and the registry has confirmed its bytes.
@@ -223,8 +222,7 @@ def test_a_push_from_a_truncated_pipe_is_resumed(
     assertions.failure(broken, 6, "truncated", f"{served.host} {hint}")
     assertions.no_image(served)
     assert len(records(state)) == 1
-    again = ocistream(*arguments, stdin=archive.read_bytes())
-    assertions.success(again)
+    again = succeed(*arguments, stdin=archive.read_bytes())
     assert f"{served.host}: resumed 2.6 MB of 16.8 MB of sha256:" in again.err
     assert "2.6 MB resumed from an earlier run" in again.err
     blobs = [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]
@@ -237,9 +235,9 @@ def test_a_blob_that_another_push_completed_leaves_no_session(
 ) -> None:
     ended(served, signal.SIGKILL, push(served, source))
     other = {"XDG_STATE_HOME": str(tmp_path / "other")}
-    assertions.success(ocistream(*push(served, source), env=other))
+    succeed(*push(served, source), env=other)
     assert len(sessions(served)) == len(records(state)) == 1
-    assertions.success(ocistream(*push(served, source)))
+    succeed(*push(served, source))
     check_whole(served, image, state)
 
 
@@ -266,8 +264,7 @@ def test_a_record_that_cannot_be_written_is_removed_and_reported(
     argv = [*command(), *map(str, push(served, source, "-v"))]
     # Coverage would write a file.
     env = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
-    result = run(["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *argv], env=env)
-    assertions.success(result)
+    result = assertions.success(run(["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *argv], env=env))
     assert result.err.count("cannot store upload records: File too large") == 1
     check_whole(served, image, state)
 
@@ -292,7 +289,7 @@ def test_a_push_with_recompression_restarts_and_leaves_no_session(
     arguments = push(served, source, "--compress", "zstd", "--upload", "chunk=1MiB")
     ended(served, signal.SIGKILL, arguments)
     assert len(sessions(served)) == len(records(state)) == 1
-    assertions.success(ocistream(*arguments))
+    succeed(*arguments)
     assert sessions(served) == []
     assert records(state) == []
 
@@ -301,7 +298,7 @@ def test_an_expired_session_is_restarted(served: FaultyRegistry, source: Path, i
     ended(served, signal.SIGKILL, push(served, source))
     served.uploads.close()
     before = received(served)
-    assertions.success(ocistream(*push(served, source)))
+    succeed(*push(served, source))
     assert received(served) - before >= LAYER
     check_whole(served, image, state)
 
@@ -311,5 +308,5 @@ def test_a_registry_that_lies_about_its_offset_is_not_believed(
 ) -> None:
     ended(served, signal.SIGKILL, push(served, source))
     served.faults = [Fault(Header("Range", f"0-{LAYER * 2}"), "GET", "/uploads/", times=None)]
-    assertions.success(ocistream(*push(served, source)))
+    succeed(*push(served, source))
     check_whole(served, image, state)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Layout
@@ -82,14 +83,11 @@ def test_a_rate_is_for_one_registry_only(source: FaultyRegistry, target: FaultyR
     # 400 kB take about 4 seconds at 100 kB per second.
     config = limited(tmp_path, source.host, 'limit-rate = "100k"')
     argv: list[str | Path] = ["--jobs=1", "--config", config]
-    pulled = ocistream("pull", f"{source.host}/app:1", "-o", tmp_path / "a.tar", *argv, no_waits=True)
-    assertions.success(pulled)
+    pulled = succeed("pull", f"{source.host}/app:1", "-o", tmp_path / "a.tar", *argv, no_waits=True)
     assert sum(pulled.waits) > 3
-    copied = ocistream("push", f"{target.host}/app:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
-    assertions.success(copied)
+    copied = succeed("push", f"{target.host}/app:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
     assert sum(copied.waits) == 0
-    pushed = ocistream("push", f"{source.host}/new:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
-    assertions.success(pushed)
+    pushed = succeed("push", f"{source.host}/new:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
     assert sum(pushed.waits) > 3
 
 
@@ -115,7 +113,6 @@ def test_an_invalid_limit_is_named(text: str, words: str, tmp_path: Path) -> Non
 
 def test_config_show_prints_the_limits(tmp_path: Path) -> None:
     config = limited(tmp_path, "r.example", 'jobs = 2\nlimit-rate = "10M"\nrequests-per-second = 5')
-    shown = ocistream("config", "show", "--config", config)
-    assertions.success(shown)
+    shown = succeed("config", "show", "--config", config)
     lines = [line.partition("   #")[0] for line in shown.lines()]
     assert {"jobs = 2", 'limit-rate = "10M"', "requests-per-second = 5"} <= set(lines)

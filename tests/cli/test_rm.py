@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.images import Descriptor, Layout
 from tests.runner import ocistream
 
@@ -40,8 +41,7 @@ def images(layout: Layout) -> list[Descriptor]:
 def test_an_image_is_removed_by_name_or_digest(layout: Layout, images: list[Descriptor], name: str | None) -> None:
     digest = images[0]["digest"]
     before = {path.name for path in layout.path.rglob("*")}
-    removed = ocistream("rm", layout.path, name or digest)
-    assertions.success(removed)
+    removed = succeed("rm", layout.path, name or digest)
     assert removed.lines() == [f"registry.example/a:1@{digest}"]
     assert "removed 1 image; run `ocistream gc` to delete unused blobs" in removed.err
     assert listed(layout.path) == [image["digest"] for image in images[1:]]
@@ -56,11 +56,10 @@ def test_several_images_are_removed_or_none(layout: Layout, images: list[Descrip
     failed = ocistream("rm", layout.path, "registry.example/a:1", "registry.example/none:1")
     assertions.failure(failed, 4, "none:1", "registry.example/b:2")
     assert (layout.path / "index.json").read_bytes() == before
-    dry = ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1", "--dry-run")
-    assertions.success(dry)
+    dry = succeed("rm", layout.path, "registry.example/a:1", "registry.example/b:1", "--dry-run")
     assert len(dry.lines()) == 2
     assert (layout.path / "index.json").read_bytes() == before
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
+    succeed("rm", layout.path, "registry.example/a:1", "registry.example/b:1")
     assert listed(layout.path) == [images[2]["digest"]]
 
 
@@ -86,8 +85,7 @@ def test_an_exact_name_takes_precedence_over_a_tag_or_a_short_name(layout: Layou
         ("docker.io/library/v1", images["docker.io/library/v1:latest"]["digest"]),
         ("registry.example/app:v1", full["digest"]),
     ):
-        copied = ocistream("copy", f"oci:{layout.path}:{name}", tmp_path / "copied.tar")
-        assertions.success(copied)
+        copied = succeed("copy", f"oci:{layout.path}:{name}", tmp_path / "copied.tar")
         assert copied.out.decode().endswith(f"@{digest}\n")
     assert ocistream("rm", layout.path, "v1").out.decode() == f"v1@{images['v1']['digest']}\n"
     # Next the short name of a full name matches, and last the tag.
@@ -96,9 +94,8 @@ def test_an_exact_name_takes_precedence_over_a_tag_or_a_short_name(layout: Layou
 
 
 def test_after_rm_gc_reports_recent_blobs_and_how_to_delete_them(layout: Layout, images: list[Descriptor]) -> None:
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1"))
-    kept = ocistream("gc", layout.path)
-    assertions.success(kept)
+    succeed("rm", layout.path, "registry.example/a:1")
+    kept = succeed("gc", layout.path)
     assert kept.lines() == []
     assert re.search(r"no image needs [\d.]+ k?B of these, .*the last hour: .* --older-than 0$", kept.err, re.MULTILINE)
     assert images[0]["digest"] in ocistream("gc", layout.path, "--older-than", "0").lines()
@@ -108,9 +105,9 @@ def test_a_name_removes_itself_and_a_digest_removes_all_names(layout: Layout) ->
     image = layout.image([b"x"], name="registry.example/a:1")
     layout.name(image, "registry.example/a:latest", "registry.example/b:latest")
     assertions.failure(ocistream("rm", layout.path, "nothing"), 4)
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:latest"))
+    succeed("rm", layout.path, "registry.example/a:latest")
     assert listed(layout.path) == [image["digest"]] * 2
-    assertions.success(ocistream("rm", layout.path, image["digest"]))
+    succeed("rm", layout.path, image["digest"])
     assert listed(layout.path) == []
 
 
@@ -122,8 +119,7 @@ def test_referrers_of_a_removed_image_are_removed_recursively(layout: Layout, im
     by_tag = layout.artifact(b"cosign's")
     entered(layout, of_that, signature, other)
     entered(layout, by_tag, name=f"registry.example/a:{first['digest'].replace(':', '-')}.sig")
-    removed = ocistream("rm", layout.path, "registry.example/a:1")
-    assertions.success(removed)
+    removed = succeed("rm", layout.path, "registry.example/a:1")
     assert "and 3 that referred to it" in removed.err
     hung = {line.rpartition("@")[2] for line in removed.lines()[1:]}
     assert hung == {signature["digest"], of_that["digest"], by_tag["digest"]}
@@ -136,10 +132,10 @@ def test_referrers_of_a_remaining_image_stay(layout: Layout) -> None:
     index = layout.index([inner], name="registry.example/index:1")
     layout.name(inner, "registry.example/inner:1")
     entered(layout, signature)
-    assertions.success(ocistream("rm", layout.path, "registry.example/inner:1"))
+    succeed("rm", layout.path, "registry.example/inner:1")
     assert listed(layout.path) == [index["digest"], signature["digest"]]
     # Now its subject is in no remaining image.
-    assertions.success(ocistream("rm", layout.path, "registry.example/index:1"))
+    succeed("rm", layout.path, "registry.example/index:1")
     assert listed(layout.path) == []
 
 
@@ -147,14 +143,14 @@ def test_named_referrers_and_referrers_without_a_subject_stay(layout: Layout, im
     named = layout.artifact(b"sbom", subject=images[0], name="registry.example/sbom:1")
     alone = layout.image([b"nameless"])
     entered(layout, alone)
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1"))
+    succeed("rm", layout.path, "registry.example/a:1")
     assert listed(layout.path) == [*[one["digest"] for one in images[1:]], named["digest"], alone["digest"]]
 
 
 def test_a_damaged_image_can_be_removed(layout: Layout, images: list[Descriptor]) -> None:
     layout.file(images[0]["digest"]).write_bytes(b"damaged")
     layout.file(images[1]["digest"]).unlink()
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
+    succeed("rm", layout.path, "registry.example/a:1", "registry.example/b:1")
     assert listed(layout.path) == [images[2]["digest"]]
 
 

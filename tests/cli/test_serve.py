@@ -18,6 +18,7 @@ import pytest
 
 from ocistream import limits
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.raw_http import Client
 from tests.registry_http import manifest_digest, seed
@@ -48,8 +49,8 @@ def test_the_first_line_is_the_address_and_the_registry_works(layout: Layout, tm
     image = small_image(layout, name="app")
     with serving(tmp_path / "store") as (process, host):
         assert host.startswith("127.0.0.1:")
-        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
-        assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
+        succeed("push", "-i", layout.path, f"{host}/app:1")
+        succeed("pull", f"{host}/app:1", "-o", tmp_path / "x.tar")
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     store = tmp_path / "store"
@@ -86,7 +87,7 @@ def test_read_only_refuses_pushes(layout: Layout, tmp_path: Path) -> None:
     with serving(layout.path, "--read-only") as (_, host):
         result = ocistream("push", "-i", layout.path, f"{host}/new:1")
         assertions.failure(result, 8, "does not accept pushes", "405", "push to another registry")
-        assertions.success(ocistream("pull", f"{host}/app@{image['digest']}", "-o", tmp_path / "x.tar"))
+        succeed("pull", f"{host}/app@{image['digest']}", "-o", tmp_path / "x.tar")
     assert sorted(layout.path.rglob("*")) == before
     missing = ocistream("serve", tmp_path / "missing", "--read-only", "--listen", "127.0.0.1:0")
     assertions.failure(missing, 4, "missing", "no such directory")
@@ -153,22 +154,22 @@ def test_a_corrupt_blob_is_never_served_and_a_push_replaces_it(layout: Layout, t
     layer = layout.read(image["digest"])["layers"][0]["digest"]
     blob = tmp_path / "store" / "blobs" / layer.replace(":", "/")
     with serving(tmp_path / "store") as (_, host):
-        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        succeed("push", "-i", layout.path, f"{host}/app:1")
     content = blob.read_bytes()
     blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with serving(tmp_path / "store") as (process, host):
         pulled = ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--retries=1")
         assertions.failure(pulled, 7, layer)
         assert not (tmp_path / "x.tar").exists()
-        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
-        assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
+        succeed("push", "-i", layout.path, f"{host}/app:1")
+        succeed("pull", f"{host}/app:1", "-o", tmp_path / "x.tar")
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert blob.read_bytes() == content
     told = [line for line in err.decode().splitlines() if "is corrupt: it is not served" in line]
     assert len(told) == 1
     assert layer in told[0]
-    assertions.success(ocistream("verify", tmp_path / "x.tar"))
+    succeed("verify", tmp_path / "x.tar")
 
 
 @pytest.mark.parametrize("argv", [[], ["--log-format=json"]])
@@ -204,7 +205,7 @@ def test_every_loopback_address_is_accepted(layout: Layout, tmp_path: Path, list
         pytest.skip("this machine has no IPv6")
     small_image(layout, name="app")
     with serving(tmp_path / "store", listen=listen) as (_, host):
-        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        succeed("push", "-i", layout.path, f"{host}/app:1")
         assert host.rpartition(":")[0] == listen.rpartition(":")[0].replace("localhost", "127.0.0.1")
 
 

@@ -14,6 +14,7 @@ import pytest
 from ocistream import limits
 from tests.archives import small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic
@@ -113,8 +114,7 @@ class TestCopies:
         assert one.lines() == [f"{target.host}/app:nameless@{nameless['digest']}"], one.err
 
     def test_all_tags_of_a_repository(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
-        result = sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/mirror/app"))
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/mirror/app")))
         same(source, target, "mirror/app", TAGS)
         digest = manifest_digest(source.host, "app", "1.0")
         assert f"{target.host}/mirror/app:1.0@{digest}" in result.lines()
@@ -151,8 +151,7 @@ class TestCopies:
         again = sync(tmp_path, text)
         assert "replacing" not in again.err
         (tmp_path / "app.tar").write_bytes(b"notes")
-        result = sync(tmp_path, text)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text))
         assert "replacing oci-archive:app.tar: it cannot be read as an archive (" in result.err
 
     def test_an_image_by_digest_is_copied_by_digest(
@@ -161,8 +160,7 @@ class TestCopies:
         digest = manifest_digest(source.host, "app", "2.0")
         text = entry(f"{source.host}/app@{digest}", f"{target.host}/app")
         assertions.success(sync(tmp_path, text))
-        result = sync(tmp_path, text)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text))
         assert manifest_digest(target.host, "app", str(digest)) == digest
         assert tags(target.host, "app") == []
         assert "1 unchanged" in result.err
@@ -204,8 +202,7 @@ class TestCopies:
         seed(layout, small_image(layout, annotations={"tag": "moved"}), source.host, "app", "latest")
         for registry in (source, target):
             registry.requests.clear()
-        result = sync(tmp_path, text)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text))
         assert "1 image copied" in result.err
         assert "4 unchanged" in result.err
         assert len(result.lines()) == len(TAGS)
@@ -238,8 +235,7 @@ class TestCopies:
         subject = small_image(layout, annotations={"tag": "1.0"})
         signature = layout.artifact(b"signed", subject=subject)
         seed(layout, signature, source.host, "app")
-        result = sync(tmp_path, text)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text))
         assert "1 image copied" in result.err
         assert manifest_digest(target.host, "app", signature["digest"]) == signature["digest"]
         assert "1 unchanged" in sync(tmp_path, text).err
@@ -265,7 +261,7 @@ class TestLayoutsAndArchives:
         again = sync(tmp_path, text)
         assert (again.code, "2 unchanged" in again.err) == (0, True)
         assert (tmp_path / "app.tar").stat().st_mtime_ns == before
-        assertions.success(ocistream("verify", tmp_path / "app.tar"))
+        succeed("verify", tmp_path / "app.tar")
         text = entry("oci-archive:app.tar", f"{target.host}/app") + entry("oci:images:named", f"{target.host}/app")
         assertions.success(sync(tmp_path, text))
         assert sorted(tags(target.host, "app")) == ["2.0", "named"]
@@ -280,8 +276,7 @@ class TestLayoutsAndArchives:
         index = json.loads((layout.path / "index.json").read_bytes())
         index["manifests"].append(large)
         (layout.path / "index.json").write_text(json.dumps(index))
-        result = sync(tmp_path, entry(f"oci:{layout.path}", f"{target.host}/app"))
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, entry(f"oci:{layout.path}", f"{target.host}/app")))
         assert f"not copied: {large['digest']} in oci:{layout.path}; manifest missing or malformed" in result.err
         assert tags(target.host, "app") == ["1.0"]
 
@@ -353,7 +348,7 @@ class TestSeveralDestinations:
         assert result.code == 7, result.err
         assert len(result.lines()) == 1
         assert result.lines()[0].endswith(f"@{image['digest']}")
-        assertions.success(ocistream("verify", out))
+        succeed("verify", out)
         assert [found["digest"] for found in assertions.index_of(out)] == [image["digest"]]
         errors = [line for line in result.err.splitlines() if line.startswith("ocistream: error: ")]
         assert len(errors) == 1, result.err
@@ -467,8 +462,7 @@ class TestCredentials:
         for registry, name in (one, "one"), (two, "two"):
             text += f'{{ location = "{registry.host}/app", credentials = "{name}" }},\n'
         text += "]\n"
-        result = sync(tmp_path, text, "-vv", env={"ONE": "first"})
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text, "-vv", env={"ONE": "first"}))
         assert "first" not in result.err
         result = sync(tmp_path, text, env={"ONE": "wrong"})
         assert result.code == 3
@@ -502,8 +496,7 @@ class TestCredentials:
         # Variables without a registry in their name apply to none of these.
         env |= {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "secret"}
         text = entry(f"{source.host}/app:1.0", f"{one.host}/app", f"{two.host}/app")
-        result = sync(tmp_path, text, "--config", configuration, env=env)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text, "--config", configuration, env=env))
         (line,) = [line for line in result.err.splitlines() if "has no effect" in line]
         assert "the variable OCISTREAM_USERNAME has no effect on `ocistream sync`: give each registry its" in line
 
@@ -515,8 +508,7 @@ class TestCredentials:
         text += f'[registry."{source.host}"]\ncredentials = "env:OCISTREAM_READ"\n'
         text += entry(f"{source.host}/app:1.0", f"{target.host}/app")
         env = {"OCISTREAM_TOKEN": "x", "OCISTREAM_READ_USERNAME": "me", "OCISTREAM_READ_PASSWORD": "y"}
-        result = sync(tmp_path, text, env={**env, "OCISTREAM_JBOS": "3"})
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text, env={**env, "OCISTREAM_JBOS": "3"}))
         (line,) = [line for line in result.err.splitlines() if "has no effect" in line]
         assert "OCISTREAM_JBOS has no effect: did you mean OCISTREAM_JOBS?" in line
 
@@ -611,8 +603,7 @@ class TestShards:
         text = entry(f"{source.host}/app", f"{target.host}/app", f"{other.host}/app")
         lines: list[str] = []
         for number in range(3):
-            result = sync(tmp_path, text, "--shard", f"{number}/3")
-            assertions.success(result)
+            result = assertions.success(sync(tmp_path, text, "--shard", f"{number}/3"))
             assert f"shard {number}/3" in result.err
             lines += result.lines()
         assert len(lines) == len(set(lines)) == 2 * len(TAGS)
@@ -646,8 +637,7 @@ class TestResults:
         small_image(layout, name="a b")
         text = entry(f"oci:{layout.path}:a b", f"oci:{tmp_path}/out:new")
         for options in (["--dry-run"], []):
-            result = sync(tmp_path, text, *options)
-            assertions.success(result)
+            result = assertions.success(sync(tmp_path, text, *options))
             assert len(result.lines()) == 1
 
     def test_a_dry_run_prints_bytes_and_writes_nothing(
@@ -659,8 +649,7 @@ class TestResults:
         layout = Layout(tmp_path / "same")
         seed(layout, small_image(layout, annotations={"tag": "2.0"}), other.host, "app", "other")
         asked = len(other.requests)
-        result = sync(tmp_path, text, "--dry-run", "--result", tmp_path / "plan.json")
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text, "--dry-run", "--result", tmp_path / "plan.json"))
         planned = json.loads((tmp_path / "plan.json").read_text())
         validate_ours(planned, "sync-result")
         assert target.asked("PUT|POST|PATCH") == []
@@ -673,8 +662,7 @@ class TestResults:
         assert sizes[1] == 0
         assert sizes[0] == sizes[2] == sizes[3] > 0
         assert plan[target.host][0] == "copy"
-        real = sync(tmp_path, text, "--result", tmp_path / "result.json")
-        assertions.success(real)
+        assertions.success(sync(tmp_path, text, "--result", tmp_path / "result.json"))
         document = json.loads((tmp_path / "result.json").read_text())
         assert [image["bytes"] for image in document["images"]] == sizes
         assert document["bytes"]["fetched"] == planned["bytes"]["fetched"] == sizes[0]
@@ -714,8 +702,7 @@ def test_an_interrupted_sync_reports_and_resumes(
     assert document["complete"] is False
     assert [image["status"] for image in document["images"]] == ["copied"] * 3
     assert b"3 images copied" in err
-    again = ocistream("sync", file)
-    assertions.success(again)
+    again = succeed("sync", file)
     same(source, target, "app", TAGS)
     assert "2 images copied" in again.err
     assert "3 unchanged" in again.err
@@ -770,8 +757,7 @@ def test_an_interruption_inside_a_blob_resumes_for_several_destinations(
     assert process.returncode == 130, err
     for registry in (target, other):
         assert tags(registry.host, "big") == []
-    again = ocistream("sync", file)
-    assertions.success(again)
+    succeed("sync", file)
     assert_big_copied(source, target, other)
 
 

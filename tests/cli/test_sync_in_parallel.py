@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
 from tests.images import Descriptor, Layout
@@ -87,7 +88,7 @@ def test_an_interruption_ends_all_images_that_are_being_copied(
     assert process.returncode == 130, err
     assert out == b""
     assert tags(target.host, "app") == []
-    assertions.success(ocistream("sync", file))
+    succeed("sync", file)
     assert set(tags(target.host, "app")) == {"a", "b", "c"}
 
 
@@ -113,8 +114,7 @@ def test_a_blob_that_two_images_need_is_read_once(
     for number in range(6):
         image = layout.image([layer], annotations={"number": f"{number}"}, config={"Cmd": [f"{number}"]})
         seed(layout, image, source.host, "shared", f"{number}")
-    result = ocistream("sync", written(tmp_path, f"{source.host}/shared", f"{target.host}/shared"))
-    assertions.success(result)
+    succeed("sync", written(tmp_path, f"{source.host}/shared", f"{target.host}/shared"))
     assert len(source.asked("GET", f"/blobs/{layer['digest']}")) == 1
 
 

@@ -15,6 +15,7 @@ from ocistream import limits
 from tests import registry_http
 from tests.archives import END, blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
@@ -84,8 +85,7 @@ class TestComplete:
         assert names == {"v1", "both", "parts"}
 
     def test_a_complete_directory_is_ok(self, images: Layout) -> None:
-        result = ocistream("verify", images.path, "--deep")
-        assert result.code == 0, result.err
+        result = succeed("verify", images.path, "--deep")
         assert result.lines()[-1].startswith("ok: OCI layout, 3 images, ")
 
     def test_the_json_document_counts_what_was_hashed(self, images: Layout, verify: Verify) -> None:
@@ -307,8 +307,7 @@ class TestNames:
         line = "ocistream: the name 'app:1?' is not used: names have no spaces or control characters\n"
         source = str(layout.path)
         for argv in (["push", "-i", source, f"{served.host}/app:1"], ["copy", source, f"oci:{tmp_path}/a:1"]):
-            result = ocistream(*argv)
-            assertions.success(result)
+            result = succeed(*argv)
             assert line in result.err
 
     def test_tags_of_a_docker_archive_must_be_image_names(self, layout: Layout, verify: Verify) -> None:
@@ -331,7 +330,7 @@ class TestNames:
 
     def test_a_partial_file_in_a_directory_is_not_reported(self, images: Layout) -> None:
         (images.path / "blobs/sha256/.abc.123456.partial").write_bytes(b"x")
-        assert ocistream("verify", images.path).code == 0
+        succeed("verify", images.path)
 
 
 class TestDeep:
@@ -359,8 +358,7 @@ class TestDeep:
     def test_a_sha512_diff_id_is_not_checked_and_this_is_said(self, layout: Layout, verify: Verify) -> None:
         layer = tar_layer({"a": b"1"})
         archive = self.made(layout, layer, [digest_of(gzip.decompress(layer), "sha512")])
-        result = verify(archive, "--deep")
-        assertions.success(result)
+        result = assertions.success(verify(archive, "--deep"))
         assert f"{digest_of(layer)}: the config of its image has the diff_id sha512:" in result.err
 
     def test_a_layer_that_cannot_be_decompressed_is_reported(self, layout: Layout, verify: Verify) -> None:
@@ -390,8 +388,7 @@ class TestManySmallBlobs:
         strays = [b'{"number": %d, "filling": "' % number for number in range(8)]
         strays = [stray + b"-" * (size - len(stray) - 2) + b'"}' for stray in strays]
         items = [(blob_name(digest_of(stray)), stray) for stray in strays]
-        result = ocistream("verify", "--deep", stdin=tar_of([*items, *items_of(images)]))
-        assert result.code == 0, result.err
+        result = succeed("verify", "--deep", stdin=tar_of([*items, *items_of(images)]))
         assert "8 blobs that no image needs" in result.lines()[-1]
 
 
@@ -400,8 +397,7 @@ def test_all_platforms_of_an_image_in_a_registry_are_verified(tmp_path: Path) ->
         layout = Layout(tmp_path / "made")
         index = two_platforms(layout)
         registry_http.seed(layout, index, served.host, "app", "1")
-        intact = ocistream("verify", "--deep", f"{served.host}/app:1")
-        assert intact.code == 0, intact.err
+        intact = succeed("verify", "--deep", f"{served.host}/app:1")
         assert intact.lines()[0] == f"{served.host}/app:1@{index['digest']}"
         assert intact.lines()[-1].startswith("ok: registry, 1 image, 3 manifests, 5 blobs")
         layer = _layers(layout)[0]

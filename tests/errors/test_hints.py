@@ -14,6 +14,7 @@ import pytest
 
 from tests.archives import small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.errors.common_failures import PUBLIC_KEY, Place
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Action, Drop, Fault, Flip, Gzip, HangUp, Reply, refusal
@@ -208,8 +209,7 @@ def test_an_option_with_a_default_may_be_given_again_and_any_option_with_the_sam
     config = layout.path.parent / "config.toml"
     config.touch()
     same: list[Argument] = ["--format", "{name}", "--config", config] * 2
-    result = ocistream("inspect", layout.path, *same, "--retries", "1", "--retries", "2")
-    assertions.success(result)
+    result = succeed("inspect", layout.path, *same, "--retries", "1", "--retries", "2")
     assert result.lines() == ["app:1"]
 
 
@@ -369,9 +369,9 @@ def test_a_registry_with_a_slash_is_not_a_directory(tmp_path: Path, name: str) -
         f"{name} names a registry, but no image\n",
         f"write {name}REPOSITORY[:TAG], or ./{name} for a directory",
     )
-    assertions.success(ocistream("copy", "oci:x", f"./{name}", cwd=tmp_path))
+    succeed("copy", "oci:x", f"./{name}", cwd=tmp_path)
     # Now the directory exists.
-    assertions.success(ocistream("inspect", name, cwd=tmp_path))
+    succeed("inspect", name, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("argv", [["copy", "x:app", "new.tar"], ["inspect", "x:app"], ["verify", "x:app"]])
@@ -523,9 +523,7 @@ def test_a_layout_of_an_interrupted_pull_is_called_unfinished(
 
 
 def test_the_error_for_blobs_that_neither_side_has_says_why_they_were_omitted(place: Place, tmp_path: Path) -> None:
-    assertions.success(
-        ocistream("pull", place.app, "--have", place.app.removesuffix(":1"), "-o", "d.tar", cwd=tmp_path)
-    )
+    succeed("pull", place.app, "--have", place.app.removesuffix(":1"), "-o", "d.tar", cwd=tmp_path)
     other = place.start()
     result = ocistream("push", "-i", "d.tar", f"{other.host}/app:1", cwd=tmp_path)
     said = re.escape(f" missing: they were omitted from d.tar (in {place.registry.host}/app), and the destination ")
@@ -550,8 +548,7 @@ def test_an_index_does_not_fit_into_a_docker_archive(layout: Layout, tmp_path: P
     said = "app:1 has several platforms, but a docker-archive has one image per name\n"
     assertions.failure(ocistream(*copy, "--all"), 8, said, "choose one with --platform")
     for options, verb in (["--dry-run"], "decompressed to a size"), ([], "decompressed"):
-        result = ocistream(*copy, "--platform=linux/amd64", *options)
-        assertions.success(result)
+        result = succeed(*copy, "--platform=linux/amd64", *options)
         assert f"2 of them {verb}" in result.err
 
 
@@ -699,7 +696,7 @@ def test_the_error_for_blobs_that_both_sides_lack_names_the_image(place: Place, 
 
 def test_how_to_get_omitted_blobs_for_a_layout_is_a_complete_command(place: Place, tmp_path: Path) -> None:
     digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
-    assertions.success(ocistream("pull", place.app, "--only", digest, "-o", "part.tar", cwd=tmp_path))
+    succeed("pull", place.app, "--only", digest, "-o", "part.tar", cwd=tmp_path)
     result = ocistream("copy", "part.tar", "oci:new", cwd=tmp_path)
     hint = f"get the complete image with `ocistream pull {place.app} -o FILE` (archives that --have or --base wrote"
     assertions.failure(result, 6, f"  {hint} lack blobs)\n")
@@ -731,8 +728,7 @@ def test_a_name_that_ends_like_an_archive_is_not_an_image(tmp_path: Path, comman
 def test_an_existing_directory_is_a_path_and_a_notice_says_so(layout: Layout, tmp_path: Path, command: str) -> None:
     small_image(layout, name="app")
     more = ["oci:x"] if command == "copy" else []
-    result = ocistream(command, "made", *more, cwd=tmp_path)
-    assertions.success(result)
+    result = succeed(command, "made", *more, cwd=tmp_path)
     assert "made is the directory ./made; for the image, write docker://made" in result.err
     env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
     assertions.failure(ocistream(command, "docker://made", *more, cwd=tmp_path, env=env), 7, "/v2/library/made/")

@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.cli.local_faults.conftest import note
 from tests.cli.local_faults.fault_table import (
@@ -143,12 +144,11 @@ def test_a_run_with_a_fault_has_the_outcome_in_the_table(
 def check_again(name: str, place: Place) -> None:
     """Run the same command without the fault: it completes the work and leaves no other files."""
     place.restore()
-    again = ocistream(
+    succeed(
         *place.argv(name),
         stdin=place.file if name == PUSH_IN else None,
         stdout=place.disk / "out.tar" if name == PULL_OUT else None,
     )
-    assertions.success(again)
     place.check_done(name)
     assert place.strays(done=True) == []
 
@@ -189,7 +189,7 @@ def test_two_parallel_runs_do_not_affect_each_other(
         assert there[0] in digests
     else:
         assert sorted(there) == sorted(digests)
-    assertions.success(ocistream("verify", place.disk / "out"))
+    succeed("verify", place.disk / "out")
 
 
 def _source(place: Place, name: str) -> int:
