@@ -53,10 +53,7 @@ class Signed:
         entries = [{**self.image, **({"annotations": {REF_NAME: name}} if name else {})}]
         entries += [self.listed(layout, referrer) for referrer in self.referrers]
         entries.append({**self.cosign, "annotations": {REF_NAME: self.cosign_tag}})
-        path = layout.path / "index.json"
-        document = json.loads(path.read_bytes())
-        document["manifests"] += entries
-        path.write_text(json.dumps(document))
+        layout.enter(*entries)
 
     @staticmethod
     def listed(layout: Layout, referrer: Descriptor) -> Descriptor:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.cli.fixture_types import Start
+from tests.cli.fixture_types import Give, Start
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import seed
+from tests.runner import Argument, Result, ocistream
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,12 @@ def other(start: Start) -> FaultyRegistry:
 
 
 @pytest.fixture
+def target(start: Start) -> FaultyRegistry:
+    """Return an empty registry, the destination of copies."""
+    return start()
+
+
+@pytest.fixture
 def image(layout: Layout) -> Descriptor:
     """Return a small image, named `app` in the layout. Modules override it."""
     return small_image(layout, name="app")
@@ -58,6 +65,23 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served
+
+
+@pytest.fixture
+def give(tmp_path: Path) -> Give:
+    """Return a function that runs a command with an archive as -i, or as the argument `{}`; `how` is file or pipe."""
+
+    def run(content: bytes, how: str, *argv: Argument, prefix: str = "") -> Result:
+        path = tmp_path / "given.tar"
+        if how == "file":
+            path.write_bytes(content)
+        name = f"{prefix}{path if how == 'file' else '-'}"
+        placed = [name if word == "{}" else word for word in argv]
+        if "{}" not in argv:
+            placed += ["-i", name]
+        return ocistream(*placed, stdin=None if how == "file" else content)
+
+    return run
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from tests.cli import assertions
 from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
 from tests.faulty_registry import Fault, FaultyRegistry, Flip, Header, Stall, refusal
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
@@ -37,8 +38,7 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def blobs(layout: Layout, image: Descriptor) -> list[str]:
     """Return the digests of the config and the layers."""
-    manifest = layout.read(image["digest"])
-    return [manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
+    return [blob["digest"] for blob in layout.blobs(image)]
 
 
 def pull(registry: FaultyRegistry, *argv: Argument, env: Environment | None = None, name: str = "app:1") -> Result:
@@ -385,17 +385,14 @@ def test_an_interrupted_pull_leaves_no_partial_blob_in_the_cache(
     plain = pull(registry).out
     registry.requests.clear()
     registry.faults = [Fault(Stall(after=MIB), "GET", blobs[2])]
-    with started_fork(*one_by_one(registry, cache), tmp_path / "x") as process:
-        # The earlier blobs have partial files for a moment, too.
-        before = [file_of(cache, digest) for digest in blobs[:2]]
-        assertions.wait_for(
-            lambda: (
-                all(path.exists() for path in before)
-                and any(path.stat().st_size for path in before[0].parent.glob(".*.partial"))
-            )
-        )
-        process.send_signal(number)
-        process.wait(60)
+    # The earlier blobs have partial files for a moment, too.
+    before = [file_of(cache, digest) for digest in blobs[:2]]
+
+    def is_in_the_last_blob() -> bool:
+        partial = before[0].parent.glob(".*.partial")
+        return all(path.exists() for path in before) and any(path.stat().st_size for path in partial)
+
+    signalled(number, *one_by_one(registry, cache), tmp_path / "x", until=is_in_the_last_blob)
     registry.release()
     assert files_in(cache) - {f"sha256:{path.name}" for path in cache.rglob(".*")} == {*blobs[:2], image["digest"]}
     assert pull(registry, "--jobs=1", "--cache", cache).out == plain
@@ -407,10 +404,11 @@ def test_a_resumed_blob_is_not_fetched_again_for_the_cache(
     registry: FaultyRegistry, cache: Path, blobs: list[str], tmp_path: Path
 ) -> None:
     registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", blobs[2])]
-    with started_fork(*one_by_one(registry, cache), tmp_path / "x") as process:
-        assertions.wait_for(lambda: any(path.stat().st_size > 5 * MIB // 4 for path in tmp_path.glob(".x.partial")))
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
+
+    def has_enough() -> bool:
+        return any(path.stat().st_size > 5 * MIB // 4 for path in tmp_path.glob(".x.partial"))
+
+    signalled(signal.SIGKILL, *one_by_one(registry, cache), tmp_path / "x", until=has_enough)
     registry.release()
     pull(registry, "--jobs=1", "--cache", cache, "-o", tmp_path / "x")
     (request,) = registry.asked("GET", "/blobs/")

@@ -161,9 +161,7 @@ class TestDestinationNames:
     def test_an_invalid_name_from_the_source_is_not_written(
         self, layout: Layout, tmp_path: Path, key: str, name: str
     ) -> None:
-        image = small_image(layout)
-        entry = {**image, "annotations": {key: name}}
-        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+        layout.write_index([{**small_image(layout), "annotations": {key: name}}])
         for to in (f"oci:{tmp_path / 'out'}", f"oci-archive:{tmp_path / 'out'}"):
             assertions.failure(
                 ocistream("copy", f"oci:{layout.path}", to),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import items_of, small_first, tar_of
+from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.forms import FORMS, location
 from tests.faulty_registry import Fault, FaultyRegistry, Header, Reply, refusal
 from tests.images import OCI_MANIFEST, Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
@@ -86,14 +87,11 @@ class TestRegistry:
         assertions.failure(ocistream("digest", image), 3, "403")
 
 
-@pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
+@pytest.mark.parametrize("how", FORMS)
 def test_an_archive_and_a_layout_have_the_same_digest(
     layout: Layout, index: Descriptor, tmp_path: Path, how: str
 ) -> None:
-    archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-    (tmp_path / "x.tar").write_bytes(archive)
-    end = {"layout": f"oci:{layout.path}", "file": str(tmp_path / "x.tar")}.get(how, "-")
-    stdin = archive if end == "-" else None
+    end, stdin = location(how, layout, tmp_path)
     assert ocistream("digest", end, stdin=stdin).lines() == [index["digest"]]
     arm = layout.read(index["digest"])["manifests"][1]["digest"]
     assert ocistream("digest", end, "--platform", "linux/arm64", stdin=stdin).lines() == [arm]

@@ -18,6 +18,8 @@ from tests import schemas
 from tests.archives import END, files_in
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.fixture_types import Give
+from tests.cli.forms import both
 from tests.docker_archives import (
     DIALECTS,
     Saved,
@@ -33,11 +35,7 @@ from tests.docker_archives import (
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.registry_http import get, manifest, manifest_digest, seed
-from tests.runner import Argument, Result, ocistream
-
-Give = Callable[..., Result]
-
-both = pytest.mark.parametrize("how", ["file", "pipe"])
+from tests.runner import ocistream
 
 
 @pytest.fixture
@@ -52,19 +50,6 @@ def images(layout: Layout) -> list[Saved]:
 @pytest.fixture
 def one(images: list[Saved]) -> Saved:
     return images[0]
-
-
-@pytest.fixture
-def give(tmp_path: Path) -> Give:
-    """Return a function that runs a command with an archive as -i or from a pipe."""
-
-    def run(content: bytes, how: str, *argv: Argument, **options: Any) -> Result:
-        if how == "pipe":
-            return ocistream(*argv, stdin=content, **options)
-        (tmp_path / "given.tar").write_bytes(content)
-        return ocistream(*argv, "-i", tmp_path / "given.tar", **options)
-
-    return run
 
 
 def blob(host: str, repository: str, digest: str) -> bytes:
@@ -372,11 +357,9 @@ def test_layers_of_a_docker_archive_are_uncompressed(registry: FaultyRegistry, t
 
 
 def test_an_index_is_refused_and_one_of_its_images_is_written(
-    registry: FaultyRegistry, layout: Layout, tmp_path: Path
+    registry: FaultyRegistry, layout: Layout, folder: Path
 ) -> None:
     name = f"{registry.host}/app:index"
-    folder = tmp_path / "folder"
-    folder.mkdir()
     pull = ["pull", name, "--format=docker-archive", "-o", str(folder / "out.tar")]
     for argv in (
         ["copy", name, f"docker-archive:{folder}/out.tar", "--platform=all"],
@@ -391,10 +374,9 @@ def test_an_index_is_refused_and_one_of_its_images_is_written(
 
 
 def test_copy_selects_the_platform_of_this_machine_as_pull_does(
-    registry: FaultyRegistry, layout: Layout, tmp_path: Path
+    registry: FaultyRegistry, layout: Layout, folder: Path
 ) -> None:
-    name, folder = f"{registry.host}/app:index", tmp_path / "folder"
-    folder.mkdir()
+    name = f"{registry.host}/app:index"
     copied = ocistream("copy", name, f"docker-archive:{folder}/copied.tar")
     pulled = ocistream("pull", name, "--format=docker-archive", "-o", folder / "pulled.tar")
     assert copied.code == pulled.code == 0, copied.err
@@ -404,15 +386,13 @@ def test_copy_selects_the_platform_of_this_machine_as_pull_does(
     assert not (folder / "x").exists()
 
 
-def test_a_config_with_other_layers_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
+def test_a_config_with_other_layers_leaves_no_file(layout: Layout, folder: Path) -> None:
     image = small_image(layout)
     document = layout.read(image["digest"])
     config = layout.read(document["config"]["digest"])
     config["rootfs"]["diff_ids"].reverse()
     changed = layout.blob(json.dumps(config).encode(), document["config"]["mediaType"])
     layout.document({**document, "config": changed}, name="v1")
-    folder = tmp_path / "folder"
-    folder.mkdir()
     result = ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{folder}/out.tar")
     assertions.failure(result, 5, "the config of its image says")
     assertions.nothing_left(folder)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests.archives import items_of, tar_of
+from tests.archives import blob_name, items_of, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
-from tests.cli.test_serve import serving
+from tests.cli.fixture_types import Give
+from tests.cli.forms import both
+from tests.cli.serving import serving, stop
 from tests.docker_archives import (
     Entry,
     Saved,
@@ -26,13 +27,10 @@ from tests.docker_archives import (
     with_file,
 )
 from tests.faulty_registry import FaultyRegistry
-from tests.images import OCI_LAYER, Layout, digest_of, tar_layer
+from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
 from tests.recompression_checks import VOUCHES_FOR
 from tests.registry_http import get, manifest, manifest_digest, tags
-from tests.runner import Argument, Result, ocistream
-
-both = pytest.mark.parametrize("how", ["file", "pipe"])
-Give = Callable[..., Result]
+from tests.runner import ocistream
 
 #: Part of the message about images that only manifest.json lists.
 _ALSO: Final = "that index.json does not list"
@@ -45,23 +43,6 @@ def images(layout: Layout) -> list[Saved]:
     first = layout.image([shared, tar_layer({"a": b"first " * 500})])
     second = layout.image([shared, tar_layer({"b": b"second"})], platform="linux/arm64")
     return [saved(layout, first, "app:1"), saved(layout, second)]
-
-
-@pytest.fixture
-def give(tmp_path: Path) -> Give:
-    """Return a function that runs a command with an archive as -i, as the argument `{}`, or from a pipe."""
-
-    def run(content: bytes, how: str, *argv: Argument, prefix: str = "") -> Result:
-        path = tmp_path / "given.tar"
-        if how == "file":
-            path.write_bytes(content)
-        name = f"{prefix}{path if how == 'file' else '-'}"
-        placed = [name if word == "{}" else word for word in argv]
-        if "{}" not in argv:
-            placed += ["-i", name]
-        return ocistream(*placed, stdin=None if how == "file" else content)
-
-    return run
 
 
 def digest(image: Saved) -> str:
@@ -89,6 +70,18 @@ def late(entries: dict[str, Any], *first: str) -> list[Entry]:
     last = ("manifest.json", "repositories")
     middle = [name for name in entries if name not in {*first, *last}]
     return [(name, entries[name]) for name in (*first, *middle, *last)]
+
+
+def with_list(layout: Layout, image: Descriptor, *tags: str) -> bytes:
+    """Return an archive of a layout, and a manifest.json as `docker save` writes it that lists the image."""
+    config, *layers = layout.blobs(image)
+    listed = {
+        "Config": blob_name(config["digest"]),
+        "RepoTags": list(tags) or None,
+        "Layers": [blob_name(layer["digest"]) for layer in layers],
+        "LayerSources": {layer["digest"]: layer for layer in layers},
+    }
+    return tar_of([*items_of(layout), ("manifest.json", json.dumps([listed]).encode())])
 
 
 def assert_pushed(host: str, repository: str, tag: str, image: Saved, suffix: str = "+gzip") -> None:
@@ -200,11 +193,10 @@ def test_the_page_of_serve_shows_the_images_that_are_served(
     path.write_bytes(archive_of(of_docker_25(images)))
     with serving(f"{prefix}{path}") as (process, host):
         status, page = get(host, "/", headers={"Accept": "text/html"})
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        err = stop(process)
     assert (status, f"docker pull {host}/library/app:1" in page.decode()) == (200, True)
     # The page reads the archive again, in the same way and under the same name.
-    assert err.decode().count(_ALSO) == err.decode().count(f"{path} also contains") == notices
+    assert err.count(_ALSO) == err.count(f"{path} also contains") == notices
 
 
 def test_serve_refuses_an_archive_without_images(layout: Layout, tmp_path: Path) -> None:
@@ -450,16 +442,7 @@ def test_compressed_layers_of_docker_save_stay_byte_for_byte(
 ) -> None:
     layers = [tar_layer({"a": b"one"}, compression=compression), tar_layer({"b": b"two"}, compression=compression)]
     image = layout.image(layers, name="app")
-    document = layout.read(image["digest"])
-    listed = [
-        {
-            "Config": "blobs/" + document["config"]["digest"].replace(":", "/"),
-            "RepoTags": ["app:1"],
-            "Layers": ["blobs/" + layer["digest"].replace(":", "/") for layer in document["layers"]],
-            "LayerSources": {layer["digest"]: layer for layer in document["layers"]},
-        }
-    ]
-    archive = tar_of([*items_of(layout), ("manifest.json", json.dumps(listed).encode())])
+    archive = with_list(layout, image, "app:1")
     result = assertions.success(give(archive, how, "push", f"{served.host}/app:1"))
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert "docker save" not in result.err
@@ -475,17 +458,9 @@ def test_an_attestation_in_the_index_refers_to_the_new_image_as_with_compress(
     image = layout.image([tar_layer({"a": b"plain"}, compression="")])
     vouching = layout.image([tar_layer({"in-toto": b"{}"})], platform="unknown/unknown")
     layout.index([image, {**vouching, "annotations": {VOUCHES_FOR: image["digest"]}}], name="app")
-    document = layout.read(image["digest"])
-    listed = [
-        {
-            "Config": "blobs/" + document["config"]["digest"].replace(":", "/"),
-            "Layers": ["blobs/" + layer["digest"].replace(":", "/") for layer in document["layers"]],
-            "LayerSources": {layer["digest"]: layer for layer in document["layers"]},
-        }
-    ]
     found = {}
     for name, options in (("saved", []), ("asked", ["--compress", "gzip"])):
-        archive = tar_of([*items_of(layout), ("manifest.json", json.dumps(listed).encode())])
+        archive = with_list(layout, image)
         assertions.success(give(archive, how, "push", f"{served.host}/{name}:1", *options))
         found[name] = json.loads(manifest(served.host, name, "1") or b"{}")
     assert found["saved"] == found["asked"]

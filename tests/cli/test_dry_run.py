@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import ocistream as api
-from tests.archives import items_of, small_first, tar_of
+from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.forms import FORMS, location
 from tests.cli.terminal import on_terminal
 from tests.faulty_registry import Drop, Fault, FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
@@ -117,8 +118,7 @@ class TestPull:
 
     def test_verbose_names_each_blob(self, host: str, layout: Layout, index: Descriptor) -> None:
         dry = ocistream("pull", f"{host}/app:1", "--platform", "linux/arm64", "--dry-run", "-v")
-        manifest = layout.read(layout.read(index["digest"])["manifests"][1]["digest"])
-        for blob in (manifest["config"], *manifest["layers"]):
+        for blob in layout.blobs(layout.read(index["digest"])["manifests"][1]):
             assert f"to copy: {blob['digest']}" in dry.err
 
     def test_a_docker_archive_has_the_digest_of_the_source(self, host: str, layout: Layout, index: Descriptor) -> None:
@@ -194,16 +194,12 @@ class TestPull:
 
 
 class TestPush:
-    @pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
+    @pytest.mark.parametrize("how", FORMS)
     def test_the_registry_gets_only_read_requests(
         self, tmp_path: Path, served: FaultyRegistry, layout: Layout, index: Descriptor, how: str
     ) -> None:
-        archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-        (tmp_path / "x.tar").write_bytes(archive)
-        path = {"layout": layout.path, "file": tmp_path / "x.tar"}.get(how)
-        arguments: list[str | Path] = ["push", f"{served.host}/app:1"]
-        arguments += ["-i", path] if path else []
-        stdin = None if path else archive
+        end, stdin = location(how, layout, tmp_path)
+        arguments = ["push", f"{served.host}/app:1", "-i", end]
         dry, done, document = both(tmp_path, arguments, stdin=stdin, served=served)
         assert results(dry) == done.lines() == [f"{served.host}/app:1@{index['digest']}"]
         assert {blob["status"] for blob in document["blobs"]} == {"copied"}
@@ -258,13 +254,13 @@ class TestPush:
         assert index["digest"] not in result.err
 
     @pytest.mark.parametrize("how", ["layout", "pipe", "pipe, index first"])
-    def test_a_blob_that_neither_side_has_is_an_error(self, served: FaultyRegistry, layout: Layout, how: str) -> None:
+    def test_a_blob_that_neither_side_has_is_an_error(
+        self, served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
+    ) -> None:
         image = small_image(layout, name="v1")
         lost = layout.read(image["digest"])["layers"][1]["digest"]
         layout.file(lost).unlink()
-        archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-        stdin = None if how == "layout" else archive
-        end = "-" if stdin else layout.path
+        end, stdin = location(how, layout, tmp_path)
         result = ocistream("push", f"{served.host}/app:1", "-i", end, "--dry-run", stdin=stdin)
         assertions.failure(result, 6, lost)
 

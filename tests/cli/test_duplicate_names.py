@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import items_of, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.forms import location
 from tests.docker_archives import archive_of, hex_of, of_docker, saved
 from tests.images import Descriptor, Layout
 from tests.runner import Argument, Result, ocistream
@@ -29,16 +29,13 @@ def images(layout: Layout) -> list[Descriptor]:
     return found
 
 
-@pytest.fixture(params=["directory", "file", "pipe"])
+@pytest.fixture(params=["layout", "file", "pipe"])
 def run(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Run:
     """Return a function that runs a command on the layout, which is `{}` in its arguments."""
 
     def started(*argv: Argument) -> Result:
-        archive = tmp_path / "archive.tar"
-        archive.write_bytes(tar_of(items_of(layout)))
-        place = {"directory": f"oci:{layout.path}", "file": f"oci-archive:{archive}", "pipe": "oci-archive:-"}
-        words = [place[request.param] if word == "{}" else word for word in argv]
-        return ocistream(*words, stdin=archive if request.param == "pipe" else None)
+        end, stdin = location(request.param, layout, tmp_path)
+        return ocistream(*(end if word == "{}" else word for word in argv), stdin=stdin)
 
     return started
 

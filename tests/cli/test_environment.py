@@ -16,7 +16,7 @@ from tests.certificates import Certificate
 from tests.cli import assertions
 from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
-from tests.cli.proxy import Proxy, tunnelling_to
+from tests.cli.proxy import NO_PROXIES, Proxy, tunnelling_to
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
@@ -25,11 +25,6 @@ from tests.registry_http import basic, manifest_digest, seed
 from tests.runner import Result, ocistream
 
 pytestmark = pytest.mark.usefixtures("image")
-
-#: Unsets the variables for proxies, in both spellings.
-NO_PROXIES = dict.fromkeys(
-    spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper())
-)
 
 
 # Proxies and certificate authorities ---------------------------------------------------------------------------

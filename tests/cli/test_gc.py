@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.serving import serving
 from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
@@ -46,8 +47,7 @@ def age(layout: Layout, digest: str, seconds: float) -> None:
 
 
 def needed(layout: Layout, image: Descriptor) -> set[str]:
-    manifest = layout.read(image["digest"])
-    return {image["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])}
+    return {image["digest"], *(blob["digest"] for blob in layout.blobs(image))}
 
 
 def there(path: Path) -> set[str]:
@@ -186,8 +186,7 @@ def test_old_partial_blobs_are_deleted(layout: Layout) -> None:
 
 
 def test_uploads_of_a_killed_server_are_deleted(layout: Layout) -> None:
-    with started_fork("serve", layout.path, "--listen=127.0.0.1:0") as server:
-        host = server.stdout.readline().decode().strip()
+    with serving(layout.path) as (server, host):
         connection = http.client.HTTPConnection(host, timeout=60)
         connection.request("POST", "/v2/app/blobs/uploads/")
         with connection.getresponse() as answer:

@@ -10,6 +10,7 @@ import pytest
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.fixture_types import Give
 from tests.docker_archives import Entry, Saved, archive_of, hex_of, of_docker, of_docker_25, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, tar_layer
@@ -30,15 +31,11 @@ def images(layout: Layout) -> list[Saved]:
 
 
 @pytest.fixture(params=["file", "pipe"])
-def push(request: pytest.FixtureRequest, served: FaultyRegistry, tmp_path: Path) -> Push:
+def push(request: pytest.FixtureRequest, served: FaultyRegistry, give: Give) -> Push:
     """Return a function that pushes an archive to app:1, from a file or a pipe."""
 
     def run(archive: bytes, *options: Argument, prefix: str = "") -> Result:
-        argv: list[Argument] = ["push", f"{served.host}/app:1", *options, "-i"]
-        if request.param == "pipe":
-            return ocistream(*argv, f"{prefix}-", stdin=archive)
-        (tmp_path / "archive.tar").write_bytes(archive)
-        return ocistream(*argv, f"{prefix}{tmp_path / 'archive.tar'}")
+        return give(archive, request.param, "push", f"{served.host}/app:1", *options, prefix=prefix)
 
     return run
 

@@ -10,30 +10,28 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.archives import files_in, index_in, items_of, small_first, tar_of
+from tests.archives import files_in, index_in, items_of, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.forms import FORMS, location
+from tests.cli.serving import serving, stop
+from tests.cli.sync_files import entry, sync_file
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
 from tests.registry_http import get, manifest, manifest_digest, seed
-from tests.runner import Result, ocistream, started_fork
+from tests.runner import Result, ocistream
 from tests.schemas import validate_ours
 
 Serve = Callable[[], str]
 
-Source = Callable[[], dict[str, Any]]
+Source = Callable[[], tuple[str, bytes | None]]
 
 NAME = "registry.example.com/app:1"
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/s390x")
 ATTESTS = "vnd.docker.reference.digest"
-WAYS = ("file", "sorted pipe", "small first pipe", "directory")
-from_file, from_sorted_pipe, from_small_first_pipe, from_directory = (
-    pytest.mark.parametrize("source", [way], indirect=True) for way in WAYS
-)
 Push = Callable[..., Result]
 
 
@@ -74,8 +72,9 @@ class Made:
                 self.layout.file(descriptor["digest"]).unlink()
 
 
-def _stdin(given: dict[str, Any]) -> dict[str, Any]:
-    return {"stdin": given["stdin"]} if "stdin" in given else {}
+def only(form: str) -> pytest.MarkDecorator:
+    """Run a test with one form of the source."""
+    return pytest.mark.parametrize("source", [form], indirect=True)
 
 
 @pytest.fixture
@@ -83,22 +82,10 @@ def made(layout: Layout) -> Made:
     return Made(layout)
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=FORMS)
 def source(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Source:
-    """Return a function that provides the layout as an archive or directory and returns the arguments to read it."""
-
-    def given() -> dict[str, Any]:
-        if request.param == "directory":
-            return {"option": ("-i", layout.path), "path": layout.path}
-        order = small_first if request.param == "small first pipe" else items_of
-        archive = tar_of(order(layout))
-        if request.param == "file":
-            path = tmp_path / "archive.tar"
-            path.write_bytes(archive)
-            return {"option": ("-i", path), "path": path}
-        return {"option": (), "path": "-", "stdin": archive}
-
-    return given
+    """Return a function that returns the location of the layout and its stdin."""
+    return lambda: location(request.param, layout, tmp_path)
 
 
 @pytest.fixture
@@ -106,8 +93,8 @@ def push(source: Source, served: FaultyRegistry) -> Push:
     """Return a function that pushes the layout to app:1 with the given options."""
 
     def run(*options: str | Path) -> Result:
-        given = source()
-        return ocistream("push", f"{served.host}/app:1", *given["option"], *options, stdin=given.get("stdin"))
+        end, stdin = source()
+        return ocistream("push", f"{served.host}/app:1", "-i", end, *options, stdin=stdin)
 
     return run
 
@@ -146,7 +133,7 @@ class TestOnePlatform:
         assert referrer["artifactType"] == "application/vnd.docker.attestation.manifest.v1+json"
         assert referrer["kind"] == "attestation"
 
-    @from_sorted_pipe
+    @only("pipe")
     def test_an_attestation_without_a_subject_is_skipped_and_reported(
         self, layout: Layout, push: Push, served: FaultyRegistry
     ) -> None:
@@ -213,13 +200,13 @@ class TestDamage:
         result = ocistream("push", f"{served.host}/app:1", "-i", made.layout.path, "--platform", "linux/arm64")
         assertions.failure(result, 6, layer, "complete platforms: linux/amd64; `ocistream inspect")
 
-    @from_sorted_pipe
+    @only("pipe")
     def test_an_index_without_any_platform_is_an_error(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         made.remove(*PLATFORMS)
         assertions.failure(push(), 6, made.images["linux/amd64"]["digest"])
         assert manifest(served.host, "app", "1") is None
 
-    @from_small_first_pipe
+    @only("pipe, index first")
     def test_a_requested_platform_is_not_replaced(self, made: Made, push: Push) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = push("--platform", "linux/arm64")
@@ -254,8 +241,8 @@ class TestOtherCommands:
     def test_verify_succeeds_and_lists_the_missing_platforms(self, made: Made, source: Source) -> None:
         made.remove("linux/arm64", keep_manifests=True)
         made.remove("linux/s390x")
-        given = source()
-        result = succeed("verify", given["path"], stdin=given.get("stdin"))
+        end, stdin = source()
+        result = succeed("verify", end, stdin=stdin)
         lines = result.lines()
         assert lines[0] == f"{NAME}@{made.index['digest']}"
         assert lines[1:3] == [f"not exported: linux/arm64 of {NAME}", f"not exported: linux/s390x of {NAME}"]
@@ -267,8 +254,8 @@ class TestOtherCommands:
         made.remove("linux/s390x")
         layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
         made.layout.file(layer).unlink()
-        given = source()
-        result = ocistream("verify", "--json", given["path"], stdin=given.get("stdin"))
+        end, stdin = source()
+        result = ocistream("verify", "--json", end, stdin=stdin)
         assert result.code == 6
         document = json.loads(result.out)
         assert [one["digest"] for one in document["missing"]] == [layer]
@@ -277,11 +264,10 @@ class TestOtherCommands:
 
     def test_copy_into_a_layout_and_an_archive(self, made: Made, source: Source, tmp_path: Path) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        given = source()
-        path = given["path"] if given["path"] == "-" else f"{Path(given['path']).resolve()}"
+        end, stdin = source()
         for target in (f"oci:{tmp_path / 'copied'}", f"oci-archive:{tmp_path / 'copied.tar'}"):
-            result = ocistream("copy", path, target, stdin=given.get("stdin"))
-            if given["path"] == "-" and "archive" in target and "linux" not in result.err:
+            result = ocistream("copy", end, target, stdin=stdin)
+            if stdin and "archive" in target and "linux" not in result.err:
                 # The index was written before the missing platforms were known.
                 assertions.failure(result, 6)
                 continue
@@ -293,17 +279,15 @@ class TestOtherCommands:
     def test_a_docker_archive_gets_the_only_exported_platform(self, made: Made, source: Source, tmp_path: Path) -> None:
         made.remove("linux/arm64", keep_manifests=True)
         made.remove("linux/s390x")
-        given = source()
-        is_pipe = "stdin" in given
-        argv = ["copy", f"oci-archive:{given['path']}" if is_pipe else given["path"]]
-        result = succeed(*argv, f"docker-archive:{tmp_path / 'a.tar'}:app:1", **_stdin(given))
-        (entry,) = json.loads(files_in((tmp_path / "a.tar").read_bytes())["manifest.json"])
+        end, stdin = source()
+        result = succeed("copy", end, f"docker-archive:{tmp_path / 'a.tar'}:app:1", stdin=stdin)
+        (listed,) = json.loads(files_in((tmp_path / "a.tar").read_bytes())["manifest.json"])
         config = made.layout.read(made.images["linux/amd64"]["digest"])["config"]["digest"]
-        assert config.partition(":")[2] in entry["Config"]
+        assert config.partition(":")[2] in listed["Config"]
         # What a pipe lacks is not known before its end.
         advice = "choose another with --platform, if the archive has the others"
         which = f"only linux/amd64 of 3 platforms in the index; {advice}"
-        if not is_pipe:
+        if not stdin:
             which = "linux/amd64, the only platform that the source has of the 3 in the index"
         assert f"ocistream: {NAME}: {which}\n" in result.err
 
@@ -331,10 +315,10 @@ class TestOtherCommands:
         said = f"ocistream: {NAME}: the source has only linux/amd64 of this index, not linux/arm64, linux/s390x: "
         (line,) = [line for line in result.err.splitlines() if line.startswith(said)]
         assert line.endswith(made.index["digest"])
-        (entry,) = json.loads(files_in(target.read_bytes())["manifest.json"])
+        (listed,) = json.loads(files_in(target.read_bytes())["manifest.json"])
         document = made.layout.read(made.images["linux/amd64"]["digest"])
-        assert document["config"]["digest"].partition(":")[2] in entry["Config"]
-        assert len(entry["Layers"]) == len(document["layers"])
+        assert document["config"]["digest"].partition(":")[2] in listed["Config"]
+        assert len(listed["Layers"]) == len(document["layers"])
 
     def test_the_reported_digest_of_a_recompressed_image_exists(
         self, layout: Layout, served: FaultyRegistry, made: Made
@@ -372,25 +356,25 @@ class TestSync:
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
         image = made.images["linux/amd64"]["digest"]
-        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
-        planned = succeed("sync", tmp_path / "s.toml", "--dry-run")
-        first = succeed("sync", tmp_path / "s.toml", "--result", tmp_path / "result.json")
+        file = sync_file(tmp_path, entry(f"oci:{made.layout.path}", f"{served.host}/app"))
+        planned = succeed("sync", file, "--dry-run")
+        first = succeed("sync", file, "--result", tmp_path / "result.json")
         for result in (planned, first):
             assert f"{served.host}/app:1@{image}" in result.out.decode()
             assert "the source has only linux/amd64 of this index, not linux/arm64, linux/s390x" in result.err
         document = json.loads((tmp_path / "result.json").read_bytes())
         validate_ours(document, "sync-result")
         assert document["images"][0]["missingPlatforms"] == ["linux/arm64", "linux/s390x"]
-        again = succeed("sync", tmp_path / "s.toml")
+        again = succeed("sync", file)
         assert "0 images copied, 0 B; 1 unchanged" in again.err
 
     def test_an_index_with_attestations_in_a_layout_is_unchanged(
         self, made: Made, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "1")
-        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "{served.host}/app:1"\nto = "oci:{tmp_path / "to"}"\n')
-        succeed("sync", tmp_path / "s.toml")
-        again = succeed("sync", tmp_path / "s.toml")
+        file = sync_file(tmp_path, entry(f"{served.host}/app:1", f"oci:{tmp_path / 'to'}"))
+        succeed("sync", file)
+        again = succeed("sync", file)
         assert "1 unchanged" in again.err
 
     def test_a_destination_with_the_complete_index_is_unchanged(
@@ -398,8 +382,8 @@ class TestSync:
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "1")
         made.remove("linux/arm64", "linux/s390x")
-        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
-        result = succeed("sync", tmp_path / "s.toml")
+        file = sync_file(tmp_path, entry(f"oci:{made.layout.path}", f"{served.host}/app"))
+        result = succeed("sync", file)
         assert "1 unchanged" in result.err
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
 
@@ -408,9 +392,9 @@ class TestSync:
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "before")
         made.remove("linux/arm64", "linux/s390x")
-        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
+        file = sync_file(tmp_path, entry(f"oci:{made.layout.path}", f"{served.host}/app"))
         for options in (["--dry-run"], []):
-            result = succeed("sync", tmp_path / "s.toml", *options)
+            result = succeed("sync", file, *options)
             assert f"{served.host}/app:1@{made.index['digest']}" in result.out.decode()
 
 
@@ -426,9 +410,7 @@ class TestServed:
                 if request.param == "archive":
                     path = tmp_path / "archive.tar"
                     path.write_bytes(tar_of(items_of(layout)))
-                process = stack.enter_context(started_fork("serve", path, "--listen=127.0.0.1:0"))
-                assert process.stdout is not None
-                return process.stdout.readline().decode().strip()
+                return stack.enter_context(serving(path))[1]
 
             yield serve
 
@@ -458,17 +440,14 @@ class TestServed:
 
     def test_an_incomplete_index_is_reported_once(self, made: Made, layout: Layout) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        with started_fork("serve", layout.path, "--listen=127.0.0.1:0") as process:
-            assert process.stdout is not None
-            host = process.stdout.readline().decode().strip()
+        with serving(layout.path) as (process, host):
             for _ in range(3):
                 manifest(host, "app", "1")
-            process.terminate()
-            _, err = process.communicate(timeout=60)
+            err = stop(process)
         said = (
             f"index {made.index['digest']} is incomplete: only linux/amd64 is served; missing: linux/arm64, linux/s390x"
         )
-        assert err.decode().count(said) == 1
+        assert err.count(said) == 1
 
     def test_a_damaged_index_is_served_unchanged(self, made: Made, serve: Serve) -> None:
         layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
@@ -477,7 +456,7 @@ class TestServed:
 
 
 class TestSelectedPlatform:
-    @from_sorted_pipe
+    @only("pipe")
     def test_its_attestation_is_copied(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         assertions.success(push("--platform", "linux/arm64"))
         _, listed = get(served.host, f"/v2/app/referrers/{made.images['linux/arm64']['digest']}")
@@ -485,7 +464,7 @@ class TestSelectedPlatform:
             made.attestations["linux/arm64"]["digest"]
         ]
 
-    @from_file
+    @only("file")
     def test_an_attestation_without_a_subject_is_reported(self, layout: Layout, push: Push) -> None:
         Made(layout, subjects=False)
         result = assertions.success(push("--platform", "linux/arm64"))
@@ -498,8 +477,8 @@ class TestSelectedPlatform:
         seed(layout, made.index, served.host, "app", "1")
         result = succeed("pull", f"{served.host}/app:1", "--platform", "linux/arm64", "-o", tmp_path / "a.tar")
         assert "not copied: 1 attestation" in result.err
-        (entry,) = index_in(files_in((tmp_path / "a.tar").read_bytes()))
-        assert entry["digest"] == made.images["linux/arm64"]["digest"]
+        (found,) = index_in(files_in((tmp_path / "a.tar").read_bytes()))
+        assert found["digest"] == made.images["linux/arm64"]["digest"]
 
 
 class TestBlobsInAnIndex:
@@ -552,13 +531,13 @@ class TestEmbeddedData:
         assertions.success(push())
         assert get(served.host, f"/v2/app/blobs/{empty}") == (200, b"{}")
 
-    @from_small_first_pipe
+    @only("pipe, index first")
     def test_verify_does_not_report_embedded_content_as_missing(self, layout: Layout, source: Source) -> None:
         artifact = layout.artifact(b"a chart")
         layout.name(artifact, NAME)
         layout.file(layout.read(artifact["digest"])["config"]["digest"]).unlink()
-        given = source()
-        result = ocistream("verify", given["path"], stdin=given.get("stdin"))
+        end, stdin = source()
+        result = ocistream("verify", end, stdin=stdin)
         assert (result.code, result.err) == (0, "")
 
     def test_wrong_embedded_data_is_ignored(self, layout: Layout, served: FaultyRegistry) -> None:

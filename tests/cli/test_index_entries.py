@@ -15,7 +15,7 @@ import pytest
 
 from ocistream import serve
 from tests import containerd_model
-from tests.archives import files_in, index_in, tar_of
+from tests.archives import files_in, index_in, items_of, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
 from tests.cli.test_incomplete_indexes import Made
@@ -127,14 +127,8 @@ class TestEntriesOfOtherTools:
     @pytest.fixture
     def archive(self, layout: Layout, tmp_path: Path) -> Write:
         def written(*entries: Descriptor) -> Path:
-            index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries}
-            (layout.path / "index.json").write_text(json.dumps(index))
-            items = [
-                (str(path.relative_to(layout.path)), path.read_bytes())
-                for path in sorted(layout.path.rglob("*"))
-                if path.is_file()
-            ]
-            (tmp_path / "others.tar").write_bytes(tar_of(items))
+            layout.write_index(entries)
+            (tmp_path / "others.tar").write_bytes(tar_of(items_of(layout)))
             return tmp_path / "others.tar"
 
         return written
@@ -191,10 +185,8 @@ class TestEntriesThatAreNotManifests:
         """Return the entry of an XML file in a layout whose other entry is the image v1."""
         image = layout.image([b"one"], name="v1")
         made = {**layout.blob(b"<component/>", "application/xml"), "annotations": {"org.example.type": "AppStream"}}
-        index = json.loads((layout.path / "index.json").read_bytes())
-        assert [one["digest"] for one in index["manifests"]] == [image["digest"]]
-        index["manifests"].append(made)
-        (layout.path / "index.json").write_text(json.dumps(index))
+        assert [one["digest"] for one in layout.entries] == [image["digest"]]
+        layout.enter(made)
         return made
 
     @pytest.mark.parametrize("piped", [False, True])

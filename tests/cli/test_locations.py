@@ -13,10 +13,11 @@ import pytest
 from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.serving import serving
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest, manifest_digest, seed
-from tests.runner import Argument, Result, ocistream, started_fork
+from tests.runner import Argument, Result, ocistream
 
 Copy = Callable[..., Result]
 
@@ -208,8 +209,7 @@ def test_serve_accepts_every_form_of_a_layout_or_an_archive(
     index = two_platforms(layout, name="127.0.0.1/app:1")
     copy("oci:made", "./app.tar")
     before = sorted(tmp_path.rglob("*"))
-    with started_fork("serve", location, "--listen=127.0.0.1:0", "--read-only", cwd=tmp_path) as process:
-        host = process.stdout.readline().decode().rstrip("\n")
+    with serving(location, "--read-only", cwd=tmp_path) as (_, host):
         served = manifest(host, "app", "1")
     # The manifest.json of an archive lists one image for each index.
     children = [index, *layout.read(index["digest"])["manifests"]]
@@ -219,8 +219,8 @@ def test_serve_accepts_every_form_of_a_layout_or_an_archive(
 
 
 def test_serve_creates_the_layout_directory_that_a_prefix_names(tmp_path: Path) -> None:
-    with started_fork("serve", "oci:new.tar", "--listen=127.0.0.1:0", cwd=tmp_path) as process:
-        assert process.stdout.readline().startswith(b"127.0.0.1:")
+    with serving("oci:new.tar", cwd=tmp_path) as (_, host):
+        assert host.startswith("127.0.0.1:")
     assertions.nothing_left(tmp_path, "new.tar")
     assert (tmp_path / "new.tar" / "index.json").is_file()
 

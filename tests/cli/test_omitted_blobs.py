@@ -34,8 +34,7 @@ class Releases:
     far: FaultyRegistry
 
     def blobs(self, image: Descriptor) -> set[str]:
-        document = self.layout.read(image["digest"])
-        return {blob["digest"] for blob in (document["config"], *document["layers"])}
+        return {blob["digest"] for blob in self.layout.blobs(image)}
 
     @property
     def shared(self) -> set[str]:
@@ -445,8 +444,7 @@ class TestPush:
         result = ocistream("push", f"{far.host}/app:1", "-i", tmp_path / "none.tar", "-q")
         assert result.code == 6
         missing = [line.split()[2] for line in result.err.splitlines() if line.startswith("ocistream: missing ")]
-        document = layout.read(image["digest"])
-        assert missing == [blob["digest"] for blob in (document["config"], *document["layers"])]
+        assert missing == [blob["digest"] for blob in layout.blobs(image)]
 
     def test_an_index_whose_platform_is_omitted_is_refused(self, layout: Layout, tmp_path: Path, start: Start) -> None:
         near, far = start(), start()

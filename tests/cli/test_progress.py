@@ -33,8 +33,7 @@ def image(layout: Layout) -> Descriptor:
 @pytest.fixture
 def total(layout: Layout, image: Descriptor) -> int:
     """Return the total size of all blobs of the image."""
-    manifest = layout.read(image["digest"])
-    return sum(blob["size"] for blob in [manifest["config"], *manifest["layers"]])
+    return sum(blob["size"] for blob in layout.blobs(image))
 
 
 def events(*argv: object, stdin: bytes | None = None) -> list[dict[str, Any]]:

@@ -119,15 +119,10 @@ def test_a_pull_into_a_layout_keeps_its_images_and_fetches_no_blob_twice(
     assert digests_in(target) == [image["digest"], index["digest"]]
 
 
-def blobs_of(layout: Layout, image: Descriptor) -> list[Descriptor]:
-    manifest = layout.read(image["digest"])
-    return [manifest["config"], *manifest["layers"]]
-
-
 def test_blobs_of_a_failed_pull_into_a_layout_are_not_fetched_again(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path, image: Descriptor
 ) -> None:
-    last = blobs_of(layout, image)[-1]["digest"]
+    last = layout.blobs(image)[-1]["digest"]
     registry.faults = [Fault(refusal(500), "GET", f"/blobs/{last}", times=None)]
     target = f"{tmp_path}/layout/"
     result = ocistream("pull", f"{registry.host}/app:1", "--retries=0", "--jobs=1", "-o", target)

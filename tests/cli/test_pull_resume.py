@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.signalling import signalled
 from tests.faulty_registry import Drop, Fault, FaultyRegistry, Reply, Reset, Stall
 from tests.images import OCI_MANIFEST, Descriptor, Layout
 from tests.peers import need
@@ -67,14 +68,13 @@ def halting(registry: FaultyRegistry, layer: str, after: int) -> None:
     registry.faults = [Fault(Stall(after=after), "GET", f"/blobs/{layer}")]
 
 
-def killed(registry: FaultyRegistry, *argv: Argument, until: Callable[[], bool], number: int = signal.SIGKILL) -> str:
-    """Pull until a blob has stalled and `until` is true, then send a signal. Return stderr."""
-    with started_fork("pull", f"{registry.host}/app:1", *argv) as process:
-        assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
-        assertions.wait_for(until)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    return err.decode()
+def kill(registry: FaultyRegistry, *argv: Argument, until: Callable[[], bool]) -> None:
+    """Pull until a blob has stalled and `until` is true, then send SIGKILL."""
+
+    def has_stalled() -> bool:
+        return any(request.fault for request in registry.requests) and until()
+
+    signalled(signal.SIGKILL, "pull", f"{registry.host}/app:1", *argv, until=has_stalled)
 
 
 def size_of(path: Path) -> int:
@@ -103,7 +103,7 @@ def test_a_killed_pull_into_a_file_is_resumed(
     partial = folder / ".app.tar.partial"
     # An incomplete chunk is lost.
     there = sum(SIZES[:layer]) + after - 2 * 262_144
-    killed(registry, "-o", folder / "app.tar", until=lambda: size_of(partial) >= there)
+    kill(registry, "-o", folder / "app.tar", until=lambda: size_of(partial) >= there)
     assertions.nothing_left(folder, ".app.tar.partial")
     size = size_of(partial)
     assertions.success(pull(registry, "-o", folder / "app.tar"))
@@ -242,7 +242,7 @@ def test_a_killed_pull_into_a_directory_is_resumed_in_each_blob(
     def has_come() -> bool:
         return partial.exists() and size_of(partial) > after - 262_144 * 2 and all(map(Path.exists, others))
 
-    killed(registry, "--jobs=1", "-o", f"{out}/", until=has_come)
+    kill(registry, "--jobs=1", "-o", f"{out}/", until=has_come)
     assert not (out / "index.json").exists()
     size = size_of(partial)
     assertions.success(pull(registry, "--jobs=1", "-o", f"{out}/"))
@@ -257,7 +257,7 @@ def test_a_pull_resumes_several_blobs_at_once(registry: FaultyRegistry, layers: 
     out = folder / "out"
     registry.faults = [Fault(Stall(after=600_000), "GET", f"/blobs/{layer}") for layer in layers]
     partials = [out / "blobs" / "sha256" / f".{digest[7:]}.partial" for digest in layers]
-    killed(registry, "-o", f"{out}/", until=lambda: all(size_of(partial) >= 524_288 for partial in partials))
+    kill(registry, "-o", f"{out}/", until=lambda: all(size_of(partial) >= 524_288 for partial in partials))
     expected = {number: [f"bytes={size_of(partial)}-"] for number, partial in enumerate(partials)}
     assertions.success(pull(registry, "-o", f"{out}/"))
     assert asked(registry, layers) == expected

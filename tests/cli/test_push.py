@@ -21,7 +21,8 @@ from tests import schemas
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
-from tests.cli.fixture_types import Start
+from tests.cli.fixture_types import Give, Start
+from tests.cli.forms import both, location
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.fault_actions import Refuse, Stall, StopReading, WithholdAnswer
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
@@ -62,13 +63,6 @@ def archive(layout: Layout, named: Images, tmp_path: Path) -> Path:
     return path
 
 
-def enter(layout: Layout, *descriptors: Descriptor) -> None:
-    """Add manifests to index.json without names."""
-    index = json.loads((layout.path / "index.json").read_bytes())
-    index["manifests"] += descriptors
-    (layout.path / "index.json").write_text(json.dumps(index))
-
-
 # Selection of images ------------------------------------------------------------------------------------------
 
 
@@ -82,15 +76,13 @@ def test_one_image_is_in_a_registry_even_if_a_path_of_that_name_exists(
     assertions.failure(refused, 2, "is a path", f"-i {served.host}/app --to {served.host}")
 
 
-@pytest.mark.parametrize("source", ["file", "pipe"])
+@both
 def test_foreign_entries_of_an_archive_are_reported(
-    served: FaultyRegistry, layout: Layout, tmp_path: Path, source: str
+    served: FaultyRegistry, layout: Layout, give: Give, how: str
 ) -> None:
     small_image(layout, name="whatever")
     archive = tar_of([*items_of(layout), ("blobs/sha256/abc", b"x"), ("README", b"x")])
-    (tmp_path / "a.tar").write_bytes(archive)
-    given: list[str | Path] = ["-i", tmp_path / "a.tar"] if source == "file" else []
-    result = succeed("push", "-v", f"{served.host}/app:1", *given, stdin=archive if source == "pipe" else None)
+    result = assertions.success(give(archive, how, "push", "-v", f"{served.host}/app:1"))
     assert "not used: 1 entry of the archive, such as 'blobs/sha256/abc'" in result.err
     assert "not used: 1 other file of the archive" in result.err
 
@@ -108,7 +100,7 @@ def test_an_unnamed_image_beside_a_named_one_requires_a_choice(
     served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
 ) -> None:
     image, nameless = small_image(layout, name="whatever"), layout.image([b"nameless"])
-    enter(layout, nameless)
+    layout.enter(nameless)
     archive = tmp_path / "two.tar"
     archive.write_bytes(tar_of(small_first(layout)))
     unnamed = nameless["digest"]
@@ -136,7 +128,7 @@ def test_the_hint_suggests_to_only_if_every_image_has_a_full_name(served: Faulty
 def test_nothing_is_sent_if_the_index_lists_several_images(served: FaultyRegistry, layout: Layout) -> None:
     layout.name(small_image(layout), "v1")
     layout.name(layout.image([b"another"]), "v2")
-    enter(layout, layout.image([b"nameless"]))
+    layout.enter(layout.image([b"nameless"]))
     # The index comes first, then the layers: the manifest of the unnamed entry comes after them.
     items = sorted(items_of(layout), key=lambda item: (item[0] != "index.json", (item[1] or b"").startswith(b"{")))
     result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items))
@@ -146,7 +138,7 @@ def test_nothing_is_sent_if_the_index_lists_several_images(served: FaultyRegistr
 
 def test_an_unnamed_referrer_beside_an_image_requires_no_choice(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
-    enter(layout, layout.artifact(b"signature", subject=image))
+    layout.enter(layout.artifact(b"signature", subject=image))
     succeed("push", f"{served.host}/app:1", "-i", layout.path)
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
@@ -207,18 +199,17 @@ def test_an_error_of_the_selection_names_each_input(
         ("file", "plain", "plain"),
         ("file", "DIGEST", "plain"),
         ("file", "nginx:2", "docker.io/library/nginx:2"),
-        ("pipe", "a.example/team/app:1", "a.example/team/app:1"),
+        ("pipe, index first", "a.example/team/app:1", "a.example/team/app:1"),
         ("layout", "plain", "plain"),
     ],
 )
 def test_an_image_can_be_chosen_by_its_name_or_digest(
-    served: FaultyRegistry, layout: Layout, named: Images, archive: Path, how: str, chosen: str, name: str
+    served: FaultyRegistry, layout: Layout, named: Images, tmp_path: Path, how: str, chosen: str, name: str
 ) -> None:
     digest = named[name]["digest"]
-    given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
-    stdin = archive.read_bytes() if how == "pipe" else None
+    end, stdin = location(how, layout, tmp_path)
     argv = ["push", f"{served.host}/app:1", "--image", chosen.replace("DIGEST", digest)]
-    result = succeed(*argv, *given, stdin=stdin)
+    result = succeed(*argv, "-i", end, stdin=stdin)
     assert result.lines() == [f"{served.host}/app:1@{digest}"]
     assert manifest_digest(served.host, "app", "1") == digest
     assert tags(served.host, "app") == ["1"]
@@ -267,7 +258,7 @@ def test_to_sends_nothing_if_an_image_has_no_full_name(
     served: FaultyRegistry, layout: Layout, named: Images, archive: Path, how: str
 ) -> None:
     nameless = layout.image([b"nameless"])
-    enter(layout, nameless)
+    layout.enter(nameless)
     archive.write_bytes(tar_of(small_first(layout)))
     given = {"pipe": [], "layout": ["-i", str(layout.path)]}[how]
     result = ocistream("push", "--to", served.host, *given, stdin=archive if how == "pipe" else None)
@@ -294,7 +285,7 @@ def test_to_pushes_signatures_and_reports_those_without_an_image(
     app = full_names["a.example/team/app:1"]
     signature = layout.artifact(b"signature", kind="application/vnd.example.signature", subject=app)
     lost = layout.artifact(b"lost", kind="application/spdx+json", subject=layout.image([b"elsewhere"]))
-    enter(layout, signature, lost)
+    layout.enter(signature, lost)
     result = succeed("push", "--to", served.host, "-i", layout.path, "--result", tmp_path / "result.json")
     assert len(result.lines()) == 2
     assert "not copied: 1 SBOM; subject not in the source" in result.err
@@ -410,7 +401,7 @@ class TestSmallBlobsAfterMissingBlobs:
         small = layout.random_layer(4000)[0]
         push([small])
         image = layout.image([*(layout.random_layer(4000, seed=number)[0] for number in range(1, 20)), small])
-        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
+        layout.write_index([image])
         items = [item for item in small_first(layout) if item[0] != blob_name(small["digest"])]
         served.requests.clear()
         succeed("push", f"{served.host}/app:1", "--jobs=1", stdin=tar_of(items))
@@ -425,7 +416,7 @@ class TestSmallBlobsAfterMissingBlobs:
         layout.image(layers[:9], name="base")
         succeed("push", f"{served.host}/base:1", "-i", str(layout.path), "--image", "base")
         image = layout.image(layers)
-        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
+        layout.write_index([image])
         omitted = {blob_name(layer["digest"]) for layer in layers}
         archive = tar_of(item for item in small_first(layout) if item[0] not in omitted)
         (layout.path.parent / "app.tar").write_bytes(archive)

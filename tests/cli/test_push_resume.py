@@ -16,11 +16,12 @@ import pytest
 from tests.cli import assertions
 from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, WithholdAnswer
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest
-from tests.runner import Argument, command, ocistream, run, started_fork
+from tests.runner import Argument, Result, command, ocistream, run, started_fork
 
 MIB = 1 << 20
 #: More than the socket buffers on both sides.
@@ -99,27 +100,19 @@ def gone(served: FaultyRegistry) -> None:
     assertions.wait_for(lambda: served.open_connections == 0)
 
 
-def ended(served: FaultyRegistry, number: signal.Signals, arguments: list[Argument]) -> tuple[int, str]:
+def ended(served: FaultyRegistry, number: signal.Signals, arguments: list[Argument]) -> Result:
     """Run a push until the registry has half of it, stop it with a signal, and wait until the registry noticed."""
     size = halfway(served, arguments)
     # One job: otherwise the upload of the config may be active, too.
-    with started_fork(*arguments, "--jobs", "1") as process:
-        assertions.wait_for(lambda: has_half(served, size))
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+    result = signalled(number, *arguments, "--jobs", "1", until=lambda: has_half(served, size))
     gone(served)
-    return process.returncode, err.decode()
+    return result
 
 
 def check_whole(served: FaultyRegistry, image: Descriptor, state: Path) -> None:
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert records(state) == []
     assert sessions(served) == []
-
-
-def blobs(layout: Layout, image: Descriptor) -> list[Descriptor]:
-    manifest = layout.read(image["digest"])
-    return [manifest["config"], *manifest["layers"]]
 
 
 @pytest.mark.parametrize(
@@ -136,11 +129,11 @@ def test_stored_bytes_are_not_sent_again(
     number: signal.Signals,
     way: str,
 ) -> None:
-    code, err = ended(served, number, push(served, source, "--upload", way))
-    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    assert "Traceback" not in err
+    result = ended(served, number, push(served, source, "--upload", way))
+    assert result.code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert "Traceback" not in result.err
     if number != signal.SIGKILL:
-        first, second = [line for line in err.splitlines() if "MB/s" not in line]
+        first, second = [line for line in result.err.splitlines() if "MB/s" not in line]
         assert first == f"ocistream: error: {'terminated' if number == signal.SIGTERM else 'interrupted'}"
         # The request was interrupted, so the client does not know how much of it the registry keeps.
         assert second.strip() == f"{served.host} {MAY_HAVE}"
@@ -149,9 +142,8 @@ def test_stored_bytes_are_not_sent_again(
     before = received(served)
     again = succeed(*push(served, source, "--upload", way, "-v"))
     assert f"{served.host}: resumed " in again.err
-    sizes = [blob["size"] for blob in [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]]
     assert HALF <= before < LAYER
-    assert received(served) == sum(sizes)
+    assert received(served) == sum(blob["size"] for blob in layout.blobs(image))
     check_whole(served, image, state)
 
 
@@ -205,7 +197,7 @@ def test_a_push_that_is_stopped_while_its_pipe_is_silent_completes_its_request(
     assert [patch.status for patch in served.asked("PATCH")][-1] == 202
     again = succeed("push", f"{served.host}/app:1", stdin=archive)
     assert f"{served.host}: resumed {hint.split()[3]} MB of 16.8 MB of sha256:" in again.err
-    assert received(served) == sum(layout.file(blob["digest"]).stat().st_size for blob in blobs(layout, image))
+    assert received(served) == sum(blob["size"] for blob in layout.blobs(image))
     assert before > 3 * MIB
     check_whole(served, image, state)
 
@@ -225,8 +217,7 @@ def test_a_push_from_a_truncated_pipe_is_resumed(
     again = succeed(*arguments, stdin=archive.read_bytes())
     assert f"{served.host}: resumed 2.6 MB of 16.8 MB of sha256:" in again.err
     assert "2.6 MB resumed from an earlier run" in again.err
-    blobs = [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]
-    assert received(served) == sum(blob["size"] for blob in blobs)
+    assert received(served) == sum(blob["size"] for blob in layout.blobs(image))
     check_whole(served, image, state)
 
 

@@ -194,8 +194,7 @@ def test_the_result_document_has_the_moved_blobs(
 ) -> None:
     path = tmp_path / "result.json"
     succeed("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", "--result", path)
-    manifest = layout.read(image["digest"])
-    blobs = [{key: blob[key] for key in ("mediaType", "digest", "size")} for blob in blobs_of(manifest)]
+    blobs = [{key: blob[key] for key in ("mediaType", "digest", "size")} for blob in layout.blobs(image)]
     total = sum(blob["size"] for blob in blobs)
     seconds = document(path)["seconds"]
     assert isinstance(seconds, float)
@@ -218,15 +217,11 @@ def test_the_result_document_has_the_moved_blobs(
     }
 
 
-def blobs_of(manifest: dict[str, Any]) -> list[Descriptor]:
-    return [manifest["config"], *manifest["layers"]]
-
-
 def test_the_result_document_counts_skips_mounts_and_retries(
     registry: FaultyRegistry, tmp_path: Path, layout: Layout, image: Descriptor
 ) -> None:
     path = tmp_path / "result.json"
-    total = sum(blob["size"] for blob in blobs_of(layout.read(image["digest"])))
+    total = sum(blob["size"] for blob in layout.blobs(image))
     succeed("copy", f"{registry.host}/app:1", f"{registry.host}/mounted:1", "--result", path)
     assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": 0, "mounted": total, "omitted": 0}
     assert {blob["status"] for blob in document(path)["blobs"]} == {"mounted"}
@@ -260,9 +255,7 @@ def test_both_sides_of_a_pipe_write_result_documents(registry: FaultyRegistry, t
     assert document(two)["images"][0]["name"] == f"{host}/app:2"
 
 
-def test_a_failure_writes_no_result_document(registry: FaultyRegistry, tmp_path: Path) -> None:
-    folder = tmp_path / "results"
-    folder.mkdir()
+def test_a_failure_writes_no_result_document(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
     registry.faults = [Fault(Flip(10), "GET", "/blobs/", times=None)]
     argv = ["pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar", "--result"]
     assertions.failure(ocistream(*argv, folder / "result.json"), 5)

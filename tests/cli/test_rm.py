@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -13,19 +12,9 @@ from tests.cli.assertions import succeed
 from tests.images import Descriptor, Layout
 from tests.runner import ocistream
 
-HUNG = "vnd.ocistream.image.name"
 
-
-def entered(layout: Layout, *descriptors: Descriptor, name: str | None = None) -> None:
-    """Add entries that are not named images to a layout's index.json; `name` is the name of a referrer."""
-    path = layout.path / "index.json"
-    index = json.loads(path.read_bytes())
-    entries = [{**one, "annotations": {HUNG: name}} if name else one for one in descriptors]
-    path.write_text(json.dumps({**index, "manifests": [*index["manifests"], *entries]}))
-
-
-def listed(path: Path) -> list[str]:
-    return [entry["digest"] for entry in json.loads((path / "index.json").read_bytes())["manifests"]]
+def listed(layout: Layout) -> list[str]:
+    return [entry["digest"] for entry in layout.entries]
 
 
 @pytest.fixture
@@ -44,10 +33,9 @@ def test_an_image_is_removed_by_name_or_digest(layout: Layout, images: list[Desc
     removed = succeed("rm", layout.path, name or digest)
     assert removed.lines() == [f"registry.example/a:1@{digest}"]
     assert "removed 1 image; run `ocistream gc` to delete unused blobs" in removed.err
-    assert listed(layout.path) == [image["digest"] for image in images[1:]]
+    assert listed(layout) == [image["digest"] for image in images[1:]]
     assert {path.name for path in layout.path.rglob("*")} == before
-    manifest = layout.read(digest)
-    needed = {digest, manifest["config"]["digest"], manifest["layers"][0]["digest"]}
+    needed = {digest, *(blob["digest"] for blob in layout.blobs(images[0]))}
     assert set(ocistream("gc", layout.path, "--older-than=0").lines()) == needed
 
 
@@ -60,7 +48,7 @@ def test_several_images_are_removed_or_none(layout: Layout, images: list[Descrip
     assert len(dry.lines()) == 2
     assert (layout.path / "index.json").read_bytes() == before
     succeed("rm", layout.path, "registry.example/a:1", "registry.example/b:1")
-    assert listed(layout.path) == [images[2]["digest"]]
+    assert listed(layout) == [images[2]["digest"]]
 
 
 def test_a_name_of_several_images_is_refused(layout: Layout, images: list[Descriptor]) -> None:
@@ -75,11 +63,8 @@ def test_a_name_of_several_images_is_refused(layout: Layout, images: list[Descri
 def test_an_exact_name_takes_precedence_over_a_tag_or_a_short_name(layout: Layout, tmp_path: Path) -> None:
     images = {name: layout.image([name.encode()], name=name) for name in ("v1", "docker.io/library/v1:latest")}
     full = layout.image([b"full"])
-    path = layout.path / "index.json"
-    index = json.loads(path.read_bytes())
     names = {"org.opencontainers.image.ref.name": "v1", "io.containerd.image.name": "registry.example/app:v1"}
-    index["manifests"].insert(0, {**full, "annotations": names})
-    path.write_text(json.dumps(index))
+    layout.write_index([{**full, "annotations": names}, *layout.entries])
     for name, digest in (
         ("v1", images["v1"]["digest"]),
         ("docker.io/library/v1", images["docker.io/library/v1:latest"]["digest"]),
@@ -106,9 +91,9 @@ def test_a_name_removes_itself_and_a_digest_removes_all_names(layout: Layout) ->
     layout.name(image, "registry.example/a:latest", "registry.example/b:latest")
     assertions.failure(ocistream("rm", layout.path, "nothing"), 4)
     succeed("rm", layout.path, "registry.example/a:latest")
-    assert listed(layout.path) == [image["digest"]] * 2
+    assert listed(layout) == [image["digest"]] * 2
     succeed("rm", layout.path, image["digest"])
-    assert listed(layout.path) == []
+    assert listed(layout) == []
 
 
 def test_referrers_of_a_removed_image_are_removed_recursively(layout: Layout, images: list[Descriptor]) -> None:
@@ -117,13 +102,14 @@ def test_referrers_of_a_removed_image_are_removed_recursively(layout: Layout, im
     of_that = layout.artifact(b"of the signature", subject=signature)
     other = layout.artifact(b"another's", subject=second)
     by_tag = layout.artifact(b"cosign's")
-    entered(layout, of_that, signature, other)
-    entered(layout, by_tag, name=f"registry.example/a:{first['digest'].replace(':', '-')}.sig")
+    layout.enter(of_that, signature, other)
+    name = f"registry.example/a:{first['digest'].replace(':', '-')}.sig"
+    layout.enter({**by_tag, "annotations": {"vnd.ocistream.image.name": name}})
     removed = succeed("rm", layout.path, "registry.example/a:1")
     assert "and 3 that referred to it" in removed.err
     hung = {line.rpartition("@")[2] for line in removed.lines()[1:]}
     assert hung == {signature["digest"], of_that["digest"], by_tag["digest"]}
-    assert listed(layout.path) == [*[image["digest"] for image in images[1:]], other["digest"]]
+    assert listed(layout) == [*[image["digest"] for image in images[1:]], other["digest"]]
 
 
 def test_referrers_of_a_remaining_image_stay(layout: Layout) -> None:
@@ -131,27 +117,27 @@ def test_referrers_of_a_remaining_image_stay(layout: Layout) -> None:
     signature = layout.artifact(b"signature", subject=inner)
     index = layout.index([inner], name="registry.example/index:1")
     layout.name(inner, "registry.example/inner:1")
-    entered(layout, signature)
+    layout.enter(signature)
     succeed("rm", layout.path, "registry.example/inner:1")
-    assert listed(layout.path) == [index["digest"], signature["digest"]]
+    assert listed(layout) == [index["digest"], signature["digest"]]
     # Now its subject is in no remaining image.
     succeed("rm", layout.path, "registry.example/index:1")
-    assert listed(layout.path) == []
+    assert listed(layout) == []
 
 
 def test_named_referrers_and_referrers_without_a_subject_stay(layout: Layout, images: list[Descriptor]) -> None:
     named = layout.artifact(b"sbom", subject=images[0], name="registry.example/sbom:1")
     alone = layout.image([b"nameless"])
-    entered(layout, alone)
+    layout.enter(alone)
     succeed("rm", layout.path, "registry.example/a:1")
-    assert listed(layout.path) == [*[one["digest"] for one in images[1:]], named["digest"], alone["digest"]]
+    assert listed(layout) == [*[one["digest"] for one in images[1:]], named["digest"], alone["digest"]]
 
 
 def test_a_damaged_image_can_be_removed(layout: Layout, images: list[Descriptor]) -> None:
     layout.file(images[0]["digest"]).write_bytes(b"damaged")
     layout.file(images[1]["digest"]).unlink()
     succeed("rm", layout.path, "registry.example/a:1", "registry.example/b:1")
-    assert listed(layout.path) == [images[2]["digest"]]
+    assert listed(layout) == [images[2]["digest"]]
 
 
 def test_only_a_layout_is_accepted(tmp_path: Path) -> None:

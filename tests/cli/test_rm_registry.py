@@ -11,11 +11,12 @@ import ocistream as api
 from tests.cli import assertions
 from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.serving import serving
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, Reply, refusal
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import ocistream, started_fork
+from tests.runner import ocistream
 
 #: The answer of distribution 2.8 to the deletion of a tag.
 NO_TAGS = refusal(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
@@ -53,8 +54,7 @@ def registry(
         fill(served.host, layout, image)
         yield served.host
         return
-    with started_fork("serve", tmp_path / "store", "--listen", "127.0.0.1:0") as process:
-        host = process.stdout.readline().decode().strip()
+    with serving(tmp_path / "store") as (_, host):
         fill(host, layout, image)
         yield host
 
@@ -131,8 +131,7 @@ class TestUnsupported:
 
     def test_an_archive_that_is_served_is_never_changed(self, layout: Layout) -> None:
         small_image(layout, name="127.0.0.1/app:1")
-        with started_fork("serve", layout.path, "--read-only", "--listen", "127.0.0.1:0") as process:
-            host = process.stdout.readline().decode().strip()
+        with serving(layout.path, "--read-only") as (_, host):
             for options, words in (([], "does not delete the tag"), (["--by-digest"], "does not delete 127.0.0.1")):
                 result = ocistream("rm", f"{host}/app:1", *options)
                 hint = "this registry is read-only)\n  nothing can be deleted there: ask its operator\n"

@@ -7,10 +7,8 @@ import json
 import resource
 import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -19,29 +17,13 @@ import pytest
 from ocistream import limits
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.serving import really_serving, serving, stop
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.raw_http import Client
 from tests.registry_http import manifest_digest, seed
-from tests.runner import Argument, Environment, Running, ocistream, started, started_fork
+from tests.runner import ocistream
 
 pytestmark = pytest.mark.usefixtures("interruptible")
-
-
-@contextlib.contextmanager
-def serving(
-    *argv: Argument, listen: str = "127.0.0.1:0", cwd: Path | None = None, env: Environment | None = None
-) -> Iterator[tuple[Running, str]]:
-    """Run `ocistream serve` in a fork, and yield the process and the address that it prints."""
-    with started_fork("serve", *argv, "--listen", listen, cwd=cwd, env=env) as process:
-        yield process, process.stdout.readline().decode().rstrip("\n")
-
-
-@contextlib.contextmanager
-def really_serving(*argv: Argument, env: Environment | None = None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run `ocistream serve` in a real process, to measure its memory and descriptors."""
-    with started("serve", *argv, "--listen=127.0.0.1:0", env=env) as process:
-        assert process.stdout
-        yield process, process.stdout.readline().decode().rstrip("\n")
 
 
 @pytest.mark.uncounted
@@ -100,9 +82,7 @@ def test_verbose_prints_requests(layout: Layout, tmp_path: Path) -> None:
         with serving(tmp_path / "store", *argv) as (process, host):
             seed(layout, image, host, "app", "1")
             assert manifest_digest(host, "gone", "\x1b[2J"[2:]) is None
-            process.terminate()
-            _, err = process.communicate(timeout=60)
-        lines = err.decode().splitlines()
+            lines = stop(process).splitlines()
         if not argv:
             assert lines == ["ocistream: terminated"]
         elif len(argv) == 1:
@@ -163,10 +143,9 @@ def test_a_corrupt_blob_is_never_served_and_a_push_replaces_it(layout: Layout, t
         assert not (tmp_path / "x.tar").exists()
         succeed("push", "-i", layout.path, f"{host}/app:1")
         succeed("pull", f"{host}/app:1", "-o", tmp_path / "x.tar")
-        process.terminate()
-        _, err = process.communicate(timeout=60)
+        err = stop(process)
     assert blob.read_bytes() == content
-    told = [line for line in err.decode().splitlines() if "is corrupt: it is not served" in line]
+    told = [line for line in err.splitlines() if "is corrupt: it is not served" in line]
     assert len(told) == 1
     assert layer in told[0]
     succeed("verify", tmp_path / "x.tar")
@@ -179,9 +158,8 @@ def test_server_errors_are_printed_without_verbose(layout: Layout, argv: list[st
         (layout.path / "index.json").write_text("broken")
         with Client(host) as ask:
             assert [ask("GET", "/v2/app/tags/list").status for _ in range(2)] == [500, 500]
-        process.terminate()
-        _, err = process.communicate(timeout=60)
-    told = err.decode().splitlines()[:-1]
+        err = stop(process)
+    told = err.splitlines()[:-1]
     assert len(told) == 2
     assert all("/v2/app/tags/list" in line and "not valid JSON" in line for line in told)
     if argv:

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from ocistream import limits
-from tests.cli.test_serve import really_serving
+from tests.cli.serving import really_serving
 from tests.html_page import Page
 from tests.images import OCI_INDEX, Layout, thousands_of_images
 from tests.raw_http import Client, connect

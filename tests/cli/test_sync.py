@@ -16,13 +16,15 @@ from tests.archives import small_first, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
+from tests.cli.sync_files import entry, sync_file
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Fault, FaultyRegistry, PauseReading, Reply, Stall, StopReading, refusal
 from tests.http_doubles import unused_port
 from tests.images import OCI_MANIFEST, Layout, small_image, two_platforms
 from tests.registry_http import manifest, manifest_digest, seed, tags
-from tests.runner import Result, ocistream, started_fork
+from tests.runner import Argument, Result, ocistream, started_fork
 from tests.schemas import validate_ours
 
 TAGS = ["1.0", "1.1", "1.2-rc.1", "2.0", "latest"]
@@ -46,25 +48,8 @@ def source(start: Start, layout: Layout) -> FaultyRegistry:
     return registry
 
 
-@pytest.fixture
-def target(start: Start) -> FaultyRegistry:
-    return start()
-
-
 def sync(folder: Path, text: str, *argv: str | Path, **options: Any) -> Result:
-    file = folder / "sync.toml"
-    file.write_text(text)
-    return ocistream("sync", file, *argv, **options)
-
-
-def entry(source: str, *targets: str, **keys: Any) -> str:
-    """Return one [[sync]] table as text."""
-    lines = [
-        "[[sync]]",
-        f"from = {json.dumps(source)}",
-        f"to = {json.dumps(targets if len(targets) > 1 else targets[0])}",
-    ]
-    return "\n".join([*lines, *(f"{key} = {value}" for key, value in keys.items()), ""])
+    return ocistream("sync", sync_file(folder, text), *argv, **options)
 
 
 def fetched(registry: FaultyRegistry) -> Counter[str]:
@@ -97,9 +82,7 @@ class TestCopies:
     ) -> None:
         image, nameless = small_image(layout, name="1"), layout.image([b"nameless"])
         lost = layout.artifact(b"lost", subject=layout.image([b"elsewhere"]))
-        index = json.loads((layout.path / "index.json").read_bytes())
-        index["manifests"] += [nameless, lost]
-        (layout.path / "index.json").write_text(json.dumps(index))
+        layout.enter(nameless, lost)
         source = f"oci:{layout.path}"
         refused = sync(tmp_path, entry(source, f"{target.host}/app"))
         assert refused.code == 2
@@ -273,9 +256,7 @@ class TestLayoutsAndArchives:
         large = layout.blob(bytes(limits.MAX_MANIFEST + 1), OCI_MANIFEST)
         # Reading the manifest would report wrong bytes.
         layout.file(large["digest"]).write_bytes(b"x" * large["size"])
-        index = json.loads((layout.path / "index.json").read_bytes())
-        index["manifests"].append(large)
-        (layout.path / "index.json").write_text(json.dumps(index))
+        layout.enter(large)
         result = assertions.success(sync(tmp_path, entry(f"oci:{layout.path}", f"{target.host}/app")))
         assert f"not copied: {large['digest']} in oci:{layout.path}; manifest missing or malformed" in result.err
         assert tags(target.host, "app") == ["1.0"]
@@ -585,8 +566,7 @@ class TestTheFile:
 
     @pytest.mark.parametrize("part", ["4/4", "0/0", "1", "-1/4", "a/b"])
     def test_an_invalid_shard_is_refused(self, tmp_path: Path, part: str) -> None:
-        (tmp_path / "sync.toml").write_text(entry("a/b", "c/d"))
-        assertions.failure(ocistream("sync", tmp_path / "sync.toml", f"--shard={part}"), 2, "--shard")
+        assertions.failure(sync(tmp_path, entry("a/b", "c/d"), f"--shard={part}"), 2, "--shard")
 
 
 def test_the_result_does_not_overwrite_the_sync_file(tmp_path: Path) -> None:
@@ -686,22 +666,19 @@ def test_an_interrupted_sync_reports_and_resumes(
     source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
 ) -> None:
     target.faults.append(Fault(StopReading(after=0), method="PUT", path="/app/manifests/2.0$"))
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
+    file = sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
     # With two jobs, images are copied one by one.
-    with started_fork("sync", str(file), "--jobs=2", "--result", str(tmp_path / "result.json")) as process:
-        assertions.wait_for(lambda: target.asked("PUT", "/app/manifests/2.0$"))
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    argv: list[Argument] = ["sync", file, "--jobs=2", "--result", tmp_path / "result.json"]
+    ended = signalled(signal.SIGINT, *argv, until=lambda: target.asked("PUT", "/app/manifests/2.0$"))
     target.release()
-    assert process.returncode == 130, err
+    assert ended.code == 130, ended.err
     done = sorted(tags(target.host, "app"))
     assert done == ["1.0", "1.1", "1.2-rc.1"]
     document = json.loads((tmp_path / "result.json").read_text())
     validate_ours(document, "sync-result")
     assert document["complete"] is False
     assert [image["status"] for image in document["images"]] == ["copied"] * 3
-    assert b"3 images copied" in err
+    assert "3 images copied" in ended.err
     again = succeed("sync", file)
     same(source, target, "app", TAGS)
     assert "2 images copied" in again.err
@@ -714,23 +691,19 @@ def test_an_interruption_ends_the_upload_to_one_destination_while_another_does_n
 ) -> None:
     seed_big(source, tmp_path, 32 << 20)
     target.faults.append(Fault(PauseReading(after=1 << 20), method="PATCH", times=None))
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
+    file = sync_file(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
     config = tmp_path / "config.toml"
     config.write_text(f"[registry.{json.dumps(other.host)}]\nprofile = 'distribution'\n")
-    with started_fork("sync", str(file), "--jobs=1", "--config", str(config)) as process:
-        received = [0]
+    received = [0]
 
-        def is_waiting() -> bool:
-            received.append(sum(request.received for request in other.asked("PATCH")))
-            return len(received) > 50 and received[-1] == received[-50] > 1 << 20
+    def is_waiting() -> bool:
+        received.append(sum(request.received for request in other.asked("PATCH")))
+        return len(received) > 50 and received[-1] == received[-50] > 1 << 20
 
-        assertions.wait_for(is_waiting)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    ended = signalled(signal.SIGINT, "sync", file, "--jobs=1", "--config", config, until=is_waiting)
     target.release()
-    assert process.returncode == 130, err
-    assert [request.status for request in other.asked("PATCH")] == [202], err
+    assert ended.code == 130, ended.err
+    assert [request.status for request in other.asked("PATCH")] == [202], ended.err
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -742,19 +715,15 @@ def test_an_interruption_inside_a_blob_resumes_for_several_destinations(
     layer, _ = layout.random_layer(8 << 20)
     seed(layout, layout.image([layer]), source.host, "big", "1")
     source.faults.append(Fault(Stall(after=6 << 20), method="GET", path=f"/blobs/{layer['digest']}"))
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
-    with started_fork("sync", str(file), "--jobs", jobs) as process:
+    file = sync_file(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
 
-        def is_under_way() -> bool:
-            sent = [r for registry in (target, other) for r in registry.asked("PATCH") if r.received > 4 << 20]
-            return len(sent) == 2
+    def is_under_way() -> bool:
+        sent = [r for registry in (target, other) for r in registry.asked("PATCH") if r.received > 4 << 20]
+        return len(sent) == 2
 
-        assertions.wait_for(is_under_way)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    ended = signalled(signal.SIGINT, "sync", file, "--jobs", jobs, until=is_under_way)
     source.release()
-    assert process.returncode == 130, err
+    assert ended.code == 130, ended.err
     for registry in (target, other):
         assert tags(registry.host, "big") == []
     succeed("sync", file)
@@ -798,9 +767,7 @@ def test_the_progress_total_excludes_a_failed_image(
 
 
 def test_result_lines_are_complete_with_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/app", f"{target.host}/app"))
-    seen = on_terminal("sync", str(file))
+    seen = on_terminal("sync", sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app")))
     assert seen.code == 0
     for tag in TAGS:
         line = f"{target.host}/app:{tag}@{manifest_digest(source.host, 'app', tag)}"
@@ -813,9 +780,8 @@ def test_several_images_are_examined_in_parallel(
     source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path, options: list[str]
 ) -> None:
     source.faults.append(Fault(Stall(after=0), method="GET", path="/app/manifests/", times=3))
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
-    with started_fork("sync", str(file), "--jobs", "3", *options) as process:
+    file = sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
+    with started_fork("sync", file, "--jobs", "3", *options) as process:
         # No request has been answered yet.
         assertions.wait_for(lambda: len(source.asked("GET", "/app/manifests/")) == 3)
         source.release()
@@ -837,10 +803,9 @@ def test_only_a_few_of_many_archives_are_open_at_the_same_time(
         is_wrong = fault in {"a wrong manifest", "a wrong layer"} and number < 11
         path.write_bytes(archive.replace(content, content[:-1] + b" ") if is_wrong else archive)
         name = "other" if fault == "no such image" and number < 11 else "app"
-        entries.append(f'[[sync]]\nfrom = "oci-archive:{path}:{name}"\nto = "{target.host}/app:{number}"\n')
-    (tmp_path / "sync.toml").write_text("".join(entries))
+        entries.append(entry(f"oci-archive:{path}:{name}", f"{target.host}/app:{number}"))
     target.faults = [Fault(Stall(), "PUT", "/manifests/11")]
-    with started_fork("sync", str(tmp_path / "sync.toml"), "--jobs=1") as process:
+    with started_fork("sync", sync_file(tmp_path, "".join(entries)), "--jobs=1") as process:
         assertions.wait_for(lambda: target.asked("PUT", "/manifests/11"))
         opened = [str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
         target.release()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.forms import FORMS, location
 from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed, tags
@@ -75,15 +75,12 @@ class TestTags:
         assert (f"{served.host}/app has no tags" in result.err) == (command == "inspect")
 
 
-@pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
+@pytest.mark.parametrize("how", FORMS)
 def test_names_of_an_archive_are_listed(layout: Layout, tmp_path: Path, how: str) -> None:
     small_image(layout, name="v1")
     small_image(layout, name="example.com/app:2", annotations={"a": "b"})
     small_image(layout, annotations={"c": "d"})
-    archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-    (tmp_path / "x.tar").write_bytes(archive)
-    end = {"layout": f"oci:{layout.path}", "file": str(tmp_path / "x.tar")}.get(how, "-")
-    stdin = archive if end == "-" else None
+    end, stdin = location(how, layout, tmp_path)
     assert ocistream("tags", end, stdin=stdin).lines() == ["v1", "example.com/app:2"]
     document = json.loads(ocistream("tags", end, "--json", stdin=stdin).out)
     validate_ours(document, "inspect")
@@ -188,27 +185,25 @@ class TestCopy:
         assert manifest_digest(other.host, "app", "2") == names["app:2"]["digest"]
 
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("how", ["layout", "archive", "pipe"])
+    @pytest.mark.parametrize("how", ["layout", "file", "pipe, index first"])
     def test_an_image_without_a_tag_is_an_error(
         self, layout: Layout, other: FaultyRegistry, tmp_path: Path, how: str
     ) -> None:
         image, nameless = self.one_without_a_name(layout)
-        archive = tmp_path / "two.tar"
-        archive.write_bytes(tar_of(small_first(layout)))
-        source = {"layout": f"oci:{layout.path}", "archive": str(archive), "pipe": "-"}[how]
-        name = {"layout": layout.path, "archive": archive, "pipe": "the archive on stdin"}[how]
-        result = ocistream("copy", "--all-tags", source, f"{other.host}/app", stdin=archive)
+        source, stdin = location(how, layout, tmp_path)
+        name = {"layout": layout.path, "file": tmp_path / "x.tar"}.get(how, "the archive on stdin")
+        result = ocistream("copy", "--all-tags", source, f"{other.host}/app", stdin=stdin)
         assertions.failure(
             result, 2, f"1 of 2 images in {name} has no tag: {nameless['digest']}", f":DIGEST {other.host}/app:"
         )
         assert tags(other.host, "app") == []
-        result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=archive)
+        result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=stdin)
         assertions.failure(result, 2, nameless["digest"], "omit --all-tags")
         assert not (tmp_path / "copy").exists()
         # The commands that the hints suggest work.
         result = ocistream("copy", f"oci:{layout.path}:{nameless['digest']}", f"{other.host}/app:nameless")
         assert result.lines() == [f"{other.host}/app:nameless@{nameless['digest']}"], result.err
-        succeed("copy", source, f"oci:{tmp_path}/copy", stdin=archive)
+        succeed("copy", source, f"oci:{tmp_path}/copy", stdin=stdin)
         assert {entry["digest"] for entry in assertions.index_of(tmp_path / "copy")} == {
             image["digest"],
             nameless["digest"],
@@ -224,8 +219,7 @@ class TestCopy:
     def one_without_a_name(layout: Layout) -> tuple[Descriptor, Descriptor]:
         """Add an image with a name and an image without a name to index.json."""
         image, nameless = small_image(layout, name="1"), layout.image([b"nameless"])
-        index = json.loads((layout.path / "index.json").read_bytes())
-        (layout.path / "index.json").write_text(json.dumps({**index, "manifests": [nameless, *index["manifests"]]}))
+        layout.write_index([nameless, *layout.entries])
         return image, nameless
 
     @pytest.mark.usefixtures("images")

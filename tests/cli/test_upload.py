@@ -162,9 +162,7 @@ class TestBrokenPipes:
             Fault(StopReading(24 * MIB, reset=True), "PATCH", larger_than=56 * MIB),
             Fault(StopReading(8 * MIB), "PATCH", larger_than=24 * MIB),
         )
-        pushed = assertions.success(measured("push", f"{served.host}/app:1", stdin=archive))
-        assert pushed.peak is not None
-        assert pushed.peak < 48 * MIB, pushed.peak
+        assertions.peak(measured("push", f"{served.host}/app:1", stdin=archive))
         received = sum(patch.received for patch in served.asked("PATCH") if int(patch.headers["Content-Length"]) > MIB)
         size = served.layout.blob_path(sorted_largest(served)).stat().st_size
         # Stored bytes were not sent again, although the source is a pipe.

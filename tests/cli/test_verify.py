@@ -16,6 +16,7 @@ from tests import registry_http
 from tests.archives import END, blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
+from tests.cli.fixture_types import Give
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
@@ -26,17 +27,9 @@ Verify = Callable[..., Result]
 
 
 @pytest.fixture(params=["file", "pipe"])
-def verify(request: pytest.FixtureRequest, tmp_path: Path) -> Verify:
+def verify(request: pytest.FixtureRequest, give: Give) -> Verify:
     """Return a function that verifies the bytes of an archive from a file or from a pipe."""
-
-    def run(archive: bytes, *options: str) -> Result:
-        if request.param == "pipe":
-            return ocistream("verify", *options, stdin=archive)
-        path = tmp_path / "archive.tar"
-        path.write_bytes(archive)
-        return ocistream("verify", path, *options)
-
-    return run
+    return lambda archive, *options: give(archive, request.param, "verify", "{}", *options)
 
 
 @pytest.fixture
@@ -56,8 +49,7 @@ def changed(layout: Layout, digest: str, content: bytes | None) -> bytes:
 
 def a_layer(layout: Layout) -> str:
     """Return the digest of a layer of the image v1."""
-    image = json.loads((layout.path / "index.json").read_bytes())["manifests"][0]
-    return str(layout.read(image["digest"])["layers"][0]["digest"])
+    return str(layout.blobs(layout.entries[0])[1]["digest"])
 
 
 def document(result: Result) -> dict[str, Any]:
@@ -141,7 +133,7 @@ class TestWrongBytes:
 
     def test_an_image_without_a_name_is_named_by_its_digest(self, layout: Layout, verify: Verify) -> None:
         image = small_image(layout)
-        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
+        layout.write_index([image])
         layer = layout.read(image["digest"])["layers"][0]["digest"]
         archive = changed(layout, layer, layout.file(layer).read_bytes()[:-1] + b"?")
         result = verify(archive, "--json")
@@ -228,7 +220,7 @@ class TestIncomplete:
         assert digest not in result.out.decode()
 
     def test_a_missing_manifest_is_listed(self, images: Layout, verify: Verify) -> None:
-        image = json.loads((images.path / "index.json").read_bytes())["manifests"][0]
+        image = images.entries[0]
         result = verify(changed(images, image["digest"], None), "--json")
         assert result.code == 6
         assert [(missing["image"], missing["digest"]) for missing in document(result)["missing"]] == [

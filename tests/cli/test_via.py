@@ -19,12 +19,13 @@ from tests.archives import items_of, tar_of
 from tests.cli import assertions
 from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.fault_actions import Flip
 from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import Argument, Result, forking_command, ocistream, started_fork
+from tests.runner import Argument, Result, forking_command, ocistream
 
 Fake = Callable[..., str]
 
@@ -512,13 +513,10 @@ class TestInterruption:
     ) -> None:
         hangs = f"echo $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid; exec sleep 600"
         via = faked(**{"have": NOTHING, verb: hangs})
-        with started_fork("copy", images.v2, "registry.local/app:v2", "--via", via) as process:
-            assertions.wait_for((tmp_path / "pid").exists)
-            pid = int((tmp_path / "pid").read_text())
-            # Only this process gets the signal; a terminal would send it to both.
-            process.send_signal(number)
-            out, err = process.communicate(timeout=60)
-        assert (process.returncode, out) == (128 + number, b"")
-        assert b"Traceback" not in err
+        # Only this process gets the signal; a terminal would send it to both.
+        argv = ["copy", images.v2, "registry.local/app:v2", "--via", via]
+        ended = signalled(number, *argv, until=(tmp_path / "pid").exists)
+        assert (ended.code, ended.out) == (128 + number, b"")
+        assert "Traceback" not in ended.err
         with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+            os.kill(int((tmp_path / "pid").read_text()), 0)

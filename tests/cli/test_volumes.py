@@ -77,12 +77,6 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CutOnce]:
         yield CutOnce(registry, layout, image, paths, whole, folder / "other.001.tar")
 
 
-@pytest.fixture
-def target(start: Start) -> FaultyRegistry:
-    """Return an empty registry."""
-    return start()
-
-
 def split(registry: FaultyRegistry, folder: Path, *argv: Argument, size: int = SIZE, name: str = "app") -> list[Path]:
     """Pull `app:1` into volumes of at most `size` bytes, and return them."""
     pulled = succeed("pull", f"{registry.host}/app:1", "-o", folder / f"{name}.%03d.tar", "--split", str(size), *argv)
@@ -106,8 +100,7 @@ def is_there(target: FaultyRegistry, image: Descriptor, layout: Layout) -> None:
 
 
 def blobs_of(layout: Layout, image: Descriptor) -> list[str]:
-    document = layout.read(image["digest"])
-    return [document["config"]["digest"], *(layer["digest"] for layer in document["layers"])]
+    return [blob["digest"] for blob in layout.blobs(image)]
 
 
 def layer(layout: Layout, image: Descriptor, number: int) -> str:
