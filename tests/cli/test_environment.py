@@ -174,11 +174,6 @@ def test_one_user_name_is_not_sent_to_two_registries(
     succeed("copy", one, other, env=env)
 
 
-def test_a_user_name_needs_a_password(guarded: FaultyRegistry, layout: Layout) -> None:
-    result = ocistream("push", "-i", layout.path, f"{guarded.host}/app:1", "--username=me")
-    assertions.failure(result, 2, "--username needs a password", "OCISTREAM_PASSWORD", "--password-stdin")
-
-
 def test_no_home_is_needed(served: FaultyRegistry, layout: Layout) -> None:
     bare: dict[str, str | None] = dict.fromkeys(name for name in os.environ if not name.startswith("COVERAGE_"))
     succeed("push", "-i", layout.path, f"{served.host}/app:1", env=bare)

@@ -434,13 +434,6 @@ def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout
     assertions.failure(ocistream(*argv, "linux/s390x"), 4, "linux/s390x", "linux/arm64")
 
 
-def test_without_platform_all_platforms_are_pushed(served: FaultyRegistry, layout: Layout) -> None:
-    index = two_platforms(layout, name="multi")
-    for argv in ([], ["--platform=all"]):
-        succeed("push", f"{served.host}/app:1", "-i", layout.path, *argv)
-        assert manifest_digest(served.host, "app", "1") == index["digest"]
-
-
 # Order of writes ----------------------------------------------------------------------------------------------
 
 

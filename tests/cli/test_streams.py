@@ -130,13 +130,6 @@ def test_the_hint_names_a_file_as_the_command_does(
     assert f"{kind} (`{usage}`)" in " ".join(said.split())
 
 
-@pytest.mark.parametrize("argv", [["pull", "-h"], ["--version"], ["--help"]])
-def test_readable_output_may_go_to_a_terminal(argv: list[str]) -> None:
-    seen = on_terminal(*argv)
-    assert seen.code == 0
-    assert "ocistream" in seen.screen
-
-
 @pytest.mark.uncounted
 def test_quiet_prints_only_errors(registry: FaultyRegistry, tmp_path: Path) -> None:
     result = ocistream("pull", "-q", f"{registry.host}/app:1", "-o", tmp_path / "app.tar")

@@ -96,14 +96,6 @@ class TestCopies:
         one = sync(tmp_path, entry(f"{source}:{nameless['digest']}", f"{target.host}/app:nameless"))
         assert one.lines() == [f"{target.host}/app:nameless@{nameless['digest']}"], one.err
 
-    def test_all_tags_of_a_repository(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
-        result = assertions.success(sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/mirror/app")))
-        same(source, target, "mirror/app", TAGS)
-        digest = manifest_digest(source.host, "app", "1.0")
-        assert f"{target.host}/mirror/app:1.0@{digest}" in result.lines()
-        assert len(result.lines()) == len(TAGS)
-        assert "5 images copied" in result.err
-
     def test_a_pattern_that_no_tag_matches_is_reported(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
     ) -> None:
