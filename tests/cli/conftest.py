@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,37 +11,6 @@ from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import seed
 from tests.runner import Argument, Result, ocistream
-
-
-@pytest.fixture(autouse=True)
-def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buffer stdout as for a user: containers of Python often set PYTHONUNBUFFERED."""
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
-    with contextlib.ExitStack() as stack:
-        started: list[FaultyRegistry] = []
-
-        def start_one(*faults: Any, **options: Any) -> FaultyRegistry:
-            started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", *faults, **options))
-            return stack.enter_context(started[-1])
-
-        yield start_one
-
-
-@pytest.fixture
-def served(start: Start) -> FaultyRegistry:
-    """Return an empty registry without authentication."""
-    return start()
-
-
-@pytest.fixture
-def other(start: Start) -> FaultyRegistry:
-    """Return another empty registry."""
-    return start()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,15 +46,9 @@ def image(layout: Layout) -> Descriptor:
     return small_image(layout, name="v1", config={"Labels": {"org.example.team": "harbour"}})
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    with FaultyRegistry(tmp_path / "registry") as registry:
-        yield registry
-
-
 @pytest.mark.parametrize("kind", ["layout", "file", "stdin", "docker-archive", "registry"])
 def test_each_kind_of_location_has_a_page(
-    kind: str, layout: Layout, image: Descriptor, registry: FaultyRegistry, tmp_path: Path
+    kind: str, layout: Layout, image: Descriptor, served: FaultyRegistry, tmp_path: Path
 ) -> None:
     archive = tmp_path / "app.tar"
     archive.write_bytes(tar_of(items_of(layout)))
@@ -71,8 +64,8 @@ def test_each_kind_of_location_has_a_page(
         succeed("copy", archive, f"docker-archive:{saved}:example.com/app:v1")
         page = page_of(f"docker-archive:{saved}")
     else:
-        seed(layout, image, registry.host, "app", "v1")
-        page = page_of(f"{registry.host}/app:v1")
+        seed(layout, image, served.host, "app", "v1")
+        page = page_of(f"{served.host}/app:v1")
     assert "v1" in page.text
     assert "linux/amd64" in page.text
     assert "2024-01-01T00:00:00Z" in page.text
@@ -84,10 +77,10 @@ def test_each_kind_of_location_has_a_page(
     assert page.elements.count("rect") >= len(manifest["layers"])
 
 
-def test_a_repository_has_a_page_of_its_tags(layout: Layout, image: Descriptor, registry: FaultyRegistry) -> None:
+def test_a_repository_has_a_page_of_its_tags(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
     for tag in ("v1", "v2"):
-        seed(layout, image, registry.host, "app", tag)
-    page = page_of(f"{registry.host}/app")
+        seed(layout, image, served.host, "app", tag)
+    page = page_of(f"{served.host}/app")
     assert "2 tags v1 v2" in page.text
 
 

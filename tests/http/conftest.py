@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ocistream.cli import main
-from tests.faulty_registry import FaultyRegistry
 from tests.http.fixture_types import Result, Run
 from tests.http.raw_registry import RawRegistry
 from tests.http.tls_identities import Identities
@@ -44,19 +41,6 @@ def raw() -> Iterator[RawRegistry]:
     """Return a registry that answers with raw bytes."""
     with RawRegistry() as registry:
         yield registry
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
-    """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
-    with contextlib.ExitStack() as stack:
-        started: list[FaultyRegistry] = []
-
-        def start_one(*faults: Any, **options: Any) -> FaultyRegistry:
-            started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", *faults, **options))
-            return stack.enter_context(started[-1])
-
-        yield start_one
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
-
-from tests.faulty_registry import FaultyRegistry
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _SECONDS: Final = 300
@@ -58,17 +55,3 @@ def zipapp(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("zipapp") / "ocistream.pyz"
     run(sys.executable, "-m", "scripts.release.zipapp", "--output", path, wheel)
     return path
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
-    """Return a function that starts a registry with the arguments of `FaultyRegistry`."""
-    started: list[FaultyRegistry] = []
-
-    def start_one(**options: Any) -> FaultyRegistry:
-        started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", **options))
-        return started[-1].__enter__()
-
-    yield start_one
-    for registry in started:
-        registry.__exit__(None, None, None)

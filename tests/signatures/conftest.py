@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,19 +38,6 @@ def stranger(tmp_path: Path) -> Signer:
 def sigstore(tmp_path_factory: pytest.TempPathFactory) -> FakeSigstore:
     """Return the Sigstore whose trusted root the user has."""
     return FakeSigstore(tmp_path_factory.mktemp("sigstore"))
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
-    """Return a function that starts a registry with the arguments of `FaultyRegistry`."""
-    with contextlib.ExitStack() as stack:
-        started: list[FaultyRegistry] = []
-
-        def start_one(**options: Any) -> FaultyRegistry:
-            started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", **options))
-            return stack.enter_context(started[-1])
-
-        yield start_one
 
 
 @dataclasses.dataclass(frozen=True)
