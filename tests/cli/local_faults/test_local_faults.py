@@ -31,7 +31,7 @@ from tests.cli.local_faults.fault_table import (
     UNSEEN,
     Trouble,
 )
-from tests.cli.local_faults.workspace import Made, Place, make, place_of
+from tests.cli.local_faults.workspace import Place, place_of
 from tests.faulty_registry import Fault, Stall
 from tests.images import Layout
 from tests.peers import need
@@ -43,16 +43,10 @@ _MACHINE: Final = Path(__file__).with_name("faulty_machine")
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Return the image that each place copies."""
-    return make(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture
-def place(start: Start, made: Made, layout: Layout, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+def place(start: Start, layout: Layout, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
     """Return a place without a fault."""
-    return place_of(start(), start(), made, layout, tmp_path, request.node.callspec.params["name"])
+    return place_of(start(), start(), layout, tmp_path, request.node.callspec.params["name"])
 
 
 def cells(*, together: bool) -> list[Any]:
