@@ -30,7 +30,6 @@ from tests.hostile.archive_parts import (
     with_other,
 )
 
-_NO_DIGEST: Final = "0" * 64
 #: Control sequences for a terminal: its title, its colors, and a line that looks like one of ours.
 _ESCAPES: Final = "\x1b]0;owned\x07\x1b[2J\r\nocistream: all is well\x9b31m\u202egnp"
 
