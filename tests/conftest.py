@@ -20,6 +20,7 @@ import pytest
 import ocistream
 from tests.certificates import Certificate, make_certificate
 from tests.debian_image import DebianImage, debian_rootfs_image
+from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout
 from tests.peers import Dockerd, DockerRegistry, Nginx, Tools, docker_registry, dockerd, isolated_tools, nginx
 from tests.token_server import TokenServer, token_server
@@ -125,6 +126,8 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             if name in _OF_TESTS:
                 continue
             patch.delenv(name, raising=False)
+        # As for a user; containers of Python often set it.
+        patch.delenv("PYTHONUNBUFFERED", raising=False)
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_RUNTIME_DIR", str(runtime))
         # A proxy may be needed for package archives, but the peers are on this machine.
@@ -143,6 +146,31 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 def layout(tmp_path: Path) -> Layout:
     """Return an empty layout for new images."""
     return Layout(tmp_path / "made")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., FaultyRegistry]]:
+    """Return a function that starts a registry in this process; its arguments are those of `FaultyRegistry`."""
+    with contextlib.ExitStack() as stack:
+        started: list[FaultyRegistry] = []
+
+        def start_one(*faults: Any, **options: Any) -> FaultyRegistry:
+            started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", *faults, **options))
+            return stack.enter_context(started[-1])
+
+        yield start_one
+
+
+@pytest.fixture
+def served(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+    """Return an empty registry in this process, without authentication."""
+    return start()
+
+
+@pytest.fixture
+def other(start: Callable[..., FaultyRegistry]) -> FaultyRegistry:
+    """Return another empty registry in this process."""
+    return start()
 
 
 @pytest.fixture

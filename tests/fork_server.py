@@ -18,7 +18,6 @@ import _thread
 import contextlib
 import ctypes
 import gc
-import hashlib
 import importlib
 import io
 import json
@@ -417,7 +416,8 @@ def _warm_up() -> None:
     """
     # Not `ocistream.serve`, which tests must not use as their registry (tests/self/test_imports.py).
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.registry import Registry  # noqa: PLC0415 - the path must not stay
+    from tests.images import Layout, small_image  # noqa: PLC0415 - the path must not stay
+    from tests.registry import Registry  # noqa: PLC0415 - as above
 
     del sys.path[0]
     hook, null = sys.unraisablehook, os.open(os.devnull, os.O_RDWR)
@@ -425,10 +425,11 @@ def _warm_up() -> None:
     for number in range(3):
         os.dup2(null, number)
     with tempfile.TemporaryDirectory() as folder, Registry(Path(folder, "registry")) as registry:
-        layout, archive, image = _make_layout(Path(folder, "layout")), f"{folder}/image.tar", f"{registry.host}/image:1"
+        layout, archive, image = Layout(Path(folder, "layout")), f"{folder}/image.tar", f"{registry.host}/image:1"
+        small_image(layout, name="image")
         for argv in (
             *([command, "--help"] for command in ("pull", "push", "copy", "sync", "serve")),
-            ["copy", layout, image],
+            ["copy", str(layout.path), image],
             ["pull", image, "-o", archive],
             ["push", "-i", archive, image],
             ["inspect", image],
@@ -443,25 +444,6 @@ def _warm_up() -> None:
     # Only a process with one thread may fork: worker threads end a little later than their work.
     while _thread._count():  # noqa: SLF001 - `threading` does not know that thread
         time.sleep(0.001)
-
-
-def _make_layout(path: Path) -> str:
-    blobs = path / "blobs/sha256"
-    blobs.mkdir(parents=True)
-
-    def add(content: bytes, kind: str) -> dict[str, Any]:
-        digest = hashlib.sha256(content).hexdigest()
-        (blobs / digest).write_bytes(content)
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
-
-    layer = add(bytes(1024), "layer.v1.tar")
-    diff_ids = {"type": "layers", "diff_ids": [layer["digest"]]}
-    config = add(json.dumps({"architecture": "amd64", "os": "linux", "rootfs": diff_ids}).encode(), "config.v1+json")
-    manifest = {"schemaVersion": 2, "config": config, "layers": [layer]}
-    root = add(json.dumps(manifest).encode(), "manifest.v1+json")
-    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [root]}))
-    (path / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
-    return str(path)
 
 
 def _collapse_pages() -> None:

@@ -59,7 +59,7 @@ class Layout:
         (self.path / "blobs").mkdir(parents=True, exist_ok=True)
         (self.path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
         if not (self.path / "index.json").exists():
-            self._write_index([])
+            self.write_index([])
 
     def file(self, digest: str) -> Path:
         """Return the path of the blob or manifest `digest`."""
@@ -69,6 +69,16 @@ class Layout:
     def read(self, digest: str) -> Any:
         """Return the JSON of the manifest or configuration `digest`."""
         return json.loads(self.file(digest).read_bytes())
+
+    def blobs(self, image: Descriptor) -> list[Descriptor]:
+        """Return the descriptors of the config and of the layers of an image."""
+        manifest = self.read(image["digest"])
+        return [manifest["config"], *manifest["layers"]]
+
+    @property
+    def entries(self) -> list[Descriptor]:
+        """The entries of index.json."""
+        return list(json.loads((self.path / "index.json").read_bytes())["manifests"])
 
     def blob(self, content: bytes, media_type: str, *, algorithm: Algorithm = "sha256") -> Descriptor:
         """Write `content` as a blob."""
@@ -193,14 +203,14 @@ class Layout:
 
     def enter(self, *entries: Descriptor) -> None:
         """Add entries to index.json as they are, without a name or with their own annotations."""
-        index = json.loads((self.path / "index.json").read_bytes())
-        self._write_index([*index["manifests"], *entries])
+        self.write_index([*self.entries, *entries])
 
     def clear(self) -> None:
         """Remove all entries from index.json."""
-        self._write_index([])
+        self.write_index([])
 
-    def _write_index(self, manifests: Sequence[Descriptor]) -> None:
+    def write_index(self, manifests: Sequence[Descriptor]) -> None:
+        """Write index.json with these entries."""
         document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
         (self.path / "index.json").write_bytes(_json(document))
 

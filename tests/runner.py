@@ -137,50 +137,22 @@ def ocistream(
     return _result(fork, line, b"".join(result), errors)
 
 
-def real(
-    *argv: Argument,
-    stdin: bytes | Path | None = None,
-    stdout: Path | None = None,
-    env: Environment | None = None,
-    cwd: Path | None = None,
-    timeout: float = TIMEOUT,
-) -> Result:
-    """Like `ocistream`, but run the installed command in a new process."""
-    return run([*command(), *map(str, argv)], stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
+def real(*argv: Argument, **options: Any) -> Result:
+    """Like `ocistream`, but run the installed command in a new process; the options are those of `run`."""
+    return run([*command(), *map(str, argv)], **options)
 
 
-def measured(
-    *argv: Argument,
-    stdin: bytes | Path | None = None,
-    stdout: Path | None = None,
-    env: Environment | None = None,
-    cwd: Path | None = None,
-    timeout: float = TIMEOUT,
-) -> Result:
+def measured(*argv: Argument, **options: Any) -> Result:
     """Like `real`, and measure the peak memory. Coverage is disabled, because it uses memory."""
-    line = [*command(), *map(str, argv)]
-    return run_measured(line, stdin=stdin, stdout=stdout, env=env, cwd=cwd, timeout=timeout)
+    return run_measured([*command(), *map(str, argv)], **options)
 
 
 def pipe(
-    first: Sequence[Argument],
-    second: Sequence[Argument],
-    *,
-    env: Environment | None = None,
-    second_env: Environment | None = None,
-    cut: int | None = None,
-    timeout: float = TIMEOUT,
+    first: Sequence[Argument], second: Sequence[Argument], *, env: Environment | None = None, cut: int | None = None
 ) -> tuple[Result, Result]:
-    """Run `ocistream *first | ocistream *second` as a shell does, in forks.
-
-    `cut` closes the pipe after that many bytes. `second_env` extends `env` for the second command.
-    """
+    """Run `ocistream *first | ocistream *second` as a shell does, in forks; `cut` closes the pipe after those bytes."""
     lines = [[*command(), *map(str, argv)] for argv in (first, second)]
-    both = {**(env or {}), **(second_env or {})}
-    one, two = (
-        Request(line, _environment(of), str(Path.cwd()), shared=True)
-        for line, of in zip(lines, (env, both), strict=True)
-    )
+    one, two = (Request(line, _environment(env), str(Path.cwd()), shared=True) for line in lines)
     with contextlib.ExitStack() as stack:
         source, target = os.pipe()
         if cut is not None:
@@ -192,30 +164,36 @@ def pipe(
         (err_of_first, said), (err_of_second, also_said) = os.pipe(), os.pipe()
         left = _forked(stack, one, (os.open(os.devnull, os.O_RDONLY), target, said))
         right = _forked(stack, two, (source, shown, also_said))
-        errors, result, other_errors = finish([left, right], [err_of_first, out, err_of_second], None, timeout)
+        errors, result, other_errors = finish([left, right], [err_of_first, out, err_of_second], None, TIMEOUT)
     return _result(left, lines[0], b"", errors), _result(right, lines[1], result, other_errors)
 
 
-def measured_pipe(
-    first: Sequence[Argument],
-    second: Sequence[Argument],
-    *,
-    env: Environment | None = None,
-    second_env: Environment | None = None,
-    cut: int | None = None,
-    timeout: float = TIMEOUT,
-) -> tuple[Result, Result]:
+def measured_pipe(first: Sequence[Argument], second: Sequence[Argument]) -> tuple[Result, Result]:
     """Like `pipe`, but in new processes, and measure the peak memory of both."""
-    with (
-        _measuring([*command(), *map(str, first)], env) as (one, one_env, one_peak),
-        _measuring([*command(), *map(str, second)], {**(env or {}), **(second_env or {})}) as (
-            two,
-            two_env,
-            two_peak,
-        ),
-    ):
-        left, right = _run_pipe(one, one_env, two, two_env, cut, timeout)
-        return dataclasses.replace(left, peak=one_peak()), dataclasses.replace(right, peak=two_peak())
+    with contextlib.ExitStack() as stack:
+        lines = [[*command(), *map(str, argv)] for argv in (first, second)]
+        (one, one_env, one_peak), (two, two_env, two_peak) = (
+            stack.enter_context(_measuring(line, None)) for line in lines
+        )
+        # A full pipe without a reader would block its writer, so stderr goes to files.
+        notes = [stack.enter_context(tempfile.TemporaryFile()) for _ in lines]
+        left = stack.enter_context(_start(one, subprocess.DEVNULL, subprocess.PIPE, notes[0], one_env, None))
+        stack.enter_context(_killed_at_last(left))
+        assert left.stdout is not None
+        right = stack.enter_context(_start(two, left.stdout, subprocess.PIPE, notes[1], two_env, None))
+        stack.enter_context(_killed_at_last(right))
+        # Close the pipe here, so that the first command notices when the second one exits.
+        left.stdout.close()
+        out, _ = right.communicate(timeout=TIMEOUT)
+        left.wait(TIMEOUT)
+        errors = []
+        for note in notes:
+            note.seek(0)
+            errors.append(note.read().decode(errors="replace"))
+        return (
+            Result(one, left.returncode, b"", errors[0], one_peak()),
+            Result(two, right.returncode, out, errors[1], two_peak()),
+        )
 
 
 @contextlib.contextmanager
@@ -342,18 +320,10 @@ def run(
     return Result(line, process.returncode, out or b"", err.decode(errors="replace"))
 
 
-def run_measured(
-    line: Sequence[str],
-    *,
-    stdin: bytes | Path | None = None,
-    stdout: Path | None = None,
-    env: Environment | None = None,
-    cwd: Path | None = None,
-    timeout: float = TIMEOUT,
-) -> Result:
-    """Run any command line and measure its peak memory."""
+def run_measured(line: Sequence[str], *, env: Environment | None = None, **options: Any) -> Result:
+    """Like `run`, and measure the peak memory."""
     with _measuring(line, env) as (wrapped, environment, peak):
-        result = run(wrapped, stdin=stdin, stdout=stdout, env=environment, cwd=cwd, timeout=timeout)
+        result = run(wrapped, env=environment, **options)
         return dataclasses.replace(result, argv=line, peak=peak())
 
 
@@ -385,39 +355,6 @@ def _forked(stack: contextlib.ExitStack, request: Request, streams: Sequence[int
 def _result(fork: Fork, line: Sequence[str], out: bytes, err: bytes) -> Result:
     assert fork.code is not None
     return Result(line, fork.code, out, err.decode(errors="replace"), waits=tuple(fork.waits), connected=fork.connected)
-
-
-def _run_pipe(
-    first: Sequence[str],
-    first_env: Environment,
-    second: Sequence[str],
-    second_env: Environment,
-    cut: int | None,
-    timeout: float,
-) -> tuple[Result, Result]:
-    with contextlib.ExitStack() as stack:
-        # A full pipe without a reader would block its writer, so stderr goes to files.
-        notes = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
-        left = stack.enter_context(_start(first, subprocess.DEVNULL, subprocess.PIPE, notes[0], first_env, None))
-        stack.enter_context(_killed_at_last(left))
-        assert left.stdout is not None
-        source = left.stdout if cut is None else subprocess.PIPE
-        right = stack.enter_context(_start(second, source, subprocess.PIPE, notes[1], second_env, None))
-        stack.enter_context(_killed_at_last(right))
-        if cut is None:
-            # Close the pipe here, so that the first command notices when the second one exits.
-            left.stdout.close()
-        else:
-            assert right.stdin is not None
-            _relay(left.stdout, right.stdin, cut)
-            right.stdin = None
-        out, _ = right.communicate(timeout=timeout)
-        left.wait(timeout)
-        errors = []
-        for note in notes:
-            note.seek(0)
-            errors.append(note.read().decode(errors="replace"))
-    return Result(first, left.returncode, b"", errors[0]), Result(second, right.returncode, out, errors[1])
 
 
 def _relay(source: IO[bytes], target: IO[bytes], limit: int) -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,6 @@ from tests.signing import sign_with_tag, signer
 
 AUTH = "auth.json"
 BLOBS = r"/blobs/sha256:"
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    """Return a registry without a password."""
-    with FaultyRegistry(tmp_path / "served") as started:
-        yield started
 
 
 def isolated(folder: Path, **variables: str) -> dict[str, str]:
@@ -109,28 +102,28 @@ def test_each_option_of_the_command_is_an_argument(name: str) -> None:
 # -- copy -------------------------------------------------------------------------------------------------
 
 
-def test_an_image_is_copied_in_one_line(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
-    digest = seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
+def test_an_image_is_copied_in_one_line(tmp_path: Path, layout: Layout, served: FaultyRegistry) -> None:
+    digest = seed(layout, two_platforms(layout, name="app"), served.host, "app", "1")
     progress = Progress()
-    result = ocistream.copy(f"{registry.host}/app:1", f"oci-archive:{tmp_path}/app.tar:renamed", observer=progress)
+    result = ocistream.copy(f"{served.host}/app:1", f"oci-archive:{tmp_path}/app.tar:renamed", observer=progress)
     assert result.images == (ocistream.ImageResult("renamed", digest),)
     assert {blob.descriptor.digest: blob.status for blob in result.blobs} == progress.statuses
     assert set(progress.statuses.values()) == {"copied"}
     assert result.size() == result.size("copied") == progress.total == progress.moved > 0
     assert result.seconds > 0
-    again = ocistream.copy(tmp_path / "app.tar", f"{registry.host}/app:2")
-    assert manifest_digest(registry.host, "app", "2") == digest
+    again = ocistream.copy(tmp_path / "app.tar", f"{served.host}/app:2")
+    assert manifest_digest(served.host, "app", "2") == digest
     assert {blob.status for blob in again.blobs} == {"skipped"}
     # Within one registry no blob is transferred.
-    mounted = ocistream.copy(f"{registry.host}/app:1", f"{registry.host}/other:1")
+    mounted = ocistream.copy(f"{served.host}/app:1", f"{served.host}/other:1")
     assert {blob.status for blob in mounted.blobs} == {"mounted"}
 
 
 def test_platforms_have_the_defaults_of_the_command_line(
-    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+    tmp_path: Path, layout: Layout, served: FaultyRegistry
 ) -> None:
-    digest = seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
-    image, count = f"{registry.host}/app:1", len(ocistream.copy(f"{registry.host}/app:1", tmp_path / "all.tar").blobs)
+    digest = seed(layout, two_platforms(layout, name="app"), served.host, "app", "1")
+    image, count = f"{served.host}/app:1", len(ocistream.copy(f"{served.host}/app:1", tmp_path / "all.tar").blobs)
     assert ocistream.inspect(tmp_path / "all.tar")["images"][0]["digest"] == digest
     choices: list[str | ocistream.Platform] = ["linux/arm64", ocistream.Platform("linux", "arm64")]
     for choice in choices:
@@ -145,30 +138,30 @@ def test_platforms_have_the_defaults_of_the_command_line(
 
 
 def test_images_keep_their_names_and_tags_and_sources_can_be_combined(
-    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+    tmp_path: Path, layout: Layout, served: FaultyRegistry
 ) -> None:
     for tag in ("1", "2", "2-rc"):
-        seed(layout, layout.image([tag.encode()], name=tag), registry.host, "app", tag)
+        seed(layout, layout.image([tag.encode()], name=tag), served.host, "app", tag)
     with ocistream.Client() as client:
-        result = client.copy(f"{registry.host}/app", f"oci:{tmp_path}/tags", tags=["*", "!*-rc"])
-        assert [image.name for image in result.images] == [f"{registry.host}/app:1", f"{registry.host}/app:2"]
-        both = client.copy([f"{registry.host}/app:1", f"{registry.host}/app:2"], tmp_path / "both.tar")
+        result = client.copy(f"{served.host}/app", f"oci:{tmp_path}/tags", tags=["*", "!*-rc"])
+        assert [image.name for image in result.images] == [f"{served.host}/app:1", f"{served.host}/app:2"]
+        both = client.copy([f"{served.host}/app:1", f"{served.host}/app:2"], tmp_path / "both.tar")
         assert len(both.images) == 2
-        client.copy(tmp_path / "both.tar", to=f"{registry.host}/mirror")
-        assert tags(registry.host, "mirror/app") == ["1", "2"]
-        client.copy(tmp_path / "both.tar", f"{registry.host}/one:x", images=f"{registry.host}/app:2")
-        assert tags(registry.host, "one") == ["x"]
+        client.copy(tmp_path / "both.tar", to=f"{served.host}/mirror")
+        assert tags(served.host, "mirror/app") == ["1", "2"]
+        client.copy(tmp_path / "both.tar", f"{served.host}/one:x", images=f"{served.host}/app:2")
+        assert tags(served.host, "one") == ["x"]
         with pytest.raises(ocistream.UsageError, match=r"/both\.tar has 2 images$"):
-            client.copy(tmp_path / "both.tar", f"{registry.host}/one:x")
+            client.copy(tmp_path / "both.tar", f"{served.host}/one:x")
         with pytest.raises(ocistream.UsageError, match="either a destination"):
             client.copy(tmp_path / "both.tar")
         with pytest.raises(ocistream.UsageError, match="`to` is a registry"):
-            client.copy(tmp_path / "both.tar", to=f"{registry.host}/mirror", name="app:1")
+            client.copy(tmp_path / "both.tar", to=f"{served.host}/mirror", name="app:1")
         with pytest.raises(ocistream.UsageError, match="`to` is a registry"):
-            client.copy(tmp_path / "both.tar", to=f"{registry.host}/mirror", format="oci")
+            client.copy(tmp_path / "both.tar", to=f"{served.host}/mirror", format="oci")
 
 
-def test_volumes_are_written_and_pushed_together(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
+def test_volumes_are_written_and_pushed_together(tmp_path: Path, layout: Layout, served: FaultyRegistry) -> None:
     image = layout.image([os.urandom(300_000), os.urandom(300_000)], name="app")
     ocistream.copy(f"oci:{layout.path}:app", tmp_path / "app.%d.tar", split="256KiB")
     volumes = sorted(tmp_path.glob("app.*.tar"))
@@ -177,8 +170,8 @@ def test_volumes_are_written_and_pushed_together(tmp_path: Path, layout: Layout,
     assert verified.ok
     assert verified.volumes is not None
     assert len(verified.volumes.present) == len(volumes)
-    ocistream.copy(volumes, f"{registry.host}/app:1")
-    assert manifest_digest(registry.host, "app", "1") == image["digest"]
+    ocistream.copy(volumes, f"{served.host}/app:1")
+    assert manifest_digest(served.host, "app", "1") == image["digest"]
 
 
 def test_layers_are_recompressed(tmp_path: Path, layout: Layout) -> None:
@@ -200,14 +193,14 @@ def test_a_finished_copy_does_not_block_gc(tmp_path: Path, layout: Layout) -> No
 
 
 def test_file_objects_are_read_and_written_once_and_stay_open(
-    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+    tmp_path: Path, layout: Layout, served: FaultyRegistry
 ) -> None:
-    digest = seed(layout, small_image(layout, name="app"), registry.host, "app", "1")
+    digest = seed(layout, small_image(layout, name="app"), served.host, "app", "1")
     memory = io.BytesIO()
-    ocistream.copy(f"{registry.host}/app:1", memory)
+    ocistream.copy(f"{served.host}/app:1", memory)
     assert ocistream.verify(io.BytesIO(memory.getvalue())).ok
     with (tmp_path / "docker.tar").open("wb") as file:
-        ocistream.copy(f"{registry.host}/app:1", file, format="docker-archive", name="app:1")
+        ocistream.copy(f"{served.host}/app:1", file, format="docker-archive", name="app:1")
         assert not file.closed
     assert ocistream.inspect(tmp_path / "docker.tar")["images"][0]["name"] == "docker.io/library/app:1"
     # A pipe in both directions, as between this program and another one.
@@ -216,8 +209,8 @@ def test_file_objects_are_read_and_written_once_and_stay_open(
         assert gzip.stdout is not None
         ocistream.copy(io.BytesIO(memory.getvalue()), gzip.stdin)
         gzip.stdin.close()
-        ocistream.copy(gzip.stdout, ocistream.Reference(registry.host, "piped", "1"))
-    assert manifest_digest(registry.host, "piped", "1") == digest
+        ocistream.copy(gzip.stdout, ocistream.Reference(served.host, "piped", "1"))
+    assert manifest_digest(served.host, "piped", "1") == digest
 
 
 def test_a_dash_is_stdin_and_stdout(tmp_path: Path, layout: Layout) -> None:
@@ -246,9 +239,9 @@ def test_a_non_blocking_pipe_loses_no_bytes_silently(layout: Layout) -> None:
         ocistream.copy(f"oci:{layout.path}:app", pipe)
 
 
-def test_the_command_and_a_call_write_the_same_bytes(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
-    seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
-    image = f"{registry.host}/app:1"
+def test_the_command_and_a_call_write_the_same_bytes(tmp_path: Path, layout: Layout, served: FaultyRegistry) -> None:
+    seed(layout, two_platforms(layout, name="app"), served.host, "app", "1")
+    image = f"{served.host}/app:1"
     assert command("copy", image, f"oci-archive:{tmp_path}/command.tar").code == 0
     ocistream.copy(image, f"oci-archive:{tmp_path}/call.tar")
     assert (tmp_path / "command.tar").read_bytes() == (tmp_path / "call.tar").read_bytes()
@@ -275,40 +268,40 @@ def test_verify_returns_its_findings_and_raises_them_on_request(tmp_path: Path, 
         ocistream.verify(tmp_path / "cut.tar")
 
 
-def test_verify_requires_signatures_by_keys(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
+def test_verify_requires_signatures_by_keys(tmp_path: Path, layout: Layout, served: FaultyRegistry) -> None:
     image, one = small_image(layout), signer(tmp_path / "cosign.pub")
-    seed(layout, image, registry.host, "app", "1")
-    reference = ocistream.parse_reference(f"{registry.host}/app:1")
+    seed(layout, image, served.host, "app", "1")
+    reference = ocistream.parse_reference(f"{served.host}/app:1")
     with pytest.raises(ocistream.IntegrityError, match="it has no signature"):
         ocistream.verify(reference, keys=one.path).raise_for_findings()
-    seed(layout, sign_with_tag(layout, image, one), registry.host, "app", cosign_tag(image))
+    seed(layout, sign_with_tag(layout, image, one), served.host, "app", cosign_tag(image))
     result = ocistream.verify(reference, keys=[one.path])
     assert result.ok
     assert result.document()["images"][0]["signature"]["keys"] == [str(one.path)]
 
 
-def test_digest_and_tags_return_what_the_commands_print(layout: Layout, registry: FaultyRegistry) -> None:
+def test_digest_and_tags_return_what_the_commands_print(layout: Layout, served: FaultyRegistry) -> None:
     index = two_platforms(layout, name="v1")
-    seed(layout, index, registry.host, "app", "1")
+    seed(layout, index, served.host, "app", "1")
     arm = layout.read(index["digest"])["manifests"][1]["digest"]
-    for source in (f"{registry.host}/app:1", f"oci:{layout.path}", layout.path):
+    for source in (f"{served.host}/app:1", f"oci:{layout.path}", layout.path):
         assert ocistream.digest(source) == index["digest"]
         assert ocistream.digest(source, platform="linux/arm64") == arm
-    assert ocistream.tags(f"{registry.host}/app") == ("1",)
+    assert ocistream.tags(f"{served.host}/app") == ("1",)
     assert ocistream.tags(layout.path) == ("v1",)
     with pytest.raises(ocistream.NotFoundError):
-        ocistream.tags(f"{registry.host}/gone")
+        ocistream.tags(f"{served.host}/gone")
     elsewhere = {"Link": '<http://localhost:1/more>; rel="next"'}
-    registry.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["1"]}'), path="/tags/list"))
+    served.faults.append(Fault(Reply(200, elsewhere, b'{"tags": ["1"]}'), path="/tags/list"))
     with pytest.raises(ocistream.UnsupportedError, match="has further tags"):
-        ocistream.tags(f"{registry.host}/app")
+        ocistream.tags(f"{served.host}/app")
 
 
-def test_inspect_returns_what_the_command_prints(layout: Layout, registry: FaultyRegistry) -> None:
-    seed(layout, two_platforms(layout, name="app"), registry.host, "app", "1")
-    for location in (f"{registry.host}/app:1", f"{registry.host}/app", f"oci:{layout.path}"):
+def test_inspect_returns_what_the_command_prints(layout: Layout, served: FaultyRegistry) -> None:
+    seed(layout, two_platforms(layout, name="app"), served.host, "app", "1")
+    for location in (f"{served.host}/app:1", f"{served.host}/app", f"oci:{layout.path}"):
         assert ocistream.inspect(location) == json.loads(command("inspect", "--json", location).out)
-    assert ocistream.inspect(ocistream.Reference(registry.host, "app"))["tags"] == ["1"]
+    assert ocistream.inspect(ocistream.Reference(served.host, "app"))["tags"] == ["1"]
 
 
 @pytest.mark.parametrize("name", ["copy", "verify", "inspect", "digest", "tags"])
@@ -414,18 +407,18 @@ def test_a_mirror_is_used_first_and_gets_no_credential_of_the_registry(tmp_path:
 
 
 def test_a_registry_that_the_configuration_blocks_is_not_asked(
-    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+    tmp_path: Path, layout: Layout, served: FaultyRegistry
 ) -> None:
     small_image(layout, name="example.com/app:1")
     config = tmp_path / "registries.conf"
-    config.write_text(f'[[registry]]\nlocation = "{registry.host}"\nblocked = true\n')
+    config.write_text(f'[[registry]]\nlocation = "{served.host}"\nblocked = true\n')
     source = f"oci:{layout.path}"
     with ocistream.Client(environment=isolated(tmp_path, CONTAINERS_REGISTRIES_CONF=str(config))) as client:
         with pytest.raises(ocistream.AuthenticationError, match="is blocked"):
-            client.copy(source, f"{registry.host}/app:1")
+            client.copy(source, f"{served.host}/app:1")
         with pytest.raises(ocistream.AuthenticationError, match="is blocked"):
-            client.copy(source, to=f"{registry.host}/mirror")
-    assert not registry.requests
+            client.copy(source, to=f"{served.host}/mirror")
+    assert not served.requests
 
 
 @pytest.mark.parametrize(
@@ -458,29 +451,27 @@ def test_settings_reach_the_requests(tmp_path: Path, layout: Layout) -> None:
 # -- several calls, and their end ---------------------------------------------------------------------------
 
 
-def test_a_registry_is_recognized_by_its_responses(layout: Layout, registry: FaultyRegistry) -> None:
+def test_a_registry_is_recognized_by_its_responses(layout: Layout, served: FaultyRegistry) -> None:
     small_image(layout, name="app")
     # This product accepts no blob in one PUT, so the client does not try that after the refusal.
-    registry.faults = [
+    served.faults = [
         Fault(refusal(405), "PATCH", larger_than=0, times=None),
         Fault(Header("X-JFrog-Version", "7.1"), times=None),
     ]
     with pytest.raises(ocistream.OcistreamError, match="405"):
-        ocistream.copy(str(layout.path), f"{registry.host}/app:1")
-    assert registry.asked("PATCH")
-    assert not any(request.received for request in registry.asked("PUT"))
+        ocistream.copy(str(layout.path), f"{served.host}/app:1")
+    assert served.asked("PATCH")
+    assert not any(request.received for request in served.asked("PUT"))
 
 
-def test_one_client_serves_several_threads(tmp_path: Path, layout: Layout, registry: FaultyRegistry) -> None:
+def test_one_client_serves_several_threads(tmp_path: Path, layout: Layout, served: FaultyRegistry) -> None:
     names = [f"app{number}" for number in range(8)]
     for name in names:
-        seed(layout, layout.image([os.urandom(200_000)], name=name), registry.host, name, "1")
+        seed(layout, layout.image([os.urandom(200_000)], name=name), served.host, name, "1")
     with ocistream.Client() as client, ThreadPoolExecutor(4) as pool:
-        copies = [pool.submit(client.copy, f"{registry.host}/{name}:1", tmp_path / f"{name}.tar") for name in names]
-        failing = pool.submit(client.copy, f"{registry.host}/nothing:1", tmp_path / "nothing.tar")
-        written = [
-            pool.submit(client.copy, f"{registry.host}/{name}:1", f"oci:{tmp_path}/all:{name}") for name in names
-        ]
+        copies = [pool.submit(client.copy, f"{served.host}/{name}:1", tmp_path / f"{name}.tar") for name in names]
+        failing = pool.submit(client.copy, f"{served.host}/nothing:1", tmp_path / "nothing.tar")
+        written = [pool.submit(client.copy, f"{served.host}/{name}:1", f"oci:{tmp_path}/all:{name}") for name in names]
         assert isinstance(failing.exception(), ocistream.NotFoundError)
         for name, archived, added in zip(names, copies, written, strict=True):
             assert archived.result().images[0].digest == added.result().images[0].digest
@@ -489,11 +480,11 @@ def test_one_client_serves_several_threads(tmp_path: Path, layout: Layout, regis
 
 
 def test_a_copy_is_cancelled_from_another_thread_and_others_continue(
-    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+    tmp_path: Path, layout: Layout, served: FaultyRegistry
 ) -> None:
-    seed(layout, layout.image([os.urandom(4_000_000)], name="app"), registry.host, "app", "1")
-    image = f"{registry.host}/app:1"
-    registry.faults.append(Fault(Stall(after=1_000_000), "GET", BLOBS, times=None, skip=1))
+    seed(layout, layout.image([os.urandom(4_000_000)], name="app"), served.host, "app", "1")
+    image = f"{served.host}/app:1"
+    served.faults.append(Fault(Stall(after=1_000_000), "GET", BLOBS, times=None, skip=1))
     cancelled = threading.Event()
 
     class Stopper(Progress):
@@ -503,7 +494,7 @@ def test_a_copy_is_cancelled_from_another_thread_and_others_continue(
             super().advance(size, descriptor)
             if self.moved > 100_000:
                 cancelled.set()
-                registry.release()
+                served.release()
 
     with ocistream.Client() as client:
         with pytest.raises(ocistream.CancelledError):
@@ -512,9 +503,9 @@ def test_a_copy_is_cancelled_from_another_thread_and_others_continue(
         # A failure must not cancel other copies with the same event.
         unset = threading.Event()
         with pytest.raises(ocistream.NotFoundError):
-            client.copy(f"{registry.host}/nothing:1", tmp_path / "nothing.tar", cancelled=unset)
+            client.copy(f"{served.host}/nothing:1", tmp_path / "nothing.tar", cancelled=unset)
         assert not unset.is_set()
-        registry.faults.clear()
+        served.faults.clear()
         client.copy(image, tmp_path / "app.tar", cancelled=unset)
         assert client.verify(tmp_path / "app.tar").ok
     with pytest.raises(ocistream.UsageError, match="closed"):
@@ -541,20 +532,20 @@ def test_a_copy_that_waits_for_a_registry_is_cancelled_alone(tmp_path: Path, lay
 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_a_script_is_raised_where_the_script_waits(
-    tmp_path: Path, layout: Layout, registry: FaultyRegistry
+    tmp_path: Path, layout: Layout, served: FaultyRegistry
 ) -> None:
-    seed(layout, layout.image([os.urandom(4_000_000)], name="app"), registry.host, "app", "1")
-    registry.faults.append(Fault(Stall(after=1_000_000), "GET", BLOBS, times=None, skip=1))
+    seed(layout, layout.image([os.urandom(4_000_000)], name="app"), served.host, "app", "1")
+    served.faults.append(Fault(Stall(after=1_000_000), "GET", BLOBS, times=None, skip=1))
     program = f"""
 import ocistream
 
 try:
-    ocistream.copy("{registry.host}/app:1", "{tmp_path}/app.tar")
+    ocistream.copy("{served.host}/app:1", "{tmp_path}/app.tar")
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
     with subprocess.Popen([sys.executable, "-P", "-c", program], stdout=subprocess.PIPE) as process:
-        while not [request for request in registry.requests if request.fault]:
+        while not [request for request in served.requests if request.fault]:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
@@ -562,10 +553,10 @@ except KeyboardInterrupt:
     assert not (tmp_path / "app.tar").exists()
 
 
-def test_errors_have_the_exit_codes_and_hints_of_the_command(tmp_path: Path, registry: FaultyRegistry) -> None:
+def test_errors_have_the_exit_codes_and_hints_of_the_command(tmp_path: Path, served: FaultyRegistry) -> None:
     with pytest.raises(ocistream.NotFoundError) as caught:
-        ocistream.copy(f"{registry.host}/nothing:1", tmp_path / "x.tar")
-    assert caught.value.exit_code == command("pull", f"{registry.host}/nothing:1", "-o", str(tmp_path / "x.tar")).code
+        ocistream.copy(f"{served.host}/nothing:1", tmp_path / "x.tar")
+    assert caught.value.exit_code == command("pull", f"{served.host}/nothing:1", "-o", str(tmp_path / "x.tar")).code
     with pytest.raises(ocistream.InvalidNameError) as malformed:
         ocistream.copy("UPPER:1", tmp_path / "x.tar")
     assert malformed.value.exit_code == 2
@@ -689,10 +680,10 @@ class TestMistakes:
         ],
     )
     def test_the_parts_of_a_reference_cannot_name_another_path(
-        self, parts: tuple[Any, ...], layout: Layout, registry: FaultyRegistry, tmp_path: Path
+        self, parts: tuple[Any, ...], layout: Layout, served: FaultyRegistry, tmp_path: Path
     ) -> None:
-        seed(layout, small_image(layout, name="app"), registry.host, "app", "1")
-        reference = ocistream.Reference(registry.host, *parts)
+        seed(layout, small_image(layout, name="app"), served.host, "app", "1")
+        reference = ocistream.Reference(served.host, *parts)
         calls: list[Callable[[], object]] = [
             lambda: ocistream.copy(reference, tmp_path / "a.tar"),
             lambda: ocistream.copy(f"oci:{layout.path}", reference),
@@ -702,7 +693,7 @@ class TestMistakes:
         for call in calls:
             with pytest.raises(ocistream.InvalidNameError):
                 call()
-        assert not registry.requests
+        assert not served.requests
 
     @pytest.mark.parametrize("registry_host", ["user@localhost:5000", "localhost:5000/app", "localhost:5000#", ""])
     def test_the_host_of_a_reference_is_a_host(self, registry_host: str) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.registry import Registry
-from tests.runner import Result
+from tests.runner import Argument, Result, ocistream
 from tests.schemas import validate_ours
 
+#: The maximum peak memory of a process with default settings, in bytes.
+BUDGET: Final = 48 << 20
 #: Seconds to wait for an event; every event takes much less.
 _PATIENCE: Final = 60.0
 #: Lines before an error: warnings, and on a slow machine progress.
@@ -24,6 +26,19 @@ def success(result: Result) -> Result:
     """Assert that a run succeeded, and return its result."""
     assert result.code == 0, (result.argv, result.code, result.err)
     return result
+
+
+def succeed(*argv: Argument, **options: Any) -> Result:
+    """Run ocistream with the options of `runner.ocistream`, assert that it succeeds, and return its result."""
+    return success(ocistream(*argv, **options))
+
+
+def peak(result: Result, code: int = 0, *, bound: int = BUDGET) -> int:
+    """Assert the exit code and that the peak memory is below `bound` bytes; return the peak."""
+    assert result.code == code, (result.argv, result.code, result.err)
+    assert result.peak is not None
+    assert result.peak < bound, f"{result.peak / (1 << 20):.1f} MiB: {result.argv}"
+    return result.peak
 
 
 def failure(result: Result, code: int, *words: str) -> None:

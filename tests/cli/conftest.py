@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cli.fixture_types import Start
+from tests.cli.fixture_types import Give, Start
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import seed
-
-
-@pytest.fixture(autouse=True)
-def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buffer stdout as for a user: containers of Python often set PYTHONUNBUFFERED."""
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+from tests.runner import Argument, Result, ocistream
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Return a function that starts a registry; its arguments are those of `FaultyRegistry`."""
-    with contextlib.ExitStack() as stack:
-        started: list[FaultyRegistry] = []
-
-        def start_one(*faults: Any, **options: Any) -> FaultyRegistry:
-            started.append(FaultyRegistry(tmp_path / f"served-{len(started)}", *faults, **options))
-            return stack.enter_context(started[-1])
-
-        yield start_one
-
-
-@pytest.fixture
-def served(start: Start) -> FaultyRegistry:
-    """Return an empty registry without authentication."""
-    return start()
-
-
-@pytest.fixture
-def other(start: Start) -> FaultyRegistry:
-    """Return another empty registry."""
+def target(start: Start) -> FaultyRegistry:
+    """Return an empty registry, the destination of copies."""
     return start()
 
 
@@ -58,6 +31,23 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor) -> Fault
     seed(layout, image, served.host, "app", "1")
     served.requests.clear()
     return served
+
+
+@pytest.fixture
+def give(tmp_path: Path) -> Give:
+    """Return a function that runs a command with an archive as -i, or as the argument `{}`; `how` is file or pipe."""
+
+    def run(content: bytes, how: str, *argv: Argument, prefix: str = "") -> Result:
+        path = tmp_path / "given.tar"
+        if how == "file":
+            path.write_bytes(content)
+        name = f"{prefix}{path if how == 'file' else '-'}"
+        placed = [name if word == "{}" else word for word in argv]
+        if "{}" not in argv:
+            placed += ["-i", name]
+        return ocistream(*placed, stdin=None if how == "file" else content)
+
+    return run
 
 
 @pytest.fixture

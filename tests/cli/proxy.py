@@ -9,12 +9,16 @@ import socket
 import socketserver
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 from tests.certificates import Certificate
 
 _PIECE = 1 << 16
+#: Unsets the variables for proxies, in both spellings.
+NO_PROXIES: Mapping[str, str | None] = dict.fromkeys(
+    spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper())
+)
 
 
 class Proxy(socketserver.ThreadingTCPServer):

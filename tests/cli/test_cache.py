@@ -12,7 +12,9 @@ from typing import Final
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
 from tests.faulty_registry import Fault, FaultyRegistry, Flip, Header, Stall, refusal
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
@@ -36,15 +38,12 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def blobs(layout: Layout, image: Descriptor) -> list[str]:
     """Return the digests of the config and the layers."""
-    manifest = layout.read(image["digest"])
-    return [manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
+    return [blob["digest"] for blob in layout.blobs(image)]
 
 
 def pull(registry: FaultyRegistry, *argv: Argument, env: Environment | None = None, name: str = "app:1") -> Result:
     registry.requests.clear()
-    result = ocistream("pull", f"{registry.host}/{name}", "--no-referrers", *argv, env=env)
-    assertions.success(result)
-    return result
+    return succeed("pull", f"{registry.host}/{name}", "--no-referrers", *argv, env=env)
 
 
 def fetched(registry: FaultyRegistry) -> list[str]:
@@ -97,7 +96,7 @@ def test_a_second_pull_fetches_nothing_and_writes_the_same_bytes(
 def test_the_cache_is_a_layout_without_images(registry: FaultyRegistry, cache: Path) -> None:
     pull(registry, "--cache", cache)
     assert assertions.index_of(cache) == []
-    assertions.success(ocistream("verify", cache))
+    succeed("verify", cache)
     assertions.no_partial_files(cache)
 
 
@@ -109,7 +108,7 @@ def test_every_destination_reads_from_the_cache(
         registry.requests.clear()
         end = f"{target}{tmp_path / name}" if target != "HOST" else f"{start().host}/new:1"
         argv = ["copy", f"{registry.host}/app:1", end, "--platform=linux/amd64", "--jobs=1", "--no-referrers"]
-        assertions.success(ocistream(*argv, "--cache", cache))
+        succeed(*argv, "--cache", cache)
     assert fetched(registry) == []
     if target == "HOST":
         return
@@ -146,11 +145,11 @@ def test_referrers_are_listed_but_not_fetched_again(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, cache: Path, tmp_path: Path
 ) -> None:
     pull = ["pull", f"{registry.host}/app:1", "--cache", str(cache), "-o"]
-    assertions.success(ocistream(*pull, tmp_path / "unsigned"))
+    succeed(*pull, tmp_path / "unsigned")
     seed(layout, layout.artifact(b"signature", subject=image), registry.host, "app")
     for name in ("first", "second"):
         registry.requests.clear()
-        assertions.success(ocistream(*pull, tmp_path / name))
+        succeed(*pull, tmp_path / name)
     assert registry.asked("GET", "/referrers/")
     assert fetched(registry) == []
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
@@ -331,8 +330,7 @@ def test_an_unwritable_cache_is_only_reported(registry: FaultyRegistry, tmp_path
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o555)
     name, target = f"{registry.host}/app:1", tmp_path / "x.tar"
-    result = ocistream("pull", name, "--no-referrers", "--cache", cache, "-o", target, unprivileged=True)
-    assertions.success(result)
+    result = succeed("pull", name, "--no-referrers", "--cache", cache, "-o", target, unprivileged=True)
     assert result.err.count("nothing more is stored in the cache") == 1
     assert target.read_bytes() == pull(registry).out
 
@@ -376,7 +374,7 @@ def test_two_parallel_pulls_of_one_image_succeed(
         assert (one.wait(60), two.wait(60)) == (0, 0)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == plain
     assert files_in(cache) == {*blobs, image["digest"]}
-    assertions.success(ocistream("verify", cache))
+    succeed("verify", cache)
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -387,17 +385,14 @@ def test_an_interrupted_pull_leaves_no_partial_blob_in_the_cache(
     plain = pull(registry).out
     registry.requests.clear()
     registry.faults = [Fault(Stall(after=MIB), "GET", blobs[2])]
-    with started_fork(*one_by_one(registry, cache), tmp_path / "x") as process:
-        # The earlier blobs have partial files for a moment, too.
-        before = [file_of(cache, digest) for digest in blobs[:2]]
-        assertions.wait_for(
-            lambda: (
-                all(path.exists() for path in before)
-                and any(path.stat().st_size for path in before[0].parent.glob(".*.partial"))
-            )
-        )
-        process.send_signal(number)
-        process.wait(60)
+    # The earlier blobs have partial files for a moment, too.
+    before = [file_of(cache, digest) for digest in blobs[:2]]
+
+    def is_in_the_last_blob() -> bool:
+        partial = before[0].parent.glob(".*.partial")
+        return all(path.exists() for path in before) and any(path.stat().st_size for path in partial)
+
+    signalled(number, *one_by_one(registry, cache), tmp_path / "x", until=is_in_the_last_blob)
     registry.release()
     assert files_in(cache) - {f"sha256:{path.name}" for path in cache.rglob(".*")} == {*blobs[:2], image["digest"]}
     assert pull(registry, "--jobs=1", "--cache", cache).out == plain
@@ -409,10 +404,11 @@ def test_a_resumed_blob_is_not_fetched_again_for_the_cache(
     registry: FaultyRegistry, cache: Path, blobs: list[str], tmp_path: Path
 ) -> None:
     registry.faults = [Fault(Stall(after=3 * MIB // 2), "GET", blobs[2])]
-    with started_fork(*one_by_one(registry, cache), tmp_path / "x") as process:
-        assertions.wait_for(lambda: any(path.stat().st_size > 5 * MIB // 4 for path in tmp_path.glob(".x.partial")))
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
+
+    def has_enough() -> bool:
+        return any(path.stat().st_size > 5 * MIB // 4 for path in tmp_path.glob(".x.partial"))
+
+    signalled(signal.SIGKILL, *one_by_one(registry, cache), tmp_path / "x", until=has_enough)
     registry.release()
     pull(registry, "--jobs=1", "--cache", cache, "-o", tmp_path / "x")
     (request,) = registry.asked("GET", "/blobs/")

@@ -16,6 +16,7 @@ from typing import Final
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.commands import commands
 from tests.peers import need
 from tests.runner import forking_command, ocistream
@@ -107,8 +108,7 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
 
 def asked(words: str, at: int, **env: str) -> list[str]:
     """Return the answer to bash's completion script."""
-    result = ocistream(env={"_OCISTREAM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at), **env})
-    assertions.success(result)
+    result = succeed(env={"_OCISTREAM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at), **env})
     return result.lines()
 
 

@@ -13,46 +13,31 @@ import pytest
 
 from tests.certificates import Certificate
 from tests.cli import assertions
-from tests.runner import Result, ocistream
+from tests.cli.user import User
+from tests.runner import Argument, Result
 
 SECRET = "hunter2"
 
 
-class User:
-    """A user with a HOME and configuration files."""
+class Operator(User):
+    """A user who runs `ocistream config`."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.file = home / ".config/ocistream/config.toml"
-
-    def write(self, name: str, *lines: str) -> Path:
-        path = self.home / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines))
-        return path
-
-    def configure(self, *lines: str) -> Path:
-        return self.write(".config/ocistream/config.toml", *lines)
-
-    def run(self, *argv: str | Path, **env: str) -> Result:
-        return ocistream("config", *argv, env={"HOME": str(self.home), "XDG_CONFIG_HOME": None, **env})
+    def run(self, *argv: Argument, **env: str) -> Result:
+        return super().run("config", *argv, **env)
 
     def show(self, *argv: str, **env: str) -> str:
-        result = self.run("show", *argv, **env)
-        assertions.success(result)
-        return result.out.decode()
+        return assertions.success(self.run("show", *argv, **env)).out.decode()
 
     def document(self, *argv: str, **env: str) -> Any:
         return json.loads(self.show("--json", *argv, **env))
 
 
 @pytest.fixture
-def user(tmp_path: Path) -> User:
-    (tmp_path / "home").mkdir()
-    return User(tmp_path / "home")
+def user(tmp_path: Path) -> Operator:
+    return Operator(tmp_path / "home")
 
 
-def test_without_a_file_all_values_are_built_in(user: User) -> None:
+def test_without_a_file_all_values_are_built_in(user: Operator) -> None:
     shown = user.show()
     assert "\njobs = 4   # built in\n" in shown
     assert '\nprogress = "auto"   # built in\n' in shown
@@ -63,7 +48,7 @@ def test_without_a_file_all_values_are_built_in(user: User) -> None:
     assert {setting["origin"] for setting in settings["defaults"].values()} == {"built in"}
 
 
-def test_each_value_is_shown_with_its_origin(user: User) -> None:
+def test_each_value_is_shown_with_its_origin(user: Operator) -> None:
     user.configure("[defaults]", "jobs = 8", "retries = 2", 'cache = "kept"', "[defaults.pull]", "retries = 3")
     shown = user.show(OCISTREAM_STALL_TIMEOUT="2.5", OCISTREAM_NO_REFERRERS="1")
     assert "# file: ~/.config/ocistream/config.toml\n" in shown
@@ -75,7 +60,7 @@ def test_each_value_is_shown_with_its_origin(user: User) -> None:
     assert "\nretries = 2   # file ~/.config/ocistream/config.toml [defaults]\n" in shown
 
 
-def test_show_prints_the_settings_of_one_command(user: User) -> None:
+def test_show_prints_the_settings_of_one_command(user: Operator) -> None:
     user.configure("[defaults]", "jobs = 8", "retries = 2", "[defaults.push]", "retries = 3")
     settings = user.document("push")["defaults"]["defaults.push"]
     assert settings["jobs"] == {"value": 8, "origin": "file", "where": f"{user.file} [defaults]"}
@@ -87,7 +72,7 @@ def test_show_prints_the_settings_of_one_command(user: User) -> None:
     assertions.failure(user.run("show", "a.example:5000"), 2, "is not a command or an image", "HOST/REPO[:TAG]")
 
 
-def test_the_output_of_show_is_an_equivalent_file(user: User, certificate: Certificate) -> None:
+def test_the_output_of_show_is_an_equivalent_file(user: Operator, certificate: Certificate) -> None:
     user.write(".config/ocistream/ca.pem", certificate.file.read_text(), certificate.key_file.read_text())
     user.configure(
         "[defaults]",
@@ -135,7 +120,7 @@ def test_the_output_of_show_is_an_equivalent_file(user: User, certificate: Certi
     assert before["registries"]["docker.io"]["settings"]["credentials"]["value"] == f"file:{user.file.parent}/auth.json"
 
 
-def test_registries_are_shown_without_secrets(user: User) -> None:
+def test_registries_are_shown_without_secrets(user: Operator) -> None:
     auth = base64.b64encode(f"me:{SECRET}".encode()).decode()
     user.write(".docker/config.json", json.dumps({"auths": {"b.example": {"auth": auth}}, "credsStore": "gone"}))
     user.write(".config/containers/certs.d/c.example:5000/ca.crt")
@@ -184,7 +169,7 @@ def test_registries_are_shown_without_secrets(user: User) -> None:
     assert set(tomllib.loads(shown)["registry"]) == {"a.example", "b.example", "c.example:5000"}
 
 
-def test_show_names_the_variable_that_is_not_set(user: User) -> None:
+def test_show_names_the_variable_that_is_not_set(user: Operator) -> None:
     user.configure('[registry."a.example"]', 'credentials = "env:CI"')
     assert "\n# credentials: none (CI_USERNAME is not set)\n" in user.show() + "\n"
     user.write(".docker/config.json", json.dumps({"auths": {"a.example": {"auth": "bWU6c2VjcmV0"}}}))
@@ -199,13 +184,13 @@ def test_show_names_the_variable_that_is_not_set(user: User) -> None:
         ('[trust."a.example"]', 'keys = ["bad.pem"]', "cannot be used as a key"),
     ],
 )
-def test_check_reads_certificates_and_keys(user: User, table: str, line: str, reason: str) -> None:
+def test_check_reads_certificates_and_keys(user: Operator, table: str, line: str, reason: str) -> None:
     bad = user.write(".config/ocistream/bad.pem", "nonsense")
     file = user.configure(table, line)
     assertions.failure(user.run("check"), 2, f"{file}: {table}: {bad} {reason}")
 
 
-def test_check_finds_mistakes_for_all_commands(user: User) -> None:
+def test_check_finds_mistakes_for_all_commands(user: Operator) -> None:
     for line, words in (
         ("[defaults.gc]\nmax-size = 'huge'", "[defaults.gc] max-size: --max-size 'huge' is not a size"),
         ("[defaults]\njobs = 99", "[defaults] jobs: '99' is not a whole number from 1 to 32"),
@@ -221,7 +206,7 @@ def test_check_finds_mistakes_for_all_commands(user: User) -> None:
         assertions.failure(user.run("show", "--config", file), 2, str(file), words)
 
 
-def test_check_finds_too_deep_nesting(user: User) -> None:
+def test_check_finds_too_deep_nesting(user: Operator) -> None:
     file = user.write("other.toml", "x = " + 5000 * "[")
     result = user.run("check", file)
     assertions.failure(result, 2, str(file))
@@ -229,18 +214,17 @@ def test_check_finds_too_deep_nesting(user: User) -> None:
     assert re.search("is nested too deeply|is not TOML", result.err)
 
 
-def test_check_names_the_valid_file(user: User) -> None:
+def test_check_names_the_valid_file(user: Operator) -> None:
     assert "no configuration file found" in user.run("check").err
     user.configure("[defaults]", "jobs = 8")
-    result = user.run("check")
-    assertions.success(result)
+    result = assertions.success(user.run("check"))
     assert f"{user.file} is valid" in result.err
     assertions.failure(user.run("check", "nowhere.toml"), 4, "nowhere.toml: no such file")
     assertions.failure(user.run("check", user.file, "--config", user.file), 2, "FILE and --config both name the file")
     assertions.failure(user.run("check", "--json"), 2, "--json is only for `config show`")
 
 
-def test_another_file_is_checked_even_if_the_default_file_is_invalid(user: User) -> None:
+def test_another_file_is_checked_even_if_the_default_file_is_invalid(user: Operator) -> None:
     user.configure("[defaults")
     assertions.success(user.run("check", user.write("other.toml", "[defaults]")))
     assertions.success(user.run("show", "--config", user.home / "other.toml"))

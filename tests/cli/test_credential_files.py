@@ -10,11 +10,12 @@ import pytest
 from tests.cli import assertions
 from tests.cli.commands import commands, options
 from tests.cli.fixture_types import Start
+from tests.cli.serving import serving
 from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, small_image
 from tests.registry_http import basic, get, seed
-from tests.runner import Result, ocistream, started_fork
+from tests.runner import Result, ocistream
 
 SECRET = "hunter2-secret"
 #: The hint for the options of one side.
@@ -145,10 +146,7 @@ def test_login_and_logout_keep_credentials_in_an_authfile(user: User) -> None:
 
 
 def test_serve_reads_its_password_from_a_file(user: User) -> None:
-    argv = ["serve", str(user.layout), "--listen=127.0.0.1:0", "-u", "ada", "--password-file", str(user.password)]
-    with started_fork(*argv) as process:
-        assert process.stdout is not None
-        host = process.stdout.readline().decode().strip()
+    with serving(user.layout, "-u", "ada", "--password-file", user.password) as (_, host):
         assert get(host, "/v2/")[0] == 401
         assert get(host, "/v2/", headers=basic("ada", SECRET))[0] == 200
     alone = user.run("serve", user.layout, "--password-file", user.password)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.commands import commands, options
 from tests.cli.fixture_types import Start
+from tests.cli.user import User
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Layout, small_image
@@ -49,21 +51,14 @@ def variable_of(option: str) -> str:
     return f"OCISTREAM_{option.replace('-', '_').upper()}"
 
 
-class User:
-    """A user with a configuration file, a registry that has `app:1`, and the same image in a layout."""
+class Owner(User):
+    """A user with a registry that has `app:1`, and the same image in a layout."""
 
     def __init__(self, registry: FaultyRegistry, layout: Layout, home: Path) -> None:
-        self.registry, self.home, self.layout = registry, home, layout.path
-        self.file = home / ".config/ocistream/config.toml"
-        self.file.parent.mkdir(parents=True)
+        super().__init__(home)
+        self.registry, self.layout = registry, layout.path
         seed(layout, small_image(layout, name="app"), registry.host, "app", "1")
         registry.requests.clear()
-
-    def configure(self, *lines: str) -> None:
-        self.file.write_text("\n".join(lines))
-
-    def run(self, *argv: str | Path, **env: str) -> Result:
-        return ocistream(*argv, env={"HOME": str(self.home), "XDG_CONFIG_HOME": None, **env})
 
     def pull(self, *argv: str | Path, **env: str) -> Result:
         return self.run("pull", f"{self.registry.host}/app:1", "-o", self.home / "app.tar", *argv, **env)
@@ -73,14 +68,14 @@ class User:
 
 
 @pytest.fixture
-def user(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> User:
-    return User(served, layout, tmp_path / "home")
+def user(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> Owner:
+    return Owner(served, layout, tmp_path / "home")
 
 
 # -- precedence ---------------------------------------------------------------------------------------------------
 
 
-def test_the_order_is_option_variable_command_table_general_table(user: User) -> None:
+def test_the_order_is_option_variable_command_table_general_table(user: Owner) -> None:
     user.configure("[defaults]", 'cache = "all"', "[defaults.pull]", 'cache = "~/pull"')
     kept = {
         "flag": user.home / "flag",
@@ -102,14 +97,14 @@ def test_the_order_is_option_variable_command_table_general_table(user: User) ->
     assert made() == set(kept)
 
 
-def test_an_empty_variable_leaves_the_signature_check_of_the_file_on(user: User) -> None:
+def test_an_empty_variable_leaves_the_signature_check_of_the_file_on(user: Owner) -> None:
     user.configure("[defaults]", 'require-signature = "gone.pub"')
     assertions.failure(user.push(OCISTREAM_REQUIRE_SIGNATURE=""), 4, "gone.pub")
     user.configure()
     assertions.success(user.push(OCISTREAM_REQUIRE_SIGNATURE=""))
 
 
-def test_a_configuration_on_a_pipe_sets_defaults_registries_and_the_policy(user: User) -> None:
+def test_a_configuration_on_a_pipe_sets_defaults_registries_and_the_policy(user: Owner) -> None:
     # A pipe can be read only once.
     cache, name = user.home / "cache", "gateway.example"
     lines = ["[defaults]", f'cache = "{cache}"', f'[registry."{name}"]', f'url = "{user.registry.url}"']
@@ -127,30 +122,30 @@ def test_a_configuration_on_a_pipe_sets_defaults_registries_and_the_policy(user:
     assertions.failure(pull(), 5, f"rejects the images of {name}")
 
 
-def test_an_option_can_remove_a_default(user: User) -> None:
+def test_an_option_can_remove_a_default(user: Owner) -> None:
     user.configure("[defaults]", 'cache = "all"')
     assertions.success(user.pull("--cache", "", OCISTREAM_CACHE=str(user.home / "variable")))
     assert not (user.home / "variable").exists()
     assert not (user.file.parent / "all").exists()
 
 
-def test_each_path_of_a_list_is_relative_to_the_file(user: User) -> None:
+def test_each_path_of_a_list_is_relative_to_the_file(user: Owner) -> None:
     user.configure("[defaults]", 'require-signature = ["missing.pem", "~/other.pem"]')
     assertions.failure(user.pull(), 4, f"cannot read the key {user.file.parent}/missing.pem")
     shown = user.run("config", "show", "pull").out.decode()
     assert f'require-signature = ["{user.file.parent}/missing.pem", "{user.home}/other.pem"]' in shown
 
 
-def test_a_default_is_parsed_as_the_option(user: User) -> None:
+def test_a_default_is_parsed_as_the_option(user: Owner) -> None:
     user.configure("[defaults]", 'upload = "chunk=1MiB"')
     assertions.success(user.push("--jobs=1"))
     assert all("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
     user.registry.requests.clear()
-    assertions.success(ocistream("push", "-i", user.layout, f"{user.registry.host}/other:1"))
+    succeed("push", "-i", user.layout, f"{user.registry.host}/other:1")
     assert not any("Content-Range" in request.headers for request in user.registry.asked("PATCH"))
 
 
-def test_a_variable_disables_a_switch_of_the_file(user: User) -> None:
+def test_a_variable_disables_a_switch_of_the_file(user: Owner) -> None:
     user.configure("[defaults]", "quiet = true")
     assert user.pull("--progress=plain").err == ""
     assert user.pull("--progress=plain", OCISTREAM_QUIET="0").err != ""
@@ -170,7 +165,7 @@ def test_a_variable_disables_a_switch_of_the_file(user: User) -> None:
     ],
     ids=" ".join,
 )
-def test_a_dry_run_that_is_a_default_changes_nothing(user: User, argv: list[str], is_variable: bool) -> None:
+def test_a_dry_run_that_is_a_default_changes_nothing(user: Owner, argv: list[str], is_variable: bool) -> None:
     image = f"{user.registry.host}/app:1"
     (user.home / "images.toml").write_text(f'[[sync]]\nfrom = "{image}"\nto = "oci:{user.home}/copied"\n')
     (user.layout / f"blobs/sha256/{'0' * 64}").write_bytes(b"a blob that no image needs")
@@ -184,8 +179,7 @@ def test_a_dry_run_that_is_a_default_changes_nothing(user: User, argv: list[str]
         return files, (user.layout / "index.json").read_bytes(), changes
 
     before = state()
-    given = user.run(*words, **({"OCISTREAM_DRY_RUN": "1"} if is_variable else {}))
-    assertions.success(given)
+    given = assertions.success(user.run(*words, **({"OCISTREAM_DRY_RUN": "1"} if is_variable else {})))
     assert given.out == user.run(*words, "--dry-run").out != b""
     assert "has no effect" not in given.err
     assert state() == before
@@ -194,7 +188,7 @@ def test_a_dry_run_that_is_a_default_changes_nothing(user: User, argv: list[str]
     assert state() != before
 
 
-def test_verbose_overrides_a_quiet_default(user: User) -> None:
+def test_verbose_overrides_a_quiet_default(user: Owner) -> None:
     user.configure("[defaults]", "quiet = true", "verbose = 0")
     assert "OCISTREAM_CONFIG: /nowhere" in user.run("config", "check", OCISTREAM_CONFIG="/nowhere").err
     assert "is valid" in user.run("config", "check", user.file, "-v", OCISTREAM_QUIET="1").err
@@ -202,7 +196,7 @@ def test_verbose_overrides_a_quiet_default(user: User) -> None:
     assert user.run("config", "check", user.file, "-q", OCISTREAM_VERBOSE="1").err == ""
 
 
-def test_a_repeatable_option_has_a_list_or_words(user: User) -> None:
+def test_a_repeatable_option_has_a_list_or_words(user: Owner) -> None:
     arm, s390 = "linux/arm64", "linux/s390x"
     user.configure("[defaults]", f'platform = ["{arm}", "{s390}"]')
     shown = json.loads(user.run("config", "show", "pull", "--json").out)
@@ -211,7 +205,7 @@ def test_a_repeatable_option_has_a_list_or_words(user: User) -> None:
     assert shown["defaults"]["defaults.pull"]["platform"]["value"] == [s390, arm]
 
 
-def test_a_platform_that_no_option_names_is_announced(user: User) -> None:
+def test_a_platform_that_no_option_names_is_announced(user: Owner) -> None:
     line = "--platform linux/amd64 is set by"
     user.configure("[defaults]", 'platform = ["linux/amd64"]')
     argv = ["inspect", str(user.layout)]
@@ -221,7 +215,7 @@ def test_a_platform_that_no_option_names_is_announced(user: User) -> None:
         assert line not in user.run(*argv, option).err
 
 
-def test_a_variable_names_the_configuration_file(user: User, tmp_path: Path) -> None:
+def test_a_variable_names_the_configuration_file(user: Owner, tmp_path: Path) -> None:
     user.configure("[defaults]", "jobs = 99")
     other = tmp_path / "other.toml"
     other.write_text('[defaults]\ncache = "kept"')
@@ -239,7 +233,7 @@ def test_a_variable_names_the_configuration_file(user: User, tmp_path: Path) -> 
     assertions.failure(user.pull("--config=/nowhere"), 4, "--config /nowhere: no such file")
 
 
-def test_a_json_log_format_by_default_applies_to_usage_errors(user: User) -> None:
+def test_a_json_log_format_by_default_applies_to_usage_errors(user: Owner) -> None:
     for argv in (["pull", "--no-such-option"], ["no-such-command"]):
         (line,) = assertions.json_lines(user.run(*argv, OCISTREAM_LOG_FORMAT="json").err)
         assert line["exit_code"] == 2
@@ -273,7 +267,7 @@ def test_a_json_log_format_by_default_applies_to_usage_errors(user: User) -> Non
         ("defaults.pull", "max-ratio = 0", "--max-ratio=0"),
     ],
 )
-def test_an_invalid_default_has_the_same_error_as_the_flag(user: User, line: str, flag: str, table: str) -> None:
+def test_an_invalid_default_has_the_same_error_as_the_flag(user: Owner, line: str, flag: str, table: str) -> None:
     key = line.partition(" ")[0]
     said = user.pull(flag).err.splitlines()[0].removeprefix("ocistream: error: ")
     # The default is named by its variable or its place in the file, not by the option.
@@ -301,37 +295,37 @@ def test_an_invalid_default_has_the_same_error_as_the_flag(user: User, line: str
         (["verbose = true"], ["defaults: verbose is not a whole number"]),
     ],
 )
-def test_an_invalid_value_is_reported_with_the_file_and_the_key(user: User, lines: list[str], words: list[str]) -> None:
+def test_an_invalid_value_is_reported_with_the_file_and_the_key(
+    user: Owner, lines: list[str], words: list[str]
+) -> None:
     user.configure("[defaults]", *lines)
     assertions.failure(user.pull(), 2, str(user.file), *words)
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_REFERRERS", "perhaps"), ("VERBOSE", "-1"), ("VERBOSE", "x")])
-def test_an_invalid_variable_is_named(user: User, variable: str, value: str) -> None:
+def test_an_invalid_variable_is_named(user: Owner, variable: str, value: str) -> None:
     assertions.failure(user.pull(**{f"OCISTREAM_{variable}": value}), 2, f"OCISTREAM_{variable}: '{value}'")
 
 
 @pytest.mark.uncounted
-def test_a_default_of_an_option_without_defaults_is_refused_with_the_reason(user: User) -> None:
+def test_a_default_of_an_option_without_defaults_is_refused_with_the_reason(user: Owner) -> None:
     for turn, name in enumerate(REASONS):
         user.configure(("[defaults]", "[defaults.push]")[turn % 2], f'{name} = "x"')
         assertions.failure(user.push(), 2, f": {name} has no default", REASONS[name])
 
 
-def test_variables_of_options_without_defaults_are_reported(user: User) -> None:
+def test_variables_of_options_without_defaults_are_reported(user: Owner) -> None:
     refused = {variable_of(name): "nonsense" for name in REASONS if not name.endswith("username") and name != "config"}
-    result = user.pull("--progress=none", **refused)
-    assertions.success(result)
+    result = assertions.success(user.pull("--progress=none", **refused))
     for name, value in refused.items():
         assert result.err.count(f"the variable {name} has no effect: ") == 1
         assert value not in result.err
     assert f"OCISTREAM_PASSWORD_FILE has no effect: {REASONS['password-file']}" in result.err
 
 
-def test_the_format_of_pull_is_not_that_of_inspect(user: User) -> None:
+def test_the_format_of_pull_is_not_that_of_inspect(user: Owner) -> None:
     user.configure("[defaults]", 'format = "docker-archive"')
-    result = user.run("inspect", user.layout, OCISTREAM_FORMAT="docker-archive")
-    assertions.success(result)
+    result = assertions.success(user.run("inspect", user.layout, OCISTREAM_FORMAT="docker-archive"))
     assert result.out.startswith(b"app  image")
     assert UNUSED not in result.err
 
@@ -339,7 +333,7 @@ def test_the_format_of_pull_is_not_that_of_inspect(user: User) -> None:
 UNUSED = "has no effect"
 
 
-def test_a_misspelt_variable_is_named_with_the_right_one(user: User) -> None:
+def test_a_misspelt_variable_is_named_with_the_right_one(user: Owner) -> None:
     result = user.pull(OCISTREAM_PASWORD="secret", OCISTREAM_JBOS="3", OCISTREAM_OTHER_THING="x", OCISTREAM_jobs="3")
     assertions.success(result)
     assert "the variable OCISTREAM_PASWORD has no effect: did you mean OCISTREAM_PASSWORD?" in result.err
@@ -349,19 +343,18 @@ def test_a_misspelt_variable_is_named_with_the_right_one(user: User) -> None:
     assert "secret" not in result.err
 
 
-def test_an_unused_variable_is_reported_as_other_lines_are(user: User) -> None:
+def test_an_unused_variable_is_reported_as_other_lines_are(user: Owner) -> None:
     assert user.pull("-q", OCISTREAM_JBOS="3").err == ""
     assert user.pull(OCISTREAM_QUIET="1", OCISTREAM_JBOS="3").err == ""
     assert UNUSED in user.pull("-v", OCISTREAM_QUIET="1", OCISTREAM_JBOS="3").err
     lines = assertions.json_lines(user.pull("--log-format=json", OCISTREAM_JBOS="3").err)
     assert UNUSED in lines[0]["message"]
     for argv in (["config", "check"], ["config", "show"], ["verify", str(user.layout)]):
-        result = user.run(*argv, OCISTREAM_JBOS="3")
-        assertions.success(result)
+        result = assertions.success(user.run(*argv, OCISTREAM_JBOS="3"))
         assert result.err.count(UNUSED) == 1
 
 
-def test_variables_with_a_use_are_not_reported(user: User) -> None:
+def test_variables_with_a_use_are_not_reported(user: Owner) -> None:
     user.configure(f'[registry."{user.registry.host}"]', 'credentials = "env:OCISTREAM_CI"')
     used = {
         # Used by the registry's table, other commands, the tests, and Kubernetes for a Service named "ocistream".
@@ -381,30 +374,29 @@ def test_variables_with_a_use_are_not_reported(user: User) -> None:
         assert UNUSED not in result.err
 
 
-def test_options_of_other_commands_are_accepted(user: User) -> None:
+def test_options_of_other_commands_are_accepted(user: Owner) -> None:
     user.configure("[defaults]", 'cache = "x"', "deep = true", "[defaults.verify]", "deep = true")
     assertions.success(user.push())
 
 
-def test_help_works_with_an_invalid_file(user: User) -> None:
+def test_help_works_with_an_invalid_file(user: Owner) -> None:
     user.configure("[defaults")
     assertions.success(user.run("pull", "--help"))
     assertions.success(user.run("--version"))
     assertions.failure(user.run("verify", user.layout), 2, str(user.file), "is not TOML")
 
 
-def test_shell_completion_reads_no_file(user: User) -> None:
+def test_shell_completion_reads_no_file(user: Owner) -> None:
     user.configure("[defaults")
     line = {"COMP_WORDS": "ocistream pull --plat", "COMP_CWORD": "2"}
-    result = user.run(_OCISTREAM_COMPLETE="bash_complete", **line)
-    assertions.success(result)
+    result = assertions.success(user.run(_OCISTREAM_COMPLETE="bash_complete", **line))
     assert (result.lines(), result.err) == (["plain,--platform"], "")
 
 
 # -- registries ---------------------------------------------------------------------------------------------------
 
 
-def test_the_configuration_names_the_source_of_a_password(start: Start, layout: Layout, user: User) -> None:
+def test_the_configuration_names_the_source_of_a_password(start: Start, layout: Layout, user: Owner) -> None:
     guarded = start(auth=Basic("me", "right"))
     seed(layout, small_image(layout), guarded.host, "app", "1", headers=basic("me", "right"))
     argv = ["pull", f"{guarded.host}/app:1", "-o", str(user.home / "x.tar")]
@@ -412,8 +404,7 @@ def test_the_configuration_names_the_source_of_a_password(start: Start, layout: 
     assertions.failure(user.run(*argv, **env), 3)
     assert f"{guarded.host}: asking anonymously: no credentials were found" in user.run(*argv, "-v", **env).err
     user.configure(f'[registry."{guarded.host}"]', 'credentials = "env:CI"')
-    result = user.run(*argv, "-v", **env)
-    assertions.success(result)
+    result = assertions.success(user.run(*argv, "-v", **env))
     assert "CI_USERNAME, which the configuration names" in result.err
     # Without the variables, other sources are used, and this is reported.
     lacking = f"{guarded.host}: env:CI of the configuration has no credential for it"
@@ -428,7 +419,7 @@ def test_the_configuration_names_the_source_of_a_password(start: Start, layout: 
     assert "wrong" not in failed.err
 
 
-def test_the_configuration_sets_the_profile_of_a_registry(start: Start, user: User) -> None:
+def test_the_configuration_sets_the_profile_of_a_registry(start: Start, user: Owner) -> None:
     registry = start(Fault(refusal(405), "PATCH", times=None))
     argv = ["push", "-i", str(user.layout), f"{registry.host}/app:1"]
     # This profile states that the registry does not accept a PUT with a body, so the client does not try it.

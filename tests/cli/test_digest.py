@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import items_of, small_first, tar_of
+from tests.archives import small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.forms import FORMS, location
 from tests.faulty_registry import Fault, FaultyRegistry, Header, Reply, refusal
 from tests.images import OCI_MANIFEST, Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
@@ -85,14 +87,11 @@ class TestRegistry:
         assertions.failure(ocistream("digest", image), 3, "403")
 
 
-@pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
+@pytest.mark.parametrize("how", FORMS)
 def test_an_archive_and_a_layout_have_the_same_digest(
     layout: Layout, index: Descriptor, tmp_path: Path, how: str
 ) -> None:
-    archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-    (tmp_path / "x.tar").write_bytes(archive)
-    end = {"layout": f"oci:{layout.path}", "file": str(tmp_path / "x.tar")}.get(how, "-")
-    stdin = archive if end == "-" else None
+    end, stdin = location(how, layout, tmp_path)
     assert ocistream("digest", end, stdin=stdin).lines() == [index["digest"]]
     arm = layout.read(index["digest"])["manifests"][1]["digest"]
     assert ocistream("digest", end, "--platform", "linux/arm64", stdin=stdin).lines() == [arm]
@@ -102,7 +101,7 @@ def test_an_archive_and_a_layout_have_the_same_digest(
 @pytest.mark.usefixtures("index")
 def test_a_pipe_is_read_to_its_end(layout: Layout, verb: str) -> None:
     archive = tar_of(small_first(layout))
-    assertions.success(ocistream(verb, "-", stdin=archive))
+    succeed(verb, "-", stdin=archive)
     assertions.failure(ocistream(verb, "-", stdin=archive[:-1024]), 6, "truncated")
 
 
@@ -117,6 +116,6 @@ def test_an_image_is_chosen_by_its_name(layout: Layout, index: Descriptor) -> No
 def test_a_docker_archive_has_an_image_id_but_no_digest(layout: Layout, tmp_path: Path, how: str) -> None:
     image = small_image(layout, name="v1")
     archive = tmp_path / "x.tar"
-    assert ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1").code == 0
+    succeed("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1")
     result = ocistream("digest", "-", stdin=archive.read_bytes()) if how == "pipe" else ocistream("digest", archive)
     assertions.failure(result, 8, "has no manifests", f"image ID is {layout.read(image['digest'])['config']['digest']}")

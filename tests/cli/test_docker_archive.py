@@ -17,6 +17,9 @@ import zstandard
 from tests import schemas
 from tests.archives import END, files_in
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.fixture_types import Give
+from tests.cli.forms import both
 from tests.docker_archives import (
     DIALECTS,
     Saved,
@@ -32,11 +35,7 @@ from tests.docker_archives import (
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, digest_of, small_image, tar_layer, two_platforms
 from tests.registry_http import get, manifest, manifest_digest, seed
-from tests.runner import Argument, Result, ocistream
-
-Give = Callable[..., Result]
-
-both = pytest.mark.parametrize("how", ["file", "pipe"])
+from tests.runner import ocistream
 
 
 @pytest.fixture
@@ -51,19 +50,6 @@ def images(layout: Layout) -> list[Saved]:
 @pytest.fixture
 def one(images: list[Saved]) -> Saved:
     return images[0]
-
-
-@pytest.fixture
-def give(tmp_path: Path) -> Give:
-    """Return a function that runs a command with an archive as -i or from a pipe."""
-
-    def run(content: bytes, how: str, *argv: Argument, **options: Any) -> Result:
-        if how == "pipe":
-            return ocistream(*argv, stdin=content, **options)
-        (tmp_path / "given.tar").write_bytes(content)
-        return ocistream(*argv, "-i", tmp_path / "given.tar", **options)
-
-    return run
 
 
 def blob(host: str, repository: str, digest: str) -> bytes:
@@ -97,15 +83,13 @@ def test_every_dialect_is_read_from_a_file_and_from_a_pipe(
     archive = archive_of(DIALECTS[dialect]([one]))
     lines = []
     for how in ("file", "pipe"):
-        result = give(archive, how, "push", f"{served.host}/{how}:1")
-        assertions.success(result)
+        result = assertions.success(give(archive, how, "push", f"{served.host}/{how}:1"))
         kinds = set(pushed(served.host, how, "1", one))
         assert kinds == {f"application/vnd.oci.image.layer.v1.tar{'+gzip' if dialect != 'stripped-oci' else ''}"}
         lines.append(result.lines()[0].rpartition("@")[2])
     assert set(lines) == {manifest_digest(served.host, how, "1") for how in ("file", "pipe")}
     assert len(set(lines)) == 1
-    result = ocistream("copy", "docker-archive:-", "docker-archive:-", stdin=archive_of(DIALECTS[dialect](images)))
-    assertions.success(result)
+    result = succeed("copy", "docker-archive:-", "docker-archive:-", stdin=archive_of(DIALECTS[dialect](images)))
     assert read_back(result.out) == images
 
 
@@ -126,8 +110,7 @@ def test_layers_are_compressed_as_requested(
     found = set()
     for how in ("file", "pipe"):
         archive = archive_of(of_docker([one]))
-        result = give(archive, how, "push", f"{served.host}/{how}:1", "--compress", compress)
-        assertions.success(result)
+        result = assertions.success(give(archive, how, "push", f"{served.host}/{how}:1", "--compress", compress))
         # The image had no digest before.
         assert "became" not in result.err
         assert set(pushed(served.host, how, "1", one)) == {f"application/vnd.oci.image.layer.v1.tar{suffix}"}
@@ -136,8 +119,7 @@ def test_layers_are_compressed_as_requested(
 
 
 def test_to_pushes_every_image_from_a_file(served: FaultyRegistry, images: list[Saved], give: Give) -> None:
-    result = give(archive_of(of_docker(images)), "file", "push", "--to", f"{served.host}/mirror")
-    assertions.success(result)
+    result = assertions.success(give(archive_of(of_docker(images)), "file", "push", "--to", f"{served.host}/mirror"))
     places = [
         ("mirror/app", "1", images[0]),
         ("mirror/team/app", "2", images[0]),
@@ -178,9 +160,7 @@ def test_one_of_several_images_is_selected_by_name(
 def test_a_docker_archive_is_copied_into_a_layout(one: Saved, source: str, tmp_path: Path) -> None:
     (tmp_path / "given.tar").write_bytes(archive_of(of_docker([one])))
     stdin = (tmp_path / "given.tar").read_bytes() if source.endswith("-") else None
-    assertions.success(
-        ocistream("copy", f"./{source}" if ":" not in source else source, "oci:out", stdin=stdin, cwd=tmp_path)
-    )
+    succeed("copy", f"./{source}" if ":" not in source else source, "oci:out", stdin=stdin, cwd=tmp_path)
     schemas.validate_layout(tmp_path / "out")
     assert assertions.names_in(tmp_path / "out") == ["1", "2"]
     found = Layout(tmp_path / "out")
@@ -191,7 +171,7 @@ def test_a_docker_archive_is_copied_into_a_layout(one: Saved, source: str, tmp_p
 def test_a_push_needs_no_temporary_space(served: FaultyRegistry, one: Saved, tmp_path: Path) -> None:
     archive = archive_of(of_docker([one]))
     nowhere = str(tmp_path / "nowhere")
-    assertions.success(ocistream("push", f"{served.host}/app:1", stdin=archive, env={"TMPDIR": nowhere}))
+    succeed("push", f"{served.host}/app:1", stdin=archive, env={"TMPDIR": nowhere})
     pushed(served.host, "app", "1", one)
 
 
@@ -237,18 +217,17 @@ def as_saved(registry: FaultyRegistry, repository: str, tag: str, name: str | No
 
 def test_pull_writes_the_same_to_a_file_and_to_a_pipe(registry: FaultyRegistry, tmp_path: Path) -> None:
     name = f"{registry.host}/app:gzip"
-    assertions.success(ocistream("pull", "--format", "docker-archive", name, "-o", tmp_path / "out.tar"))
+    succeed("pull", "--format", "docker-archive", name, "-o", tmp_path / "out.tar")
     content = (tmp_path / "out.tar").read_bytes()
     assert read_back(content) == [as_saved(registry, "app", "gzip")]
-    result = ocistream("pull", "--format", "docker-archive", name)
-    assertions.success(result)
+    result = succeed("pull", "--format", "docker-archive", name)
     assert result.out == content
     assertions.nothing_left(tmp_path, "made", "out.tar", "served-0")
 
 
 def test_shared_layers_are_stored_once(registry: FaultyRegistry, tmp_path: Path) -> None:
     names = [f"{registry.host}/{repository}:{tag}" for repository, tag in KINDS]
-    assertions.success(ocistream("pull", "--format", "docker-archive", *names, names[0], "-o", tmp_path / "out.tar"))
+    succeed("pull", "--format", "docker-archive", *names, names[0], "-o", tmp_path / "out.tar")
     content = (tmp_path / "out.tar").read_bytes()
     expected = [as_saved(registry, repository, tag) for repository, tag in KINDS]
     assert read_back(content) == expected
@@ -263,7 +242,7 @@ def test_shared_layers_are_stored_once(registry: FaultyRegistry, tmp_path: Path)
 )
 def test_copy_names_the_image_as_docker_shows_it(layout: Layout, name: str, tag: str | None, tmp_path: Path) -> None:
     small_image(layout, name="v1")
-    assertions.success(ocistream("copy", layout.path, f"docker-archive:out.tar:{name}", cwd=tmp_path))
+    succeed("copy", layout.path, f"docker-archive:out.tar:{name}", cwd=tmp_path)
     (image,) = read_back((tmp_path / "out.tar").read_bytes())
     assert image.tags == (tag or name,)
 
@@ -282,8 +261,7 @@ def test_the_printed_digest_is_that_in_the_registry_and_the_image_id_that_in_the
         # Under its new name the image has no digest.
         (["copy", *pull[2:], f"docker-archive:{archive}:other:1"], place, "docker.io/library/other:1"),
     ):
-        result = ocistream(*argv)
-        assertions.success(result)
+        result = succeed(*argv)
         if line is not None:
             assert result.lines() == [f"{line}@{digest}"]
         assert f"ocistream: {name}: image ID {image_id}\n" in result.err
@@ -305,8 +283,7 @@ def test_verify_and_inspect_show_the_image_id_that_docker_shows(images: list[Sav
     ids = [f"sha256:{hex_of(image.config)}" for image in images]
     names = ["docker.io/library/app:1", "a.example:5000/team/app:2", "docker.io/library/other:latest"]
     expected = list(zip(names, [ids[0], *ids], strict=True))
-    verified = ocistream("verify", path, **given)
-    assertions.success(verified)
+    verified = succeed("verify", path, **given)
     assert verified.lines()[:3] == [f"{name} image ID {image_id}" for name, image_id in expected]
     # Two configs and three layers, and no manifest.
     assert "2 blobs" not in verified.lines()[3]
@@ -327,8 +304,7 @@ def test_verify_and_inspect_show_the_image_id_that_docker_shows(images: list[Sav
 def test_a_copy_between_docker_archives_prints_no_digest(images: list[Saved], tmp_path: Path) -> None:
     source, path = tmp_path / "saved.tar", tmp_path / "result.json"
     source.write_bytes(archive_of(of_docker(images[1:])))
-    result = ocistream("copy", source, f"docker-archive:{tmp_path}/out.tar:new:1", "--result", path)
-    assertions.success(result)
+    result = succeed("copy", source, f"docker-archive:{tmp_path}/out.tar:new:1", "--result", path)
     image_id = f"sha256:{hex_of(images[1].config)}"
     assert result.lines() == [f"docker.io/library/new:1 image ID {image_id}"]
     assert image_id not in result.err
@@ -350,8 +326,7 @@ def test_an_image_without_a_name_for_docker_is_reported(layout: Layout, tmp_path
         (["copy", f"oci:{layout.path}:app", end], "app"),
         (["copy", f"oci:{layout.path}:app:1", end], None),
     ):
-        result = ocistream(*argv)
-        assert result.code == 0, result.err
+        result = succeed(*argv)
         said = [line for line in result.err.splitlines() if "docker-archive:FILE:NAME" in line]
         assert len(said) == (nameless is not None), (argv, result.err)
         assert not said or f"{nameless} is not a name for Docker" in said[0]
@@ -377,16 +352,14 @@ def test_layers_of_a_docker_archive_are_uncompressed(registry: FaultyRegistry, t
         )
         assertions.failure(result, 2, "layers of a docker-archive cannot be compressed", "--compress")
         assert registry.requests == []
-    assertions.success(ocistream("copy", name, "docker-archive:out.tar", "--compress", "none", cwd=tmp_path))
+    succeed("copy", name, "docker-archive:out.tar", "--compress", "none", cwd=tmp_path)
     assert read_back((tmp_path / "out.tar").read_bytes()) == [as_saved(registry, "app", "gzip")]
 
 
 def test_an_index_is_refused_and_one_of_its_images_is_written(
-    registry: FaultyRegistry, layout: Layout, tmp_path: Path
+    registry: FaultyRegistry, layout: Layout, folder: Path
 ) -> None:
     name = f"{registry.host}/app:index"
-    folder = tmp_path / "folder"
-    folder.mkdir()
     pull = ["pull", name, "--format=docker-archive", "-o", str(folder / "out.tar")]
     for argv in (
         ["copy", name, f"docker-archive:{folder}/out.tar", "--platform=all"],
@@ -395,16 +368,15 @@ def test_an_index_is_refused_and_one_of_its_images_is_written(
     ):
         assertions.failure(ocistream(*argv), 8, "index", "--platform")
         assertions.nothing_left(folder)
-    assertions.success(ocistream("copy", name, f"docker-archive:{folder}/out.tar", "--platform", "linux/arm64"))
+    succeed("copy", name, f"docker-archive:{folder}/out.tar", "--platform", "linux/arm64")
     arm = json.loads(manifest(registry.host, "app", "index") or b"")["manifests"][1]
     assert read_back((folder / "out.tar").read_bytes()) == [saved(layout, arm, name)]
 
 
 def test_copy_selects_the_platform_of_this_machine_as_pull_does(
-    registry: FaultyRegistry, layout: Layout, tmp_path: Path
+    registry: FaultyRegistry, layout: Layout, folder: Path
 ) -> None:
-    name, folder = f"{registry.host}/app:index", tmp_path / "folder"
-    folder.mkdir()
+    name = f"{registry.host}/app:index"
     copied = ocistream("copy", name, f"docker-archive:{folder}/copied.tar")
     pulled = ocistream("pull", name, "--format=docker-archive", "-o", folder / "pulled.tar")
     assert copied.code == pulled.code == 0, copied.err
@@ -414,15 +386,13 @@ def test_copy_selects_the_platform_of_this_machine_as_pull_does(
     assert not (folder / "x").exists()
 
 
-def test_a_config_with_other_layers_leaves_no_file(layout: Layout, tmp_path: Path) -> None:
+def test_a_config_with_other_layers_leaves_no_file(layout: Layout, folder: Path) -> None:
     image = small_image(layout)
     document = layout.read(image["digest"])
     config = layout.read(document["config"]["digest"])
     config["rootfs"]["diff_ids"].reverse()
     changed = layout.blob(json.dumps(config).encode(), document["config"]["mediaType"])
     layout.document({**document, "config": changed}, name="v1")
-    folder = tmp_path / "folder"
-    folder.mkdir()
     result = ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{folder}/out.tar")
     assertions.failure(result, 5, "the config of its image says")
     assertions.nothing_left(folder)
@@ -435,8 +405,7 @@ def test_the_printed_digest_of_an_image_without_a_tag_exists(
     archive = archive_of(of_docker([images[0], dataclasses.replace(images[1], tags=())]))
     (tmp_path / "two.tar").write_bytes(archive)
     source, stdin = (tmp_path / "two.tar", None) if how == "file" else ("docker-archive:-", archive)
-    result = ocistream("copy", "--tags", "*", source, f"{served.host}/app", stdin=stdin)
-    assertions.success(result)
+    result = succeed("copy", "--tags", "*", source, f"{served.host}/app", stdin=stdin)
     assert len(result.lines()) == 2
     (skipped,) = [line for line in result.err.splitlines() if "is skipped: it has no tag, and --tags copies" in line]
     digest = next(word for word in skipped.split() if word.startswith("sha256:"))

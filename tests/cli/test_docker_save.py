@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests.archives import items_of, tar_of
+from tests.archives import blob_name, items_of, tar_of
 from tests.cli import assertions
-from tests.cli.test_serve import serving
+from tests.cli.assertions import succeed
+from tests.cli.fixture_types import Give
+from tests.cli.forms import both
+from tests.cli.serving import serving, stop
 from tests.docker_archives import (
     Entry,
     Saved,
@@ -25,13 +27,10 @@ from tests.docker_archives import (
     with_file,
 )
 from tests.faulty_registry import FaultyRegistry
-from tests.images import OCI_LAYER, Layout, digest_of, tar_layer
+from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
 from tests.recompression_checks import VOUCHES_FOR
 from tests.registry_http import get, manifest, manifest_digest, tags
-from tests.runner import Argument, Result, ocistream
-
-both = pytest.mark.parametrize("how", ["file", "pipe"])
-Give = Callable[..., Result]
+from tests.runner import ocistream
 
 #: Part of the message about images that only manifest.json lists.
 _ALSO: Final = "that index.json does not list"
@@ -44,23 +43,6 @@ def images(layout: Layout) -> list[Saved]:
     first = layout.image([shared, tar_layer({"a": b"first " * 500})])
     second = layout.image([shared, tar_layer({"b": b"second"})], platform="linux/arm64")
     return [saved(layout, first, "app:1"), saved(layout, second)]
-
-
-@pytest.fixture
-def give(tmp_path: Path) -> Give:
-    """Return a function that runs a command with an archive as -i, as the argument `{}`, or from a pipe."""
-
-    def run(content: bytes, how: str, *argv: Argument, prefix: str = "") -> Result:
-        path = tmp_path / "given.tar"
-        if how == "file":
-            path.write_bytes(content)
-        name = f"{prefix}{path if how == 'file' else '-'}"
-        placed = [name if word == "{}" else word for word in argv]
-        if "{}" not in argv:
-            placed += ["-i", name]
-        return ocistream(*placed, stdin=None if how == "file" else content)
-
-    return run
 
 
 def digest(image: Saved) -> str:
@@ -90,6 +72,18 @@ def late(entries: dict[str, Any], *first: str) -> list[Entry]:
     return [(name, entries[name]) for name in (*first, *middle, *last)]
 
 
+def with_list(layout: Layout, image: Descriptor, *tags: str) -> bytes:
+    """Return an archive of a layout, and a manifest.json as `docker save` writes it that lists the image."""
+    config, *layers = layout.blobs(image)
+    listed = {
+        "Config": blob_name(config["digest"]),
+        "RepoTags": list(tags) or None,
+        "Layers": [blob_name(layer["digest"]) for layer in layers],
+        "LayerSources": {layer["digest"]: layer for layer in layers},
+    }
+    return tar_of([*items_of(layout), ("manifest.json", json.dumps([listed]).encode())])
+
+
 def assert_pushed(host: str, repository: str, tag: str, image: Saved, suffix: str = "+gzip") -> None:
     """Assert that a registry has an image with its layers compressed."""
     document = json.loads(manifest(host, repository, tag) or b"{}")
@@ -108,8 +102,7 @@ ORDERS: Final = [(), ("manifest.json",), ("manifest.json", "index.json"), ("inde
 @both
 def test_an_image_that_only_manifest_json_lists_is_included(how: str, images: list[Saved], give: Give) -> None:
     for first in ORDERS:
-        result = give(archive_of(ordered(of_docker_25(images), *first)), how, "verify", "{}")
-        assertions.success(result)
+        result = assertions.success(give(archive_of(ordered(of_docker_25(images), *first)), how, "verify", "{}"))
         # Both manifests are in the archive, byte for byte: their digests exist there.
         assert result.lines()[:2] == [f"docker.io/library/app:1@{digest(images[0])}", f"-@{digest(images[1])}"]
         assert "ok: OCI archive, 2 images, 2 manifests, 5 blobs," in result.lines()[2]
@@ -139,8 +132,7 @@ def test_images_without_tags_of_docker_25_0_are_found_in_manifest_json(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     archive = archive_of(of_docker_25(images[1:], null=True))
-    result = give(archive, how, "verify", "{}")
-    assertions.success(result)
+    result = assertions.success(give(archive, how, "verify", "{}"))
     assert result.lines()[0] == f"-@{digest(images[1])}"
     assertions.success(give(archive, how, "push", f"{served.host}/app:1"))
     assert_pushed(served.host, "app", "1", images[1])
@@ -175,8 +167,7 @@ def test_inspect_copy_and_have_include_an_image_of_manifest_json(
     assert digest(images[1]) in listed.lines()
     assert _ALSO in shown.err
     assert _ALSO in listed.err
-    copied = give(archive, how, "copy", "{}", f"oci:{tmp_path / 'out'}")
-    assertions.success(copied)
+    copied = assertions.success(give(archive, how, "copy", "{}", f"oci:{tmp_path / 'out'}"))
     entries = assertions.index_of(tmp_path / "out")
     # Its layers were compressed: only the destination has an image with this digest.
     assert copied.lines()[1] == f"oci:{tmp_path / 'out'}@{entries[1]['digest']}"
@@ -202,11 +193,10 @@ def test_the_page_of_serve_shows_the_images_that_are_served(
     path.write_bytes(archive_of(of_docker_25(images)))
     with serving(f"{prefix}{path}") as (process, host):
         status, page = get(host, "/", headers={"Accept": "text/html"})
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        err = stop(process)
     assert (status, f"docker pull {host}/library/app:1" in page.decode()) == (200, True)
     # The page reads the archive again, in the same way and under the same name.
-    assert err.decode().count(_ALSO) == err.decode().count(f"{path} also contains") == notices
+    assert err.count(_ALSO) == err.count(f"{path} also contains") == notices
 
 
 def test_serve_refuses_an_archive_without_images(layout: Layout, tmp_path: Path) -> None:
@@ -232,8 +222,7 @@ def test_as_a_docker_archive_only_manifest_json_counts(
     how: str, images: list[Saved], give: Give, served: FaultyRegistry
 ) -> None:
     entries = of_docker_25(images, index=[])
-    shown = give(archive_of(entries), how, "verify", "{}", prefix="docker-archive:")
-    assertions.success(shown)
+    shown = assertions.success(give(archive_of(entries), how, "verify", "{}", prefix="docker-archive:"))
     assert shown.lines()[:2] == [
         f"docker.io/library/app:1 image ID {image_id(images[0])}",
         f"- image ID {image_id(images[1])}",
@@ -264,8 +253,7 @@ def test_as_a_docker_archive_only_manifest_json_counts(
 @both
 def test_as_a_docker_archive_without_manifest_json_it_is_read_as_oci(how: str, images: list[Saved], give: Give) -> None:
     entries = [entry for entry in of_docker_25(images[:1]) if entry[0] not in {"manifest.json", "repositories"}]
-    result = give(archive_of(entries), how, "verify", "{}", "-v", prefix="docker-archive:")
-    assertions.success(result)
+    result = assertions.success(give(archive_of(entries), how, "verify", "{}", "-v", prefix="docker-archive:"))
     assert result.lines()[0] == f"docker.io/library/app:1@{digest(images[0])}"
     assert "no manifest.json" in result.err
 
@@ -343,8 +331,7 @@ def test_plain_layers_of_docker_save_are_compressed_and_the_new_digest_is_report
 ) -> None:
     archive = archive_of(of_docker_25(images[:1], sources=sources))
     for how in ("file", "pipe"):
-        result = give(archive, how, "push", f"{served.host}/app:{how}")
-        assertions.success(result)
+        result = assertions.success(give(archive, how, "push", f"{served.host}/app:{how}"))
         assert_pushed(served.host, "app", how, images[0])
         assert f"the digest {digest(images[0])} became {manifest_digest(served.host, 'app', how)}" in result.err
     assert manifest_digest(served.host, "app", "file") == manifest_digest(served.host, "app", "pipe")
@@ -365,8 +352,7 @@ def test_a_copy_compresses_layers_too(
     how: str, to: str, images: list[Saved], give: Give, served: FaultyRegistry, tmp_path: Path
 ) -> None:
     archive = archive_of(of_docker_25(images[:1]))
-    result = give(archive, how, "copy", "{}", to.format(out=tmp_path / "out", host=served.host))
-    assertions.success(result)
+    result = assertions.success(give(archive, how, "copy", "{}", to.format(out=tmp_path / "out", host=served.host)))
     assert "became" in result.err
     if to.startswith("oci:"):
         (entry,) = assertions.index_of(tmp_path / "out")
@@ -381,8 +367,7 @@ def test_layers_stay_uncompressed_from_a_pipe_into_an_archive_and_this_is_report
     images: list[Saved], give: Give, tmp_path: Path
 ) -> None:
     archive = archive_of(of_docker_25(images[:1]))
-    result = give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}")
-    assertions.success(result)
+    result = assertions.success(give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"))
     assert "2 layers were copied uncompressed, because they came before manifest.json in the pipe" in result.err
     assert assertions.index_of(tmp_path / "out.tar")[0]["digest"] == digest(images[0])
     assertions.success(give(archive, "file", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"))
@@ -412,12 +397,10 @@ def test_layers_that_stay_uncompressed_because_manifest_json_is_late_are_counted
     stay = (
         "2 layers were copied uncompressed, because they came before manifest.json in the pipe; to compress them, add"
     )
-    result = give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}")
-    assertions.success(result)
+    result = assertions.success(give(archive, "pipe", "copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"))
     assert result.err.count(stay) == result.err.count("uncompressed") == 1
     for argv in (["push", f"{served.host}/app:1", "--compress", "gzip"], ["verify", "{}"]):
-        result = give(archive, "pipe", *argv)
-        assertions.success(result)
+        result = assertions.success(give(archive, "pipe", *argv))
         assert "uncompressed" not in result.err
     assert_pushed(served.host, "app", "1", images[0])
 
@@ -429,12 +412,10 @@ def test_layers_of_several_archives_are_compressed_too(
     for path in paths:
         path.write_bytes(archive_of(of_docker_25(images[:1])))
     given = [word for path in paths for word in ("-i", path)]
-    result = ocistream("push", "--to", served.host, *given)
-    assertions.success(result)
+    result = succeed("push", "--to", served.host, *given)
     assert f"{digest(images[0])} became" in result.err
     assert_pushed(served.host, "app", "1", images[0])
-    result = ocistream("push", f"{served.host}/app:plain", *given, "--compress", "none")
-    assertions.success(result)
+    result = succeed("push", f"{served.host}/app:plain", *given, "--compress", "none")
     assert manifest_digest(served.host, "app", "plain") == digest(images[0])
 
 
@@ -445,15 +426,14 @@ def test_plain_layers_of_other_tools_stay_unchanged(
 ) -> None:
     # BuildKit's `compression=uncompressed` has neither LayerSources nor a file named repositories.
     entries = [entry for entry in of_docker_25(images[:1], sources=False) if entry[0] != "repositories"]
-    result = give(archive_of(entries), how, "push", f"{served.host}/app:1")
-    assertions.success(result)
+    result = assertions.success(give(archive_of(entries), how, "push", f"{served.host}/app:1"))
     assert manifest_digest(served.host, "app", "1") == digest(images[0])
     assert_pushed(served.host, "app", "1", images[0], "")
     twice = "layers were sent compressed and then again uncompressed: this archive is not from `docker save`"
     assert result.err.count("docker save") == result.err.count(twice) == (how == "pipe")
     assertions.success(give(archive_of(entries), how, "copy", "{}", f"oci:{tmp_path / 'out'}"))
     assert assertions.index_of(tmp_path / "out")[0]["digest"] == digest(images[0])
-    assertions.success(ocistream("verify", tmp_path / "out", "--deep"))
+    succeed("verify", tmp_path / "out", "--deep")
 
 
 @pytest.mark.parametrize(("how", "compression"), [("file", "gzip"), ("pipe", "zstd")])
@@ -462,23 +442,12 @@ def test_compressed_layers_of_docker_save_stay_byte_for_byte(
 ) -> None:
     layers = [tar_layer({"a": b"one"}, compression=compression), tar_layer({"b": b"two"}, compression=compression)]
     image = layout.image(layers, name="app")
-    document = layout.read(image["digest"])
-    listed = [
-        {
-            "Config": "blobs/" + document["config"]["digest"].replace(":", "/"),
-            "RepoTags": ["app:1"],
-            "Layers": ["blobs/" + layer["digest"].replace(":", "/") for layer in document["layers"]],
-            "LayerSources": {layer["digest"]: layer for layer in document["layers"]},
-        }
-    ]
-    archive = tar_of([*items_of(layout), ("manifest.json", json.dumps(listed).encode())])
-    result = give(archive, how, "push", f"{served.host}/app:1")
-    assertions.success(result)
+    archive = with_list(layout, image, "app:1")
+    result = assertions.success(give(archive, how, "push", f"{served.host}/app:1"))
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert "docker save" not in result.err
     # The existing manifest is used, too, if manifest.json lists the images.
-    result = give(archive, how, "push", f"{served.host}/app:2", prefix="docker-archive:")
-    assertions.success(result)
+    result = assertions.success(give(archive, how, "push", f"{served.host}/app:2", prefix="docker-archive:"))
     assert manifest_digest(served.host, "app", "2") == image["digest"]
 
 
@@ -489,17 +458,9 @@ def test_an_attestation_in_the_index_refers_to_the_new_image_as_with_compress(
     image = layout.image([tar_layer({"a": b"plain"}, compression="")])
     vouching = layout.image([tar_layer({"in-toto": b"{}"})], platform="unknown/unknown")
     layout.index([image, {**vouching, "annotations": {VOUCHES_FOR: image["digest"]}}], name="app")
-    document = layout.read(image["digest"])
-    listed = [
-        {
-            "Config": "blobs/" + document["config"]["digest"].replace(":", "/"),
-            "Layers": ["blobs/" + layer["digest"].replace(":", "/") for layer in document["layers"]],
-            "LayerSources": {layer["digest"]: layer for layer in document["layers"]},
-        }
-    ]
     found = {}
     for name, options in (("saved", []), ("asked", ["--compress", "gzip"])):
-        archive = tar_of([*items_of(layout), ("manifest.json", json.dumps(listed).encode())])
+        archive = with_list(layout, image)
         assertions.success(give(archive, how, "push", f"{served.host}/{name}:1", *options))
         found[name] = json.loads(manifest(served.host, name, "1") or b"{}")
     assert found["saved"] == found["asked"]

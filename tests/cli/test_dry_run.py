@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 import ocistream as api
-from tests.archives import items_of, small_first, tar_of
+from tests.archives import small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.forms import FORMS, location
 from tests.cli.terminal import on_terminal
 from tests.faulty_registry import Drop, Fault, FaultyRegistry
 from tests.images import Descriptor, Layout, small_image, two_platforms
@@ -71,14 +73,12 @@ def both(
     env = {"HOME": str(home), "XDG_STATE_HOME": None, "XDG_CONFIG_HOME": None, "XDG_CACHE_HOME": None}
     before = listing(work) | listing(home) | listing(served.layout.path)
     known = len(served.requests)
-    dry = ocistream(
+    dry = succeed(
         *arguments, "--dry-run", "--result", tmp_path / "dry.json", stdin=stdin, cwd=work, env=env, no_waits=True
     )
-    assertions.success(dry)
     assert {request.method for request in served.requests[known:]} <= {"GET", "HEAD"}
     assert listing(work) | listing(home) | listing(served.layout.path) == before
-    done = ocistream(*arguments, "--result", tmp_path / "real.json", stdin=stdin, cwd=work, env=env)
-    assertions.success(done)
+    done = succeed(*arguments, "--result", tmp_path / "real.json", stdin=stdin, cwd=work, env=env)
     documents = [json.loads((tmp_path / name).read_bytes()) for name in ("dry.json", "real.json")]
     for document in documents:
         validate_ours(document, "result")
@@ -118,14 +118,12 @@ class TestPull:
 
     def test_verbose_names_each_blob(self, host: str, layout: Layout, index: Descriptor) -> None:
         dry = ocistream("pull", f"{host}/app:1", "--platform", "linux/arm64", "--dry-run", "-v")
-        manifest = layout.read(layout.read(index["digest"])["manifests"][1]["digest"])
-        for blob in (manifest["config"], *manifest["layers"]):
+        for blob in layout.blobs(layout.read(index["digest"])["manifests"][1]):
             assert f"to copy: {blob['digest']}" in dry.err
 
     def test_a_docker_archive_has_the_digest_of_the_source(self, host: str, layout: Layout, index: Descriptor) -> None:
         arguments = ("pull", f"{host}/app:1", "--platform", "linux/arm64", "-o", "x.tar", "--format", "docker-archive")
-        dry = ocistream(*arguments, "--dry-run")
-        assertions.success(dry)
+        dry = succeed(*arguments, "--dry-run")
         arm = layout.read(index["digest"])["manifests"][1]["digest"]
         assert results(dry) == [f"{host}/app:1@{arm}"]
         assert "2 of them decompressed to a size that is not known yet" in dry.err
@@ -136,11 +134,10 @@ class TestPull:
         arm = layout.read(index["digest"])["manifests"][1]["digest"]
         image_id = layout.read(arm)["config"]["digest"]
         for platform, line in (("linux/arm64", f"{host}/app:1 image ID {image_id}"), ("all", f"{host}/app:1")):
-            dry = ocistream(
+            dry = succeed(
                 *("pull", f"{host}/app:1", "--platform", platform, "--compress", "zstd", "-o", tmp_path / "x.tar"),
                 *("--dry-run", "--result", tmp_path / "result.json"),
             )
-            assertions.success(dry)
             assert results(dry) == [line]
             assert "known only afterwards" in dry.err
             document = json.loads((tmp_path / "result.json").read_bytes())
@@ -151,7 +148,7 @@ class TestPull:
 
     def test_omitted_blobs_are_not_copied(self, host: str, served: FaultyRegistry, tmp_path: Path) -> None:
         (tmp_path / "work").mkdir()
-        assertions.success(ocistream("have", f"{host}/app", stdout=tmp_path / "have.txt"))
+        succeed("have", f"{host}/app", stdout=tmp_path / "have.txt")
         arguments = ["pull", f"{host}/app:1", "--platform=all", f"--have={tmp_path / 'have.txt'}", "-o", "x.tar"]
         dry, _, document = both(tmp_path, arguments, served=served)
         assert {blob["status"] for blob in document["blobs"]} == {"omitted"}
@@ -167,21 +164,19 @@ class TestPull:
         assert ocistream(*arguments).code == 7
         registry.faults.clear()
         before = listing(tmp_path / "layout")
-        dry = ocistream(*arguments, "--dry-run", "--result", tmp_path / "result.json")
-        assertions.success(dry)
+        dry = succeed(*arguments, "--dry-run", "--result", tmp_path / "result.json")
         assert listing(tmp_path / "layout") == before
         resumed = json.loads((tmp_path / "result.json").read_bytes())["resumed"]
         assert 1 << 20 <= resumed <= 3_000_000
         assert "resumed from an earlier run" in dry.err
-        assert ocistream(*arguments, "--result", tmp_path / "result.json").code == 0
+        succeed(*arguments, "--result", tmp_path / "result.json")
         assert json.loads((tmp_path / "result.json").read_bytes())["resumed"] == resumed
 
     @pytest.mark.parametrize("with_base", [False, True])
     def test_a_cache_is_not_filled(self, host: str, tmp_path: Path, *, with_base: bool) -> None:
         base = ["--base", f"{host}/app:1"] if with_base else []
         output = ("--cache", tmp_path / "cache", "-o", tmp_path / "x.tar")
-        dry = ocistream("pull", f"{host}/app:1", *output, *base, "--dry-run")
-        assertions.success(dry)
+        succeed("pull", f"{host}/app:1", *output, *base, "--dry-run")
         assert not (tmp_path / "cache").exists()
 
     def test_errors_before_the_transfer_are_reported(self, host: str, tmp_path: Path) -> None:
@@ -199,16 +194,12 @@ class TestPull:
 
 
 class TestPush:
-    @pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
+    @pytest.mark.parametrize("how", FORMS)
     def test_the_registry_gets_only_read_requests(
         self, tmp_path: Path, served: FaultyRegistry, layout: Layout, index: Descriptor, how: str
     ) -> None:
-        archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-        (tmp_path / "x.tar").write_bytes(archive)
-        path = {"layout": layout.path, "file": tmp_path / "x.tar"}.get(how)
-        arguments: list[str | Path] = ["push", f"{served.host}/app:1"]
-        arguments += ["-i", path] if path else []
-        stdin = None if path else archive
+        end, stdin = location(how, layout, tmp_path)
+        arguments = ["push", f"{served.host}/app:1", "-i", end]
         dry, done, document = both(tmp_path, arguments, stdin=stdin, served=served)
         assert results(dry) == done.lines() == [f"{served.host}/app:1@{index['digest']}"]
         assert {blob["status"] for blob in document["blobs"]} == {"copied"}
@@ -243,10 +234,9 @@ class TestPush:
     ) -> None:
         image = small_image(layout, name="v1")
         archive = tmp_path / "x.tar"
-        assertions.success(ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1"))
+        succeed("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1")
         stdin = None if how == "file" else archive.read_bytes()
-        dry = ocistream("push", f"{served.host}/app:1", "-i", "-" if stdin else archive, "--dry-run", stdin=stdin)
-        assertions.success(dry)
+        dry = succeed("push", f"{served.host}/app:1", "-i", "-" if stdin else archive, "--dry-run", stdin=stdin)
         assert results(dry) == [f"{served.host}/app:1 image ID {layout.read(image['digest'])['config']['digest']}"]
         assert "2 of them recompressed to a size that is not known yet" in dry.err
         assert tags(served.host, "app") == []
@@ -264,13 +254,13 @@ class TestPush:
         assert index["digest"] not in result.err
 
     @pytest.mark.parametrize("how", ["layout", "pipe", "pipe, index first"])
-    def test_a_blob_that_neither_side_has_is_an_error(self, served: FaultyRegistry, layout: Layout, how: str) -> None:
+    def test_a_blob_that_neither_side_has_is_an_error(
+        self, served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
+    ) -> None:
         image = small_image(layout, name="v1")
         lost = layout.read(image["digest"])["layers"][1]["digest"]
         layout.file(lost).unlink()
-        archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-        stdin = None if how == "layout" else archive
-        end = "-" if stdin else layout.path
+        end, stdin = location(how, layout, tmp_path)
         result = ocistream("push", f"{served.host}/app:1", "-i", end, "--dry-run", stdin=stdin)
         assertions.failure(result, 6, lost)
 
@@ -317,12 +307,11 @@ class TestCopy:
         script.chmod(0o755)
         via = f"env PATH={folder}:{os.environ['PATH']}"
         there = f"oci:{tmp_path / 'there'}"
-        dry = ocistream("copy", f"{host}/app:1", there, "--via", via, "--dry-run")
-        assertions.success(dry)
+        dry = succeed("copy", f"{host}/app:1", there, "--via", via, "--dry-run")
         assert "would copy 5 blobs" in dry.err
         assert (folder / "said").read_text().split() == ["have"]
         assert not (tmp_path / "there").exists()
-        assertions.success(ocistream("copy", f"{host}/app:1", there, "--via", via))
+        succeed("copy", f"{host}/app:1", there, "--via", via)
         dry = ocistream("copy", f"{host}/app:1", there, "--via", via, "--dry-run")
         assert "would copy 0 blobs" in dry.err
         assert "omitted 5 blobs" in dry.err

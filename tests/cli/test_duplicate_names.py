@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import items_of, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.forms import location
 from tests.docker_archives import archive_of, hex_of, of_docker, saved
 from tests.images import Descriptor, Layout
 from tests.runner import Argument, Result, ocistream
@@ -28,16 +29,13 @@ def images(layout: Layout) -> list[Descriptor]:
     return found
 
 
-@pytest.fixture(params=["directory", "file", "pipe"])
+@pytest.fixture(params=["layout", "file", "pipe"])
 def run(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Run:
     """Return a function that runs a command on the layout, which is `{}` in its arguments."""
 
     def started(*argv: Argument) -> Result:
-        archive = tmp_path / "archive.tar"
-        archive.write_bytes(tar_of(items_of(layout)))
-        place = {"directory": f"oci:{layout.path}", "file": f"oci-archive:{archive}", "pipe": "oci-archive:-"}
-        words = [place[request.param] if word == "{}" else word for word in argv]
-        return ocistream(*words, stdin=archive if request.param == "pipe" else None)
+        end, stdin = location(request.param, layout, tmp_path)
+        return ocistream(*(end if word == "{}" else word for word in argv), stdin=stdin)
 
     return started
 
@@ -45,8 +43,7 @@ def run(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Run:
 def test_every_command_that_reads_the_images_reports_them(images: list[Descriptor], run: Run, tmp_path: Path) -> None:
     said = f"ocistream: 2 images have the name {NAME!r}: {images[0]['digest']}, {images[1]['digest']}; {READERS}\n"
     for argv in (["verify", "{}"], ["inspect", "{}"], ["copy", "{}", f"oci-archive:{tmp_path / 'out.tar'}"]):
-        result = run(*argv)
-        assertions.success(result)
+        result = assertions.success(run(*argv))
         assert result.err.count(said) == 1
 
 
@@ -54,8 +51,7 @@ def test_at_most_ten_names_are_reported(images: list[Descriptor], layout: Layout
     for number in range(11):
         for image in images:
             layout.name(image, f"registry.example.com/app:more{number}")
-    result = ocistream("verify", layout.path)
-    assertions.success(result)
+    result = succeed("verify", layout.path)
     assert result.err.count("images have the name") == 10
     assert "ocistream: 2 more names belong to several images each\n" in result.err
 
@@ -63,8 +59,7 @@ def test_at_most_ten_names_are_reported(images: list[Descriptor], layout: Layout
 def test_an_image_that_is_selected_by_its_digest_is_not_reported(
     images: list[Descriptor], layout: Layout, tmp_path: Path
 ) -> None:
-    result = ocistream("copy", f"oci:{layout.path}:{images[0]['digest']}", f"oci-archive:{tmp_path / 'out.tar'}")
-    assertions.success(result)
+    result = succeed("copy", f"oci:{layout.path}:{images[0]['digest']}", f"oci-archive:{tmp_path / 'out.tar'}")
     assert "have the name" not in result.err
 
 
@@ -75,7 +70,6 @@ def test_the_image_ids_of_a_docker_archive_are_reported(
     both = [saved(layout, image, "app:1") for image in images]
     path.write_bytes(archive_of(of_docker(both)))
     for command in ("verify", "inspect"):
-        result = ocistream(command, path)
-        assertions.success(result)
+        result = succeed(command, path)
         shown = ", ".join(f"sha256:{hex_of(image.config)}" for image in both)
         assert f"2 images have the name 'docker.io/library/app:1': {shown}; {READERS}" in result.err

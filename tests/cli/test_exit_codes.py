@@ -11,6 +11,7 @@ import pytest
 
 from tests.archives import check_blobs, files_in, index_in, items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Flip, refusal
 from tests.images import Descriptor, Layout, small_image
@@ -45,24 +46,16 @@ def test_1_for_an_internal_error() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("frobnicate", "frobnicate"),
         ("pull", "IMAGE"),
-        ("pull --frobnicate x", "--frobnicate"),
-        ("pull a.example/Upper", "repository names are lower case"),
-        ("pull a.example/x:bad/tag", "bad/tag"),
         ("pull https://a.example/x", "without http://"),
         ("pull a..example/x", "a..example"),
-        ("pull a.example/x@sha256:1234", "sha256:1234"),
-        ("pull a.example/x --platform linux", "linux"),
         ("pull a.example/x --platform all --platform linux/amd64", "--platform all already includes 'linux/amd64'"),
         ("pull a.example/x --jobs 0", "--jobs"),
         ("pull a.example/x --retries 21", "--retries"),
-        ("pull a.example/x --progress loud", "--progress"),
-        ("pull a.example/x --log-format xml", "--log-format"),
         ("pull a.example/x --format zip", "--format"),
         ("pull a.example/x --format oci", "name a directory with -o"),
         ("pull a.example/x -o x.tar --result .", "--result"),
-        ("pull a.example/x -o x.tar --username me", "--password-stdin"),
+        ("pull a.example/x -o x.tar --username me", "--username needs a password"),
         ("pull a.example/x -o x.tar --password-stdin", "--username"),
         ("pull a.example/x b.example/y -o x.tar --username me", "a.example and b.example"),
         ("pull a.example/x a.example/y -o oci:x:both", "both"),
@@ -139,7 +132,7 @@ def test_5_for_a_corrupt_unreferenced_blob_that_was_already_written_to_a_pipe(
     (folder / "cut.tar").write_bytes(result.out)
     assert ocistream("verify", folder / "cut.tar").code == 6
     # A file can be rewound, so it does not keep the blob.
-    assertions.success(ocistream("copy", "-", folder / "app.tar", stdin=piped))
+    succeed("copy", "-", folder / "app.tar", stdin=piped)
     files = files_in((folder / "app.tar").read_bytes())
     assert stray not in check_blobs(files)
     assert [entry["digest"] for entry in index_in(files)] == [image["digest"]]
@@ -233,7 +226,7 @@ def test_8_for_an_archive_that_is_compressed_twice(
     ):
         result = ocistream(*argv, stdin=stdin, cwd=tmp_path)
         assertions.failure(result, 8, "is compressed twice: with gzip", "gzip -dc ")
-    assertions.success(ocistream("verify", stdin=gzip.decompress(twice)))
+    succeed("verify", stdin=gzip.decompress(twice))
 
 
 # 9 -----------------------------------------------------------------------------------------------------------

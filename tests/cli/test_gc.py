@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.serving import serving
 from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Descriptor, Layout, two_platforms
 from tests.registry_http import seed
@@ -45,8 +47,7 @@ def age(layout: Layout, digest: str, seconds: float) -> None:
 
 
 def needed(layout: Layout, image: Descriptor) -> set[str]:
-    manifest = layout.read(image["digest"])
-    return {image["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])}
+    return {image["digest"], *(blob["digest"] for blob in layout.blobs(image))}
 
 
 def there(path: Path) -> set[str]:
@@ -59,9 +60,7 @@ def size_of(path: Path) -> int:
 
 
 def gc(layout: Layout, *argv: Argument) -> Result:
-    result = ocistream("gc", layout.path, *argv)
-    assertions.success(result)
-    return result
+    return succeed("gc", layout.path, *argv)
 
 
 def test_unneeded_blobs_are_deleted_and_printed(layout: Layout, image: Descriptor, stray: list[str]) -> None:
@@ -187,8 +186,7 @@ def test_old_partial_blobs_are_deleted(layout: Layout) -> None:
 
 
 def test_uploads_of_a_killed_server_are_deleted(layout: Layout) -> None:
-    with started_fork("serve", layout.path, "--listen=127.0.0.1:0") as server:
-        host = server.stdout.readline().decode().strip()
+    with serving(layout.path) as (server, host):
         connection = http.client.HTTPConnection(host, timeout=60)
         connection.request("POST", "/v2/app/blobs/uploads/")
         with connection.getresponse() as answer:
@@ -258,13 +256,12 @@ def test_a_pull_into_the_same_layout_loses_nothing(
         if has_index:
             # It lists no images yet, so no blob is needed.
             (target / "index.json").write_text('{"schemaVersion": 2, "manifests": []}')
-        result = ocistream("gc", target, *argv)
-        assertions.success(result)
+        result = succeed("gc", target, *argv)
         assert result.lines() == []
         assert "deleted 0 blobs, 0 B; " in result.err
         registry.release()
         assert process.wait(60) == 0
-    assertions.success(ocistream("verify", target))
+    succeed("verify", target)
 
 
 def test_without_an_index_nothing_is_deleted_after_the_first_pull(registry: FaultyRegistry, tmp_path: Path) -> None:
@@ -292,12 +289,11 @@ def test_blobs_that_a_pull_found_count_as_used(registry: FaultyRegistry, layout:
     found = str(target.blob(layout.file(first).read_bytes(), "x/y")["digest"])
     age(target, found, 10 * DAY)
     with stalled_pull(registry, target.path) as process:
-        result = ocistream("gc", target.path)
-        assertions.success(result)
+        result = succeed("gc", target.path)
         assert found not in result.lines()
         registry.release()
         assert process.wait(60) == 0
-    assertions.success(ocistream("verify", target.path))
+    succeed("verify", target.path)
 
 
 def test_a_pull_whose_blob_was_removed_names_no_image(registry: FaultyRegistry, tmp_path: Path) -> None:
@@ -309,19 +305,19 @@ def test_a_pull_whose_blob_was_removed_names_no_image(registry: FaultyRegistry, 
         assert process.wait(60) == 9
         assert f"was removed from {target} during the copy".encode() in process.stderr.read()
     assert assertions.index_of(target) == []
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", f"{target}/"))
-    assertions.success(ocistream("verify", target))
+    succeed("pull", f"{registry.host}/app:1", "-o", f"{target}/")
+    succeed("verify", target)
 
 
 @pytest.mark.uncounted
 def test_a_pull_continues_if_its_cached_blobs_are_deleted(registry: FaultyRegistry, tmp_path: Path) -> None:
     registry.faults = []
     pull = ["pull", f"{registry.host}/app:1", "--no-referrers", "--cache", f"{tmp_path}/cache", "-o"]
-    assertions.success(ocistream(*pull, tmp_path / "x"))
+    succeed(*pull, tmp_path / "x")
     result = ocistream("gc", tmp_path / "cache", "--max-size=0")
     assert len(result.lines()) == 4
     assert there(tmp_path / "cache") == set()
-    assertions.success(ocistream(*pull, tmp_path / "y"))
+    succeed(*pull, tmp_path / "y")
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
     assert len(there(tmp_path / "cache")) == 4
 

@@ -14,6 +14,7 @@ import pytest
 import ocistream as package
 from ocistream.cli import COMMANDS
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout
 from tests.registry_http import seed
@@ -132,8 +133,7 @@ def test_python_m_runs_the_command() -> None:
 
 
 def test_help_lists_every_command() -> None:
-    result = ocistream("--help")
-    assertions.success(result)
+    result = succeed("--help")
     for name, (_, line) in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(line.split()[0])}", result.out.decode(), re.MULTILINE)
     # These two commands are aliases of options.
@@ -154,8 +154,7 @@ def test_the_help_of_a_command_has_an_example_and_every_option(name: str) -> Non
     module, _, attribute = COMMANDS[name][0].partition(":")
     command = getattr(importlib.import_module(module), attribute)
     assert isinstance(command, click.Command)
-    result = ocistream(name, "--help")
-    assertions.success(result)
+    result = succeed(name, "--help")
     text = result.out.decode()
     (description, *sections) = re.split(r"^[A-Z][A-Za-z ]*:$", text, flags=re.MULTILINE)
     assert re.search(rf"^  ocistream {name} \S", description, re.MULTILINE)

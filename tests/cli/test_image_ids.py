@@ -9,6 +9,8 @@ import pytest
 
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.fixture_types import Give
 from tests.docker_archives import Entry, Saved, archive_of, hex_of, of_docker, of_docker_25, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout, tar_layer
@@ -29,15 +31,11 @@ def images(layout: Layout) -> list[Saved]:
 
 
 @pytest.fixture(params=["file", "pipe"])
-def push(request: pytest.FixtureRequest, served: FaultyRegistry, tmp_path: Path) -> Push:
+def push(request: pytest.FixtureRequest, served: FaultyRegistry, give: Give) -> Push:
     """Return a function that pushes an archive to app:1, from a file or a pipe."""
 
     def run(archive: bytes, *options: Argument, prefix: str = "") -> Result:
-        argv: list[Argument] = ["push", f"{served.host}/app:1", *options, "-i"]
-        if request.param == "pipe":
-            return ocistream(*argv, f"{prefix}-", stdin=archive)
-        (tmp_path / "archive.tar").write_bytes(archive)
-        return ocistream(*argv, f"{prefix}{tmp_path / 'archive.tar'}")
+        return give(archive, request.param, "push", f"{served.host}/app:1", *options, prefix=prefix)
 
     return run
 
@@ -71,7 +69,7 @@ def test_an_image_that_only_manifest_json_lists_is_named_by_its_digest(images: l
     (digest,) = [line.removeprefix("-@") for line in ocistream("verify", archive).lines() if line.startswith("-@")]
     result = ocistream("copy", f"oci-archive:{archive}:{image_id(images[1])}", tmp_path / "out.tar", "-q")
     assertions.failure(result, 4, f"is an image ID; use the name or digest instead: {digest}")
-    assertions.success(ocistream("copy", f"oci-archive:{archive}:{digest}", tmp_path / "out.tar"))
+    succeed("copy", f"oci-archive:{archive}:{digest}", tmp_path / "out.tar")
 
 
 def test_a_platform_of_an_index_is_named_by_the_index(layout: Layout, served: FaultyRegistry) -> None:

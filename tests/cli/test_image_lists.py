@@ -8,6 +8,7 @@ import pytest
 
 from ocistream import limits
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import seed
@@ -34,10 +35,9 @@ def test_a_list_has_comments_and_blank_lines(images: dict[str, Descriptor], tmp_
     path = tmp_path / "images.txt"
     path.write_bytes(text)
     out = tmp_path / "x.tar"
-    result = ocistream(
+    result = succeed(
         *("pull", "--images", path if how == "file" else "-", "-o", out), stdin=None if how == "file" else text
     )
-    assertions.success(result)
     assert result.lines() == [f"{name}@{images[name]['digest']}" for name in (first, second)]
     assert names_in(out) == [first, second]
 
@@ -47,7 +47,7 @@ def test_several_lists_and_arguments_are_joined(images: dict[str, Descriptor], t
     (tmp_path / "a").write_text(second)
     (tmp_path / "b").write_text(f"{third}\n")
     lists = ("--images", tmp_path / "a", "--images", tmp_path / "b")
-    assertions.success(ocistream("pull", first, *lists, "-o", tmp_path / "x.tar"))
+    succeed("pull", first, *lists, "-o", tmp_path / "x.tar")
     assert names_in(tmp_path / "x.tar") == [first, second, third]
 
 

@@ -10,29 +10,28 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.archives import files_in, index_in, items_of, small_first, tar_of
+from tests.archives import files_in, index_in, items_of, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.forms import FORMS, location
+from tests.cli.serving import serving, stop
+from tests.cli.sync_files import entry, sync_file
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
 from tests.registry_http import get, manifest, manifest_digest, seed
-from tests.runner import Result, ocistream, started_fork
+from tests.runner import Result, ocistream
 from tests.schemas import validate_ours
 
 Serve = Callable[[], str]
 
-Source = Callable[[], dict[str, Any]]
+Source = Callable[[], tuple[str, bytes | None]]
 
 NAME = "registry.example.com/app:1"
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/s390x")
 ATTESTS = "vnd.docker.reference.digest"
-WAYS = ("file", "sorted pipe", "small first pipe", "directory")
-from_file, from_sorted_pipe, from_small_first_pipe, from_directory = (
-    pytest.mark.parametrize("source", [way], indirect=True) for way in WAYS
-)
 Push = Callable[..., Result]
 
 
@@ -73,8 +72,9 @@ class Made:
                 self.layout.file(descriptor["digest"]).unlink()
 
 
-def _stdin(given: dict[str, Any]) -> dict[str, Any]:
-    return {"stdin": given["stdin"]} if "stdin" in given else {}
+def only(form: str) -> pytest.MarkDecorator:
+    """Run a test with one form of the source."""
+    return pytest.mark.parametrize("source", [form], indirect=True)
 
 
 @pytest.fixture
@@ -82,22 +82,10 @@ def made(layout: Layout) -> Made:
     return Made(layout)
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=FORMS)
 def source(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Source:
-    """Return a function that provides the layout as an archive or directory and returns the arguments to read it."""
-
-    def given() -> dict[str, Any]:
-        if request.param == "directory":
-            return {"option": ("-i", layout.path), "path": layout.path}
-        order = small_first if request.param == "small first pipe" else items_of
-        archive = tar_of(order(layout))
-        if request.param == "file":
-            path = tmp_path / "archive.tar"
-            path.write_bytes(archive)
-            return {"option": ("-i", path), "path": path}
-        return {"option": (), "path": "-", "stdin": archive}
-
-    return given
+    """Return a function that returns the location of the layout and its stdin."""
+    return lambda: location(request.param, layout, tmp_path)
 
 
 @pytest.fixture
@@ -105,8 +93,8 @@ def push(source: Source, served: FaultyRegistry) -> Push:
     """Return a function that pushes the layout to app:1 with the given options."""
 
     def run(*options: str | Path) -> Result:
-        given = source()
-        return ocistream("push", f"{served.host}/app:1", *given["option"], *options, stdin=given.get("stdin"))
+        end, stdin = source()
+        return ocistream("push", f"{served.host}/app:1", "-i", end, *options, stdin=stdin)
 
     return run
 
@@ -117,8 +105,7 @@ class TestOnePlatform:
     ) -> None:
         made.remove("linux/arm64", keep_manifests=True)
         made.remove("linux/s390x")
-        result = push("--result", tmp_path / "result.json")
-        assertions.success(result)
+        result = assertions.success(push("--result", tmp_path / "result.json"))
         image = made.images["linux/amd64"]["digest"]
         assert result.lines() == [f"{served.host}/app:1@{image}"]
         assert manifest(served.host, "app", "1") == made.layout.file(image).read_bytes()
@@ -146,14 +133,13 @@ class TestOnePlatform:
         assert referrer["artifactType"] == "application/vnd.docker.attestation.manifest.v1+json"
         assert referrer["kind"] == "attestation"
 
-    @from_sorted_pipe
+    @only("pipe")
     def test_an_attestation_without_a_subject_is_skipped_and_reported(
         self, layout: Layout, push: Push, served: FaultyRegistry
     ) -> None:
         made = Made(layout, subjects=False)
         made.remove("linux/arm64", "linux/s390x")
-        result = push()
-        assertions.success(result)
+        result = assertions.success(push())
         assert "not copied: 1 attestation; the source has only some platforms of their index" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
@@ -170,14 +156,12 @@ class TestSeveralPlatforms:
     def test_they_become_the_same_index_as_with_platform_options(
         self, made: Made, push: Push, served: FaultyRegistry
     ) -> None:
-        chosen = ocistream(
+        succeed(
             *("push", f"{served.host}/chosen:1", "-i", made.layout.path),
             *("--platform", "linux/amd64", "--platform", "linux/s390x"),
         )
-        assertions.success(chosen)
         made.remove("linux/arm64")
-        result = push()
-        assertions.success(result)
+        result = assertions.success(push())
         assert "the source has only linux/amd64, linux/s390x of this index, not linux/arm64: copied as" in result.err
         assert manifest(served.host, "app", "1") == manifest(served.host, "chosen", "1")
         index = json.loads(manifest(served.host, "app", "1") or b"")
@@ -195,14 +179,12 @@ class TestAttestations:
     ) -> None:
         for descriptor in made.attestations.values():
             made.layout.file(descriptor["digest"]).unlink()
-        result = push()
-        assertions.success(result)
+        result = assertions.success(push())
         missing = ", ".join(f"attestation of {platform}" for platform in PLATFORMS)
         assert f"the source has only {', '.join(PLATFORMS)} of this index, not {missing}: copied as" in result.err
         index = json.loads(manifest(served.host, "app", "1") or b"")
         assert [one["digest"] for one in index["manifests"]] == [one["digest"] for one in made.images.values()]
-        verified = ocistream("verify", made.layout.path)
-        assert verified.code == 0
+        verified = succeed("verify", made.layout.path)
         assert f"not exported: attestation of linux/amd64 of {NAME}" in verified.lines()
 
 
@@ -218,13 +200,13 @@ class TestDamage:
         result = ocistream("push", f"{served.host}/app:1", "-i", made.layout.path, "--platform", "linux/arm64")
         assertions.failure(result, 6, layer, "complete platforms: linux/amd64; `ocistream inspect")
 
-    @from_sorted_pipe
+    @only("pipe")
     def test_an_index_without_any_platform_is_an_error(self, made: Made, push: Push, served: FaultyRegistry) -> None:
         made.remove(*PLATFORMS)
         assertions.failure(push(), 6, made.images["linux/amd64"]["digest"])
         assert manifest(served.host, "app", "1") is None
 
-    @from_small_first_pipe
+    @only("pipe, index first")
     def test_a_requested_platform_is_not_replaced(self, made: Made, push: Push) -> None:
         made.remove("linux/arm64", "linux/s390x")
         result = push("--platform", "linux/arm64")
@@ -250,8 +232,7 @@ class TestPlatformsAtTheDestination:
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "before")
         made.remove("linux/arm64", "linux/s390x")
-        result = push()
-        assertions.success(result)
+        result = assertions.success(push())
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
         assert "of this index, not" not in result.err
 
@@ -260,9 +241,8 @@ class TestOtherCommands:
     def test_verify_succeeds_and_lists_the_missing_platforms(self, made: Made, source: Source) -> None:
         made.remove("linux/arm64", keep_manifests=True)
         made.remove("linux/s390x")
-        given = source()
-        result = ocistream("verify", given["path"], stdin=given.get("stdin"))
-        assert result.code == 0, result.err
+        end, stdin = source()
+        result = succeed("verify", end, stdin=stdin)
         lines = result.lines()
         assert lines[0] == f"{NAME}@{made.index['digest']}"
         assert lines[1:3] == [f"not exported: linux/arm64 of {NAME}", f"not exported: linux/s390x of {NAME}"]
@@ -274,8 +254,8 @@ class TestOtherCommands:
         made.remove("linux/s390x")
         layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
         made.layout.file(layer).unlink()
-        given = source()
-        result = ocistream("verify", "--json", given["path"], stdin=given.get("stdin"))
+        end, stdin = source()
+        result = ocistream("verify", "--json", end, stdin=stdin)
         assert result.code == 6
         document = json.loads(result.out)
         assert [one["digest"] for one in document["missing"]] == [layer]
@@ -284,11 +264,10 @@ class TestOtherCommands:
 
     def test_copy_into_a_layout_and_an_archive(self, made: Made, source: Source, tmp_path: Path) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        given = source()
-        path = given["path"] if given["path"] == "-" else f"{Path(given['path']).resolve()}"
+        end, stdin = source()
         for target in (f"oci:{tmp_path / 'copied'}", f"oci-archive:{tmp_path / 'copied.tar'}"):
-            result = ocistream("copy", path, target, stdin=given.get("stdin"))
-            if given["path"] == "-" and "archive" in target and "linux" not in result.err:
+            result = ocistream("copy", end, target, stdin=stdin)
+            if stdin and "archive" in target and "linux" not in result.err:
                 # The index was written before the missing platforms were known.
                 assertions.failure(result, 6)
                 continue
@@ -300,26 +279,22 @@ class TestOtherCommands:
     def test_a_docker_archive_gets_the_only_exported_platform(self, made: Made, source: Source, tmp_path: Path) -> None:
         made.remove("linux/arm64", keep_manifests=True)
         made.remove("linux/s390x")
-        given = source()
-        is_pipe = "stdin" in given
-        argv = ["copy", f"oci-archive:{given['path']}" if is_pipe else given["path"]]
-        result = ocistream(*argv, f"docker-archive:{tmp_path / 'a.tar'}:app:1", **_stdin(given))
-        assertions.success(result)
-        (entry,) = json.loads(files_in((tmp_path / "a.tar").read_bytes())["manifest.json"])
+        end, stdin = source()
+        result = succeed("copy", end, f"docker-archive:{tmp_path / 'a.tar'}:app:1", stdin=stdin)
+        (listed,) = json.loads(files_in((tmp_path / "a.tar").read_bytes())["manifest.json"])
         config = made.layout.read(made.images["linux/amd64"]["digest"])["config"]["digest"]
-        assert config.partition(":")[2] in entry["Config"]
+        assert config.partition(":")[2] in listed["Config"]
         # What a pipe lacks is not known before its end.
         advice = "choose another with --platform, if the archive has the others"
         which = f"only linux/amd64 of 3 platforms in the index; {advice}"
-        if not is_pipe:
+        if not stdin:
             which = "linux/amd64, the only platform that the source has of the 3 in the index"
         assert f"ocistream: {NAME}: {which}\n" in result.err
 
     def test_a_docker_archive_gets_one_of_two_exported_platforms(self, layout: Layout, tmp_path: Path) -> None:
         made = Made(layout, subjects=False)
         made.remove("linux/s390x")
-        result = ocistream("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
-        assertions.success(result)
+        result = succeed("copy", made.layout.path, f"docker-archive:{tmp_path / 'a.tar'}:app:1")
         which = (
             "only linux/amd64 of the 2 platforms that the source has; the index lists 3; choose another with --platform"
         )
@@ -336,22 +311,20 @@ class TestOtherCommands:
         if is_file:
             given.write_bytes(tar_of(items_of(made.layout)))
         target = tmp_path / "y.tar"
-        result = ocistream("copy", given, f"docker-archive:{target}:app:1", "--platform", "all")
-        assertions.success(result)
+        result = succeed("copy", given, f"docker-archive:{target}:app:1", "--platform", "all")
         said = f"ocistream: {NAME}: the source has only linux/amd64 of this index, not linux/arm64, linux/s390x: "
         (line,) = [line for line in result.err.splitlines() if line.startswith(said)]
         assert line.endswith(made.index["digest"])
-        (entry,) = json.loads(files_in(target.read_bytes())["manifest.json"])
+        (listed,) = json.loads(files_in(target.read_bytes())["manifest.json"])
         document = made.layout.read(made.images["linux/amd64"]["digest"])
-        assert document["config"]["digest"].partition(":")[2] in entry["Config"]
-        assert len(entry["Layers"]) == len(document["layers"])
+        assert document["config"]["digest"].partition(":")[2] in listed["Config"]
+        assert len(listed["Layers"]) == len(document["layers"])
 
     def test_the_reported_digest_of_a_recompressed_image_exists(
         self, layout: Layout, served: FaultyRegistry, made: Made
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--compress", "zstd")
-        assertions.success(result)
+        result = succeed("push", f"{served.host}/app:1", "-i", layout.path, "--compress", "zstd")
         digest = manifest_digest(served.host, "app", "1")
         assert f"copied as {digest} instead of {made.index['digest']}" in result.err
 
@@ -360,8 +333,7 @@ class TestOtherCommands:
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
         for options in ([], ["--platform", "linux/amd64"]):
-            result = ocistream("push", f"{served.host}/app:1", "-i", layout.path, "--no-referrers", *options)
-            assertions.success(result)
+            result = succeed("push", f"{served.host}/app:1", "-i", layout.path, "--no-referrers", *options)
             assert "not copied: 1 attestation; --no-referrers" in result.err
         assert manifest(served.host, "app", made.attestations["linux/amd64"]["digest"]) is None
 
@@ -384,29 +356,25 @@ class TestSync:
     ) -> None:
         made.remove("linux/arm64", "linux/s390x")
         image = made.images["linux/amd64"]["digest"]
-        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
-        planned = ocistream("sync", tmp_path / "s.toml", "--dry-run")
-        assertions.success(planned)
-        first = ocistream("sync", tmp_path / "s.toml", "--result", tmp_path / "result.json")
-        assertions.success(first)
+        file = sync_file(tmp_path, entry(f"oci:{made.layout.path}", f"{served.host}/app"))
+        planned = succeed("sync", file, "--dry-run")
+        first = succeed("sync", file, "--result", tmp_path / "result.json")
         for result in (planned, first):
             assert f"{served.host}/app:1@{image}" in result.out.decode()
             assert "the source has only linux/amd64 of this index, not linux/arm64, linux/s390x" in result.err
         document = json.loads((tmp_path / "result.json").read_bytes())
         validate_ours(document, "sync-result")
         assert document["images"][0]["missingPlatforms"] == ["linux/arm64", "linux/s390x"]
-        again = ocistream("sync", tmp_path / "s.toml")
-        assertions.success(again)
+        again = succeed("sync", file)
         assert "0 images copied, 0 B; 1 unchanged" in again.err
 
     def test_an_index_with_attestations_in_a_layout_is_unchanged(
         self, made: Made, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "1")
-        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "{served.host}/app:1"\nto = "oci:{tmp_path / "to"}"\n')
-        assertions.success(ocistream("sync", tmp_path / "s.toml"))
-        again = ocistream("sync", tmp_path / "s.toml")
-        assertions.success(again)
+        file = sync_file(tmp_path, entry(f"{served.host}/app:1", f"oci:{tmp_path / 'to'}"))
+        succeed("sync", file)
+        again = succeed("sync", file)
         assert "1 unchanged" in again.err
 
     def test_a_destination_with_the_complete_index_is_unchanged(
@@ -414,9 +382,8 @@ class TestSync:
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "1")
         made.remove("linux/arm64", "linux/s390x")
-        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
-        result = ocistream("sync", tmp_path / "s.toml")
-        assertions.success(result)
+        file = sync_file(tmp_path, entry(f"oci:{made.layout.path}", f"{served.host}/app"))
+        result = succeed("sync", file)
         assert "1 unchanged" in result.err
         assert manifest_digest(served.host, "app", "1") == made.index["digest"]
 
@@ -425,10 +392,9 @@ class TestSync:
     ) -> None:
         seed(made.layout, made.index, served.host, "app", "before")
         made.remove("linux/arm64", "linux/s390x")
-        (tmp_path / "s.toml").write_text(f'[[sync]]\nfrom = "oci:{made.layout.path}"\nto = "{served.host}/app"\n')
+        file = sync_file(tmp_path, entry(f"oci:{made.layout.path}", f"{served.host}/app"))
         for options in (["--dry-run"], []):
-            result = ocistream("sync", tmp_path / "s.toml", *options)
-            assertions.success(result)
+            result = succeed("sync", file, *options)
             assert f"{served.host}/app:1@{made.index['digest']}" in result.out.decode()
 
 
@@ -444,9 +410,7 @@ class TestServed:
                 if request.param == "archive":
                     path = tmp_path / "archive.tar"
                     path.write_bytes(tar_of(items_of(layout)))
-                process = stack.enter_context(started_fork("serve", path, "--listen=127.0.0.1:0"))
-                assert process.stdout is not None
-                return process.stdout.readline().decode().strip()
+                return stack.enter_context(serving(path))[1]
 
             yield serve
 
@@ -457,8 +421,7 @@ class TestServed:
         made.remove("linux/arm64", "linux/s390x", keep_manifests=keep_manifests)
         host = serve()
         assert manifest_digest(host, "app", "1") == made.images["linux/amd64"]["digest"]
-        result = ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar")
-        assertions.success(result)
+        succeed("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar")
         _, listed = get(host, f"/v2/app/referrers/{made.images['linux/amd64']['digest']}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
             made.attestations["linux/amd64"]["digest"]
@@ -473,21 +436,18 @@ class TestServed:
         children = [one["digest"] for one in json.loads(smaller)["manifests"]]
         assert made.images["linux/arm64"]["digest"] not in children
         assert manifest(host, "app", digest_of(smaller)) == smaller
-        assertions.success(ocistream("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar"))
+        succeed("pull", f"{host}/app:1", "--platform", "all", "-o", tmp_path / "pulled.tar")
 
     def test_an_incomplete_index_is_reported_once(self, made: Made, layout: Layout) -> None:
         made.remove("linux/arm64", "linux/s390x")
-        with started_fork("serve", layout.path, "--listen=127.0.0.1:0") as process:
-            assert process.stdout is not None
-            host = process.stdout.readline().decode().strip()
+        with serving(layout.path) as (process, host):
             for _ in range(3):
                 manifest(host, "app", "1")
-            process.terminate()
-            _, err = process.communicate(timeout=60)
+            err = stop(process)
         said = (
             f"index {made.index['digest']} is incomplete: only linux/amd64 is served; missing: linux/arm64, linux/s390x"
         )
-        assert err.decode().count(said) == 1
+        assert err.count(said) == 1
 
     def test_a_damaged_index_is_served_unchanged(self, made: Made, serve: Serve) -> None:
         layer = made.layout.read(made.images["linux/arm64"]["digest"])["layers"][1]["digest"]
@@ -496,20 +456,18 @@ class TestServed:
 
 
 class TestSelectedPlatform:
-    @from_sorted_pipe
+    @only("pipe")
     def test_its_attestation_is_copied(self, made: Made, push: Push, served: FaultyRegistry) -> None:
-        result = push("--platform", "linux/arm64")
-        assertions.success(result)
+        assertions.success(push("--platform", "linux/arm64"))
         _, listed = get(served.host, f"/v2/app/referrers/{made.images['linux/arm64']['digest']}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [
             made.attestations["linux/arm64"]["digest"]
         ]
 
-    @from_file
+    @only("file")
     def test_an_attestation_without_a_subject_is_reported(self, layout: Layout, push: Push) -> None:
         Made(layout, subjects=False)
-        result = push("--platform", "linux/arm64")
-        assertions.success(result)
+        result = assertions.success(push("--platform", "linux/arm64"))
         assert "not copied: 1 attestation; only some platforms of the index were copied" in result.err
 
     def test_an_attestation_without_a_subject_is_reported_for_a_registry(
@@ -517,11 +475,10 @@ class TestSelectedPlatform:
     ) -> None:
         made = Made(layout, subjects=False)
         seed(layout, made.index, served.host, "app", "1")
-        result = ocistream("pull", f"{served.host}/app:1", "--platform", "linux/arm64", "-o", tmp_path / "a.tar")
-        assertions.success(result)
+        result = succeed("pull", f"{served.host}/app:1", "--platform", "linux/arm64", "-o", tmp_path / "a.tar")
         assert "not copied: 1 attestation" in result.err
-        (entry,) = index_in(files_in((tmp_path / "a.tar").read_bytes()))
-        assert entry["digest"] == made.images["linux/arm64"]["digest"]
+        (found,) = index_in(files_in((tmp_path / "a.tar").read_bytes()))
+        assert found["digest"] == made.images["linux/arm64"]["digest"]
 
 
 class TestBlobsInAnIndex:
@@ -547,25 +504,21 @@ class TestBlobsInAnIndex:
         for child in layout.read(cache["digest"])["manifests"]:
             status, blob = get(served.host, f"/v2/app/blobs/{child['digest']}")
             assert (status, digest_of(blob)) == (200, child["digest"])
-        pulled = ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "cache.tar")
-        assertions.success(pulled)
-        verified = ocistream("verify", tmp_path / "cache.tar")
-        assert verified.code == 0, verified.err
+        succeed("pull", f"{served.host}/app:1", "-o", tmp_path / "cache.tar")
+        succeed("verify", tmp_path / "cache.tar")
 
     def test_a_registry_with_such_an_index_can_be_verified_inspected_and_cleaned(
         self, cache: Descriptor, layout: Layout, served: FaultyRegistry, tmp_path: Path
     ) -> None:
         layout.image([b"of its own"], name="registry.example.com/other:1")
-        assertions.success(ocistream("push", "-i", layout.path, "--to", served.host))
+        succeed("push", "-i", layout.path, "--to", served.host)
         folder = served.layout.path
-        verified = ocistream("verify", folder)
-        assert verified.code == 0, verified.err
-        inspected = ocistream("inspect", folder)
-        assertions.success(inspected)
+        succeed("verify", folder)
+        inspected = succeed("inspect", folder)
         assert "application/vnd.buildkit.cacheconfig.v0" in inspected.out.decode()
         assert "-" not in inspected.lines()[-2].partition("(")[2]
-        assertions.success(ocistream("gc", folder, "--older-than", "0s"))
-        assertions.success(ocistream("pull", f"{served.host}/app:1", "-o", tmp_path / "again.tar"))
+        succeed("gc", folder, "--older-than", "0s")
+        succeed("pull", f"{served.host}/app:1", "-o", tmp_path / "again.tar")
         del cache
 
 
@@ -578,13 +531,13 @@ class TestEmbeddedData:
         assertions.success(push())
         assert get(served.host, f"/v2/app/blobs/{empty}") == (200, b"{}")
 
-    @from_small_first_pipe
+    @only("pipe, index first")
     def test_verify_does_not_report_embedded_content_as_missing(self, layout: Layout, source: Source) -> None:
         artifact = layout.artifact(b"a chart")
         layout.name(artifact, NAME)
         layout.file(layout.read(artifact["digest"])["config"]["digest"]).unlink()
-        given = source()
-        result = ocistream("verify", given["path"], stdin=given.get("stdin"))
+        end, stdin = source()
+        result = ocistream("verify", end, stdin=stdin)
         assert (result.code, result.err) == (0, "")
 
     def test_wrong_embedded_data_is_ignored(self, layout: Layout, served: FaultyRegistry) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from ocistream import serve
 from tests import containerd_model
-from tests.archives import files_in, index_in, tar_of
+from tests.archives import files_in, index_in, items_of, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.test_incomplete_indexes import Made
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
@@ -66,7 +67,7 @@ def pulled(request: pytest.FixtureRequest, tmp_path: Path, served: FaultyRegistr
         split = ["--split", "1GiB"] if request.param == "volume" else []
         target = tmp_path / "v.000.tar" if split else target
         name = tmp_path / "v.%03d.tar" if split else target
-        assertions.success(ocistream("pull", f"{served.host}/{image}", *options, *split, "-o", name))
+        succeed("pull", f"{served.host}/{image}", *options, *split, "-o", name)
         if target.is_dir():
             entries: list[dict[str, Any]] = json.loads((target / "index.json").read_bytes())["manifests"]
             return entries
@@ -126,14 +127,8 @@ class TestEntriesOfOtherTools:
     @pytest.fixture
     def archive(self, layout: Layout, tmp_path: Path) -> Write:
         def written(*entries: Descriptor) -> Path:
-            index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries}
-            (layout.path / "index.json").write_text(json.dumps(index))
-            items = [
-                (str(path.relative_to(layout.path)), path.read_bytes())
-                for path in sorted(layout.path.rglob("*"))
-                if path.is_file()
-            ]
-            (tmp_path / "others.tar").write_bytes(tar_of(items))
+            layout.write_index(entries)
+            (tmp_path / "others.tar").write_bytes(tar_of(items_of(layout)))
             return tmp_path / "others.tar"
 
         return written
@@ -145,8 +140,7 @@ class TestEntriesOfOtherTools:
             {**made.image, "annotations": {"io.containerd.image.name": "registry.example.com/app:1"}},
             {**made.signature, "annotations": named},
         )
-        result = ocistream("push", f"{served.host}/app:1", "-i", path)
-        assertions.success(result)
+        result = succeed("push", f"{served.host}/app:1", "-i", path)
         assert result.lines() == [f"{served.host}/app:1@{made.image['digest']}"]
         _, listed = get(served.host, f"/v2/app/referrers/{made.image['digest']}")
         assert [one["digest"] for one in json.loads(listed)["manifests"]] == [made.signature["digest"]]
@@ -157,8 +151,7 @@ class TestEntriesOfOtherTools:
         made = signed(layout)
         other = layout.artifact(b"refers to nothing")
         path = archive(made.image, {**other, "annotations": {SUBJECT: made.image["digest"]}})
-        result = ocistream("push", f"{served.host}/app:1", "-i", path)
-        assertions.success(result)
+        result = succeed("push", f"{served.host}/app:1", "-i", path)
         assert "not copied: 1 SBOM; they are listed, but do not name this image as their subject" in result.err
         assert manifest(served.host, "app", other["digest"]) is None
 
@@ -168,13 +161,12 @@ class TestEntriesOfOtherTools:
         image = layout.image([b"one"])
         for value in ("", "sha256:abc", "v1"):
             path = archive({**image, "annotations": {SUBJECT: value}})
-            assertions.success(ocistream("push", f"{served.host}/app:1", "-i", path))
+            succeed("push", f"{served.host}/app:1", "-i", path)
 
     def test_verify_counts_them_as_referrers(self, layout: Layout, archive: Write) -> None:
         made = signed(layout)
         path = archive(made.image, *({**one, "annotations": {SUBJECT: made.image["digest"]}} for one in made.referrers))
-        result = ocistream("verify", path)
-        assert result.code == 0, result.err
+        result = succeed("verify", path)
         assert result.lines()[-1].startswith("ok: OCI archive, 1 image, 3 referrers, ")
         document = json.loads(ocistream("verify", "--json", path).out)
         assert [image.get("subject") for image in document["images"]] == [
@@ -193,10 +185,8 @@ class TestEntriesThatAreNotManifests:
         """Return the entry of an XML file in a layout whose other entry is the image v1."""
         image = layout.image([b"one"], name="v1")
         made = {**layout.blob(b"<component/>", "application/xml"), "annotations": {"org.example.type": "AppStream"}}
-        index = json.loads((layout.path / "index.json").read_bytes())
-        assert [one["digest"] for one in index["manifests"]] == [image["digest"]]
-        index["manifests"].append(made)
-        (layout.path / "index.json").write_text(json.dumps(index))
+        assert [one["digest"] for one in layout.entries] == [image["digest"]]
+        layout.enter(made)
         return made
 
     @pytest.mark.parametrize("piped", [False, True])
@@ -204,12 +194,11 @@ class TestEntriesThatAreNotManifests:
         self, piped: bool, layout: Layout, other: Descriptor, tmp_path: Path
     ) -> None:
         archive = tmp_path / "a.tar"
-        assertions.success(ocistream("copy", f"oci:{layout.path}", f"oci-archive:{archive}"))
+        succeed("copy", f"oci:{layout.path}", f"oci-archive:{archive}")
         files = files_in(archive.read_bytes())
         assert index_in(files)[1] == other
         assert files[f"blobs/{other['digest'].replace(':', '/')}"] == b"<component/>"
-        result = ocistream("verify", *([] if piped else [archive]), stdin=archive.read_bytes() if piped else None)
-        assert result.code == 0, result.err
+        result = succeed("verify", *([] if piped else [archive]), stdin=archive.read_bytes() if piped else None)
         assert f"-@{other['digest']}" in result.lines()
 
     def test_damage_is_found(self, layout: Layout, other: Descriptor) -> None:
@@ -218,8 +207,7 @@ class TestEntriesThatAreNotManifests:
         assert (result.code, "digest mismatch" in result.err) == (5, True), result.err
 
     def test_inspect_shows_their_type(self, layout: Layout, other: Descriptor) -> None:
-        result = ocistream("inspect", "--json", f"oci:{layout.path}")
-        assert result.code == 0, result.err
+        result = succeed("inspect", "--json", f"oci:{layout.path}")
         shown = json.loads(result.out)["images"][1]
         assert (shown["digest"], shown["kind"]) == (other["digest"], "artifact")
         assert shown["artifactType"] == "application/xml"
@@ -229,7 +217,6 @@ class TestEntriesThatAreNotManifests:
         self, command: str, layout: Layout, served: FaultyRegistry, other: Descriptor
     ) -> None:
         arguments = ["-i", layout.path] if command == "push" else ["--all-tags", f"oci:{layout.path}"]
-        result = ocistream(command, *arguments, f"{served.host}/app" + (":1" if command == "push" else ""))
-        assertions.success(result)
+        result = succeed(command, *arguments, f"{served.host}/app" + (":1" if command == "push" else ""))
         assert "not copied: 1 artifact; their type is not supported" in result.err
         assert manifest(served.host, "app", other["digest"]) is None

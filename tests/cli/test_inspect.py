@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.forms import FORMS, location
 from tests.cli.terminal import on_terminal
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import OCI_INDEX, OCI_MANIFEST, Descriptor, Layout, small_image, tar_layer, two_platforms
@@ -19,19 +20,14 @@ from tests.runner import measured, ocistream
 from tests.schemas import validate_ours
 
 Inspect = Callable[..., tuple[dict[str, Any], str]]
-ENDS = ["layout", "file", "pipe", "pipe, index first"]
 
 
-@pytest.fixture(params=ENDS)
+@pytest.fixture(params=FORMS)
 def inspected(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> Inspect:
     """Return a function that returns the JSON document and the text output about the layout, in each form."""
 
     def run(*options: str) -> tuple[dict[str, Any], str]:
-        how, file = request.param, tmp_path / "x.tar"
-        archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-        end = {"layout": f"oci:{layout.path}", "file": f"oci-archive:{file}"}.get(how, "-")
-        file.write_bytes(archive)
-        stdin = archive if end == "-" else None
+        end, stdin = location(request.param, layout, tmp_path)
         as_json, as_text = (ocistream("inspect", end, *options, *more, stdin=stdin) for more in (["--json"], []))
         assert as_json.code == as_text.code == 0, as_json.err
         document = json.loads(as_json.out)
@@ -192,9 +188,7 @@ def test_an_image_of_ten_thousand_layers_is_described_within_the_promised_memory
     )
     end = f"oci:{layout.path}:many"
     result = measured("inspect", end, *(["--json"] if form == "--json" else []), stdout=tmp_path / "out")
-    assert result.code == 0, result.err
-    assert result.peak is not None
-    assert result.peak < 48 << 20
+    assertions.peak(result)
     shown = (tmp_path / "out").read_text()
     if form == "--json":
         (found,) = json.loads(shown)["images"]
@@ -209,7 +203,7 @@ def test_a_docker_archive_is_described_as_the_resulting_image(
     layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     archive = tmp_path / "x.tar"
-    assert ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1").code == 0
+    succeed("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1")
     for result in (
         ocistream("inspect", f"docker-archive:{archive}", "--json"),
         ocistream("inspect", archive, "--json"),
@@ -227,8 +221,7 @@ class TestRegistry:
     ) -> None:
         seed(layout, image, served.host, "team/app", "v1")
         before = len(served.requests)
-        result = ocistream("inspect", f"{served.host}/team/app:v1", "--json")
-        assert result.code == 0, result.err
+        result = succeed("inspect", f"{served.host}/team/app:v1", "--json")
         document = json.loads(result.out)
         (found,) = document["images"]
         assert found["name"] == f"{served.host}/team/app:v1"
@@ -252,8 +245,7 @@ class TestTemplates:
         image = small_image(layout, name="v1", config={"Labels": labels}, annotations={"org.example.why": "because"})
         index = two_platforms(layout, name="both")
         fields = ("name", "digest", "mediaType", "kind", "platform", "size", "bytes")
-        result = ocistream("inspect", f"oci:{layout.path}", "--format", " ".join(f"{{{field}}}" for field in fields))
-        assert result.code == 0, result.err
+        result = succeed("inspect", f"oci:{layout.path}", "--format", " ".join(f"{{{field}}}" for field in fields))
         manifests = [layout.read(image["digest"])]
         children = [layout.read(child["digest"]) for child in layout.read(index["digest"])["manifests"]]
         sizes = [
@@ -282,10 +274,9 @@ class TestTemplates:
         assert (result.code, result.out) == (2, b"")
         assert f"both is an index: {{{field}}} belongs to one platform" in result.err
         assert "add --platform: linux/amd64, linux/arm64/v8" in result.err
-        chosen = ocistream(
+        chosen = succeed(
             "inspect", f"oci:{layout.path}", "--format", f"{{digest}} {{{field}}}", "--platform", "linux/arm64"
         )
-        assert chosen.code == 0
         assert chosen.lines()[0].startswith(layout.read(index["digest"])["manifests"][1]["digest"])
 
     @pytest.mark.parametrize("option", ["--format={imageId}", "--raw-config"])
@@ -295,7 +286,7 @@ class TestTemplates:
         layout.file(missing).unlink()
         inspect = ["inspect", f"oci:{layout.path}", option]
         assertions.failure(ocistream(*inspect), 2, "add --platform: linux/amd64\n")
-        assertions.success(ocistream(*inspect, "--platform=linux/amd64"))
+        succeed(*inspect, "--platform=linux/amd64")
         words = ["lacks", "linux/arm64/v8" if "Id" in option else missing]
         assertions.failure(ocistream(*inspect, "--platform=linux/arm64"), 6, *words)
 
@@ -330,7 +321,7 @@ class TestTemplates:
     def test_the_digest_of_a_docker_archive_is_not_invented(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")
         archive = tmp_path / "x.tar"
-        assert ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1").code == 0
+        succeed("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1")
         image_id = layout.read(image["digest"])["config"]["digest"]
         assert ocistream("inspect", archive, "--format", "{name} {imageId}").lines() == [
             f"docker.io/library/app:1 {image_id}"
@@ -353,17 +344,13 @@ class TestTemplates:
 
 
 class TestRaw:
-    @pytest.mark.parametrize("how", ["registry", *ENDS])
+    @pytest.mark.parametrize("how", ["registry", *FORMS])
     def test_the_exact_bytes_of_index_manifest_and_config(
         self, how: str, served: FaultyRegistry, layout: Layout, tmp_path: Path
     ) -> None:
         index = two_platforms(layout, name="both")
         seed(layout, index, served.host, "app", "1")
-        archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-        (tmp_path / "x.tar").write_bytes(archive)
-        ends = {"registry": f"{served.host}/app:1", "layout": f"oci:{layout.path}", "file": str(tmp_path / "x.tar")}
-        end = ends.get(how, "-")
-        stdin = archive if end == "-" else None
+        end, stdin = (f"{served.host}/app:1", None) if how == "registry" else location(how, layout, tmp_path)
         arm = layout.read(index["digest"])["manifests"][1]["digest"]
         config = layout.read(arm)["config"]["digest"]
         for options, digest in (
@@ -385,7 +372,7 @@ class TestRaw:
     def test_a_docker_archive_has_a_config_but_no_manifest(self, layout: Layout, tmp_path: Path) -> None:
         image = small_image(layout, name="v1")
         archive = tmp_path / "x.tar"
-        assert ocistream("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1").code == 0
+        succeed("copy", f"oci:{layout.path}:v1", f"docker-archive:{archive}:app:1")
         config = layout.read(image["digest"])["config"]["digest"]
         assert ocistream("inspect", archive, "--raw-config").out == layout.file(config).read_bytes()
         assertions.failure(ocistream("inspect", archive, "--raw"), 8, "has no manifests", config)
@@ -429,8 +416,7 @@ def test_a_missing_config_in_a_registry_does_not_hide_the_others(served: FaultyR
     seed(layout, index, served.host, "app", "v1")
     lost = layout.read(layout.read(index["digest"])["manifests"][1]["digest"])["config"]["digest"]
     served.faults.append(Fault(refusal(404, "BLOB_UNKNOWN"), path=lost, times=None))
-    result = ocistream("inspect", f"{served.host}/app:v1", "--json")
-    assert result.code == 0, result.err
+    result = succeed("inspect", f"{served.host}/app:v1", "--json")
     document = json.loads(result.out)
     assert [blob["digest"] for blob in document["missing"]] == [lost]
     first, second = document["images"][0]["manifests"]
@@ -439,8 +425,7 @@ def test_a_missing_config_in_a_registry_does_not_hide_the_others(served: FaultyR
 
 def test_text_of_an_archive_cannot_control_the_terminal(layout: Layout) -> None:
     small_image(layout, name="v\x1b[2J1", annotations={"a\x1b[31m": "b\nc"})
-    result = ocistream("inspect", f"oci:{layout.path}")
-    assert result.code == 0
+    result = succeed("inspect", f"oci:{layout.path}")
     assert b"\x1b" not in result.out
     assert "b\nc" not in result.out.decode()
 
@@ -448,8 +433,7 @@ def test_text_of_an_archive_cannot_control_the_terminal(layout: Layout) -> None:
 def test_a_refused_list_of_referrers_is_reported(image: Descriptor, layout: Layout, served: FaultyRegistry) -> None:
     seed(layout, image, served.host, "app", "v1")
     served.faults.append(Fault(refusal(403, "DENIED"), path="/referrers/", times=None))
-    result = ocistream("inspect", f"{served.host}/app:v1")
-    assert result.code == 0
+    result = succeed("inspect", f"{served.host}/app:v1")
     assert f"not all referrers of {image['digest']} are shown: " in result.err
     assert "403" in result.err
 

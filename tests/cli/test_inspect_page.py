@@ -6,18 +6,18 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from tests.archives import items_of, tar_of
+from tests.cli.assertions import peak, succeed
 from tests.faulty_registry import FaultyRegistry
 from tests.html_page import Page
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Descriptor, Layout, small_image, thousands_of_images, two_platforms
 from tests.registry_http import seed
-from tests.runner import measured, ocistream
+from tests.runner import measured
 
 #: Text that would be markup, an attribute, the end of the style sheet, or a command of CI if it were not escaped.
 HOSTILE: Final = (
@@ -37,8 +37,7 @@ def page_of(*arguments: str | Path, stdin: bytes | None = None) -> Page:
 
 
 def html_of(*arguments: str | Path, stdin: bytes | None = None) -> str:
-    result = ocistream("inspect", *arguments, "--format", "html", stdin=stdin)
-    assert result.code == 0, result.err
+    result = succeed("inspect", *arguments, "--format", "html", stdin=stdin)
     return result.out.decode()
 
 
@@ -47,15 +46,9 @@ def image(layout: Layout) -> Descriptor:
     return small_image(layout, name="v1", config={"Labels": {"org.example.team": "harbour"}})
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    with FaultyRegistry(tmp_path / "registry") as registry:
-        yield registry
-
-
 @pytest.mark.parametrize("kind", ["layout", "file", "stdin", "docker-archive", "registry"])
 def test_each_kind_of_location_has_a_page(
-    kind: str, layout: Layout, image: Descriptor, registry: FaultyRegistry, tmp_path: Path
+    kind: str, layout: Layout, image: Descriptor, served: FaultyRegistry, tmp_path: Path
 ) -> None:
     archive = tmp_path / "app.tar"
     archive.write_bytes(tar_of(items_of(layout)))
@@ -68,11 +61,11 @@ def test_each_kind_of_location_has_a_page(
         page = page_of("-", stdin=archive.read_bytes())
     elif kind == "docker-archive":
         saved = tmp_path / "saved.tar"
-        assert ocistream("copy", archive, f"docker-archive:{saved}:example.com/app:v1").code == 0
+        succeed("copy", archive, f"docker-archive:{saved}:example.com/app:v1")
         page = page_of(f"docker-archive:{saved}")
     else:
-        seed(layout, image, registry.host, "app", "v1")
-        page = page_of(f"{registry.host}/app:v1")
+        seed(layout, image, served.host, "app", "v1")
+        page = page_of(f"{served.host}/app:v1")
     assert "v1" in page.text
     assert "linux/amd64" in page.text
     assert "2024-01-01T00:00:00Z" in page.text
@@ -84,10 +77,10 @@ def test_each_kind_of_location_has_a_page(
     assert page.elements.count("rect") >= len(manifest["layers"])
 
 
-def test_a_repository_has_a_page_of_its_tags(layout: Layout, image: Descriptor, registry: FaultyRegistry) -> None:
+def test_a_repository_has_a_page_of_its_tags(layout: Layout, image: Descriptor, served: FaultyRegistry) -> None:
     for tag in ("v1", "v2"):
-        seed(layout, image, registry.host, "app", tag)
-    page = page_of(f"{registry.host}/app")
+        seed(layout, image, served.host, "app", tag)
+    page = page_of(f"{served.host}/app")
     assert "2 tags v1 v2" in page.text
 
 
@@ -210,7 +203,5 @@ def test_the_page_allows_its_own_style_and_nothing_else(layout: Layout) -> None:
 def test_the_page_of_thousands_of_images_needs_little_memory(layout: Layout, tmp_path: Path) -> None:
     thousands_of_images(layout)
     result = measured("inspect", f"oci:{layout.path}", "--format", "html", stdout=tmp_path / "page.html")
-    assert result.code == 0, result.err
-    assert result.peak is not None
-    assert result.peak < 48 << 20
+    peak(result)
     assert (tmp_path / "page.html").read_text().count("team/app-3999:1") >= 2

@@ -12,10 +12,12 @@ import pytest
 
 from tests.archives import small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.serving import serving
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest, manifest_digest, seed
-from tests.runner import Argument, Result, ocistream, started_fork
+from tests.runner import Argument, Result, ocistream
 
 Copy = Callable[..., Result]
 
@@ -27,9 +29,7 @@ def copy(tmp_path: Path) -> Copy:
     """Return a function that runs `copy` in the folder of the layout `made`."""
 
     def run(*argv: Argument, stdin: bytes | None = None) -> Result:
-        result = ocistream("copy", *argv, stdin=stdin, cwd=tmp_path, env={"HOME": str(tmp_path / "home")})
-        assertions.success(result)
-        return result
+        return succeed("copy", *argv, stdin=stdin, cwd=tmp_path, env={"HOME": str(tmp_path / "home")})
 
     return run
 
@@ -42,7 +42,7 @@ def test_a_name_that_ends_in_a_slash_is_a_layout(copy: Copy, tmp_path: Path) -> 
     copy("./made", "new/")
     assert (tmp_path / "new/index.json").exists()
     copy("new/", "app.tar")
-    assertions.success(ocistream("verify", tmp_path / "app.tar"))
+    succeed("verify", tmp_path / "app.tar")
 
 
 @pytest.mark.usefixtures("image")
@@ -62,9 +62,9 @@ def test_a_path_to_an_archive_with_a_tag_is_refused(tmp_path: Path) -> None:
         refused = ocistream("copy", "./made", path, cwd=tmp_path)
         assertions.failure(refused, 2, f"ambiguous location '{path}'", f"write oci-archive:{path}")
     assert not list(tmp_path.glob("new*"))
-    assertions.success(ocistream("copy", "./made", "./old.tar", cwd=tmp_path))
+    succeed("copy", "./made", "./old.tar", cwd=tmp_path)
     (tmp_path / "old.tar").rename(tmp_path / "old.tar:1")
-    assertions.success(ocistream("copy", "./old.tar:1", "./x.tar", cwd=tmp_path))
+    succeed("copy", "./old.tar:1", "./x.tar", cwd=tmp_path)
 
 
 # Registries --------------------------------------------------------------------------------------------------
@@ -76,8 +76,7 @@ def test_a_name_may_have_the_prefix_docker_and_a_tag_and_a_digest(
     seed(layout, image, served.host, "some/app", "latest")
     digest = image["digest"]
     for name in ("some/app", f"some/app@{digest}", f"some/app:latest@{digest}"):
-        result = ocistream("pull", f"docker://{served.host}/{name}", "-o", tmp_path / "app.tar")
-        assertions.success(result)
+        result = succeed("pull", f"docker://{served.host}/{name}", "-o", tmp_path / "app.tar")
         assert result.out.endswith(f"@{digest}\n".encode())
 
 
@@ -86,7 +85,7 @@ def test_a_digest_overrides_the_tag(served: FaultyRegistry, layout: Layout, imag
     other = seed(layout, two_platforms(layout), served.host, "app", "1")
     served.requests.clear()
     name = f"{served.host}/app:1@{image['digest']}"
-    assertions.success(ocistream("pull", name, "-o", tmp_path / "app.tar"))
+    succeed("pull", name, "-o", tmp_path / "app.tar")
     assert assertions.index_of(tmp_path / "app.tar")[0]["digest"] == image["digest"] != other
     assert served.asked("GET", "/manifests/1$") == []
 
@@ -184,9 +183,9 @@ def test_output_and_input_are_paths_even_if_they_look_like_images(
     seed(layout, image, served.host, "app", "1")
     for name in ("nginx:1", "a.example/nginx"):
         (tmp_path / "a.example").mkdir(exist_ok=True)
-        assertions.success(ocistream("pull", f"{served.host}/app:1", "-o", name, cwd=tmp_path))
+        succeed("pull", f"{served.host}/app:1", "-o", name, cwd=tmp_path)
         assert (tmp_path / name).is_file()
-        assertions.success(ocistream("push", f"{served.host}/new:1", "-i", name, cwd=tmp_path))
+        succeed("push", f"{served.host}/new:1", "-i", name, cwd=tmp_path)
 
 
 def test_output_and_input_accept_transport_prefixes(
@@ -196,7 +195,7 @@ def test_output_and_input_accept_transport_prefixes(
     for end in ("oci:layout:mine", "oci-archive:x.tar:mine"):
         result = ocistream("pull", f"{served.host}/app:1", "-o", end, cwd=tmp_path)
         assert result.lines() == [f"mine@{image['digest']}"]
-        assertions.success(ocistream("push", f"{served.host}/{end[:3]}:1", "-i", end, cwd=tmp_path))
+        succeed("push", f"{served.host}/{end[:3]}:1", "-i", end, cwd=tmp_path)
     assert assertions.names_in(tmp_path / "layout") == assertions.names_in(tmp_path / "x.tar") == ["mine"]
     assert manifest_digest(served.host, "oci", "1") == image["digest"]
 
@@ -210,8 +209,7 @@ def test_serve_accepts_every_form_of_a_layout_or_an_archive(
     index = two_platforms(layout, name="127.0.0.1/app:1")
     copy("oci:made", "./app.tar")
     before = sorted(tmp_path.rglob("*"))
-    with started_fork("serve", location, "--listen=127.0.0.1:0", "--read-only", cwd=tmp_path) as process:
-        host = process.stdout.readline().decode().rstrip("\n")
+    with serving(location, "--read-only", cwd=tmp_path) as (_, host):
         served = manifest(host, "app", "1")
     # The manifest.json of an archive lists one image for each index.
     children = [index, *layout.read(index["digest"])["manifests"]]
@@ -221,8 +219,8 @@ def test_serve_accepts_every_form_of_a_layout_or_an_archive(
 
 
 def test_serve_creates_the_layout_directory_that_a_prefix_names(tmp_path: Path) -> None:
-    with started_fork("serve", "oci:new.tar", "--listen=127.0.0.1:0", cwd=tmp_path) as process:
-        assert process.stdout.readline().startswith(b"127.0.0.1:")
+    with serving("oci:new.tar", cwd=tmp_path) as (_, host):
+        assert host.startswith("127.0.0.1:")
     assertions.nothing_left(tmp_path, "new.tar")
     assert (tmp_path / "new.tar" / "index.json").is_file()
 
@@ -231,7 +229,7 @@ def test_serve_creates_the_layout_directory_that_a_prefix_names(tmp_path: Path) 
 def test_rm_and_gc_accept_every_form_of_a_layout(tmp_path: Path, image: Descriptor, location: str) -> None:
     (tmp_path / "home").mkdir()
     for argv in (["rm", location, "app"], ["gc", location, "--older-than=0"]):
-        assertions.success(ocistream(*argv, cwd=tmp_path, env={"HOME": str(tmp_path / "home")}))
+        succeed(*argv, cwd=tmp_path, env={"HOME": str(tmp_path / "home")})
     assert assertions.index_of(tmp_path / "made") == []
     assert not Layout(tmp_path / "made").file(image["digest"]).exists()
 
@@ -354,6 +352,5 @@ def test_a_notice_names_the_image_only_if_the_text_could_be_one(
     small_image(layout, name="app")
     (tmp_path / "images").symlink_to(layout.path)
     for text, is_told in (("images", True), ("images/", False), ("./images", False), ("oci:images", False)):
-        result = ocistream(*[text if word == "IMAGES" else word for word in argv], cwd=tmp_path)
-        assertions.success(result)
+        result = succeed(*[text if word == "IMAGES" else word for word in argv], cwd=tmp_path)
         assert ("for the image, write docker://images" in result.err) == is_told, (text, result.err)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic, Bearer
@@ -58,8 +59,7 @@ def test_a_stored_credential_is_used_until_logout(registry: FaultyRegistry, conf
 
 
 def test_a_registry_that_asks_for_no_credential_cannot_check_one(served: FaultyRegistry, config: Path) -> None:
-    result = login(served, "-u", "me")
-    assertions.success(result)
+    result = assertions.success(login(served, "-u", "me"))
     assert f"{served.host} does not ask for credentials: nothing was checked; the credential is stored in" in result.err
     assert served.host in kept(config)
 
@@ -104,7 +104,7 @@ def test_a_token_server_checks_the_credential(start: Start, config: Path) -> Non
 
 def test_a_registry_may_be_written_as_a_url(registry: FaultyRegistry, config: Path) -> None:
     argv = ["-u", "me", "--password-stdin", "--plain-http", f"http://{registry.host}/v2/"]
-    assertions.success(ocistream("login", *argv, stdin=b"right"))
+    succeed("login", *argv, stdin=b"right")
     assert set(kept(config)) == {registry.host}
 
 

@@ -23,15 +23,14 @@ import zstandard
 from ocistream import limits
 from tests.archives import blob_name, items_of, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import peak, succeed
 from tests.cli.test_via import remote
 from tests.docker_archives import Entry, Saved, archive_of, listed_in, of_docker, of_podman, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layout, tar_layer
-from tests.runner import Argument, Result, command, measured, measured_pipe, ocistream, run
+from tests.runner import Argument, Result, command, measured, measured_pipe, run
 from tests.zero_layer_registry import MIB, Endless, Image
 
-#: The maximum peak memory of a process with default settings, in bytes.
-BUDGET: Final = 48 * MIB
 #: Memory that documents may need beyond a small image. A copy between files needs less than a push, as in `BUDGET`.
 ALLOWED: Final = 15 * MIB
 #: How much more memory a large image may need than a small one.
@@ -61,14 +60,6 @@ TIMES: Final = 2
 nightly = pytest.mark.nightly
 #: Copies an image, with a new folder for its files, and returns the result of each process.
 Move = Callable[[Image, Path], Sequence[Result]]
-
-
-def peak(result: Result, code: int = 0) -> int:
-    """Assert the exit code and that the peak memory is within `BUDGET`; return the peak."""
-    assert result.code == code, result.err
-    assert result.peak is not None
-    assert result.peak < BUDGET, f"{result.peak / MIB:.1f} MiB: {result.argv}"
-    return result.peak
 
 
 # Large layers -----------------------------------------------------------------------------------------------------
@@ -425,7 +416,7 @@ def test_a_manifest_of_megabytes_is_pulled_within_the_budget(
     raw = manifest([{**layer, "mediaType": kind} for layer in absent(9000)])
     assert len(raw) > limits.MIB
     name = f"{served.host}/app:1"
-    assertions.success(ocistream("push", name, stdin=archive(raw, OCI_MANIFEST, b"{}")))
+    succeed("push", name, stdin=archive(raw, OCI_MANIFEST, b"{}"))
     result = measured("pull", name, "-o", "out.tar", cwd=tmp_path)
     # Requests to registries need more code than a copy between files.
     assert peak(result) < usual + ALLOWED + 10 * limits.MIB
@@ -445,12 +436,9 @@ def test_layers_with_large_windows_are_verified_within_the_budget_of_decompressi
     compress = zstandard.ZstdCompressor(compression_params=parameters).compress
     content = [random.Random(number).randbytes(9 << 20) for number in range(5)]
     layout.image([compress(tar_layer({"noise": noise}, compression="")) for noise in content], name="v1")
-    result = measured("verify", "--deep", layout.path)
-    assertions.success(result)
-    assert result.peak is not None
     # Two threads have a window of 8 MiB each, and sometimes a third window is not freed yet. README promises 72 MiB for
     # decompression.
-    assert result.peak < 56 * MIB
+    peak(measured("verify", "--deep", layout.path), bound=56 * MIB)
 
 
 # docker-archives --------------------------------------------------------------------------------------------------

@@ -9,19 +9,15 @@ import pytest
 
 from tests.certificates import Certificate, make_certificate
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
-from tests.cli.proxy import tunnelling_to
+from tests.cli.proxy import NO_PROXIES, tunnelling_to
 from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.runner import Result, measured, ocistream
 
 pytestmark = pytest.mark.usefixtures("image")
-
-#: Unsets the variables for proxies, in both spellings.
-NO_PROXIES: dict[str, str | None] = dict.fromkeys(
-    spelled for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy") for spelled in (name, name.upper())
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +83,11 @@ def test_private_cas_do_not_replace_ssl_cert_file(
     start: Start, ids: Ids, certificate: Certificate, layout: Layout, image: Descriptor
 ) -> None:
     one, other = start(tls=certificate), start(tls=ids.server)
-    seed_by_push = push(layout, one, env={"SSL_CERT_FILE": str(certificate.file)})
-    assertions.success(seed_by_push)
+    assertions.success(push(layout, one, env={"SSL_CERT_FILE": str(certificate.file)}))
     copy = ["copy", f"{one.host}/app:1", f"{other.host}/app:1"]
     env: dict[str, str | None] = {"SSL_CERT_FILE": str(certificate.file)}
     assertions.failure(ocistream(*copy, env=env), 7, other.host, "not trusted")
-    result = ocistream(*copy, ids.ca, env=env)
-    assertions.success(result)
+    result = succeed(*copy, ids.ca, env=env)
     assert result.lines() == [f"{other.host}/app:1@{image['digest']}"]
 
 
@@ -111,8 +105,7 @@ def test_verbose_reports_unused_files_in_certs_d(
 ) -> None:
     folder = ids.folder(tmp_path / ".config/containers/certs.d" / mutual.host)
     (folder / "old.pem").write_text("x")
-    result = push(layout, mutual, "-v", env={"HOME": str(tmp_path)})
-    assertions.success(result)
+    result = assertions.success(push(layout, mutual, "-v", env={"HOME": str(tmp_path)}))
     assert f"{folder}: old.pem not used: only *.crt, *.cert and *.key are read" in result.err
 
 
@@ -141,8 +134,7 @@ def test_insecure_accepts_an_invalid_certificate_without_a_warning(
 ) -> None:
     registry = start(tls=ids.authority.issue(tmp_path / "expired", names=["other.example"], days=(-3, -2)))
     assertions.failure(push(layout, registry, ids.ca), 7, "not trusted")
-    result = push(layout, registry, "--insecure", "-q")
-    assertions.success(result)
+    result = assertions.success(push(layout, registry, "--insecure", "-q"))
     # urllib3 would warn.
     assert result.err == ""
 
@@ -151,10 +143,6 @@ def test_insecure_accepts_an_invalid_certificate_without_a_warning(
     ("argv", "code", "words"),
     [
         (["--ca-cert=none"], 4, ["none", "no such file"]),
-        (["--ca-cert=text"], 2, ["text has no CA certificate"]),
-        (["--ca-cert=text/x"], 9, ["text/x"]),
-        (["--client-cert=none"], 4, ["none", "no such file"]),
-        (["--client-cert=text"], 2, ["text is not a client certificate"]),
         (["--client-cert=cert"], 2, ["--client-key"]),
         (["--client-key=key"], 2, ["--client-key needs --client-cert"]),
         (["--client-cert=cert", "--client-key=locked"], 2, ["locked is encrypted", "openssl pkey"]),
@@ -182,18 +170,15 @@ def test_login_accepts_the_certificate_options_too(start: Start, ids: Ids, tmp_p
     login = ["login", registry.host, "-u", "me", "--password-stdin"]
     env: dict[str, str | None] = {"HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path)}
     assertions.failure(ocistream(*login, ids.ca, env=env, stdin=b"right"), 7, "TLS failed")
-    assertions.success(ocistream(*login, ids.ca, *ids.shown, env=env, stdin=b"right"))
-    assertions.success(ocistream(*login, "--insecure", *ids.shown, env=env, stdin=b"right"))
+    succeed(*login, ids.ca, *ids.shown, env=env, stdin=b"right")
+    succeed(*login, "--insecure", *ids.shown, env=env, stdin=b"right")
     assert [request.headers["Authorization"] is None for request in registry.requests] == [True, False] * 2
 
 
 @pytest.mark.nightly
 def test_tls_stays_within_the_promised_memory(mutual: FaultyRegistry, ids: Ids, layout: Layout) -> None:
     argv = ["push", "-i", str(layout.path), f"{mutual.host}/app:1", ids.ca, *ids.shown]
-    result = measured(*argv, env={"SSL_CERT_FILE": None})
-    assertions.success(result)
-    assert result.peak is not None
-    assert result.peak < 48 << 20
+    assertions.peak(measured(*argv, env={"SSL_CERT_FILE": None}))
 
 
 # Proxies -------------------------------------------------------------------------------------------------------
@@ -205,7 +190,7 @@ def test_push_through_a_proxy_with_a_password_uses_a_private_ca_and_a_client_cer
     with tunnelling_to(mutual.host, password="me:hunter2@x") as proxy:
         env = {**NO_PROXIES, "HTTPS_PROXY": proxy.url.replace("://", "://me:hunter2%40x@")}
         argv = ["push", "-i", str(layout.path), "registry.test/app:1", "--jobs=1", ids.ca, *ids.shown]
-        assertions.success(ocistream(*argv, env=env))
+        succeed(*argv, env=env)
         assert {request.headers["Proxy-Authorization"] for request in mutual.requests} == {None}
         wrong = {**NO_PROXIES, "ALL_PROXY": proxy.url.replace("://", "://me:wrong-hunter@")}
         result = ocistream(*argv, env=wrong)
@@ -233,9 +218,8 @@ def test_an_ipv6_address_is_a_registry(ids: Ids, layout: Layout, image: Descript
         ids.folder(tmp_path / ".config/containers/certs.d" / registry.host, client=False)
         env: dict[str, str | None] = {"HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path)}
         login = ["login", registry.host, "-u", "me", "--password-stdin"]
-        assertions.success(ocistream(*login, env=env, stdin=b"right"))
-        result = push(layout, registry, env=env)
-        assertions.success(result)
+        succeed(*login, env=env, stdin=b"right")
+        result = assertions.success(push(layout, registry, env=env))
         assert result.lines() == [f"{registry.host}/app:1@{image['digest']}"]
 
 
@@ -285,7 +269,7 @@ def test_rates_are_written_as_for_curl(served: FaultyRegistry, layout: Layout) -
     for rate in ("600", "500k", "1.5M", "10MB", "1g"):
         # A copy between directories only checks them.
         argv = ["copy", str(layout.path), "oci:out", f"--limit-rate={rate}"]
-        assertions.success(ocistream(*argv, cwd=layout.path.parent))
+        succeed(*argv, cwd=layout.path.parent)
 
 
 @pytest.mark.parametrize("size", ["0", "1023k", "5G", "-1", "much", "", "٤MiB"])

@@ -12,6 +12,7 @@ import pytest
 
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.faulty_auth import Basic
 from tests.faulty_registry import FaultyRegistry
@@ -33,8 +34,7 @@ class Releases:
     far: FaultyRegistry
 
     def blobs(self, image: Descriptor) -> set[str]:
-        document = self.layout.read(image["digest"])
-        return {blob["digest"] for blob in (document["config"], *document["layers"])}
+        return {blob["digest"] for blob in self.layout.blobs(image)}
 
     @property
     def shared(self) -> set[str]:
@@ -62,8 +62,7 @@ def releases(layout: Layout, start: Start) -> Releases:
 @pytest.fixture
 def listed(releases: Releases, tmp_path: Path) -> Path:
     """Return the list of the blobs in the far registry."""
-    result = ocistream("have", f"{releases.far.host}/app")
-    assertions.success(result)
+    result = succeed("have", f"{releases.far.host}/app")
     path = tmp_path / "have.txt"
     path.write_bytes(result.out)
     return path
@@ -104,8 +103,7 @@ class TestWrongDigest:
             assertions.failure(ocistream(*argv, stdin=delta), 5, "0" * 64, releases.new["digest"])
         assert releases.far.asked("POST|PUT|PATCH|DELETE") == []
         # With the digest of the image, they are mounted.
-        right = ocistream("push", f"{releases.far.host}/other@{releases.new['digest']}", "-i", delta)
-        assertions.success(right)
+        succeed("push", f"{releases.far.host}/other@{releases.new['digest']}", "-i", delta)
         assert len(releases.far.asked("POST", "mount=")) == len(releases.shared)
 
 
@@ -120,8 +118,7 @@ def test_omitted_layers_are_not_recompressed_and_the_registry_does_not_change(re
 class TestOmittedBlobs:
     def test_listed_blobs_are_omitted_and_not_fetched(self, releases: Releases, listed: Path, tmp_path: Path) -> None:
         archive, report = tmp_path / "delta.tar", tmp_path / "result.json"
-        result = pulled(releases, archive, "--have", listed, "--result", report)
-        assertions.success(result)
+        result = assertions.success(pulled(releases, archive, "--have", listed, "--result", report))
         assert blobs_in(archive) == releases.delta
         assert result.lines() == [f"{releases.near.host}/app:2@{releases.new['digest']}"]
         for digest in releases.shared:
@@ -151,8 +148,8 @@ class TestOmittedBlobs:
         self, releases: Releases, listed: Path, tmp_path: Path, option: str, value: str
     ) -> None:
         old = f"{releases.near.host}/app:1"
-        assertions.success(ocistream("pull", old, "-o", tmp_path / "old.tar"))
-        assertions.success(ocistream("pull", old, "-o", f"{tmp_path / 'old'}/"))
+        succeed("pull", old, "-o", tmp_path / "old.tar")
+        succeed("pull", old, "-o", f"{tmp_path / 'old'}/")
         for word, text in (("FAR", releases.far.host), ("NEAR", releases.near.host), ("FOLDER", str(tmp_path))):
             value = value.replace(word, text)
         archive = tmp_path / "delta.tar"
@@ -162,8 +159,7 @@ class TestOmittedBlobs:
 
     def test_a_list_of_other_blobs_omits_nothing(self, releases: Releases, tmp_path: Path) -> None:
         (tmp_path / "have.txt").write_text(f"sha256:{'0' * 64}\n")
-        result = pulled(releases, tmp_path / "all.tar", "--have", tmp_path / "have.txt")
-        assertions.success(result)
+        result = assertions.success(pulled(releases, tmp_path / "all.tar", "--have", tmp_path / "have.txt"))
         assert "has none of the requested blobs: nothing is omitted" in result.err
         assert blobs_in(tmp_path / "all.tar") == releases.blobs(releases.new) | {releases.new["digest"]}
         assert said_in(tmp_path / "all.tar") == ""
@@ -171,15 +167,14 @@ class TestOmittedBlobs:
     def test_all_blobs_may_be_omitted(self, releases: Releases, tmp_path: Path) -> None:
         assertions.success(pulled(releases, tmp_path / "none.tar", "--base", f"{releases.near.host}/app:2"))
         assert blobs_in(tmp_path / "none.tar") == {releases.new["digest"]}
-        assertions.success(ocistream("verify", tmp_path / "none.tar"))
+        succeed("verify", tmp_path / "none.tar")
 
     def test_only_selects_the_blobs_of_the_archive(self, releases: Releases, tmp_path: Path) -> None:
         one, *_ = sorted(releases.shared)
         assertions.success(pulled(releases, tmp_path / "one.tar", "--only", one))
         assert blobs_in(tmp_path / "one.tar") == {one, releases.new["digest"]}
         (tmp_path / "list.txt").write_text("\n".join([*releases.shared, f"sha256:{'0' * 64}"]))
-        result = pulled(releases, tmp_path / "two.tar", "--only", tmp_path / "list.txt")
-        assertions.success(result)
+        result = assertions.success(pulled(releases, tmp_path / "two.tar", "--only", tmp_path / "list.txt"))
         count = len(releases.shared) + 1
         assert f"list.txt: 1 of its {count} digests are in none of the images" in result.err
         assert blobs_in(tmp_path / "two.tar") == {*releases.shared, releases.new["digest"]}
@@ -187,7 +182,7 @@ class TestOmittedBlobs:
     @pytest.mark.parametrize(("option", "tag"), [("--have", ""), ("--have", ":1"), ("--base", ":1")])
     def test_copy_asks_registries_too(self, releases: Releases, tmp_path: Path, option: str, tag: str) -> None:
         argv = [f"oci-archive:{tmp_path / 'delta.tar'}", option, f"{releases.far.host}/app{tag}"]
-        assertions.success(ocistream("copy", f"{releases.near.host}/app:2", *argv))
+        succeed("copy", f"{releases.near.host}/app:2", *argv)
         assert blobs_in(tmp_path / "delta.tar") == releases.delta
 
     @pytest.mark.uncounted
@@ -196,12 +191,11 @@ class TestOmittedBlobs:
         self, releases: Releases, listed: Path, tmp_path: Path, to: str
     ) -> None:
         # The index of `releases.layout` lists no images.
-        assertions.success(ocistream("copy", f"{releases.near.host}/app:2", f"oci:{tmp_path / 'all'}:2"))
-        result = ocistream(
+        succeed("copy", f"{releases.near.host}/app:2", f"oci:{tmp_path / 'all'}:2")
+        result = succeed(
             *("copy", "-", to.format(tmp_path / "x"), "--have", listed, "--result", tmp_path / "r.json"),
             stdin=tar_of(items_of(Layout(tmp_path / "all"))),
         )
-        assertions.success(result)
         assert releases.shared <= blobs_in(tmp_path / "x")
         assert said_in(tmp_path / "x") == ""
         assert "omitted" not in result.err
@@ -275,7 +269,7 @@ class TestCredentials:
         secrets = {"OCISTREAM_SRC_PASSWORD": "meme", "OCISTREAM_DEST_PASSWORD": "youyou"}
         copied = ("copy", f"{near}/app:1", f"oci-archive:{tmp_path / 'x.tar'}", *names, option)
         for host in guarded:
-            assertions.success(ocistream(*copied, f"{host}/app:1", env=secrets))
+            succeed(*copied, f"{host}/app:1", env=secrets)
             assert len(blobs_in(tmp_path / "x.tar")) == 1
         same = {"OCISTREAM_SRC_PASSWORD": "meme", "OCISTREAM_DEST_PASSWORD": "meme"}
         assertions.failure(ocistream(*copied, f"{far}/app:1", env=same), 3, far)
@@ -294,7 +288,7 @@ class TestCredentials:
         asked = ("--base", f"{near}/app:1", "--have", f"{near}/app")
         given = ("--username", "me", "--password-stdin")
         argv = ("pull", f"{near}/app:1", "-o", tmp_path / "x.tar", *asked, *given)
-        assertions.success(ocistream(*argv, stdin=b"meme\n"))
+        succeed(*argv, stdin=b"meme\n")
         assert len(blobs_in(tmp_path / "x.tar")) == 1
 
 
@@ -305,11 +299,9 @@ class TestVerify:
         seed(releases.layout, referrer, releases.near.host, "app")
         blobs = {*releases.blobs(releases.new), *releases.blobs(referrer)}
         (tmp_path / "all.txt").write_text("".join(f"{digest}\n" for digest in blobs))
-        omitting = pulled(releases, tmp_path / "delta.tar", "--have", tmp_path / "all.txt")
-        assertions.success(omitting)
+        omitting = assertions.success(pulled(releases, tmp_path / "delta.tar", "--have", tmp_path / "all.txt"))
         (line,) = [line for line in omitting.err.splitlines() if " omitted " in line]
-        verified = ocistream("verify", tmp_path / "delta.tar")
-        assertions.success(verified)
+        verified = succeed("verify", tmp_path / "delta.tar")
         assert line.removeprefix("ocistream: ") in verified.lines()
         assert verified.lines()[-1].startswith(f"ok, but incomplete ({len(blobs) - 1} blobs omitted): ")
 
@@ -360,7 +352,7 @@ class TestPush:
         )
         releases.far.requests.clear()
         stdin, options = (archive, []) if how == "pipe" else (None, ["-i", str(archive)])
-        assertions.success(ocistream("push", f"{releases.far.host}/app:2", *options, stdin=stdin))
+        succeed("push", f"{releases.far.host}/app:2", *options, stdin=stdin)
         assert manifest_digest(releases.far.host, "app", "2") == releases.new["digest"]
         asked = [request.path for request in releases.far.requests]
         first_upload = next(place for place, request in enumerate(releases.far.requests) if request.method == "POST")
@@ -393,7 +385,7 @@ class TestPush:
         command = result.err.split("`")[1].split()
         assert command[0] == "ocistream"
         command[-1] = str(tmp_path / "missing.tar")
-        assertions.success(ocistream(*command[1:]))
+        succeed(*command[1:])
         assert blobs_in(tmp_path / "missing.tar") == {lost, releases.new["digest"]}
 
     @pytest.mark.uncounted
@@ -448,22 +440,19 @@ class TestPush:
         image = layout.image([tar_layer({"n": str(number).encode()}) for number in range(30)])
         seed(layout, image, near.host, "app", "1")
         base = f"{near.host}/app:1"
-        assertions.success(ocistream("pull", base, "--base", base, "-o", tmp_path / "none.tar"))
+        succeed("pull", base, "--base", base, "-o", tmp_path / "none.tar")
         result = ocistream("push", f"{far.host}/app:1", "-i", tmp_path / "none.tar", "-q")
         assert result.code == 6
         missing = [line.split()[2] for line in result.err.splitlines() if line.startswith("ocistream: missing ")]
-        document = layout.read(image["digest"])
-        assert missing == [blob["digest"] for blob in (document["config"], *document["layers"])]
+        assert missing == [blob["digest"] for blob in layout.blobs(image)]
 
     def test_an_index_whose_platform_is_omitted_is_refused(self, layout: Layout, tmp_path: Path, start: Start) -> None:
         near, far = start(), start()
         index = two_platforms(layout)
         seed(layout, index, near.host, "app", "1")
-        assertions.success(
-            ocistream("pull", f"{near.host}/app:1", "--platform", "linux/arm64/v8", "-o", tmp_path / "a.tar")
-        )
+        succeed("pull", f"{near.host}/app:1", "--platform", "linux/arm64/v8", "-o", tmp_path / "a.tar")
         arm = [*("--base", str(tmp_path / "a.tar")), "--platform", "all"]
-        assertions.success(ocistream("pull", f"{near.host}/app:1", *arm, "-o", tmp_path / "delta.tar"))
+        succeed("pull", f"{near.host}/app:1", *arm, "-o", tmp_path / "delta.tar")
         assert ocistream("push", f"{far.host}/app:1", "-i", tmp_path / "delta.tar").code == 6
 
 

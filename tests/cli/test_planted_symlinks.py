@@ -12,10 +12,12 @@ from typing import Final
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.serving import serving, stop
 from tests.images import Layout
 from tests.peers import need
 from tests.registry_http import get
-from tests.runner import ocistream, started_fork
+from tests.runner import ocistream
 
 Words = Callable[[str, Path], list[str]]
 
@@ -100,13 +102,11 @@ def test_an_access_log_follows_the_users_own_link(shared: Path, tmp_path: Path) 
     link, log = shared / "access.log", tmp_path / "log"
     link.symlink_to(log)
     log.write_text("before\n")
-    argv: list[str | Path] = ["serve", tmp_path / "images", "--listen=127.0.0.1:0", "--access-log"]
     for name in (link, Path("/dev/stderr")):
-        with started_fork(*argv, name) as process:
-            assert get(process.stdout.readline().decode().strip(), "/v2/")[0] == 200
-            process.terminate()
-            _, err = process.communicate(timeout=60)
-        assert (b'"GET /v2/ HTTP/1.1" 200' in err) is (name != link)
+        with serving(tmp_path / "images", "--access-log", name) as (process, host):
+            assert get(host, "/v2/")[0] == 200
+            err = stop(process)
+        assert ('"GET /v2/ HTTP/1.1" 200' in err) is (name != link)
     assert link.is_symlink()
     assert log.read_text().startswith("before\n127.0.0.1 - - [")
 
@@ -117,7 +117,7 @@ def test_the_users_own_link_is_followed_and_stays(line: str, words: Words, share
     between, link = tmp_path / "folder" / "between", shared / "link.tar"
     between.symlink_to("../target")
     link.symlink_to(between)
-    assertions.success(ocistream(*words(line, link)))
+    succeed(*words(line, link))
     assert link.is_symlink()
     assert between.is_symlink()
     assert (tmp_path / "target").stat().st_size > 0
@@ -130,6 +130,6 @@ def test_the_result_is_written_to_a_pipe_that_is_named_by_a_link(layout: Layout,
     with os.fdopen(reading, "rb") as got:
         os.set_inheritable(writing, True)
         named = f"/proc/{os.getpid()}/fd/{writing}"
-        assertions.success(ocistream("copy", layout.path, tmp_path / "out.tar", "--result", named))
+        succeed("copy", layout.path, tmp_path / "out.tar", "--result", named)
         os.close(writing)
         assert json.loads(got.read())["images"]

@@ -12,6 +12,7 @@ import pytest
 
 from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.cli.terminal import Screen, on_terminal, resize
 from tests.docs_examples import ROOT, blocks, is_like
@@ -32,14 +33,12 @@ def image(layout: Layout) -> Descriptor:
 @pytest.fixture
 def total(layout: Layout, image: Descriptor) -> int:
     """Return the total size of all blobs of the image."""
-    manifest = layout.read(image["digest"])
-    return sum(blob["size"] for blob in [manifest["config"], *manifest["layers"]])
+    return sum(blob["size"] for blob in layout.blobs(image))
 
 
 def events(*argv: object, stdin: bytes | None = None) -> list[dict[str, Any]]:
     """Run with progress as JSON, and return all objects from stderr."""
-    result = ocistream(*map(str, argv), "--progress", "json", stdin=stdin)
-    assertions.success(result)
+    result = succeed(*map(str, argv), "--progress", "json", stdin=stdin)
     return assertions.json_lines(result.err)
 
 
@@ -200,22 +199,19 @@ def test_no_bar_is_drawn_on_a_dumb_terminal_or_in_ci(
 
 def test_without_a_terminal_no_control_characters_are_printed(registry: FaultyRegistry, tmp_path: Path) -> None:
     for kind in ("auto", "plain", "json", "none"):
-        result = ocistream("pull", "-v", f"{registry.host}/app:1", f"--progress={kind}", "-o", f"{tmp_path}/layout/")
-        assertions.success(result)
+        result = succeed("pull", "-v", f"{registry.host}/app:1", f"--progress={kind}", "-o", f"{tmp_path}/layout/")
         assert all(character.isprintable() or character == "\n" for character in result.err)
 
 
 def test_a_bar_can_be_requested_without_a_terminal(registry: FaultyRegistry, tmp_path: Path) -> None:
-    result = ocistream("pull", f"{registry.host}/app:1", "--progress=bar", "-o", tmp_path / "app.tar")
-    assertions.success(result)
+    result = succeed("pull", f"{registry.host}/app:1", "--progress=bar", "-o", tmp_path / "app.tar")
     assert "5.2 MB of 5.2 MB" in result.err
 
 
 @pytest.mark.usefixtures("image")
 def test_a_bar_counts_bytes_before_the_total_is_known(served: FaultyRegistry, layout: Layout) -> None:
     argv = ["push", f"{served.host}/app:1", "--progress=bar"]
-    result = ocistream(*argv, stdin=tar_of(items_of(layout)))
-    assertions.success(result)
+    result = succeed(*argv, stdin=tar_of(items_of(layout)))
     assert "100%" in result.err
 
 
@@ -280,8 +276,7 @@ def test_the_log_of_a_ci_has_a_section_with_a_line_for_each_blob(
     registry: FaultyRegistry, tmp_path: Path, variable: str, begin: str, end: str, option: list[str]
 ) -> None:
     argv = ["pull", f"{registry.host}/app:1", *option, "-o", f"{tmp_path}/layers/"]
-    result = ocistream(*argv, env={variable: "true"})
-    assertions.success(result)
+    result = succeed(*argv, env={variable: "true"})
     first, *blobs, last, summary = result.err.rstrip("\n").split("\n")[-7:]
     assert re.fullmatch(begin, first)
     assert re.fullmatch(end, last)
@@ -293,24 +288,21 @@ def test_the_log_of_a_ci_has_a_section_with_a_line_for_each_blob(
 def test_other_kinds_of_output_have_no_sections(registry: FaultyRegistry, tmp_path: Path) -> None:
     for option in ("--progress=json", "--progress=none", "-q", "--log-format=json", "--progress=bar"):
         argv = ["pull", f"{registry.host}/app:1", option, "-o", f"{tmp_path}/app.tar"]
-        result = ocistream(*argv, env={"GITHUB_ACTIONS": "true", "GITLAB_CI": "true"})
-        assertions.success(result)
+        result = succeed(*argv, env={"GITHUB_ACTIONS": "true", "GITLAB_CI": "true"})
         assert "group::" not in result.err
         assert "section_" not in result.err
 
 
 @pytest.mark.usefixtures("image")
 def test_a_push_from_a_pipe_has_no_section(served: FaultyRegistry, layout: Layout) -> None:
-    result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items_of(layout)), env={"GITHUB_ACTIONS": "true"})
-    assertions.success(result)
+    result = succeed("push", f"{served.host}/app:1", stdin=tar_of(items_of(layout)), env={"GITHUB_ACTIONS": "true"})
     assert "group::" not in result.err
 
 
 @pytest.mark.parametrize("name", ["::add-mask::x", "##[add-mask]x", "###teamcity[b]"])
 def test_an_image_name_cannot_be_a_command_to_a_ci_runner(layout: Layout, tmp_path: Path, name: str) -> None:
     layout.image([b"layer"], name=name)
-    out = ocistream("copy", layout.path, f"oci:{tmp_path}/out", env={"GITHUB_ACTIONS": "true"})
-    assertions.success(out)
+    out = succeed("copy", layout.path, f"oci:{tmp_path}/out", env={"GITHUB_ACTIONS": "true"})
     # Errors that name the image, as text and as JSON.
     argv = ["copy", f"oci:{layout.path}:gone", f"oci:{tmp_path}/other"]
     errors = [ocistream(*argv), ocistream(*argv, "--log-format=json")]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
@@ -38,8 +39,7 @@ def registry(served: FaultyRegistry, layout: Layout, image: Descriptor, index: D
 def pull(registry: FaultyRegistry, *argv: Argument) -> list[str]:
     """Pull from the registry, with its host before known names. Return the result lines."""
     there = {"app:1", "multi:1", "gone:1"}
-    result = ocistream("pull", *(f"{registry.host}/{word}" if word in there else word for word in argv))
-    assertions.success(result)
+    result = succeed("pull", *(f"{registry.host}/{word}" if word in there else word for word in argv))
     return result.lines()
 
 
@@ -96,8 +96,7 @@ def test_a_file_that_is_not_an_archive_is_replaced_with_a_notice(registry: Fault
     target, name = tmp_path / "notes.txt", f"{registry.host}/app:1"
     for content, is_reported in ((b"my notes", True), (b"", False)):
         target.write_bytes(content)
-        result = ocistream("pull", name, "-o", target)
-        assertions.success(result)
+        result = succeed("pull", name, "-o", target)
         said = f"ocistream: replaced {target}, which was not an archive\n"
         assert (said in result.err) is is_reported
     # An archive is replaced by a newer one without a notice, a compressed one too.
@@ -120,15 +119,10 @@ def test_a_pull_into_a_layout_keeps_its_images_and_fetches_no_blob_twice(
     assert digests_in(target) == [image["digest"], index["digest"]]
 
 
-def blobs_of(layout: Layout, image: Descriptor) -> list[Descriptor]:
-    manifest = layout.read(image["digest"])
-    return [manifest["config"], *manifest["layers"]]
-
-
 def test_blobs_of_a_failed_pull_into_a_layout_are_not_fetched_again(
     registry: FaultyRegistry, layout: Layout, tmp_path: Path, image: Descriptor
 ) -> None:
-    last = blobs_of(layout, image)[-1]["digest"]
+    last = layout.blobs(image)[-1]["digest"]
     registry.faults = [Fault(refusal(500), "GET", f"/blobs/{last}", times=None)]
     target = f"{tmp_path}/layout/"
     result = ocistream("pull", f"{registry.host}/app:1", "--retries=0", "--jobs=1", "-o", target)
@@ -170,7 +164,7 @@ def test_all_overrides_a_default_and_contradicts_a_platform(
     target = tmp_path / "x.tar"
     line = ["pull", f"{registry.host}/multi:1", "--all", "-o", str(target)]
     assertions.failure(ocistream(*line, "--platform=linux/amd64"), 2, "all already includes 'linux/amd64'")
-    assertions.success(ocistream(*line, env={"OCISTREAM_PLATFORM": "linux/amd64"}))
+    succeed(*line, env={"OCISTREAM_PLATFORM": "linux/amd64"})
     assert digests_in(target) == [index["digest"]]
 
 

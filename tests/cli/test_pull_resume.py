@@ -13,6 +13,8 @@ from typing import Final
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.signalling import signalled
 from tests.faulty_registry import Drop, Fault, FaultyRegistry, Reply, Reset, Stall
 from tests.images import OCI_MANIFEST, Descriptor, Layout
 from tests.peers import need
@@ -42,7 +44,7 @@ def layers(layout: Layout, image: Descriptor) -> list[str]:
 def whole(registry: FaultyRegistry, tmp_path: Path) -> bytes:
     """Return the image's archive as an uninterrupted run writes it."""
     path = tmp_path / "undisturbed.tar"
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", path))
+    succeed("pull", f"{registry.host}/app:1", "-o", path)
     registry.requests.clear()
     return path.read_bytes()
 
@@ -66,14 +68,13 @@ def halting(registry: FaultyRegistry, layer: str, after: int) -> None:
     registry.faults = [Fault(Stall(after=after), "GET", f"/blobs/{layer}")]
 
 
-def killed(registry: FaultyRegistry, *argv: Argument, until: Callable[[], bool], number: int = signal.SIGKILL) -> str:
-    """Pull until a blob has stalled and `until` is true, then send a signal. Return stderr."""
-    with started_fork("pull", f"{registry.host}/app:1", *argv) as process:
-        assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
-        assertions.wait_for(until)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    return err.decode()
+def kill(registry: FaultyRegistry, *argv: Argument, until: Callable[[], bool]) -> None:
+    """Pull until a blob has stalled and `until` is true, then send SIGKILL."""
+
+    def has_stalled() -> bool:
+        return any(request.fault for request in registry.requests) and until()
+
+    signalled(signal.SIGKILL, "pull", f"{registry.host}/app:1", *argv, until=has_stalled)
 
 
 def size_of(path: Path) -> int:
@@ -102,7 +103,7 @@ def test_a_killed_pull_into_a_file_is_resumed(
     partial = folder / ".app.tar.partial"
     # An incomplete chunk is lost.
     there = sum(SIZES[:layer]) + after - 2 * 262_144
-    killed(registry, "-o", folder / "app.tar", until=lambda: size_of(partial) >= there)
+    kill(registry, "-o", folder / "app.tar", until=lambda: size_of(partial) >= there)
     assertions.nothing_left(folder, ".app.tar.partial")
     size = size_of(partial)
     assertions.success(pull(registry, "-o", folder / "app.tar"))
@@ -119,8 +120,7 @@ def test_an_error_before_the_first_blob_keeps_the_partial_file(
     registry.faults = [Fault(Reply(200, {"Content-Type": OCI_MANIFEST}, b'{"layers": 1}'), "GET", "/manifests/")]
     assertions.failure(pull(registry, "-o", folder / "app.tar"), 6)
     assert partial.read_bytes() == whole[: 2 * MIB]
-    result = pull(registry, "-o", folder / "app.tar")
-    assertions.success(result)
+    result = assertions.success(pull(registry, "-o", folder / "app.tar"))
     assert "resumed from an earlier run" in result.err
     assert (folder / "app.tar").read_bytes() == whole
 
@@ -154,8 +154,7 @@ def test_bytes_of_another_archive_are_discarded_and_this_is_reported(
 ) -> None:
     """The partial file is of the same image under another name: index.json differs."""
     (folder / ".app.tar.partial").write_bytes(whole[: 2 * MIB].replace(b"app:1", b"app:2"))
-    result = pull(registry, "-o", folder / "app.tar")
-    assertions.success(result)
+    result = assertions.success(pull(registry, "-o", folder / "app.tar"))
     assert (folder / "app.tar").read_bytes() == whole
     message = "app.tar: discarded 2.1 MB that an earlier run stored: they are not part of this archive"
     assert message in result.err
@@ -164,8 +163,7 @@ def test_bytes_of_another_archive_are_discarded_and_this_is_reported(
 @pytest.mark.usefixtures("layers")
 def test_progress_of_a_resumed_pull_reaches_the_total(registry: FaultyRegistry, whole: bytes, folder: Path) -> None:
     (folder / ".app.tar.partial").write_bytes(whole[: len(whole) // 2])
-    result = pull(registry, "-o", folder / "app.tar", "--progress", "json")
-    assertions.success(result)
+    result = assertions.success(pull(registry, "-o", folder / "app.tar", "--progress", "json"))
     events = [event for event in assertions.json_lines(result.err) if event.get("event") == "progress"]
     assert events[-1]["bytes"] == events[-1]["total"] == sum(event["size"] for event in _blobs(result))
 
@@ -207,7 +205,7 @@ def test_a_pull_onto_a_full_disk_is_resumed_when_there_is_space(
                 assert (disk / "app.tar").read_bytes() == whole
                 (disk / "app.tar").unlink()
                 subprocess.run(["mount", "-o", "remount,size=5m", disk], check=True)
-        assertions.success(ocistream("verify", disk / "layout"))
+        succeed("verify", disk / "layout")
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -222,8 +220,7 @@ def test_a_foreign_file_with_the_name_of_the_partial_file_is_not_changed(
         os.mkfifo(partial)
     else:
         partial.hardlink_to(precious)
-    result = pull(registry, "-o", folder / "app.tar")
-    assertions.success(result)
+    result = assertions.success(pull(registry, "-o", folder / "app.tar"))
     assert f"cannot resume {partial}" in result.err
     assert (folder / "app.tar").read_bytes() == whole
     assert precious.read_bytes() == whole[: 2 * MIB]
@@ -245,7 +242,7 @@ def test_a_killed_pull_into_a_directory_is_resumed_in_each_blob(
     def has_come() -> bool:
         return partial.exists() and size_of(partial) > after - 262_144 * 2 and all(map(Path.exists, others))
 
-    killed(registry, "--jobs=1", "-o", f"{out}/", until=has_come)
+    kill(registry, "--jobs=1", "-o", f"{out}/", until=has_come)
     assert not (out / "index.json").exists()
     size = size_of(partial)
     assertions.success(pull(registry, "--jobs=1", "-o", f"{out}/"))
@@ -253,19 +250,19 @@ def test_a_killed_pull_into_a_directory_is_resumed_in_each_blob(
     expected[layer] = [f"bytes={size}-" if size else None]
     assert asked(registry, layers) == expected
     assertions.no_partial_files(folder)
-    assertions.success(ocistream("verify", out))
+    succeed("verify", out)
 
 
 def test_a_pull_resumes_several_blobs_at_once(registry: FaultyRegistry, layers: list[str], folder: Path) -> None:
     out = folder / "out"
     registry.faults = [Fault(Stall(after=600_000), "GET", f"/blobs/{layer}") for layer in layers]
     partials = [out / "blobs" / "sha256" / f".{digest[7:]}.partial" for digest in layers]
-    killed(registry, "-o", f"{out}/", until=lambda: all(size_of(partial) >= 524_288 for partial in partials))
+    kill(registry, "-o", f"{out}/", until=lambda: all(size_of(partial) >= 524_288 for partial in partials))
     expected = {number: [f"bytes={size_of(partial)}-"] for number, partial in enumerate(partials)}
     assertions.success(pull(registry, "-o", f"{out}/"))
     assert asked(registry, layers) == expected
     assertions.no_partial_files(folder)
-    assertions.success(ocistream("verify", out))
+    succeed("verify", out)
 
 
 # --from-byte -----------------------------------------------------------------------------------------------------
@@ -283,8 +280,7 @@ def test_from_byte_writes_and_requests_only_the_rest(
     registry: FaultyRegistry, layers: list[str], whole: bytes, spots: Iterator[int]
 ) -> None:
     for spot in spots:
-        result = pull(registry, "--from-byte", str(spot))
-        assertions.success(result)
+        result = assertions.success(pull(registry, "--from-byte", str(spot)))
         assert result.out == whole[spot:], spot
         assert asked(registry, layers) == held_of(layers, whole, spot), spot
 
@@ -301,8 +297,7 @@ def test_from_byte_works_with_generated_archives_too(registry: FaultyRegistry, a
     whole = pull(registry, *argv).out
     assert len(whole) > MIB
     for spot in (len(whole) // 2, len(whole)):
-        result = pull(registry, *argv, "--from-byte", str(spot))
-        assertions.success(result)
+        result = assertions.success(pull(registry, *argv, "--from-byte", str(spot)))
         assert result.out == whole[spot:], spot
     assertions.failure(pull(registry, *argv, "--from-byte", str(len(whole) + 1)), 2, f"{len(whole)} bytes")
 

@@ -20,7 +20,9 @@ import pytest
 from tests import schemas
 from tests.archives import blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
-from tests.cli.fixture_types import Start
+from tests.cli.assertions import succeed
+from tests.cli.fixture_types import Give, Start
+from tests.cli.forms import both, location
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.fault_actions import Refuse, Stall, StopReading, WithholdAnswer
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
@@ -61,13 +63,6 @@ def archive(layout: Layout, named: Images, tmp_path: Path) -> Path:
     return path
 
 
-def enter(layout: Layout, *descriptors: Descriptor) -> None:
-    """Add manifests to index.json without names."""
-    index = json.loads((layout.path / "index.json").read_bytes())
-    index["manifests"] += descriptors
-    (layout.path / "index.json").write_text(json.dumps(index))
-
-
 # Selection of images ------------------------------------------------------------------------------------------
 
 
@@ -76,21 +71,18 @@ def test_one_image_is_in_a_registry_even_if_a_path_of_that_name_exists(
 ) -> None:
     small_image(layout, name="app")
     (tmp_path / served.host / "app").mkdir(parents=True)
-    assertions.success(ocistream("push", f"{served.host}/app", "-i", layout.path, cwd=tmp_path))
+    succeed("push", f"{served.host}/app", "-i", layout.path, cwd=tmp_path)
     refused = ocistream("push", f"{served.host}/app", "--to", served.host, cwd=tmp_path)
     assertions.failure(refused, 2, "is a path", f"-i {served.host}/app --to {served.host}")
 
 
-@pytest.mark.parametrize("source", ["file", "pipe"])
+@both
 def test_foreign_entries_of_an_archive_are_reported(
-    served: FaultyRegistry, layout: Layout, tmp_path: Path, source: str
+    served: FaultyRegistry, layout: Layout, give: Give, how: str
 ) -> None:
     small_image(layout, name="whatever")
     archive = tar_of([*items_of(layout), ("blobs/sha256/abc", b"x"), ("README", b"x")])
-    (tmp_path / "a.tar").write_bytes(archive)
-    given: list[str | Path] = ["-i", tmp_path / "a.tar"] if source == "file" else []
-    result = ocistream("push", "-v", f"{served.host}/app:1", *given, stdin=archive if source == "pipe" else None)
-    assertions.success(result)
+    result = assertions.success(give(archive, how, "push", "-v", f"{served.host}/app:1"))
     assert "not used: 1 entry of the archive, such as 'blobs/sha256/abc'" in result.err
     assert "not used: 1 other file of the archive" in result.err
 
@@ -98,8 +90,7 @@ def test_foreign_entries_of_an_archive_are_reported(
 def test_no_request_is_sent_for_corrupt_json_in_a_pipe(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
     corrupt = [(f"blobs/sha256/{number:064x}", b'{"number": %d}' % number) for number in range(20)]
-    result = ocistream("push", f"{served.host}/app:1", stdin=tar_of([*corrupt, *items_of(layout)]))
-    assertions.success(result)
+    succeed("push", f"{served.host}/app:1", stdin=tar_of([*corrupt, *items_of(layout)]))
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert served.asked(path="sha256(:|%3A)0{60}") == []
 
@@ -109,7 +100,7 @@ def test_an_unnamed_image_beside_a_named_one_requires_a_choice(
     served: FaultyRegistry, layout: Layout, tmp_path: Path, how: str
 ) -> None:
     image, nameless = small_image(layout, name="whatever"), layout.image([b"nameless"])
-    enter(layout, nameless)
+    layout.enter(nameless)
     archive = tmp_path / "two.tar"
     archive.write_bytes(tar_of(small_first(layout)))
     unnamed = nameless["digest"]
@@ -137,7 +128,7 @@ def test_the_hint_suggests_to_only_if_every_image_has_a_full_name(served: Faulty
 def test_nothing_is_sent_if_the_index_lists_several_images(served: FaultyRegistry, layout: Layout) -> None:
     layout.name(small_image(layout), "v1")
     layout.name(layout.image([b"another"]), "v2")
-    enter(layout, layout.image([b"nameless"]))
+    layout.enter(layout.image([b"nameless"]))
     # The index comes first, then the layers: the manifest of the unnamed entry comes after them.
     items = sorted(items_of(layout), key=lambda item: (item[0] != "index.json", (item[1] or b"").startswith(b"{")))
     result = ocistream("push", f"{served.host}/app:1", stdin=tar_of(items))
@@ -147,8 +138,8 @@ def test_nothing_is_sent_if_the_index_lists_several_images(served: FaultyRegistr
 
 def test_an_unnamed_referrer_beside_an_image_requires_no_choice(served: FaultyRegistry, layout: Layout) -> None:
     image = small_image(layout, name="whatever")
-    enter(layout, layout.artifact(b"signature", subject=image))
-    assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path))
+    layout.enter(layout.artifact(b"signature", subject=image))
+    succeed("push", f"{served.host}/app:1", "-i", layout.path)
     assert manifest_digest(served.host, "app", "1") == image["digest"]
 
 
@@ -159,21 +150,18 @@ def test_verbose_reports_the_previous_digest_of_a_moved_tag(served: FaultyRegist
     new = other.image([b"new"], name="v1")
     said = f"{served.host}/app:1: replacing {images[0]['digest']}"
     for folder, expected in (("a", False), ("b", False), ("c", True)):
-        result = ocistream("push", "-v", f"{served.host}/app:1", "-i", tmp_path / folder)
-        assertions.success(result)
+        result = succeed("push", "-v", f"{served.host}/app:1", "-i", tmp_path / folder)
         assert (said in result.err) == expected
     assert manifest_digest(served.host, "app", "1") == new["digest"]
     for folder, expected in (("a", False), ("b", False), ("c", True)):
-        result = ocistream("copy", "-v", f"oci:{tmp_path / folder}", f"oci:{tmp_path}/to:name")
-        assertions.success(result)
+        result = succeed("copy", "-v", f"oci:{tmp_path / folder}", f"oci:{tmp_path}/to:name")
         assert (f"name in {tmp_path}/to: replacing {images[0]['digest']}" in result.err) == expected
 
 
 def test_a_different_name_in_a_second_archive_is_reported(served: FaultyRegistry, tmp_path: Path) -> None:
     for name in ("one", "two"):
         small_image(Layout(tmp_path / name), name=f"r.example/app:{name}")
-    result = ocistream("push", "--to", served.host, "-i", tmp_path / "one", "-i", tmp_path / "two")
-    assertions.success(result)
+    result = succeed("push", "--to", served.host, "-i", tmp_path / "one", "-i", tmp_path / "two")
     assert tags(served.host, "app") == ["one"]
     digest = result.lines()[0].partition("@")[2]
     assert (
@@ -211,19 +199,17 @@ def test_an_error_of_the_selection_names_each_input(
         ("file", "plain", "plain"),
         ("file", "DIGEST", "plain"),
         ("file", "nginx:2", "docker.io/library/nginx:2"),
-        ("pipe", "a.example/team/app:1", "a.example/team/app:1"),
+        ("pipe, index first", "a.example/team/app:1", "a.example/team/app:1"),
         ("layout", "plain", "plain"),
     ],
 )
 def test_an_image_can_be_chosen_by_its_name_or_digest(
-    served: FaultyRegistry, layout: Layout, named: Images, archive: Path, how: str, chosen: str, name: str
+    served: FaultyRegistry, layout: Layout, named: Images, tmp_path: Path, how: str, chosen: str, name: str
 ) -> None:
     digest = named[name]["digest"]
-    given = {"file": ["-i", str(archive)], "pipe": [], "layout": ["-i", str(layout.path)]}[how]
-    stdin = archive.read_bytes() if how == "pipe" else None
+    end, stdin = location(how, layout, tmp_path)
     argv = ["push", f"{served.host}/app:1", "--image", chosen.replace("DIGEST", digest)]
-    result = ocistream(*argv, *given, stdin=stdin)
-    assertions.success(result)
+    result = succeed(*argv, "-i", end, stdin=stdin)
     assert result.lines() == [f"{served.host}/app:1@{digest}"]
     assert manifest_digest(served.host, "app", "1") == digest
     assert tags(served.host, "app") == ["1"]
@@ -234,8 +220,7 @@ def test_to_pushes_every_image_to_its_own_repository(
     served: FaultyRegistry, full_names: Images, layout: Layout, prefix: str, before: str
 ) -> None:
     app, nginx = (descriptor["digest"] for descriptor in full_names.values())
-    result = ocistream("push", "--to", f"{served.host}{prefix}", "-i", layout.path)
-    assertions.success(result)
+    result = succeed("push", "--to", f"{served.host}{prefix}", "-i", layout.path)
     assert result.lines() == [f"{served.host}/{before}team/app:1@{app}", f"{served.host}/{before}nginx:2@{nginx}"]
     assert manifest_digest(served.host, f"{before}team/app", "1") == app
     assert manifest_digest(served.host, f"{before}nginx", "2") == nginx
@@ -274,7 +259,7 @@ def test_to_refuses_a_pipe_with_a_late_index_before_it_sends(
     assertions.failure(result, 8, "lists its images only at its end", "--to", "nothing was sent", "-i FILE", "--image")
     assert served.requests == []
     # Both commands that the hint suggests work.
-    assertions.success(ocistream("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive))
+    succeed("push", f"{served.host}/one:1", "--image", "a.example/team/app:1", stdin=archive)
     assert manifest_digest(served.host, "one", "1") == app
     assert len(ocistream("push", "--to", served.host, "-i", archive).lines()) == 2
 
@@ -284,7 +269,7 @@ def test_to_sends_nothing_if_an_image_has_no_full_name(
     served: FaultyRegistry, layout: Layout, named: Images, archive: Path, how: str
 ) -> None:
     nameless = layout.image([b"nameless"])
-    enter(layout, nameless)
+    layout.enter(nameless)
     archive.write_bytes(tar_of(small_first(layout)))
     given = {"pipe": [], "layout": ["-i", str(layout.path)]}[how]
     result = ocistream("push", "--to", served.host, *given, stdin=archive if how == "pipe" else None)
@@ -297,12 +282,12 @@ def test_to_sends_nothing_if_an_image_has_no_full_name(
     )
     assert served.requests == []
     line = result.err.partition("`ocistream ")[2].partition("`")[0].replace("REPOSITORY:TAG", "pasted:1")
-    assertions.success(ocistream(*shlex.split(line.replace("FILE", str(archive)))))
+    succeed(*shlex.split(line.replace("FILE", str(archive))))
     # The command that the hint suggests works.
     chosen = ["--image", "a.example/team/app:1", "--image", named["docker.io/library/nginx:2"]["digest"]]
     result = ocistream("push", "--to", served.host, *chosen, *given, stdin=archive if how == "pipe" else None)
     assert len(result.lines()) == 2, result.err
-    assertions.success(ocistream("push", f"{served.host}/nameless:1", "--image", nameless["digest"], "-i", archive))
+    succeed("push", f"{served.host}/nameless:1", "--image", nameless["digest"], "-i", archive)
 
 
 def test_to_pushes_signatures_and_reports_those_without_an_image(
@@ -311,9 +296,8 @@ def test_to_pushes_signatures_and_reports_those_without_an_image(
     app = full_names["a.example/team/app:1"]
     signature = layout.artifact(b"signature", kind="application/vnd.example.signature", subject=app)
     lost = layout.artifact(b"lost", kind="application/spdx+json", subject=layout.image([b"elsewhere"]))
-    enter(layout, signature, lost)
-    result = ocistream("push", "--to", served.host, "-i", layout.path, "--result", tmp_path / "result.json")
-    assertions.success(result)
+    layout.enter(signature, lost)
+    result = succeed("push", "--to", served.host, "-i", layout.path, "--result", tmp_path / "result.json")
     assert len(result.lines()) == 2
     assert "not copied: 1 SBOM; subject not in the source" in result.err
     document = json.loads((tmp_path / "result.json").read_text())
@@ -387,7 +371,7 @@ class TestSmallBlobsAfterMissingBlobs:
             layout.image(layers, name=name)
             served.requests.clear()
             argv = ["push", f"{served.host}/app:1", "-i", str(layout.path), "--image", name, "--jobs=1"]
-            assertions.success(ocistream(*argv))
+            succeed(*argv)
             return [request.path.rpartition("/")[2] for request in served.asked("HEAD", "/blobs/")]
 
         return push_layers
@@ -428,10 +412,10 @@ class TestSmallBlobsAfterMissingBlobs:
         small = layout.random_layer(4000)[0]
         push([small])
         image = layout.image([*(layout.random_layer(4000, seed=number)[0] for number in range(1, 20)), small])
-        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
+        layout.write_index([image])
         items = [item for item in small_first(layout) if item[0] != blob_name(small["digest"])]
         served.requests.clear()
-        assertions.success(ocistream("push", f"{served.host}/app:1", "--jobs=1", stdin=tar_of(items)))
+        succeed("push", f"{served.host}/app:1", "--jobs=1", stdin=tar_of(items))
         assert len(served.asked("HEAD", "/blobs/")) == 9
 
     def test_all_blobs_that_the_source_lacks_are_asked_for(
@@ -441,31 +425,24 @@ class TestSmallBlobsAfterMissingBlobs:
         layers = [layout.random_layer(4000, seed=number)[0] for number in range(10)]
         push(layers[9:])
         layout.image(layers[:9], name="base")
-        assertions.success(ocistream("push", f"{served.host}/base:1", "-i", str(layout.path), "--image", "base"))
+        succeed("push", f"{served.host}/base:1", "-i", str(layout.path), "--image", "base")
         image = layout.image(layers)
-        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
+        layout.write_index([image])
         omitted = {blob_name(layer["digest"]) for layer in layers}
         archive = tar_of(item for item in small_first(layout) if item[0] not in omitted)
         (layout.path.parent / "app.tar").write_bytes(archive)
         argv = ["-i", str(layout.path.parent / "app.tar"), "--mount-from", "base", "--jobs=1"]
-        assertions.success(ocistream("push", f"{served.host}/app:1", *argv))
+        succeed("push", f"{served.host}/app:1", *argv)
 
 
 def test_one_platform_of_an_index_is_pushed_alone(served: FaultyRegistry, layout: Layout) -> None:
     index = two_platforms(layout, name="multi")
     amd64 = layout.read(index["digest"])["manifests"][0]
     argv = ["push", f"{served.host}/app:1", "-i", str(layout.path), "--platform"]
-    assertions.success(ocistream(*argv, "linux/amd64"))
+    succeed(*argv, "linux/amd64")
     assert manifest_digest(served.host, "app", "1") == amd64["digest"]
     assert len(served.asked("PUT", "/manifests/")) == 1
     assertions.failure(ocistream(*argv, "linux/s390x"), 4, "linux/s390x", "linux/arm64")
-
-
-def test_without_platform_all_platforms_are_pushed(served: FaultyRegistry, layout: Layout) -> None:
-    index = two_platforms(layout, name="multi")
-    for argv in ([], ["--platform=all"]):
-        assertions.success(ocistream("push", f"{served.host}/app:1", "-i", layout.path, *argv))
-        assert manifest_digest(served.host, "app", "1") == index["digest"]
 
 
 # Order of writes ----------------------------------------------------------------------------------------------
@@ -481,7 +458,7 @@ def test_blobs_come_before_manifests_children_before_parents_and_tags_last(
     path = tmp_path / "nested.tar"
     path.write_bytes(tar_of(items_of(layout) if how == "foreign" else small_first(layout)))
     given = ["-i", str(path)] if how == "file" else []
-    assertions.success(ocistream("push", f"{served.host}/app:1", *given, stdin=path))
+    succeed("push", f"{served.host}/app:1", *given, stdin=path)
     writes = [f"{request.method} {request.path}" for request in served.asked("POST|PATCH|PUT")]
     first_manifest = next(number for number, write in enumerate(writes) if "/manifests/" in write)
     assert all("/blobs/" in write for write in writes[:first_manifest])
@@ -498,7 +475,7 @@ def test_no_tag_appears_before_all_images_are_complete(
     served: FaultyRegistry, full_names: Images, layout: Layout
 ) -> None:
     del full_names
-    assertions.success(ocistream("push", "--to", served.host, "-i", layout.path))
+    succeed("push", "--to", served.host, "-i", layout.path)
     writes = [request.path for request in served.asked("PUT|PATCH|POST")]
     assert writes[-2:] == ["/v2/team/app/manifests/1", "/v2/nginx/manifests/2"]
 
@@ -605,7 +582,7 @@ def test_the_first_failure_is_reported_and_not_the_cancellation_that_it_causes(
 ) -> None:
     layout.image([2 * MIB], name="app")
     archive = tmp_path / "app.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    succeed("copy", f"oci:{layout.path}:app", archive)
     served.faults = [
         # The config comes first. Its upload opens only after the layer's upload began, and is then refused.
         Fault(WithholdAnswer(), "POST", "uploads"),
@@ -630,7 +607,7 @@ def three_layers(layout: Layout, tmp_path: Path) -> Path:
     """An archive with three layers of 2 MiB, which are not buffered, and no small one after them."""
     layout.image([2 * MIB, 2 * MIB + 1, 2 * MIB + 2], name="app")
     archive = tmp_path / "app.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    succeed("copy", f"oci:{layout.path}:app", archive)
     return archive
 
 
@@ -677,7 +654,7 @@ def test_a_layer_of_a_pipe_is_sent_again_from_its_first_byte_also_after_another_
     """Both layers fit into the memory for that (8 MiB), or only one of them."""
     layout.image([2 * MIB, second * MIB], name="app")
     archive = tmp_path / "app.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:app", archive))
+    succeed("copy", f"oci:{layout.path}:app", archive)
     served.faults = [
         Fault(WithholdAnswer(), "PATCH"),
         Fault(StopReading(4 * MIB), "PATCH"),

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, PauseReading, Request, WithholdAnswer
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest
-from tests.runner import Argument, command, ocistream, run, started_fork
+from tests.runner import Argument, Result, command, ocistream, run, started_fork
 
 MIB = 1 << 20
 #: More than the socket buffers on both sides.
@@ -54,7 +56,7 @@ def source(request: pytest.FixtureRequest, layout: Layout, image: Descriptor, tm
     if getattr(request, "param", "layout") == "layout":
         return layout.path
     path = tmp_path / "image.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", path))
+    succeed("copy", f"oci:{layout.path}:v1", path)
     return path
 
 
@@ -98,27 +100,19 @@ def gone(served: FaultyRegistry) -> None:
     assertions.wait_for(lambda: served.open_connections == 0)
 
 
-def ended(served: FaultyRegistry, number: signal.Signals, arguments: list[Argument]) -> tuple[int, str]:
+def ended(served: FaultyRegistry, number: signal.Signals, arguments: list[Argument]) -> Result:
     """Run a push until the registry has half of it, stop it with a signal, and wait until the registry noticed."""
     size = halfway(served, arguments)
     # One job: otherwise the upload of the config may be active, too.
-    with started_fork(*arguments, "--jobs", "1") as process:
-        assertions.wait_for(lambda: has_half(served, size))
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+    result = signalled(number, *arguments, "--jobs", "1", until=lambda: has_half(served, size))
     gone(served)
-    return process.returncode, err.decode()
+    return result
 
 
 def check_whole(served: FaultyRegistry, image: Descriptor, state: Path) -> None:
     assert manifest_digest(served.host, "app", "1") == image["digest"]
     assert records(state) == []
     assert sessions(served) == []
-
-
-def blobs(layout: Layout, image: Descriptor) -> list[Descriptor]:
-    manifest = layout.read(image["digest"])
-    return [manifest["config"], *manifest["layers"]]
 
 
 @pytest.mark.parametrize(
@@ -135,23 +129,21 @@ def test_stored_bytes_are_not_sent_again(
     number: signal.Signals,
     way: str,
 ) -> None:
-    code, err = ended(served, number, push(served, source, "--upload", way))
-    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    assert "Traceback" not in err
+    result = ended(served, number, push(served, source, "--upload", way))
+    assert result.code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert "Traceback" not in result.err
     if number != signal.SIGKILL:
-        first, second = [line for line in err.splitlines() if "MB/s" not in line]
+        first, second = [line for line in result.err.splitlines() if "MB/s" not in line]
         assert first == f"ocistream: error: {'terminated' if number == signal.SIGTERM else 'interrupted'}"
         # The request was interrupted, so the client does not know how much of it the registry keeps.
         assert second.strip() == f"{served.host} {MAY_HAVE}"
     assertions.no_image(served)
     assert len(records(state)) == 1
     before = received(served)
-    again = ocistream(*push(served, source, "--upload", way, "-v"))
-    assertions.success(again)
+    again = succeed(*push(served, source, "--upload", way, "-v"))
     assert f"{served.host}: resumed " in again.err
-    sizes = [blob["size"] for blob in [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]]
     assert HALF <= before < LAYER
-    assert received(served) == sum(sizes)
+    assert received(served) == sum(blob["size"] for blob in layout.blobs(image))
     check_whole(served, image, state)
 
 
@@ -180,7 +172,7 @@ def test_a_push_that_is_stopped_while_its_pipe_is_silent_completes_its_request(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path, kind: str
 ) -> None:
     archive, configuration = tmp_path / "image.tar", tmp_path / "config.toml"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    succeed("copy", f"oci:{layout.path}:v1", archive)
     configuration.write_text(f'[registry."{served.host}"]\nprofile = "distribution"\n')
     arguments: list[Argument] = ["push", f"{served.host}/app:1", "--config", configuration]
     fifo = tmp_path / "fifo"
@@ -203,10 +195,9 @@ def test_a_push_that_is_stopped_while_its_pipe_is_silent_completes_its_request(
     )
     before = received(served)
     assert [patch.status for patch in served.asked("PATCH")][-1] == 202
-    again = ocistream("push", f"{served.host}/app:1", stdin=archive)
-    assertions.success(again)
+    again = succeed("push", f"{served.host}/app:1", stdin=archive)
     assert f"{served.host}: resumed {hint.split()[3]} MB of 16.8 MB of sha256:" in again.err
-    assert received(served) == sum(layout.file(blob["digest"]).stat().st_size for blob in blobs(layout, image))
+    assert received(served) == sum(blob["size"] for blob in layout.blobs(image))
     assert before > 3 * MIB
     check_whole(served, image, state)
 
@@ -215,7 +206,7 @@ def test_a_push_from_a_truncated_pipe_is_resumed(
     served: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path, state: Path
 ) -> None:
     archive = tmp_path / "image.tar"
-    assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+    succeed("copy", f"oci:{layout.path}:v1", archive)
     arguments = ["push", f"{served.host}/app:1", "--upload", "chunk=1MiB"]
     broken = ocistream(*arguments, stdin=archive.read_bytes()[: HALF + 100])
     # The chunk is complete, and the registry has confirmed its bytes.
@@ -223,12 +214,10 @@ def test_a_push_from_a_truncated_pipe_is_resumed(
     assertions.failure(broken, 6, "truncated", f"{served.host} {hint}")
     assertions.no_image(served)
     assert len(records(state)) == 1
-    again = ocistream(*arguments, stdin=archive.read_bytes())
-    assertions.success(again)
+    again = succeed(*arguments, stdin=archive.read_bytes())
     assert f"{served.host}: resumed 2.6 MB of 16.8 MB of sha256:" in again.err
     assert "2.6 MB resumed from an earlier run" in again.err
-    blobs = [layout.read(image["digest"])["config"], *layout.read(image["digest"])["layers"]]
-    assert received(served) == sum(blob["size"] for blob in blobs)
+    assert received(served) == sum(blob["size"] for blob in layout.blobs(image))
     check_whole(served, image, state)
 
 
@@ -237,9 +226,9 @@ def test_a_blob_that_another_push_completed_leaves_no_session(
 ) -> None:
     ended(served, signal.SIGKILL, push(served, source))
     other = {"XDG_STATE_HOME": str(tmp_path / "other")}
-    assertions.success(ocistream(*push(served, source), env=other))
+    succeed(*push(served, source), env=other)
     assert len(sessions(served)) == len(records(state)) == 1
-    assertions.success(ocistream(*push(served, source)))
+    succeed(*push(served, source))
     check_whole(served, image, state)
 
 
@@ -266,8 +255,7 @@ def test_a_record_that_cannot_be_written_is_removed_and_reported(
     argv = [*command(), *map(str, push(served, source, "-v"))]
     # Coverage would write a file.
     env = dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
-    result = run(["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *argv], env=env)
-    assertions.success(result)
+    result = assertions.success(run(["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh", *argv], env=env))
     assert result.err.count("cannot store upload records: File too large") == 1
     check_whole(served, image, state)
 
@@ -292,7 +280,7 @@ def test_a_push_with_recompression_restarts_and_leaves_no_session(
     arguments = push(served, source, "--compress", "zstd", "--upload", "chunk=1MiB")
     ended(served, signal.SIGKILL, arguments)
     assert len(sessions(served)) == len(records(state)) == 1
-    assertions.success(ocistream(*arguments))
+    succeed(*arguments)
     assert sessions(served) == []
     assert records(state) == []
 
@@ -301,7 +289,7 @@ def test_an_expired_session_is_restarted(served: FaultyRegistry, source: Path, i
     ended(served, signal.SIGKILL, push(served, source))
     served.uploads.close()
     before = received(served)
-    assertions.success(ocistream(*push(served, source)))
+    succeed(*push(served, source))
     assert received(served) - before >= LAYER
     check_whole(served, image, state)
 
@@ -311,5 +299,5 @@ def test_a_registry_that_lies_about_its_offset_is_not_believed(
 ) -> None:
     ended(served, signal.SIGKILL, push(served, source))
     served.faults = [Fault(Header("Range", f"0-{LAYER * 2}"), "GET", "/uploads/", times=None)]
-    assertions.success(ocistream(*push(served, source)))
+    succeed(*push(served, source))
     check_whole(served, image, state)

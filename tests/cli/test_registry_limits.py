@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.sync_files import entry, sync_file
 from tests.faulty_registry import Fault, FaultyRegistry, Stall
 from tests.images import Layout
 from tests.registry_http import seed
@@ -28,14 +29,9 @@ def layout(tmp_path: Path) -> Layout:
 @pytest.fixture
 def source(start: Start, layout: Layout) -> FaultyRegistry:
     registry = start()
-    (image,) = json.loads((layout.path / "index.json").read_bytes())["manifests"]
+    (image,) = layout.entries
     seed(layout, image, registry.host, "app", "1")
     return registry
-
-
-@pytest.fixture
-def target(start: Start) -> FaultyRegistry:
-    return start()
 
 
 def limited(folder: Path, host: str, key: str) -> Path:
@@ -50,14 +46,11 @@ def test_jobs_limits_the_parallel_blobs_of_one_registry(
     command: str, jobs: int, source: FaultyRegistry, target: FaultyRegistry, layout: Layout, tmp_path: Path
 ) -> None:
     first, second = f"{source.host}/app:1", f"{target.host}/app:1"
-    entry = f'[[sync]]\nfrom = "{first}"\nto = "{second}"\n'
-    file = tmp_path / "sync.toml"
     reads = command in {"pull", "copy from"}
     limited_host = source.host if reads else target.host
     config = limited(tmp_path, limited_host if command != "sync by the file" else "other.example", f"jobs = {jobs}")
-    file.write_text(entry)
-    if command == "sync by the file":
-        file.write_text(f'{entry}[registry."{limited_host}"]\njobs = {jobs}\n')
+    by_file = f'[registry."{limited_host}"]\njobs = {jobs}\n' if command == "sync by the file" else ""
+    file = sync_file(tmp_path, entry(first, second) + by_file)
     argv = {
         "pull": ["pull", first, "-o", f"{tmp_path}/out/"],
         "push": ["push", second, "-i", str(layout.path)],
@@ -82,14 +75,11 @@ def test_a_rate_is_for_one_registry_only(source: FaultyRegistry, target: FaultyR
     # 400 kB take about 4 seconds at 100 kB per second.
     config = limited(tmp_path, source.host, 'limit-rate = "100k"')
     argv: list[str | Path] = ["--jobs=1", "--config", config]
-    pulled = ocistream("pull", f"{source.host}/app:1", "-o", tmp_path / "a.tar", *argv, no_waits=True)
-    assertions.success(pulled)
+    pulled = succeed("pull", f"{source.host}/app:1", "-o", tmp_path / "a.tar", *argv, no_waits=True)
     assert sum(pulled.waits) > 3
-    copied = ocistream("push", f"{target.host}/app:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
-    assertions.success(copied)
+    copied = succeed("push", f"{target.host}/app:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
     assert sum(copied.waits) == 0
-    pushed = ocistream("push", f"{source.host}/new:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
-    assertions.success(pushed)
+    pushed = succeed("push", f"{source.host}/new:1", "-i", tmp_path / "a.tar", *argv, no_waits=True)
     assert sum(pushed.waits) > 3
 
 
@@ -108,14 +98,12 @@ def test_a_rate_is_for_one_registry_only(source: FaultyRegistry, target: FaultyR
 def test_an_invalid_limit_is_named(text: str, words: str, tmp_path: Path) -> None:
     config = limited(tmp_path, "r.example", text)
     assertions.failure(ocistream("config", "check", config), 2, "r.example", words)
-    file = tmp_path / "sync.toml"
-    file.write_text(f'[[sync]]\nfrom = "r.example/a:1"\nto = "s.example/b"\n[registry."r.example"]\n{text}\n')
+    file = sync_file(tmp_path, entry("r.example/a:1", "s.example/b") + f'[registry."r.example"]\n{text}\n')
     assertions.failure(ocistream("sync", file), 2, "r.example", words)
 
 
 def test_config_show_prints_the_limits(tmp_path: Path) -> None:
     config = limited(tmp_path, "r.example", 'jobs = 2\nlimit-rate = "10M"\nrequests-per-second = 5')
-    shown = ocistream("config", "show", "--config", config)
-    assertions.success(shown)
+    shown = succeed("config", "show", "--config", config)
     lines = [line.partition("   #")[0] for line in shown.lines()]
     assert {"jobs = 2", 'limit-rate = "10M"', "requests-per-second = 5"} <= set(lines)

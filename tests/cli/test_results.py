@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.faulty_registry import Fault, FaultyRegistry, Flip, refusal
 from tests.images import Descriptor, Layout, small_image, two_platforms
 from tests.registry_http import seed
@@ -93,8 +94,8 @@ class TestPlatforms:
     def test_a_requested_platform_is_not_reported(self, name: str, tmp_path: Path) -> None:
         for argv in (["pull", "--platform=plan9/arm", name], ["pull", "--platform=all", name], ["copy", name, "-"]):
             assert self.notes(ocistream(*argv), name) == []
-        assertions.success(ocistream("pull", "--platform=all", name, "-o", tmp_path / "all.tar"))
-        assertions.success(ocistream("verify", tmp_path / "all.tar"))
+        succeed("pull", "--platform=all", name, "-o", tmp_path / "all.tar")
+        succeed("verify", tmp_path / "all.tar")
 
     def test_only_one_side_of_a_pipe_reports_the_platform(self, name: str) -> None:
         first, second = pipe(["pull", name], ["push", name.replace("app", "other")])
@@ -166,14 +167,14 @@ class TestPlatforms:
 
     def test_the_result_document_has_the_platforms(self, name: str, layout: Layout, tmp_path: Path) -> None:
         path, archive = tmp_path / "result.json", tmp_path / "app.tar"
-        assertions.success(ocistream("pull", name, "-o", archive, "--result", path))
+        succeed("pull", name, "-o", archive, "--result", path)
         (image,) = document(path)["images"]
         taken = {"copied": [MINE], "available": ["plan9/mips", MINE, "plan9/arm"], "byDefault": True}
         index = image["platforms"].pop("index")
         assert image["platforms"] == taken
         assert image["digest"] in {child["digest"] for child in layout.read(index)["manifests"]}
         argv = ["--platform=plan9/arm", "--platform=plan9/mips", "--compress=zstd"]
-        assertions.success(ocistream("pull", name, "-o", archive, "--result", path, *argv))
+        succeed("pull", name, "-o", archive, "--result", path, *argv)
         (image,) = document(path)["images"]
         assert image["platforms"] == {
             **taken,
@@ -181,7 +182,7 @@ class TestPlatforms:
             "copied": ["plan9/arm", "plan9/mips"],
             "byDefault": False,
         }
-        assertions.success(ocistream("pull", name, "-o", archive, "--result", path, "--platform=all"))
+        succeed("pull", name, "-o", archive, "--result", path, "--platform=all")
         assert "platforms" not in document(path)["images"][0]
 
 
@@ -192,9 +193,8 @@ def test_the_result_document_has_the_moved_blobs(
     registry: FaultyRegistry, layout: Layout, image: Descriptor, tmp_path: Path
 ) -> None:
     path = tmp_path / "result.json"
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", "--result", path))
-    manifest = layout.read(image["digest"])
-    blobs = [{key: blob[key] for key in ("mediaType", "digest", "size")} for blob in blobs_of(manifest)]
+    succeed("pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar", "--result", path)
+    blobs = [{key: blob[key] for key in ("mediaType", "digest", "size")} for blob in layout.blobs(image)]
     total = sum(blob["size"] for blob in blobs)
     seconds = document(path)["seconds"]
     assert isinstance(seconds, float)
@@ -217,20 +217,16 @@ def test_the_result_document_has_the_moved_blobs(
     }
 
 
-def blobs_of(manifest: dict[str, Any]) -> list[Descriptor]:
-    return [manifest["config"], *manifest["layers"]]
-
-
 def test_the_result_document_counts_skips_mounts_and_retries(
     registry: FaultyRegistry, tmp_path: Path, layout: Layout, image: Descriptor
 ) -> None:
     path = tmp_path / "result.json"
-    total = sum(blob["size"] for blob in blobs_of(layout.read(image["digest"])))
-    assertions.success(ocistream("copy", f"{registry.host}/app:1", f"{registry.host}/mounted:1", "--result", path))
+    total = sum(blob["size"] for blob in layout.blobs(image))
+    succeed("copy", f"{registry.host}/app:1", f"{registry.host}/mounted:1", "--result", path)
     assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": 0, "mounted": total, "omitted": 0}
     assert {blob["status"] for blob in document(path)["blobs"]} == {"mounted"}
     registry.faults = [Fault(refusal(503), "HEAD", "/blobs/", times=2)]
-    assertions.success(ocistream("push", "-i", layout.path, f"{registry.host}/app:2", "--result", path))
+    succeed("push", "-i", layout.path, f"{registry.host}/app:2", "--result", path)
     assert document(path)["bytes"] == {"copied": 0, "converted": 0, "skipped": total, "mounted": 0, "omitted": 0}
     assert document(path)["retried"] == 2
 
@@ -245,8 +241,7 @@ def test_the_result_document_lists_foreign_layers(served: FaultyRegistry, layout
     image = layout.read(small_image(layout)["digest"])
     layout.document({**image, "layers": [*image["layers"], foreign]}, name="app")
     path = tmp_path / "result.json"
-    result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", "--result", path)
-    assertions.success(result)
+    result = succeed("push", "-i", layout.path, f"{served.host}/app:1", "--result", path)
     assert "; 1 foreign layer not copied" in result.err
     assert document(path)["foreign"] == [{key: foreign[key] for key in ("mediaType", "digest", "size")}]
 
@@ -260,9 +255,7 @@ def test_both_sides_of_a_pipe_write_result_documents(registry: FaultyRegistry, t
     assert document(two)["images"][0]["name"] == f"{host}/app:2"
 
 
-def test_a_failure_writes_no_result_document(registry: FaultyRegistry, tmp_path: Path) -> None:
-    folder = tmp_path / "results"
-    folder.mkdir()
+def test_a_failure_writes_no_result_document(registry: FaultyRegistry, folder: Path, tmp_path: Path) -> None:
     registry.faults = [Fault(Flip(10), "GET", "/blobs/", times=None)]
     argv = ["pull", f"{registry.host}/app:1", "-o", f"{tmp_path}/app.tar", "--result"]
     assertions.failure(ocistream(*argv, folder / "result.json"), 5)
@@ -294,14 +287,14 @@ def test_the_result_document_follows_links_and_is_written_to_devices(registry: F
     pull = ["pull", f"{registry.host}/app:1", "-o", str(tmp_path / "app.tar"), "--result"]
     (tmp_path / "link.json").symlink_to("real.json")
     for _ in range(2):
-        assertions.success(ocistream(*pull, tmp_path / "link.json"))
+        succeed(*pull, tmp_path / "link.json")
         assert (tmp_path / "link.json").is_symlink()
         assert document(tmp_path / "real.json")["retried"] == 0
     # The test uses a FIFO instead of a device: a bug, run as root, would replace the machine's device.
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as reader:
-        assertions.success(ocistream(*pull, fifo))
+        succeed(*pull, fifo)
         assert json.loads(reader.communicate(timeout=60)[0])["retried"] == 0
     assert fifo.is_fifo()
 
@@ -312,7 +305,7 @@ def test_the_result_document_never_overwrites_the_archive(
 ) -> None:
     small_image(layout, name="app:1")
     archive = tmp_path / "app.tar"
-    assert ocistream("copy", layout.path, archive).code == 0
+    succeed("copy", layout.path, archive)
     before = archive.read_bytes()
     ends: dict[str, list[str | Path]] = {
         "pull": [f"{registry.host}/app:1", "-o", archive],
@@ -349,6 +342,6 @@ def test_the_result_document_is_never_written_to_stdout(
 
 def test_a_result_file_may_be_named_dash_but_not_empty(registry: FaultyRegistry, tmp_path: Path) -> None:
     pull = ["pull", f"{registry.host}/app:1", "-o", "app.tar", "--result"]
-    assertions.success(ocistream(*pull, "./-", cwd=tmp_path))
+    succeed(*pull, "./-", cwd=tmp_path)
     assert document(tmp_path / "-")["retried"] == 0
     assertions.failure(ocistream(*pull, "", cwd=tmp_path), 2, "--result")

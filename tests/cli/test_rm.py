@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.images import Descriptor, Layout
 from tests.runner import ocistream
 
-HUNG = "vnd.ocistream.image.name"
 
-
-def entered(layout: Layout, *descriptors: Descriptor, name: str | None = None) -> None:
-    """Add entries that are not named images to a layout's index.json; `name` is the name of a referrer."""
-    path = layout.path / "index.json"
-    index = json.loads(path.read_bytes())
-    entries = [{**one, "annotations": {HUNG: name}} if name else one for one in descriptors]
-    path.write_text(json.dumps({**index, "manifests": [*index["manifests"], *entries]}))
-
-
-def listed(path: Path) -> list[str]:
-    return [entry["digest"] for entry in json.loads((path / "index.json").read_bytes())["manifests"]]
+def listed(layout: Layout) -> list[str]:
+    return [entry["digest"] for entry in layout.entries]
 
 
 @pytest.fixture
@@ -45,14 +35,12 @@ def test_the_usage_line_names_what_a_layout_and_a_registry_take() -> None:
 def test_an_image_is_removed_by_name_or_digest(layout: Layout, images: list[Descriptor], name: str | None) -> None:
     digest = images[0]["digest"]
     before = {path.name for path in layout.path.rglob("*")}
-    removed = ocistream("rm", layout.path, name or digest)
-    assertions.success(removed)
+    removed = succeed("rm", layout.path, name or digest)
     assert removed.lines() == [f"registry.example/a:1@{digest}"]
     assert "removed 1 image; run `ocistream gc` to delete unused blobs" in removed.err
-    assert listed(layout.path) == [image["digest"] for image in images[1:]]
+    assert listed(layout) == [image["digest"] for image in images[1:]]
     assert {path.name for path in layout.path.rglob("*")} == before
-    manifest = layout.read(digest)
-    needed = {digest, manifest["config"]["digest"], manifest["layers"][0]["digest"]}
+    needed = {digest, *(blob["digest"] for blob in layout.blobs(images[0]))}
     assert set(ocistream("gc", layout.path, "--older-than=0").lines()) == needed
 
 
@@ -61,12 +49,11 @@ def test_several_images_are_removed_or_none(layout: Layout, images: list[Descrip
     failed = ocistream("rm", layout.path, "registry.example/a:1", "registry.example/none:1")
     assertions.failure(failed, 4, "none:1", "registry.example/b:2")
     assert (layout.path / "index.json").read_bytes() == before
-    dry = ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1", "--dry-run")
-    assertions.success(dry)
+    dry = succeed("rm", layout.path, "registry.example/a:1", "registry.example/b:1", "--dry-run")
     assert len(dry.lines()) == 2
     assert (layout.path / "index.json").read_bytes() == before
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
-    assert listed(layout.path) == [images[2]["digest"]]
+    succeed("rm", layout.path, "registry.example/a:1", "registry.example/b:1")
+    assert listed(layout) == [images[2]["digest"]]
 
 
 def test_a_name_of_several_images_is_refused(layout: Layout, images: list[Descriptor]) -> None:
@@ -81,18 +68,14 @@ def test_a_name_of_several_images_is_refused(layout: Layout, images: list[Descri
 def test_an_exact_name_takes_precedence_over_a_tag_or_a_short_name(layout: Layout, tmp_path: Path) -> None:
     images = {name: layout.image([name.encode()], name=name) for name in ("v1", "docker.io/library/v1:latest")}
     full = layout.image([b"full"])
-    path = layout.path / "index.json"
-    index = json.loads(path.read_bytes())
     names = {"org.opencontainers.image.ref.name": "v1", "io.containerd.image.name": "registry.example/app:v1"}
-    index["manifests"].insert(0, {**full, "annotations": names})
-    path.write_text(json.dumps(index))
+    layout.write_index([{**full, "annotations": names}, *layout.entries])
     for name, digest in (
         ("v1", images["v1"]["digest"]),
         ("docker.io/library/v1", images["docker.io/library/v1:latest"]["digest"]),
         ("registry.example/app:v1", full["digest"]),
     ):
-        copied = ocistream("copy", f"oci:{layout.path}:{name}", tmp_path / "copied.tar")
-        assertions.success(copied)
+        copied = succeed("copy", f"oci:{layout.path}:{name}", tmp_path / "copied.tar")
         assert copied.out.decode().endswith(f"@{digest}\n")
     assert ocistream("rm", layout.path, "v1").out.decode() == f"v1@{images['v1']['digest']}\n"
     # Next the short name of a full name matches, and last the tag.
@@ -101,9 +84,8 @@ def test_an_exact_name_takes_precedence_over_a_tag_or_a_short_name(layout: Layou
 
 
 def test_after_rm_gc_reports_recent_blobs_and_how_to_delete_them(layout: Layout, images: list[Descriptor]) -> None:
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1"))
-    kept = ocistream("gc", layout.path)
-    assertions.success(kept)
+    succeed("rm", layout.path, "registry.example/a:1")
+    kept = succeed("gc", layout.path)
     assert kept.lines() == []
     assert re.search(r"no image needs [\d.]+ k?B of these, .*the last hour: .* --older-than 0$", kept.err, re.MULTILINE)
     assert images[0]["digest"] in ocistream("gc", layout.path, "--older-than", "0").lines()
@@ -113,10 +95,10 @@ def test_a_name_removes_itself_and_a_digest_removes_all_names(layout: Layout) ->
     image = layout.image([b"x"], name="registry.example/a:1")
     layout.name(image, "registry.example/a:latest", "registry.example/b:latest")
     assertions.failure(ocistream("rm", layout.path, "nothing"), 4)
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:latest"))
-    assert listed(layout.path) == [image["digest"]] * 2
-    assertions.success(ocistream("rm", layout.path, image["digest"]))
-    assert listed(layout.path) == []
+    succeed("rm", layout.path, "registry.example/a:latest")
+    assert listed(layout) == [image["digest"]] * 2
+    succeed("rm", layout.path, image["digest"])
+    assert listed(layout) == []
 
 
 def test_referrers_of_a_removed_image_are_removed_recursively(layout: Layout, images: list[Descriptor]) -> None:
@@ -125,14 +107,14 @@ def test_referrers_of_a_removed_image_are_removed_recursively(layout: Layout, im
     of_that = layout.artifact(b"of the signature", subject=signature)
     other = layout.artifact(b"another's", subject=second)
     by_tag = layout.artifact(b"cosign's")
-    entered(layout, of_that, signature, other)
-    entered(layout, by_tag, name=f"registry.example/a:{first['digest'].replace(':', '-')}.sig")
-    removed = ocistream("rm", layout.path, "registry.example/a:1")
-    assertions.success(removed)
+    layout.enter(of_that, signature, other)
+    name = f"registry.example/a:{first['digest'].replace(':', '-')}.sig"
+    layout.enter({**by_tag, "annotations": {"vnd.ocistream.image.name": name}})
+    removed = succeed("rm", layout.path, "registry.example/a:1")
     assert "and 3 that referred to it" in removed.err
     hung = {line.rpartition("@")[2] for line in removed.lines()[1:]}
     assert hung == {signature["digest"], of_that["digest"], by_tag["digest"]}
-    assert listed(layout.path) == [*[image["digest"] for image in images[1:]], other["digest"]]
+    assert listed(layout) == [*[image["digest"] for image in images[1:]], other["digest"]]
 
 
 def test_referrers_of_a_remaining_image_stay(layout: Layout) -> None:
@@ -140,45 +122,45 @@ def test_referrers_of_a_remaining_image_stay(layout: Layout) -> None:
     signature = layout.artifact(b"signature", subject=inner)
     index = layout.index([inner], name="registry.example/index:1")
     layout.name(inner, "registry.example/inner:1")
-    entered(layout, signature)
-    assertions.success(ocistream("rm", layout.path, "registry.example/inner:1"))
-    assert listed(layout.path) == [index["digest"], signature["digest"]]
+    layout.enter(signature)
+    succeed("rm", layout.path, "registry.example/inner:1")
+    assert listed(layout) == [index["digest"], signature["digest"]]
     # Now its subject is in no remaining image.
-    assertions.success(ocistream("rm", layout.path, "registry.example/index:1"))
-    assert listed(layout.path) == []
+    succeed("rm", layout.path, "registry.example/index:1")
+    assert listed(layout) == []
 
 
 def test_a_referrer_that_a_named_index_lists_stays(layout: Layout, images: list[Descriptor]) -> None:
     signature = layout.artifact(b"signature", subject=images[0])
     of_that = layout.artifact(b"of the signature", subject=signature)
-    entered(layout, signature, of_that)
+    layout.enter(signature, of_that)
     layout.index([signature], name="registry.example/signatures:1")
-    before = listed(layout.path)
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1"))
-    assert listed(layout.path) == before[1:]
+    before = listed(layout)
+    succeed("rm", layout.path, "registry.example/a:1")
+    assert listed(layout) == before[1:]
 
 
 def test_the_entry_of_a_lost_referrer_says_what_it_refers_to(layout: Layout, images: list[Descriptor]) -> None:
     lost = layout.artifact(b"signature", subject=images[0])
-    entered(layout, {**lost, "annotations": {"io.containerd.manifest.subject": images[0]["digest"]}})
+    layout.enter({**lost, "annotations": {"io.containerd.manifest.subject": images[0]["digest"]}})
     layout.file(lost["digest"]).unlink()
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1"))
-    assert listed(layout.path) == [image["digest"] for image in images[1:]]
+    succeed("rm", layout.path, "registry.example/a:1")
+    assert listed(layout) == [image["digest"] for image in images[1:]]
 
 
 def test_named_referrers_and_referrers_without_a_subject_stay(layout: Layout, images: list[Descriptor]) -> None:
     named = layout.artifact(b"sbom", subject=images[0], name="registry.example/sbom:1")
     alone = layout.image([b"nameless"])
-    entered(layout, alone)
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1"))
-    assert listed(layout.path) == [*[one["digest"] for one in images[1:]], named["digest"], alone["digest"]]
+    layout.enter(alone)
+    succeed("rm", layout.path, "registry.example/a:1")
+    assert listed(layout) == [*[one["digest"] for one in images[1:]], named["digest"], alone["digest"]]
 
 
 def test_a_damaged_image_can_be_removed(layout: Layout, images: list[Descriptor]) -> None:
     layout.file(images[0]["digest"]).write_bytes(b"damaged")
     layout.file(images[1]["digest"]).unlink()
-    assertions.success(ocistream("rm", layout.path, "registry.example/a:1", "registry.example/b:1"))
-    assert listed(layout.path) == [images[2]["digest"]]
+    succeed("rm", layout.path, "registry.example/a:1", "registry.example/b:1")
+    assert listed(layout) == [images[2]["digest"]]
 
 
 def test_only_a_layout_is_accepted(tmp_path: Path) -> None:

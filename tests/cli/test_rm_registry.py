@@ -9,12 +9,14 @@ import pytest
 
 import ocistream as api
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.serving import serving
 from tests.faulty_auth import Bearer
 from tests.faulty_registry import Fault, FaultyRegistry, Header, Reply, refusal
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import ocistream, started_fork
+from tests.runner import ocistream
 
 #: The answer of distribution 2.8 to the deletion of a tag.
 NO_TAGS = refusal(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
@@ -52,15 +54,13 @@ def registry(
         fill(served.host, layout, image)
         yield served.host
         return
-    with started_fork("serve", tmp_path / "store", "--listen", "127.0.0.1:0") as process:
-        host = process.stdout.readline().decode().strip()
+    with serving(tmp_path / "store") as (_, host):
         fill(host, layout, image)
         yield host
 
 
 def test_a_tag_is_deleted_and_other_tags_of_the_image_stay(registry: str, image: Descriptor) -> None:
-    result = ocistream("rm", f"{registry}/app:1")
-    assertions.success(result)
+    result = succeed("rm", f"{registry}/app:1")
     assert result.lines() == [f"{registry}/app:1@{image['digest']}"]
     assert f"deleted the tag: {registry}/app:1" in result.err
     assert sorted(tags(registry, "app")) == ["2", "3"]
@@ -68,8 +68,7 @@ def test_a_tag_is_deleted_and_other_tags_of_the_image_stay(registry: str, image:
 
 
 def test_a_digest_is_deleted_with_all_its_tags_and_this_is_reported(registry: str, image: Descriptor) -> None:
-    result = ocistream("rm", f"{registry}/app@{image['digest']}")
-    assertions.success(result)
+    result = succeed("rm", f"{registry}/app@{image['digest']}")
     assert result.lines() == [f"{registry}/app@{image['digest']}"]
     assert "deleted the manifest with all its tags" in result.err
     assert tags(registry, "app") == ["3"]
@@ -80,20 +79,17 @@ def test_several_are_deleted_or_none_if_one_does_not_exist(registry: str) -> Non
     assertions.failure(ocistream("rm", f"{registry}/app:1", f"{registry}/app:none"), 4, "app:none not found")
     assertions.failure(ocistream("rm", f"{registry}/app:1", f"{registry}/gone:1"), 4, "gone:1 not found")
     assert sorted(tags(registry, "app")) == ["1", "2", "3"]
-    result = ocistream("rm", f"{registry}/app:1", f"{registry}/app:3", f"{registry}/app:1")
-    assertions.success(result)
+    result = succeed("rm", f"{registry}/app:1", f"{registry}/app:3", f"{registry}/app:1")
     assert [line.partition("@")[0] for line in result.lines()] == [f"{registry}/app:1", f"{registry}/app:3"]
     assert tags(registry, "app") == ["2"]
 
 
 def test_a_dry_run_deletes_nothing(served: FaultyRegistry, host: str, image: Descriptor) -> None:
-    result = ocistream("rm", "--dry-run", f"{host}/app:1", f"{host}/app@{image['digest']}")
-    assertions.success(result)
+    result = succeed("rm", "--dry-run", f"{host}/app:1", f"{host}/app@{image['digest']}")
     assert result.lines() == [f"{host}/app:1@{image['digest']}", f"{host}/app@{image['digest']}"]
     assert f"would delete the tag: {host}/app:1" in result.err
     assert "would delete the manifest with all its tags" in result.err
-    result = ocistream("rm", "--dry-run", "--by-digest", f"{host}/app:1")
-    assertions.success(result)
+    result = succeed("rm", "--dry-run", "--by-digest", f"{host}/app:1")
     assert "would delete the tag, or its manifest with all its tags if the registry does not" in result.err
     assert {request.method for request in served.requests} == {"HEAD"}
     assertions.failure(ocistream("rm", "--dry-run", f"{host}/app:none"), 4, "app:none not found")
@@ -113,8 +109,7 @@ class TestUnsupported:
         self, served: FaultyRegistry, host: str, image: Descriptor
     ) -> None:
         served.faults.append(Fault(NO_TAGS, method="DELETE", path="/manifests/[0-9]$", times=None))
-        result = ocistream("rm", "--by-digest", f"{host}/app:1", f"{host}/app:2")
-        assertions.success(result)
+        result = succeed("rm", "--by-digest", f"{host}/app:1", f"{host}/app:2")
         assert result.lines() == [f"{host}/app:{tag}@{image['digest']}" for tag in "12"]
         assert result.err.count("deleted the manifest with all its tags") == 2
         assert tags(host, "app") == ["3"]
@@ -122,7 +117,7 @@ class TestUnsupported:
         assert len(served.asked("DELETE")) == 2
 
     def test_by_digest_deletes_only_the_tag_if_the_registry_supports_that(self, host: str) -> None:
-        assertions.success(ocistream("rm", "--by-digest", f"{host}/app:1"))
+        succeed("rm", "--by-digest", f"{host}/app:1")
         assert sorted(tags(host, "app")) == ["2", "3"]
 
     @pytest.mark.parametrize("options", [[], ["--by-digest"]])
@@ -136,8 +131,7 @@ class TestUnsupported:
 
     def test_an_archive_that_is_served_is_never_changed(self, layout: Layout) -> None:
         small_image(layout, name="127.0.0.1/app:1")
-        with started_fork("serve", layout.path, "--read-only", "--listen", "127.0.0.1:0") as process:
-            host = process.stdout.readline().decode().strip()
+        with serving(layout.path, "--read-only") as (_, host):
             for options, words in (([], "does not delete the tag"), (["--by-digest"], "does not delete 127.0.0.1")):
                 result = ocistream("rm", f"{host}/app:1", *options)
                 hint = "this registry is read-only)\n  nothing can be deleted there: ask its operator\n"
@@ -151,7 +145,7 @@ class TestPermission:
         token = auth.token_for("repository:app:pull,push", user="ada")
         seed(layout, small_image(layout), registry.host, "app", "1", headers={"Authorization": f"Bearer {token}"})
         env = {"OCISTREAM_USERNAME": "ada", "OCISTREAM_PASSWORD": "lovelace"}
-        assertions.success(ocistream("rm", f"{registry.host}/app:1", env=env))
+        succeed("rm", f"{registry.host}/app:1", env=env)
         assert [request.scopes for request in auth.requests] == [("repository:app:pull,delete",)]
 
     @pytest.mark.parametrize("status", [401, 403])
@@ -173,7 +167,7 @@ class TestDigests:
     def test_a_tag_that_has_another_digest_than_the_given_one_stays(self, host: str, image: Descriptor) -> None:
         assertions.failure(ocistream("rm", f"{host}/app:3@{image['digest']}"), 5, image["digest"])
         assert sorted(tags(host, "app")) == ["1", "2", "3"]
-        assertions.success(ocistream("rm", f"{host}/app:1@{image['digest']}"))
+        succeed("rm", f"{host}/app:1@{image['digest']}")
         assert sorted(tags(host, "app")) == ["2", "3"]
 
     def test_a_digest_that_the_registry_does_not_state_is_computed(
@@ -187,7 +181,7 @@ def test_a_lost_answer_to_a_deletion_is_not_a_failure(served: FaultyRegistry, ho
     # The registry had deleted the tag before, and answers 404 to the next attempt.
     served.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), method="DELETE", times=None))
     served.faults.append(Fault(refusal(404, "MANIFEST_UNKNOWN"), method="HEAD", skip=1, times=None))
-    assertions.success(ocistream("rm", f"{host}/app:1"))
+    succeed("rm", f"{host}/app:1")
 
 
 def test_a_404_for_an_image_that_still_exists_is_an_error(served: FaultyRegistry, host: str) -> None:
@@ -218,7 +212,7 @@ class TestArguments:
     def test_a_layout_may_be_written_with_its_transport_and_the_name(self, layout: Layout) -> None:
         small_image(layout, name="v1")
         other = small_image(layout, name="v2", annotations={"a": "b"})
-        assertions.success(ocistream("rm", f"oci:{layout.path}:v1"))
+        succeed("rm", f"oci:{layout.path}:v1")
         assert ocistream("digest", layout.path).lines() == [other["digest"]]
         assertions.failure(ocistream("rm", f"oci:{layout.path}"), 2, "NAME")
         assertions.failure(ocistream("rm", f"oci-archive:{layout.path}", "v2"), 2, "is an archive")

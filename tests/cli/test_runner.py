@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from coverage import CoverageData
 import ocistream
 from tests import fork_runner
 from tests import runner as run
+from tests.cli.serving import really_serving, serving
 from tests.images import Layout
 
 MIB = 1 << 20
@@ -170,28 +169,6 @@ def test_a_program_that_starts_a_fork_sees_it_stop_reading() -> None:
             pipe.write(b"x")
 
 
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[fork_runner.Fork]:
-    """Start a fork that runs until it gets a signal, and wait for its first line."""
-    reader, writer = os.pipe()
-    nothing = os.open(os.devnull, os.O_RDWR)
-    line = ["ocistream", "serve", str(folder), "--listen=127.0.0.1:0"]
-    fork = fork_runner.server().fork(
-        fork_runner.Request(line, dict(os.environ), str(folder)), [nothing, writer, nothing]
-    )
-    os.close(writer)
-    os.close(nothing)
-    try:
-        with os.fdopen(reader, "rb") as said:
-            assert said.readline()
-            yield fork
-    finally:
-        fork.kill()
-        while fork.code is None:
-            fork.read()
-        fork.close()
-
-
 def descriptors(pid: int) -> list[str]:
     """Return the kinds of the open descriptors of a process."""
     links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115 - not a path
@@ -199,14 +176,11 @@ def descriptors(pid: int) -> list[str]:
 
 
 def test_a_fork_has_no_descriptors_of_another_one(tmp_path: Path) -> None:
-    with serving(tmp_path) as first, run.started("serve", tmp_path, "--listen=127.0.0.1:0") as real:
-        assert real.stdout
-        assert real.stdout.readline()
-        with serving(tmp_path) as second:
-            assert descriptors(first.pid) == descriptors(second.pid)
-            # One more than a real process: the fork reports its pauses through it.
-            assert len(descriptors(second.pid)) == len(descriptors(real.pid)) + 1
-            assert os.getsid(second.pid) == second.pid != os.getsid(first.pid)
+    with serving(tmp_path) as (first, _), really_serving(tmp_path) as (real, _), serving(tmp_path) as (second, _):
+        assert descriptors(first.pid) == descriptors(second.pid)
+        # One more than a real process: the fork reports its pauses through it.
+        assert len(descriptors(second.pid)) == len(descriptors(real.pid)) + 1
+        assert os.getsid(second.pid) == second.pid != os.getsid(first.pid)
 
 
 def test_branches_of_forks_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

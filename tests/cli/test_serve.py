@@ -7,10 +7,8 @@ import json
 import resource
 import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -18,29 +16,14 @@ import pytest
 
 from ocistream import limits
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.serving import really_serving, serving, stop
 from tests.images import OCI_CONFIG, OCI_MANIFEST, Layout, digest_of, small_image
 from tests.raw_http import Client
 from tests.registry_http import manifest_digest, seed
-from tests.runner import Argument, Environment, Running, ocistream, started, started_fork
+from tests.runner import ocistream
 
 pytestmark = pytest.mark.usefixtures("interruptible")
-
-
-@contextlib.contextmanager
-def serving(
-    *argv: Argument, listen: str = "127.0.0.1:0", cwd: Path | None = None, env: Environment | None = None
-) -> Iterator[tuple[Running, str]]:
-    """Run `ocistream serve` in a fork, and yield the process and the address that it prints."""
-    with started_fork("serve", *argv, "--listen", listen, cwd=cwd, env=env) as process:
-        yield process, process.stdout.readline().decode().rstrip("\n")
-
-
-@contextlib.contextmanager
-def really_serving(*argv: Argument, env: Environment | None = None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run `ocistream serve` in a real process, to measure its memory and descriptors."""
-    with started("serve", *argv, "--listen=127.0.0.1:0", env=env) as process:
-        assert process.stdout
-        yield process, process.stdout.readline().decode().rstrip("\n")
 
 
 @pytest.mark.uncounted
@@ -48,8 +31,8 @@ def test_the_first_line_is_the_address_and_the_registry_works(layout: Layout, tm
     image = small_image(layout, name="app")
     with serving(tmp_path / "store") as (process, host):
         assert host.startswith("127.0.0.1:")
-        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
-        assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
+        succeed("push", "-i", layout.path, f"{host}/app:1")
+        succeed("pull", f"{host}/app:1", "-o", tmp_path / "x.tar")
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     store = tmp_path / "store"
@@ -86,7 +69,7 @@ def test_read_only_refuses_pushes(layout: Layout, tmp_path: Path) -> None:
     with serving(layout.path, "--read-only") as (_, host):
         result = ocistream("push", "-i", layout.path, f"{host}/new:1")
         assertions.failure(result, 8, "does not accept pushes", "405", "push to another registry")
-        assertions.success(ocistream("pull", f"{host}/app@{image['digest']}", "-o", tmp_path / "x.tar"))
+        succeed("pull", f"{host}/app@{image['digest']}", "-o", tmp_path / "x.tar")
     assert sorted(layout.path.rglob("*")) == before
     missing = ocistream("serve", tmp_path / "missing", "--read-only", "--listen", "127.0.0.1:0")
     assertions.failure(missing, 4, "missing", "no such directory")
@@ -99,9 +82,7 @@ def test_verbose_prints_requests(layout: Layout, tmp_path: Path) -> None:
         with serving(tmp_path / "store", *argv) as (process, host):
             seed(layout, image, host, "app", "1")
             assert manifest_digest(host, "gone", "\x1b[2J"[2:]) is None
-            process.terminate()
-            _, err = process.communicate(timeout=60)
-        lines = err.decode().splitlines()
+            lines = stop(process).splitlines()
         if not argv:
             assert lines == ["ocistream: terminated"]
         elif len(argv) == 1:
@@ -153,22 +134,21 @@ def test_a_corrupt_blob_is_never_served_and_a_push_replaces_it(layout: Layout, t
     layer = layout.read(image["digest"])["layers"][0]["digest"]
     blob = tmp_path / "store" / "blobs" / layer.replace(":", "/")
     with serving(tmp_path / "store") as (_, host):
-        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        succeed("push", "-i", layout.path, f"{host}/app:1")
     content = blob.read_bytes()
     blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with serving(tmp_path / "store") as (process, host):
         pulled = ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--retries=1")
         assertions.failure(pulled, 7, layer)
         assert not (tmp_path / "x.tar").exists()
-        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
-        assertions.success(ocistream("pull", f"{host}/app:1", "-o", tmp_path / "x.tar"))
-        process.terminate()
-        _, err = process.communicate(timeout=60)
+        succeed("push", "-i", layout.path, f"{host}/app:1")
+        succeed("pull", f"{host}/app:1", "-o", tmp_path / "x.tar")
+        err = stop(process)
     assert blob.read_bytes() == content
-    told = [line for line in err.decode().splitlines() if "is corrupt: it is not served" in line]
+    told = [line for line in err.splitlines() if "is corrupt: it is not served" in line]
     assert len(told) == 1
     assert layer in told[0]
-    assertions.success(ocistream("verify", tmp_path / "x.tar"))
+    succeed("verify", tmp_path / "x.tar")
 
 
 @pytest.mark.parametrize("argv", [[], ["--log-format=json"]])
@@ -178,9 +158,8 @@ def test_server_errors_are_printed_without_verbose(layout: Layout, argv: list[st
         (layout.path / "index.json").write_text("broken")
         with Client(host) as ask:
             assert [ask("GET", "/v2/app/tags/list").status for _ in range(2)] == [500, 500]
-        process.terminate()
-        _, err = process.communicate(timeout=60)
-    told = err.decode().splitlines()[:-1]
+        err = stop(process)
+    told = err.splitlines()[:-1]
     assert len(told) == 2
     assert all("/v2/app/tags/list" in line and "not valid JSON" in line for line in told)
     if argv:
@@ -204,7 +183,7 @@ def test_every_loopback_address_is_accepted(layout: Layout, tmp_path: Path, list
         pytest.skip("this machine has no IPv6")
     small_image(layout, name="app")
     with serving(tmp_path / "store", listen=listen) as (_, host):
-        assertions.success(ocistream("push", "-i", layout.path, f"{host}/app:1"))
+        succeed("push", "-i", layout.path, f"{host}/app:1")
         assert host.rpartition(":")[0] == listen.rpartition(":")[0].replace("localhost", "127.0.0.1")
 
 

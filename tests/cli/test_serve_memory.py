@@ -19,7 +19,7 @@ import pytest
 
 from ocistream import limits
 from tests.certificates import make_certificate
-from tests.cli.test_serve import really_serving
+from tests.cli.serving import really_serving
 from tests.html_page import Page
 from tests.images import OCI_INDEX, Layout, digest_of, thousands_of_images
 from tests.raw_http import Client, connect

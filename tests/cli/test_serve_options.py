@@ -14,10 +14,11 @@ import pytest
 from tests.archives import small_first, tar_of
 from tests.certificates import make_certificate
 from tests.cli import assertions
-from tests.cli.test_serve import really_serving, serving
+from tests.cli.assertions import succeed
+from tests.cli.serving import really_serving, serving, stop
 from tests.images import Layout, digest_of, small_image
 from tests.registry_http import basic, get
-from tests.runner import ocistream, started_fork
+from tests.runner import ocistream
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -57,29 +58,25 @@ def test_an_address_of_another_machine_is_reported_with_its_correction(archive: 
 
 
 def test_a_new_layout_is_reported(tmp_path: Path) -> None:
-    for notice in (b"ocistream: created an empty layout in new\n", b""):
-        with started_fork("serve", "new", "--listen=127.0.0.1:0", cwd=tmp_path) as process:
-            assert process.stdout.readline()
-            process.terminate()
-            _, err = process.communicate(timeout=60)
-        assert err == notice + b"ocistream: new has no images yet\nocistream: terminated\n"
+    for notice in ("ocistream: created an empty layout in new\n", ""):
+        with serving("new", cwd=tmp_path) as (process, _):
+            assert stop(process) == f"{notice}ocistream: new has no images yet\nocistream: terminated\n"
 
 
 def test_with_a_password_from_stdin_every_address_is_accepted(archive: Path) -> None:
     read, write = os.pipe()
     os.write(write, f"{PASSWORD}\n".encode())
     os.close(write)
-    argv: list[str | Path] = ["serve", archive, "--listen=0.0.0.0:0", "-u", "ada", "--password-stdin"]
+    argv: list[str | Path] = [archive, "-u", "ada", "--password-stdin"]
     try:
-        with started_fork(*argv, stdin=read, env={"OCISTREAM_PASSWORD": "another"}) as process:
-            port = process.stdout.readline().decode().strip().rpartition(":")[2]
-            assert get(f"127.0.0.1:{port}", "/v2/", headers=basic("ada", PASSWORD))[0] == 200
-            assert get(f"127.0.0.1:{port}", "/v2/", headers=basic("ada", "another"))[0] == 401
-            process.terminate()
-            _, err = process.communicate(timeout=60)
+        with serving(*argv, listen="0.0.0.0:0", stdin=read, env={"OCISTREAM_PASSWORD": "another"}) as (process, host):
+            address = f"127.0.0.1:{host.rpartition(':')[2]}"
+            assert get(address, "/v2/", headers=basic("ada", PASSWORD))[0] == 200
+            assert get(address, "/v2/", headers=basic("ada", "another"))[0] == 401
+            err = stop(process)
     finally:
         os.close(read)
-    assert b"no TLS (--tls-cert): others on the network can read the password" in err
+    assert "no TLS (--tls-cert): others on the network can read the password" in err
 
 
 def test_options_that_need_another_are_refused_without_it(archive: Path, tmp_path: Path) -> None:
@@ -102,22 +99,18 @@ def test_tls_uses_the_given_certificate(archive: Path, tmp_path: Path) -> None:
     with serving(archive, "--tls-cert", certificate.file, "--tls-key", certificate.key_file) as (_, host):
         pull: list[str | Path] = ["pull", f"{host}/app:1", "-o", tmp_path / "x.tar", "--retries=0"]
         assertions.failure(ocistream(*pull), 7, "certificate")
-        assertions.success(ocistream(*pull, "--ca-cert", certificate.file))
+        succeed(*pull, "--ca-cert", certificate.file)
 
 
 class TestAccessLog:
     def test_each_request_is_a_line_in_the_common_log_format(self, archive: Path, tmp_path: Path) -> None:
         log = tmp_path / "access.log"
         env = {"OCISTREAM_PASSWORD": PASSWORD}
-        argv: list[str | Path] = ["serve", archive, "--listen=127.0.0.1:0", "--username=ada", "--access-log", log]
-        with started_fork(*argv, env=env) as process:
-            host = process.stdout.readline().decode().strip()
+        with serving(archive, "--username=ada", "--access-log", log, env=env) as (process, host):
             get(host, "/v2/")
             get(host, '/v2/app/tags/list?n=1&token=s3cr3t&last="', headers=basic("ada", PASSWORD))
             get(host, f"/v2/app/blobs/{digest_of(b'none')}", headers=basic("ada", PASSWORD))
-            process.terminate()
-            _, err = process.communicate(timeout=60)
-        assert err == b"ocistream: terminated\n"
+            assert stop(process) == "ocistream: terminated\n"
         lines = log.read_text().splitlines()
         pattern = re.compile(
             r'127\.0\.0\.1 - (\S+) \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "(.*)" (\d{3}) (\d+|-)'
@@ -135,9 +128,7 @@ class TestAccessLog:
     def test_each_request_is_an_object_on_stderr_with_log_format_json(self, archive: Path) -> None:
         with serving(archive, "--access-log=-", "--log-format=json") as (process, host):
             get(host, "/v2/?x=y")
-            process.terminate()
-            _, err = process.communicate(timeout=60)
-        entries = [entry for entry in map(json.loads, err.decode().splitlines()) if "method" in entry]
+            entries = [entry for entry in map(json.loads, stop(process).splitlines()) if "method" in entry]
         assert len(entries) == 1
         assert entries[0] | {"time": "", "seconds": 0} == {
             "time": "",

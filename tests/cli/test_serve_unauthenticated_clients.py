@@ -9,17 +9,15 @@ from pathlib import Path
 import pytest
 
 from ocistream import limits
+from tests.cli.serving import really_serving
 from tests.raw_http import connect
 from tests.registry_http import get
-from tests.runner import started
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 def test_clients_wait_in_a_queue_as_long_as_the_number_of_connections(tmp_path: Path) -> None:
-    with started("serve", tmp_path / "store", "--listen=127.0.0.1:0") as process, contextlib.ExitStack() as stack:
-        assert process.stdout
-        host = process.stdout.readline().decode().strip()
+    with really_serving(tmp_path / "store") as (process, host), contextlib.ExitStack() as stack:
         # A stopped process is like a busy one: only the kernel accepts connections.
         process.send_signal(signal.SIGSTOP)
         stack.callback(process.send_signal, signal.SIGCONT)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.archives import items_of, tar_of
-from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.cli.terminal import Screen, on_terminal
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
-from tests.runner import command, ocistream
+from tests.runner import command
 
 MIB = 1 << 20
 #: A program that reads its input and writes to the terminal: complete lines at random times, and prompts without a
@@ -178,8 +178,7 @@ def test_a_prompt_of_the_via_command_is_not_overwritten(registry: FaultyRegistry
 def test_the_receiving_side_of_a_pipe_without_a_terminal_prints_only_its_result(
     served: FaultyRegistry, layout: Layout, options: list[str]
 ) -> None:
-    result = ocistream("push", f"{served.host}/app:1", *options, stdin=tar_of(items_of(layout)))
-    assertions.success(result)
+    result = succeed("push", f"{served.host}/app:1", *options, stdin=tar_of(items_of(layout)))
     assert re.fullmatch(r"127\.0\.0\.1:[0-9]+/app:1@sha256:[0-9a-f]{64}", "\n".join(result.lines()))
     assert result.err == ""
 
@@ -189,13 +188,11 @@ def test_the_receiving_side_of_a_pipe_without_a_terminal_prints_only_its_result(
 def test_the_receiving_side_of_a_pipe_prints_a_summary_on_request(
     served: FaultyRegistry, layout: Layout, option: str
 ) -> None:
-    result = ocistream("push", f"{served.host}/app:1", option, stdin=tar_of(items_of(layout)))
-    assertions.success(result)
+    result = succeed("push", f"{served.host}/app:1", option, stdin=tar_of(items_of(layout)))
     assert result.err.splitlines()[-1].startswith("ocistream: copied 4 blobs")
 
 
 @pytest.mark.usefixtures("image")
 def test_a_push_from_a_directory_without_a_terminal_prints_a_summary(served: FaultyRegistry, layout: Layout) -> None:
-    result = ocistream("push", "-i", layout.path, f"{served.host}/app:1", stdin=b"unused")
-    assertions.success(result)
+    result = succeed("push", "-i", layout.path, f"{served.host}/app:1", stdin=b"unused")
     assert result.err.startswith("ocistream: copied 4 blobs")

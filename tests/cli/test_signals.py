@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -11,17 +10,18 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli import assertions
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, too_many_requests
 from tests.images import Layout
 from tests.registry_http import seed, tags
-from tests.runner import Argument, command, ocistream, real, run, started, started_fork
+from tests.runner import Argument, Result, command, ocistream, real, run, started, started_fork
 
 MIB = 1 << 20
 #: Signals that end a run, and its exit codes.
@@ -49,31 +49,22 @@ def uncounted() -> dict[str, str | None]:
     return dict.fromkeys(name for name in os.environ if name.startswith("COVERAGE_"))
 
 
-@contextlib.contextmanager
-def stopped_in_the_middle(
+def stopped(
     registry: FaultyRegistry, number: signal.Signals, *argv: Argument, until: Callable[[], bool] = lambda: True
-) -> Iterator[Callable[[], tuple[int, bytes, str]]]:
-    """Send a signal when the transfer has stalled and `until` is true; yield a function that returns the outcome."""
-    with started_fork(*argv) as process:
-        assertions.wait_for(lambda: [request for request in registry.requests if request.fault])
-        assertions.wait_for(until)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-        yield lambda: (process.returncode, out, err.decode())
+) -> Result:
+    """Run a command, and send it a signal when the transfer has stalled and `until` is true."""
+    return signalled(number, *argv, until=lambda: any(request.fault for request in registry.requests) and until())
 
 
 @pytest.mark.parametrize(("number", "code"), ENDED)
 def test_a_stopped_pull_into_a_file_keeps_a_partial_file_and_reports_it(
-    stalling: FaultyRegistry, tmp_path: Path, number: signal.Signals, code: int
+    stalling: FaultyRegistry, folder: Path, number: signal.Signals, code: int
 ) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
     partial = folder / ".app.tar.partial"
     pull = ("pull", f"{stalling.host}/app:1", "-o", folder / "app.tar")
-    with stopped_in_the_middle(stalling, number, *pull, until=lambda: _has(partial, MIB)) as end:
-        got, out, err = end()
-    assert (got, out) == (code, b"")
-    first, second = err.splitlines()
+    ended = stopped(stalling, number, *pull, until=lambda: _has(partial, MIB))
+    assert (ended.code, ended.out) == (code, b"")
+    first, second = ended.err.splitlines()
     assert first.startswith("ocistream: error: ")
     assert f"are stored in {partial}: re-run the same command to resume" in second
     assertions.nothing_left(folder, partial.name)
@@ -92,24 +83,21 @@ def test_a_stopped_pull_into_a_layout_keeps_partial_blobs(
     def until() -> bool:
         return _has(partial, MIB) and partial.with_name(other).exists()
 
-    with stopped_in_the_middle(stalling, signal.SIGINT, *pull, until=until) as end:
-        code, _, err = end()
-    assert code == 130
-    assert f"are stored in {partial}" in err
+    ended = stopped(stalling, signal.SIGINT, *pull, until=until)
+    assert ended.code == 130
+    assert f"are stored in {partial}" in ended.err
     assert not (folder / "index.json").exists()
     assert [path.name for path in folder.rglob(".*")] == [partial.name]
     assert layout.file(f"sha256:{layer}").read_bytes().startswith(partial.read_bytes())
 
 
 @pytest.mark.parametrize("end", ["app.tar", "pulled/"])
-def test_a_pull_that_is_stopped_early_leaves_no_files(stalling: FaultyRegistry, tmp_path: Path, end: str) -> None:
+def test_a_pull_that_is_stopped_early_leaves_no_files(stalling: FaultyRegistry, folder: Path, end: str) -> None:
     stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
-    pull = ("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", f"{tmp_path}/new/{end}")
-    (tmp_path / "new").mkdir()
-    with stopped_in_the_middle(stalling, signal.SIGTERM, *pull) as ended:
-        code, _, err = ended()
-    assert (code, len(err.splitlines())) == (143, 1)
-    assertions.no_partial_files(tmp_path / "new")
+    pull = ("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", f"{folder}/{end}")
+    ended = stopped(stalling, signal.SIGTERM, *pull)
+    assert (ended.code, len(ended.err.splitlines())) == (143, 1)
+    assertions.no_partial_files(folder)
 
 
 def _has(path: Path, size: int) -> bool:
@@ -120,11 +108,10 @@ def _has(path: Path, size: int) -> bool:
 def test_a_stopped_pull_to_stdout_writes_no_end_of_archive(
     stalling: FaultyRegistry, number: signal.Signals, code: int
 ) -> None:
-    with stopped_in_the_middle(stalling, number, "pull", f"{stalling.host}/app:1") as end:
-        got, out, _ = end()
-    assert got == code
-    assert 0 < len(out) < 5 * MIB
-    pushed = ocistream("push", f"{stalling.host}/other:1", stdin=out)
+    ended = stopped(stalling, number, "pull", f"{stalling.host}/app:1")
+    assert ended.code == code
+    assert 0 < len(ended.out) < 5 * MIB
+    pushed = ocistream("push", f"{stalling.host}/other:1", stdin=ended.out)
     assertions.failure(pushed, 6, "truncated")
     assert tags(stalling.host, "other") == []
 
@@ -214,12 +201,11 @@ def stopped_again_and_again(process: subprocess.Popen[bytes], first: signal.Sign
     ],
 )
 def test_signals_that_follow_the_first_do_no_harm(
-    stalling: FaultyRegistry, tmp_path: Path, first: signal.Signals, others: signal.Signals, end: str
+    stalling: FaultyRegistry, folder: Path, first: signal.Signals, others: signal.Signals, end: str
 ) -> None:
     """A wrapper may forward a signal that the terminal has already sent."""
-    (tmp_path / "new").mkdir()
     stalling.faults = [dataclasses.replace(stalling.faults[0], action=Stall(after=1000))]
-    to = end if end == "-" else f"{tmp_path}/new/{end}"
+    to = end if end == "-" else f"{folder}/{end}"
     with started("pull", "--jobs=1", f"{stalling.host}/app:1", "-o", to, env=uncounted()) as process:
         assertions.wait_for(lambda: [request for request in stalling.requests if request.fault])
         said = stopped_again_and_again(process, first, others)
@@ -227,7 +213,7 @@ def test_signals_that_follow_the_first_do_no_harm(
     number = others if process.returncode == 128 + others else first
     word = "interrupted" if number == signal.SIGINT else "terminated"
     assert (process.returncode, said) == (128 + number, f"ocistream: error: {word}\n")
-    assertions.no_partial_files(tmp_path / "new")
+    assertions.no_partial_files(folder)
 
 
 def test_a_second_signal_during_the_deletion_of_an_upload_does_no_harm(start: Start, layout: Layout) -> None:
@@ -271,10 +257,7 @@ def test_a_signal_ends_a_credential_helper(tmp_path: Path) -> None:
     helper.chmod(0o755)
     (tmp_path / "config.json").write_text('{"credsStore": "slow"}')
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DOCKER_CONFIG": str(tmp_path)}
-    with started_fork("logout", "registry.test", env=env) as process:
-        assertions.wait_for(pid.exists)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
+    assert signalled(signal.SIGTERM, "logout", "registry.test", env=env, until=pid.exists).code == 143
     assertions.wait_for(lambda: has_ended(int(pid.read_text())))
 
 
@@ -316,9 +299,8 @@ def test_a_wait_before_a_retry_can_be_interrupted(stalling: FaultyRegistry, tmp_
     for jobs in (1, 2):
         stalling.requests.clear()
         pull = ("pull", f"--jobs={jobs}", f"{stalling.host}/app:1", "-o", tmp_path / "app.tar")
-        with stopped_in_the_middle(stalling, signal.SIGINT, *pull) as end:
-            code, _, err = end()
-        assert (code, err.splitlines()[-1]) == (130, "ocistream: error: interrupted")
+        ended = stopped(stalling, signal.SIGINT, *pull)
+        assert (ended.code, ended.err.splitlines()[-1]) == (130, "ocistream: error: interrupted")
 
 
 # Any two of these values are together in some run: one function handles all signals.

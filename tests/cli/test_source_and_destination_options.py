@@ -9,6 +9,7 @@ import pytest
 
 from tests.certificates import Certificate
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.commands import options as options_of
 from tests.cli.fixture_types import Start
 from tests.cli.two_registries import PASSWORDS, World
@@ -32,11 +33,9 @@ def shown_to(registry: FaultyRegistry) -> set[str | None]:
 
 
 def test_from_https_to_plain_http_and_back_each_with_its_own_password(world: World) -> None:
-    there = world.there(world.ca_of("src"), "--dest-plain-http", "-vv")
-    assertions.success(there)
+    there = assertions.success(world.there(world.ca_of("src"), "--dest-plain-http", "-vv"))
     assert there.lines() == [f"{world.http}/copied:1@{world.image['digest']}"]
-    back = world.back(world.ca_of("dest"), "--src-plain-http", "-vv")
-    assertions.success(back)
+    back = assertions.success(world.back(world.ca_of("dest"), "--src-plain-http", "-vv"))
     assert back.lines() == [f"{world.https}/copied:1@{world.image['digest']}"]
     assert shown_to(world.secure) == {None, basic("me", PASSWORDS[0])["Authorization"]}
     assert shown_to(world.plain) == {None, basic("you", PASSWORDS[1])["Authorization"]}
@@ -163,12 +162,10 @@ def test_options_of_a_side_that_is_not_in_a_registry_are_reported(
 ) -> None:
     seed(layout, small_image(layout, name="app"), served.host, "app", "1")
     argv = ["copy", f"{served.host}/app:1", f"oci:{tmp_path / 'out'}"]
-    result = ocistream(*argv, "--dest-insecure", "--dest-ca-cert=x", "--src-insecure")
-    assertions.success(result)
+    result = succeed(*argv, "--dest-insecure", "--dest-ca-cert=x", "--src-insecure")
     assert "--dest-insecure, --dest-ca-cert have no effect: the destination is not in a registry" in result.err
     assert "--src-insecure" not in result.err
-    asked = ocistream(*argv, "--dest-insecure", "--have", f"localhost:{served.host.partition(':')[2]}/app")
-    assertions.success(asked)
+    asked = succeed(*argv, "--dest-insecure", "--have", f"localhost:{served.host.partition(':')[2]}/app")
     assert "no effect" not in asked.err
     assert "no effect" not in ocistream(*argv, env={"OCISTREAM_DEST_CA_CERT": "x"}).err
 
@@ -226,7 +223,7 @@ def test_a_short_name_of_docker_hub_is_in_the_same_registry_as_a_full_name(
     config.write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
     password.write_text("secret")
     me = ["--username=me", f"--password-file={password}"]
-    assertions.success(ocistream("copy", "docker.io/library/app:1", "app:2", *me, f"--config={config}"))
+    succeed("copy", "docker.io/library/app:1", "app:2", *me, f"--config={config}")
     assert tags(hub.host, "library/app") == ["1", "2"]
 
 

@@ -14,14 +14,17 @@ import pytest
 from ocistream import limits
 from tests.archives import small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
+from tests.cli.sync_files import entry, sync_file
 from tests.cli.terminal import on_terminal
 from tests.faulty_auth import Basic
 from tests.faulty_registry import Fault, FaultyRegistry, PauseReading, Reply, Stall, StopReading, refusal
 from tests.http_doubles import unused_port
 from tests.images import OCI_MANIFEST, Layout, small_image, two_platforms
 from tests.registry_http import manifest, manifest_digest, seed, tags
-from tests.runner import Result, ocistream, started_fork
+from tests.runner import Argument, Result, ocistream, started_fork
 from tests.schemas import validate_ours
 
 TAGS = ["1.0", "1.1", "1.2-rc.1", "2.0", "latest"]
@@ -45,25 +48,8 @@ def source(start: Start, layout: Layout) -> FaultyRegistry:
     return registry
 
 
-@pytest.fixture
-def target(start: Start) -> FaultyRegistry:
-    return start()
-
-
 def sync(folder: Path, text: str, *argv: str | Path, **options: Any) -> Result:
-    file = folder / "sync.toml"
-    file.write_text(text)
-    return ocistream("sync", file, *argv, **options)
-
-
-def entry(source: str, *targets: str, **keys: Any) -> str:
-    """Return one [[sync]] table as text."""
-    lines = [
-        "[[sync]]",
-        f"from = {json.dumps(source)}",
-        f"to = {json.dumps(targets if len(targets) > 1 else targets[0])}",
-    ]
-    return "\n".join([*lines, *(f"{key} = {value}" for key, value in keys.items()), ""])
+    return ocistream("sync", sync_file(folder, text), *argv, **options)
 
 
 def fetched(registry: FaultyRegistry) -> Counter[str]:
@@ -96,9 +82,7 @@ class TestCopies:
     ) -> None:
         image, nameless = small_image(layout, name="1"), layout.image([b"nameless"])
         lost = layout.artifact(b"lost", subject=layout.image([b"elsewhere"]))
-        index = json.loads((layout.path / "index.json").read_bytes())
-        index["manifests"] += [nameless, lost]
-        (layout.path / "index.json").write_text(json.dumps(index))
+        layout.enter(nameless, lost)
         source = f"oci:{layout.path}"
         refused = sync(tmp_path, entry(source, f"{target.host}/app"))
         assert refused.code == 2
@@ -111,15 +95,6 @@ class TestCopies:
         # The command that the hint suggests works.
         one = sync(tmp_path, entry(f"{source}:{nameless['digest']}", f"{target.host}/app:nameless"))
         assert one.lines() == [f"{target.host}/app:nameless@{nameless['digest']}"], one.err
-
-    def test_all_tags_of_a_repository(self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
-        result = sync(tmp_path, entry(f"{source.host}/app", f"{target.host}/mirror/app"))
-        assertions.success(result)
-        same(source, target, "mirror/app", TAGS)
-        digest = manifest_digest(source.host, "app", "1.0")
-        assert f"{target.host}/mirror/app:1.0@{digest}" in result.lines()
-        assert len(result.lines()) == len(TAGS)
-        assert "5 images copied" in result.err
 
     def test_a_pattern_that_no_tag_matches_is_reported(
         self, source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
@@ -151,8 +126,7 @@ class TestCopies:
         again = sync(tmp_path, text)
         assert "replacing" not in again.err
         (tmp_path / "app.tar").write_bytes(b"notes")
-        result = sync(tmp_path, text)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text))
         assert "replacing oci-archive:app.tar: it cannot be read as an archive (" in result.err
 
     def test_an_image_by_digest_is_copied_by_digest(
@@ -161,8 +135,7 @@ class TestCopies:
         digest = manifest_digest(source.host, "app", "2.0")
         text = entry(f"{source.host}/app@{digest}", f"{target.host}/app")
         assertions.success(sync(tmp_path, text))
-        result = sync(tmp_path, text)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text))
         assert manifest_digest(target.host, "app", str(digest)) == digest
         assert tags(target.host, "app") == []
         assert "1 unchanged" in result.err
@@ -204,8 +177,7 @@ class TestCopies:
         seed(layout, small_image(layout, annotations={"tag": "moved"}), source.host, "app", "latest")
         for registry in (source, target):
             registry.requests.clear()
-        result = sync(tmp_path, text)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text))
         assert "1 image copied" in result.err
         assert "4 unchanged" in result.err
         assert len(result.lines()) == len(TAGS)
@@ -238,8 +210,7 @@ class TestCopies:
         subject = small_image(layout, annotations={"tag": "1.0"})
         signature = layout.artifact(b"signed", subject=subject)
         seed(layout, signature, source.host, "app")
-        result = sync(tmp_path, text)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text))
         assert "1 image copied" in result.err
         assert manifest_digest(target.host, "app", signature["digest"]) == signature["digest"]
         assert "1 unchanged" in sync(tmp_path, text).err
@@ -265,7 +236,7 @@ class TestLayoutsAndArchives:
         again = sync(tmp_path, text)
         assert (again.code, "2 unchanged" in again.err) == (0, True)
         assert (tmp_path / "app.tar").stat().st_mtime_ns == before
-        assertions.success(ocistream("verify", tmp_path / "app.tar"))
+        succeed("verify", tmp_path / "app.tar")
         text = entry("oci-archive:app.tar", f"{target.host}/app") + entry("oci:images:named", f"{target.host}/app")
         assertions.success(sync(tmp_path, text))
         assert sorted(tags(target.host, "app")) == ["2.0", "named"]
@@ -277,11 +248,8 @@ class TestLayoutsAndArchives:
         large = layout.blob(bytes(limits.MAX_MANIFEST + 1), OCI_MANIFEST)
         # Reading the manifest would report wrong bytes.
         layout.file(large["digest"]).write_bytes(b"x" * large["size"])
-        index = json.loads((layout.path / "index.json").read_bytes())
-        index["manifests"].append(large)
-        (layout.path / "index.json").write_text(json.dumps(index))
-        result = sync(tmp_path, entry(f"oci:{layout.path}", f"{target.host}/app"))
-        assertions.success(result)
+        layout.enter(large)
+        result = assertions.success(sync(tmp_path, entry(f"oci:{layout.path}", f"{target.host}/app")))
         assert f"not copied: {large['digest']} in oci:{layout.path}; manifest missing or malformed" in result.err
         assert tags(target.host, "app") == ["1.0"]
 
@@ -364,7 +332,7 @@ class TestSeveralDestinations:
         assert result.code == 7, result.err
         assert len(result.lines()) == 1
         assert result.lines()[0].endswith(f"@{image['digest']}")
-        assertions.success(ocistream("verify", out))
+        succeed("verify", out)
         assert [found["digest"] for found in assertions.index_of(out)] == [image["digest"]]
         errors = [line for line in result.err.splitlines() if line.startswith("ocistream: error: ")]
         assert len(errors) == 1, result.err
@@ -478,8 +446,7 @@ class TestCredentials:
         for registry, name in (one, "one"), (two, "two"):
             text += f'{{ location = "{registry.host}/app", credentials = "{name}" }},\n'
         text += "]\n"
-        result = sync(tmp_path, text, "-vv", env={"ONE": "first"})
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text, "-vv", env={"ONE": "first"}))
         assert "first" not in result.err
         result = sync(tmp_path, text, env={"ONE": "wrong"})
         assert result.code == 3
@@ -523,8 +490,7 @@ class TestCredentials:
         # Variables without a registry in their name apply to none of these.
         env |= {"OCISTREAM_USERNAME": "other", "OCISTREAM_PASSWORD": "secret"}
         text = entry(f"{source.host}/app:1.0", f"{one.host}/app", f"{two.host}/app")
-        result = sync(tmp_path, text, "--config", configuration, env=env)
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text, "--config", configuration, env=env))
         (line,) = [line for line in result.err.splitlines() if "has no effect" in line]
         assert "the variable OCISTREAM_USERNAME has no effect on `ocistream sync`: give each registry its" in line
 
@@ -536,8 +502,7 @@ class TestCredentials:
         text += f'[registry."{source.host}"]\ncredentials = "env:OCISTREAM_READ"\n'
         text += entry(f"{source.host}/app:1.0", f"{target.host}/app")
         env = {"OCISTREAM_TOKEN": "x", "OCISTREAM_READ_USERNAME": "me", "OCISTREAM_READ_PASSWORD": "y"}
-        result = sync(tmp_path, text, env={**env, "OCISTREAM_JBOS": "3"})
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text, env={**env, "OCISTREAM_JBOS": "3"}))
         (line,) = [line for line in result.err.splitlines() if "has no effect" in line]
         assert "OCISTREAM_JBOS has no effect: did you mean OCISTREAM_JOBS?" in line
 
@@ -614,8 +579,7 @@ class TestTheFile:
 
     @pytest.mark.parametrize("part", ["4/4", "0/0", "1", "-1/4", "a/b"])
     def test_an_invalid_shard_is_refused(self, tmp_path: Path, part: str) -> None:
-        (tmp_path / "sync.toml").write_text(entry("a/b", "c/d"))
-        assertions.failure(ocistream("sync", tmp_path / "sync.toml", f"--shard={part}"), 2, "--shard")
+        assertions.failure(sync(tmp_path, entry("a/b", "c/d"), f"--shard={part}"), 2, "--shard")
 
 
 def test_the_result_does_not_overwrite_the_sync_file(tmp_path: Path) -> None:
@@ -632,8 +596,7 @@ class TestShards:
         text = entry(f"{source.host}/app", f"{target.host}/app", f"{other.host}/app")
         lines: list[str] = []
         for number in range(3):
-            result = sync(tmp_path, text, "--shard", f"{number}/3")
-            assertions.success(result)
+            result = assertions.success(sync(tmp_path, text, "--shard", f"{number}/3"))
             assert f"shard {number}/3" in result.err
             lines += result.lines()
         assert len(lines) == len(set(lines)) == 2 * len(TAGS)
@@ -667,8 +630,7 @@ class TestResults:
         small_image(layout, name="a b")
         text = entry(f"oci:{layout.path}:a b", f"oci:{tmp_path}/out:new")
         for options in (["--dry-run"], []):
-            result = sync(tmp_path, text, *options)
-            assertions.success(result)
+            result = assertions.success(sync(tmp_path, text, *options))
             assert len(result.lines()) == 1
 
     def test_a_dry_run_prints_bytes_and_writes_nothing(
@@ -680,8 +642,7 @@ class TestResults:
         layout = Layout(tmp_path / "same")
         seed(layout, small_image(layout, annotations={"tag": "2.0"}), other.host, "app", "other")
         asked = len(other.requests)
-        result = sync(tmp_path, text, "--dry-run", "--result", tmp_path / "plan.json")
-        assertions.success(result)
+        result = assertions.success(sync(tmp_path, text, "--dry-run", "--result", tmp_path / "plan.json"))
         planned = json.loads((tmp_path / "plan.json").read_text())
         validate_ours(planned, "sync-result")
         assert target.asked("PUT|POST|PATCH") == []
@@ -694,8 +655,7 @@ class TestResults:
         assert sizes[1] == 0
         assert sizes[0] == sizes[2] == sizes[3] > 0
         assert plan[target.host][0] == "copy"
-        real = sync(tmp_path, text, "--result", tmp_path / "result.json")
-        assertions.success(real)
+        assertions.success(sync(tmp_path, text, "--result", tmp_path / "result.json"))
         document = json.loads((tmp_path / "result.json").read_text())
         assert [image["bytes"] for image in document["images"]] == sizes
         assert document["bytes"]["fetched"] == planned["bytes"]["fetched"] == sizes[0]
@@ -719,24 +679,20 @@ def test_an_interrupted_sync_reports_and_resumes(
     source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path
 ) -> None:
     target.faults.append(Fault(StopReading(after=0), method="PUT", path="/app/manifests/2.0$"))
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
+    file = sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
     # With two jobs, images are copied one by one.
-    with started_fork("sync", str(file), "--jobs=2", "--result", str(tmp_path / "result.json")) as process:
-        assertions.wait_for(lambda: target.asked("PUT", "/app/manifests/2.0$"))
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    argv: list[Argument] = ["sync", file, "--jobs=2", "--result", tmp_path / "result.json"]
+    ended = signalled(signal.SIGINT, *argv, until=lambda: target.asked("PUT", "/app/manifests/2.0$"))
     target.release()
-    assert process.returncode == 130, err
+    assert ended.code == 130, ended.err
     done = sorted(tags(target.host, "app"))
     assert done == ["1.0", "1.1", "1.2-rc.1"]
     document = json.loads((tmp_path / "result.json").read_text())
     validate_ours(document, "sync-result")
     assert document["complete"] is False
     assert [image["status"] for image in document["images"]] == ["copied"] * 3
-    assert b"3 images copied" in err
-    again = ocistream("sync", file)
-    assertions.success(again)
+    assert "3 images copied" in ended.err
+    again = succeed("sync", file)
     same(source, target, "app", TAGS)
     assert "2 images copied" in again.err
     assert "3 unchanged" in again.err
@@ -748,23 +704,19 @@ def test_an_interruption_ends_the_upload_to_one_destination_while_another_does_n
 ) -> None:
     seed_big(source, tmp_path, 32 << 20)
     target.faults.append(Fault(PauseReading(after=1 << 20), method="PATCH", times=None))
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
+    file = sync_file(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
     config = tmp_path / "config.toml"
     config.write_text(f"[registry.{json.dumps(other.host)}]\nprofile = 'distribution'\n")
-    with started_fork("sync", str(file), "--jobs=1", "--config", str(config)) as process:
-        received = [0]
+    received = [0]
 
-        def is_waiting() -> bool:
-            received.append(sum(request.received for request in other.asked("PATCH")))
-            return len(received) > 50 and received[-1] == received[-50] > 1 << 20
+    def is_waiting() -> bool:
+        received.append(sum(request.received for request in other.asked("PATCH")))
+        return len(received) > 50 and received[-1] == received[-50] > 1 << 20
 
-        assertions.wait_for(is_waiting)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    ended = signalled(signal.SIGINT, "sync", file, "--jobs=1", "--config", config, until=is_waiting)
     target.release()
-    assert process.returncode == 130, err
-    assert [request.status for request in other.asked("PATCH")] == [202], err
+    assert ended.code == 130, ended.err
+    assert [request.status for request in other.asked("PATCH")] == [202], ended.err
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -776,23 +728,18 @@ def test_an_interruption_inside_a_blob_resumes_for_several_destinations(
     layer, _ = layout.random_layer(8 << 20)
     seed(layout, layout.image([layer]), source.host, "big", "1")
     source.faults.append(Fault(Stall(after=6 << 20), method="GET", path=f"/blobs/{layer['digest']}"))
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
-    with started_fork("sync", str(file), "--jobs", jobs) as process:
+    file = sync_file(tmp_path, entry(f"{source.host}/big", f"{target.host}/big", f"{other.host}/big"))
 
-        def is_under_way() -> bool:
-            sent = [r for registry in (target, other) for r in registry.asked("PATCH") if r.received > 4 << 20]
-            return len(sent) == 2
+    def is_under_way() -> bool:
+        sent = [r for registry in (target, other) for r in registry.asked("PATCH") if r.received > 4 << 20]
+        return len(sent) == 2
 
-        assertions.wait_for(is_under_way)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    ended = signalled(signal.SIGINT, "sync", file, "--jobs", jobs, until=is_under_way)
     source.release()
-    assert process.returncode == 130, err
+    assert ended.code == 130, ended.err
     for registry in (target, other):
         assert tags(registry.host, "big") == []
-    again = ocistream("sync", file)
-    assertions.success(again)
+    succeed("sync", file)
     assert_big_copied(source, target, other)
 
 
@@ -833,9 +780,7 @@ def test_the_progress_total_excludes_a_failed_image(
 
 
 def test_result_lines_are_complete_with_a_bar(source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path) -> None:
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/app", f"{target.host}/app"))
-    seen = on_terminal("sync", str(file))
+    seen = on_terminal("sync", sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app")))
     assert seen.code == 0
     for tag in TAGS:
         line = f"{target.host}/app:{tag}@{manifest_digest(source.host, 'app', tag)}"
@@ -848,9 +793,8 @@ def test_several_images_are_examined_in_parallel(
     source: FaultyRegistry, target: FaultyRegistry, tmp_path: Path, options: list[str]
 ) -> None:
     source.faults.append(Fault(Stall(after=0), method="GET", path="/app/manifests/", times=3))
-    file = tmp_path / "sync.toml"
-    file.write_text(entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
-    with started_fork("sync", str(file), "--jobs", "3", *options) as process:
+    file = sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app", referrers="false"))
+    with started_fork("sync", file, "--jobs", "3", *options) as process:
         # No request has been answered yet.
         assertions.wait_for(lambda: len(source.asked("GET", "/app/manifests/")) == 3)
         source.release()
@@ -872,10 +816,9 @@ def test_only_a_few_of_many_archives_are_open_at_the_same_time(
         is_wrong = fault in {"a wrong manifest", "a wrong layer"} and number < 11
         path.write_bytes(archive.replace(content, content[:-1] + b" ") if is_wrong else archive)
         name = "other" if fault == "no such image" and number < 11 else "app"
-        entries.append(f'[[sync]]\nfrom = "oci-archive:{path}:{name}"\nto = "{target.host}/app:{number}"\n')
-    (tmp_path / "sync.toml").write_text("".join(entries))
+        entries.append(entry(f"oci-archive:{path}:{name}", f"{target.host}/app:{number}"))
     target.faults = [Fault(Stall(), "PUT", "/manifests/11")]
-    with started_fork("sync", str(tmp_path / "sync.toml"), "--jobs=1") as process:
+    with started_fork("sync", sync_file(tmp_path, "".join(entries)), "--jobs=1") as process:
         assertions.wait_for(lambda: target.asked("PUT", "/manifests/11"))
         opened = [str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
         target.release()

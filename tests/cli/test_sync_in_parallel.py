@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
+from tests.cli.sync_files import entry, sync_file
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import seed, tags
@@ -18,11 +21,6 @@ from tests.runner import ocistream, started_fork
 
 @pytest.fixture
 def source(start: Start) -> FaultyRegistry:
-    return start()
-
-
-@pytest.fixture
-def target(start: Start) -> FaultyRegistry:
     return start()
 
 
@@ -37,18 +35,12 @@ def layers(source: FaultyRegistry, tmp_path: Path) -> dict[str, Descriptor]:
     return layers
 
 
-def written(folder: Path, source: str, target: str) -> Path:
-    file = folder / "sync.toml"
-    file.write_text(f"[[sync]]\nfrom = {json.dumps(source)}\nto = {json.dumps(target)}\n")
-    return file
-
-
 def test_an_image_that_waits_does_not_delay_the_next_one(
     source: FaultyRegistry, target: FaultyRegistry, layers: dict[str, Descriptor], tmp_path: Path
 ) -> None:
     source.faults.append(Fault(Stall(), method="GET", path=f"/blobs/{layers['a']['digest']}"))
-    file = written(tmp_path, f"{source.host}/app", f"{target.host}/app")
-    with started_fork("sync", str(file)) as process:
+    file = sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app"))
+    with started_fork("sync", file) as process:
         assertions.wait_for(lambda: set(tags(target.host, "app")) == {"b", "c"})
         source.release()
         out, err = process.communicate(timeout=60)
@@ -61,8 +53,8 @@ def test_with_one_job_images_are_copied_one_by_one(
     source: FaultyRegistry, target: FaultyRegistry, layers: dict[str, Descriptor], tmp_path: Path
 ) -> None:
     source.faults.append(Fault(Stall(), method="GET", path=f"/blobs/{layers['a']['digest']}"))
-    file = written(tmp_path, f"{source.host}/app", f"{target.host}/app")
-    with started_fork("sync", str(file), "--jobs=1") as process:
+    file = sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app"))
+    with started_fork("sync", file, "--jobs=1") as process:
         assertions.wait_for(lambda: source.asked("GET", f"/blobs/{layers['a']['digest']}"))
         source.release()
         _, err = process.communicate(timeout=60)
@@ -78,16 +70,16 @@ def test_an_interruption_ends_all_images_that_are_being_copied(
 ) -> None:
     for tag in ("a", "b"):
         source.faults.append(Fault(Stall(), method="GET", path=f"/blobs/{layers[tag]['digest']}"))
-    file = written(tmp_path, f"{source.host}/app", f"{target.host}/app")
-    with started_fork("sync", str(file)) as process:
-        assertions.wait_for(lambda: all(source.asked("GET", f"/blobs/{layers[tag]['digest']}") for tag in ("a", "b")))
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+    file = sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app"))
+
+    def are_both_requested() -> bool:
+        return all(source.asked("GET", f"/blobs/{layers[tag]['digest']}") for tag in ("a", "b"))
+
+    ended = signalled(signal.SIGINT, "sync", file, until=are_both_requested)
     source.release()
-    assert process.returncode == 130, err
-    assert out == b""
+    assert (ended.code, ended.out) == (130, b""), ended.err
     assert tags(target.host, "app") == []
-    assertions.success(ocistream("sync", file))
+    succeed("sync", file)
     assert set(tags(target.host, "app")) == {"a", "b", "c"}
 
 
@@ -98,7 +90,7 @@ def test_the_exit_code_is_that_of_the_first_failed_image_in_order(
         Fault(refusal(403, "DENIED"), method="GET", path=f"/blobs/{layers['b']['digest']}"),
         Fault(refusal(404, "BLOB_UNKNOWN"), method="GET", path=f"/blobs/{layers['a']['digest']}"),
     ]
-    result = ocistream("sync", written(tmp_path, f"{source.host}/app", f"{target.host}/app"))
+    result = ocistream("sync", sync_file(tmp_path, entry(f"{source.host}/app", f"{target.host}/app")))
     assert result.code == 4
     errors = [line for line in result.err.splitlines() if " to " in line and ": " in line]
     assert [f"/app:{tag} to " in line for tag, line in zip(("a", "b"), errors, strict=False)] == [True, True]
@@ -113,8 +105,7 @@ def test_a_blob_that_two_images_need_is_read_once(
     for number in range(6):
         image = layout.image([layer], annotations={"number": f"{number}"}, config={"Cmd": [f"{number}"]})
         seed(layout, image, source.host, "shared", f"{number}")
-    result = ocistream("sync", written(tmp_path, f"{source.host}/shared", f"{target.host}/shared"))
-    assertions.success(result)
+    succeed("sync", sync_file(tmp_path, entry(f"{source.host}/shared", f"{target.host}/shared")))
     assert len(source.asked("GET", f"/blobs/{layer['digest']}")) == 1
 
 
@@ -123,7 +114,7 @@ def test_each_image_of_a_layout_is_visible_when_its_name_is_printed(
 ) -> None:
     source.faults.append(Fault(Stall(), method="GET", path=f"/blobs/{layers['c']['digest']}"))
     out = tmp_path / "out"
-    file = written(tmp_path, f"{source.host}/app", f"oci:{out}")
+    file = sync_file(tmp_path, entry(f"{source.host}/app", f"oci:{out}"))
 
     def listed() -> set[str]:
         if not (out / "index.json").exists():
@@ -131,7 +122,7 @@ def test_each_image_of_a_layout_is_visible_when_its_name_is_printed(
         entries = json.loads((out / "index.json").read_bytes())["manifests"]
         return {entry["annotations"]["org.opencontainers.image.ref.name"] for entry in entries}
 
-    with started_fork("sync", str(file)) as process:
+    with started_fork("sync", file) as process:
         # A waiting image does not delay the finished ones.
         assertions.wait_for(lambda: listed() == {"a", "b"})
         source.release()
@@ -144,12 +135,8 @@ def test_each_image_of_a_layout_is_visible_when_its_name_is_printed(
 def test_only_images_beyond_the_limit_of_an_index_fail(source: FaultyRegistry, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "full")
     image = layout.image([3072])
-    entries = [
-        {**image, "annotations": {"org.opencontainers.image.ref.name": f"other{number}"}} for number in range(9_999)
-    ]
-    document = {"schemaVersion": 2, "manifests": entries}
-    (layout.path / "index.json").write_text(json.dumps(document))
-    file = written(tmp_path, f"{source.host}/app", f"oci:{layout.path}")
+    layout.name(image, *(f"other{number}" for number in range(9_999)))
+    file = sync_file(tmp_path, entry(f"{source.host}/app", f"oci:{layout.path}"))
     result = ocistream("sync", file)
     assert result.code == 8
     assert len(result.lines()) == 1

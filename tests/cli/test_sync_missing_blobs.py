@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import assertions
+from tests.cli.sync_files import entry, sync_file
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout, two_platforms
 from tests.runner import Argument, Result, ocistream
@@ -24,12 +25,10 @@ def index(layout: Layout) -> Descriptor:
 def sync(request: pytest.FixtureRequest, layout: Layout, served: FaultyRegistry, tmp_path: Path) -> Sync:
     """Return a function that copies the layout's image to a destination of each kind, with these keys and options."""
     target = {"layout": f"oci:{tmp_path / 'out'}", "archive": f"{tmp_path / 'out.tar'}"}
-    plan = tmp_path / "plan.toml"
 
-    def run(keys: str, *options: Argument) -> Result:
+    def run(*options: Argument, **keys: str) -> Result:
         to = target.get(request.param, f"{served.host}/app:1")
-        plan.write_text(f'[[sync]]\nfrom = "oci:{layout.path}:app:1"\nto = "{to}"\n{keys}\n')
-        return ocistream("sync", plan, *options)
+        return ocistream("sync", sync_file(tmp_path, entry(f"oci:{layout.path}:app:1", to, **keys)), *options)
 
     return run
 
@@ -38,7 +37,7 @@ def sync(request: pytest.FixtureRequest, layout: Layout, served: FaultyRegistry,
 def test_a_missing_platform_is_an_error(index: Descriptor, sync: Sync, layout: Layout, options: list[str]) -> None:
     arm = layout.read(index["digest"])["manifests"][1]
     layout.file(arm["digest"]).unlink()
-    result = sync('platforms = ["linux/arm64"]', *options)
+    result = sync(*options, platforms='["linux/arm64"]')
     assert result.code == 6
     said = f"app:1 for linux/arm64/v8 is incomplete: neither the source nor the destination has {arm['digest']}"
     assert (
@@ -46,15 +45,14 @@ def test_a_missing_platform_is_an_error(index: Descriptor, sync: Sync, layout: L
         in result.err
     )
     # The platform that exists can be copied.
-    assertions.success(sync('platforms = ["linux/amd64"]', *options))
+    assertions.success(sync(*options, platforms='["linux/amd64"]'))
 
 
 def test_a_missing_platform_is_an_error_for_each_destination(index: Descriptor, layout: Layout, tmp_path: Path) -> None:
     layout.file(layout.read(index["digest"])["manifests"][1]["digest"]).unlink()
-    plan = tmp_path / "plan.toml"
-    to = f'["oci:{tmp_path / "one"}", "oci:{tmp_path / "two"}"]'
-    plan.write_text(f'[[sync]]\nfrom = "oci:{layout.path}:app:1"\nto = {to}\nplatforms = ["linux/arm64"]\n')
-    result = ocistream("sync", plan)
+    to = (f"oci:{tmp_path / name}" for name in ("one", "two"))
+    text = entry(f"oci:{layout.path}:app:1", *to, platforms='["linux/arm64"]')
+    result = ocistream("sync", sync_file(tmp_path, text))
     assert result.code == 6
     assert result.err.count(": app:1 for linux/arm64/v8 is incomplete: ") == 2
 
@@ -64,7 +62,7 @@ def test_a_missing_layer_is_an_error(index: Descriptor, sync: Sync, layout: Layo
     image = layout.read(index["digest"])["manifests"][0]
     layer = layout.read(image["digest"])["layers"][1]["digest"]
     layout.file(layer).unlink()
-    result = sync("", *options)
+    result = sync(*options)
     assert result.code == 6
     assert f"incomplete: neither the source nor the destination has {layer}\n" in result.err
     assert "  get the complete image, or select a complete platform with `platforms`\n" in result.err

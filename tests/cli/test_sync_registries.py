@@ -50,8 +50,7 @@ def shown_to(world: World) -> list[set[str | None]]:
 
 
 def test_each_registry_is_connected_as_its_table_states(world: World) -> None:
-    result = sync(world, "-vv")
-    assertions.success(result)
+    result = assertions.success(sync(world, "-vv"))
     assert result.lines() == [f"{world.http}/copied:1@{world.image['digest']}"]
     me, you = basic("me", PASSWORDS[0])["Authorization"], basic("you", PASSWORDS[1])["Authorization"]
     assert shown_to(world) == [{None, me}, {None, you}]
@@ -73,8 +72,7 @@ def test_hints_name_the_key_and_the_table(world: World) -> None:
 
 @pytest.mark.uncounted
 def test_a_table_overrides_the_options_and_the_configuration(world: World) -> None:
-    plain_by_option = sync(world, "--plain-http", secure=f"{CA}\nplain-http = false", plain="")
-    assertions.success(plain_by_option)
+    assertions.success(sync(world, "--plain-http", secure=f"{CA}\nplain-http = false", plain=""))
     checked = sync(world, "--insecure", secure="insecure = false")
     assert checked.code == 7
     assert "the certificate is not trusted" in checked.err

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.forms import FORMS, location
 from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, small_image
 from tests.registry_http import manifest_digest, seed, tags
@@ -74,15 +75,12 @@ class TestTags:
         assert (f"{served.host}/app has no tags" in result.err) == (command == "inspect")
 
 
-@pytest.mark.parametrize("how", ["layout", "file", "pipe", "pipe, index first"])
+@pytest.mark.parametrize("how", FORMS)
 def test_names_of_an_archive_are_listed(layout: Layout, tmp_path: Path, how: str) -> None:
     small_image(layout, name="v1")
     small_image(layout, name="example.com/app:2", annotations={"a": "b"})
     small_image(layout, annotations={"c": "d"})
-    archive = tar_of(small_first(layout) if how.endswith("first") else items_of(layout))
-    (tmp_path / "x.tar").write_bytes(archive)
-    end = {"layout": f"oci:{layout.path}", "file": str(tmp_path / "x.tar")}.get(how, "-")
-    stdin = archive if end == "-" else None
+    end, stdin = location(how, layout, tmp_path)
     assert ocistream("tags", end, stdin=stdin).lines() == ["v1", "example.com/app:2"]
     document = json.loads(ocistream("tags", end, "--json", stdin=stdin).out)
     validate_ours(document, "inspect")
@@ -118,8 +116,7 @@ class TestInspect:
 
 class TestCopy:
     def test_all_tags_are_copied_unchanged(self, served: FaultyRegistry, other: FaultyRegistry, images: Images) -> None:
-        result = ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/mirror/app")
-        assert result.code == 0, result.err
+        result = succeed("copy", "--all-tags", f"{served.host}/app", f"{other.host}/mirror/app")
         assert result.lines() == [f"{other.host}/mirror/app:{tag}@{images[tag]['digest']}" for tag in TAGS]
         assert {tag: manifest_digest(other.host, "mirror/app", tag) for tag in tags(other.host, "mirror/app")} == {
             tag: image["digest"] for tag, image in images.items()
@@ -140,17 +137,15 @@ class TestCopy:
         self, served: FaultyRegistry, other: FaultyRegistry, globs: list[str], chosen: list[str]
     ) -> None:
         options = [text for glob in globs for text in ("--tags", glob)]
-        result = ocistream("copy", *options, f"{served.host}/app", f"{other.host}/app")
-        assert result.code == 0, result.err
+        succeed("copy", *options, f"{served.host}/app", f"{other.host}/app")
         assert sorted(tags(other.host, "app")) == chosen
 
     def test_through_an_archive_and_back(
         self, served: FaultyRegistry, other: FaultyRegistry, images: Images, tmp_path: Path
     ) -> None:
         archive = tmp_path / "app.tar"
-        assert ocistream("copy", "--all-tags", f"{served.host}/app", f"oci-archive:{archive}").code == 0
-        result = ocistream("copy", "--tags", "!latest", archive, f"{other.host}/back")
-        assert result.code == 0, result.err
+        succeed("copy", "--all-tags", f"{served.host}/app", f"oci-archive:{archive}")
+        succeed("copy", "--tags", "!latest", archive, f"{other.host}/back")
         assert {tag: manifest_digest(other.host, "back", tag) for tag in tags(other.host, "back")} == {
             tag: image["digest"] for tag, image in images.items() if tag != "latest"
         }
@@ -158,10 +153,10 @@ class TestCopy:
     @pytest.mark.usefixtures("images")
     def test_the_same_tags_give_the_same_archive(self, served: FaultyRegistry, tmp_path: Path) -> None:
         one, two = tmp_path / "1.tar", tmp_path / "2.tar"
-        assert ocistream("copy", "--all-tags", f"{served.host}/app", one).code == 0
+        succeed("copy", "--all-tags", f"{served.host}/app", one)
         backwards = json.dumps({"tags": TAGS[::-1]}).encode()
         served.faults.append(Fault(Reply(200, {}, backwards), path="/tags/"))
-        assert ocistream("copy", "--all-tags", f"{served.host}/app", two).code == 0
+        succeed("copy", "--all-tags", f"{served.host}/app", two)
         assert one.read_bytes() == two.read_bytes()
 
     @pytest.mark.usefixtures("images")
@@ -183,34 +178,32 @@ class TestCopy:
 
     def test_a_short_name_has_a_tag_too(self, layout: Layout, other: FaultyRegistry, tmp_path: Path) -> None:
         names = {name: small_image(layout, name=name, annotations={"of": name}) for name in ("app:1", "app:2")}
-        assertions.success(ocistream("copy", "--all-tags", layout.path, f"oci:{tmp_path}/copy"))
+        succeed("copy", "--all-tags", layout.path, f"oci:{tmp_path}/copy")
         assert assertions.names_in(tmp_path / "copy") == [*names]
-        assertions.success(ocistream("copy", "--tags", "2", layout.path, f"{other.host}/app"))
+        succeed("copy", "--tags", "2", layout.path, f"{other.host}/app")
         assert tags(other.host, "app") == ["2"]
         assert manifest_digest(other.host, "app", "2") == names["app:2"]["digest"]
 
     @pytest.mark.uncounted
-    @pytest.mark.parametrize("how", ["layout", "archive", "pipe"])
+    @pytest.mark.parametrize("how", ["layout", "file", "pipe, index first"])
     def test_an_image_without_a_tag_is_an_error(
         self, layout: Layout, other: FaultyRegistry, tmp_path: Path, how: str
     ) -> None:
         image, nameless = self.one_without_a_name(layout)
-        archive = tmp_path / "two.tar"
-        archive.write_bytes(tar_of(small_first(layout)))
-        source = {"layout": f"oci:{layout.path}", "archive": str(archive), "pipe": "-"}[how]
-        name = {"layout": layout.path, "archive": archive, "pipe": "the archive on stdin"}[how]
-        result = ocistream("copy", "--all-tags", source, f"{other.host}/app", stdin=archive)
+        source, stdin = location(how, layout, tmp_path)
+        name = {"layout": layout.path, "file": tmp_path / "x.tar"}.get(how, "the archive on stdin")
+        result = ocistream("copy", "--all-tags", source, f"{other.host}/app", stdin=stdin)
         assertions.failure(
             result, 2, f"1 of 2 images in {name} has no tag: {nameless['digest']}", f":DIGEST {other.host}/app:"
         )
         assert tags(other.host, "app") == []
-        result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=archive)
+        result = ocistream("copy", "--all-tags", source, f"oci:{tmp_path}/copy", stdin=stdin)
         assertions.failure(result, 2, nameless["digest"], "omit --all-tags")
         assert not (tmp_path / "copy").exists()
         # The commands that the hints suggest work.
         result = ocistream("copy", f"oci:{layout.path}:{nameless['digest']}", f"{other.host}/app:nameless")
         assert result.lines() == [f"{other.host}/app:nameless@{nameless['digest']}"], result.err
-        assertions.success(ocistream("copy", source, f"oci:{tmp_path}/copy", stdin=archive))
+        succeed("copy", source, f"oci:{tmp_path}/copy", stdin=stdin)
         assert {entry["digest"] for entry in assertions.index_of(tmp_path / "copy")} == {
             image["digest"],
             nameless["digest"],
@@ -226,8 +219,7 @@ class TestCopy:
     def one_without_a_name(layout: Layout) -> tuple[Descriptor, Descriptor]:
         """Add an image with a name and an image without a name to index.json."""
         image, nameless = small_image(layout, name="1"), layout.image([b"nameless"])
-        index = json.loads((layout.path / "index.json").read_bytes())
-        (layout.path / "index.json").write_text(json.dumps({**index, "manifests": [nameless, *index["manifests"]]}))
+        layout.write_index([nameless, *layout.entries])
         return image, nameless
 
     @pytest.mark.usefixtures("images")
@@ -274,7 +266,7 @@ class TestCopy:
         # The signature of an image that does not exist, so it is not copied as a referrer.
         orphan = f"sha256-{'1' * 64}.sig"
         seed(layout, images["1.0"], served.host, "app", orphan)
-        assert ocistream("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app").code == 0
+        succeed("copy", "--all-tags", f"{served.host}/app", f"{other.host}/app")
         assert sorted(tags(other.host, "app")) == TAGS
-        assert ocistream("copy", "--tags", "sha256-*", f"{served.host}/app", f"{other.host}/signed").code == 0
+        succeed("copy", "--tags", "sha256-*", f"{served.host}/app", f"{other.host}/signed")
         assert tags(other.host, "signed") == [orphan]

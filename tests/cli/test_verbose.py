@@ -9,6 +9,7 @@ from tests.archives import items_of, tar_of
 from tests.certificates import make_certificate
 from tests.cli import assertions
 from tests.cli.fixture_types import Start
+from tests.cli.user import User
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Layout, small_image, tar_layer, two_platforms
 from tests.peers import need
@@ -22,35 +23,27 @@ def told(result: Result) -> list[str]:
     return [line.removeprefix("ocistream: ") for line in result.err.splitlines()]
 
 
-def configured(home: Path, name: str, text: str) -> dict[str, str | None]:
-    """Write a file below ~/.config, and return the environment of a run that reads it."""
-    path = home / ".config" / name
-    path.parent.mkdir(parents=True)
-    path.write_text(text)
-    return {"HOME": str(home), "XDG_CONFIG_HOME": None}
-
-
 def test_referrers_that_only_a_mirror_was_asked_for(start: Start, layout: Layout, tmp_path: Path) -> None:
     registry, mirror = start(), start()
     found = signed(layout)
     found.seed(layout, registry.host, "app", "1")
     seed(layout, found.image, mirror.host, "hub/app", "1")
     seed(layout, found.signature, mirror.host, "hub/app")
-    text = f'[registry."{registry.host}"]\nmirrors = ["{mirror.host}/hub"]\n'
-    env = configured(tmp_path, "ocistream/config.toml", text)
+    user = User(tmp_path / "home")
+    user.configure(f'[registry."{registry.host}"]', f'mirrors = ["{mirror.host}/hub"]')
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", tmp_path / "app.tar"]
     lists = f"the mirror {mirror.host}/hub/app lists the referrers of {registry.host}/app"
     said = f"{lists}; other sources were not asked for more"
-    assert said in told(ocistream(*argv, "-v", env=env))
-    assert said not in told(ocistream(*argv, env=env))
+    assert said in told(user.run(*argv, "-v"))
+    assert said not in told(user.run(*argv))
 
 
 def test_plain_http_that_registries_conf_allows(served: FaultyRegistry, layout: Layout, tmp_path: Path) -> None:
     seed(layout, small_image(layout), served.host, "app", "1")
-    text = f'[[registry]]\nlocation = "{served.host}"\ninsecure = true\n'
-    env = configured(tmp_path, "containers/registries.conf", text)
+    user = User(tmp_path / "home")
+    user.write(".config/containers/registries.conf", "[[registry]]", f'location = "{served.host}"', "insecure = true")
     said = f"{served.host} does not support TLS: using plain HTTP, as registries.conf allows (insecure = true)"
-    assert said in told(ocistream("inspect", f"{served.host}/app:1", "-v", env=env))
+    assert said in told(user.run("inspect", f"{served.host}/app:1", "-v"))
     # On loopback HTTP is the default.
     assert said not in told(ocistream("inspect", f"{served.host}/app:1", "-v"))
 

@@ -15,6 +15,8 @@ from ocistream import limits
 from tests import registry_http
 from tests.archives import END, blob_name, items_of, small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
+from tests.cli.fixture_types import Give
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Layout, digest_of, small_image, tar_layer, two_platforms
@@ -25,17 +27,9 @@ Verify = Callable[..., Result]
 
 
 @pytest.fixture(params=["file", "pipe"])
-def verify(request: pytest.FixtureRequest, tmp_path: Path) -> Verify:
+def verify(request: pytest.FixtureRequest, give: Give) -> Verify:
     """Return a function that verifies the bytes of an archive from a file or from a pipe."""
-
-    def run(archive: bytes, *options: str) -> Result:
-        if request.param == "pipe":
-            return ocistream("verify", *options, stdin=archive)
-        path = tmp_path / "archive.tar"
-        path.write_bytes(archive)
-        return ocistream("verify", path, *options)
-
-    return run
+    return lambda archive, *options: give(archive, request.param, "verify", "{}", *options)
 
 
 @pytest.fixture
@@ -55,8 +49,7 @@ def changed(layout: Layout, digest: str, content: bytes | None) -> bytes:
 
 def a_layer(layout: Layout) -> str:
     """Return the digest of a layer of the image v1."""
-    image = json.loads((layout.path / "index.json").read_bytes())["manifests"][0]
-    return str(layout.read(image["digest"])["layers"][0]["digest"])
+    return str(layout.blobs(layout.entries[0])[1]["digest"])
 
 
 def document(result: Result) -> dict[str, Any]:
@@ -84,8 +77,7 @@ class TestComplete:
         assert names == {"v1", "both", "parts"}
 
     def test_a_complete_directory_is_ok(self, images: Layout) -> None:
-        result = ocistream("verify", images.path, "--deep")
-        assert result.code == 0, result.err
+        result = succeed("verify", images.path, "--deep")
         assert result.lines()[-1].startswith("ok: OCI layout, 3 images, ")
 
     def test_the_json_document_counts_what_was_hashed(self, images: Layout, verify: Verify) -> None:
@@ -141,7 +133,7 @@ class TestWrongBytes:
 
     def test_an_image_without_a_name_is_named_by_its_digest(self, layout: Layout, verify: Verify) -> None:
         image = small_image(layout)
-        (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image]}))
+        layout.write_index([image])
         layer = layout.read(image["digest"])["layers"][0]["digest"]
         archive = changed(layout, layer, layout.file(layer).read_bytes()[:-1] + b"?")
         result = verify(archive, "--json")
@@ -228,7 +220,7 @@ class TestIncomplete:
         assert digest not in result.out.decode()
 
     def test_a_missing_manifest_is_listed(self, images: Layout, verify: Verify) -> None:
-        image = json.loads((images.path / "index.json").read_bytes())["manifests"][0]
+        image = images.entries[0]
         result = verify(changed(images, image["digest"], None), "--json")
         assert result.code == 6
         assert [(missing["image"], missing["digest"]) for missing in document(result)["missing"]] == [
@@ -307,8 +299,7 @@ class TestNames:
         line = "ocistream: the name 'app:1?' is not used: names have no spaces or control characters\n"
         source = str(layout.path)
         for argv in (["push", "-i", source, f"{served.host}/app:1"], ["copy", source, f"oci:{tmp_path}/a:1"]):
-            result = ocistream(*argv)
-            assertions.success(result)
+            result = succeed(*argv)
             assert line in result.err
 
     def test_tags_of_a_docker_archive_must_be_image_names(self, layout: Layout, verify: Verify) -> None:
@@ -331,7 +322,7 @@ class TestNames:
 
     def test_a_partial_file_in_a_directory_is_not_reported(self, images: Layout) -> None:
         (images.path / "blobs/sha256/.abc.123456.partial").write_bytes(b"x")
-        assert ocistream("verify", images.path).code == 0
+        succeed("verify", images.path)
 
 
 class TestDeep:
@@ -359,8 +350,7 @@ class TestDeep:
     def test_a_sha512_diff_id_is_not_checked_and_this_is_said(self, layout: Layout, verify: Verify) -> None:
         layer = tar_layer({"a": b"1"})
         archive = self.made(layout, layer, [digest_of(gzip.decompress(layer), "sha512")])
-        result = verify(archive, "--deep")
-        assertions.success(result)
+        result = assertions.success(verify(archive, "--deep"))
         assert f"{digest_of(layer)}: the config of its image has the diff_id sha512:" in result.err
 
     def test_a_layer_that_cannot_be_decompressed_is_reported(self, layout: Layout, verify: Verify) -> None:
@@ -390,8 +380,7 @@ class TestManySmallBlobs:
         strays = [b'{"number": %d, "filling": "' % number for number in range(8)]
         strays = [stray + b"-" * (size - len(stray) - 2) + b'"}' for stray in strays]
         items = [(blob_name(digest_of(stray)), stray) for stray in strays]
-        result = ocistream("verify", "--deep", stdin=tar_of([*items, *items_of(images)]))
-        assert result.code == 0, result.err
+        result = succeed("verify", "--deep", stdin=tar_of([*items, *items_of(images)]))
         assert "8 blobs that no image needs" in result.lines()[-1]
 
 
@@ -400,8 +389,7 @@ def test_all_platforms_of_an_image_in_a_registry_are_verified(tmp_path: Path) ->
         layout = Layout(tmp_path / "made")
         index = two_platforms(layout)
         registry_http.seed(layout, index, served.host, "app", "1")
-        intact = ocistream("verify", "--deep", f"{served.host}/app:1")
-        assert intact.code == 0, intact.err
+        intact = succeed("verify", "--deep", f"{served.host}/app:1")
         assert intact.lines()[0] == f"{served.host}/app:1@{index['digest']}"
         assert intact.lines()[-1].startswith("ok: registry, 1 image, 3 manifests, 5 blobs")
         layer = _layers(layout)[0]

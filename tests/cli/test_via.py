@@ -17,13 +17,15 @@ import pytest
 import ocistream as package
 from tests.archives import items_of, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
+from tests.cli.signalling import signalled
 from tests.docker_archives import archive_of, of_docker, saved
 from tests.fault_actions import Flip
 from tests.faulty_registry import Fault, FaultyRegistry, Reply, refusal
 from tests.images import Descriptor, Layout, digest_of, small_image, two_platforms
 from tests.registry_http import manifest_digest, seed, tags
-from tests.runner import Argument, Result, forking_command, ocistream, started_fork
+from tests.runner import Argument, Result, forking_command, ocistream
 
 Fake = Callable[..., str]
 
@@ -144,8 +146,7 @@ class TestSentBlobs:
         assert manifest_digest(there.host, "app", "v1") == images.first["digest"]
         there.requests.clear()
         images.registry.requests.clear()
-        result = copy(images.v2, f"{there.host}/app:v2", far, "--result", tmp_path / "r.json")
-        assertions.success(result)
+        result = assertions.success(copy(images.v2, f"{there.host}/app:v2", far, "--result", tmp_path / "r.json"))
         assert manifest_digest(there.host, "app", "v2") == images.second["digest"]
         config = images.layout.read(images.second["digest"])["config"]
         assert uploaded(there) == MIB // 2 + config["size"]
@@ -163,20 +164,19 @@ class TestSentBlobs:
 
     @pytest.mark.uncounted
     def test_a_layout_gets_only_missing_blobs(self, images: Images, far: str, tmp_path: Path) -> None:
-        assertions.success(ocistream("copy", images.v1, f"oci:{tmp_path}/out:v1"))
+        succeed("copy", images.v1, f"oci:{tmp_path}/out:v1")
         images.registry.requests.clear()
-        result = copy(images.v2, f"{tmp_path}/out/", far)
-        assertions.success(result)
+        result = assertions.success(copy(images.v2, f"{tmp_path}/out/", far))
         assert [line.rpartition("@")[2] for line in result.lines()] == [images.second["digest"]]
         assert images.second["digest"] in {entry["digest"] for entry in assertions.index_of(tmp_path / "out")}
         fetched = [r for r in images.registry.requests if "/blobs/" in r.path and r.method == "GET"]
         assert len(fetched) == 2
-        assertions.success(ocistream("verify", "--deep", tmp_path / "out"))
+        succeed("verify", "--deep", tmp_path / "out")
 
     def test_an_archive_gets_all_blobs(self, images: Images, far: str, tmp_path: Path) -> None:
         assertions.success(copy(images.v2, f"oci-archive:{tmp_path}/out.tar:app", far))
         assert assertions.names_in(tmp_path / "out.tar") == ["app"]
-        assertions.success(ocistream("verify", tmp_path / "out.tar"))
+        succeed("verify", tmp_path / "out.tar")
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("kind", ["layout", "pipe"])
@@ -217,8 +217,7 @@ class TestSentBlobs:
         absent = Fault(refusal(404, "BLOB_UNKNOWN"), "HEAD", path="/v2/app/blobs/", times=None)
         there.faults.append(absent)
         there.requests.clear()
-        result = copy(images.v2, f"{there.host}/app:v2", far, "--mount-from", "base")
-        assertions.success(result)
+        assertions.success(copy(images.v2, f"{there.host}/app:v2", far, "--mount-from", "base"))
         assert uploaded(there) < MIB
         assert any("mount=" in request.target and "from=base" in request.target for request in there.requests)
 
@@ -254,8 +253,7 @@ class TestMessages:
             have='cat >/dev/null; echo "# ocistream have 1"; echo "# by ocistream 9.9"; echo "# digests 0"',
             push=f"cat >/dev/null; echo app@{images.first['digest']}",
         )
-        result = copy(images.v1, "registry.local/app:v1", via)
-        assertions.success(result)
+        result = assertions.success(copy(images.v1, "registry.local/app:v1", via))
         assert f"the remote side has ocistream 9.9, this side has {package.__version__}" in result.err
 
     def test_remote_messages_cannot_control_the_terminal(self, images: Images, faked: Fake) -> None:
@@ -264,8 +262,7 @@ class TestMessages:
             push=f'cat >/dev/null; printf "%s\\n" \'{{"level": "info", "message": "a\\u001b[2J\\nb"}}\' >&2; '
             f"echo app@{images.first['digest']}; echo '{'[' * 50_000}' >&2",
         )
-        result = copy(images.v1, "registry.local/app:v1", via)
-        assertions.success(result)
+        result = assertions.success(copy(images.v1, "registry.local/app:v1", via))
         assert "ocistream: remote: Welcome?[2J\n" in result.err
         assert "ocistream: remote: a?[2J?b\n" in result.err
         assert "\033" not in result.err
@@ -516,13 +513,10 @@ class TestInterruption:
     ) -> None:
         hangs = f"echo $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid; exec sleep 600"
         via = faked(**{"have": NOTHING, verb: hangs})
-        with started_fork("copy", images.v2, "registry.local/app:v2", "--via", via) as process:
-            assertions.wait_for((tmp_path / "pid").exists)
-            pid = int((tmp_path / "pid").read_text())
-            # Only this process gets the signal; a terminal would send it to both.
-            process.send_signal(number)
-            out, err = process.communicate(timeout=60)
-        assert (process.returncode, out) == (128 + number, b"")
-        assert b"Traceback" not in err
+        # Only this process gets the signal; a terminal would send it to both.
+        argv = ["copy", images.v2, "registry.local/app:v2", "--via", via]
+        ended = signalled(number, *argv, until=(tmp_path / "pid").exists)
+        assert (ended.code, ended.out) == (128 + number, b"")
+        assert "Traceback" not in ended.err
         with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+            os.kill(int((tmp_path / "pid").read_text()), 0)

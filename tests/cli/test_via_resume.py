@@ -11,6 +11,7 @@ import pytest
 
 from tests.archives import check_blobs, files_in
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.faulty_registry import Fault, FaultyRegistry, refusal
 from tests.images import Descriptor, Layout
 from tests.registry_http import manifest_digest
@@ -70,8 +71,7 @@ class TestIntoARegistry:
         cut(layout, f"{served.host}/app:1", line)
         assertions.no_image(served)
         assert len(line.records()) == 1
-        result = copy(layout, f"{served.host}/app:1", line)
-        assertions.success(result)
+        result = assertions.success(copy(layout, f"{served.host}/app:1", line))
         assert "resumes at byte" in result.err
         assert line.sent() <= LAYER - CUT + SMALL
         assert manifest_digest(served.host, "app", "1") == image["digest"]
@@ -99,8 +99,7 @@ class TestIntoARegistry:
     ) -> None:
         cut(layout, f"{served.host}/app:1", line)
         line.forgets_before("push")
-        result = copy(layout, f"{served.host}/app:1", line)
-        assertions.success(result)
+        result = assertions.success(copy(layout, f"{served.host}/app:1", line))
         assert "sending the complete blob" in result.err
         assert [(verb, code) for verb, _, code in line.passed()] == [("have", 0), ("push", 7), ("have", 0), ("push", 0)]
         assert manifest_digest(served.host, "app", "1") == image["digest"]
@@ -111,13 +110,13 @@ class TestIntoARegistry:
         cut(layout, f"{served.host}/app:1", line)
         line.forgets_before("push")
         archive = tmp_path / "image.tar"
-        assertions.success(ocistream("copy", f"oci:{layout.path}:v1", archive))
+        succeed("copy", f"oci:{layout.path}:v1", archive)
         from_pipe = ["copy", "-", f"{served.host}/app:1", "--via", line.text]
         result = ocistream(*from_pipe, stdin=archive.read_bytes())
         assert result.code == 7
         assert "re-run the command to send the complete blob" in result.err
         assertions.no_image(served)
-        assertions.success(ocistream(*from_pipe, stdin=archive.read_bytes()))
+        succeed(*from_pipe, stdin=archive.read_bytes())
         assert manifest_digest(served.host, "app", "1") == image["digest"]
 
     @pytest.mark.parametrize("old", [False, True])
@@ -148,8 +147,7 @@ class TestIntoARegistry:
         layout.index([image, layout.image([b"another"], platform="linux/amd64")], name="v1")
         (layer,) = layout.read(image["digest"])["layers"]
         line.edits(rf"/^# by/a\# partial {layer['digest']} {MIB}")
-        result = copy(layout, f"{served.host}/app:1", line, "--platform", "linux/amd64")
-        assertions.success(result)
+        result = assertions.success(copy(layout, f"{served.host}/app:1", line, "--platform", "linux/amd64"))
         assert "sending the complete blob" in result.err
         assert result.err.count("linux/amd64 matches linux/amd64; not copied: linux/amd64") == 1
 
@@ -162,13 +160,12 @@ class TestCorruption:
         end = f"{served.host}/app:1" if where == "registry" else f"oci:{tmp_path / 'there'}:v1"
         with wrong(layout, image, MIB):
             cut(layout, end, line)
-        result = copy(layout, end, line)
-        assertions.success(result)
+        result = assertions.success(copy(layout, end, line))
         assert "sending the complete blob" in result.err
         if where == "registry":
             assert manifest_digest(served.host, "app", "1") == image["digest"]
         else:
-            assertions.success(ocistream("verify", tmp_path / "there"))
+            succeed("verify", tmp_path / "there")
 
     @pytest.mark.parametrize(("where", "at"), [("registry", LAYER - 1), ("layout", MIB)])
     def test_a_source_that_is_damaged_meanwhile_completes_no_image(
@@ -189,10 +186,8 @@ class TestCorruption:
 
 class TestIntoAnArchive:
     def test_the_next_run_completes_a_partial_archive(
-        self, layout: Layout, image: Descriptor, line: Line, tmp_path: Path
+        self, layout: Layout, image: Descriptor, line: Line, folder: Path
     ) -> None:
-        folder = tmp_path / "there"
-        folder.mkdir()
         end = f"oci-archive:{folder / 'image.tar'}:v1"
         line.breaks_after(CUT)
         broken = copy(layout, end, line)
@@ -203,15 +198,13 @@ class TestIntoAnArchive:
         assert partial.name != "image.tar"
         kept = partial.read_bytes()
         assert CUT - SMALL < len(kept) <= CUT
-        again = copy(layout, end, line)
-        assertions.success(again)
+        again = assertions.success(copy(layout, end, line))
         assert f"remote: {CUT / 1e6:.1f} MB resumed from an earlier run" in again.err
         assertions.nothing_left(folder, "image.tar")
         archive = (folder / "image.tar").read_bytes()
         assert archive.startswith(kept)
         files = files_in(archive)
-        document = layout.read(image["digest"])
-        assert check_blobs(files) == {image["digest"], document["config"]["digest"], document["layers"][0]["digest"]}
+        assert check_blobs(files) == {image["digest"], *(blob["digest"] for blob in layout.blobs(image))}
 
 
 class TestIntoALayout:
@@ -220,6 +213,6 @@ class TestIntoALayout:
         cut(layout, end, line)
         assertions.success(copy(layout, end, line))
         assert line.sent() <= LAYER - CUT + SMALL
-        assertions.success(ocistream("verify", tmp_path / "there"))
+        succeed("verify", tmp_path / "there")
         assert not list((tmp_path / "there").rglob("*.partial"))
         assert image["digest"] in ocistream("inspect", end).out.decode()

@@ -15,6 +15,7 @@ import pytest
 
 from tests.archives import files_in
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.faulty_registry import Fault, FaultyRegistry, Stall, refusal
 from tests.images import Descriptor, Layout
@@ -72,20 +73,13 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CutOnce]:
         assert len(paths) == len(whole) == 3
         seed(layout, layout.image([9000, *LAYERS[1:]]), registry.host, "other", "1")
         argv: list[Argument] = ["-o", folder / "other.%03d.tar", "--split", str(SIZE)]
-        assertions.success(ocistream("pull", f"{registry.host}/other:1", *argv))
+        succeed("pull", f"{registry.host}/other:1", *argv)
         yield CutOnce(registry, layout, image, paths, whole, folder / "other.001.tar")
-
-
-@pytest.fixture
-def target(start: Start) -> FaultyRegistry:
-    """Return an empty registry."""
-    return start()
 
 
 def split(registry: FaultyRegistry, folder: Path, *argv: Argument, size: int = SIZE, name: str = "app") -> list[Path]:
     """Pull `app:1` into volumes of at most `size` bytes, and return them."""
-    pulled = ocistream("pull", f"{registry.host}/app:1", "-o", folder / f"{name}.%03d.tar", "--split", str(size), *argv)
-    assertions.success(pulled)
+    pulled = succeed("pull", f"{registry.host}/app:1", "-o", folder / f"{name}.%03d.tar", "--split", str(size), *argv)
     assert pulled.lines()[0].startswith(f"{registry.host}/app:1@sha256:")
     assertions.no_partial_files(folder)
     paths = sorted(folder.glob(f"{name}.*.tar"))
@@ -106,8 +100,7 @@ def is_there(target: FaultyRegistry, image: Descriptor, layout: Layout) -> None:
 
 
 def blobs_of(layout: Layout, image: Descriptor) -> list[str]:
-    document = layout.read(image["digest"])
-    return [document["config"]["digest"], *(layer["digest"] for layer in document["layers"])]
+    return [blob["digest"] for blob in layout.blobs(image)]
 
 
 def layer(layout: Layout, image: Descriptor, number: int) -> str:
@@ -139,7 +132,7 @@ def test_an_image_that_fits_one_volume_is_an_ordinary_archive(
     (path,) = split(registry, folder, size=MIB)
     assert path.name == "app.000.tar"
     whole = tmp_path / "whole.tar"
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", whole))
+    succeed("pull", f"{registry.host}/app:1", "-o", whole)
     assert path.read_bytes() == whole.read_bytes()
     (path,) = split(registry, folder, size=whole.stat().st_size)
     assert path.read_bytes() == whole.read_bytes()
@@ -153,7 +146,7 @@ def test_a_too_small_size_is_refused_with_the_minimum(registry: FaultyRegistry, 
     assertions.nothing_left(folder)
     least = int(refused.err.split("use at least ")[1].split(" ")[0])
     assertions.failure(ocistream(*argv, str(least - 1)), 2, f"use at least {least}")
-    assertions.success(ocistream(*argv, str(least)))
+    succeed(*argv, str(least))
     paths = list(folder.iterdir())
     assert 2 < len(paths) <= 500
     assert max(path.stat().st_size for path in paths) <= least
@@ -189,10 +182,10 @@ def test_incompatible_options_are_refused(argv: list[str], words: list[str], fol
 
 def test_a_percent_sign_may_be_in_a_name(registry: FaultyRegistry, folder: Path) -> None:
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "100%%.%02d", "--split", str(SIZE)]
-    assertions.success(ocistream(*argv))
+    succeed(*argv)
     assertions.nothing_left(folder, "100%.00", "100%.01", "100%.02")
     read_volumes(list(folder.iterdir()))
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", folder / "100%.tar"))
+    succeed("pull", f"{registry.host}/app:1", "-o", folder / "100%.tar")
 
 
 def test_an_invalid_file_name_is_refused_before_any_request(
@@ -209,8 +202,7 @@ def test_an_invalid_file_name_is_refused_before_any_request(
 def test_volumes_of_an_earlier_set_stay_and_are_reported(registry: FaultyRegistry, folder: Path) -> None:
     (folder / "app.007.tar").write_bytes(b"of another day")
     argv: list[Argument] = ["pull", f"{registry.host}/app:1", "-o", folder / "app.%03d.tar", "--split", str(SIZE)]
-    pulled = ocistream(*argv)
-    assertions.success(pulled)
+    pulled = succeed(*argv)
     assert f"{folder / 'app.007.tar'} existed before and is not one of the new volumes (3): delete it\n" in pulled.err
     assert (folder / "app.007.tar").read_bytes() == b"of another day"
 
@@ -223,11 +215,10 @@ def test_copy_via_refuses_split() -> None:
 @pytest.mark.uncounted
 def test_copy_splits_archives(cut: CutOnce, folder: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.tar"
-    assertions.success(ocistream("pull", f"{cut.registry.host}/app:1", "-o", whole))
-    assertions.success(ocistream("copy", whole, f"oci-archive:{folder}/app.%03d.tar", "--split", str(SIZE)))
+    succeed("pull", f"{cut.registry.host}/app:1", "-o", whole)
+    succeed("copy", whole, f"oci-archive:{folder}/app.%03d.tar", "--split", str(SIZE))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {p.name: p.read_bytes() for p in cut.paths}
-    with_pipe = ocistream("copy", "-", f"oci-archive:{folder}/b.%03d.tar", "--split", str(SIZE), stdin=whole)
-    assertions.success(with_pipe)
+    succeed("copy", "-", f"oci-archive:{folder}/b.%03d.tar", "--split", str(SIZE), stdin=whole)
     read_volumes(sorted(folder.glob("b.*")))
 
 
@@ -335,8 +326,7 @@ def test_a_dry_run_of_a_part_says_what_the_real_run_does(cut: CutOnce, target: F
 
 def test_a_dry_run_of_the_last_volumes_would_complete_the_image(cut: CutOnce, target: FaultyRegistry) -> None:
     assert push(target, cut.paths[0]).code == 10
-    dry = push(target, *cut.paths[1:], argv=["--dry-run"])
-    assertions.success(dry)
+    dry = assertions.success(push(target, *cut.paths[1:], argv=["--dry-run"]))
     assert "resumed from an earlier run" in dry.err
     real = push(target, *cut.paths[1:])
     assert [line.split()[-1] for line in dry.lines()] == real.lines()
@@ -346,7 +336,7 @@ def test_a_quoted_glob_means_all_its_files(cut: CutOnce, target: FaultyRegistry,
     for path in cut.paths:
         (folder / path.name).symlink_to(path)
     line = ["push", f"{target.host}/app:1", "-i"]
-    assertions.success(ocistream(*line, "app.0*.tar", cwd=folder))
+    succeed(*line, "app.0*.tar", cwd=folder)
     is_there(target, cut.image, cut.layout)
     assertions.failure(ocistream(*line, "none.*.tar", cwd=folder), 4, "no file matches none.*.tar")
     # A file whose name is exactly the glob takes precedence.
@@ -487,8 +477,7 @@ def test_a_missing_volume_is_named(cut: CutOnce, target: FaultyRegistry) -> None
 def test_a_volume_may_be_given_twice(cut: CutOnce, folder: Path, target: FaultyRegistry, order: Sequence[int]) -> None:
     copy = folder / "the-same.tar"
     copy.write_bytes(cut.paths[order[0]].read_bytes())
-    pushed = push(target, *(cut.paths[number] for number in order), copy, argv=["-v"])
-    assertions.success(pushed)
+    pushed = assertions.success(push(target, *(cut.paths[number] for number in order), copy, argv=["-v"]))
     assert f"{copy} is volume {order[0] + 1} of 3 ({NAMES[order[0]]}) again" in pushed.err
     is_there(target, cut.image, cut.layout)
 
@@ -517,15 +506,15 @@ def test_an_archive_and_the_archive_of_its_omitted_blobs_are_combined(
     some, rest, other = folder / "some.tar", folder / "rest.tar", folder / "other.tar"
     digest = layer(layout, image, 2)
     blobs = [f"--only={blob}" for blob in blobs_of(layout, image) if blob != digest]
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", some, *blobs))
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", rest, "--only", digest))
+    succeed("pull", f"{registry.host}/app:1", "-o", some, *blobs)
+    succeed("pull", f"{registry.host}/app:1", "-o", rest, "--only", digest)
     assertions.failure(push(target, some), 6, digest)
     assertions.success(push(target, rest, some))
     is_there(target, image, layout)
-    assertions.success(ocistream("pull", f"{registry.host}/app:1", "-o", f"{folder}/directory/", *blobs))
+    succeed("pull", f"{registry.host}/app:1", "-o", f"{folder}/directory/", *blobs)
     assert push(target, rest, folder / "directory").code == 0
     seed(layout, layout.image([b"another"]), registry.host, "other", "1")
-    assertions.success(ocistream("pull", f"{registry.host}/other:1", "-o", other))
+    succeed("pull", f"{registry.host}/other:1", "-o", other)
     names = f"{registry.host}/app:1, {registry.host}/other:1"
     assertions.failure(push(target, some, other), 2, f"has 2 images\n  {_ONCE_FOR_EACH}; their images: {names}\n")
     refused = push(target, some, other, argv=["--image", f"{registry.host}/other:1"])
@@ -538,7 +527,7 @@ def test_an_archive_of_the_missing_blobs_replaces_a_lost_volume(
 ) -> None:
     rest = folder / "rest.tar"
     digests = [argument for number in (1, 2, 3) for argument in ("--only", layer(cut.layout, cut.image, number))]
-    assertions.success(ocistream("pull", f"{cut.registry.host}/app:1", "-o", rest, *digests))
+    succeed("pull", f"{cut.registry.host}/app:1", "-o", rest, *digests)
     assertions.success(push(target, rest, cut.paths[0]))
     is_there(target, cut.image, cut.layout)
 
@@ -546,7 +535,7 @@ def test_an_archive_of_the_missing_blobs_replaces_a_lost_volume(
 def test_only_seekable_inputs_are_joined(cut: CutOnce, target: FaultyRegistry, tmp_path: Path) -> None:
     packed, docker = tmp_path / "packed.tar.gz", tmp_path / "docker.tar"
     packed.write_bytes(gzip.compress(cut.paths[1].read_bytes()))
-    assertions.success(ocistream("copy", f"{cut.registry.host}/app:1", f"docker-archive:{docker}:app:1"))
+    succeed("copy", f"{cut.registry.host}/app:1", f"docker-archive:{docker}:app:1")
     for other, code, words in (
         (packed, 2, f"{packed} is compressed"),
         (Path("-"), 2, "- can be read only once"),
@@ -577,9 +566,9 @@ def test_to_pushes_every_image_of_volumes(
 ) -> None:
     seed(layout, layout.image([b"another"]), registry.host, "other", "2")
     images = [f"{registry.host}/app:1", f"{registry.host}/other:2"]
-    assertions.success(ocistream("pull", *images, "-o", folder / "two.%d", "--split", str(SIZE)))
+    succeed("pull", *images, "-o", folder / "two.%d", "--split", str(SIZE))
     inputs = [argument for path in sorted(folder.iterdir(), reverse=True) for argument in ("-i", path)]
-    assertions.success(ocistream("push", *inputs, "--to", target.host))
+    succeed("push", *inputs, "--to", target.host)
     is_there(target, image, layout)
     assert manifest_digest(target.host, "other", "2")
 
@@ -601,15 +590,13 @@ def test_a_name_in_a_volume_cannot_control_the_terminal(layout: Layout, folder: 
 
 def test_verify_names_the_volume(cut: CutOnce) -> None:
     for number, path in enumerate(cut.paths):
-        seen = ocistream("verify", path)
-        assertions.success(seen)
+        seen = succeed("verify", path)
         others = ", ".join(name for name in NAMES if name != path.name)
         assert f"volume {number + 1} of 3 ({path.name}); {others} have the rest" in seen.lines()
         assert seen.lines()[-1].startswith(f"ok, but incomplete (volume {number + 1} of 3): OCI archive, 1 image")
         assert seen.lines()[-1].endswith("1 part of a split blob") == (number < 2)
-        assertions.success(ocistream("verify", stdin=path))
-        shown = ocistream("inspect", path)
-        assertions.success(shown)
+        succeed("verify", stdin=path)
+        shown = succeed("inspect", path)
         # The rest of the split blob is in the other of the first two volumes.
         assert f"(in the volume {NAMES[(1, 0, 0)[number]]})" in shown.out.decode()
         assert f"(in the volume {path.name})" not in shown.out.decode()
@@ -617,8 +604,7 @@ def test_verify_names_the_volume(cut: CutOnce) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_verify_of_all_volumes_finds_the_image_complete(cut: CutOnce, order: Sequence[int]) -> None:
-    seen = ocistream("verify", "--deep", *(cut.paths[number] for number in order))
-    assertions.success(seen)
+    seen = succeed("verify", "--deep", *(cut.paths[number] for number in order))
     assert "volumes 1, 2, 3 of 3: all volumes" in seen.lines()
     assert seen.lines()[-1].startswith("ok: ")
     document = json.loads(ocistream("verify", "--json", *(cut.paths[number] for number in order[:2])).out)
@@ -660,4 +646,4 @@ def test_a_damaged_part_is_named_and_nothing_becomes_visible(
 def test_a_layout_gets_volumes_one_by_one(cut: CutOnce, tmp_path: Path) -> None:
     codes = [ocistream("copy", path, f"{tmp_path}/copy/").code for path in cut.whole]
     assert codes == [10, 10, 0]
-    assertions.success(ocistream("verify", tmp_path / "copy"))
+    succeed("verify", tmp_path / "copy")

@@ -9,13 +9,10 @@ import pytest
 
 from tests.archives import small_first, tar_of
 from tests.certificates import Certificate
-from tests.cli.conftest import buffered, served, start
 from tests.errors.common_failures import MIB, Place
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Layout
 from tests.registry_http import seed
-
-__all__ = ["buffered", "served", "start"]
 
 
 @pytest.fixture

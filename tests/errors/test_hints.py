@@ -14,9 +14,10 @@ import pytest
 
 from tests.archives import small_first, tar_of
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.errors.common_failures import PUBLIC_KEY, Place
 from tests.faulty_auth import Basic
-from tests.faulty_registry import Action, Drop, Fault, Flip, Gzip, HangUp, Reply, refusal
+from tests.faulty_registry import Action, Drop, Fault, FaultyRegistry, Flip, Gzip, HangUp, Reply, refusal
 from tests.http_doubles import unused_port
 from tests.images import OCI_INDEX, Layout, small_image, two_platforms
 from tests.raw_server import RawServer
@@ -24,6 +25,18 @@ from tests.registry_http import seed
 from tests.runner import Argument, ocistream
 
 _DIGEST = "sha256:" + 64 * "a"
+
+
+def offline() -> dict[str, str]:
+    """Return an environment whose proxy does not exist, so that no request leaves this machine."""
+    return {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
+
+
+def with_hub(registry: FaultyRegistry, folder: Path) -> Path:
+    """Write a configuration that maps Docker Hub to a registry of the test, so that no request goes to Docker Hub."""
+    config = folder / "config.toml"
+    config.write_text(f'[registry."docker.io"]\nurl = "{registry.url}"\n')
+    return config
 
 
 @pytest.mark.parametrize(
@@ -34,6 +47,13 @@ _DIGEST = "sha256:" + 64 * "a"
         ("pull ./app.tar", 2, ["is a path, not the name of an image", "-o PATH"]),
         ("pull oci:layout:app:1", 2, ["'oci:layout:app:1' is a layout, not the name of an image", "ocistream copy"]),
         ("pull -", 2, ["is a path, not the name of an image", "-o PATH"]),
+        ("pull app.tar", 2, ["app.tar", "-o PATH"]),
+        ("push app.tar", 2, ["app.tar", "-i app.tar IMAGE"]),
+        (
+            "pull docker-daemon:app:1",
+            8,
+            ["the transport docker-daemon is not supported\n  `docker save IMAGE | ocistream push DST`"],
+        ),
         ("push ./app.tar", 2, ["is a path, not the name of an image", "`ocistream push -i ./app.tar IMAGE`"]),
         ("push docker-archive:a.tar", 2, ["is an archive, not the name of an image", "-i docker-archive:a.tar"]),
         ("push", 2, ["IMAGE or --to HOST", "HOST/REPOSITORY:TAG"]),
@@ -208,8 +228,7 @@ def test_an_option_with_a_default_may_be_given_again_and_any_option_with_the_sam
     config = layout.path.parent / "config.toml"
     config.touch()
     same: list[Argument] = ["--format", "{name}", "--config", config] * 2
-    result = ocistream("inspect", layout.path, *same, "--retries", "1", "--retries", "2")
-    assertions.success(result)
+    result = succeed("inspect", layout.path, *same, "--retries", "1", "--retries", "2")
     assert result.lines() == ["app:1"]
 
 
@@ -318,18 +337,10 @@ def test_an_archive_that_ends_within_a_header_is_called_truncated() -> None:
     assertions.failure(result, 6, "is truncated: it ends at byte 110")
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["push", "registry.test"],
-        ["inspect", "registry.test"],
-    ],
-)
+@pytest.mark.parametrize("argv", [["push", "registry.test"], ["inspect", "registry.test"]])
 def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: Sequence[str]) -> None:
-    # Nothing is requested: this proxy does not exist.
-    proxy = f"http://127.0.0.1:{unused_port()}"
     stdin = b"" if argv[0] == "push" else None
-    result = ocistream(*argv, cwd=tmp_path, stdin=stdin, env={"HTTPS_PROXY": proxy, "OCISTREAM_RETRIES": "0"})
+    result = ocistream(*argv, cwd=tmp_path, stdin=stdin, env=offline())
     first, second = result.err.splitlines()
     assert first.startswith("ocistream: error: ")
     assert f"{argv[1]} means the image docker.io/library/{argv[1]}" in second
@@ -338,9 +349,7 @@ def test_an_image_name_that_looks_like_a_host_gets_a_hint(tmp_path: Path, argv: 
 
 def test_a_new_file_whose_name_looks_like_a_host_is_told_how_to_write_it(layout: Layout, tmp_path: Path) -> None:
     small_image(layout, name="app")
-    proxy = f"http://127.0.0.1:{unused_port()}"
-    env = {"HTTPS_PROXY": proxy, "OCISTREAM_RETRIES": "0"}
-    result = ocistream("copy", layout.path, "good.tarr", cwd=tmp_path, env=env)
+    result = ocistream("copy", layout.path, "good.tarr", cwd=tmp_path, env=offline())
     assertions.failure(result, 7, "for a new file, write ./good.tarr or oci-archive:good.tarr\n")
 
 
@@ -348,8 +357,7 @@ def test_a_new_file_whose_name_looks_like_a_host_is_told_how_to_write_it(layout:
 @pytest.mark.parametrize("command", ["pull", "push", "copy", "inspect", "digest", "tags", "have", "verify"])
 def test_a_registry_alone_is_not_an_image(tmp_path: Path, command: str, name: str) -> None:
     argv = [command, "oci:x", name] if command == "copy" else [command, name]
-    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}"}
-    result = ocistream(*argv, cwd=tmp_path, stdin=b"" if command == "push" else None, env=env)
+    result = ocistream(*argv, cwd=tmp_path, stdin=b"" if command == "push" else None, env=offline())
     assertions.failure(
         result,
         2,
@@ -369,9 +377,9 @@ def test_a_registry_with_a_slash_is_not_a_directory(tmp_path: Path, name: str) -
         f"{name} names a registry, but no image\n",
         f"write {name}REPOSITORY[:TAG], or ./{name} for a directory",
     )
-    assertions.success(ocistream("copy", "oci:x", f"./{name}", cwd=tmp_path))
+    succeed("copy", "oci:x", f"./{name}", cwd=tmp_path)
     # Now the directory exists.
-    assertions.success(ocistream("inspect", name, cwd=tmp_path))
+    succeed("inspect", name, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("argv", [["copy", "x:app", "new.tar"], ["inspect", "x:app"], ["verify", "x:app"]])
@@ -379,23 +387,18 @@ def test_the_error_for_the_image_of_a_layout_without_its_prefix_says_which_to_wr
     place: Place, tmp_path: Path, argv: Sequence[str]
 ) -> None:
     small_image(Layout(tmp_path / "x"), name="app")
-    config = tmp_path / "config.toml"
-    config.write_text(f'[registry."docker.io"]\nurl = "{place.registry.url}"\n')
-    result = ocistream(*argv, "--config", config, cwd=tmp_path)
+    result = ocistream(*argv, "--config", with_hub(place.registry, tmp_path), cwd=tmp_path)
     assertions.failure(result, 4, "for the image app of the layout x, write oci:x:app\n")
     assert "./x:app" not in result.err
 
 
 def test_a_full_image_name_may_look_like_a_registry() -> None:
-    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
-    assertions.failure(ocistream("digest", "docker.io/library/localhost:5000", env=env), 7, "/library/localhost/")
+    assertions.failure(ocistream("digest", "docker.io/library/localhost:5000", env=offline()), 7, "/library/localhost/")
 
 
 @pytest.mark.parametrize("name", ["docker.io/library/nginx", "docker://nginx", "localhost:PORT/x"])
 def test_a_full_name_gets_no_hint_about_its_registry(tmp_path: Path, name: str) -> None:
-    port = str(unused_port())
-    env = {"HTTPS_PROXY": f"http://127.0.0.1:{port}", "OCISTREAM_RETRIES": "0"}
-    result = ocistream("inspect", name.replace("PORT", port), cwd=tmp_path, env=env)
+    result = ocistream("inspect", name.replace("PORT", str(unused_port())), cwd=tmp_path, env=offline())
     assertions.failure(result, 7, "connection refused")
     assert " means " not in result.err
 
@@ -414,17 +417,12 @@ def test_a_full_name_gets_no_hint_about_its_registry(tmp_path: Path, name: str) 
 def test_a_name_without_a_registry_that_fails_is_explained(
     place: Place, tmp_path: Path, argv: Sequence[str], words: str, status: int
 ) -> None:
-    """The configuration maps Docker Hub to a registry of the test, so no request goes to Docker Hub."""
-    hub = place.start(Fault(refusal(status, "DENIED"), "GET", times=None))
-    config = tmp_path / "config.toml"
-    config.write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
+    config = with_hub(place.start(Fault(refusal(status, "DENIED"), "GET", times=None)), tmp_path)
     assertions.failure(ocistream(*argv, "--config", config, cwd=tmp_path), 3 if status == 401 else 4, words)
 
 
 def test_sync_explains_a_destination_without_a_registry(place: Place, tmp_path: Path) -> None:
-    hub = place.start(Fault(refusal(401, "DENIED"), times=None))
-    config = tmp_path / "config.toml"
-    config.write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
+    config = with_hub(place.start(Fault(refusal(401, "DENIED"), times=None)), tmp_path)
     tmp_path.joinpath("s.toml").write_text(f'[[sync]]\nfrom = "{place.app}"\nto = "synced"\n')
     result = ocistream("sync", "s.toml", "--config", config, cwd=tmp_path)
     assert result.code == 3
@@ -432,10 +430,9 @@ def test_sync_explains_a_destination_without_a_registry(place: Place, tmp_path: 
 
 
 def test_rm_explains_a_name_without_a_registry(place: Place, tmp_path: Path) -> None:
-    config = tmp_path / "config.toml"
-    config.write_text(f'[registry."docker.io"]\nurl = "{place.registry.url}"\n')
     words = "nosuch:1 means docker.io/library/nosuch:1; write HOST/nosuch:1 for another registry"
-    assertions.failure(ocistream("rm", "nosuch:1", "--config", config, cwd=tmp_path), 4, words)
+    result = ocistream("rm", "nosuch:1", "--config", with_hub(place.registry, tmp_path), cwd=tmp_path)
+    assertions.failure(result, 4, words)
 
 
 def test_the_error_for_another_failure_does_not_explain_a_name_without_a_registry(tmp_path: Path) -> None:
@@ -523,9 +520,7 @@ def test_a_layout_of_an_interrupted_pull_is_called_unfinished(
 
 
 def test_the_error_for_blobs_that_neither_side_has_says_why_they_were_omitted(place: Place, tmp_path: Path) -> None:
-    assertions.success(
-        ocistream("pull", place.app, "--have", place.app.removesuffix(":1"), "-o", "d.tar", cwd=tmp_path)
-    )
+    succeed("pull", place.app, "--have", place.app.removesuffix(":1"), "-o", "d.tar", cwd=tmp_path)
     other = place.start()
     result = ocistream("push", "-i", "d.tar", f"{other.host}/app:1", cwd=tmp_path)
     said = re.escape(f" missing: they were omitted from d.tar (in {place.registry.host}/app), and the destination ")
@@ -550,8 +545,7 @@ def test_an_index_does_not_fit_into_a_docker_archive(layout: Layout, tmp_path: P
     said = "app:1 has several platforms, but a docker-archive has one image per name\n"
     assertions.failure(ocistream(*copy, "--all"), 8, said, "choose one with --platform")
     for options, verb in (["--dry-run"], "decompressed to a size"), ([], "decompressed"):
-        result = ocistream(*copy, "--platform=linux/amd64", *options)
-        assertions.success(result)
+        result = succeed(*copy, "--platform=linux/amd64", *options)
         assert f"2 of them {verb}" in result.err
 
 
@@ -699,7 +693,7 @@ def test_the_error_for_blobs_that_both_sides_lack_names_the_image(place: Place, 
 
 def test_how_to_get_omitted_blobs_for_a_layout_is_a_complete_command(place: Place, tmp_path: Path) -> None:
     digest = place.layout.read(place.image["digest"])["layers"][0]["digest"]
-    assertions.success(ocistream("pull", place.app, "--only", digest, "-o", "part.tar", cwd=tmp_path))
+    succeed("pull", place.app, "--only", digest, "-o", "part.tar", cwd=tmp_path)
     result = ocistream("copy", "part.tar", "oci:new", cwd=tmp_path)
     hint = f"get the complete image with `ocistream pull {place.app} -o FILE` (archives that --have or --base wrote"
     assertions.failure(result, 6, f"  {hint} lack blobs)\n")
@@ -717,25 +711,14 @@ def test_a_name_that_ends_like_an_archive_is_a_path(tmp_path: Path, command: str
     assertions.failure(result, 4, f"cannot read {name}: no such file or directory")
 
 
-@pytest.mark.parametrize("command", ["pull", "push"])
-def test_a_name_that_ends_like_an_archive_is_not_an_image(tmp_path: Path, command: str) -> None:
-    assertions.failure(
-        ocistream(command, "app.tar", cwd=tmp_path),
-        2,
-        "app.tar",
-        "-o PATH" if command == "pull" else "-i app.tar IMAGE",
-    )
-
-
 @pytest.mark.parametrize("command", ["inspect", "copy", "have"])
 def test_an_existing_directory_is_a_path_and_a_notice_says_so(layout: Layout, tmp_path: Path, command: str) -> None:
     small_image(layout, name="app")
     more = ["oci:x"] if command == "copy" else []
-    result = ocistream(command, "made", *more, cwd=tmp_path)
-    assertions.success(result)
+    result = succeed(command, "made", *more, cwd=tmp_path)
     assert "made is the directory ./made; for the image, write docker://made" in result.err
-    env = {"HTTPS_PROXY": f"http://127.0.0.1:{unused_port()}", "OCISTREAM_RETRIES": "0"}
-    assertions.failure(ocistream(command, "docker://made", *more, cwd=tmp_path, env=env), 7, "/v2/library/made/")
+    refused = ocistream(command, "docker://made", *more, cwd=tmp_path, env=offline())
+    assertions.failure(refused, 7, "/v2/library/made/")
 
 
 def test_a_local_directory_does_not_affect_a_remote_destination(layout: Layout, tmp_path: Path) -> None:
@@ -753,14 +736,8 @@ def test_an_answer_that_was_compressed_on_its_way_is_named(place: Place, path: s
     assert "127.0.0.1 sent a Content-Encoding, which changes blobs: check its proxy, or ask its operator" in result.err
 
 
-def test_a_transport_of_another_tool_is_named_where_only_images_are_allowed(tmp_path: Path) -> None:
-    words = "the transport docker-daemon is not supported\n  `docker save IMAGE | ocistream push DST`"
-    assertions.failure(ocistream("pull", "docker-daemon:app:1", cwd=tmp_path), 8, words)
-
-
 def test_a_missing_file_whose_name_looks_like_a_host_is_called_missing(tmp_path: Path) -> None:
-    proxy = f"http://127.0.0.1:{unused_port()}"
-    result = ocistream("have", "none.txt", "--retries=0", cwd=tmp_path, env={"HTTPS_PROXY": proxy})
+    result = ocistream("have", "none.txt", cwd=tmp_path, env=offline())
     assertions.failure(result, 7, "no file is called none.txt; none.txt means the image docker.io/library/none.txt")
 
 

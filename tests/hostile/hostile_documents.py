@@ -13,7 +13,6 @@ from tests.hostile.archive_parts import (
     MANIFEST,
     MIB,
     PLAIN,
-    Fields,
     Hostile,
     blob,
     config_of,
@@ -75,10 +74,6 @@ def _config(content: bytes, *, first: bool = False) -> bytes:
     """Return an image with another config, which may come before the documents that identify it."""
     files = image(config=content)
     return tar(files[CONFIG], *files[:CONFIG], *files[LAYER:]) if first else tar(*files)
-
-
-def _without(document: Fields, key: str) -> Fields:
-    return {name: value for name, value in document.items() if name != key}
 
 
 def _spoiled(place: int, *, first: bool = False) -> bytes:

@@ -30,7 +30,6 @@ from tests.hostile.archive_parts import (
     with_other,
 )
 
-_NO_DIGEST: Final = "0" * 64
 #: Control sequences for a terminal: its title, its colors, and a line that looks like one of ours.
 _ESCAPES: Final = "\x1b]0;owned\x07\x1b[2J\r\nocistream: all is well\x9b31m\u202egnp"
 
@@ -77,77 +76,34 @@ def _in_rows(count: int, part: bytes) -> bytes:
 
 _BODY: Final = len(tar(*image()[:LAYER], end=b""))
 
+_LAYER_NAME: Final = blob_name(digest_of(LAYERS[0]))
+
 NAMES: Final = [
-    Hostile(
-        "name-dot-dot",
-        "a layer as blobs/sha256/../../../etc/cron.d/x",
-        lambda: _named("blobs/sha256/../../../etc/cron.d/x"),
-    ),
-    Hostile(
-        "name-absolute", "every name begins with /", lambda: tar(*((f"/{name}", content) for name, content in image()))
-    ),
+    Hostile("name-dot-dot", "a layer as blobs/sha256/../../../etc/cron.d/x",
+            lambda: _named("blobs/sha256/../../../etc/cron.d/x")),
+    Hostile("name-absolute", "every name begins with /",
+            lambda: tar(*((f"/{name}", content) for name, content in image()))),
     Hostile("name-absolute-layer", "a layer as /etc/shadow", lambda: _named("/etc/shadow")),
-    Hostile(
-        "name-nul",
-        "index.json with a NUL and more after it, in a pax header",
-        lambda: with_other(INDEX, lambda _, content: pax(("path", "index.json\0.txt")) + entry("x", content)),
-    ),
-    Hostile(
-        "name-nul-beside",
-        "a second index.json for tools in C, whose name continues after a NUL",
-        lambda: beside(pax(("path", "index.json\0x")) + entry("x", b"{}")),
-    ),
-    Hostile(
-        "name-nul-of-link",
-        "a link to a layer for tools in C, whose target continues after a NUL",
-        lambda: beside(pax(("linkpath", f"{image()[LAYER][0]}\0x")) + entry("x", b"", tarfile.SYMTYPE)),
-    ),
-    Hostile(
-        "name-nul-blob",
-        "a layer's name with a NUL after it",
-        lambda: _named(f"{blob_name(digest_of(LAYERS[0]))}\0/../../../etc/passwd"),
-    ),
-    Hostile(
-        "name-newline",
-        "a layer's name with a newline after it",
-        lambda: _named(f"{blob_name(digest_of(LAYERS[0]))}\n"),
-    ),
-    Hostile(
-        "name-upper-case",
-        "a layer under its digest in capitals",
-        lambda: _named(blob_name(digest_of(LAYERS[0])).upper()),
-    ),
-    Hostile(
-        "name-deeper",
-        "a layer as a file within a folder of its own name",
-        lambda: _named(f"{blob_name(digest_of(LAYERS[0]))}/layer"),
-    ),
-    Hostile(
-        "name-backslashes",
-        "a layer's name with backslashes",
-        lambda: _named(blob_name(digest_of(LAYERS[0])).replace("/", "\\")),
-    ),
-    Hostile(
-        "name-unicode",
-        "a layer's name with a letter that looks like another",
-        lambda: _named(blob_name(digest_of(LAYERS[0])).replace("b", "\u0184")),
-    ),
-    Hostile(
-        "name-no-utf-8",
-        "a layer's name with a byte that is not UTF-8",
-        lambda: _named(f"{blob_name(digest_of(LAYERS[0]))}\udcff"),
-    ),
-    Hostile(
-        "name-trailing-slash",
-        "index.json/ as a regular file",
-        lambda: with_other(INDEX, lambda _, content: entry("index.json/", content)),
-    ),
-    Hostile(
-        "name-escapes",
-        "a sparse file whose name has terminal control sequences",
-        lambda: beside(pax(("path", _ESCAPES)) + entry("x", b"", tarfile.GNUTYPE_SPARSE)),
-    ),
-]
+    Hostile("name-nul", "index.json with a NUL and more after it, in a pax header",
+            lambda: with_other(INDEX, lambda _, content: pax(("path", "index.json\0.txt")) + entry("x", content))),
+    Hostile("name-nul-beside", "a second index.json for tools in C, whose name continues after a NUL",
+            lambda: beside(pax(("path", "index.json\0x")) + entry("x", b"{}"))),
+    Hostile("name-nul-of-link", "a link to a layer for tools in C, whose target continues after a NUL",
+            lambda: beside(pax(("linkpath", f"{image()[LAYER][0]}\0x")) + entry("x", b"", tarfile.SYMTYPE))),
+    Hostile("name-nul-blob", "a layer's name with a NUL after it",
+            lambda: _named(f"{_LAYER_NAME}\0/../../../etc/passwd")),
+    Hostile("name-newline", "a layer's name with a newline after it", lambda: _named(f"{_LAYER_NAME}\n")),
+    Hostile("name-upper-case", "a layer under its digest in capitals", lambda: _named(_LAYER_NAME.upper())),
+    Hostile("name-deeper", "a layer as a file within a folder of its own name", lambda: _named(f"{_LAYER_NAME}/layer")),
+    Hostile("name-backslashes", "a layer's name with backslashes", lambda: _named(_LAYER_NAME.replace("/", "\\"))),
+    Hostile("name-unicode", "a layer's name with a letter that looks like another",
+            lambda: _named(_LAYER_NAME.replace("b", "\u0184"))),
+    Hostile("name-no-utf-8", "a layer's name with a byte that is not UTF-8", lambda: _named(f"{_LAYER_NAME}\udcff")),
+    Hostile("name-trailing-slash", "index.json/ as a regular file",
+            lambda: with_other(INDEX, lambda _, content: entry("index.json/", content))),
+    Hostile("name-escapes", "a sparse file whose name has terminal control sequences",
+            lambda: beside(pax(("path", _ESCAPES)) + entry("x", b"", tarfile.GNUTYPE_SPARSE))),
+]  # fmt: skip
 
 TYPES: Final = [
     Hostile("type-index-symlink", "index.json is a symbolic link to /etc/passwd",

@@ -88,15 +88,19 @@ def _two(first: str, second: str) -> bytes:
     return tar(_NAMED[LAYOUT], index, *_NAMED[MANIFEST:], *_OTHER[MANIFEST:LAYER])
 
 
+def _around(nest: bytes, files: Sequence[Item], *, last: bool) -> bytes:
+    """Return an archive of an index and its files, before or after them."""
+    index = _listing(descriptor(nest, OCI_INDEX, annotations={NAME: _FULL}))
+    return tar(_NAMED[LAYOUT], *([*files, blob(nest), index] if last else [index, blob(nest), *files]))
+
+
 def _nested(*, last: bool) -> bytes:
     """Return an image within an index that comes first or last."""
     nest = json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
         {**descriptor(_raw(MANIFEST), OCI_MANIFEST), "platform": {"os": "linux", "architecture": "amd64"}},
         {**descriptor(_raw(MANIFEST, _OTHER), OCI_MANIFEST), "platform": {"os": "linux", "architecture": "arm64"}},
     ]})  # fmt: skip
-    index = _listing(descriptor(nest, OCI_INDEX, annotations={NAME: _FULL}))
-    files = [*_NAMED[MANIFEST:], *_OTHER[MANIFEST:LAYER]]
-    return tar(_NAMED[LAYOUT], *([*files, blob(nest), index] if last else [index, blob(nest), *files]))
+    return _around(nest, [*_NAMED[MANIFEST:], *_OTHER[MANIFEST:LAYER]], last=last)
 
 
 def _partial(*, last: bool) -> bytes:
@@ -104,9 +108,7 @@ def _partial(*, last: bool) -> bytes:
     lacking = descriptor(b"arm64", OCI_MANIFEST, platform={"os": "linux", "architecture": "arm64"})
     there = descriptor(_raw(MANIFEST), OCI_MANIFEST, platform={"os": "linux", "architecture": "amd64"})
     nest = json_of({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [there, lacking]})
-    index = _listing(descriptor(nest, OCI_INDEX, annotations={NAME: _FULL}))
-    files = _NAMED[MANIFEST:]
-    return tar(_NAMED[LAYOUT], *([*files, blob(nest), index] if last else [index, blob(nest), *files]))
+    return _around(nest, _NAMED[MANIFEST:], last=last)
 
 
 def _cache(*, last: bool) -> bytes:
@@ -116,9 +118,7 @@ def _cache(*, last: bool) -> bytes:
         *(descriptor(layer, f"{OCI_LAYER}+gzip") for layer in LAYERS),
         descriptor(config, "application/vnd.buildkit.cacheconfig.v0"),
     ]})  # fmt: skip
-    index = _listing(descriptor(nest, OCI_INDEX, annotations={NAME: _FULL}))
-    files = [*map(blob, LAYERS), blob(config)]
-    return tar(_NAMED[LAYOUT], *([*files, blob(nest), index] if last else [index, blob(nest), *files]))
+    return _around(nest, [*map(blob, LAYERS), blob(config)], last=last)
 
 
 def _signed(*, last: bool) -> bytes:

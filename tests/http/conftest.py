@@ -10,13 +10,10 @@ from pathlib import Path
 import pytest
 
 from ocistream.cli import main
-from tests.cli.conftest import start
 from tests.http.fixture_types import Run
 from tests.http.raw_registry import RawRegistry
 from tests.http.tls_identities import Identities
 from tests.runner import Result
-
-__all__ = ["start"]
 
 
 @pytest.fixture

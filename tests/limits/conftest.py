@@ -34,20 +34,6 @@ def ocistream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         signal.signal(number, handler)
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    """Return an empty registry, to which a test adds hostile behavior."""
-    with FaultyRegistry(tmp_path / "served") as registry:
-        yield registry
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[FaultyRegistry]:
-    """Return a second registry. A response of the first one must not cause a request to it."""
-    with FaultyRegistry(tmp_path / "elsewhere") as other:
-        yield other
-
-
 @dataclasses.dataclass(frozen=True)
 class Attack:
     """A hostile registry, a second registry, and the command, which runs in this process and in an empty folder."""
@@ -69,12 +55,12 @@ class Attack:
 
 @pytest.fixture
 def attack(
-    registry: FaultyRegistry,
-    elsewhere: FaultyRegistry,
+    served: FaultyRegistry,
+    other: FaultyRegistry,
     ocistream: Callable[[Sequence[object]], int],
     capsys: pytest.CaptureFixture[str],
 ) -> Attack:
-    return Attack(registry, elsewhere, ocistream, capsys)
+    return Attack(served, other, ocistream, capsys)
 
 
 @pytest.fixture

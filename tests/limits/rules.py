@@ -183,6 +183,11 @@ LIMITS: Final[dict[int, Limit]] = {
         "are not followed",
         ("streams.files", "layout.directory"),
         archives=("flipped-*", "swapped-*", "docker-layer-flipped", "docker-layers-swapped"),
+        tests=(
+            "contract/test_layouts.py::test_a_link_in_the_place_of_a_folder_is_refused",
+            "contract/test_layouts.py::test_anything_but_a_file_in_the_place_of_a_blob_is_not_read",
+            "contract/test_layouts.py::test_a_link_is_replaced_by_the_blob_and_its_target_is_unchanged",
+        ),
     ),
     18: Limit(
         "An archive without its end or its index, or with a short entry, fails before any manifest is pushed",

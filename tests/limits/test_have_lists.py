@@ -35,16 +35,6 @@ def read_list(ocistream: Run, content: bytes) -> int:
 
 
 @limit(19)
-def test_a_truncated_list_is_refused(ocistream: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert read_list(ocistream, LIST) == 0
-    ends = {line for line, byte in enumerate(LIST, 1) if byte == ord("\n")}
-    # Only the last newline is optional.
-    for size in sorted({*ends, *range(0, len(LIST), 7)} - {len(LIST), len(LIST) - 1}):
-        assert read_list(ocistream, LIST[:size]) in {6, 8}, LIST[:size]
-    assert "list" in capsys.readouterr().err
-
-
-@limit(19)
 @pytest.mark.parametrize("line", ["sha256:abc", "md5:" + "0" * 32, A.upper(), f"{A} {B}", "../x", "\x1b[2J"])
 def test_a_line_that_is_not_a_digest_is_named(ocistream: Run, capsys: pytest.CaptureFixture[str], line: str) -> None:
     assert read_list(ocistream, f"{A}\n{line}\n{B}\n".encode()) == 6

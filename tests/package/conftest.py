@@ -10,10 +10,6 @@ from typing import Final
 
 import pytest
 
-from tests.cli.conftest import start
-
-__all__ = ["ROOT", "run", "start"]
-
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _SECONDS: Final = 300
 

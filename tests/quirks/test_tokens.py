@@ -373,7 +373,7 @@ def test_a_password_that_one_repository_refuses_is_sent_to_another(
 ) -> None:
     # Some registries answer 401 instead of 403 to a user without rights.
     registry = start(auth=Basic(USER, PASSWORD))
-    seed(layout, small_image(layout), registry.host, "app", "v1", headers={"Authorization": basic(USER, PASSWORD)})
+    seed(layout, small_image(layout), registry.host, "app", "v1", headers=basic(USER, PASSWORD))
     denied = refusal(401, WWW_Authenticate='Basic realm="registry"')
     registry.faults = [Fault(denied, path="^/v2/denied", times=None)]
     names = ["denied1", "denied2", "app"]

@@ -64,13 +64,6 @@ def get(registry: FaultyRegistry, target: str = BLOB, **headers: str) -> Respons
         return ask("GET", target, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def raw_body(registry: FaultyRegistry) -> bytes:
-    """Return the received part of the blob's body, even if the response is incomplete."""
-    with connect(registry.host) as connection:
-        connection.sendall(GET)
-        return read_all(connection).partition(b"\r\n\r\n")[2]
-
-
 class TestWhen:
     def test_a_fault_affects_matching_requests_a_given_number_of_times(self, start: Start) -> None:
         registry = start(Fault(refusal(503), method="GET|HEAD", path=r"/blobs/sha256:", skip=1, times=2))

@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests import registry_http
-from tests.cli.conftest import start
 from tests.cli.fixture_types import Start
 from tests.faulty_registry import FaultyRegistry
 from tests.images import Descriptor, Layout
 from tests.signatures.fake_sigstore import FakeSigstore
 from tests.signed_image import cosign_tag
 from tests.signing import Form, Signer, sign, signer
-
-__all__ = ["start"]
 
 
 @pytest.fixture

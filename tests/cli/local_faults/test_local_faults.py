@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 
 from tests.cli import assertions
+from tests.cli.assertions import succeed
 from tests.cli.fixture_types import Start
 from tests.cli.local_faults.conftest import note
 from tests.cli.local_faults.fault_table import (
@@ -30,7 +31,7 @@ from tests.cli.local_faults.fault_table import (
     UNSEEN,
     Trouble,
 )
-from tests.cli.local_faults.workspace import Made, Place, make, place_of
+from tests.cli.local_faults.workspace import Place, place_of
 from tests.faulty_registry import Fault, Stall
 from tests.images import Layout
 from tests.peers import need
@@ -42,16 +43,10 @@ _MACHINE: Final = Path(__file__).with_name("faulty_machine")
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Return the image that each place copies."""
-    return make(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture
-def place(start: Start, made: Made, layout: Layout, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+def place(start: Start, layout: Layout, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
     """Return a place without a fault."""
-    return place_of(start(), start(), made, layout, tmp_path, request.node.callspec.params["name"])
+    return place_of(start(), start(), layout, tmp_path, request.node.callspec.params["name"])
 
 
 def cells(*, together: bool) -> list[Any]:
@@ -143,12 +138,11 @@ def test_a_run_with_a_fault_has_the_outcome_in_the_table(
 def check_again(name: str, place: Place) -> None:
     """Run the same command without the fault: it completes the work and leaves no other files."""
     place.restore()
-    again = ocistream(
+    succeed(
         *place.argv(name),
         stdin=place.file if name == PUSH_IN else None,
         stdout=place.disk / "out.tar" if name == PULL_OUT else None,
     )
-    assertions.success(again)
     place.check_done(name)
     assert place.strays(done=True) == []
 
@@ -189,7 +183,7 @@ def test_two_parallel_runs_do_not_affect_each_other(
         assert there[0] in digests
     else:
         assert sorted(there) == sorted(digests)
-    assertions.success(ocistream("verify", place.disk / "out"))
+    succeed("verify", place.disk / "out")
 
 
 def _source(place: Place, name: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,7 @@ from tests.cli.local_faults.fault_table import (
     PUSH_IN,
 )
 from tests.faulty_registry import FaultyRegistry
-from tests.images import Descriptor, Layout
+from tests.images import Layout
 from tests.registry_http import seed
 
 #: A partial file of at least this size may be kept, to be resumed.
@@ -117,33 +116,13 @@ class Place:
         return [path for path in records if path.is_file() and self.target.host in path.read_text()]
 
 
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """An image with a large and a small layer, in a layout and in a file. Each place copies it."""
-
-    layout: Layout
-    image: Descriptor
-    file: Path
-
-
-def make(folder: Path) -> Made:
-    """Make the image in a folder."""
-    layout = Layout(folder / "made")
+def place_of(registry: FaultyRegistry, target: FaultyRegistry, layout: Layout, folder: Path, command: str) -> Place:
+    """Make a place with an image of a large and a small layer; the registry has it if the command names it."""
     image = layout.image([2 * MIB, b"small"], name="app")
-    (folder / "app.tar").write_bytes(tar_of(small_first(layout)))
-    return Made(layout, image, folder / "app.tar")
-
-
-def place_of(
-    registry: FaultyRegistry, target: FaultyRegistry, made: Made, layout: Layout, folder: Path, command: str
-) -> Place:
-    """Make a place for a command; the registry has the image if the command names it."""
-    shutil.copytree(made.layout.path, layout.path, dirs_exist_ok=True)
-    image = made.image
     if "HOST" in COMMANDS[command]:
         seed(layout, image, registry.host, "app", "1")
     file, disk = folder / "app.tar", folder / "disk"
-    shutil.copyfile(made.file, file)
+    file.write_bytes(tar_of(small_first(layout)))
     disk.mkdir()
     files = [file, *(path for path in layout.path.rglob("*") if path.is_file())]
     return Place(

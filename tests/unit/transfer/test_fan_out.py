@@ -87,9 +87,9 @@ def test_a_destination_that_stops_reading_delays_no_other_one() -> None:
             assert is_written.wait(10)
             return super().write(blob)
 
-    signalling, pausing = Signalling(0), Pausing(0)
+    signalling, pausing = Signalling(), Pausing()
     fan = FanOutDestination([FanOutBranch(signalling), FanOutBranch(pausing)], threading.Event())
     fan.begin(fan.expect(GRAPH))
     blob = RecoverableBlob(BLOB, lambda _offset=0: iter([CONTENT[:11], CONTENT[11:]]))
     use_verified(blob, fan.write, can_retry=True)
-    assert [signalling.content, pausing.content] == [CONTENT, CONTENT]
+    assert signalling.blobs == pausing.blobs == {BLOB.digest: CONTENT}
