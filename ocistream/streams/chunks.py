@@ -58,8 +58,8 @@ def verify_chunks(
     So a corrupt blob is never completed anywhere, not even in a pipe or a request body: it stays short, and the other
     side fails too. `stored` is the beginning of the blob that exists already: it is hashed first and not yielded, and
     `chunks` then are the rest. Both are closed at the end if they can be, so that no socket or file waits for the
-    garbage collector. With `hash_in_thread` a thread hashes each chunk while the caller uses it, if a processor is free
-    for that: for many blobs that move side by side it gains nothing.
+    garbage collector. With `hash_in_thread` a thread hashes each chunk while the caller uses it, if fewer
+    threads hash than there are processors for them: for many blobs that move side by side it gains nothing.
 
     Raises:
         IntegrityError: the bytes do not have the size (in bytes) or digest of `descriptor`.
@@ -174,7 +174,11 @@ class ThreadedHasher:
 
     def __enter__(self) -> Self:
         """Start the thread."""
-        start(self._work, "hash")
+        try:
+            start(self._work, "hash")
+        except BaseException:
+            self._on_exit()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

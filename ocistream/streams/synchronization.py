@@ -1,6 +1,6 @@
 """What threads share: values that are created once, locks by key, limits such as memory or turns, linked events.
 
-Also the wait that ends when the work is cancelled.
+`wait_until` waits until something happens or the work is cancelled.
 """
 
 from __future__ import annotations

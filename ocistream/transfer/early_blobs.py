@@ -108,7 +108,7 @@ class EarlyBlobWriter:
 
     @property
     def early_refusal(self) -> Callable[[], UnsupportedError] | None:
-        """Returns the error of a destination that accepts no blobs before the graph is known."""
+        """The function that returns the error of a destination that accepts no early blobs; None if it accepts them."""
         return self._destination.traits.early_refusal
 
     # -- after the graph is known ----------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class EarlyBlobWriter:
                     self._writer.write(Blob(blob, open_plain))
 
     def _recompressor(self) -> Recompressor | None:
-        """Return what recompresses layers, if any are recompressed; created when it is needed."""
+        """Return the recompressor, which the first call creates; None if no layer is recompressed."""
         if self._known_recompressor is None and self._settings is not None:
             # Imported here because few transfers recompress, and all would pay for the import.
             from ocistream.transfer.recompress import Recompressor

@@ -161,8 +161,8 @@ class FanOutDestination:
             cancelled=self._cancelled,
             sets_cancelled=False,
         )
-        if shared.failures:
-            raise shared.failures[0]
+        for failure in (*shared.failures, *shared.source_failures):
+            raise failure
         if not self._active_branches():
             raise next(branch.failure for branch in self.branches if branch.failure is not None)
         return 0
@@ -213,13 +213,14 @@ class FanOutDestination:
         return map_chunks(blob, counted)
 
     def _write_shared(self, shared: _Broadcast, descriptor: Descriptor, branch: FanOutBranch) -> None:
+        """Write a blob to one destination. What is not its own failure is kept, so that the others can end."""
         try:
-            with self._failure_scope(branch, shared.failures, raises_last=False):
+            with self._failure_scope(branch, shared.source_failures, raises_last=False):
                 branch.destination.write(shared.blob_for(branch))
                 branch.add_written(descriptor)
-        except BaseException as error:
-            shared.failures.append(error)
-            raise
+        except BaseException as error:  # noqa: BLE001 - `write` raises it when all destinations have ended
+            if not any(error is other for other in shared.source_failures):
+                shared.failures.append(error)
         finally:
             shared.leave(branch)
 
@@ -264,7 +265,10 @@ def _record_failure(chunks: Iterator[Chunk], failures: list[BaseException]) -> I
 
 
 class _Broadcast:
-    """One blob for several destinations, its readers, in lockstep: the last one to request a chunk reads it for all."""
+    """One blob for several destinations, its readers, in lockstep.
+
+    The last reader that requests a chunk reads it for all.
+    """
 
     def __init__(self, blob: VerifiedBlob, readers: Iterable[FanOutBranch], cancelled: threading.Event) -> None:
         self._blob = blob
@@ -276,8 +280,10 @@ class _Broadcast:
         self._waiting: set[FanOutBranch] = set()
         #: The last chunk that was read; None at the end of the blob.
         self._chunk: Chunk | None = None
-        #: Failures of the source, also towards readers that have left the shared reading, and all that ends the write.
+        #: What ends the shared reading: a failure of the source, or an unexpected one.
         self.failures: list[BaseException] = []
+        #: Failures of the source, also towards readers that have left the shared reading.
+        self.source_failures: list[BaseException] = []
 
     def blob_for(self, reader: FanOutBranch) -> VerifiedBlob:
         """Return the blob for one of the readers. Only its first `open` shares the reading with the others.
@@ -289,22 +295,29 @@ class _Broadcast:
 
         def opened(offset: int = 0, stored: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
             nonlocal is_open
-            if is_open or offset:
-                self.leave(reader)
-                return _record_failure(self._blob.open(offset, stored), self.failures)
-            is_open = True
-            return self._read(reader)
+            is_first, is_open = not is_open and not offset, True
+            if is_first:
+                return self._read(reader)
+            self.leave(reader)
+            return _record_failure(self._blob.open(offset, stored), self.source_failures)
 
         return replace(self._blob, open=opened, can_resume=False)
 
     def leave(self, reader: FanOutBranch) -> None:
-        """Let the others continue without a reader. A reader may leave more than once."""
+        """Let the others continue without a reader. A reader may leave more than once.
+
+        The garbage collector may close an old iterator in any thread, which must neither wait for the lock during a
+        read nor read itself. While this reader has not left, nobody reads.
+        """
+        if reader not in self._readers:
+            return
         with self._changed:
-            # Not twice: the garbage collector may close an old iterator while another thread reads the next chunk.
-            if reader in self._readers:
-                self._readers.discard(reader)
-                self._waiting.discard(reader)
-                self._advance()
+            self._readers.discard(reader)
+            self._waiting.discard(reader)
+            if not self._readers:
+                with closing_chunks(self._chunks):
+                    # Its connection must not wait for readers that read for themselves.
+                    pass
             self._changed.notify_all()
 
     def _read(self, reader: FanOutBranch) -> Iterator[Chunk]:
@@ -320,7 +333,6 @@ class _Broadcast:
         """Wait until all readers want the next chunk, and return it."""
         with self._changed:
             self._waiting.add(reader)
-            self._advance()
             wait_until(
                 lambda seconds: self._changed.wait_for(lambda: self._is_served(reader), seconds), self._cancelled
             )
@@ -329,7 +341,8 @@ class _Broadcast:
             return self._chunk
 
     def _is_served(self, reader: FanOutBranch) -> bool:
-        """Return whether a reader need not wait any longer."""
+        """Return whether a reader need not wait any longer. If it is the last one to wait, read the next chunk."""
+        self._advance()
         return reader not in self._waiting or bool(self.failures)
 
     def _advance(self) -> None:
@@ -339,5 +352,6 @@ class _Broadcast:
                 self._chunk = next(self._chunks, None)
             except BaseException as error:  # noqa: BLE001 - each reader raises it
                 self.failures.append(error)
+                self.source_failures.append(error)
             self._waiting.clear()
             self._changed.notify_all()

@@ -194,7 +194,7 @@ class EarlyBlobs(Protocol):
 
     @property
     def early_refusal(self) -> Callable[[], UnsupportedError] | None:
-        """Returns the error that the source raises instead of passing a blob; None if blobs are accepted.
+        """The function that returns the error to raise instead of passing a blob; None if blobs are accepted.
 
         A source may still pass a blob that it knows to be corrupt: nothing of it is written.
         """
