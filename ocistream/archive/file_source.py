@@ -69,9 +69,9 @@ class ArchiveFileSource(ArchiveSource):
             raise
 
     def open_images(self, index: LayoutIndex, selection: Selection) -> ArchiveFileSource:
-        """Return a source of images of the archive, which is closed by itself.
+        """Return a source of images of the archive. The caller closes it.
 
-        `index` lists these images, and all that may be their referrers.
+        `index` lists these images, and every possible referrer of them.
         """
         images = copy.copy(self)
         images._chosen_index, images._selection = index, selection  # noqa: SLF001 - same class
@@ -102,7 +102,7 @@ class ArchiveFileSource(ArchiveSource):
         Raises:
             IntegrityError: an entry has other bytes.
         """
-        for digest, extent in self.contents.duplicate_blobs:
+        for digest, extent in tuple(self.contents.duplicate_blobs):
             descriptor = Descriptor(UNKNOWN_MEDIA_TYPE, digest, extent.size)
             for _ in verify_chunks(self._chunks(extent), descriptor):
                 pass
@@ -140,6 +140,8 @@ class ArchiveFileSource(ArchiveSource):
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+        # They refer to this object. Without the cycle, their manifests are freed at once, not at a later collection.
+        self._index_walk = self._walk = None
 
     def _read_extent(self, extent: Extent) -> bytes:
         # Read in one call: a growing buffer is copied, and needs twice the memory.

@@ -54,10 +54,10 @@ class IndexComparison(StreamedWalk[None]):
         #: The first manifest or index with wrong bytes. Its images are unknown, so no difference is a contradiction.
         self._damage: IntegrityError | None = None
         self._known: set[str] = set()
-        #: By the digest of an index or a manifest: the digests of its manifests, or of its config.
-        self._listed: dict[str, tuple[str, ...]] = {}
-        #: By the digest of a config: the manifests that have it, with the positions of their foreign layers, and the
-        #: hash of the other ones.
+        self._children: dict[str, tuple[str, ...]] = {}
+        #: By the digest of a manifest: the digest of its config. By that: the manifests that have this config, with the
+        #: positions of their foreign layers, and the hash of the other ones.
+        self._configs: dict[str, str] = {}
         self._manifests: dict[str, list[tuple[Descriptor, tuple[int, ...], str]]] = {}
         self._listed_count = 0
         self._steps = 0
@@ -86,7 +86,7 @@ class IndexComparison(StreamedWalk[None]):
     def _add_document(self, descriptor: Descriptor, document: Document) -> None:
         digest = descriptor.digest
         if document.config is not None:
-            self._listed[digest] = (document.config.digest,)
+            self._configs[digest] = document.config.digest
             bare = Descriptor(descriptor.media_type, digest, descriptor.size)
             foreign = tuple(position for position, layer in enumerate(document.layers) if layer.is_foreign)
             layers_hash = _hash_layers([layer.digest for layer in document.layers], foreign)
@@ -96,7 +96,7 @@ class IndexComparison(StreamedWalk[None]):
         if self._listed_count > limits.MAX_PLATFORM_CANDIDATES:
             msg = f"the indexes list more than {limits.MAX_PLATFORM_CANDIDATES} manifests to compare manifest.json with"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
-        self._listed[digest] = tuple(child.digest for child in document.manifests)
+        self._children[digest] = tuple(child.digest for child in document.manifests)
         for child in document.manifests:
             self._need(child)
 
@@ -138,7 +138,7 @@ class IndexComparison(StreamedWalk[None]):
                 raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
         if additional and self._damage is not None and not self._unanswered:
             raise self._damage
-        if additional and len(additional) == len(images) and self._manifests and not self._unanswered:
+        if additional and len(additional) == len(images) and self._configs and not self._unanswered:
             image_id = parse_blob_name(additional[0].config)
             msg = f"manifest.json and index.json list different images ({image_id} is only in manifest.json)"
             raise ArchiveError(msg, hint=_DISAGREEMENT_HINT)
@@ -198,17 +198,24 @@ class IndexComparison(StreamedWalk[None]):
 
     def _find_configs_below(self, digest: str) -> tuple[set[str], bool]:
         """Return the configs of all images below an entry, and whether all of its manifests were read."""
-        found = {digest}
+        # A digest may be a manifest of one image and the config of another: only an index leads to manifests.
+        configs: set[str] = set()
+        is_known = True
+        seen = {digest}
         pending = [digest]
         while pending:
-            new = set(self._listed.get(pending.pop(), ())) - found
-            found |= new
-            pending += new & self._listed.keys()
+            current = pending.pop()
+            is_known = is_known and current not in self._unanswered
+            if current in self._configs:
+                configs.add(self._configs[current])
+            new = [child for child in self._children.get(current, ()) if child not in seen]
+            seen.update(new)
+            pending += new
             self._steps += 1
         if self._steps > limits.MAX_REQUIRED_DESCRIPTORS:
             msg = f"the images need more than {limits.MAX_REQUIRED_DESCRIPTORS} manifests, counted for each image"
             raise UnsupportedError(msg, hint=_DISAGREEMENT_HINT)
-        return found & self._manifests.keys(), found.isdisjoint(self._unanswered)
+        return configs, is_known
 
 
 def _hash_layers(digests: Sequence[str], foreign: Collection[int]) -> str:

@@ -34,6 +34,14 @@ class _StoredBlob(NamedTuple):
     size: int
 
 
+class DocumentReferences(NamedTuple):
+    """The references of a document: child documents with media types, the subject, and the digests of leaves."""
+
+    documents: list[tuple[str, str]]
+    subject: tuple[str, str] | None
+    leaves: list[str]
+
+
 @dataclass(slots=True)
 class GCResult:
     """The result of a garbage collection, or what it would be in a dry run. All sizes are in bytes.
@@ -133,7 +141,7 @@ def _find_needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
         visited.add(digest)
         needed.add(digest)
         try:
-            documents, leaves = _read_references(layout, digest, sizes[digest])
+            references = read_references(layout, digest, sizes[digest])
         except (ArchiveError, IntegrityError) as error:
             if media_type not in ACCEPTED_TYPES:
                 # Other content, such as a plain file. It has no references.
@@ -144,8 +152,10 @@ def _find_needed(layout: LayoutDirectory, sizes: dict[str, int]) -> set[str]:
                 "lists all problems"
             )
             raise ArchiveError(msg, hint=hint) from error
-        pending += documents
-        needed.update(leaf for leaf, _ in leaves if leaf in sizes)
+        pending += references.documents
+        if references.subject is not None:
+            pending.append(references.subject)
+        needed.update(leaf for leaf in references.leaves if leaf in sizes)
     return needed
 
 
@@ -156,19 +166,20 @@ def _check_not_replaced(layout: LayoutDirectory, digest: str) -> None:
         raise ArchiveError(msg, hint="nothing was deleted, because the blobs of this image are unknown")
 
 
-def _read_references(
-    layout: LayoutDirectory, digest: str, size: int
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return the documents to which a document of `size` bytes refers, and its other blobs: digests and media types."""
+def read_references(layout: LayoutDirectory, digest: str, size: int) -> DocumentReferences:
+    """Return the references of a document of `size` bytes."""
     what = f"manifest {digest}"
     if size > limits.MAX_MANIFEST:
         msg = f"{what} is larger than {limits.MAX_MANIFEST} bytes"
         raise ArchiveError(msg)
     raw = layout.read_blob(Descriptor(UNKNOWN_MEDIA_TYPE, digest, size))
     fields = parse_json(raw, what, keys=MANIFEST_FIELDS, convert=dict.fromkeys(_LIST_FIELDS, _parse_reference))
-    documents = [*_get_list(fields, "manifests"), _parse_reference(0, fields.get("subject"))]
     leaves = [*_get_list(fields, "layers"), *_get_list(fields, "blobs"), _parse_reference(0, fields.get("config"))]
-    return [found for found in documents if found is not None], [found for found in leaves if found is not None]
+    return DocumentReferences(
+        [reference for reference in _get_list(fields, "manifests") if reference is not None],
+        _parse_reference(0, fields.get("subject")),
+        [reference[0] for reference in leaves if reference is not None],
+    )
 
 
 def _parse_reference(_place: int, item: object) -> tuple[str, str] | None:

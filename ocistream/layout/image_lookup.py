@@ -1,4 +1,4 @@
-"""Find the entries of an `index.json` that one image needs, for callers that copy or remove its images one by one.
+"""Find the entries of an `index.json` that one image needs, for callers that copy its images one by one.
 
 A walk to one image reads every entry that may be a referrer. Here each of these is read once for all images.
 """
@@ -119,19 +119,6 @@ class ImageLookup:
         listed = array("L", (position for position in positions if position not in belonging))
         return _ListedRoots(listed, partial(self._read_root, strays=orphans.keys())), skipped
 
-    def find_orphans(self, removed: Container[int]) -> list[int]:
-        """Return the positions of the referrers without a name whose subjects are lost if the entries at `removed` are.
-
-        Referrers of these referrers are included. A subject that a named entry leads to is not lost.
-        """
-        entries = self._index.entries
-        lost = self._list_reachable(entry for position, entry in enumerate(entries) if position in removed)
-        named = (entry for position, entry in enumerate(entries) if position not in removed and image_name_of(entry))
-        lost -= self._list_reachable(named, removed)
-        positions = {position for digest in lost for position in self._referrers_of(digest) if position not in removed}
-        found = ((position, entries[position]) for position in sorted(positions))
-        return [position for position, entry in found if entry.digest in lost and not image_name_of(entry)]
-
     def _read_root(self, position: int, strays: Container[int] = ()) -> Root:
         """Return the root of the entry at a position; `strays` are the positions of stray ones."""
         (root,) = build_roots([self._index.entries[position]], self._image_digests)
@@ -163,11 +150,8 @@ class ImageLookup:
         raw = self._read(Need(entry, is_candidate=True))
         return parse_candidate(entry, raw) if raw is not None else None
 
-    def _list_reachable(self, descriptors: Iterable[Descriptor], removed: Container[int] = ()) -> set[str]:
-        """Return the digests of these manifests, of the manifests below them, and of all their referrers.
-
-        Referrers at the positions `removed` do not count.
-        """
+    def _list_reachable(self, descriptors: Iterable[Descriptor]) -> set[str]:
+        """Return the digests of these manifests, of the manifests below them, and of all their referrers."""
         digests: set[str] = set()
         for root in descriptors:
             pending = [root]
@@ -176,8 +160,7 @@ class ImageLookup:
                 if descriptor.digest in digests:
                     continue
                 digests.add(descriptor.digest)
-                positions = self._referrers_of(descriptor.digest)
-                pending += [self._index.entries[position] for position in positions if position not in removed]
+                pending += [self._index.entries[position] for position in self._referrers_of(descriptor.digest)]
                 if descriptor.is_index and (document := self._read_document(descriptor)) is not None:
                     pending += document.manifests
         return digests

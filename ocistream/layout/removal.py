@@ -6,21 +6,21 @@ a listed signature refers to, so their subject would stay forever.
 
 from __future__ import annotations
 
-from functools import partial
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from ocistream.errors import ArchiveError, IntegrityError, NotFoundError, UsageError
-from ocistream.layout.image_lookup import ImageLookup
+from ocistream.layout.gc import DocumentReferences, read_references
 from ocistream.layout.image_selection import find_named, format_image_names
-from ocistream.layout.index import LayoutIndex, build_roots
+from ocistream.layout.index import build_roots, image_name_of, tag_of
 from ocistream.oci.reference import printable
+from ocistream.oci.referrers import REFERRER_NAME, cosign_subject
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ocistream.layout.directory import LayoutDirectory
     from ocistream.oci.descriptor import Descriptor
-    from ocistream.oci.walk import Need
 
 
 class RemovalResult(NamedTuple):
@@ -72,17 +72,65 @@ def _split_entries(
             msg = f"{len(matches)} images have the name {printable(name)!r}"
             raise UsageError(msg, hint=f"name one of {several}; a digest removes all images that have it")
         removed.update((index, entries[index]) for index in matches)
-    lookup = ImageLookup(LayoutIndex(entries, {}), partial(_read, layout))
-    orphans = {index: entries[index] for index in lookup.find_orphans(removed)}
-    kept = [entry for index, entry in enumerate(entries) if index not in removed and index not in orphans]
-    return kept, RemovalResult(list(removed.values()), list(orphans.values()))
+    images = list(removed.values())
+    remaining = [entry for index, entry in enumerate(entries) if index not in removed]
+    orphans = _find_orphaned_referrers(_ReferenceReader(layout), remaining, images)
+    removed_ids = {id(entry) for entry in orphans}
+    return [entry for entry in remaining if id(entry) not in removed_ids], RemovalResult(images, orphans)
 
 
-def _read(layout: LayoutDirectory, need: Need) -> bytes | None:
-    """Return a document, or None if it is missing or damaged: its image can still be removed."""
-    if layout.blob_size(need.digest) is None:
-        return None
-    try:
-        return layout.read_blob(need.descriptor)
-    except (ArchiveError, IntegrityError, NotFoundError):
-        return None
+def _find_orphaned_referrers(
+    reader: _ReferenceReader, remaining: Sequence[Descriptor], images: Sequence[Descriptor]
+) -> list[Descriptor]:
+    """Return the unnamed entries that refer to a removed manifest and to nothing that stays."""
+    unnamed = [entry for entry in remaining if image_name_of(entry) is None]
+    removed = reader.find_below(entry.digest for entry in images)
+    removed -= reader.find_below(entry.digest for entry in remaining if image_name_of(entry) is not None)
+    # An entry without a subject is an image of its own. A referrer of an image that stays keeps its children.
+    orphans: list[Descriptor] = []
+    while True:
+        more = [
+            entry for entry in unnamed if (subject := reader.find_subject(entry)) is not None and subject in removed
+        ]
+        if not more:
+            return orphans
+        orphans += more
+        orphan_ids = {id(entry) for entry in more}
+        unnamed = [entry for entry in unnamed if id(entry) not in orphan_ids]
+        removed |= reader.find_below(entry.digest for entry in more)
+
+
+class _ReferenceReader:
+    """Reads manifests, each once. An unreadable manifest has no references, so that its image can still be removed."""
+
+    def __init__(self, layout: LayoutDirectory) -> None:
+        self._layout = layout
+        self._references: dict[str, DocumentReferences] = {}
+
+    def find_below(self, digests: Iterable[str]) -> set[str]:
+        """Return the digests of these documents and of all documents below them."""
+        visited: set[str] = set()
+        pending = list(digests)
+        while pending:
+            digest = pending.pop()
+            if digest not in visited:
+                visited.add(digest)
+                pending += [child for child, _ in self._read_references(digest).documents]
+        return visited
+
+    def find_subject(self, entry: Descriptor) -> str | None:
+        """Return the digest of an entry's subject, from its manifest or from its tag of cosign's."""
+        if (subject := self._read_references(entry.digest).subject) is not None:
+            return subject[0]
+        tag = tag_of(entry.annotations.get(REFERRER_NAME))
+        return cosign_subject(tag) if tag is not None else None
+
+    def _read_references(self, digest: str) -> DocumentReferences:
+        if (references := self._references.get(digest)) is None:
+            references = DocumentReferences([], None, [])
+            size = self._layout.blob_size(digest)
+            if size is not None:
+                with contextlib.suppress(ArchiveError, IntegrityError, NotFoundError):
+                    references = read_references(self._layout, digest, size)
+            self._references[digest] = references
+        return references

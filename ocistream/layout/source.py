@@ -46,7 +46,7 @@ class LayoutSource(CompleteSource):
         self._index: LayoutIndex | None = None
 
     def open_images(self, index: LayoutIndex, selection: Selection) -> LayoutSource:
-        """Return a source of images of the layout. `index` lists these images, and all that may be their referrers."""
+        """Return a source of images of the layout. `index` lists these images, and every possible referrer."""
         images = copy.copy(self)
         images._index, images._selection = index, selection  # noqa: SLF001 - same class
         return images

@@ -130,24 +130,6 @@ def test_referrers_of_a_remaining_image_stay(layout: Layout) -> None:
     assert listed(layout) == []
 
 
-def test_a_referrer_that_a_named_index_lists_stays(layout: Layout, images: list[Descriptor]) -> None:
-    signature = layout.artifact(b"signature", subject=images[0])
-    of_that = layout.artifact(b"of the signature", subject=signature)
-    layout.enter(signature, of_that)
-    layout.index([signature], name="registry.example/signatures:1")
-    before = listed(layout)
-    succeed("rm", layout.path, "registry.example/a:1")
-    assert listed(layout) == before[1:]
-
-
-def test_the_entry_of_a_lost_referrer_says_what_it_refers_to(layout: Layout, images: list[Descriptor]) -> None:
-    lost = layout.artifact(b"signature", subject=images[0])
-    layout.enter({**lost, "annotations": {"io.containerd.manifest.subject": images[0]["digest"]}})
-    layout.file(lost["digest"]).unlink()
-    succeed("rm", layout.path, "registry.example/a:1")
-    assert listed(layout) == [image["digest"] for image in images[1:]]
-
-
 def test_named_referrers_and_referrers_without_a_subject_stay(layout: Layout, images: list[Descriptor]) -> None:
     named = layout.artifact(b"sbom", subject=images[0], name="registry.example/sbom:1")
     alone = layout.image([b"nameless"])
