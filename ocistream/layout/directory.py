@@ -241,11 +241,14 @@ class BlobDirectory:
             return blob.open()
         return blob.open(partial_size, read_chunks(files.OffsetReader(file.fileno(), 0), partial_size))
 
-    def remove_stale(self, older_than: float | None = None, *, dry_run: bool = False) -> list[int]:
+    def remove_stale(
+        self, older_than: float | None = None, *, include_uploads: bool = False, dry_run: bool = False
+    ) -> list[int]:
         """Delete files of killed processes that cannot be resumed, and partial files of blobs that exist.
 
-        With `older_than`, partial blobs without progress for that many seconds are deleted too. Return the sizes in
-        bytes of the files that are, or with `dry_run` would be, deleted.
+        With `older_than`, partial blobs without progress for that many seconds are deleted too. With `include_uploads`,
+        uploads of a killed `serve` are deleted. Return the sizes in bytes of the files that are, or with `dry_run`
+        would be, deleted.
         """
         sizes = [*partial_files.remove_stale(self.path, partial_files.is_temporary_name, dry_run=dry_run).values()]
         for algorithm in DIGEST_HEX_LENGTHS:
@@ -259,9 +262,12 @@ class BlobDirectory:
                 name = partial_files.target_name(entry)
                 return partial_files.is_temporary_name(entry) or (is_part(entry) and paths.exists(folder / f"{name}"))
 
+            def is_left(entry: str) -> bool:
+                return is_part(entry) or (include_uploads and partial_files.is_upload_name(entry))
+
             deleted = partial_files.remove_stale(folder, is_useless, dry_run=dry_run)
             if older_than is not None:
-                deleted |= partial_files.remove_stale(folder, is_part, older_than=older_than, dry_run=dry_run)
+                deleted |= partial_files.remove_stale(folder, is_left, older_than=older_than, dry_run=dry_run)
             sizes += deleted.values()
         return sizes
 

@@ -103,7 +103,7 @@ def collect_garbage(
                 result.deleted.append(blob.digest)
                 result.deleted_size += blob.size
                 result.remaining_size -= blob.size
-        result.unfinished_sizes = layout.remove_stale(partial_age, dry_run=dry_run)
+        result.unfinished_sizes = layout.remove_stale(partial_age, include_uploads=True, dry_run=dry_run)
     result.deleted.sort()
     return result
 

@@ -6,10 +6,12 @@ A session lives in this process only. Its partial file is locked, so the next st
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 import time
 import uuid
+from io import FileIO
 from typing import TYPE_CHECKING, Final, cast
 
 from ocistream import limits
@@ -29,16 +31,15 @@ if TYPE_CHECKING:
 
 #: How long, in seconds, a request waits for another request of the same upload.
 _LOCK_TIMEOUT: Final = 5.0
-#: Marks the partial files of uploads.
-_SUFFIX: Final = ".upload"
+_FILE_MODE: Final = 0o644
 
 
 class Upload:
     """An upload session. `offset` is the number of bytes received; `identifier` is the last part of its URL.
 
     `is_open` says whether it can be resumed, `is_out_of_space` whether the disk had no space for the last bytes. Hold
-    `Uploads.lock` to change it. Its partial file stays open and locked, which needs a descriptor for each session: so
-    other processes recognize the files of a killed one.
+    `Uploads.lock` to change it. Its partial file stays locked, which needs a descriptor for each session: so the next
+    start recognizes the files of a killed process.
     """
 
     def __init__(self, layout: DirectoryStorage, repository: str, algorithm: str) -> None:
@@ -58,9 +59,14 @@ class Upload:
         self.is_out_of_space = False
         self._start_hash(algorithm)
         folder = layout.algorithm_directory(algorithm)
+        self._path = folder / f".{self.identifier}{partial_files.UPLOAD_SUFFIX}"
         with self._disk_errors():
             folder.mkdir(exist_ok=True)
-            self._partial = partial_files.create_temporary(folder, f"{self.identifier}{_SUFFIX}")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock_holder = FileIO(os.open(self._path, flags, _FILE_MODE), "wb")
+            # On a file system without locks, only the file's age shows that it is abandoned.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock_holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def is_abandoned(self, *, is_full: bool) -> bool:
         """Return whether no request is expected any more. `is_full` says that there is no room for another upload.
@@ -84,18 +90,20 @@ class Upload:
             LocalDiskError: the disk is full, or another disk error.
         """
         self.is_out_of_space = False
-        file = self._partial.file
-        file.seek(self.offset)
-        while count := read(buffer):
-            chunk = buffer[:count]
-            try:
-                with self._disk_errors():
-                    files.write_all(file, chunk)
-            except LocalDiskError:
-                self.is_out_of_space = True
-                raise
-            self._hash.update(chunk)
-            self.offset += count
+        with self._disk_errors():
+            file = self._open_file()
+        with file:
+            file.seek(self.offset)
+            while count := read(buffer):
+                chunk = buffer[:count]
+                try:
+                    with self._disk_errors():
+                        files.write_all(file, chunk)
+                except LocalDiskError:
+                    self.is_out_of_space = True
+                    raise
+                self._hash.update(chunk)
+                self.offset += count
 
     def finish(self, digest: str) -> None:
         """Turn the bytes into a blob if they have this digest. The session ends in either case.
@@ -109,28 +117,24 @@ class Upload:
                 detail = {"digest": digest, "received": self.offset}
                 raise RequestRejectedError(400, "DIGEST_INVALID", "the bytes have another digest", details=[detail])
             path = self._layout.blob_path(digest)
-            with self._disk_errors():
-                file = self._partial.file
+            with self._disk_errors(), self._open_file() as file:
                 # Remove bytes of a chunk that a full disk accepted in part; they were never counted.
                 file.truncate(self.offset)
                 os.fsync(file.fileno())
                 status = os.fstat(file.fileno())
                 path.parent.mkdir(exist_ok=True)
-                self._partial.rename(path)
+                self._path.replace(path)
                 files.sync_directory(path.parent)
             self._layout.record_check(digest, status)
         finally:
             self.discard()
 
-    def discard(self, *, closes_file: bool = True) -> None:
-        """End the session and delete its bytes, unless they have become a blob.
-
-        A request that still writes keeps the file open: another file could get the number of its descriptor.
-        """
+    def discard(self) -> None:
+        """End the session and delete its bytes, unless they have become a blob."""
         self.is_open = False
-        self._partial.keep_or_remove()
-        if closes_file:
-            self._partial.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        self._lock_holder.close()
 
     def _start_hash(self, algorithm: str) -> None:
         self._algorithm = algorithm
@@ -140,10 +144,13 @@ class Upload:
         """Return the digest; the file is read again only if another algorithm was expected before."""
         if algorithm != self._algorithm:
             self._start_hash(algorithm)
-            with self._disk_errors():
-                for chunk in read_chunks(files.OffsetReader(self._partial.file.fileno(), 0), self.offset):
+            with self._disk_errors(), files.open_for_reading(self._path) as file:
+                for chunk in read_chunks(file, self.offset):
                     self._hash.update(chunk)
         return f"{algorithm}:{self._hash.hexdigest()}"
+
+    def _open_file(self) -> FileIO:
+        return FileIO(os.open(self._path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb")
 
     def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
         return files.disk_errors(f"cannot write the upload {self.identifier}")
@@ -210,15 +217,14 @@ class Uploads:
     def delete_abandoned(self) -> None:
         """Delete the partial files of killed processes: these files are not locked.
 
-        On a file system without locks, only the age of a file shows that it is abandoned.
+        Also delete files that are as old as an idle session, even if they are another user's.
         """
         if self._layout is None:
             return
-        self._layout.remove_stale()
         for algorithm in DIGEST_HEX_LENGTHS:
-            for path in self._layout.algorithm_directory(algorithm).glob(
-                f".*{_SUFFIX}.*{partial_files.PARTIAL_SUFFIX}"
-            ):
+            folder = self._layout.algorithm_directory(algorithm)
+            partial_files.remove_stale(folder, partial_files.is_upload_name)
+            for path in folder.glob(f".*{partial_files.UPLOAD_SUFFIX}"):
                 with contextlib.suppress(OSError):
                     if path.lstat().st_mtime < time.time() - limits.UPLOAD_IDLE_TIMEOUT:
                         path.unlink()
@@ -226,7 +232,7 @@ class Uploads:
     def close(self) -> None:
         """Discard all sessions, even those in use."""
         for upload in list(self._uploads.values()):
-            upload.discard(closes_file=upload.turn.take())
+            upload.discard()
 
     def _discard_idle(self) -> None:
         """End the sessions that no request uses and that are abandoned."""

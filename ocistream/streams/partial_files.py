@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Suffix of all unfinished files. The dot at the beginning of their names hides them from `ls`.
 PARTIAL_SUFFIX: Final = ".partial"
+#: Suffix of the uploads of `ocistream serve`, which do not outlive its process.
+UPLOAD_SUFFIX: Final = f".upload{PARTIAL_SUFFIX}"
 #: The permissions of a new file, which the umask limits.
 DEFAULT_MODE: Final = 0o644
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -210,6 +212,11 @@ def remove_stale(
                 if size is not None:
                     removed[name] = size
     return removed
+
+
+def is_upload_name(entry: str) -> bool:
+    """Return whether a folder's entry is named like an unfinished upload of `serve`."""
+    return entry.startswith(".") and entry.endswith(UPLOAD_SUFFIX)
 
 
 def is_temporary_name(entry: str, name: str | None = None) -> bool:

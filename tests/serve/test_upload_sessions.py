@@ -140,7 +140,7 @@ class TestSessions:
         """A file that another process is still writing stays: that process holds its lock."""
         ask("PATCH", begin(ask), FIRST)
         (alive,) = blobs(served.path)
-        for name in (".dead.upload.0123456789ab.partial", ".other.partial"):
+        for name in (".dead.upload.partial", ".other.partial"):
             (served.path / "blobs/sha256" / name).write_bytes(FIRST)
         with Served(served.path):
             assert blobs(served.path) == sorted([alive, ".other.partial"])
@@ -161,7 +161,7 @@ class TestSessions:
         folder = tmp_path / "layout/blobs/sha256"
         folder.mkdir(parents=True)
         (tmp_path / "layout/oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-        old, new = folder / ".old.upload.0123456789ab.partial", folder / ".new.upload.0123456789ab.partial"
+        old, new = folder / ".old.upload.partial", folder / ".new.upload.partial"
         for path in (old, new):
             path.write_bytes(FIRST)
         os.utime(old, (time.time() - 7200,) * 2)
