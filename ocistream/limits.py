@@ -281,8 +281,9 @@ MAX_CACHED_BLOB_CHECKS: Final = MAX_LIST_ENTRIES
 #: For a range from some byte to the end of an archive's blob, up to this much before it is read to verify the blob. On
 #: a slow USB stick that takes seconds in which the client gets nothing.
 MAX_VERIFIED_BEFORE_RANGE: Final = 512 * MIB
-#: Buffers for the bodies of blobs of all connections together: 16 connections have one of `CHUNK_SIZE` each, more have
-#: smaller ones, and none is smaller than `DISCARD_BUFFER`.
+#: Divided by the number of connections when a body of a blob begins, this is the size of its buffer: at most
+#: `CHUNK_SIZE`, as up to 16 connections have, and at least `DISCARD_BUFFER`. A later connection shrinks no buffer, so
+#: 500 connections have at most 20 MiB.
 CLIENT_BUFFERS: Final = 4 * MIB
 #: Buffer for discarded request bodies: a client without access should cost little memory.
 DISCARD_BUFFER: Final = 16 * KIB

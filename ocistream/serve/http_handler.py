@@ -1,6 +1,6 @@
 """HTTP/1.1 over one connection: read a request, write the response, decide whether the connection stays open.
 
-Subclasses implement `dispatch`. This module knows nothing of registries.
+Subclasses implement `dispatch`, which knows the endpoints of the registry.
 """
 
 from __future__ import annotations

@@ -297,7 +297,7 @@ class ConnectionServer(socketserver.ThreadingTCPServer):
                 self._admitted.add(request)
 
     def buffer_size(self) -> int:
-        """Return the size of the buffer for a body: all connections share `limits.CLIENT_BUFFERS` bytes."""
+        """Return the size in bytes of the buffer for a body that begins now: a share of `limits.CLIENT_BUFFERS`."""
         return max(limits.DISCARD_BUFFER, min(limits.CHUNK_SIZE, limits.CLIENT_BUFFERS // len(self._connections)))
 
     def service_actions(self) -> None:
