@@ -27,7 +27,7 @@ from tests.docker_archives import (
     with_file,
 )
 from tests.faulty_registry import FaultyRegistry
-from tests.images import OCI_LAYER, Descriptor, Layout, digest_of, tar_layer
+from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Layout, digest_of, tar_layer
 from tests.recompression_checks import VOUCHES_FOR
 from tests.registry_http import get, manifest, manifest_digest, tags
 from tests.runner import ocistream
@@ -303,6 +303,34 @@ def test_a_contradiction_that_comes_last_in_a_pipe_is_refused(
     assertions.no_image(served)
     # The prefix docker-archive: does not hide the contradiction.
     assertions.failure(give(archive, "pipe", "verify", "{}", prefix="docker-archive:"), 6, "app:1", "manifest.json")
+
+
+def test_a_manifest_that_is_the_config_of_another_image_hides_no_contradiction(layout: Layout, tmp_path: Path) -> None:
+    good, evil = layout.blob(b"good", OCI_LAYER), layout.blob(b"evil", OCI_LAYER)
+
+    def image(layer: Descriptor, config: Descriptor, **more: Any) -> Descriptor:
+        fields = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer], **more}
+        return layout.blob(json.dumps(fields).encode(), OCI_MANIFEST)
+
+    def config_of(layer: Descriptor) -> dict[str, Any]:
+        rootfs = {"type": "layers", "diff_ids": [layer["digest"]]}
+        return {"architecture": "amd64", "os": "linux", "rootfs": rootfs}
+
+    # The manifest of app:1 is also the config of the other image.
+    own = image(good, layout.blob(json.dumps(config_of(good)).encode(), OCI_CONFIG), **config_of(evil))
+    other = image(evil, {**own, "mediaType": OCI_CONFIG})
+    layout.name(own, "r.example/app:1")
+    layout.name(other, "r.example/other:1")
+    listed = {
+        "Config": blob_name(own["digest"]),
+        "RepoTags": ["r.example/app:1"],
+        "Layers": [blob_name(evil["digest"])],
+    }
+    (layout.path / "manifest.json").write_text(json.dumps([listed]))
+    archive = tmp_path / "app.tar"
+    archive.write_bytes(tar_of(items_of(layout)))
+    result = ocistream("verify", archive)
+    assertions.failure(result, 6, "r.example/app:1 is one image in manifest.json and another in index.json")
 
 
 @both
