@@ -29,7 +29,7 @@ from ocistream.auth.tokens import TOKEN_USERNAME
 from ocistream.errors import AuthenticationError, UsageError
 from ocistream.oci.reference import printable
 from ocistream.streams.files import atomic_file, disk_errors, locked_directory, write_all
-from ocistream.streams.paths import write_target
+from ocistream.streams.paths import is_pipe, write_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -129,7 +129,8 @@ class Keychain:
             LocalDiskError: the file cannot be read.
             AuthenticationError: the file does not exist.
         """
-        if self.auth_file is not None:
+        # A pipe, such as <(COMMAND) of a shell, can be read only once: when a registry asks.
+        if self.auth_file is not None and not is_pipe(self.auth_file[0]):
             file = self._load_named(*self.auth_file)
             # Both check the section that they read.
             file.find_helper("")

@@ -402,10 +402,11 @@ class ProgressBar(Progress):
 
         While nothing moves, no line is due: the other program may ask for a password.
         """
+        was_suppressed = self._is_suppressed
         self._draw()
         now, moved = time.monotonic(), self._moved
         is_moving, self._moved_before = moved != self._moved_before, moved
-        if self._is_suppressed and is_moving and now >= self._next_line_at:
+        if was_suppressed and self._is_suppressed and is_moving and now >= self._next_line_at:
             self._next_line_at = now + _LINE_INTERVAL
             self.print_state()
 

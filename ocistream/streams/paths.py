@@ -66,6 +66,12 @@ def is_file(path: str | Path) -> bool:
     return path_status is not None and stat.S_ISREG(path_status.st_mode)
 
 
+def is_pipe(path: str | Path) -> bool:
+    """Return whether a path is a named pipe, with the errors of `status`."""
+    path_status = status(path)
+    return path_status is not None and stat.S_ISFIFO(path_status.st_mode)
+
+
 def is_directory(path: str | Path) -> bool:
     """Return whether a path is a directory, with the errors of `status`."""
     path_status = status(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,16 @@ def test_a_password_is_read_from_a_file(user: User) -> None:
 
 def test_credentials_are_read_from_an_authfile(user: User) -> None:
     user.each("--authfile", user.auth_file)
+
+
+def test_an_authfile_may_be_a_pipe(user: User) -> None:
+    # It can be read once only: a second reader would wait for ever, or find it empty.
+    pipe = user.auth_file.with_name("pipe")
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(user.auth_file.read_bytes()), daemon=True)
+    writer.start()
+    assertions.success(user.pull("--authfile", pipe))
+    writer.join(10)
 
 
 def test_an_authfile_overrides_everything_but_the_user_name(user: User) -> None:

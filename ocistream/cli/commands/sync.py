@@ -167,13 +167,13 @@ def _build_open_contexts(context: CommandContext, plan: SyncPlan) -> dict[Login 
 class _LoginSide(Side):
     """The registries that the file uses one login with. A mirror of them gets its own credential, if it has one."""
 
-    #: The file names them.
+    #: The credential is read before the first request, also without a login.
     names_credentials = True
 
     def __init__(self, options: RegistryOptions, login: Login | None) -> None:
         super().__init__("", options, options, read_password)
         self._login = login
-        # Read before any copy, so that a variable that is not set is reported at once.
+        # It is read before any copy, so that a variable that is not set is reported at once.
         self._secret = _read_secret(login)
 
     def find_auth_file(self) -> tuple[Path, str] | None:
