@@ -307,7 +307,7 @@ class _Broadcast:
         """Let the others continue without a reader. A reader may leave more than once.
 
         The garbage collector may close an old iterator in any thread, which must neither wait for the lock during a
-        read nor read itself. While this reader has not left, nobody reads.
+        read nor read itself. The others cannot read the next chunk before this reader has left.
         """
         if reader not in self._readers:
             return

@@ -90,13 +90,16 @@ def test_credentials_are_read_from_an_authfile(user: User) -> None:
 
 
 def test_an_authfile_may_be_a_pipe(user: User) -> None:
-    # It can be read once only: a second reader would wait for ever, or find it empty.
     pipe = user.auth_file.with_name("pipe")
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(user.auth_file.read_bytes()), daemon=True)
-    writer.start()
+
+    def write() -> None:
+        pipe.write_bytes(user.auth_file.read_bytes())
+        # A second reader finds it empty, as it does with <(COMMAND) of a shell.
+        pipe.write_bytes(b"")
+
+    threading.Thread(target=write, daemon=True).start()
     assertions.success(user.pull("--authfile", pipe))
-    writer.join(10)
 
 
 def test_an_authfile_overrides_everything_but_the_user_name(user: User) -> None:

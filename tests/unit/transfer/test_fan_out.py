@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from ocistream.errors import IntegrityError
+import pytest
+
+from ocistream.errors import IntegrityError, NetworkError
 from ocistream.oci.descriptor import Descriptor, compute_digest
 from ocistream.oci.graph import Graph
 from ocistream.streams.chunks import Chunk
@@ -93,3 +95,54 @@ def test_a_destination_that_stops_reading_delays_no_other_one() -> None:
     blob = RecoverableBlob(BLOB, lambda _offset=0: iter([CONTENT[:11], CONTENT[11:]]))
     use_verified(blob, fan.write, can_retry=True)
     assert signalling.blobs == pausing.blobs == {BLOB.digest: CONTENT}
+
+
+def test_a_source_that_fails_for_one_reader_alone_still_serves_the_others() -> None:
+    opened: list[int] = []
+
+    # The first reading is shared; the second belongs to the reader that starts again.
+    def chunks(offset: int = 0) -> Iterator[Chunk]:
+        assert not offset
+        number = len(opened)
+        opened.append(number)
+        yield CONTENT[:11]
+        if number:
+            raise NetworkError("the second connection broke")
+        yield CONTENT[11:]
+
+    plain, restarting = Restarting(), Restarting(1)
+    fan = FanOutDestination([FanOutBranch(plain), FanOutBranch(restarting)], threading.Event())
+    fan.begin(fan.expect(GRAPH))
+    with pytest.raises(NetworkError, match="the second connection broke"):
+        use_verified(RecoverableBlob(BLOB, chunks), fan.write, can_retry=True)
+    assert plain.blobs == {BLOB.digest: CONTENT}
+
+
+def test_the_shared_reading_ends_when_all_readers_read_for_themselves() -> None:
+    closed: list[int] = []
+    closed_before_the_end: list[bool] = []
+
+    def chunks(offset: int = 0) -> Iterator[Chunk]:
+        assert not offset
+        try:
+            yield CONTENT[:11]
+            yield CONTENT[11:]
+        finally:
+            closed.append(1)
+
+    class Leaving(Memory):
+        def write(self, blob: VerifiedBlob) -> int:
+            next(blob.open())
+            own = blob.open()
+            next(own)
+            barrier.wait(10)
+            closed_before_the_end.append(bool(closed))
+            for _ in own:
+                pass
+            return 0
+
+    barrier = threading.Barrier(2)
+    fan = FanOutDestination([FanOutBranch(Leaving()), FanOutBranch(Leaving())], threading.Event())
+    fan.begin(fan.expect(GRAPH))
+    use_verified(RecoverableBlob(BLOB, chunks), fan.write, can_retry=True)
+    assert closed_before_the_end == [True, True]
