@@ -181,3 +181,6 @@ def test_the_numbers_of_manifests_are_limited(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(limits, "MAX_REQUIRED_DESCRIPTORS", 2)
     with pytest.raises(UnsupportedError, match="need more than 2 manifests, counted for each image"):
         compared(entries, whole, A, B).find_only_in_manifest_json([LISTED_A])
+    # Manifests that the archive lacks count too: an index may list thousands of them.
+    with pytest.raises(UnsupportedError, match="need more than 2 manifests, counted for each image"):
+        compared(entries, whole).find_only_in_manifest_json([LISTED_A])
