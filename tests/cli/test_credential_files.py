@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -89,17 +88,16 @@ def test_credentials_are_read_from_an_authfile(user: User) -> None:
     user.each("--authfile", user.auth_file)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the pipe has its name in /proc")
 def test_an_authfile_may_be_a_pipe(user: User) -> None:
-    pipe = user.auth_file.with_name("pipe")
-    os.mkfifo(pipe)
-
-    def write() -> None:
-        pipe.write_bytes(user.auth_file.read_bytes())
-        # A second reader finds it empty, as it does with <(COMMAND) of a shell.
-        pipe.write_bytes(b"")
-
-    threading.Thread(target=write, daemon=True).start()
-    assertions.success(user.pull("--authfile", pipe))
+    # As with <(COMMAND) of a shell, a second reader finds it empty.
+    reader, writer = os.pipe()
+    os.write(writer, user.auth_file.read_bytes())
+    os.close(writer)
+    try:
+        assertions.success(user.pull("--authfile", Path(f"/proc/{os.getpid()}/fd/{reader}")))
+    finally:
+        os.close(reader)
 
 
 def test_an_authfile_overrides_everything_but_the_user_name(user: User) -> None:
